@@ -1,0 +1,1 @@
+"""Recipes for `teachonce train --config`, one TOML a file. Read through `teachonce.config`."""

@@ -1,0 +1,1 @@
+"""What a data set must be, never the data: one TOML manifest a file. Read through `teachonce.manifests`."""
