@@ -66,7 +66,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError for a number out of range."""
-        positive = ("temperature", "learning_rate", "steps", "batch_size", "checkpoint_every", "log_every", "class_chunk")
+        positive = (
+            "temperature",
+            "learning_rate",
+            "steps",
+            "batch_size",
+            "checkpoint_every",
+            "log_every",
+            "class_chunk",
+        )
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, found {getattr(self, name)}")

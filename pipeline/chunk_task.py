@@ -1,0 +1,197 @@
+"""The unit of work of stage one: one chunk of samples, from archive bytes to committed rows.
+
+It runs in a worker process, is idempotent, and writes only its own chunk files; it never touches metadata.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from teachonce.clip_models import LoadedClip, embedding_width, load_clip, pick_device, tune_process
+from teachonce.errors import FingerprintError
+from teachonce.image_batches import image_batches
+from teachonce.images import ImageReader
+from teachonce.label_codec import TopK, encode
+from teachonce.label_store import Arrays, LabelStore
+from teachonce.precision import Precision
+from teachonce.store_format import LABELS, Layout
+from teachonce.store_lock import require_token
+from teachonce.teacher import TeacherHead, soft_labels
+from teachonce.vocabulary import spoken
+
+
+@dataclass(frozen=True)
+class TeachJob:
+    """What every chunk task of a run has in common; small, and the key of a worker's model cache."""
+
+    store: str
+    root: str
+    token: int
+    models: tuple[tuple[str, str, str], ...]
+    """(column group, model spec, weights digest) of every model that may be needed."""
+    logit_scale: float
+    precision: Precision
+    batch_size: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class ChunkReport:
+    """What a task tells the driver."""
+
+    chunk: int
+    written: tuple[str, ...]
+    """Column groups committed by this task; empty when another had done it."""
+    rows_ok: int
+    rows_failed: int
+    faults: tuple[tuple[str, str], ...] = ()
+    """Sample key and reason of each image that failed."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Where the time went: waiting for decoded images, in the models, coding and writing."""
+
+
+def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport:
+    """Compute and commit the given column groups of one chunk.
+
+    Raises:
+        IncompleteError: this run no longer owns the store, or a write failed.
+        DataError: an archive changed since it was indexed.
+    """
+    store = LabelStore.open(Path(job.store), writable=True)
+    missing = tuple(group for group in groups if store.record(group, chunk) is None)
+    if not missing:
+        return ChunkReport(chunk, (), 0, 0)
+    require_token(store.path, job.token)
+    tune_process(job.threads)
+    models = {group: _model(spec, digest) for group, spec, digest in job.models if group in missing}
+    clock = {"decode wait": 0.0, "model": 0.0, "write": 0.0}
+    index = store.index_of_chunk(chunk)
+    reader = ImageReader(index, Path(job.root))
+    rows = len(index)
+    status = np.zeros(rows, np.uint8)
+    faults: list[tuple[str, str]] = []
+    columns = {group: _Column(group, job, store) for group in models}
+    began = time.perf_counter()
+    for batch in image_batches(reader, rows, list(models.values()), job.batch_size, job.threads):
+        clock["decode wait"] += time.perf_counter() - began
+        began = time.perf_counter()
+        for row, fault in batch.faults():
+            status[row] = fault.status
+            faults.append((index.key(row), fault.reason))
+        for number, (group, model) in enumerate(models.items()):
+            columns[group].add(model, batch.pixels(number), len(batch.items))
+        clock["model"] += time.perf_counter() - began
+        began = time.perf_counter()
+    for group in missing:
+        data = columns[group].finish(status) if group in columns else {}
+        if group == LABELS:
+            data |= _row_arrays(store, chunk, index.label, status)
+        require_token(store.path, job.token)
+        digests = store.write_chunk(group, chunk, data)
+        require_token(store.path, job.token)
+        store.commit(group, chunk, job.token, int((status == 0).sum()), int((status != 0).sum()), digests)
+    clock["write"] = time.perf_counter() - began
+    return ChunkReport(chunk, missing, rows - len(faults), len(faults), tuple(faults), clock)
+
+
+class _Column:
+    """Collects one model's outputs of a chunk, batch by batch."""
+
+    def __init__(self, group: str, job: TeachJob, store: LabelStore) -> None:
+        self.group, self.job, self.layout = group, job, store.layout
+        self.head = _head(job, store.path) if group == LABELS else None
+        self.parts: list[Any] = []
+
+    def add(self, model: LoadedClip, pixels: Tensor | None, rows: int) -> None:
+        """One batch; where no image could be decoded at all, the place is held by zeros that `finish` blanks."""
+        if pixels is None:
+            features = torch.zeros(rows, embedding_width(model), device=model.device)
+        else:
+            features = model.encode_images(pixels, self.job.precision)
+        if self.head is None:
+            self.parts.append(features.cpu().numpy())
+        else:
+            logits = self.head.logits(features)
+            self.parts.append(soft_labels(logits, self.layout.top_k, self.layout.temperatures))
+
+    def finish(self, status: np.ndarray[Any, np.dtype[np.uint8]]) -> Arrays:
+        bad = status != 0
+        if self.head is None:
+            features = np.concatenate(self.parts).astype(np.float16)
+            features[bad] = np.nan
+            return {f"{self.group}/features": features}
+        return _label_arrays(self.parts, bad, self.layout)
+
+
+def _label_arrays(parts: list[TopK], bad: np.ndarray[Any, np.dtype[np.bool_]], layout: Layout) -> Arrays:
+    ids, log_probs, log_residual = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("class_ids", "log_probs", "log_residual")
+    )
+    ids[bad], log_probs[bad], log_residual[bad] = -1, np.nan, np.nan
+    coded = encode(TopK(ids, log_probs, log_residual), layout.classes)
+    return {
+        "class_ids": coded.class_ids,
+        "gaps": coded.gaps,
+        "top_log_prob": coded.top_log_prob,
+        "log_residual": coded.log_residual,
+    }
+
+
+def _row_arrays(store: LabelStore, chunk: int, label: Any, status: Any) -> Arrays:
+    start, stop = store.layout.bounds(chunk)
+    return {
+        "label": label,
+        "sample": store.samples(start, stop),
+        "view": np.zeros(stop - start, np.uint8),
+        "status": status,
+    }
+
+
+@functools.lru_cache(maxsize=8)
+def _model(spec: str, digest: str) -> LoadedClip:
+    """The model of this process, loaded on first use.
+
+    Raises:
+        FingerprintError: these are not the weights the driver saw.
+    """
+    loaded = load_clip(spec, pick_device(_worker_number()))
+    if loaded.digest != digest:
+        raise FingerprintError(
+            f"'{spec}' has weights {loaded.digest[:16]} here and {digest[:16]} where teach was started"
+        )
+    return loaded
+
+
+def _worker_number() -> int:
+    """Which worker of this machine this is, for choosing a GPU."""
+    from distributed import get_worker
+
+    try:
+        name = get_worker().name
+    except ValueError:  # called outside Dask, as tests do
+        return 0
+    return name if isinstance(name, int) else 0
+
+
+@functools.lru_cache(maxsize=2)
+def _head(job: TeachJob, store: Path) -> TeacherHead:
+    opened = LabelStore.open(store)
+    names = [spoken(name) for name in opened.vocabulary().names]
+    first: dict[str, int] = {}
+    inverse = [first.setdefault(name, len(first)) for name in names]
+    where = np.unique(np.array(inverse), return_index=True)[1]
+    device = pick_device(_worker_number())
+    features = torch.from_numpy(opened.class_embeddings()[where]).to(device)
+    return TeacherHead(features, torch.tensor(inverse, device=device), job.logit_scale)
+
+
+def warm_up() -> None:
+    """Import what tasks need, while the driver is still preparing: open_clip takes ten seconds."""

@@ -1,0 +1,83 @@
+"""The ledger: a Zarr array a column group, one commit record a chunk; a row exists only if its chunk is in it.
+
+It does not write data. A record binds each array's decoded bytes to the group's fingerprint, the array's name and the
+chunk's index, so that a swapped, stale or foreign chunk file is as visible as a flipped bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+COMMITTED = 1
+HEAD = 5  # state, run token, time in microseconds, rows ok, rows failed; then two words of digest an array
+
+
+@dataclass(frozen=True)
+class Record:
+    """One committed chunk."""
+
+    token: int
+    """Of the run that wrote it."""
+    time_us: int
+    rows_ok: int
+    rows_failed: int
+    digests: tuple[bytes, ...]
+    """16 bytes an array, in the order of the group's arrays."""
+
+
+def fingerprint_digest(fingerprint: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of the canonical JSON of a fingerprint."""
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def chunk_digest(group_fingerprint: str, array: str, chunk: int, data: npt.NDArray[Any]) -> bytes:
+    """BLAKE2b-128 over (group fingerprint, array name, chunk index, dtype, shape, decoded bytes)."""
+    head = json.dumps([group_fingerprint, array, chunk, data.dtype.str, list(data.shape)]).encode()
+    digest = hashlib.blake2b(head, digest_size=16)
+    digest.update(np.ascontiguousarray(data).view(np.uint8).reshape(-1).data)
+    return digest.digest()
+
+
+def ledger_path(group: str) -> str:
+    """Where a column group's ledger array lies in the store."""
+    return "ledger/" + group.replace("/", "-")
+
+
+def create_ledger(root: zarr.Group, group: str, chunks: int, arrays: int) -> None:
+    """Create the empty ledger of a column group: one small file a record, so that a commit is one atomic rename."""
+    from zarr.codecs import Crc32cCodec
+
+    root.create_array(
+        ledger_path(group),
+        shape=(chunks, HEAD + 2 * arrays),
+        dtype=np.uint64,
+        chunks=(1, HEAD + 2 * arrays),
+        compressors=(Crc32cCodec(),),
+        fill_value=0,
+        config={"write_empty_chunks": True},
+    )
+
+
+def to_row(token: int, rows_ok: int, rows_failed: int, digests: Sequence[bytes]) -> npt.NDArray[np.uint64]:
+    """A record as the ledger holds it."""
+    words = np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
+    head = np.array([COMMITTED, token, time.time_ns() // 1000, rows_ok, rows_failed], dtype=np.uint64)
+    return np.concatenate([head, words])
+
+
+def from_row(row: npt.NDArray[np.uint64]) -> Record | None:
+    """The record in a row of the ledger; None where nothing is committed."""
+    if int(row[0]) != COMMITTED:
+        return None
+    data = row[HEAD:].astype("<u8").tobytes()
+    digests = tuple(data[i : i + 16] for i in range(0, len(data), 16))
+    return Record(int(row[1]), int(row[2]), int(row[3]), int(row[4]), digests)

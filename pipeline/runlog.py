@@ -1,0 +1,53 @@
+"""events.jsonl: what happened in a run, one JSON object a line, appended as it happens.
+
+It does not plot and sends nothing anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+
+
+class RunLog:
+    """An append-only log. Every line holds `schema`, `time` (seconds since 1970) and `event`."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append one line."""
+        line = json.dumps({"schema": SCHEMA, "time": round(time.time(), 3), "event": event, **fields}, allow_nan=False)
+        with open(self._file, "a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines of steps after `step`, which a resumed run will write again; a torn last line goes too."""
+        if not self._file.exists():
+            return
+        kept = []
+        for line in self._file.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line).get("step", 0) <= step:
+                    kept.append(line + "\n")
+            except json.JSONDecodeError:
+                continue
+        draft = self._file.with_suffix(".part")
+        draft.write_text("".join(kept), encoding="utf-8")
+        os.replace(draft, self._file)
+
+
+def read_events(file: Path) -> list[dict[str, Any]]:
+    """All whole lines of a log; a torn last line, as a crash leaves it, is passed over."""
+    events = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return events

@@ -1,0 +1,96 @@
+"""The ledger's header: digests of every metadata file and of every array that never changes after creation.
+
+It does not look at rows; their digests are ledger records.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+import zarr.errors
+
+from teachonce.errors import IntegrityError
+from teachonce.ledger import fingerprint_digest
+
+STATIC = ("vocabulary", "label_classes", "class_embeddings")
+HEADER_FILE = "ledger/zarr.json"
+
+
+def write_header(path: Path, root: zarr.Group) -> None:
+    """Digest all metadata files and static arrays and put the result into the attributes of the group `ledger`."""
+    files = {name: _sha256(path / name) for name in metadata_files(path)}
+    arrays = {name: _array_digest(root, name) for name in static_arrays(root)}
+    body: dict[str, Any] = {"files": files, "arrays": arrays}
+    root["ledger"].attrs["header"] = {**body, "digest": fingerprint_digest(body)}
+
+
+def metadata_files(path: Path) -> list[str]:
+    """Every zarr.json of the store but the header's own, as paths below it."""
+    names = (file.relative_to(path).as_posix() for file in path.rglob("zarr.json"))
+    return sorted(name for name in names if name != HEADER_FILE)
+
+
+def static_arrays(root: zarr.Group) -> list[str]:
+    """Arrays that never change after creation."""
+    names = [name for name in STATIC if name in root]
+    return names + [f"index/{name}" for name in sorted(root["index"].array_keys())]  # type: ignore[union-attr]
+
+
+def read_header(path: Path, root: zarr.Group) -> dict[str, Any]:
+    """The header, checked against its own digest.
+
+    Raises:
+        IntegrityError: missing or damaged.
+    """
+    try:
+        header: dict[str, Any] = dict(root["ledger"].attrs["header"])  # type: ignore[call-overload]
+        body = {"files": dict(header["files"]), "arrays": dict(header["arrays"])}
+        stated = header["digest"]
+    except (KeyError, TypeError, ValueError, zarr.errors.BaseZarrError) as problem:
+        raise IntegrityError(
+            f"{path / HEADER_FILE}: the ledger's header is missing or damaged: {problem!r}"
+        ) from problem
+    if fingerprint_digest(body) != stated:
+        raise IntegrityError(f"{path / HEADER_FILE}: the ledger's header is damaged: it does not match its own digest")
+    return body
+
+
+def check_header(path: Path, root: zarr.Group) -> None:
+    """Compare every metadata file with the header; cheap, done at every open.
+
+    Raises:
+        IntegrityError: names the first file that differs or is missing.
+    """
+    for name, wanted in read_header(path, root)["files"].items():
+        file = path / name
+        found = _sha256(file) if file.is_file() else "no such file"
+        if found != wanted:
+            raise IntegrityError(f"{file}: expected SHA-256 {wanted}, found {found}",
+                                 hint="restore the file from a backup; rows cannot be trusted without it")  # fmt: skip
+
+
+def static_faults(path: Path, root: zarr.Group) -> list[tuple[str, str, str]]:
+    """Static arrays that are not what was written: (where, expected, found); done by verify."""
+    faults = []
+    for name, wanted in read_header(path, root)["arrays"].items():
+        try:
+            found = _array_digest(root, name)
+        except (ValueError, RuntimeError, OSError, KeyError, zarr.errors.BaseZarrError) as problem:
+            found = f"unreadable: {problem}"
+        if found != wanted:
+            faults.append((str(path / name), wanted, found))
+    return faults
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _array_digest(root: zarr.Group, name: str) -> str:
+    data = np.ascontiguousarray(root[name][...])  # type: ignore[index]
+    head = f"{name} {data.dtype.str} {data.shape}".encode()
+    return hashlib.blake2b(head + data.tobytes(), digest_size=16).hexdigest()

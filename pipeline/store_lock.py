@@ -1,0 +1,134 @@
+"""One writer a store: a lock file beside it, which also tells tasks whether their run still owns the store.
+
+It does not protect readers; they need no lock, because the ledger says what exists.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from teachonce.errors import IncompleteError
+from teachonce.progress import Reporter
+
+HEARTBEAT_S = 10.0
+
+
+@dataclass(frozen=True)
+class LockOwner:
+    """Who holds a store."""
+
+    host: str
+    pid: int
+    started: float
+    """When the process began: a pid alone may have been given to another process."""
+    token: int
+
+
+def lock_path(store: Path) -> Path:
+    """The lock file of a store: beside it, so that nothing foreign lies inside the Zarr hierarchy."""
+    return store.with_name(store.name + ".lock")
+
+
+def read_owner(store: Path) -> LockOwner | None:
+    """The present owner; None when the store is free or the file cannot be read."""
+    try:
+        return LockOwner(**json.loads(lock_path(store).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def require_token(store: Path, token: int) -> None:
+    """Raise unless the run with this token still owns the store.
+
+    Raises:
+        IncompleteError: another run took over, or the run has ended: this task is a leftover and must not write.
+    """
+    owner = read_owner(store)
+    if owner is None or owner.token != token:
+        raise IncompleteError(f"{store}: this run no longer owns the store; its late chunk is dropped")
+
+
+@contextmanager
+def hold(store: Path, reporter: Reporter, force: bool = False) -> Iterator[int]:
+    """Own the store while the block runs; yields the run token.
+
+    Raises:
+        IncompleteError: a living process owns it; says which.
+    """
+    token = secrets.randbits(63)
+    path = lock_path(store)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    owner = LockOwner(socket.gethostname(), os.getpid(), psutil.Process().create_time(), token)
+    _take(store, path, owner, reporter, force)
+    stop = threading.Event()
+    beat = threading.Thread(target=_beat, args=(path, stop), daemon=True, name="store-lock")
+    beat.start()
+    try:
+        yield token
+    finally:
+        stop.set()
+        beat.join()
+        now = read_owner(store)
+        if now is not None and now.token == token:
+            path.unlink(missing_ok=True)
+
+
+def _take(store: Path, path: Path, owner: LockOwner, reporter: Reporter, force: bool) -> None:
+    draft = path.with_name(f"{path.name}.{owner.token:x}")
+    draft.write_text(json.dumps(asdict(owner)))
+    try:
+        for _ in range(20):
+            try:
+                os.link(draft, path)  # whole at once, and fails when the lock exists
+                return
+            except FileExistsError:
+                _remove_dead(store, path, reporter, force)
+        raise IncompleteError(f"{path}: could not take the lock: other processes keep taking it")
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _remove_dead(store: Path, path: Path, reporter: Reporter, force: bool) -> None:
+    owner = read_owner(store)
+    if owner is not None and not force and not _is_dead(owner):
+        age = time.time() - path.stat().st_mtime if path.exists() else 0.0
+        raise IncompleteError(
+            f"{store} is being written by process {owner.pid} on {owner.host} (last sign {age:.0f} s ago)",
+            hint="wait for it; if that process is dead for certain, run the same command with --force-unlock",
+        )
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        # Two processes may have seen the same dead lock: the second must not remove what the first put there.
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if read_owner(store) == owner:
+            path.unlink(missing_ok=True)
+            reporter.note(f"reclaimed the lock that a dead process ({owner.pid if owner else '?'}) left on {store}")
+    finally:
+        os.close(folder)
+
+
+def _is_dead(owner: LockOwner) -> bool:
+    if owner.host != socket.gethostname():
+        return False  # cannot be known from here
+    try:
+        return abs(psutil.Process(owner.pid).create_time() - owner.started) > 2.0
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _beat(path: Path, stop: threading.Event) -> None:
+    while not stop.wait(HEARTBEAT_S):
+        with suppress(OSError):
+            os.utime(path)

@@ -1,0 +1,174 @@
+"""Vocabularies: ordered lists of class ids with one text name each, from a TSV file, timm's lists or folder names.
+
+It does not tokenise names and does not load timm: it reads the text files that timm's wheel carries.
+
+The naming rule for timm's lists (WordNet synsets with one or more lemmas):
+- `distinct` (default): the first lemma; classes that share it take as many of their further lemmas as they need to
+  differ ("crane, heron-like bird"). Classes that share all their lemmas keep one name: they tie, and are counted.
+- `first-lemma`: the first lemma only, as most published zero-shot figures use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from teachonce.errors import DataError, EnvironmentFault, UsageError, did_you_mean
+
+RULES = ("distinct", "first-lemma")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Class ids and their names, in the order that class indices refer to."""
+
+    ids: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to_tsv(self) -> bytes:
+        """One `id TAB name` line a class, UTF-8."""
+        return "".join(f"{i}\t{n}\n" for i, n in zip(self.ids, self.names, strict=True)).encode()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the TSV form."""
+        return hashlib.sha256(self.to_tsv()).hexdigest()
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Class id -> class index."""
+        return {class_id: i for i, class_id in enumerate(self.ids)}
+
+    def tied(self) -> int:
+        """How many classes share their name with another class: no text model can tell these apart."""
+        return sum(count for count in Counter(map(spoken, self.names)).values() if count > 1)
+
+
+def spoken(name: str) -> str:
+    """The name as CLIP's tokenizer hears it: lower case, single spaces. Equal means the same text features."""
+    return " ".join(name.lower().split())
+
+
+def parse_tsv(text: str, where: str) -> Vocabulary:
+    """Read `id TAB name` lines.
+
+    Raises:
+        DataError: a line without both fields, an id that comes twice, no line at all.
+    """
+    ids: list[str] = []
+    names: list[str] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        class_id, tab, name = line.partition("\t")
+        if not tab or not class_id.strip() or not name.strip():
+            raise DataError(f"{where}, line {number}: expected `id TAB name`, found {line!r}")
+        ids.append(class_id.strip())
+        names.append(" ".join(name.split()))
+    return _checked(ids, names, where)
+
+
+def load_vocabulary(spec: str, root: Path | None = None) -> Vocabulary:
+    """Read a vocabulary.
+
+    Args:
+        spec: `FILE.tsv` (looked for below `root` when relative and not found as given), `timm:NAME` or
+            `timm:NAME/RULE` with a rule of this module's docstring.
+        root: the data's folder, for relative files.
+
+    Raises:
+        UsageError: no such list or rule.
+        DataError: the file is missing or malformed.
+    """
+    if spec.startswith("timm:"):
+        return _load_timm(spec)
+    path = Path(spec)
+    if root is not None and not path.is_file() and (root / spec).is_file():
+        path = root / spec
+    try:
+        return parse_tsv(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as problem:
+        raise DataError(
+            f"cannot read the class list {path}: {problem}",
+            hint="a class list is a TSV file (id TAB name) or timm:NAME, e.g. timm:imagenet22k",
+        ) from problem
+
+
+def folder_vocabulary(folder: Path) -> Vocabulary:
+    """Class folders as a vocabulary: sorted names are ids; the text name has spaces for underscores.
+
+    Raises:
+        DataError: the folder is missing or holds no class folder.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder: expected one folder a class there")
+    ids = sorted(item.name for item in folder.iterdir() if item.is_dir())
+    return _checked(ids, [name.replace("_", " ").strip() or name for name in ids], str(folder))
+
+
+def _checked(ids: Sequence[str], names: Sequence[str], where: str) -> Vocabulary:
+    if not ids:
+        raise DataError(f"{where} holds no class")
+    twice = [class_id for class_id, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise DataError(f"{where}: the class id '{twice[0]}' comes {ids.count(twice[0])} times; ids must be unique")
+    return Vocabulary(tuple(ids), tuple(names))
+
+
+def _load_timm(spec: str) -> Vocabulary:
+    name, _, rule = spec[len("timm:") :].partition("/")
+    rule = rule or "distinct"
+    if rule not in RULES:
+        raise UsageError(f"{spec}: unknown naming rule '{rule}': {did_you_mean(rule, RULES)}")
+    folder = _timm_info_folder()
+    suffix = "_synsets.txt"
+    known = sorted(path.name[: -len(suffix)] for path in folder.glob(f"*{suffix}"))
+    if name not in known:
+        raise UsageError(f"{spec}: timm ships no class list '{name}': {did_you_mean(name, known)}")
+    ids = (folder / f"{name}{suffix}").read_text(encoding="utf-8").split()
+    lemmas: dict[str, list[str]] = {}
+    for line in (folder / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8").splitlines():
+        class_id, _, text = line.partition("\t")
+        lemmas[class_id] = [lemma.strip() for lemma in text.split(",") if lemma.strip()]
+    missing = [class_id for class_id in ids if not lemmas.get(class_id)]
+    if missing:
+        raise DataError(f"{spec}: timm's list has no name for {len(missing)} classes, the first is '{missing[0]}'")
+    names = [lemmas[i][0] for i in ids] if rule == "first-lemma" else distinct_names([lemmas[i] for i in ids])
+    return _checked(ids, names, spec)
+
+
+def distinct_names(lemmas: Sequence[Sequence[str]]) -> list[str]:
+    """Name each class by its first lemma, with further lemmas where classes would share a name.
+
+    Args:
+        lemmas: for each class its lemmas, the first one first; none empty.
+
+    Returns:
+        One name a class. Names that are equal belong to classes whose lemmas are all the same.
+    """
+    used = [1] * len(lemmas)
+    while True:
+        groups: dict[str, list[int]] = defaultdict(list)
+        for i, words in enumerate(lemmas):
+            groups[spoken(", ".join(words[: used[i]]))].append(i)
+        longer = [i for group in groups.values() if len(group) > 1 for i in group if used[i] < len(lemmas[i])]
+        if not longer:
+            return [", ".join(words[: used[i]]) for i, words in enumerate(lemmas)]
+        for i in longer:
+            used[i] += 1
+
+
+def _timm_info_folder() -> Path:
+    # find_spec does not run timm, which would import torch and take ten seconds.
+    found = importlib.util.find_spec("timm")
+    if found is None or found.origin is None:
+        raise EnvironmentFault("the package timm, which carries the ImageNet class lists, is not installed")
+    return Path(found.origin).parent / "data" / "_info"

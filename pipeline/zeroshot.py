@@ -1,0 +1,130 @@
+"""Zero-shot classification: class features from a template, top-1/top-5 with ties shared, intervals.
+
+It does not read images and does not train.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from teachonce.clip_models import LoadedClip
+from teachonce.errors import UnsupportedModelError, UsageError
+from teachonce.text_tower import NameTokens, SlotPrompts, TextTower
+from teachonce.vocabulary import spoken
+
+CHUNK = 512  # names encoded at once
+
+
+@torch.inference_mode()
+def template_features(clip: LoadedClip, names: Sequence[str], template: str) -> Tensor:
+    """Unit text features of every name in a hand-written template.
+
+    Causal CLIP towers run the fast exact way, others through open_clip's own `encode_text`. Names that the tokenizer
+    hears alike are encoded once and have exactly equal features.
+
+    Args:
+        clip: any open_clip model.
+        names: C class names.
+        template: text with one `{}` for the name.
+
+    Returns:
+        [C, E] float32 on the model's device.
+
+    Raises:
+        UsageError: the template has not exactly one `{}`, or a name is too long for the context.
+    """
+    before, hole, after = template.partition("{}")
+    if not hole or "{}" in after:
+        raise UsageError(f"the template {template!r} must hold exactly one {{}} for the class name")
+    distinct, inverse = distinct_names(names)
+    features = None
+    if before.strip() and before.endswith(" "):
+        try:
+            features = _tower_features(TextTower.from_clip(clip.model, clip.tokenizer), distinct, before, after)
+        except UnsupportedModelError:
+            features = None  # not a causal CLIP tower: its own slow way is right for every model
+    if features is None:
+        features = _plain_features(clip, distinct, template)
+    return features[inverse.to(features.device)]
+
+
+def distinct_names(names: Sequence[str]) -> tuple[list[str], Tensor]:
+    """The distinct names as the tokenizer hears them, and the index of each name among them, [C]."""
+    first: dict[str, int] = {}
+    inverse = [first.setdefault(spoken(name), len(first)) for name in names]
+    return list(first), torch.tensor(inverse)
+
+
+def _tower_features(tower: TextTower, names: Sequence[str], before: str, after: str) -> Tensor:
+    prompts = SlotPrompts(context=tower.embed_words(before.strip()))
+    return prompted_features(tower, prompts, tower.tokenise(names, suffix=after))
+
+
+@torch.inference_mode()
+def prompted_features(tower: TextTower, prompts: SlotPrompts, names: NameTokens) -> Tensor:
+    """Unit text features of all names with the given prompts, [N, E], computed in pieces."""
+    parts = [tower.features(prompts, names, chunk) for chunk in torch.arange(names.count).split(CHUNK)]
+    return names.expand(torch.cat(parts))
+
+
+def _plain_features(clip: LoadedClip, names: Sequence[str], template: str) -> Tensor:
+    parts = []
+    for start in range(0, len(names), CHUNK):
+        tokens = clip.tokenizer([template.replace("{}", name) for name in names[start : start + CHUNK]])
+        parts.append(clip.model.encode_text(tokens.to(clip.device)).float())  # type: ignore[operator]
+    return nn.functional.normalize(torch.cat(parts), dim=-1)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per-image outcome; ties share the credit, so an entry is a probability."""
+
+    top1: npt.NDArray[np.float64]  # [N]
+    top5: npt.NDArray[np.float64]  # [N]
+    predicted: npt.NDArray[np.int64]  # [N], the lowest class index among the best
+
+
+@torch.inference_mode()
+def score(images_NE: Tensor, classes_CE: Tensor, labels_N: Tensor, inverse_C: Tensor) -> Scores:
+    """Compare every image with every class.
+
+    m classes that tie (they share a name) share the credit in top-1: 1/m each. In top-5 a tie that crosses the fifth
+    place gives the share of it that fits.
+
+    Args:
+        images_NE: unit image features.
+        classes_CE: unit text features.
+        labels_N: class index of each image.
+        inverse_C: names that are equal have equal numbers here; logits are computed once for each.
+    """
+    count = int(inverse_C.max()) + 1
+    first = torch.full((count,), len(inverse_C)).scatter_reduce(0, inverse_C, torch.arange(len(inverse_C)), "amin")
+    size = torch.bincount(inverse_C, minlength=count).double()
+    top1, top5, predicted = [], [], []
+    for images, labels in zip(images_NE.split(1024), labels_N.split(1024), strict=True):
+        logits = images.float() @ classes_CE[first].T  # [B, names]
+        own = inverse_C[labels]
+        mine = logits.gather(1, own[:, None])
+        before = ((logits > mine).double() * size).sum(1)  # classes strictly better than the label's name
+        ties = size[own]
+        top1.append(torch.where(before == 0, 1 / ties, 0.0))
+        top5.append(((5 - before) / ties).clamp(0.0, 1.0))
+        predicted.append(first[logits.argmax(1)])
+    return Scores(torch.cat(top1).numpy(), torch.cat(top5).numpy(), torch.cat(predicted).numpy())
+
+
+def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % interval of Wilson (1927) for a share of n independent trials."""
+    if n == 0:
+        return 0.0, 1.0
+    centre = share + z * z / (2 * n)
+    spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)

@@ -1,0 +1,224 @@
+"""evaluate: zero-shot accuracy of a hand-written template, or of trained prompts with the template beside it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from teachonce.errors import DataError, FingerprintError, UsageError
+from teachonce.manifests import load_manifest, require_root
+from teachonce.progress import Reporter
+from teachonce.sample_index import SampleIndex, build_index, split_classes
+from teachonce.vocabulary import Vocabulary, load_vocabulary
+
+if TYPE_CHECKING:
+    from teachonce.clip_models import LoadedClip
+    from teachonce.zeroshot import Scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRequest:
+    """What to evaluate on what; see `teachonce evaluate --help`."""
+
+    run: Path | None
+    student: str
+    manifest: str
+    root: Path | None = None
+    split: str = "val"
+    vocabulary: str | None = None
+    template: str = "a photo of a {}."
+    per_class: Path | None = None
+    batch_size: int = 128
+    threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult:
+    """Shares are fractions of the `n` images that could be decoded."""
+
+    top1: float
+    top5: float
+    n: int
+    classes: int
+    top1_interval: tuple[float, float]
+    """Wilson, 95 %."""
+    tied_names: int
+    """Classes that share their name with another: m of them share the credit, 1/m each."""
+    failed: int
+    """Images that could not be decoded; they are not in n."""
+    template: str | None
+    run: str | None
+    per_class: str | None
+    baseline: dict[str, Any] | None
+    """With prompts: top1, top5 and the template of the bare student on the same images."""
+    digests: dict[str, str]
+    """Of the student's weights, the class names and the samples."""
+
+
+def evaluate(request: EvaluateRequest, reporter: Reporter) -> EvaluateResult:
+    """Classify every image of a split among all classes of the vocabulary.
+
+    Raises:
+        UsageError: unknown split, bad template.
+        DataError: missing or broken data, a class of the split that the vocabulary lacks.
+        FingerprintError: the prompts belong to another student.
+    """
+    manifest = load_manifest(request.manifest)
+    root = require_root(manifest, request.root)
+    if request.run is not None and not request.run.is_dir():
+        raise UsageError(f"{request.run} is not a run folder", hint="give the --out folder of `teachonce train`")
+    own = split_classes(manifest, request.split, root)
+    vocabulary = load_vocabulary(request.vocabulary, root) if request.vocabulary else own
+    index = build_index(manifest, request.split, root, reporter)
+    labels = _labels(index, own, vocabulary)
+
+    from teachonce.clip_models import load_clip, pick_device, tune_process  # heavy: only when the data is in order
+    from teachonce.cluster import default_threads
+
+    tune_process(request.threads or default_threads(1))
+    clip = load_clip(request.student, pick_device())
+    # Before the images: a template or a run that does not fit should not cost an hour of decoding first.
+    template_classes = _template_classes(clip, vocabulary, request.template)
+    prompt_classes = _prompt_classes(clip, vocabulary, request.run) if request.run is not None else None
+    features = _image_features(clip, index, root, request, reporter)
+    good = np.isfinite(features[:, 0])
+    if not good.any():
+        raise DataError(f"none of the {len(index)} images of '{request.split}' could be decoded")
+
+    plain = _score(features[good], template_classes, labels[good], vocabulary)
+    ours = _score(features[good], prompt_classes, labels[good], vocabulary) if prompt_classes is not None else plain
+    if request.per_class is not None:
+        _write_per_class(request.per_class, ours, labels[good], vocabulary)
+    return _result(request, ours, plain, good, vocabulary, clip, index)
+
+
+def _labels(index: SampleIndex, own: Vocabulary, vocabulary: Vocabulary) -> npt.NDArray[np.int64]:
+    """Class index in the vocabulary of every sample, [N]."""
+    used = np.unique(index.label)
+    absent = [own.ids[i] for i in used if own.ids[i] not in vocabulary.index]
+    if absent:
+        raise DataError(
+            f"{len(absent)} classes of the split are not in the vocabulary, the first is '{absent[0]}'",
+            hint="give a --vocabulary that holds every class of the split",
+        )
+    mapping = np.array([vocabulary.index.get(class_id, -1) for class_id in own.ids])
+    return mapping[index.label]
+
+
+def _template_classes(clip: LoadedClip, vocabulary: Vocabulary, template: str) -> npt.NDArray[np.float32]:
+    from teachonce.zeroshot import template_features
+
+    return np.asarray(template_features(clip, vocabulary.names, template).cpu().numpy())
+
+
+def _prompt_classes(clip: LoadedClip, vocabulary: Vocabulary, run: Path) -> npt.NDArray[np.float32]:
+    from teachonce.prompts import load_prompts
+    from teachonce.text_tower import TextTower
+    from teachonce.zeroshot import prompted_features
+
+    loaded = load_prompts(run)
+    if loaded.meta.student_digest != clip.digest:
+        raise FingerprintError(
+            f"the prompts in {run} were trained for weights {loaded.meta.student_digest[:16]} ({loaded.meta.student}); "
+            f"'{clip.spec}' has weights {clip.digest[:16]}",
+            hint=f"use --student {loaded.meta.student}",
+        )
+    tower = TextTower.from_clip(clip.model, clip.tokenizer)
+    names = tower.tokenise(vocabulary.names, suffix=loaded.meta.suffix)
+    return np.asarray(prompted_features(tower, loaded.prompts.to(clip.device), names).cpu().numpy())
+
+
+def _image_features(
+    clip: LoadedClip, index: SampleIndex, root: Path, request: EvaluateRequest, reporter: Reporter
+) -> npt.NDArray[np.float32]:
+    """Unit image features of the split, [N, E]; NaN where an image failed."""
+    from teachonce.feature_cache import SplitFeatures, cached_features, feature_key
+
+    def compute() -> SplitFeatures:
+        return SplitFeatures(_encode(clip, index, root, request, reporter))
+
+    key = feature_key(index, root, clip.digest, clip.preprocess_text, str(clip.device.type))
+    found, cached = cached_features(key, compute)
+    if cached:
+        reporter.note(f"image features of {len(index)} samples come from the cache")
+    return found.features
+
+
+def _encode(
+    clip: LoadedClip, index: SampleIndex, root: Path, request: EvaluateRequest, reporter: Reporter
+) -> npt.NDArray[np.float32]:
+    from teachonce.clip_models import embedding_width
+    from teachonce.cluster import default_threads
+    from teachonce.image_batches import image_batches
+    from teachonce.images import ImageReader
+
+    features = np.full((len(index), embedding_width(clip)), np.nan, np.float32)
+    threads = request.threads or default_threads(1)
+    for batch in image_batches(ImageReader(index, root), len(index), [clip], request.batch_size, threads):
+        pixels = batch.pixels(0)
+        stop = batch.start + len(batch.items)
+        if pixels is not None:
+            features[batch.start : stop] = clip.encode_images(pixels).cpu().numpy()
+        for row, fault in batch.faults():
+            features[row] = np.nan
+            reporter.note(f"{index.key(row)}: {fault.reason}")
+        reporter.progress("evaluate", stop, len(index), "images")
+    return features
+
+
+def _score(
+    features: npt.NDArray[np.float32],
+    classes: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64],
+    vocabulary: Vocabulary,
+) -> Scores:
+    import torch
+
+    from teachonce.zeroshot import distinct_names, score
+
+    inverse = distinct_names(vocabulary.names)[1]
+    return score(torch.from_numpy(features), torch.from_numpy(classes), torch.from_numpy(labels), inverse)
+
+
+def _write_per_class(file: Path, scores: Scores, labels: npt.NDArray[np.int64], vocabulary: Vocabulary) -> None:
+    """One line a class that has images: id, name, n, top1, top5, the class it is most often taken for."""
+    from teachonce.files import atomic_write_bytes
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "name", "n", "top1", "top5", "most_confused_with", "confused_share"])
+    for class_index in np.unique(labels):
+        mine = labels == class_index
+        wrong = scores.predicted[mine & (scores.top1 == 0)]
+        names, counts = np.unique(wrong, return_counts=True)
+        confused = vocabulary.names[names[counts.argmax()]] if len(names) else ""
+        share = counts.max() / mine.sum() if len(names) else 0.0
+        top1, top5 = scores.top1[mine].mean(), scores.top5[mine].mean()
+        class_id, name = vocabulary.ids[class_index], vocabulary.names[class_index]
+        writer.writerow([class_id, name, mine.sum(), f"{top1:.4f}", f"{top5:.4f}", confused, f"{share:.4f}"])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(file, text.getvalue().encode())
+
+
+def _result(
+    request: EvaluateRequest, ours: Scores, plain: Scores, good: npt.NDArray[np.bool_],
+    vocabulary: Vocabulary, clip: LoadedClip, index: SampleIndex,
+) -> EvaluateResult:  # fmt: skip
+    from teachonce.zeroshot import wilson
+
+    n, prompted = int(good.sum()), request.run is not None
+    top1 = float(ours.top1.mean())
+    baseline = {"top1": float(plain.top1.mean()), "top5": float(plain.top5.mean()), "template": request.template}
+    return EvaluateResult(
+        top1=top1, top5=float(ours.top5.mean()), n=n, classes=len(vocabulary), top1_interval=wilson(top1, n),
+        tied_names=vocabulary.tied(), failed=int((~good).sum()), template=None if prompted else request.template,
+        run=str(request.run) if prompted else None, per_class=str(request.per_class) if request.per_class else None,
+        baseline=baseline if prompted else None,
+        digests={"student": clip.digest, "vocabulary": vocabulary.digest, "samples": index.digest},
+    )  # fmt: skip

@@ -1,0 +1,139 @@
+"""inspect: say what a label store holds, from the store alone; no model is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from teachonce.label_codec import TopK
+from teachonce.label_store import LabelStore
+from teachonce.progress import Reporter
+from teachonce.store_format import LABELS
+from teachonce.store_size import bytes_per_row
+from teachonce.vocabulary import Vocabulary
+from teachonce.working_set import decode_labels
+
+STATISTICS_CHUNKS = 8  # chunks the statistics are taken from; all of a small store
+EXAMPLE_CLASSES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectRequest:
+    """Which store to look at, and how many sample rows to show."""
+
+    labels: Path
+    samples: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectResult:
+    """What a store holds."""
+
+    rows: int
+    chunks: int
+    chunks_committed: int
+    rows_failed: int
+    top_k: int
+    vocabulary_size: int
+    tied_names: int
+    """Classes that share their name with another."""
+    bytes_per_row: dict[str, float]
+    fingerprint: dict[str, Any]
+    students: tuple[dict[str, Any], ...]
+    statistics: dict[str, float]
+    """Means over rows: mass kept by the top k, probability of the best class, agreement of the best with the label."""
+    examples: tuple[dict[str, Any], ...]
+    store_id: str
+
+
+def inspect(request: InspectRequest, reporter: Reporter) -> InspectResult:
+    """Read the header, the ledger and a few chunks.
+
+    Raises:
+        DataError: not a label store.
+        IntegrityError: its header or a chunk that is read is damaged.
+    """
+    store = LabelStore.open(request.labels)
+    vocabulary = store.vocabulary()
+    committed = store.committed(LABELS)
+    records = [record for chunk in committed if (record := store.record(LABELS, chunk)) is not None]
+    statistics, examples = _look(store, vocabulary, committed, request.samples)
+    students = tuple(
+        {
+            "group": name,
+            "student": group.fingerprint["about"].get("student"),
+            "digest": group.fingerprint["student_digest"],
+            "width": group.arrays[0].tail[0],
+            "chunks_committed": len(store.committed(name)),
+        }
+        for name, group in store.groups.items()
+        if name != LABELS
+    )
+    return InspectResult(
+        rows=store.layout.rows,
+        chunks=store.layout.chunks,
+        chunks_committed=len(committed),
+        rows_failed=sum(record.rows_failed for record in records),
+        top_k=store.layout.top_k,
+        vocabulary_size=len(vocabulary),
+        tied_names=vocabulary.tied(),
+        bytes_per_row=bytes_per_row(store),
+        fingerprint=store.groups[LABELS].fingerprint,
+        students=students,
+        statistics=statistics,
+        examples=examples,
+        store_id=store.store_id(),
+    )
+
+
+def _look(
+    store: LabelStore, vocabulary: Vocabulary, committed: list[int], samples: int
+) -> tuple[dict[str, float], tuple[dict[str, Any], ...]]:
+    if not committed or not store.layout.top_k:
+        return {}, ()
+    places = np.linspace(0, len(committed) - 1, min(STATISTICS_CHUNKS, len(committed))).astype(int)
+    chosen = [committed[place] for place in places]
+    sums = np.zeros(4)
+    examples: tuple[dict[str, Any], ...] = ()
+    own = store.label_classes()
+    to_vocabulary = np.array([vocabulary.index.get(class_id, -1) for class_id in own.ids] + [-1])  # last: label -1
+    for chunk in chosen:
+        data = store.read_chunk(LABELS, chunk)
+        labels = decode_labels(data)
+        good = data["status"] == 0
+        label = to_vocabulary[data["label"]]
+        mass = 1 - np.exp(labels.log_residual[good, 0].astype(np.float64))
+        agrees = (labels.class_ids[good, 0] == label[good]).sum()
+        sums += [good.sum(), mass.sum(), np.exp(labels.log_probs[good, 0]).sum(), agrees]
+        if not examples:
+            examples = _examples(store, vocabulary, chunk, labels, label, np.flatnonzero(good)[:samples])
+    n = max(sums[0], 1)
+    return {
+        "rows_looked_at": float(sums[0]),
+        "mass_kept": sums[1] / n,
+        "top1_probability": sums[2] / n,
+        "top1_agrees_with_label": sums[3] / n,
+    }, examples
+
+
+def _examples(
+    store: LabelStore, vocabulary: Vocabulary, chunk: int, labels: TopK, label: Any, rows: Any
+) -> tuple[dict[str, Any], ...]:
+    index = store.index_of_chunk(chunk)
+    return tuple(
+        {
+            "row": store.layout.bounds(chunk)[0] + int(row),
+            "key": index.key(int(row) // store.layout.views),
+            "label": vocabulary.names[label[row]] if label[row] >= 0 else None,
+            "teacher": [
+                (vocabulary.names[class_id], round(float(np.exp(log_prob)), 4))
+                for class_id, log_prob in zip(
+                    labels.class_ids[row, :EXAMPLE_CLASSES], labels.log_probs[row, :EXAMPLE_CLASSES], strict=True
+                )
+            ],
+        }
+        for row in rows
+    )
