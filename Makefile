@@ -1,0 +1,61 @@
+# The two ways in: `make demo` for a first look, `make test` for a change. Needs Python 3.11 or newer, nothing else.
+#
+#   make demo        install, then run the demo: offline, CPU, minutes
+#   make test        install with the development tools, then run the tests
+#   make test-slow   the tests that take minutes
+#   make lint        style, format, types of what ships
+#   make clean       remove what builds and tests leave; keeps the environment
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# A stamp is named after the content of pyproject.toml: an install is repeated when that changes, and only then.
+# Both installs are editable, so the environment always runs the checkout as it is.
+KEY := $(shell cksum < pyproject.toml | cut -d ' ' -f 1)
+APP := $(VENV)/.installed-app-$(KEY)
+DEV := $(VENV)/.installed-dev-$(KEY)
+
+.PHONY: demo test test-slow lint install install-dev clean
+
+demo: install
+	$(BIN)/teachonce demo
+
+test: install-dev
+	$(BIN)/python -m pytest
+
+test-slow: install-dev
+	$(BIN)/python -m pytest -m slow
+
+# Types are checked on an installed copy: mypy does not follow an editable install whose folders are renamed.
+# build/ goes first: setuptools would ship a module from it that the tree no longer has.
+lint: install-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build
+	$(PIP) install --quiet --no-deps --no-build-isolation --target build/types .
+	MYPYPATH=build/types $(BIN)/mypy --strict -p teachonce
+
+# The development environment holds all that the demo needs.
+install: $(if $(wildcard $(DEV)),,$(APP))
+install-dev: $(DEV)
+
+$(APP): | $(BIN)/python
+	rm -f $(VENV)/.installed-*
+	$(PIP) install --editable .
+	touch $@
+
+$(DEV): | $(BIN)/python
+	rm -f $(VENV)/.installed-*
+	$(PIP) install --editable '.[dev]'
+	touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "TeachOnce needs Python 3.11 or newer; say which one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 6; }
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find pipeline stages cli data_manifests configs tests -name __pycache__ -type d -prune -exec rm -rf {} +

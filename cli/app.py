@@ -1,0 +1,167 @@
+"""The Typer application: the list of commands, and how every way to fail becomes a message and an exit code.
+
+It does not run stages: a parsed command is a job of `commands`, which `main` starts once parsing is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+import teachonce
+from teachonce.cli import commands
+from teachonce.cli.console import Failure, Output
+from teachonce.errors import EnvironmentFault, TeachOnceError, UsageError
+
+DEBUG_VARIABLE = "TEACHONCE_DEBUG"
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+TERMINATED = 143  # 128 + SIGTERM
+BUG = 1
+
+EXAMPLES = {  # each fits one line of an 80-column terminal, so that it can be copied whole
+    "teach": "teachonce teach set.toml --teacher ViT-L-14/openai --labels labels.zarr",
+    "inspect": "teachonce inspect labels.zarr",
+    "verify": "teachonce verify labels.zarr",
+    "train": "teachonce train labels.zarr --student ViT-B-16/openai --out runs/first",
+    "evaluate": "teachonce evaluate runs/first --student ViT-B-16/openai --manifest set.toml",
+    "demo": "teachonce demo --out teachonce-demo",
+}
+ALIASES = {"eval": "evaluate"}
+
+app = typer.Typer(
+    name="teachonce",
+    context_settings={"help_option_names": ["--help", "-h"]},
+    pretty_exceptions_enable=False,  # `main` shows every error itself
+    rich_markup_mode="rich",
+    epilog="\b\nStart here:\n  teachonce demo\n\n\b\nExit codes: 0 done, 1 a bug, 2 usage or config, "
+    "3 data or manifest,\n4 integrity, 5 incomplete but resumable, 6 environment,\n130 Ctrl-C, 143 SIGTERM.",
+)
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. No `Exception`, so that only `finally` and those who mean it see it pass."""
+
+
+def _register() -> None:
+    for name, example in EXAMPLES.items():
+        app.command(name, epilog=f"\b\nExample:\n  {example}")(getattr(commands, name))
+    for alias, name in ALIASES.items():
+        app.command(alias, hidden=True, epilog=f"\b\nExample:\n  {EXAMPLES[name]}")(getattr(commands, name))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"teachonce {teachonce.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """Pre-train CLIP prompts from a teacher that runs only once."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(UsageError.exit_code)
+
+
+_register()
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command line and leave the process with its exit code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line.
+
+    Returns:
+        The exit code; every error has been shown.
+    """
+    output = Output(_command_in(arguments), json="--json" in arguments)  # until the options are parsed
+    try:
+        with _sigterm_raises():
+            job = app(list(arguments), prog_name="teachonce", standalone_mode=False)
+            if not isinstance(job, commands.Job):  # --help and --version end inside Typer with an exit code
+                return int(job or 0)
+            output = Output(job.command, json=job.json, quiet=job.quiet)
+            return job.work(output)
+    except (Exception, KeyboardInterrupt, Terminated) as problem:  # noqa: BLE001 - the last place that can explain it
+        if os.environ.get(DEBUG_VARIABLE):
+            traceback.print_exception(problem)
+        failure = describe(problem, arguments)
+        output.failure(failure)
+        return failure.exit_code
+
+
+def describe(problem: BaseException, arguments: Sequence[str] = ()) -> Failure:
+    """What to tell the person about an exception, and the exit code that belongs to it."""
+    kind = type(problem).__name__
+    if isinstance(problem, TeachOnceError):
+        return Failure(kind=kind, message=problem.message, hint=problem.hint, exit_code=problem.exit_code)
+    if isinstance(problem, typer.TyperException):
+        message = problem.format_message().replace("(Possible options: ", "(did you mean: ")
+        hint = " ".join(filter(None, ("teachonce", _command_in(arguments), "--help")))
+        return Failure(kind="UsageError", message=message, hint=hint, exit_code=UsageError.exit_code)
+    if isinstance(problem, KeyboardInterrupt):
+        return Failure(kind=kind, message="interrupted", hint="", exit_code=INTERRUPTED)
+    if isinstance(problem, Terminated):
+        return Failure(kind=kind, message="stopped by SIGTERM", hint="", exit_code=TERMINATED)
+    fault = _environment_fault(problem)
+    if fault is not None:
+        return describe(fault)
+    hint = f"this is a bug; {DEBUG_VARIABLE}=1 before the same command shows where it happened"
+    return Failure(kind=kind, message=f"{kind}: {problem}", hint=hint, exit_code=BUG)
+
+
+def _environment_fault(problem: BaseException) -> EnvironmentFault | None:
+    """The fault of the machine behind an exception that no stage has explained, if it is one."""
+    if isinstance(problem, OSError):
+        where = problem.filename or "a file that the system does not name"
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            return EnvironmentFault(f"no space left to write {where}", "free some space, then run the same command")
+        if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            reason = os.strerror(problem.errno).lower()
+            return EnvironmentFault(f"{reason}: {where}", "check who may read and write there")
+    if isinstance(problem, ModuleNotFoundError) and not (problem.name or "teachonce").startswith("teachonce"):
+        return EnvironmentFault(f"the package '{problem.name}' is not installed", "install teachonce again with pip")
+    return None
+
+
+def _command_in(arguments: Sequence[str]) -> str | None:
+    """The command that a line names, or None: an error while parsing leaves nothing better to ask."""
+    word = next((argument for argument in arguments if not argument.startswith("-")), "")
+    name = ALIASES.get(word, word)
+    return name if name in EXAMPLES else None
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Inside, SIGTERM unwinds the stack like Ctrl-C does, so that every `finally` runs."""
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
+
+
+def _raise_terminated(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break the clean-up that the first starts
+    raise Terminated

@@ -1,0 +1,236 @@
+"""The commands: each turns its options into one stage request and hands back the job that runs it.
+
+Nothing runs while the command line is parsed: a stage, and with it torch and zarr, is imported inside the job only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from teachonce.cli import options
+from teachonce.cli.console import Output
+from teachonce.config import TrainConfig, load_train_config
+from teachonce.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+DEMO_FOLDER = Path("teachonce-demo")
+TEMPLATE = "a photo of a {}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A parsed command; `work` does it and returns the exit code."""
+
+    command: str
+    json: bool
+    quiet: bool
+    work: Callable[[Output], int]
+
+
+def _job(command: str, json: bool, quiet: bool, stage: Callable[[Output], DataclassInstance]) -> Job:
+    """The job that runs a stage and prints its result."""
+
+    def work(output: Output) -> int:
+        with output.working():
+            result = stage(output)
+        output.result(result)
+        sound = getattr(result, "ok", True)  # only `verify` can end well and bring bad news
+        return 0 if sound else IntegrityError.exit_code
+
+    return Job(command=command, json=json, quiet=quiet, work=work)
+
+
+def teach(
+    labels: options.LabelsOption,
+    manifest: options.ManifestArgument = None,
+    manifest_option: options.ManifestOption = None,
+    root: options.Root = None,
+    split: options.Split = "train",
+    teacher: options.Teacher = None,
+    student: options.TeachStudents = None,
+    vocabulary: options.Vocabulary = None,
+    template: options.Template = TEMPLATE,
+    top_k: options.TopK = None,
+    workers: options.Workers = 1,
+    chunk_rows: options.ChunkRows = None,
+    force_unlock: options.ForceUnlock = False,
+    set_: options.TeachSet = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> Job:
+    """Run the teacher once over the images and keep its soft labels in a Zarr store.
+
+    The same command continues a store that is not complete; rows that are there are never computed again.
+    """
+    source = options.one_manifest(manifest, manifest_option, "teach")
+    how = options.settings(options.TeachSettings, set_ or ())
+
+    def run_stage(output: Output) -> DataclassInstance:
+        from teachonce.stages import teach as stage
+
+        request = stage.TeachRequest(
+            manifest=source,
+            root=root,
+            split=split,
+            labels=labels,
+            teacher=teacher,
+            students=tuple(student or ()),
+            vocabulary=vocabulary,
+            template=template,
+            top_k=top_k,
+            workers=workers,
+            threads=how.threads,
+            batch_size=how.batch_size,
+            chunk_rows=chunk_rows,
+            precision=how.precision,
+            max_failed_share=how.max_failed_share,
+            force_unlock=force_unlock,
+        )
+        return stage.teach(request, output)
+
+    return _job("teach", json, quiet, run_stage)
+
+
+def inspect(
+    labels: options.LabelsArgument,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> Job:
+    """Show what a label store holds: rows, bytes, teacher, statistics, a few rows in words."""
+
+    def run_stage(output: Output) -> DataclassInstance:
+        from teachonce.stages import inspect as stage
+
+        return stage.inspect(stage.InspectRequest(labels=labels), output)
+
+    return _job("inspect", json, quiet, run_stage)
+
+
+def verify(
+    labels: options.LabelsArgument,
+    repair: options.Repair = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> Job:
+    """Read every chunk of a label store back and compare it with its commit record.
+
+    Exit code 4 and a list of what differs if anything does.
+    """
+
+    def run_stage(output: Output) -> DataclassInstance:
+        from teachonce.stages import verify as stage
+
+        return stage.verify(stage.VerifyRequest(labels=labels, repair=repair), output)
+
+    return _job("verify", json, quiet, run_stage)
+
+
+def train(
+    labels: options.TrainLabels = None,
+    student: options.TrainStudent = None,
+    out: options.TrainOut = None,
+    structure: options.Structure = None,
+    supervision: options.Supervision = None,
+    config: options.ConfigFile = None,
+    set_: options.TrainSet = None,
+    seed: options.Seed = None,
+    steps: options.Steps = None,
+    resume: options.Resume = False,
+    print_config: options.PrintConfig = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> Job:
+    """Learn the prompts of a frozen student from a label store; no teacher, no images.
+
+    LABELS.zarr, --student and --out are required, except with --print-config.
+    """
+    ours, overrides = options.split_overrides(options.TrainSettings, set_ or ())
+    how = options.settings(options.TrainSettings, ours)
+    flags = {"structure": structure, "supervision": supervision, "seed": seed, "steps": steps}
+    overrides += [f"{key}={value}" for key, value in flags.items() if value is not None]
+    resolved = load_train_config(config, overrides)
+    if print_config:
+        return Job(command="train", json=json, quiet=quiet, work=lambda output: _print_config(resolved, output))
+    store = options.required(labels, "argument 'LABELS.zarr'", "train")
+    model = options.required(student, "option '--student'", "train")
+    run = options.required(out, "option '--out'", "train")
+
+    def run_stage(output: Output) -> DataclassInstance:
+        from teachonce.stages import train as stage
+
+        request = stage.TrainRequest(
+            labels=store, student=model, out=run, config=resolved, resume=resume, threads=how.threads
+        )
+        return stage.train(request, output)
+
+    return _job("train", json, quiet, run_stage)
+
+
+def _print_config(config: TrainConfig, output: Output) -> int:
+    import tomli_w
+
+    if output.json:
+        output.document({"config": config.to_dict()})
+    else:
+        output.text(tomli_w.dumps(config.to_dict()))
+    return 0
+
+
+def evaluate(
+    student: options.Student,
+    manifest: options.EvaluateManifest,
+    run: options.RunArgument = None,
+    root: options.Root = None,
+    split: options.Split = "val",
+    vocabulary: options.Vocabulary = None,
+    template: options.Template = TEMPLATE,
+    per_class: options.PerClass = None,
+    set_: options.EvaluateSet = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> Job:
+    """Score zero-shot classification: the prompts of RUN, or the hand-written template without one."""
+    how = options.settings(options.EvaluateSettings, set_ or ())
+
+    def run_stage(output: Output) -> DataclassInstance:
+        from teachonce.stages import evaluate as stage
+
+        request = stage.EvaluateRequest(
+            run=run,
+            student=student,
+            manifest=manifest,
+            root=root,
+            split=split,
+            vocabulary=vocabulary,
+            template=template,
+            per_class=per_class,
+            batch_size=how.batch_size,
+            threads=how.threads,
+        )
+        return stage.evaluate(request, output)
+
+    return _job("evaluate", json, quiet, run_stage)
+
+
+def demo(
+    out: options.DemoOut = DEMO_FOLDER,
+    seeds: options.DemoSeeds = 1,
+    workers: options.Workers = 1,
+    train_models: options.DemoTrainModels = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> Job:
+    """Show all of it in minutes: offline, on a CPU, with images and models that ship with the package."""
+
+    def run_stage(output: Output) -> DataclassInstance:
+        from teachonce.stages import demo as stage
+
+        request = stage.DemoRequest(out=out, seeds=seeds, workers=workers, train_models=train_models)
+        return stage.demo(request, output)
+
+    return _job("demo", json, quiet, run_stage)

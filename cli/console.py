@@ -1,0 +1,329 @@
+"""What a person or a pipe sees: one sink for notes, progress, results and errors.
+
+Results go to stdout, everything else to stderr. It knows no command and decides no exit code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json as json_module
+import math
+import numbers
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from teachonce.errors import UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+    from rich.progress import Progress, TaskID
+
+SCHEMA = 1
+"""Raised when a key of a JSON document changes its meaning or disappears; new keys do not raise it."""
+
+HEARTBEAT_SECONDS = 30.0
+"""A job log shows life this often: often enough to trust, rare enough for an overnight file."""
+
+HEARTBEAT_VARIABLE = "TEACHONCE_HEARTBEAT"
+PIPE_WIDTH = 160  # a pipe has no width; at Rich's 80 columns a table of results would be folded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A failed command, as it is shown and as it stands in the JSON document."""
+
+    kind: str
+    message: str
+    hint: str
+    exit_code: int
+
+
+class Pace:
+    """How fast one piece of work goes, counted from the first report: resumed work must not flatter the rate."""
+
+    def __init__(self, now: float, done: int) -> None:
+        self._since = now
+        self._first = done
+        self.latest = done
+        self.shown: float | None = None
+        self.finished = False
+
+    def rate(self, now: float) -> float:
+        """Units a second; 0 until anything can be said."""
+        seconds = now - self._since
+        return (self.latest - self._first) / seconds if seconds > 0 else 0.0
+
+
+class Output:
+    """The `teachonce.progress.Reporter` of the command line, and the printer of its results and errors.
+
+    Args:
+        command: its name, for the JSON document; None while it is not known.
+        json: results are one JSON document.
+        quiet: notes and progress are dropped.
+        clock: seconds that only grow; tests hand in their own.
+    """
+
+    def __init__(
+        self,
+        command: str | None,
+        *,
+        json: bool = False,
+        quiet: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._command = command
+        self._json = json
+        self._quiet = quiet
+        self._clock = clock
+        self._paces: dict[str, Pace] = {}
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def note(self, text: str) -> None:
+        """One line for the person, above a running bar."""
+        if not self._quiet:
+            self._say(Text(text))
+
+    def progress(self, what: str, done: int, total: int, unit: str, **figures: float | int | str) -> None:
+        """Move the bar called `what`; without a terminal, now and then print a line instead."""
+        if self._quiet:
+            return
+        now = self._clock()
+        pace = self._paces.get(what)
+        if pace is None or done < pace.latest:  # the same work started over, an epoch for instance
+            pace = self._paces[what] = Pace(now, done)
+        pace.latest = done
+        text = pace_text(done, total, unit, pace.rate(now), figures)
+        if on_terminal(sys.stderr):
+            self._move_bar(what, done, total, text)
+        elif self._is_due(pace, now, done >= total > 0):
+            self._say(Text(f"{what}: {text}"))
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Around a stage: nothing but the result reaches stdout, and no bar outlives the stage."""
+        with stdout_on_stderr():
+            try:
+                yield
+            finally:
+                self.close()
+
+    def close(self) -> None:
+        """Stop the bars where they stand, so that what follows is not drawn over."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+            self._tasks.clear()
+
+    def result(self, result: DataclassInstance) -> None:
+        """Print what a stage returned: a JSON document, or tables for a person."""
+        values = plain(dataclasses.asdict(result))
+        if self._json:
+            self.document(values)
+            return
+        width = None if on_terminal(sys.stdout) or "COLUMNS" in os.environ else PIPE_WIDTH
+        console = Console(file=sys.stdout, highlight=False, width=width)
+        with console.capture() as captured:
+            for part in render(values):
+                console.print(part)
+        self.text(captured.get())
+
+    def document(self, values: Mapping[str, Any]) -> None:
+        """Print the one JSON document of this command, on one line so that files of many stay easy to read."""
+        head = {"schema": SCHEMA, "command": self._command}
+        self.text(json_module.dumps({**head, **plain(values)}, allow_nan=False) + "\n")
+
+    def text(self, text: str) -> None:
+        """Write to stdout; a reader that left early (`| head`) is no error: the work is done."""
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # The interpreter flushes stdout once more when it ends; let that go nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    @property
+    def json(self) -> bool:
+        """Whether results are JSON."""
+        return self._json
+
+    def failure(self, failure: Failure) -> None:
+        """Show an error on stderr and, with `--json`, as the document on stdout."""
+        self.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._say(Text.assemble(("error: ", "bold red"), failure.message))
+            if failure.hint:
+                self._say(Text.assemble(("next: ", "bold cyan"), failure.hint))
+        if self._json:
+            self.document({"error": dataclasses.asdict(failure)})
+
+    def _say(self, text: Text) -> None:
+        console = self._bars.console if self._bars is not None else Console(stderr=True, highlight=False)
+        console.print(text, soft_wrap=True)  # a path must survive being copied
+
+    def _is_due(self, pace: Pace, now: float, at_end: bool) -> bool:
+        """The first call, the end once, and in between at most one line every heartbeat."""
+        if pace.finished:
+            return False
+        if pace.shown is not None and not at_end and now - pace.shown < heartbeat_seconds():
+            return False
+        pace.shown = now
+        pace.finished = at_end
+        return True
+
+    def _move_bar(self, what: str, done: int, total: int, text: str) -> None:
+        if self._bars is None:
+            self._bars = new_bars()
+            self._bars.start()
+        size = total if total > 0 else None
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=size, pace=text)
+        self._bars.update(self._tasks[what], completed=done, total=size, pace=text)
+
+
+def new_bars() -> Progress:
+    """Bars on stderr whose text is ours, so that a terminal and a log show the same figures."""
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24))
+    pace = TextColumn("{task.fields[pace]}", markup=False)
+    return Progress(*columns, pace, console=Console(stderr=True, highlight=False))
+
+
+def on_terminal(stream: Any) -> bool:
+    """Whether a person watches this stream on a terminal that can move its cursor."""
+    return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
+
+
+def heartbeat_seconds() -> float:
+    """Seconds between two progress lines in a log.
+
+    Raises:
+        UsageError: the environment variable is no number.
+    """
+    text = os.environ.get(HEARTBEAT_VARIABLE, str(HEARTBEAT_SECONDS))
+    try:
+        return float(text)
+    except ValueError as problem:
+        raise UsageError(f"{HEARTBEAT_VARIABLE}: expected seconds, found {text!r}") from problem
+
+
+@contextlib.contextmanager
+def stdout_on_stderr() -> Iterator[None]:
+    """Whatever a library or a child process prints inside goes to stderr: stdout holds one result."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)  # children inherit the descriptor, not Python's sys.stdout
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+def pace_text(done: int, total: int, unit: str, rate: float, figures: Mapping[str, float | int | str]) -> str:
+    """`64/128 rows, 3.2 rows/s, 20s left, failed 1`: what is unknown is left out."""
+    parts = [f"{done:,}/{total:,} {unit}" if total > 0 else f"{done:,} {unit}"]
+    if rate > 0:
+        parts.append(f"{number(rate)} {unit}/s")
+        if total > done:
+            parts.append(f"{duration((total - done) / rate)} left")
+    parts.extend(f"{label(name)} {show(name, value)}" for name, value in figures.items())
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`45s`, `3m 20s`, `2h 05m`, `4d 03h`: two units say enough."""
+    whole = round(seconds)
+    for size, name, small, small_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= size:
+            return f"{whole // size}{name} {whole % size // small:02d}{small_name}"
+    return f"{whole}s"
+
+
+def plain(value: Any) -> Any:
+    """The value in JSON's own types: paths as text, tuples as lists, NaN and infinities as null."""
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, numbers.Integral):  # NumPy's scalars are registered with `numbers`
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    return str(value)
+
+
+def render(values: Mapping[str, Any]) -> list[RenderableType]:
+    """Tables for a person: first every single figure, then each list of records."""
+    figures = Table(box=None, show_header=False, pad_edge=False)
+    figures.add_column(overflow="fold")
+    figures.add_column(overflow="fold")
+    parts: list[RenderableType] = [figures]
+    for key, value in flat(values):
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            parts.append(records(key, value))
+        else:
+            figures.add_row(Text(label(key), style="cyan"), Text(show(key, value)))
+    return parts
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested tables as dotted keys."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def records(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A table with one line a record; the columns are all keys, in order of appearance."""
+    flat_rows = [dict(flat(row)) for row in rows]
+    columns = list(dict.fromkeys(key for row in flat_rows for key in row))
+    table = Table(title=label(title), title_justify="left")
+    for column in columns:
+        table.add_column(Text(label(column)), overflow="fold")
+    for row in flat_rows:
+        table.add_row(*(Text(show(column, row.get(column))) for column in columns))
+    return table
+
+
+def label(key: str) -> str:
+    """A key as a person writes it."""
+    return key.replace("_", " ")
+
+
+def show(key: str, value: Any) -> str:
+    """A value as a person reads it: accuracies in percent, counts with separators."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{label(name)} {show(name, item)}" for name, item in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(show(key, item) for item in value) or "none"
+    if isinstance(value, float) and key.rpartition(".")[2].startswith(("top1", "top5")):
+        return f"{100 * value:.2f}%"
+    return number(value) if isinstance(value, (int, float)) else str(value)
+
+
+def number(value: float | int) -> str:
+    """Four significant digits, or all digits before the point."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"

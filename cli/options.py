@@ -1,0 +1,224 @@
+"""The options of all commands, each spelled once, and the settings that `--set` may change.
+
+It parses no command line itself, opens no file, and checks only what can be known without a stage.
+
+Flags say what is computed; `--set` says how. That keeps every command below 15 options.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
+
+from teachonce.config import TrainConfig
+from teachonce.errors import UsageError, did_you_mean
+from teachonce.strict import decode
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachSettings:
+    """`teach --set`: how labels are computed, not what they are."""
+
+    batch_size: int = 128
+    threads: int | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    max_failed_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a number out of range."""
+        _at_least_one(batch_size=self.batch_size, threads=self.threads)
+        if not 0 <= self.max_failed_share <= 1:
+            raise ValueError(f"max_failed_share must be in [0, 1], found {self.max_failed_share}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """`evaluate --set`."""
+
+    batch_size: int = 128
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a number out of range."""
+        _at_least_one(batch_size=self.batch_size, threads=self.threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """`train --set`: the keys that are no part of the run's configuration, because they change no result's meaning."""
+
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a number out of range."""
+        _at_least_one(threads=self.threads)
+
+
+def _at_least_one(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, found {value}")
+
+
+def settings(kind: type[T], overrides: Sequence[str]) -> T:
+    """The dataclass `kind` with `key=value` overrides, values written as in TOML; a bare word is a string.
+
+    Raises:
+        UsageError: no `=`, an unknown key, a wrong type, a value out of range.
+    """
+    data: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, text = (part.strip() for part in override.partition("="))
+        if not equals:
+            raise UsageError(f"--set {override}: expected key=value: {did_you_mean(key, keys_of(kind))}")
+        try:
+            data[key] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            data[key] = text
+    return decode(kind, data, "--set")
+
+
+def split_overrides(kind: type[Any], overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides whose key is one of `kind`, and the others."""
+    known = keys_of(kind)
+    ours = [override for override in overrides if override.partition("=")[0].strip() in known]
+    return ours, [override for override in overrides if override not in ours]
+
+
+def keys_of(kind: type[Any]) -> list[str]:
+    """The names of a dataclass's fields."""
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def one_manifest(argument: str | None, option: str | None, command: str) -> str:
+    """The manifest, whichever way it was given.
+
+    Raises:
+        UsageError: given twice, or not at all.
+    """
+    if argument is not None and option is not None:
+        raise UsageError(f"the manifest is given twice: {argument} and --manifest {option}", "drop one of the two")
+    manifest = argument if option is None else option
+    if manifest is None:
+        raise UsageError("Missing argument 'MANIFEST'", f"teachonce {command} --help")
+    return manifest
+
+
+def required(value: T | None, name: str, command: str) -> T:
+    """A value that only some uses of the command may leave out.
+
+    Raises:
+        UsageError: it was left out.
+    """
+    if value is None:
+        raise UsageError(f"Missing {name}", f"teachonce {command} --help")
+    return value
+
+
+def _choices(key: str) -> str:
+    """The allowed values of a training key, read off the config so that no list is kept twice."""
+    return " or ".join(typing.get_args(typing.get_type_hints(TrainConfig)[key]))
+
+
+def _set_help(kind: type[Any]) -> str:
+    return f"Change how it runs; may be repeated. Keys: {', '.join(keys_of(kind))}."
+
+
+MODEL_HELP = "as open_clip names it: ViT-B-16/openai, hf-hub:ORG/NAME, local-dir:PATH"
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; all else on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No notes, no progress: only the result and errors.")]
+
+ManifestArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="MANIFEST", help="A manifest file, or the name of a shipped one.", show_default=False),
+]
+ManifestOption = Annotated[str | None, typer.Option("--manifest", metavar="M", help="The same as MANIFEST.")]
+EvaluateManifest = Annotated[
+    str, typer.Option("--manifest", metavar="M", help="A manifest file, or the name of a shipped one.")
+]
+Root = Annotated[Path | None, typer.Option("--root", metavar="DIR", help="Folder that holds the data.")]
+Split = Annotated[str, typer.Option("--split", metavar="S", help="Split of the manifest to read.")]
+Vocabulary = Annotated[
+    str | None,
+    typer.Option("--vocabulary", metavar="V", help="Class list, if not the manifest's own."),
+]
+Template = Annotated[str, typer.Option("--template", metavar="T", help="Sentence around a class name, {} is the name.")]
+
+LabelsOption = Annotated[Path, typer.Option("--labels", metavar="OUT.zarr", help="Label store to write or continue.")]
+LabelsArgument = Annotated[Path, typer.Argument(metavar="LABELS.zarr", help="A label store that teach has written.")]
+TrainLabels = Annotated[
+    Path | None,
+    typer.Argument(metavar="LABELS.zarr", help="A label store that teach has written.", show_default=False),
+]
+Repair = Annotated[
+    bool, typer.Option("--repair", help="Take bad chunks out of the ledger, so that the next teach rebuilds them.")
+]
+Teacher = Annotated[
+    str | None,
+    typer.Option("--teacher", metavar="MODEL", help=f"The frozen teacher, {MODEL_HELP}. Without it: hard labels only."),
+]
+TeachStudents = Annotated[
+    list[str] | None,
+    typer.Option("--student", metavar="MODEL", help="Also keep this student's image features; may be repeated."),
+]
+TopK = Annotated[int | None, typer.Option("--top-k", metavar="K", min=1, help="Classes kept of each soft label.")]
+Workers = Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Dask worker processes.")]
+ChunkRows = Annotated[
+    int | None,
+    typer.Option("--chunk-rows", metavar="N", min=1, help="Rows of one task and one commit; fixed by the first run."),
+]
+ForceUnlock = Annotated[
+    bool, typer.Option("--force-unlock", help="Take over the lock of a run on another host that is surely dead.")
+]
+TeachSet = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_set_help(TeachSettings))]
+
+Student = Annotated[str, typer.Option("--student", metavar="MODEL", help=f"The frozen student, {MODEL_HELP}.")]
+TrainStudent = Annotated[
+    str | None, typer.Option("--student", metavar="MODEL", help=f"The frozen student, {MODEL_HELP}.")
+]
+TrainOut = Annotated[Path | None, typer.Option("--out", metavar="RUN", help="Run folder to write or resume.")]
+Structure = Annotated[
+    str | None,
+    typer.Option("--structure", metavar="S", help=f"How prompts enter attention: {_choices('structure')}."),
+]
+Supervision = Annotated[
+    str | None,
+    typer.Option("--supervision", metavar="S", help=f"What is learnt from: {_choices('supervision')}."),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE.toml", help="Training configuration; flags and --set win.")
+]
+TrainSet = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the configuration, or threads; repeatable."),
+]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Seed of initialisation and sampling.")]
+Steps = Annotated[int | None, typer.Option("--steps", metavar="N", min=1, help="Optimiser steps.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")]
+
+RunArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="RUN", help="A run folder of train; without it the template is scored.", show_default=False),
+]
+PerClass = Annotated[
+    Path | None, typer.Option("--per-class", metavar="FILE.csv", help="Also write each class's accuracy here.")
+]
+EvaluateSet = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_set_help(EvaluateSettings))]
+
+DemoOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for everything that the demo writes.")]
+DemoSeeds = Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="Runs of each configuration.")]
+DemoTrainModels = Annotated[
+    Path | None,
+    typer.Option("--train-models", metavar="DIR", hidden=True, help="Maintainers: train the demo's models into DIR."),
+]

@@ -1,0 +1,227 @@
+"""Stand-ins for the stages: same requests and results, no work. Run as a script it is `teachonce` on top of them.
+
+It imports no stage, so the command line is tested without torch, a store or an image.
+
+`STUB_ACT` says what a stub does before it returns: `sleep` until a signal comes, `print` where it must not,
+`progress` through 100 rows, `progress-then-fail`. `STUB_MARK` names a file that its `finally` writes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from teachonce.config import TrainConfig
+from teachonce.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachRequest:
+    manifest: str
+    root: Path | None
+    split: str = "train"
+    labels: Path
+    teacher: str | None
+    students: tuple[str, ...] = ()
+    vocabulary: str | None = None
+    template: str = "a photo of a {}."
+    top_k: int | None = None
+    workers: int = 1
+    threads: int | None = None
+    batch_size: int = 128
+    chunk_rows: int | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    max_failed_share: float = 0.01
+    force_unlock: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachResult:
+    rows_ok: int = 1200
+    rows_failed: int = 0
+    rows_per_second: float = 12.5
+    chunks_written: int = 3
+    chunks_skipped: int = 0
+    seconds: float = 96.0
+    bytes_per_row: dict[str, float] = field(default_factory=lambda: {"labels": 152.5, "total": 152.5})
+    labels: str = "labels.zarr"
+    store_id: str = "f00d"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectRequest:
+    labels: Path
+    samples: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectResult:
+    rows: int = 1200
+    chunks: int = 3
+    chunks_committed: int = 3
+    rows_failed: int = 0
+    top_k: int = 10
+    vocabulary_size: int = 120
+    bytes_per_row: dict[str, float] = field(default_factory=lambda: {"total": 152.5})
+    fingerprint: dict[str, Any] = field(default_factory=lambda: {"teacher": {"name": "stub", "precision": "fp32"}})
+    students: tuple[dict[str, Any], ...] = ()
+    statistics: dict[str, float] = field(default_factory=lambda: {"entropy": float("nan")})
+    examples: tuple[dict[str, Any], ...] = ({"key": "[red]a.jpg", "classes": ("tench", "eel")},)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyRequest:
+    labels: Path
+    repair: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    where: str
+    expected: str
+    found: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyResult:
+    ok: bool = True
+    chunks_checked: int = 3
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    labels: Path
+    student: str
+    out: Path
+    config: TrainConfig
+    resume: bool = False
+    threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    steps: int = 600
+    trainable_parameters: int = 98304
+    seconds: float = 60.0
+    final_loss: float = float("inf")
+    out: Path = Path("run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRequest:
+    run: Path | None
+    student: str
+    manifest: str
+    root: Path | None
+    split: str = "val"
+    vocabulary: str | None = None
+    template: str = "a photo of a {}."
+    per_class: Path | None = None
+    batch_size: int = 128
+    threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult:
+    top1: float = 0.625
+    top5: float = 0.9
+    n: int = 200
+    classes: int = 10
+    top1_interval: tuple[float, float] = (0.55, 0.69)
+    tied_names: int = 0
+    failed: int = 0
+    template: str | None = None
+    run: str | None = None
+    per_class: str | None = None
+    baseline: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoRequest:
+    out: Path
+    seeds: int = 1
+    workers: int = 1
+    train_models: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    table: tuple[dict[str, Any], ...] = ({"prompts": "none", "top1": 0.5}, {"prompts": "unshared", "top1": 0.75})
+    paths: dict[str, str] = field(default_factory=lambda: {"labels": "demo/labels.zarr"})
+    seconds: float = 30.0
+
+
+NAMES = ("teach", "inspect", "verify", "train", "evaluate", "demo")
+
+
+class Stubs:
+    """Six stub stages that remember what they were asked, and can be told how to end.
+
+    Attributes:
+        requests: every request, in order.
+        problem: raised by the next stage instead of returning.
+        result: returned instead of the usual result.
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+        self.problem: BaseException | None = None
+        self.result: Any = None
+
+    def module(self, name: str) -> types.ModuleType:
+        """The stub of one stage, as `teachonce.stages.<name>`."""
+        made = types.ModuleType(f"teachonce.stages.{name}")
+        request = f"{name.capitalize()}Request"
+        result_type = globals()[f"{name.capitalize()}Result"]
+
+        def stage(request: Any, reporter: Any) -> Any:
+            self.requests.append(request)
+            act(reporter)
+            if self.problem is not None:
+                raise self.problem
+            return result_type() if self.result is None else self.result
+
+        setattr(made, request, globals()[request])
+        setattr(made, name, stage)
+        return made
+
+
+def act(reporter: Any) -> None:
+    """Do what STUB_ACT says."""
+    what = os.environ.get("STUB_ACT", "")
+    mark = os.environ.get("STUB_MARK")
+    try:
+        if what == "print":
+            sys.stdout.write("a library prints\n")
+            os.system("echo a child prints")
+        if what.startswith("progress"):
+            for done in range(0, 60 if what.endswith("fail") else 101, 20):
+                reporter.progress("labels", done, 100, "rows", failed=1)
+        if what.endswith("fail"):
+            raise DataError("no such archive: a.tar", "check --root")
+        if what == "sleep":
+            reporter.note("sleeping")
+            time.sleep(60)
+    finally:
+        if mark:
+            Path(mark).write_text("cleaned up")
+
+
+def main() -> None:
+    """`teachonce` with all stages replaced."""
+    stubs = Stubs()
+    for name in NAMES:
+        sys.modules[f"teachonce.stages.{name}"] = stubs.module(name)
+    from teachonce.cli import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

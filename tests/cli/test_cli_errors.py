@@ -1,0 +1,153 @@
+"""Every way to fail: its exit code, what a person reads, what a program reads.
+
+Stages are stubs that fail on request.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stage_stubs
+
+from teachonce import errors
+from teachonce.cli.app import Terminated
+
+Command = Callable[..., Any]
+
+EXPLAINED = [
+    (errors.UsageError, 2),
+    (errors.UnsupportedModelError, 2),
+    (errors.DataError, 3),
+    (errors.IntegrityError, 4),
+    (errors.FingerprintError, 4),
+    (errors.IncompleteError, 5),
+    (errors.EnvironmentFault, 6),
+    (errors.TeachOnceError, 1),
+]
+
+
+@pytest.mark.parametrize(("kind", "code"), EXPLAINED)
+def test_an_explained_error(
+    kind: type[errors.TeachOnceError], code: int, teachonce_here: Command, stubs: stage_stubs.Stubs
+) -> None:
+    stubs.problem = kind("chunk 3 of [x] differs", "teachonce verify x.zarr")
+    ended = teachonce_here("inspect", "x.zarr")
+    assert (ended.code, ended.out) == (code, "")
+    assert ended.err == "error: chunk 3 of [x] differs\nnext: teachonce verify x.zarr\n"
+    ended = teachonce_here("inspect", "x.zarr", "--json")
+    assert ended.code == code
+    assert ended.document == {
+        "schema": 1,
+        "command": "inspect",
+        "error": {
+            "kind": kind.__name__,
+            "message": "chunk 3 of [x] differs",
+            "hint": "teachonce verify x.zarr",
+            "exit_code": code,
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("problem", "code", "word"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/disk/x.zarr"), 6, "/disk/x.zarr"),
+        (PermissionError(errno.EACCES, "Permission denied", "/disk/x.zarr"), 6, "/disk/x.zarr"),
+        (OSError(errno.EROFS, "Read-only file system", "/disk/x.zarr"), 6, "/disk/x.zarr"),
+        (ModuleNotFoundError("No module named 'zarr'", name="zarr"), 6, "'zarr'"),
+        (ModuleNotFoundError("No module named 'teachonce.gone'", name="teachonce.gone"), 1, "TEACHONCE_DEBUG=1"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/gone"), 1, "TEACHONCE_DEBUG=1"),
+        (ValueError("shapes differ"), 1, "ValueError: shapes differ"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, "BrokenPipeError"),
+        (EOFError(), 1, "EOFError"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (Terminated(), 143, "SIGTERM"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
+)
+def test_an_error_that_no_stage_explained(
+    problem: BaseException, code: int, word: str, teachonce_here: Command, stubs: stage_stubs.Stubs
+) -> None:
+    stubs.problem = problem
+    ended = teachonce_here("inspect", "x.zarr", "--json")
+    assert ended.code == code
+    assert ended.document["error"]["exit_code"] == code
+    assert word in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_debug_shows_the_traceback(
+    teachonce_here: Command, stubs: stage_stubs.Stubs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEACHONCE_DEBUG", "1")
+    stubs.problem = ValueError("shapes differ")
+    ended = teachonce_here("inspect", "x.zarr", "--json")
+    assert "Traceback" in ended.err
+    assert ended.document["error"]["kind"] == "ValueError"
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        (("inspect", "--json"), "inspect"),
+        (("teach", "m.toml", "--json"), "teach"),
+        (("eval", "--json", "--student", "S"), "evaluate"),
+        (("train", "--json", "x.zarr"), "train"),
+        (("teach", "m.toml", "--labels", "x", "--top-k", "0", "--json"), "teach"),
+        (("teach", "m.toml", "--labels", "x", "--set", "batch_size=0", "--json"), "teach"),
+        (("teach", "m.toml", "--labels", "x", "--set", "batch_size", "--json"), "teach"),
+        (("nonsense", "--json"), None),
+    ],
+)
+def test_usage_errors_are_documents_too(line: tuple[str, ...], command: str | None, teachonce_here: Command) -> None:
+    ended = teachonce_here(*line)
+    assert ended.code == 2
+    assert ended.document["command"] == command
+    assert ended.document["error"]["kind"] == "UsageError"
+    assert ended.document["error"]["message"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_unwinds_the_stage(
+    number: signal.Signals, code: int, stubbed_command: list[str], tmp_path: Path
+) -> None:
+    mark = tmp_path / "mark"
+    process = subprocess.Popen(
+        [*stubbed_command, "inspect", "x.zarr", "--json"],
+        env={**os.environ, "STUB_ACT": "sleep", "STUB_MARK": str(mark)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a signal to the test run itself must not reach it twice
+    )
+    with process:
+        try:
+            assert process.stderr is not None
+            assert process.stderr.readline() == "sleeping\n"
+            process.send_signal(number)
+            out, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode == code
+    assert mark.read_text() == "cleaned up", "`finally` of the stage must have run"
+    assert f'"exit_code": {code}' in out
+    assert "Traceback" not in err
+
+
+def test_a_reader_that_leaves_early_is_no_error(stubbed_command: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)  # what `| head -0` does
+    try:
+        done = subprocess.run(
+            [*stubbed_command, "demo", "--json"], stdout=write, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")

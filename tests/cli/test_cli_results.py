@@ -1,0 +1,198 @@
+"""What a command hands to its stage, and how the result looks to a program and to a person.
+
+Stages are stubs: nothing here computes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stage_stubs
+
+from teachonce.config import TrainConfig
+
+Command = Callable[..., Any]
+
+LINES = {
+    "teach": ("teach", "m.toml", "--labels", "x.zarr"),
+    "inspect": ("inspect", "x.zarr"),
+    "verify": ("verify", "x.zarr"),
+    "train": ("train", "x.zarr", "--student", "S", "--out", "run"),
+    "evaluate": ("evaluate", "--student", "S", "--manifest", "m.toml"),
+    "demo": ("demo",),
+}
+
+
+@pytest.mark.parametrize("name", sorted(LINES))
+def test_json_is_one_document_with_all_of_the_result(name: str, teachonce_here: Command) -> None:
+    ended = teachonce_here(*LINES[name], "--json")
+    result = getattr(stage_stubs, f"{name.capitalize()}Result")()
+    assert ended.code == 0
+    assert ended.document["schema"] == 1
+    assert ended.document["command"] == name
+    assert set(ended.document) == {"schema", "command"} | {field.name for field in dataclasses.fields(result)}
+
+
+def test_json_has_no_values_that_json_does_not_know(teachonce_here: Command) -> None:
+    assert teachonce_here(*LINES["train"], "--json").document["final_loss"] is None
+    assert teachonce_here(*LINES["train"], "--json").document["out"] == "run"
+    assert teachonce_here(*LINES["inspect"], "--json").document["statistics"] == {"entropy": None}
+    assert teachonce_here(*LINES["evaluate"], "--json").document["top1_interval"] == [0.55, 0.69]
+
+
+def test_json_knows_the_scalars_of_numpy(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
+    np = pytest.importorskip("numpy")
+    stubs.result = stage_stubs.EvaluateResult(top1=np.float32(0.5), n=np.int64(7))
+    document = teachonce_here(*LINES["evaluate"], "--json").document
+    assert (document["top1"], document["n"]) == (0.5, 7)
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",), ("--quiet",)], ids=str)
+def test_prints_of_libraries_and_children_do_not_reach_stdout(
+    flags: tuple[str, ...], teachonce_here: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUB_ACT", "print")
+    ended = teachonce_here(*LINES["demo"], *flags)
+    assert "prints" not in ended.out
+    assert "a library prints" in ended.err
+    assert "a child prints" in ended.err
+
+
+def test_people_see_percent_programs_see_fractions(teachonce_here: Command) -> None:
+    text = teachonce_here(*LINES["evaluate"]).out
+    assert "62.50%" in text
+    assert "55.00%, 69.00%" in text
+    assert teachonce_here(*LINES["evaluate"], "--json").document["top1"] == 0.625
+    assert "75.00%" in teachonce_here(*LINES["demo"]).out
+
+
+def test_text_from_data_is_not_taken_for_markup(teachonce_here: Command) -> None:
+    text = teachonce_here(*LINES["inspect"]).out
+    assert "[red]a.jpg" in text
+    assert "tench, eel" in text
+    assert "fingerprint.teacher.precision" in text
+
+
+def test_verify_lists_faults_and_ends_with_4(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
+    fault = stage_stubs.Fault(where="labels chunk 2", expected="ab12", found="cd34")
+    stubs.result = stage_stubs.VerifyResult(ok=False, faults=(fault,))
+    ended = teachonce_here(*LINES["verify"])
+    assert ended.code == 4
+    assert all(word in ended.out for word in ("labels chunk 2", "ab12", "cd34"))
+    ended = teachonce_here(*LINES["verify"], "--json")
+    assert ended.code == 4
+    assert ended.document["faults"] == [{"where": "labels chunk 2", "expected": "ab12", "found": "cd34"}]
+
+
+def test_verify_repairs_only_when_asked(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
+    teachonce_here(*LINES["verify"])
+    teachonce_here(*LINES["verify"], "--repair")
+    assert [request.repair for request in stubs.requests] == [False, True]
+
+
+def test_eval_is_evaluate(teachonce_here: Command) -> None:
+    ended = teachonce_here("eval", *LINES["evaluate"][1:], "--json")
+    assert ended.document["command"] == "evaluate"
+
+
+@pytest.mark.parametrize("line", [("teach", "m.toml"), ("teach", "--manifest", "m.toml")])
+def test_the_manifest_is_given_either_way(
+    line: tuple[str, ...], teachonce_here: Command, stubs: stage_stubs.Stubs
+) -> None:
+    assert teachonce_here(*line, "--labels", "x.zarr").code == 0
+    assert stubs.requests[-1] == stage_stubs.TeachRequest(
+        manifest="m.toml", root=None, labels=Path("x.zarr"), teacher=None
+    )
+
+
+def test_the_manifest_is_given_once(teachonce_here: Command) -> None:
+    assert teachonce_here("teach", "m.toml", "--manifest", "m.toml", "--labels", "x.zarr").code == 2
+    assert teachonce_here("teach", "--labels", "x.zarr").code == 2
+
+
+def test_teach_hands_every_option_on(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
+    line = "teach m --root data --split val --labels x.zarr --teacher T --student A --student B --vocabulary V"
+    line += " --template {} --top-k 5 --workers 2 --chunk-rows 64 --force-unlock"
+    line += " --set threads=1 --set batch_size=8 --set precision=bf16 --set max_failed_share=0.5"
+    assert teachonce_here(*line.split()).code == 0
+    assert stubs.requests[-1] == stage_stubs.TeachRequest(
+        manifest="m",
+        root=Path("data"),
+        split="val",
+        labels=Path("x.zarr"),
+        teacher="T",
+        students=("A", "B"),
+        vocabulary="V",
+        template="{}",
+        top_k=5,
+        workers=2,
+        threads=1,
+        batch_size=8,
+        chunk_rows=64,
+        precision="bf16",
+        max_failed_share=0.5,
+        force_unlock=True,
+    )
+
+
+def test_evaluate_hands_every_option_on(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
+    line = "evaluate run --student S --manifest m --root data --split test --vocabulary V --template {}"
+    line += " --per-class c.csv --set batch_size=4 --set threads=2"
+    assert teachonce_here(*line.split()).code == 0
+    assert stubs.requests[-1] == stage_stubs.EvaluateRequest(
+        run=Path("run"),
+        student="S",
+        manifest="m",
+        root=Path("data"),
+        split="test",
+        vocabulary="V",
+        template="{}",
+        per_class=Path("c.csv"),
+        batch_size=4,
+        threads=2,
+    )
+
+
+def test_train_flags_win_over_set_and_set_over_the_file(
+    teachonce_here: Command, stubs: stage_stubs.Stubs, tmp_path: Path
+) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("steps = 7\nseed = 7\nbatch_size = 7\n")
+    line = ("--config", str(file), "--set", "steps=8", "--set", "seed=8", "--set", "threads=2")
+    flags = ("--seed", "9", "--structure", "shared", "--supervision", "hard", "--resume")
+    assert teachonce_here(*LINES["train"], *line, *flags).code == 0
+    request = stubs.requests[-1]
+    assert (request.threads, request.resume) == (2, True)
+    assert request.config == TrainConfig(structure="shared", supervision="hard", batch_size=7, steps=8, seed=9)
+
+
+def test_demo_hands_every_option_on(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
+    assert teachonce_here("demo").code == 0
+    assert stubs.requests[-1] == stage_stubs.DemoRequest(out=Path("teachonce-demo"))
+    assert teachonce_here("demo", "--out", "d", "--seeds", "2", "--workers", "2", "--train-models", "t").code == 0
+    assert stubs.requests[-1] == stage_stubs.DemoRequest(out=Path("d"), seeds=2, workers=2, train_models=Path("t"))
+
+
+def test_print_config_needs_no_store_and_reads_back(
+    teachonce_here: Command, stubs: stage_stubs.Stubs, tmp_path: Path
+) -> None:
+    ended = teachonce_here("train", "--print-config", "--steps", "3")
+    assert ended.code == 0
+    assert tomllib.loads(ended.out) == TrainConfig(steps=3).to_dict()
+    (tmp_path / "c.toml").write_text(ended.out)
+    again = teachonce_here("train", "--print-config", "--config", str(tmp_path / "c.toml"), "--json")
+    assert again.document["config"] == TrainConfig(steps=3).to_dict()
+    assert stubs.requests == []
+
+
+def test_json_lines_append_to_one_file(teachonce_here: Command) -> None:
+    out = teachonce_here(*LINES["evaluate"], "--json").out
+    assert out.count("\n") == 1
+    assert out.endswith("\n")
+    assert json.loads(out)

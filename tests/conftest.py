@@ -1,0 +1,93 @@
+"""What holds for every test: no network, one name for the package, no colour settings from outside.
+
+It builds no data: fixtures that do live beside the tests that need them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub; child processes inherit it
+
+ONE_NAME_ONLY = ("pipeline", "stages", "cli", "data_manifests", "configs")
+COLOUR_SETTINGS = ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "NO_COLOR", "CLICOLOR_FORCE", "COLUMNS")
+
+
+@pytest.fixture(scope="session")
+def project() -> Path:
+    """The root of the checkout."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_name_only() -> Iterator[None]:
+    """After all tests: no folder was also imported under its own name, which would make second copies of classes."""
+    yield
+    found = [name for name in ONE_NAME_ONLY if name in sys.modules]
+    assert not found, f"imported as top-level modules: {found}; import them as teachonce or teachonce.<name>"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
+    """Tests reach this machine only.
+
+    Datagram sockets pass: Dask connects one to learn its own address, which sends nothing.
+    """
+    connect, connect_ex, getaddrinfo = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
+
+    def guarded_connect(self: socket.socket, address: Any) -> None:
+        _refuse_remote(self, address)
+        connect(self, address)
+
+    def guarded_connect_ex(self: socket.socket, address: Any) -> int:
+        _refuse_remote(self, address)
+        return connect_ex(self, address)
+
+    def guarded_getaddrinfo(host: Any, *args: Any, **options: Any) -> Any:
+        if not (_is_local(host) or _is_address(host)):
+            raise RuntimeError(f"tests use no network; something looked up {host!r}")
+        return getaddrinfo(host, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded_connect)
+        patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
+        patch.setattr(socket, "getaddrinfo", guarded_getaddrinfo)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def plain_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Colours and widths that a CI machine forces would change what is printed."""
+    for name in COLOUR_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+
+
+def _refuse_remote(connection: socket.socket, address: Any) -> None:
+    # RuntimeError and no OSError: code that retries or falls back on connection errors must not hide it.
+    if connection.family in (socket.AF_INET, socket.AF_INET6) and connection.type == socket.SOCK_STREAM:
+        host = address[0]
+        if not _is_local(host):
+            raise RuntimeError(f"tests use no network; something connected to {host!r}")
+
+
+def _is_local(host: Any) -> bool:
+    name = host.decode() if isinstance(host, bytes) else host
+    if name in (None, "", "localhost", socket.gethostname()):
+        return True
+    return _is_address(name) and ipaddress.ip_address(name).is_loopback
+
+
+def _is_address(host: Any) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
