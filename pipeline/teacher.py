@@ -46,7 +46,7 @@ def soft_labels(logits_BC: Tensor, top_k: int, temperatures: tuple[float, ...]) 
         raise UsageError(f"top-k {top_k} is larger than the vocabulary of {logits_BC.shape[1]} classes")
     if not torch.isfinite(logits_BC).all():
         raise DataError("the teacher gave a NaN or infinite logit",
-                        hint="run with --precision fp32; if it stays, the weights are damaged")  # fmt: skip
+                        hint="run with --set precision=fp32; if it stays, the weights are damaged")  # fmt: skip
     ids, values = exact_topk(logits_BC, top_k)
     total = torch.logsumexp(logits_BC, dim=1)
     outside = logits_BC.scatter(1, ids, float("-inf"))

@@ -3,11 +3,11 @@
 It trains nothing (`prompts` holds what is learned) and refuses towers on which its short cuts would be wrong.
 
 The text is [SOS] slots name suffix [EOT]. Under a causal mask the prefix [SOS] slots is the same for every name, so
-its keys and values are computed once; nothing after EOT is computed; names lie end to end in one flat list, so
-nothing is padded; the last block computes the EOT position only.
+its keys and values are computed once; nothing after EOT is computed; names lie end to end, so nothing is padded; the
+last block computes the EOT position only.
 
-Shapes: N names as given, C distinct names (of one call), T their tokens, M slots, P = 1 + M prefix positions,
-L blocks, D width, H heads, d = D / H, E embedding; G names of one group, n their common length, R query rows.
+Shapes: N names as given, C distinct names, T their tokens, M slots, P = 1 + M prefix positions, L blocks, D width,
+H heads, d = D / H, E embedding; G names of one length, n that length, R query rows.
 """
 
 from __future__ import annotations
@@ -186,10 +186,10 @@ class TextTower:
             ids = self._encode(name + suffix, f"class name {index} ({name!r})", nothing)
             inverse.append(first.setdefault((*ids, int(self.tokenizer.eot_token_id)), len(first)))
         offsets = torch.tensor([0, *map(len, first)]).cumsum(0)
-        flat = torch.tensor([token for tokens in first for token in tokens])
-        result = NameTokens(tuple(names), flat, offsets, torch.tensor(inverse))
-        result.check_fits(slots, self.context_length)
-        return result
+        flat = torch.tensor([token for ids in first for token in ids])
+        tokens = NameTokens(tuple(names), flat, offsets, torch.tensor(inverse))
+        tokens.check_fits(slots, self.context_length)
+        return tokens
 
     def embed_words(self, text: str) -> Tensor:
         """Token embeddings of a context such as "a photo of a", without position, [M, D].
@@ -282,11 +282,10 @@ def _text_part(model: nn.Module) -> Any:
     """The module whose attributes are the text tower's parts."""
     if isinstance(model, open_clip.CLIP):
         return model
-    if isinstance(model, open_clip.CustomTextCLIP):
-        if type(model.text) is TextTransformer:
-            return model.text
-        raise _unsupported(f"a text tower of class {type(model.text).__name__}")
-    raise _unsupported(f"a model of class {type(model).__name__}")
+    custom = isinstance(model, open_clip.CustomTextCLIP)
+    if custom and type(model.text) is TextTransformer:
+        return model.text
+    raise _unsupported(f"a tower of class {type(model.text if custom else model).__name__}")
 
 
 def _check_structure(model: nn.Module, text: Any, eot: int) -> None:
@@ -310,9 +309,9 @@ def _check_structure(model: nn.Module, text: Any, eot: int) -> None:
 
 
 def _check_tokenizer(tokenizer: Any, embedding: nn.Embedding) -> None:
-    specials = [getattr(tokenizer, name, None) for name in ("sot_token_id", "eot_token_id")]
+    specials: list[Any] = [getattr(tokenizer, name, None) for name in ("sot_token_id", "eot_token_id")]  # rising
     known = all(isinstance(token, int) and token < embedding.num_embeddings for token in specials)
-    if not known or not callable(getattr(tokenizer, "encode", None)):
+    if not (known and specials == sorted(specials) and callable(getattr(tokenizer, "encode", None))):
         raise _unsupported(f"a tokenizer of class {type(tokenizer).__name__} without `encode`, start and end tokens")
 
 

@@ -69,8 +69,9 @@ def _tower_features(tower: TextTower, names: Sequence[str], before: str, after: 
 
 @torch.inference_mode()
 def prompted_features(tower: TextTower, prompts: SlotPrompts, names: NameTokens) -> Tensor:
-    """Unit text features of all names with the given prompts, [N, E], computed in pieces."""
-    parts = [tower.features(prompts, names, chunk) for chunk in torch.arange(names.count).split(CHUNK)]
+    """Unit text features of all names with the given prompts, [N, E], computed in pieces where the tower is."""
+    here = SlotPrompts(**{letter: None if x is None else x.to(tower.device) for letter, x in vars(prompts).items()})
+    parts = [tower.features(here, names, chunk) for chunk in torch.arange(names.count).split(CHUNK)]
     return names.expand(torch.cat(parts))
 
 

@@ -131,7 +131,7 @@ def _prompt_classes(clip: LoadedClip, vocabulary: Vocabulary, run: Path) -> npt.
         )
     tower = TextTower.from_clip(clip.model, clip.tokenizer)
     names = tower.tokenise(vocabulary.names, suffix=loaded.meta.suffix)
-    return np.asarray(prompted_features(tower, loaded.prompts.to(clip.device), names).cpu().numpy())
+    return np.asarray(prompted_features(tower, loaded.prompts, names).cpu().numpy())
 
 
 def _image_features(

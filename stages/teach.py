@@ -134,7 +134,7 @@ def _check(request: TeachRequest) -> None:
         if value is not None and value < least:
             raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, found {value}")
     if not 0 <= request.max_failed_share <= 1:
-        raise UsageError(f"--max-failed-share must be between 0 and 1, found {request.max_failed_share}")
+        raise UsageError(f"max_failed_share must be between 0 and 1, found {request.max_failed_share}")
     if request.teacher is None and not request.students:
         raise UsageError("nothing to compute: give --teacher MODEL, --student MODEL, or both")
     if not request.labels.name.endswith(".zarr"):
@@ -296,9 +296,9 @@ def _run(
         failed += report.rows_failed
         if failed > request.max_failed_share * store.layout.rows:
             raise DataError(
-                f"{failed} of {tally.rows} images failed; --max-failed-share {request.max_failed_share} allows fewer; "
+                f"{failed} of {tally.rows} images failed, over max_failed_share = {request.max_failed_share}; "
                 f"reasons are in {_failure_log(store)}",
-                hint="look at the archives; raise --max-failed-share if these images are known to be bad",
+                hint="look at the archives; add --set max_failed_share=... if these images are known to be bad",
             )
         reporter.progress("teach", tally.rows, total, "images", failed=failed, **_shares(tally))
     tally.seconds = time.monotonic() - began

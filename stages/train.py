@@ -1,0 +1,214 @@
+"""train: learn prompts of a frozen student from a label store; no image is read and no teacher runs.
+
+A run folder holds config.toml, events.jsonl, checkpoints/, prompts.safetensors + prompts.json and results.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tomli_w
+
+from teachonce import __version__
+from teachonce.config import TrainConfig
+from teachonce.errors import FingerprintError, UsageError
+from teachonce.files import atomic_write_bytes
+from teachonce.label_store import LabelStore
+from teachonce.progress import Reporter
+from teachonce.runlog import RunLog
+from teachonce.store_format import LABELS
+from teachonce.versions import package_versions
+
+if TYPE_CHECKING:
+    from teachonce.checkpoint import Identity
+    from teachonce.clip_models import LoadedClip
+    from teachonce.training import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """What to train; see `teachonce train --help`."""
+
+    labels: Path
+    student: str
+    out: Path
+    config: TrainConfig
+    resume: bool = False
+    threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What came out."""
+
+    steps: int
+    trainable_parameters: int
+    seconds: float
+    """Of this call; a resumed run's earlier part is not in it."""
+    final_loss: float
+    """Mean loss of the last logged steps."""
+    out: str
+    prompts_digest: str
+    """SHA-256 of prompts.safetensors."""
+
+
+def train(request: TrainRequest, reporter: Reporter) -> TrainResult:
+    """Train until the configured number of steps; SIGTERM and Ctrl-C checkpoint first.
+
+    Raises:
+        UsageError: the run folder exists and --resume was not given, or there is nothing to resume.
+        FingerprintError: the run folder or the store belongs to something else.
+        DataError: the store lacks what the config needs.
+        TeachOnceError: the loss became NaN or infinite; the last checkpoint is kept.
+    """
+    began = time.monotonic()
+    _check_folder(request)
+    store = LabelStore.open(request.labels)
+    check_store(store, request.config)
+
+    from teachonce.clip_models import load_clip, pick_device, tune_process  # heavy: only when all is in order
+    from teachonce.cluster import default_threads
+
+    tune_process(request.threads or default_threads(1))
+    clip = load_clip(request.student, pick_device())
+    trainer, identity = _build(request, store, clip, reporter)
+    log = RunLog(request.out / "events.jsonl")
+    first = _start(request, trainer, identity, log, reporter)
+    _loop(request, trainer, identity, log, first, reporter)
+    return _finish(request, trainer, clip, store, time.monotonic() - began)
+
+
+def check_store(store: LabelStore, config: TrainConfig) -> None:
+    """Refuse a config that the store cannot serve, before anything heavy is loaded.
+
+    Raises:
+        UsageError: soft labels from a store without a teacher, or at a temperature it has no tail for.
+    """
+    if config.supervision == "hard":
+        return
+    if not store.layout.top_k:
+        raise UsageError(
+            f"{store.path} was made without a teacher: it has no soft labels for supervision = '{config.supervision}'",
+            hint="train with --supervision hard, or make a store with `teachonce teach ... --teacher MODEL`",
+        )
+    if config.temperature not in store.layout.temperatures:
+        raise UsageError(
+            f"temperature = {config.temperature}: {store.path} holds the mass outside the top "
+            f"{store.layout.top_k} for the temperatures {', '.join(map(str, store.layout.temperatures))} only",
+            hint="use one of these",
+        )
+
+
+def _check_folder(request: TrainRequest) -> None:
+    marker = request.out / "config.toml"
+    if request.resume:
+        if not marker.is_file():
+            raise UsageError(f"{request.out} holds no run: there is nothing to resume", hint="start without --resume")
+        stored = tomllib.loads(marker.read_text(encoding="utf-8"))
+        wanted = request.config.to_dict()
+        different = [
+            f"{key}: there {stored.get(key)!r}, here {wanted.get(key)!r}"
+            for key in sorted(stored.keys() | wanted.keys())
+            if stored.get(key) != wanted.get(key)
+        ]
+        if different:
+            raise FingerprintError(
+                f"{request.out} was started with another config:\n  " + "\n  ".join(different),
+                hint=f"resume with --config {marker}",
+            )
+    elif request.out.exists() and any(request.out.iterdir()):
+        raise UsageError(
+            f"{request.out} is not empty", hint="continue it with --resume, or give another --out; nothing was changed"
+        )
+
+
+def _build(request: TrainRequest, store: LabelStore, clip: LoadedClip, reporter: Reporter) -> tuple[Trainer, Identity]:
+    from teachonce.checkpoint import Identity
+    from teachonce.text_tower import TextTower
+    from teachonce.training import Trainer
+    from teachonce.working_set import load_working_set
+
+    tower = TextTower.from_clip(clip.model, clip.tokenizer)
+    rows = load_working_set(store, clip.digest, reporter)
+    vocabulary = store.vocabulary()
+    trainer = Trainer(request.config, tower, vocabulary.names, rows, clip.logit_scale)
+    reporter.note(
+        f"{trainer.learner.trainable_parameters()} trainable parameters, {len(rows)} rows, "
+        f"{len(vocabulary)} classes ({vocabulary.tied()} share a name)"
+    )
+    return trainer, Identity(request.config.digest(), store.store_id(), clip.digest)
+
+
+def _start(request: TrainRequest, trainer: Trainer, identity: Identity, log: RunLog, reporter: Reporter) -> int:
+    """Make or reopen the run folder; returns the first step to do."""
+    from teachonce.checkpoint import load_checkpoint, save_checkpoint
+
+    checkpoints = request.out / "checkpoints"
+    if request.resume:
+        step = load_checkpoint(checkpoints, trainer.learner, trainer.optimizer, identity)
+        log.rewind(step)
+        reporter.note(f"resuming {request.out} after step {step}")
+        return step
+    request.out.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(checkpoints, 0, trainer.learner, trainer.optimizer, identity)
+    log.write("start", step=0, teachonce=__version__, versions=package_versions(), labels=str(request.labels),
+              student=request.student, **{f"{name}_digest": value for name, value in asdict(identity).items()},
+              trainable_parameters=trainer.learner.trainable_parameters())  # fmt: skip
+    # The config is written last: it marks a folder that can be resumed.
+    atomic_write_bytes(request.out / "config.toml", tomli_w.dumps(request.config.to_dict()).encode())
+    return 0
+
+
+def _loop(
+    request: TrainRequest, trainer: Trainer, identity: Identity, log: RunLog, first: int, reporter: Reporter
+) -> None:
+    from teachonce.checkpoint import save_checkpoint
+    from teachonce.signals import deferred_signals
+
+    config, checkpoints = request.config, request.out / "checkpoints"
+    with deferred_signals() as stop_requested:
+        for step in range(first, config.steps):
+            losses = trainer.step(step)
+            done = step + 1
+            if done % config.log_every == 0 or done == config.steps:
+                log.write("step", step=done, **losses)
+                reporter.progress("train", done, config.steps, "steps", loss=round(losses["loss"], 4))
+            if done % config.checkpoint_every == 0 or done == config.steps or stop_requested():
+                save_checkpoint(checkpoints, done, trainer.learner, trainer.optimizer, identity)
+            if stop_requested():
+                reporter.note(f"stopped after step {done}; continue with --resume")
+                break
+
+
+def _finish(
+    request: TrainRequest, trainer: Trainer, clip: LoadedClip, store: LabelStore, seconds: float
+) -> TrainResult:
+    import torch
+
+    from teachonce.prompts import TENSORS_FILE, save_prompts
+
+    with torch.no_grad():
+        save_prompts(request.out, trainer.learner(), trainer.meta(clip.spec, clip.digest))
+    digest = hashlib.sha256((request.out / TENSORS_FILE).read_bytes()).hexdigest()
+    losses = [e["loss"] for e in _logged(request.out)][-5:]
+    final = sum(losses) / len(losses)
+    result = TrainResult(
+        steps=request.config.steps, trainable_parameters=trainer.learner.trainable_parameters(), seconds=seconds,
+        final_loss=final, out=str(request.out), prompts_digest=digest,
+    )  # fmt: skip
+    about: dict[str, Any] = {"schema": 1, **asdict(result), "store_id": store.store_id(), "student_digest": clip.digest,
+                             "vocabulary_digest": store.groups[LABELS].fingerprint["vocabulary_digest"]}  # fmt: skip
+    atomic_write_bytes(request.out / "results.json", (json.dumps(about, indent=1) + "\n").encode())
+    return result
+
+
+def _logged(out: Path) -> list[dict[str, Any]]:
+    from teachonce.runlog import read_events
+
+    return [event for event in read_events(out / "events.jsonl") if event["event"] == "step"]
