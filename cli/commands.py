@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from teachonce.cli import options
 from teachonce.cli.console import Output
 from teachonce.config import TrainConfig, load_train_config
-from teachonce.errors import IntegrityError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -39,8 +38,8 @@ def _job(command: str, json: bool, quiet: bool, stage: Callable[[Output], Datacl
         with output.working():
             result = stage(output)
         output.result(result)
-        sound = getattr(result, "ok", True)  # only `verify` can end well and bring bad news
-        return 0 if sound else IntegrityError.exit_code
+        bad_news: int = getattr(result, "exit_code", 0)  # only `verify` can end well and bring bad news
+        return bad_news
 
     return Job(command=command, json=json, quiet=quiet, work=work)
 

@@ -48,7 +48,8 @@ class TrainConfig:
     correction: Literal["ln", "none"] = "ln"
     """sampled: ln adds the log of the inverse inclusion rate to the filled-in classes inside the softmax."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = 0.01
+    learning_rate: float = 0.03
+    """In units of the slot states' size at each layer, so one value suits all structures and models."""
     momentum: float = 0.9
     """sgd only."""
     weight_decay: float = 0.0

@@ -88,7 +88,6 @@ class LabelStore:
             order: the samples in row order.
             class_embeddings: [classes, D], the teacher's unit text features; None without a teacher.
         """
-        ordered = index.take(order)
         draft = path.with_name(f"{path.name}.creating-{os.getpid()}")
         shutil.rmtree(draft, ignore_errors=True)
         try:
@@ -99,14 +98,7 @@ class LabelStore:
                 "layout": dataclasses.asdict(layout),
                 "fingerprint": dict(fingerprint),
             }
-            static: dict[str, npt.NDArray[Any]] = {"vocabulary": np.frombuffer(vocabulary.to_tsv(), np.uint8)}
-            if class_embeddings is not None:
-                static["class_embeddings"] = class_embeddings
-            static["index/archives"] = np.frombuffer("\n".join(index.archives).encode(), np.uint8)
-            static["label_classes"] = np.frombuffer(label_classes.to_tsv(), np.uint8)
-            static["index/sample"] = order.astype(np.uint32)
-            for name in ("archive", "offset", "size", "label", "key_bytes", "key_ends"):
-                static[f"index/{name}"] = getattr(ordered, name)
+            static = _static_arrays(vocabulary, label_classes, class_embeddings, index, order)
             for name, data in static.items():
                 store_format.create_static_array(root, name, data)
             _create_group(root, LABELS, store_format.label_arrays(layout), layout)
@@ -132,11 +124,11 @@ class LabelStore:
             raise DataError(f"{path} does not exist", hint=f"teachonce teach MANIFEST --teacher MODEL --labels {path}")
         try:
             root = zarr.open_group(str(path), mode="r+" if writable else "r", zarr_format=3)
-            about = dict(root.attrs["teachonce"])  # type: ignore[call-overload]
+            about: Any = root.attrs["teachonce"]
         except READ_ERRORS as problem:
             raise DataError(f"{path} is not a label store: {problem}") from problem
-        if about.get("format") != store_format.FORMAT:
-            raise DataError(f"{path} is not a label store: its format is {about.get('format')!r}")
+        if not isinstance(about, dict) or about.get("format") != store_format.FORMAT:
+            raise DataError(f"{path} is not a label store: its attributes are those of something else")
         if about.get("version") != store_format.FORMAT_VERSION:
             raise IntegrityError(
                 f"{path} has format version {about.get('version')}; this program reads {store_format.FORMAT_VERSION}",
@@ -358,6 +350,28 @@ def require_fingerprint(path: Path, group: str, stored: Mapping[str, Any], wante
         )
 
 
+def _static_arrays(
+    vocabulary: Vocabulary,
+    label_classes: Vocabulary,
+    class_embeddings: npt.NDArray[np.float32] | None,
+    index: SampleIndex,
+    order: npt.NDArray[np.int64],
+) -> Arrays:
+    """Everything that is written once, at creation."""
+    ordered = index.take(order)
+    static: Arrays = {
+        "vocabulary": np.frombuffer(vocabulary.to_tsv(), np.uint8),
+        "label_classes": np.frombuffer(label_classes.to_tsv(), np.uint8),
+        "index/archives": np.frombuffer("\n".join(index.archives).encode(), np.uint8),
+        "index/sample": order.astype(np.uint32),
+    }
+    for name in ("archive", "offset", "size", "label", "key_bytes", "key_ends"):
+        static[f"index/{name}"] = getattr(ordered, name)
+    if class_embeddings is not None:
+        static["class_embeddings"] = class_embeddings
+    return static
+
+
 def _create_group(root: zarr.Group, name: str, specs: tuple[ArraySpec, ...], layout: Layout) -> None:
     for spec in specs:
         store_format.create_rows_array(root, spec, layout)
@@ -368,10 +382,10 @@ def _create_group(root: zarr.Group, name: str, specs: tuple[ArraySpec, ...], lay
 def _student_groups(root: zarr.Group) -> list[tuple[str, int, dict[str, Any]]]:
     if "students" not in root:
         return []
-    listed = dict(root["ledger"].attrs["header"]["files"])  # type: ignore[index,call-overload]
+    header: Any = root["ledger"].attrs["header"]
     found = []
     for name in sorted(root["students"].group_keys()):  # type: ignore[union-attr]
-        if f"students/{name}/zarr.json" in listed:  # else a run died while it made the group
+        if f"students/{name}/zarr.json" in header["files"]:  # else a run died while it made the group
             about: Any = root[f"students/{name}"].attrs["teachonce"]
             found.append((f"students/{name}", int(about["width"]), dict(about["fingerprint"])))
     return found

@@ -187,7 +187,7 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                tar.members = []  # tarfile keeps every header otherwise: gigabytes for ImageNet-21K
+                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise: gigabytes for ImageNet-21K
                 if not member.isreg() or member.sparse is not None:
                     continue
                 if member.offset_data + member.size > end:

@@ -47,7 +47,7 @@ def read_header(path: Path, root: zarr.Group) -> dict[str, Any]:
         IntegrityError: missing or damaged.
     """
     try:
-        header: dict[str, Any] = dict(root["ledger"].attrs["header"])  # type: ignore[call-overload]
+        header: Any = root["ledger"].attrs["header"]
         body = {"files": dict(header["files"]), "arrays": dict(header["arrays"])}
         stated = header["digest"]
     except (KeyError, TypeError, ValueError, zarr.errors.BaseZarrError) as problem:

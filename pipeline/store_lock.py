@@ -123,7 +123,7 @@ def _is_dead(owner: LockOwner) -> bool:
     if owner.host != socket.gethostname():
         return False  # cannot be known from here
     try:
-        return abs(psutil.Process(owner.pid).create_time() - owner.started) > 2.0
+        return bool(abs(psutil.Process(owner.pid).create_time() - owner.started) > 2.0)
     except psutil.NoSuchProcess:
         return True
 

@@ -25,8 +25,7 @@ from torch.nn import functional as F
 
 from teachonce.errors import TeachOnceError, UnsupportedModelError, UsageError
 
-_SUPPORTED = """supported: open_clip's CLIP, or CustomTextCLIP with a TextTransformer, causal, of plain residual \
-blocks, pooled at the end token, with CLIP's own BPE tokenizer"""
+_SUPPORTED = "supported: causal CLIP or CustomTextCLIP towers of plain blocks, pooled at EOT, with CLIP's tokenizer"
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,8 +184,8 @@ class TextTower:
         for index, name in enumerate(names):
             ids = self._encode(name + suffix, f"class name {index} ({name!r})", nothing)
             inverse.append(first.setdefault((*ids, int(self.tokenizer.eot_token_id)), len(first)))
-        offsets = torch.tensor([0, *map(len, first)]).cumsum(0)
         flat = torch.tensor([token for ids in first for token in ids])
+        offsets = torch.tensor([0, *map(len, first)]).cumsum(0)
         tokens = NameTokens(tuple(names), flat, offsets, torch.tensor(inverse))
         tokens.check_fits(slots, self.context_length)
         return tokens
@@ -309,8 +308,9 @@ def _check_structure(model: nn.Module, text: Any, eot: int) -> None:
 
 
 def _check_tokenizer(tokenizer: Any, embedding: nn.Embedding) -> None:
-    specials: list[Any] = [getattr(tokenizer, name, None) for name in ("sot_token_id", "eot_token_id")]  # rising
+    specials: list[Any] = [getattr(tokenizer, name, None) for name in ("sot_token_id", "eot_token_id")]
     known = all(isinstance(token, int) and token < embedding.num_embeddings for token in specials)
+    # `argmax` pooling finds EOT as the highest id of a text.
     if not (known and specials == sorted(specials) and callable(getattr(tokenizer, "encode", None))):
         raise _unsupported(f"a tokenizer of class {type(tokenizer).__name__} without `encode`, start and end tokens")
 

@@ -6,6 +6,7 @@ It does not write; what it returns was checked against the ledger.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from teachonce.store_format import LABELS, student_group
 
 def decode_labels(data: Arrays) -> TopK:
     """The soft labels in the arrays of one chunk of the column group `labels`."""
-    return decode(CodedTopK(data["class_ids"], data["gaps"], data["top_log_prob"], data["log_residual"]))  # type: ignore[arg-type]
+    return decode(CodedTopK(data["class_ids"], data["gaps"], data["top_log_prob"], data["log_residual"]))
 
 
 @dataclass(frozen=True)
@@ -59,32 +60,30 @@ def load_working_set(store: LabelStore, student_digest: str, reporter: Reporter)
         )
     vocabulary, own = store.vocabulary(), store.label_classes()
     to_vocabulary = np.array([vocabulary.index.get(class_id, -1) for class_id in own.ids] + [-1])
-    parts: list[tuple[npt.NDArray[np.generic], ...]] = []
+    parts: list[tuple[npt.NDArray[Any], ...]] = []
     for chunk in range(store.layout.chunks):
         data = store.read_chunk(LABELS, chunk)
         features = store.read_chunk(group, chunk)[f"{group}/features"]
         good = (data["status"] == 0) & np.isfinite(features[:, 0])
-        label = to_vocabulary[data["label"]][good]
-        if store.layout.top_k:
-            soft = decode_labels(data)
-            ids, log_probs, residual = (
-                soft.class_ids[good].astype(np.int32),
-                soft.log_probs[good],
-                soft.log_residual[good],
-            )
-        else:
-            rows = int(good.sum())
-            ids, log_probs, residual = (
-                np.zeros((rows, 0), np.int32),
-                np.zeros((rows, 0), np.float32),
-                np.zeros((rows, 0), np.float32),
-            )
-        parts.append((features[good], label, ids, log_probs, residual))
+        soft = decode_labels(data) if store.layout.top_k else _no_soft_labels(len(good))
+        part = (
+            features,
+            to_vocabulary[data["label"]],
+            soft.class_ids.astype(np.int32),
+            soft.log_probs,
+            soft.log_residual,
+        )
+        parts.append(tuple(column[good] for column in part))
         reporter.progress("read", chunk + 1, store.layout.chunks, "chunks")
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    unmapped = int((columns[1] < 0).sum())
+    features, label, class_ids, log_probs, log_residual = (np.concatenate(c) for c in zip(*parts, strict=True))
+    unmapped = int((label < 0).sum())
     if unmapped:
-        reporter.note(f"{unmapped} of {len(columns[1])} rows have a class outside the vocabulary: soft labels only")
-    if not len(columns[1]):
+        reporter.note(f"{unmapped} of {len(label)} rows have a class outside the vocabulary: soft labels only")
+    if not len(label):
         raise IncompleteError(f"{store.path} holds no row with an image", hint=f"teachonce inspect {store.path}")
-    return WorkingSet(*columns, temperatures=store.layout.temperatures)  # type: ignore[arg-type]
+    return WorkingSet(features, label, class_ids, log_probs, log_residual, store.layout.temperatures)
+
+
+def _no_soft_labels(rows: int) -> TopK:
+    nothing = np.zeros((rows, 0), np.float32)
+    return TopK(np.zeros((rows, 0), np.int64), nothing, nothing)

@@ -70,8 +70,9 @@ def _tower_features(tower: TextTower, names: Sequence[str], before: str, after: 
 @torch.inference_mode()
 def prompted_features(tower: TextTower, prompts: SlotPrompts, names: NameTokens) -> Tensor:
     """Unit text features of all names with the given prompts, [N, E], computed in pieces where the tower is."""
-    here = SlotPrompts(**{letter: None if x is None else x.to(tower.device) for letter, x in vars(prompts).items()})
-    parts = [tower.features(here, names, chunk) for chunk in torch.arange(names.count).split(CHUNK)]
+    moved = {letter: x.to(tower.device) for letter, x in vars(prompts).items() if x is not None}
+    here = SlotPrompts(**moved)
+    parts = [tower.features(here, names, chunk) for chunk in torch.split(torch.arange(names.count), CHUNK)]
     return names.expand(torch.cat(parts))
 
 
@@ -109,7 +110,7 @@ def score(images_NE: Tensor, classes_CE: Tensor, labels_N: Tensor, inverse_C: Te
     first = torch.full((count,), len(inverse_C)).scatter_reduce(0, inverse_C, torch.arange(len(inverse_C)), "amin")
     size = torch.bincount(inverse_C, minlength=count).double()
     top1, top5, predicted = [], [], []
-    for images, labels in zip(images_NE.split(1024), labels_N.split(1024), strict=True):
+    for images, labels in zip(torch.split(images_NE, 1024), torch.split(labels_N, 1024), strict=True):
         logits = images.float() @ classes_CE[first].T  # [B, names]
         own = inverse_C[labels]
         mine = logits.gather(1, own[:, None])

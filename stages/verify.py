@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from teachonce.errors import IntegrityError
+from teachonce.errors import IncompleteError, IntegrityError
 from teachonce.label_store import Arrays, LabelStore
 from teachonce.progress import Reporter
 from teachonce.store_format import LABELS, STATUS_FILL
@@ -47,6 +47,13 @@ class VerifyResult:
     """Taken out of the ledger by `repair`."""
     faults: tuple[Fault, ...]
     labels: str
+
+    @property
+    def exit_code(self) -> int:
+        """0 sound, 4 damaged, 5 when chunks are missing and nothing is damaged."""
+        if self.ok:
+            return 0
+        return IncompleteError.exit_code if self.chunks_missing == len(self.faults) else IntegrityError.exit_code
 
 
 def verify(request: VerifyRequest, reporter: Reporter) -> VerifyResult:

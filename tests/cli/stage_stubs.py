@@ -92,6 +92,7 @@ class VerifyResult:
     ok: bool = True
     chunks_checked: int = 3
     faults: tuple[Fault, ...] = ()
+    exit_code: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

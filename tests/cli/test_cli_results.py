@@ -79,14 +79,17 @@ def test_text_from_data_is_not_taken_for_markup(teachonce_here: Command) -> None
     assert "fingerprint.teacher.precision" in text
 
 
-def test_verify_lists_faults_and_ends_with_4(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
+@pytest.mark.parametrize("code", [4, 5])
+def test_verify_lists_faults_and_ends_with_its_code(
+    code: int, teachonce_here: Command, stubs: stage_stubs.Stubs
+) -> None:
     fault = stage_stubs.Fault(where="labels chunk 2", expected="ab12", found="cd34")
-    stubs.result = stage_stubs.VerifyResult(ok=False, faults=(fault,))
+    stubs.result = stage_stubs.VerifyResult(ok=False, faults=(fault,), exit_code=code)
     ended = teachonce_here(*LINES["verify"])
-    assert ended.code == 4
+    assert ended.code == code
     assert all(word in ended.out for word in ("labels chunk 2", "ab12", "cd34"))
     ended = teachonce_here(*LINES["verify"], "--json")
-    assert ended.code == 4
+    assert ended.code == code
     assert ended.document["faults"] == [{"where": "labels chunk 2", "expected": "ab12", "found": "cd34"}]
 
 

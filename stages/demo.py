@@ -1,0 +1,193 @@
+"""demo: all of it in minutes, offline, on a CPU: made-up images, small shipped models, every stage, one table.
+
+It calls the same stages as the other commands, with their files in one folder; run again, it continues.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from teachonce.errors import IntegrityError
+from teachonce.files import atomic_write_bytes
+from teachonce.progress import Reporter
+
+if TYPE_CHECKING:
+    from teachonce.demo_models import DemoModels
+    from teachonce.stages.evaluate import EvaluateResult
+
+STEPS, BATCH = 300, 256  # enough for the curves to flatten on this small world
+STRUCTURES, SUPERVISIONS = ("shared", "unshared"), ("hard", "hard+soft")
+MANIFEST = "demo"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoRequest:
+    """Where to put everything; see `teachonce demo --help`."""
+
+    out: Path
+    seeds: int = 1
+    workers: int = 1
+    train_models: Path | None = None
+    """Train the two shipped models anew into this folder instead; takes long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """One line a cell: zero-shot top-1 on seen and held-out classes, means over seeds."""
+
+    table: tuple[dict[str, Any], ...]
+    paths: dict[str, str]
+    seconds: float
+
+
+def demo(request: DemoRequest, reporter: Reporter) -> DemoResult:
+    """Make the world and the models, then teach, verify, train four cells and evaluate them.
+
+    Raises:
+        IntegrityError: the store does not verify.
+        TeachOnceError: what the stages raise.
+    """
+    began = time.monotonic()
+    if request.train_models is not None:
+        return _train_models(request.train_models, reporter, began)
+    from teachonce.demo_models import unpack_models
+    from teachonce.demo_world import write_world
+
+    out = request.out
+    out.mkdir(parents=True, exist_ok=True)
+    reporter.note("1/5 drawing a small labelled image world")
+    world = write_world(out / "world", reporter=reporter)
+    reporter.note(
+        f"    {world.images} images of {world.seen_classes} classes; {world.unseen_classes} more are held out"
+    )
+    models = unpack_models(out / "models")
+    _teach_and_verify(request, models, reporter)
+    reporter.note("4/5 training: shared or unshared prompts, with hard or hard and soft labels")
+    runs = [_train(out, models, *cell, reporter) for cell in _cells(request.seeds)]
+    reporter.note("5/5 evaluating on seen and on held-out classes")
+    table = _table(out, models, runs, reporter)
+    paths = {
+        "images": str(out / "world"), "models": str(out / "models"), "label store": str(out / "labels.zarr"),
+        "runs": str(out / "runs"), "table": str(out / "table.csv"), "results": str(out / "results.json"),
+    }  # fmt: skip
+    result = DemoResult(table=tuple(table), paths=paths, seconds=time.monotonic() - began)
+    _write(out, result)
+    return result
+
+
+def _train_models(folder: Path, reporter: Reporter, began: float) -> DemoResult:
+    """Run the recipe that made the shipped models."""
+    from teachonce.demo_training import TrainSizes, train_demo_models
+
+    made = train_demo_models(folder, TrainSizes(), reporter)
+    table = tuple(
+        {"cell": model.file.stem, "top1_seen": model.seen_top1, "top1_unseen": model.unseen_top1} for model in made
+    )
+    return DemoResult(table=table, paths={"models": str(folder)}, seconds=time.monotonic() - began)
+
+
+def _teach_and_verify(request: DemoRequest, models: DemoModels, reporter: Reporter) -> None:
+    from teachonce.stages.teach import TeachRequest, teach
+    from teachonce.stages.verify import VerifyRequest, verify
+
+    labels = request.out / "labels.zarr"
+    reporter.note("2/5 teach: the teacher runs once, the store keeps its top 100 classes of every image")
+    taught = teach(
+        TeachRequest(
+            manifest=MANIFEST, root=request.out / "world", labels=labels, teacher=models.teacher,
+            students=(models.student,), workers=request.workers,
+        ),
+        reporter,
+    )  # fmt: skip
+    reporter.note(f"    {taught.rows_ok} rows, {taught.bytes_per_row['labels']:.0f} bytes a row for the labels")
+    reporter.note("3/5 verify: every chunk against the ledger")
+    checked = verify(VerifyRequest(labels=labels), reporter)
+    if not checked.ok:
+        first = checked.faults[0]
+        raise IntegrityError(
+            f"{first.where}: expected {first.expected}, found {first.found}", hint=f"remove {request.out} and run again"
+        )
+
+
+def _cells(seeds: int) -> Iterator[tuple[str, str, int]]:
+    for structure in STRUCTURES:
+        for supervision in SUPERVISIONS:
+            for seed in range(seeds):
+                yield structure, supervision, seed
+
+
+def _train(
+    out: Path, models: DemoModels, structure: str, supervision: str, seed: int, reporter: Reporter
+) -> tuple[str, Path, dict[str, Any]]:
+    """Train one cell, or take it up where an earlier demo left it; returns its name, folder and results."""
+    from teachonce.config import load_train_config
+    from teachonce.stages.train import TrainRequest, train
+
+    name = f"{structure}, {supervision} labels"
+    run = out / "runs" / f"{structure}-{supervision.replace('+', '-')}-{seed}"
+    overrides = {"structure": structure, "supervision": supervision, "seed": seed, "steps": STEPS, "batch_size": BATCH}
+    config = load_train_config(None, [f"{key}={value}" for key, value in overrides.items()])
+    if not (run / "results.json").is_file():
+        started = (run / "config.toml").is_file()
+        if not started:
+            shutil.rmtree(run, ignore_errors=True)  # killed before its first step: it holds nothing
+        reporter.note(f"    {name}, seed {seed}")
+        train(
+            TrainRequest(labels=out / "labels.zarr", student=models.student, out=run, config=config, resume=started),
+            reporter,
+        )
+    return name, run, json.loads((run / "results.json").read_text(encoding="utf-8"))
+
+
+def _table(
+    out: Path, models: DemoModels, runs: list[tuple[str, Path, dict[str, Any]]], reporter: Reporter
+) -> list[dict[str, Any]]:
+    rows = [
+        _row("teacher, hand-written template", out, models.teacher, [None], 0, reporter),
+        _row("student, hand-written template", out, models.student, [None], 0, reporter),
+    ]
+    for name in dict.fromkeys(name for name, _, _ in runs):
+        mine = [(run, results) for other, run, results in runs if other == name]
+        parameters = mine[0][1]["trainable_parameters"]
+        rows.append(_row(f"student, {name}", out, models.student, [run for run, _ in mine], parameters, reporter))
+    return rows
+
+
+def _row(
+    name: str, out: Path, model: str, runs: list[Path] | list[None], parameters: int, reporter: Reporter
+) -> dict[str, Any]:
+    seen = [_evaluate(out, model, run, "val", reporter) for run in runs]
+    unseen = [_evaluate(out, model, run, "unseen", reporter) for run in runs]
+    return {
+        "who": name,
+        "trained_parameters": parameters,
+        "top1_seen": mean(result.top1 for result in seen),
+        "top1_unseen": mean(result.top1 for result in unseen),
+        "images": f"{seen[0].n} + {unseen[0].n}",
+    }
+
+
+def _evaluate(out: Path, model: str, run: Path | None, split: str, reporter: Reporter) -> EvaluateResult:
+    from teachonce.stages.evaluate import EvaluateRequest, evaluate
+
+    return evaluate(
+        EvaluateRequest(run=run, student=model, manifest=MANIFEST, root=out / "world", split=split), reporter
+    )
+
+
+def _write(out: Path, result: DemoResult) -> None:
+    atomic_write_bytes(out / "results.json", (json.dumps({"schema": 1, **asdict(result)}, indent=1) + "\n").encode())
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(result.table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(result.table)
+    atomic_write_bytes(out / "table.csv", text.getvalue().encode())
