@@ -193,5 +193,5 @@ def _head(job: TeachJob, store: Path) -> TeacherHead:
     return TeacherHead(features, torch.tensor(inverse, device=device), job.logit_scale)
 
 
-def warm_up() -> None:
-    """Import what tasks need, while the driver is still preparing: open_clip takes ten seconds."""
+def get_ready() -> None:
+    """Does nothing, but a worker that runs it has imported what tasks need, which takes open_clip ten seconds."""

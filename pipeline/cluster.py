@@ -47,6 +47,12 @@ def local_cluster(workers: int) -> Iterator[Client]:
         yield client
 
 
+def warm_up(client: Client, task: Callable[[], None]) -> list[Future]:
+    """Start `task` on every worker and return at once; keep the result, or Dask forgets the tasks."""
+    workers = client.scheduler_info()["workers"]
+    return [client.submit(task, workers=[address], pure=False) for address in workers]
+
+
 def run_tasks(client: Client, task: Callable[..., R], arguments: Sequence[tuple[Any, ...]], name: str) -> Iterator[R]:
     """Results of `task(*a)` for every `a`, as they come; a future is released as soon as its result is seen.
 

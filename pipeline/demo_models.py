@@ -95,6 +95,7 @@ def pack_state(config: dict[str, Any], state: dict[str, torch.Tensor], token_ids
     partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
     try:
         save_file(packed, partial, metadata={"config": json.dumps(config, sort_keys=True)})
+        partial.chmod(0o644)  # safetensors writes 0600
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)

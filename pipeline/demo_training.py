@@ -48,7 +48,15 @@ class Captions:
 
 
 TEACHER_CAPTIONS = Captions(
-    (TEMPLATE, "a photo of the {}.", "a picture of the {}.", "an image of a {}.", "a drawing of the {}.", "a {}.", "{}"),
+    (
+        TEMPLATE,
+        "a photo of the {}.",
+        "a picture of the {}.",
+        "an image of a {}.",
+        "a drawing of the {}.",
+        "a {}.",
+        "{}",
+    ),
     no_colour=0.02,
     no_texture=0.02,
     turned=0.05,
@@ -69,7 +77,7 @@ STUDENT_CAPTIONS = Captions(
     turned=0.5,
     wrong=0.1,
 )
-_MORE_WORDS = "a bad good cropped close-up blurry bright dark clean large one many this of the in with shape object thing"
+_MORE_WORDS = "a bad good cropped close-up blurry bright dark clean large one many this with shape object"
 
 
 @dataclass(frozen=True)
@@ -88,10 +96,10 @@ class ModelRecipe:
 class TrainSizes:
     """How much is drawn and trained. The defaults made the shipped models."""
 
-    images_per_class: int = 160
-    teacher_warm_up: int = 4500
-    teacher_contrast: int = 400
-    student_warm_up: int = 1500
+    images_per_class: int = 120
+    teacher_warm_up: int = 2600
+    teacher_contrast: int = 300
+    student_warm_up: int = 2200
     student_contrast: int = 300
     batch: int = 192
     check_images_per_class: int = 5
@@ -248,7 +256,8 @@ def _warm_up(model: Any, recipe: ModelRecipe, pool: Pool, size: int, reporter: R
     """
     names = (tuple(COLOURS), TEXTURES, SHAPES)
     items = world_classes()
-    truth = torch.tensor([[names[0].index(i.colour), names[1].index(i.texture), names[2].index(i.shape)] for i in items])
+    words = [(item.colour, item.texture, item.shape) for item in items]
+    truth = torch.tensor([[names[part].index(word) for part, word in enumerate(three)] for three in words])
     head = torch.nn.Linear(model.text_projection.shape[1], sum(map(len, names)))
     rng = np.random.default_rng(recipe.seed)
     model.train()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -36,11 +37,18 @@ RENDERER = 1
 
 IMAGE_SIZE = 40
 COLOURS: dict[str, float] = {
-    "red": 0.0, "orange": 0.075, "yellow": 0.15, "green": 0.33, "teal": 0.48, "blue": 0.62, "purple": 0.75, "pink": 0.89,
+    "red": 0.0, "orange": 0.075, "yellow": 0.15, "green": 0.33,
+    "teal": 0.48, "blue": 0.62, "purple": 0.75, "pink": 0.89,
 }  # fmt: skip
 """Colour word to hue in [0, 1)."""
 TEXTURES = ("solid", "striped", "checkered", "dotted", "ringed")
 SHAPES = ("circle", "triangle", "square", "heart", "hexagon", "star", "cross", "crescent")
+HELD_OUT = (
+    ("red", "orange", "purple", "pink"),
+    ("striped", "checkered", "dotted", "ringed"),
+    ("circle", "square", "heart", "hexagon"),
+)
+"""A class is held out if all three words are in here: a whole block, so that its classes resemble each other too."""
 SPLITS = ("train", "val", "unseen", "recipe")
 """`recipe` is what the shipped models were trained on; it is never written to disk."""
 
@@ -100,13 +108,11 @@ class WorldSummary:
 
 @cache
 def world_classes() -> tuple[WorldClass, ...]:
-    """All 320 combinations, in a fixed order. One texture is held out for each (colour, shape) pair."""
+    """All 320 combinations, in a fixed order."""
     found: list[WorldClass] = []
-    for c, colour in enumerate(COLOURS):
-        for t, texture in enumerate(TEXTURES):
-            for s, shape in enumerate(SHAPES):
-                held_out = (2 * c + s) % len(TEXTURES) == t
-                found.append(WorldClass(len(found), colour, texture, shape, not held_out))
+    for words in itertools.product(COLOURS, TEXTURES, SHAPES):
+        held_out = all(word in block for word, block in zip(words, HELD_OUT, strict=True))
+        found.append(WorldClass(len(found), *words, seen=not held_out))
     return tuple(found)
 
 
@@ -171,8 +177,10 @@ def _background(rng: np.random.Generator) -> Floats:
     else:
         cells = int(rng.integers(3, 14))
         noise = Image.fromarray((rng.random((cells, cells)) * 255).astype(np.uint8))
-        blend = np.asarray(noise.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR), np.float32) / 255
-    return first + blend[..., None] * (second - first)
+        blend = np.asarray(noise.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)).astype(np.float32)
+        blend /= 255
+    canvas: Floats = first + blend[..., None] * (second - first)
+    return canvas
 
 
 def _distractors(canvas: Floats, rng: np.random.Generator) -> None:
@@ -222,19 +230,20 @@ def _shape(shape: str, u: Floats, v: Floats) -> Floats:
         return polygon
     if shape == "cross":
         a, b, arm = np.abs(u), np.abs(v), np.float32(1 / 0.36)
-        return np.minimum(np.maximum(a, b * arm), np.maximum(a * arm, b))
-    distance = np.hypot(u, v)
+        crossed: Floats = np.minimum(np.maximum(a, b * arm), np.maximum(a * arm, b))
+        return crossed
+    distance: Floats = np.hypot(u, v)
     if shape == "star":
         fold = 2 * math.pi / 5
         phi = np.abs((np.arctan2(v, u) + math.pi) % fold - fold / 2)
         inner = 0.42  # radius of the notches between the points
         nx, ny = inner * math.sin(fold / 2), 1 - inner * math.cos(fold / 2)
-        return (distance * (np.cos(phi) * nx + np.sin(phi) * ny) / nx).astype(np.float32)
+        distance = (distance * (np.cos(phi) * nx + np.sin(phi) * ny) / nx).astype(np.float32)
     if shape == "heart":  # a disc pulled up at both sides of the middle
         lifted = v * np.float32(-1.15) - np.float32(0.75) * np.sqrt(np.abs(u)) + np.float32(0.25)
-        return np.hypot(u * np.float32(1.05), lifted).astype(np.float32)
+        distance = np.hypot(u * np.float32(1.05), lifted)
     if shape == "crescent":
-        return np.maximum(distance, 1.75 - np.hypot(u - np.float32(0.5), v)).astype(np.float32)
+        distance = np.maximum(distance, np.float32(1.75) - np.hypot(u - np.float32(0.5), v))
     return distance
 
 
@@ -254,7 +263,8 @@ def _texture(texture: str, u: Floats, v: Floats, rng: np.random.Generator, perio
         value = np.cos(a) + np.cos(b) - np.float32(0.7)
     else:
         value = np.sin(np.hypot(u, v) * wave + np.float32(phase))
-    return np.clip(value * 3 + np.float32(0.5), 0, 1)
+    tones: Floats = np.clip(value * 3 + np.float32(0.5), 0, 1)
+    return tones
 
 
 def _occlude(canvas: Floats, rng: np.random.Generator) -> None:

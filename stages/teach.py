@@ -94,15 +94,13 @@ def teach(request: TeachRequest, reporter: Reporter) -> TeachResult:
     if vocabulary.tied():
         reporter.note(f"{vocabulary.tied()} of {len(vocabulary)} classes share their name with another: they tie")
     with hold(request.labels, reporter, request.force_unlock) as token:
-        from teachonce.cluster import (
-            default_threads,
-            local_cluster,
-        )  # torch, open_clip and Dask: only when all is in order
+        # Torch, open_clip and Dask come in only now, when all that can be checked without them is in order.
+        from teachonce.cluster import default_threads, local_cluster, warm_up
 
         with local_cluster(request.workers) as client:
-            from teachonce.chunk_task import TeachJob, warm_up
+            from teachonce.chunk_task import TeachJob, get_ready
 
-            client.submit(warm_up, pure=False)  # workers import while this process prepares
+            importing = warm_up(client, get_ready)  # while this process prepares
             models = _load_models(request, reporter)
             store = _open_or_create(request, manifest, root, own_classes, vocabulary, top_k, models, reporter)
             job = TeachJob(
@@ -114,6 +112,7 @@ def teach(request: TeachRequest, reporter: Reporter) -> TeachResult:
             )  # fmt: skip
             groups = (LABELS, *(group for group in models if group != LABELS))
             tally = _run(client, job, store, groups, request, reporter)
+            del importing
         return _finish(request, store, groups, tally, time.monotonic() - began, reporter)
 
 
