@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from teachonce.clip_models import LoadedClip, embedding_width, load_clip, pick_device, tune_process
 from teachonce.errors import FingerprintError
 from teachonce.image_batches import image_batches
-from teachonce.images import ImageReader
+from teachonce.images import ImageFault, ImageReader
 from teachonce.label_codec import TopK, encode
 from teachonce.label_store import Arrays, LabelStore
 from teachonce.precision import Precision
@@ -74,22 +75,11 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
     models = {group: _model(spec, digest) for group, spec, digest in job.models if group in missing}
     clock = {"decode wait": 0.0, "model": 0.0, "write": 0.0}
     index = store.index_of_chunk(chunk)
-    reader = ImageReader(index, Path(job.root))
-    rows = len(index)
-    status = np.zeros(rows, np.uint8)
-    faults: list[tuple[str, str]] = []
+    status = np.zeros(len(index), np.uint8)
     columns = {group: _Column(group, job, store) for group in models}
+    with ImageReader(index, Path(job.root)) as reader:
+        faults = _fill(columns, models, reader, status, job, clock)
     began = time.perf_counter()
-    for batch in image_batches(reader, rows, list(models.values()), job.batch_size, job.threads):
-        clock["decode wait"] += time.perf_counter() - began
-        began = time.perf_counter()
-        for row, fault in batch.faults():
-            status[row] = fault.status
-            faults.append((index.key(row), fault.reason))
-        for number, (group, model) in enumerate(models.items()):
-            columns[group].add(model, batch.pixels(number), len(batch.items))
-        clock["model"] += time.perf_counter() - began
-        began = time.perf_counter()
     for group in missing:
         data = columns[group].finish(status) if group in columns else {}
         if group == LABELS:
@@ -97,9 +87,34 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
         require_token(store.path, job.token)
         digests = store.write_chunk(group, chunk, data)
         require_token(store.path, job.token)
-        store.commit(group, chunk, job.token, int((status == 0).sum()), int((status != 0).sum()), digests)
+        store.commit(group, chunk, job.token, len(index) - len(faults), len(faults), digests)
     clock["write"] = time.perf_counter() - began
-    return ChunkReport(chunk, missing, rows - len(faults), len(faults), tuple(faults), clock)
+    reasons = tuple((index.key(row), fault.reason) for row, fault in faults)
+    return ChunkReport(chunk, missing, len(index) - len(faults), len(faults), reasons, clock)
+
+
+def _fill(
+    columns: dict[str, _Column],
+    models: dict[str, LoadedClip],
+    reader: ImageReader,
+    status: npt.NDArray[np.uint8],
+    job: TeachJob,
+    clock: dict[str, float],
+) -> list[tuple[int, ImageFault]]:
+    """Run every image through every model; returns the rows that failed and sets their status."""
+    faults: list[tuple[int, ImageFault]] = []
+    began = time.perf_counter()
+    for batch in image_batches(reader, len(status), list(models.values()), job.batch_size, job.threads):
+        clock["decode wait"] += time.perf_counter() - began
+        began = time.perf_counter()
+        faults += batch.faults()
+        for number, (group, model) in enumerate(models.items()):
+            columns[group].add(model, batch.pixels(number), len(batch.items))
+        clock["model"] += time.perf_counter() - began
+        began = time.perf_counter()
+    for row, fault in faults:
+        status[row] = fault.status
+    return faults
 
 
 class _Column:
@@ -122,7 +137,7 @@ class _Column:
             logits = self.head.logits(features)
             self.parts.append(soft_labels(logits, self.layout.top_k, self.layout.temperatures))
 
-    def finish(self, status: np.ndarray[Any, np.dtype[np.uint8]]) -> Arrays:
+    def finish(self, status: npt.NDArray[np.uint8]) -> Arrays:
         bad = status != 0
         if self.head is None:
             features = np.concatenate(self.parts).astype(np.float16)
@@ -131,7 +146,7 @@ class _Column:
         return _label_arrays(self.parts, bad, self.layout)
 
 
-def _label_arrays(parts: list[TopK], bad: np.ndarray[Any, np.dtype[np.bool_]], layout: Layout) -> Arrays:
+def _label_arrays(parts: list[TopK], bad: npt.NDArray[np.bool_], layout: Layout) -> Arrays:
     ids, log_probs, log_residual = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("class_ids", "log_probs", "log_residual")
     )

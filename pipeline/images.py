@@ -43,11 +43,24 @@ class ImageFault:
 
 
 class ImageReader:
-    """Reads and decodes the samples of an index; safe to share between threads."""
+    """Reads and decodes the samples of an index; safe to share between threads. Close it, or use it in `with`."""
 
     def __init__(self, index: SampleIndex, root: Path) -> None:
         self._index = index
         self._root = root
+        self._local = threading.local()
+        self._opened: set[io.FileIO] = set()  # of all threads, to close them
+
+    def __enter__(self) -> ImageReader:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all files; no thread may be reading."""
+        while self._opened:
+            self._opened.pop().close()
         self._local = threading.local()
 
     def read(self, sample: int) -> bytes:
@@ -76,10 +89,13 @@ class ImageReader:
         if path not in files:
             try:
                 files[path] = io.FileIO(path)
+                self._opened.add(files[path])
             except OSError as problem:
                 raise DataError(f"cannot open {path}: {problem.strerror}", hint="restore the archive") from problem
             if len(files) > MAX_OPEN:
-                files.popitem(last=False)[1].close()
+                oldest = files.popitem(last=False)[1]
+                self._opened.discard(oldest)
+                oldest.close()
         files.move_to_end(path)
         return files[path].fileno()
 

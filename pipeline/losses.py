@@ -93,9 +93,9 @@ def soft_loss(
     if tail == "renormalise":
         return tau * tau * _kl(singles_teacher, singles_student).mean()
     marks = _marks(torch.where(single, place, -1), scores.shape[1])
-    lump_student = _log_sum((scores + log_weight).masked_fill(marks, _NONE))
+    lump_student = (scores + log_weight).masked_fill(marks, _NONE).logsumexp(1)
     rest = torch.cat([teacher.masked_fill(single, _NONE), targets.log_tail.float()[:, None]], 1)
-    lump_teacher = torch.where(lump_student == _NONE, _NONE, _log_sum(rest))
+    lump_teacher = torch.where(lump_student == _NONE, _NONE, rest.logsumexp(1))
     whole_teacher = torch.cat([singles_teacher, lump_teacher[:, None]], 1)
     whole_student = torch.cat([singles_student, lump_student[:, None]], 1)
     return tau * tau * _kl(whole_teacher, whole_student).mean()
@@ -123,12 +123,6 @@ def _marks(place: Tensor, candidates: int) -> Tensor:
     marks = torch.zeros(len(place), candidates + 1, dtype=torch.bool, device=place.device)
     # -1 marks one column too many, which is dropped.
     return marks.scatter_(1, torch.where(place >= 0, place, candidates), True)[:, :candidates]
-
-
-def _log_sum(logs: Tensor) -> Tensor:
-    """logsumexp over dim 1, -inf without a NaN gradient where there is nothing to sum, [B]."""
-    nothing = (logs == _NONE).all(1)
-    return torch.where(nothing, _NONE, logs.masked_fill(nothing[:, None], 0.0).logsumexp(1))
 
 
 def _kl(teacher: Tensor, student: Tensor) -> Tensor:

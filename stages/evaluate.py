@@ -160,15 +160,16 @@ def _encode(
 
     features = np.full((len(index), embedding_width(clip)), np.nan, np.float32)
     threads = request.threads or default_threads(1)
-    for batch in image_batches(ImageReader(index, root), len(index), [clip], request.batch_size, threads):
-        pixels = batch.pixels(0)
-        stop = batch.start + len(batch.items)
-        if pixels is not None:
-            features[batch.start : stop] = clip.encode_images(pixels).cpu().numpy()
-        for row, fault in batch.faults():
-            features[row] = np.nan
-            reporter.note(f"{index.key(row)}: {fault.reason}")
-        reporter.progress("evaluate", stop, len(index), "images")
+    with ImageReader(index, root) as reader:
+        for batch in image_batches(reader, len(index), [clip], request.batch_size, threads):
+            pixels = batch.pixels(0)
+            stop = batch.start + len(batch.items)
+            if pixels is not None:
+                features[batch.start : stop] = clip.encode_images(pixels).cpu().numpy()
+            for row, fault in batch.faults():
+                features[row] = np.nan
+                reporter.note(f"{index.key(row)}: {fault.reason}")
+            reporter.progress("evaluate", stop, len(index), "images")
     return features
 
 

@@ -218,7 +218,8 @@ def _create(
 
 def _probe(index: Any, root: Path) -> None:
     """Read one sample now: a wrong root should fail here and not in a worker."""
-    ImageReader(index, root).read(0)
+    with ImageReader(index, root) as reader:
+        reader.read(0)
 
 
 def chunk_rows(rows: int) -> int:

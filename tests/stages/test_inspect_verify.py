@@ -1,0 +1,181 @@
+"""inspect says what a store holds, verify whether it is what was written; both from the store alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import worlds
+from teachonce.errors import DataError, IntegrityError
+from teachonce.label_store import LabelStore, chunk_file
+from teachonce.progress import Silent
+from teachonce.stages.inspect import InspectRequest, inspect
+from teachonce.stages.verify import VerifyRequest, verify
+from teachonce.store_format import LABELS
+from teachonce.working_set import decode_labels
+from worlds import CHUNKS, IDS, NAMES, PHOTOS, World, all_arrays, keys_of, teach_inline
+
+
+def test_inspect_tells_what_is_there(finished: Path, student: str) -> None:
+    """Counts, fingerprint, students, and statistics that equal those of the decoded arrays."""
+    found = inspect(InspectRequest(labels=finished, samples=4), Silent())
+    arrays = all_arrays(finished)
+    labels = decode_labels(arrays)
+    assert (found.rows, found.chunks, found.chunks_committed, found.rows_failed) == (PHOTOS, CHUNKS, CHUNKS, 0)
+    assert (found.top_k, found.vocabulary_size, found.tied_names) == (5, 8, 2)
+    assert found.statistics["rows_looked_at"] == PHOTOS
+    assert found.statistics["top1_probability"] == pytest.approx(np.exp(labels.log_probs[:, 0]).mean(), rel=1e-5)
+    assert found.statistics["mass_kept"] == pytest.approx(np.exp(labels.log_probs).sum(1).mean(), abs=0.01)
+    assert found.statistics["top1_agrees_with_label"] == pytest.approx((labels.class_ids[:, 0] == arrays["label"]).mean())
+    assert [s["student"] for s in found.students] == [student] and found.students[0]["width"] == 12
+    assert found.students[0]["chunks_committed"] == CHUNKS
+    assert found.store_id == LabelStore.open(finished).store_id()
+    assert {"teacher_digest", "template", "top_k", "split", "precision"} <= set(found.fingerprint)
+    assert len(found.examples) == 4
+    for row, example in enumerate(found.examples):
+        assert example["row"] == row and example["key"] == keys_of(finished)[row]
+        assert example["label"] == NAMES[arrays["label"][row]]
+        assert [name for name, _ in example["teacher"]] == [NAMES[c] for c in labels.class_ids[row, :3]]
+
+
+def test_results_are_plain_json(finished: Path) -> None:
+    """What a stage returns can be printed with --json as it is: no NumPy numbers."""
+    for result in (inspect(InspectRequest(labels=finished), Silent()), verify(VerifyRequest(labels=finished), Silent())):
+        text = json.dumps(asdict(result), allow_nan=False)
+        assert "np.float" not in text and "np.float" not in repr(result)
+
+
+def test_inspect_of_a_store_that_has_only_begun(finished: Path, tmp_path: Path) -> None:
+    """No chunk yet: counts say so, nothing fails; nor does a store of hard labels."""
+    store = worlds.copy_store(finished, tmp_path)
+    opened = LabelStore.open(store, writable=True)
+    for chunk in range(CHUNKS):
+        opened.drop(LABELS, chunk)
+    found = inspect(InspectRequest(labels=store), Silent())
+    assert (found.rows, found.chunks_committed, found.examples, found.statistics) == (PHOTOS, 0, (), {})
+
+
+def test_inspect_of_hard_labels(world: World, student: str, tmp_path: Path) -> None:
+    """A store without a teacher has nothing to tell of one."""
+    teach_inline(world, tmp_path / "a.zarr", None, students=(student,))
+    found = inspect(InspectRequest(labels=tmp_path / "a.zarr"), Silent())
+    assert (found.top_k, found.statistics, found.rows) == (0, {}, PHOTOS)
+    assert verify(VerifyRequest(labels=tmp_path / "a.zarr"), Silent()).ok
+
+
+def test_a_sound_store_verifies(finished: Path) -> None:
+    """Every chunk of every group is read."""
+    found = verify(VerifyRequest(labels=finished), Silent())
+    assert found.ok and found.faults == () and found.chunks_missing == found.chunks_dropped == 0
+    assert found.chunks_checked == 2 * CHUNKS
+
+
+def test_verify_lists_every_fault_and_goes_on(finished: Path, tmp_path: Path) -> None:
+    """Three damaged chunks and a missing record: four faults, each with its file or place, in one run."""
+    store = worlds.copy_store(finished, tmp_path)
+    opened = LabelStore.open(store, writable=True)
+    specs = {spec.path: spec for spec in opened.groups[LABELS].arrays}
+    broken = [chunk_file(store, specs["gaps"], 1), chunk_file(store, specs["label"], 3)]
+    for file in broken:
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 4
+        file.write_bytes(data)
+    group = next(name for name in opened.groups if name != LABELS)
+    gone = chunk_file(store, opened.groups[group].arrays[0], 2)
+    gone.unlink()
+    opened.drop(LABELS, 5)
+    found = verify(VerifyRequest(labels=store), Silent())
+    assert not found.ok and len(found.faults) == 4
+    assert (found.chunks_missing, found.chunks_dropped, found.chunks_checked) == (1, 0, 2 * CHUNKS - 1)
+    text = " ".join(f"{fault.where} {fault.expected} {fault.found}" for fault in found.faults)
+    assert all(str(file) in text for file in (*broken, gone)) and "labels, chunk 5" in text
+
+
+def test_repair_takes_out_what_is_broken_and_teach_mends_it(
+    world: World, teacher: str, student: str, finished: Path, tmp_path: Path
+) -> None:
+    """After `verify --repair` the same `teach` writes exactly those chunks, and the store is as it was."""
+    store = worlds.copy_store(finished, tmp_path)
+    opened = LabelStore.open(store)
+    specs = opened.groups[LABELS].arrays
+    chunk_file(store, specs[0], 2).write_bytes(b"")
+    chunk_file(store, specs[1], 6).unlink()
+    found = verify(VerifyRequest(labels=store, repair=True), Silent())
+    assert not found.ok and found.chunks_dropped == 2
+    result = teach_inline(world, store, teacher, students=(student,), top_k=5)
+    assert (result.chunks_written, result.chunks_skipped) == (2, CHUNKS - 2)
+    assert result.store_id == LabelStore.open(finished).store_id()
+    assert verify(VerifyRequest(labels=store), Silent()).ok
+
+
+def test_repair_mends_a_damaged_ledger_record(
+    world: World, teacher: str, student: str, finished: Path, tmp_path: Path
+) -> None:
+    """A record that a power cut left empty: teach says what to run, and that mends it."""
+    store = worlds.copy_store(finished, tmp_path)
+    record = store / "ledger/labels/c/3/0"
+    record.write_bytes(b"")
+    with pytest.raises(IntegrityError, match="ledger/labels/c/3/0") as caught:
+        teach_inline(world, store, teacher, students=(student,), top_k=5)
+    assert "--repair" in caught.value.hint
+    assert verify(VerifyRequest(labels=store, repair=True), Silent()).chunks_dropped == 1
+    assert teach_inline(world, store, teacher, students=(student,), top_k=5).chunks_written == 1
+    assert verify(VerifyRequest(labels=store), Silent()).ok
+
+
+def test_a_wrong_writer_shows_even_with_right_digests(finished: Path, tmp_path: Path) -> None:
+    """Statements that hold for every sound chunk, checked although the ledger agrees with the data."""
+    store = worlds.copy_store(finished, tmp_path)
+    opened = LabelStore.open(store, writable=True)
+    changes = {"label": 1, "sample": 2, "status": 3, "top_log_prob": 4}
+    for name, chunk in changes.items():
+        data = opened.read_chunk(LABELS, chunk)
+        data[name] = data[name].copy()
+        data[name][0] = 255 if name == "status" else data[name][0] + 1
+        opened.commit(LABELS, chunk, 1, 9, 0, opened.write_chunk(LABELS, chunk, data))
+    found = verify(VerifyRequest(labels=store), Silent())
+    for name, chunk in changes.items():
+        assert any(fault.where.endswith(f"labels, chunk {chunk}") for fault in found.faults), name
+
+
+@pytest.mark.parametrize("name", ["index/key_bytes", "index/offset", "index/sample", "index/archives", "vocabulary"])
+def test_damage_outside_the_chunks_is_listed(name: str, finished: Path, tmp_path: Path) -> None:
+    """A lost or damaged index or class list is a fault with its path; verify does not stop at it."""
+    for damage in ("flip", "lost"):
+        store = worlds.copy_store(finished, tmp_path)
+        file = store / name / "c/0"
+        if damage == "lost":
+            file.unlink()
+        else:
+            data = bytearray(file.read_bytes())
+            data[len(data) // 2] ^= 1
+            file.write_bytes(data)
+        found = verify(VerifyRequest(labels=store), Silent())
+        assert not found.ok and any(str(store / name) in fault.where for fault in found.faults)
+
+
+def test_teach_refuses_a_store_whose_index_is_lost(
+    world: World, teacher: str, student: str, finished: Path, tmp_path: Path
+) -> None:
+    """A lost index reads as zeros: images of no bytes. The run that continues must stop, not record failures."""
+    for name in ("index/offset", "index/size", "class_embeddings", "vocabulary"):
+        store = worlds.copy_store(finished, tmp_path)
+        LabelStore.open(store, writable=True).drop(LABELS, 4)
+        shutil.rmtree(store / name / "c")
+        with pytest.raises((IntegrityError, DataError)):
+            teach_inline(world, store, teacher, students=(student,), top_k=5, max_failed_share=1.0)
+        assert LabelStore.open(store).record(LABELS, 4) is None, name
+
+
+def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
+    """Exit 3 with the path, for both."""
+    for path in (tmp_path / "gone.zarr", tmp_path):
+        with pytest.raises(DataError, match=str(path)):
+            inspect(InspectRequest(labels=path), Silent())
+        with pytest.raises(DataError, match=str(path)):
+            verify(VerifyRequest(labels=path), Silent())
+    assert IDS[0] == "n01"

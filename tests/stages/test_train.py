@@ -1,0 +1,218 @@
+"""Training from a finished store: what is computed, what may vary, what survives an interruption, what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import worlds
+
+from teachonce.config import TrainConfig, load_train_config
+from teachonce.errors import DataError, FingerprintError, TeachOnceError, UsageError
+from teachonce.label_store import LabelStore
+from teachonce.progress import Silent
+from teachonce.runlog import read_events
+from teachonce.stages.train import TrainRequest, TrainResult, train
+from teachonce.store_format import student_group
+
+STEPS = 18
+BASE = (f"steps={STEPS}", "batch_size=16", "checkpoint_every=4", "log_every=1", "warmup_steps=3")
+
+
+def config(*overrides: str) -> TrainConfig:
+    """A short run on seventy photos: five steps an epoch, the last batch short."""
+    return load_train_config(None, [*BASE, *overrides])
+
+
+def run(labels: Path, student: str, out: Path, *overrides: str, resume: bool = False) -> TrainResult:
+    """Train in this process, one thread."""
+    request = TrainRequest(labels=labels, student=student, out=out, config=config(*overrides), resume=resume, threads=1)
+    return train(request, Silent())
+
+
+def steps_of(out: Path) -> list[dict[str, Any]]:
+    """The logged steps without the clock."""
+    return [
+        {k: v for k, v in e.items() if k != "time"} for e in read_events(out / "events.jsonl") if e["event"] == "step"
+    ]
+
+
+def prompts_bytes(out: Path) -> str:
+    """SHA-256 of the trained prompts."""
+    return hashlib.sha256((out / "prompts.safetensors").read_bytes()).hexdigest()
+
+
+class Killed(BaseException):
+    """Stands for a process that ends in the middle of a step."""
+
+
+@contextmanager
+def killed_before(step: int) -> Iterator[None]:
+    """Runs inside die before they do this step."""
+    from teachonce.training import Trainer
+
+    real = Trainer.step
+
+    def dying(self: Trainer, number: int) -> dict[str, float]:
+        if number == step:
+            raise Killed
+        return real(self, number)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Trainer, "step", dying)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(finished: Path, student: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    out = tmp_path_factory.mktemp("train") / "whole"
+    run(finished, student, out)
+    return out
+
+
+def test_the_first_loss_is_that_of_the_plain_template(finished: Path, student: str, tmp_path: Path) -> None:
+    """At step 0 nothing is learned yet: hard loss equals CE of open_clip's own features over the same batch."""
+    result = run(finished, student, tmp_path / "run", "supervision=hard", "batch_size=70", "steps=1")
+    model, _ = open_clip.create_model_from_pretrained(student)
+    tokenizer = open_clip.get_tokenizer(student)
+    with torch.inference_mode():
+        text = model.eval().encode_text(tokenizer([f"a photo of a {n}." for n in worlds.NAMES]), normalize=True)
+    store = LabelStore.open(finished)
+    group = next(name for name in store.groups if name != "labels")
+    images = np.concatenate([store.read_chunk(group, c)[f"{group}/features"] for c in range(store.layout.chunks)])
+    labels = np.concatenate([store.read_chunk("labels", c)["label"] for c in range(store.layout.chunks)])
+    logits = float(model.logit_scale.detach().exp()) * images.astype(np.float64) @ text.double().numpy().T
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    own = np.array([[n.lower() == worlds.NAMES[label].lower() for n in worlds.NAMES] for label in labels])
+    expected = -np.log((np.exp(log_p) * own).sum(1)).mean()  # classes that share the label's name count together
+    assert result.final_loss == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, 4, 5, 6, 9, 10, 16, 17])
+def test_a_killed_run_resumes_bit_for_bit(stop: int, whole: Path, finished: Path, student: str, tmp_path: Path) -> None:
+    """Ten stopping points incl. first, last, epoch borders and both sides of a checkpoint; then a second resume."""
+    out = tmp_path / "run"
+    for number, at in enumerate((stop, min(stop + 5, STEPS - 1))):
+        with killed_before(at):
+            run(finished, student, out, resume=number > 0)
+    run(finished, student, out, resume=True)
+    assert prompts_bytes(out) == prompts_bytes(whole)
+    assert steps_of(out) == steps_of(whole)
+
+
+CHOICES = """
+structure=shared, structure=unshared, depth=1, supervision=hard, supervision=hard+soft, supervision=soft, temperature=2,
+temperature=4, tail=ghost, tail=renormalise, candidates=all, candidates=sampled, candidates=sampled correction=none,
+optimizer=adamw, optimizer=sgd, schedule=cosine, schedule=constant, class_chunk=2, context=an image of the,
+weight_decay=0.1, soft_weight=0.5
+"""
+
+
+@pytest.mark.parametrize("choice", [" ".join(choice.split()) for choice in CHOICES.split(",")])
+def test_every_option_value_does_real_work(choice: str, finished: Path, student: str, tmp_path: Path) -> None:
+    """Each value trains: the loss is finite and every trained tensor moves."""
+    overrides = choice.split(" ") if choice.startswith("candidates") else [choice]
+    result = run(finished, student, tmp_path / "run", *overrides, "sampled_fill=2", "sampled_top=1", "steps=3")
+    assert np.isfinite(result.final_loss)
+    from safetensors.torch import load_file
+
+    trained = load_file(tmp_path / "run" / "prompts.safetensors")
+    for name, tensor in trained.items():
+        moved = tensor if name != "context" else tensor - initial_context(student, overrides)
+        assert (moved != 0).any(), name
+
+
+def initial_context(student: str, overrides: list[str]) -> torch.Tensor:
+    """Token embeddings of the words the slots began as."""
+    words = next((o.partition("=")[2] for o in overrides if o.startswith("context=")), "a photo of a")
+    model, _ = open_clip.create_model_from_pretrained(student)
+    with torch.no_grad():
+        return model.token_embedding(torch.tensor(open_clip.get_tokenizer(student).encode(words)))
+
+
+@pytest.mark.parametrize(("structure", "expected"), [("shared", 4 * 32), ("unshared", 4 * 32 * (1 + 1 + 2 + 2))])
+def test_only_the_prompts_are_trained(
+    structure: str, expected: int, finished: Path, student: str, tmp_path: Path
+) -> None:
+    """The exact count (4 slots, width 32, 2 layers, no query in the last), and nothing else in the checkpoint."""
+    from safetensors import safe_open
+
+    result = run(finished, student, tmp_path / "run", f"structure={structure}", "optimizer=sgd")
+    assert result.trainable_parameters == expected
+    newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    with safe_open(newest, framework="pt") as opened:
+        parameters = [opened.get_tensor(n).numel() for n in opened.keys() if n.startswith("parameter.")]  # noqa: SIM118
+    assert sum(parameters) == expected
+
+
+def test_chunks_of_classes_change_only_the_order_of_summation(
+    whole: Path, finished: Path, student: str, tmp_path: Path
+) -> None:
+    """class_chunk bounds memory; the losses stay the same up to rounding."""
+    run(finished, student, tmp_path / "run", "class_chunk=3")
+    ours, theirs = ([step["loss"] for step in steps_of(out)] for out in (tmp_path / "run", whole))
+    assert ours == pytest.approx(theirs, rel=2e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(finished: Path, student: str, tmp_path: Path) -> None:
+    """The last good checkpoint stays, and the message says what to change."""
+    with pytest.raises(TeachOnceError, match="nothing was updated") as caught:
+        run(finished, student, tmp_path / "run", "learning_rate=1e30", "warmup_steps=0")
+    assert "learning_rate" in caught.value.hint
+    assert not (tmp_path / "run" / "prompts.safetensors").exists()
+    assert list((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
+
+
+def test_what_cannot_be_resumed_is_refused(whole: Path, finished: Path, student: str, tmp_path: Path) -> None:
+    """Nothing there; another config; a folder that holds something; nothing is overwritten."""
+    with pytest.raises(UsageError, match="nothing to resume"):
+        run(finished, student, tmp_path / "none", resume=True)
+    before = prompts_bytes(whole)
+    with pytest.raises(FingerprintError, match="learning_rate: there 0.03, here 0.5"):
+        run(finished, student, whole, "learning_rate=0.5", resume=True)
+    with pytest.raises(UsageError, match="not empty"):
+        run(finished, student, whole)
+    assert prompts_bytes(whole) == before
+
+
+def test_a_run_belongs_to_its_store(whole: Path, finished: Path, student: str, tmp_path: Path) -> None:
+    """Resuming on a store with other content is refused and names the store."""
+    copy = tmp_path / "run"
+    shutil.copytree(whole, copy)
+    newest = sorted((copy / "checkpoints").iterdir())[-1]
+    from teachonce import checkpoint
+
+    foreign = checkpoint.Identity(config("steps=18").digest(), "0" * 32, "1" * 64)
+    module, optimizer = torch.nn.Linear(1, 1), None
+    with pytest.raises(FingerprintError, match="another store and another student"):
+        checkpoint.load_checkpoint(newest.parent, module, optimizer, foreign)  # type: ignore[arg-type]
+
+
+def test_a_store_must_hold_what_the_config_needs(finished: Path, student: str, teacher: str, tmp_path: Path) -> None:
+    """A temperature without a stored tail, and a student without stored features: refused with the way out."""
+    with pytest.raises(UsageError, match=r"temperature = 3\.0.*1\.0, 2\.0, 4\.0"):
+        run(finished, student, tmp_path / "a", "temperature=3")
+    with pytest.raises(DataError, match="no image features of this student") as caught:
+        run(finished, teacher, tmp_path / "b")
+    assert "--student" in caught.value.hint
+    assert student_group("0" * 64) not in LabelStore.open(finished).groups
+
+
+def test_the_run_folder_tells_all(whole: Path) -> None:
+    """config.toml, events.jsonl, results.json and the prompts are there and agree."""
+    results = json.loads((whole / "results.json").read_text())
+    assert results["prompts_digest"] == prompts_bytes(whole)
+    assert results["steps"] == STEPS == steps_of(whole)[-1]["step"]
+    assert load_train_config(whole / "config.toml") == config()
+    first = read_events(whole / "events.jsonl")[0]
+    assert first["event"] == "start" and first["store_digest"] == results["store_id"]

@@ -1,0 +1,96 @@
+"""Orders are permutations that depend on their seeds only; a run's log survives a crash in the middle of a line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from teachonce.runlog import RunLog, read_events
+from teachonce.sampler import BLOCK, batch_at, epoch_order, row_order
+
+
+@given(st.integers(1, 1000), st.integers(0, 2**63 - 1))
+def test_row_order_is_a_permutation_in_blocks(samples: int, seed: int) -> None:
+    """Every sample once; neighbours within a block stay neighbours, so that archives are read in pieces."""
+    order = row_order(samples, seed)
+    assert np.array_equal(np.sort(order), np.arange(samples))
+    assert np.array_equal(order, row_order(samples, seed))
+    steps = np.diff(order)
+    inside = order[:-1] % BLOCK != BLOCK - 1
+    assert (steps[inside & (order[:-1] != samples - 1)] == 1).all()
+
+
+def test_row_order_mixes_blocks() -> None:
+    """Archives sorted by class do not become chunks of one class."""
+    starts = row_order(64 * BLOCK, 0)[::BLOCK] // BLOCK
+    assert not np.array_equal(starts, np.arange(64))
+    assert not np.array_equal(starts, row_order(64 * BLOCK, 1)[::BLOCK] // BLOCK)
+
+
+@given(st.integers(1, 300), st.integers(0, 2**63 - 1), st.integers(0, 5))
+def test_epoch_order_is_a_permutation_of_seed_and_epoch(samples: int, seed: int, epoch: int) -> None:
+    """Two integers give the order back: a resumed run needs nothing else."""
+    order = epoch_order(samples, seed, epoch)
+    assert np.array_equal(np.sort(order), np.arange(samples))
+    assert np.array_equal(order, epoch_order(samples, seed, epoch))
+    if samples > 50:
+        assert not np.array_equal(order, epoch_order(samples, seed, epoch + 1))
+        assert not np.array_equal(order, epoch_order(samples, seed ^ 1, epoch))
+
+
+@given(st.integers(1, 200), st.integers(1, 64))
+def test_the_batches_of_an_epoch_cover_it_once(samples: int, batch: int) -> None:
+    """Steps walk through the epochs without gap or overlap; only the last batch of an epoch is short."""
+    per_epoch = -(-samples // batch)
+    places = [batch_at(samples, batch, step) for step in range(2 * per_epoch)]
+    for epoch in (0, 1):
+        seen = [i for e, start in places if e == epoch for i in range(start, min(start + batch, samples))]
+        assert seen == list(range(samples))
+
+
+def test_events_are_lines_with_schema_time_and_name(tmp_path: Path) -> None:
+    """What is written can be read back, one JSON object a line."""
+    file = tmp_path / "events.jsonl"
+    log = RunLog(file)
+    log.write("step", step=1, loss=0.5)
+    log.write("end")
+    events = read_events(file)
+    assert [event["event"] for event in events] == ["step", "end"]
+    assert events[0]["loss"] == 0.5 and events[0]["schema"] == 1 and events[0]["time"] > 1.6e9
+    assert all(json.loads(line) for line in file.read_text().splitlines())
+
+
+def test_nan_is_no_json(tmp_path: Path) -> None:
+    """A log that other programs cannot parse is not written."""
+    with pytest.raises(ValueError, match="JSON"):
+        RunLog(tmp_path / "e.jsonl").write("step", loss=float("nan"))
+
+
+def test_a_torn_last_line_is_passed_over_and_rewound(tmp_path: Path) -> None:
+    """A crash leaves half a line: readers skip it, a resumed run drops it and every later step."""
+    file = tmp_path / "events.jsonl"
+    log = RunLog(file)
+    log.write("start")
+    for step in (1, 2, 3):
+        log.write("step", step=step)
+    with open(file, "a") as stream:
+        stream.write('{"schema": 1, "event": "st')
+    assert [event.get("step") for event in read_events(file)] == [None, 1, 2, 3]
+    log.rewind(2)
+    log.write("step", step=3)
+    assert [event.get("step") for event in read_events(file)] == [None, 1, 2, 3]
+    RunLog(tmp_path / "none.jsonl").rewind(3)
+
+
+def test_a_line_after_a_torn_one_is_not_lost(tmp_path: Path) -> None:
+    """A log that goes on after a crash without a rewind loses the torn line only."""
+    file = tmp_path / "events.jsonl"
+    RunLog(file).write("start")
+    with open(file, "a") as stream:
+        stream.write('{"schema": 1, "ev')
+    RunLog(file).write("end")
+    assert [event["event"] for event in read_events(file)] == ["start", "end"]
