@@ -5,6 +5,7 @@ It tests nothing. `tests/` is on the path of every test, because `tests/conftest
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import shutil
@@ -176,6 +177,13 @@ class _InlineClient:
         """Nothing: only `warm_up` comes here."""
 
 
+@functools.lru_cache(maxsize=8)
+def _loaded_once(spec: str) -> Any:
+    import teachonce.chunk_task as chunk_task  # holds the real function under its own name
+
+    return chunk_task.load_clip(spec)
+
+
 @contextmanager
 def inline_tasks(
     order: Callable[[list[tuple[Any, ...]]], Iterable[tuple[Any, ...]]] = lambda tasks: tasks,
@@ -184,9 +192,9 @@ def inline_tasks(
 
     One real cluster run (stages/test_teach.py) and the kill tests (faults/) prove what this leaves out.
     """
-    import torch
-
+    import teachonce.clip_models as clip_models
     import teachonce.cluster as cluster
+    import torch
 
     @contextmanager
     def no_cluster(workers: int) -> Iterator[_InlineClient]:
@@ -200,6 +208,7 @@ def inline_tasks(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster, "local_cluster", no_cluster)
         patch.setattr(cluster, "run_tasks", run_here)
+        patch.setattr(clip_models, "load_clip", _loaded_once)
         patch.setattr(cluster, "warm_up", lambda client, task: [])
         patch.setattr("os.fsync", lambda handle: None)  # no power fails here; faults/ watches the syncs
         yield
@@ -209,8 +218,8 @@ def request_for(world: World, labels: Path, teacher: str | None, **options: Any)
     """A TeachRequest for the tiny world: one thread, 8 chunks."""
     from teachonce.stages.teach import TeachRequest
 
-    given: dict[str, Any] = {"manifest": world.manifest(), "chunk_rows": CHUNK_ROWS, "threads": 1, "batch_size": 4}
-    return TeachRequest(labels=labels, teacher=teacher, root=world.root, **(given | options))
+    given: dict[str, Any] = {"manifest": world.manifest(), "root": world.root, "chunk_rows": CHUNK_ROWS, "threads": 1}
+    return TeachRequest(labels=labels, teacher=teacher, **(given | {"batch_size": 4} | options))
 
 
 def teach_inline(world: World, labels: Path, teacher: str | None, **options: Any) -> Any:

@@ -61,7 +61,7 @@ def test_inspect_of_a_store_that_has_only_begun(finished: Path, tmp_path: Path) 
 
 def test_inspect_of_hard_labels(world: World, student: str, tmp_path: Path) -> None:
     """A store without a teacher has nothing to tell of one."""
-    teach_inline(world, tmp_path / "a.zarr", None, students=(student,))
+    teach_inline(world, tmp_path / "a.zarr", None, students=(student,), chunk_rows=35)
     found = inspect(InspectRequest(labels=tmp_path / "a.zarr"), Silent())
     assert (found.top_k, found.statistics, found.rows) == (0, {}, PHOTOS)
     assert verify(VerifyRequest(labels=tmp_path / "a.zarr"), Silent()).ok

@@ -148,7 +148,7 @@ def test_two_students_and_their_features(world: World, teacher: str, student: st
     """Each has its own group; the working set of one holds its features beside the same labels."""
     other = worlds.session_clip(tmp_path_factory, "other")
     store = tmp_path / "a.zarr"
-    teach_inline(world, store, teacher, students=(student, other), top_k=3)
+    teach_inline(world, store, teacher, students=(student, other), top_k=3, chunk_rows=35)
     opened = LabelStore.open(store)
     first, second = (load_working_set(opened, load_clip(spec).digest, Silent()) for spec in (student, other))
     assert first.features.shape == (PHOTOS, 12) and second.features.shape == (PHOTOS, 16)
@@ -205,7 +205,7 @@ def test_three_layouts_give_the_same_rows(world: World, teacher: str, student: s
     place = {name: row for row, name in enumerate(names_of(finished))}
     for layout in ("tars", "folders"):
         store = tmp_path / f"{layout}.zarr"
-        teach_inline(world, store, teacher, students=(student,), top_k=5, manifest=world.manifest(layout), batch_size=1)
+        teach_inline(world, store, teacher, students=(student,), top_k=5, manifest=world.manifest(layout), chunk_rows=35)
         found = all_arrays(store)
         rows = [place[name] for name in names_of(store)]
         assert np.array_equal(found["label"], wanted["label"][rows])
@@ -232,7 +232,7 @@ def test_rows_are_in_blocks_of_the_seeded_order(world: World, finished: Path) ->
 def test_every_precision_does_real_work(precision: str, world: World, teacher: str, finished: Path, tmp_path: Path) -> None:
     """The labels are near those of fp32, and half precisions really round."""
     store = tmp_path / "a.zarr"
-    result = teach_inline(world, store, teacher, top_k=8, precision=precision)
+    result = teach_inline(world, store, teacher, top_k=8, precision=precision, chunk_rows=70)
     assert result.rows_ok == PHOTOS
     found = decode_labels(all_arrays(store))
     _, logits = open_clips_own(teacher, [world.photos[name] for name in names_of(store)])
@@ -248,14 +248,14 @@ def test_every_precision_does_real_work(precision: str, world: World, teacher: s
 def test_hard_labels_only(world: World, student: str, tmp_path: Path) -> None:
     """Without a teacher: labels and student features, no soft labels, no teacher's text side."""
     store = tmp_path / "a.zarr"
-    result = teach_inline(world, store, None, students=(student,))
-    assert (result.rows_ok, result.chunks_written) == (PHOTOS, CHUNKS)
+    result = teach_inline(world, store, None, students=(student,), chunk_rows=35)
+    assert (result.rows_ok, result.chunks_written) == (PHOTOS, 2)
     opened = LabelStore.open(store)
     assert opened.layout.top_k == 0 and "class_ids" not in all_arrays(store)
     working = load_working_set(opened, load_clip(student).digest, Silent())
     assert working.class_ids.shape == (PHOTOS, 0) and working.features.shape == (PHOTOS, 12)
     assert [IDS[label] for label in working.label] == [name[:3] for name in names_of(store)]
-    assert teach_inline(world, store, None, students=(student,)).chunks_written == 0
+    assert teach_inline(world, store, None, students=(student,), chunk_rows=35).chunks_written == 0
 
 
 def test_chunks_in_any_order_and_any_pieces_give_the_same_store(
@@ -277,7 +277,7 @@ def test_another_vocabulary_maps_labels_by_class_id(world: World, teacher: str, 
     store = tmp_path / "a.zarr"
     notes = Notes()
     with worlds.inline_tasks():
-        teach(request_for(world, store, teacher, students=(student,), vocabulary="fewer.tsv"), notes)
+        teach(request_for(world, store, teacher, students=(student,), vocabulary="fewer.tsv", chunk_rows=70), notes)
     working = load_working_set(LabelStore.open(store), load_clip(student).digest, notes)
     expected = [{"n07": 0, "n01": 2}.get(name[:3], -1) for name in names_of(store)]
     assert working.label.tolist() == expected and working.class_ids.shape == (PHOTOS, 3)
@@ -288,7 +288,7 @@ def test_ties_are_said(world: World, teacher: str, tmp_path: Path) -> None:
     """Two classes that share their name are counted before the work begins."""
     notes = Notes()
     with worlds.inline_tasks():
-        teach(request_for(world, tmp_path / "a.zarr", teacher), notes)
+        teach(request_for(world, tmp_path / "a.zarr", teacher, chunk_rows=70), notes)
     assert any("2 of 8 classes share their name" in line for line in notes.lines)
 
 
@@ -341,7 +341,7 @@ def test_exact_ties_at_the_boundary_are_by_class(world: World, teacher: str, tmp
     """k = 1 over two equal names: always the lower class, never the other."""
     (world.root / "twins.tsv").write_text("n01\tfox\nn02\tFox\n")
     store = tmp_path / "a.zarr"
-    teach_inline(world, store, teacher, vocabulary="twins.tsv", top_k=1)
+    teach_inline(world, store, teacher, vocabulary="twins.tsv", top_k=1, chunk_rows=70)
     assert (decode_labels(all_arrays(store)).class_ids == 0).all()
     assert exact_topk(torch.zeros(1, 3), 1)[0].tolist() == [[0]]
     assert LABELS in LabelStore.open(store).groups and issubclass(IncompleteError, TeachOnceError)

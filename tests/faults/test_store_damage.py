@@ -1,0 +1,441 @@
+"""Faults 6 to 10: no flipped bit, swapped, stale, missing or cut-off file is read in silence; writes fail safely.
+
+A fault is silent if neither reading nor `verify` complains. Numbers as in the reliability table.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import worlds
+from teachonce.errors import IncompleteError, IntegrityError, TeachOnceError
+from teachonce.label_store import LabelStore, chunk_file
+from teachonce.progress import Silent
+from teachonce.stages.verify import VerifyRequest, verify
+from teachonce.store_format import LABELS
+from worlds import CHUNKS, World, synthetic_store, teach_inline
+
+SMALL = {"rows": 30, "chunk_rows": 15, "classes": 12, "top_k": 4}
+
+
+def files_of(store: Path) -> list[Path]:
+    """Every file of a store."""
+    return sorted(file for file in store.rglob("*") if file.is_file())
+
+
+def complaint(store: Path) -> str | None:
+    """What reading the whole store, or verify's checks, say about it; None if nothing complains.
+
+    Any other exception than ours passes through and fails the test: a traceback names no file.
+    """
+    try:
+        opened = LabelStore.open(store)
+        faults = opened.static_faults()
+        if faults:
+            return str(faults)
+        for group in opened.groups:
+            for chunk in range(opened.layout.chunks):
+                opened.read_chunk(group, chunk)
+    except TeachOnceError as problem:
+        return str(problem)
+    return None
+
+
+@contextmanager
+def changed(file: Path, data: bytes | None) -> Iterator[None]:
+    """A file with other content, or gone; put back afterwards."""
+    sound, times = file.read_bytes(), file.stat()
+    if data is None:
+        file.unlink()
+    else:
+        file.write_bytes(data)
+    try:
+        yield
+    finally:
+        file.write_bytes(sound)
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def named(file: Path, store: Path) -> tuple[str, ...]:
+    """What a message may call a file: its path, its array, or the chunk whose record it is."""
+    relative = file.relative_to(store)
+    array = relative.as_posix().split("/c/")[0]
+    if array.startswith("ledger/") and file.name != "zarr.json":
+        return str(file), f"chunk {relative.parts[-2]}"
+    return str(file), f"{store}/{array}", str(store) if file.name == "zarr.json" else str(file)
+
+
+def flip_bits(store: Path, count: int, seed: int) -> None:
+    """Seeded single-bit flips, spread evenly over all files: each must be complained about, with the file's name."""
+    files, rng = files_of(store), random.Random(seed)
+    silent: list[object] = []
+    for number in range(count):
+        file = files[number % len(files)]
+        data = bytearray(file.read_bytes())
+        place, bit = rng.randrange(len(data)), rng.randrange(8)
+        data[place] ^= 1 << bit
+        with changed(file, bytes(data)):
+            try:
+                said = complaint(store)
+            except Exception as problem:  # noqa: BLE001 - a traceback names no file
+                said = None
+                silent.append((file.relative_to(store).as_posix(), place, bit, repr(problem)[:200]))
+                continue
+        if said is None or not any(name in said for name in named(file, store)):
+            silent.append((file.relative_to(store).as_posix(), place, bit, said))
+    assert silent == []
+    assert complaint(store) is None
+
+
+def small_store_with_student(folder: Path) -> Path:
+    """Two chunks of labels and of a student's features."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda handle: None)
+        store, _ = synthetic_store(folder / "a.zarr", **SMALL)
+        group = store.add_student("cd" * 32, 6, {"student_digest": "cd" * 32, "about": {"student": "tiny"}})
+        for chunk in range(2):
+            features = np.full((15, 6), 6**-0.5, np.float16)
+            store.commit(group, chunk, 7, 15, 0, store.write_chunk(group, chunk, {f"{group}/features": features}))
+    assert complaint(store.path) is None
+    return store.path
+
+
+def test_fault_6_no_flipped_bit_is_silent(tmp_path: Path) -> None:
+    """200 flips over data, metadata, ledger, index and vocabulary: 0 silent, and the message names the file."""
+    flip_bits(small_store_with_student(tmp_path), 200, seed=1)
+
+
+@pytest.mark.slow
+def test_fault_6_no_flipped_bit_is_silent_at_length(tmp_path: Path) -> None:
+    """2,000 flips."""
+    flip_bits(small_store_with_student(tmp_path), 2000, seed=2)
+
+
+def test_fault_6_every_bit_of_a_ledger_record_and_of_the_header(tmp_path: Path) -> None:
+    """The ledger vouches for all else: every bit of one record, and one bit of every byte of the header."""
+    store = small_store_with_student(tmp_path)
+    silent = []
+    for file, bits in ((store / "ledger/labels/c/0/0", range(8)), (store / "ledger/zarr.json", (2,))):
+        sound = file.read_bytes()
+        for place, bit in itertools.product(range(len(sound)), bits):
+            data = bytearray(sound)
+            data[place] ^= 1 << bit
+            with changed(file, bytes(data)):
+                try:
+                    opened = LabelStore.open(store)
+                    opened.record(LABELS, 0)
+                except TeachOnceError:
+                    continue
+                silent.append((file.name, place, bit, chr(sound[place])))
+    assert silent == []
+
+
+def test_fault_6_verify_reports_flips_without_stopping(tmp_path: Path) -> None:
+    """One flip in each data, index and ledger file in turn: verify ends and lists a fault."""
+    store = small_store_with_student(tmp_path)
+    rng = random.Random(3)
+    for file in files_of(store):
+        if file.name == "zarr.json":
+            continue
+        data = bytearray(file.read_bytes())
+        data[rng.randrange(len(data))] ^= 16
+        with changed(file, bytes(data)):
+            found = verify(VerifyRequest(labels=store), Silent())
+        assert not found.ok and found.faults, file
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic store of eight chunks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda handle: None)
+        return synthetic_store(tmp_path_factory.mktemp("eight") / "a.zarr", rows=40, chunk_rows=5)[0].path
+
+
+def test_fault_7_all_pairs_of_swapped_chunks(eight: Path) -> None:
+    """28 pairs for every array: two sound files in each other's place are both refused, by name.
+
+    Where both files hold the same bytes, as `view` and `status` do, nothing is lost by a swap and none can be seen.
+    """
+    opened = LabelStore.open(eight)
+    for spec in opened.groups[LABELS].arrays:
+        for one, two in itertools.combinations(range(8), 2):
+            first, second = chunk_file(eight, spec, one), chunk_file(eight, spec, two)
+            a, b = first.read_bytes(), second.read_bytes()
+            if a == b:
+                assert spec.path in ("view", "status")
+                continue
+            with changed(first, b), changed(second, a):
+                for chunk, file in ((one, first), (two, second)):
+                    with pytest.raises(IntegrityError) as caught:
+                        opened.read_chunk(LABELS, chunk)
+                    assert str(file) in str(caught.value) and "--repair" in caught.value.hint
+    assert complaint(eight) is None
+
+
+def test_fault_7_swapped_ledger_records_and_arrays(eight: Path) -> None:
+    """Two records in each other's place, and two arrays of one type: refused."""
+    records = [eight / f"ledger/labels/c/{chunk}/0" for chunk in (2, 5)]
+    a, b = (file.read_bytes() for file in records)
+    with changed(records[0], b), changed(records[1], a):
+        assert complaint(eight) is not None
+    pair = [eight / name / "c/3" for name in ("view", "status")]
+    a, b = (file.read_bytes() for file in pair)
+    if a != b:
+        with changed(pair[0], b), changed(pair[1], a):
+            assert complaint(eight) is not None
+
+
+def test_fault_7_swapped_index_arrays(eight: Path) -> None:
+    """Offsets where sizes should be: same type, same shape, sound checksums."""
+    a, b = eight / "index/offset/c/0", eight / "index/size/c/0"
+    one, two = a.read_bytes(), b.read_bytes()
+    with changed(a, two), changed(b, one):
+        said = complaint(eight)
+    assert said is not None and "index/offset" in said and "index/size" in said
+
+
+def test_fault_7_stale_and_foreign_chunks(eight: Path, tmp_path: Path) -> None:
+    """The same chunk of a store of another seed, or of the same data under another fingerprint: refused."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda handle: None)
+        other = synthetic_store(tmp_path / "b.zarr", rows=40, chunk_rows=5, seed=1)[0].path
+    opened = LabelStore.open(eight)
+    for spec in opened.groups[LABELS].arrays:
+        for chunk in (0, 7):
+            file, foreign = chunk_file(eight, spec, chunk), chunk_file(other, spec, chunk)
+            if file.read_bytes() == foreign.read_bytes():
+                continue
+            with changed(file, foreign.read_bytes()), pytest.raises(IntegrityError, match=str(file)):
+                opened.read_chunk(LABELS, chunk)
+    record = eight / "ledger/labels/c/0/0"
+    with changed(record, (other / "ledger/labels/c/0/0").read_bytes()):
+        assert complaint(eight) is not None
+
+
+def test_fault_7_a_whole_foreign_chunk_with_its_record(eight: Path, tmp_path: Path) -> None:
+    """Every array of a chunk and its ledger record from another teacher's store: the fingerprint tells."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda handle: None)
+        other = synthetic_store(tmp_path / "b.zarr", rows=40, chunk_rows=5, seed=1)[0]
+    store = worlds.copy_store(eight, tmp_path)
+    for spec in other.groups[LABELS].arrays:
+        shutil.copy(chunk_file(other.path, spec, 4), chunk_file(store, spec, 4))
+    shutil.copy(other.path / "ledger/labels/c/4/0", store / "ledger/labels/c/4/0")
+    assert complaint(store) is not None
+
+
+def test_fault_8_each_file_deleted_once(tmp_path: Path) -> None:
+    """Every file of a store in turn: missed, by name."""
+    store = small_store_with_student(tmp_path)
+    for file in files_of(store):
+        with changed(file, None):
+            said = complaint(store)
+        assert said is not None, file
+        assert any(name in said for name in named(file, store)), (file, said)
+
+
+def test_fault_8_whole_folders_deleted(tmp_path: Path) -> None:
+    """Each folder of a store in turn, the ledger among them: missed; nothing is read as data."""
+    store = small_store_with_student(tmp_path)
+    for folder in sorted(folder for folder in store.rglob("*") if folder.is_dir()):
+        hidden = tmp_path / "hidden"
+        folder.rename(hidden)
+        try:
+            assert complaint(store) is not None, folder
+        finally:
+            hidden.rename(folder)
+    assert complaint(store) is None
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.97])
+def test_truncated_files(share: float, tmp_path: Path) -> None:
+    """Every file cut to nothing, to half, by its last bytes: refused, by name."""
+    store = small_store_with_student(tmp_path)
+    for file in files_of(store):
+        data = file.read_bytes()
+        with changed(file, data[: min(int(share * len(data)), len(data) - 1)]):
+            said = complaint(store)
+        assert said is not None, file
+        assert any(name in said for name in named(file, store)), (file, said)
+
+
+def test_bytes_behind_the_end_of_a_file(tmp_path: Path) -> None:
+    """A file that grew is not what was written."""
+    store = small_store_with_student(tmp_path)
+    for file in files_of(store):
+        with changed(file, file.read_bytes() + b"x"):
+            assert complaint(store) is not None, file
+
+
+# Fault 9: disk full and other write errors
+
+
+def fail_at(number: int, patch: pytest.MonkeyPatch, name: str) -> list[int]:
+    """The `number`-th call of an `os` function raises ENOSPC; returns the list of calls."""
+    real, calls = getattr(os, name), []
+
+    def limited(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == number:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(args[0]))
+        return real(*args, **options)
+
+    patch.setattr(os, name, limited)
+    return calls
+
+
+@pytest.mark.parametrize("function", ["replace", "fsync"])
+@pytest.mark.parametrize("number", [1, 2, 9, 10, 40, 70])
+def test_fault_9_no_space_at_any_write(
+    function: str, number: int, world: World, teacher: str, student: str, finished: Path, tmp_path: Path
+) -> None:
+    """ENOSPC at the n-th rename or sync of a run: exit 5 that names a path; the same command ends with the same store."""
+    store = tmp_path / "a.zarr"
+    with pytest.MonkeyPatch.context() as patch:
+        with worlds.inline_tasks():
+            calls = fail_at(number, patch, function)
+            from teachonce.stages.teach import teach
+
+            request = worlds.request_for(world, store, teacher, students=(student,), top_k=5)
+            with pytest.raises(IncompleteError) as caught:
+                teach(request, Silent())
+        assert len(calls) >= number
+    assert str(tmp_path) in str(caught.value) and "MB free" in str(caught.value) and "run the same command" in caught.value.hint
+    if store.exists():
+        opened = LabelStore.open(store)
+        for group in opened.groups:
+            for chunk in opened.committed(group):
+                opened.read_chunk(group, chunk)
+    result = teach_inline(world, store, teacher, students=(student,), top_k=5)
+    assert result.store_id == LabelStore.open(finished).store_id()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr"]
+
+
+LIMITED = """
+import resource, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from teachonce.errors import TeachOnceError
+from worlds import synthetic_store
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+try:
+    synthetic_store(Path({path!r}), rows=2000, chunk_rows=1000, classes=300, top_k=60)
+except TeachOnceError as problem:
+    print(problem.exit_code, problem)
+"""
+
+
+@pytest.mark.parametrize("limit", [2_000, 40_000])
+def test_fault_9_a_file_that_may_not_grow(limit: int, tmp_path: Path) -> None:
+    """A real limit of the kernel (RLIMIT_FSIZE), at creation and at a chunk: exit 5, and no half chunk counts."""
+    path = tmp_path / "a.zarr"
+    script = LIMITED.format(tests=str(Path(worlds.__file__).parent), limit=limit, path=str(path))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("5 writing ") and str(tmp_path) in done.stdout and "File too large" in done.stdout
+    assert path.exists() == (limit == 40_000)
+    if path.exists():
+        assert LabelStore.open(path).committed(LABELS) == []
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+# Fault 10: power loss
+
+
+def test_fault_10_data_is_synced_before_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every chunk file is renamed, then it and its folders are synced, and only then is the ledger record written,
+    which is then synced with its folders: at no instant does a record vouch for data that a power cut could take."""
+    opened, _ = synthetic_store(tmp_path / "a.zarr", **SMALL)
+    store, data = opened.path, opened.read_chunk(LABELS, 1)
+    opened.drop(LABELS, 1)
+    for spec in opened.groups[LABELS].arrays:
+        shutil.rmtree(chunk_file(store, spec, 1).parents[max(0, len(spec.tail) - 1)], ignore_errors=len(spec.tail) == 0)
+    for spec in opened.groups[LABELS].arrays:
+        chunk_file(store, spec, 1).unlink(missing_ok=True)
+    events: list[tuple[str, str]] = []
+    real_sync, real_replace, real_rename = os.fsync, os.replace, os.rename
+
+    def fsync(handle: int) -> None:
+        events.append(("sync", os.readlink(f"/proc/self/fd/{handle}")))
+        real_sync(handle)
+
+    def moved(real: Any) -> Any:
+        def move(source: Any, target: Any, **options: Any) -> None:
+            events.append(("rename", str(target)))
+            real(source, target, **options)
+
+        return move
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", moved(real_replace))
+    monkeypatch.setattr(os, "rename", moved(real_rename))
+    digests = opened.write_chunk(LABELS, 1, data)
+    opened.commit(LABELS, 1, 3, 15, 0, digests)
+    record = store / "ledger/labels/c/1/0"
+    at_record = events.index(("rename", str(record)))
+    for spec in opened.groups[LABELS].arrays:
+        file = chunk_file(store, spec, 1)
+        renamed = events.index(("rename", str(file)))
+        chain = [file, *itertools.takewhile(lambda folder: folder != store, file.parents)]
+        assert all(("sync", str(path)) in events[renamed:at_record] for path in chain), spec.path
+    chain = [record, *itertools.takewhile(lambda folder: folder.name != "ledger", record.parents)]
+    assert all(("sync", str(path)) in events[at_record:] for path in chain)
+
+
+def test_fault_10_a_new_store_is_synced_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file and folder of the draft, then the rename, then the folder that holds the name."""
+    events: list[tuple[str, str]] = []
+    real_sync, real_rename = os.fsync, os.rename
+
+    def fsync(handle: int) -> None:
+        events.append(("sync", os.readlink(f"/proc/self/fd/{handle}")))
+        real_sync(handle)
+
+    def rename(source: Any, target: Any) -> None:
+        drafts = {str(path) for path in Path(source).rglob("*")} | {str(source)}
+        events.append(("unsynced", str(drafts - {path for _, path in events})))
+        events.append(("rename", str(target)))
+        real_rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", rename)
+    synthetic_store(tmp_path / "a.zarr", **SMALL)
+    at = events.index(("rename", str(tmp_path / "a.zarr")))
+    assert events[at - 1] == ("unsynced", "set()")
+    assert events[at + 1] == ("sync", str(tmp_path))
+
+
+def test_fault_10_a_student_group_is_synced_with_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adding a student: the new metadata, its ledger and the header that lists them are on disk before work begins."""
+    opened, _ = synthetic_store(tmp_path / "a.zarr", **SMALL)
+    before = {file: file.read_bytes() for file in files_of(opened.path)}
+    synced: set[str] = set()
+    real_sync = os.fsync
+
+    def fsync(handle: int) -> None:
+        synced.add(os.readlink(f"/proc/self/fd/{handle}"))
+        real_sync(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    opened.add_student("ef" * 32, 6, {"student_digest": "ef" * 32, "about": {}})
+    new = [file for file in files_of(opened.path) if before.get(file) != file.read_bytes()]
+    assert {str(file) for file in new} <= synced
+
+
+def test_eight_chunks_is_eight(finished: Path) -> None:
+    """The stores of these tests have the number of chunks that the table names."""
+    assert LabelStore.open(finished).layout.chunks == CHUNKS == 8

@@ -1,0 +1,72 @@
+"""Faults 16 to 18: a training run that is terminated or killed goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from teachonce.config import load_train_config
+from teachonce.progress import Silent
+from teachonce.runlog import read_events
+from teachonce.stages.train import TrainRequest, train
+
+SETTINGS = ["steps=400", "batch_size=16", "checkpoint_every=7", "log_every=1", "seed=3"]
+
+
+def start(labels: Path, student: str, out: Path, *more: str) -> subprocess.Popen[bytes]:
+    """`teachonce train` in a process of its own, one thread."""
+    settings = [word for setting in (*SETTINGS, "threads=1") for word in ("--set", setting)]
+    command = ["-m", "teachonce", "train", str(labels), "--student", student, "--out", str(out), *settings, *more]
+    return subprocess.Popen(
+        [sys.executable, *command], stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
+def wait_for_step(out: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+    """Until the run has logged this step."""
+    log = out / "events.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and any(event.get("step", 0) >= step for event in read_events(log)):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no step {step} in time: {process.stderr.read().decode() if process.stderr else ''}")
+
+
+def test_sigterm_then_kill_then_the_same_prompts(finished: Path, student: str, tmp_path: Path) -> None:
+    """SIGTERM checkpoints at the step and exits 143; kill -9 loses at most an interval; the result has equal bits."""
+    out = tmp_path / "run"
+    process = start(finished, student, out)
+    wait_for_step(out, 20, process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors.decode()
+    stopped_at = read_events(out / "events.jsonl")[-1]["step"]
+    assert (out / "checkpoints" / f"step-{stopped_at:08d}.safetensors").is_file()
+
+    process = start(finished, student, out, "--resume")
+    wait_for_step(out, stopped_at + 60, process)
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    kept = sorted((out / "checkpoints").glob("step-*.safetensors"))[-1]
+    reached = max(event.get("step", 0) for event in read_events(out / "events.jsonl"))
+    assert reached - int(kept.stem.removeprefix("step-")) <= 7
+
+    process = start(finished, student, out, "--resume")
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors.decode()
+    whole = tmp_path / "whole"
+    config = load_train_config(None, SETTINGS)
+    train(TrainRequest(labels=finished, student=student, out=whole, config=config, threads=1), Silent())
+    digests = [hashlib.sha256((folder / "prompts.safetensors").read_bytes()).hexdigest() for folder in (out, whole)]
+    assert digests[0] == digests[1]
+    losses = [
+        [e["loss"] for e in read_events(folder / "events.jsonl") if e["event"] == "step"] for folder in (out, whole)
+    ]
+    assert losses[0] == losses[1]

@@ -1,0 +1,25 @@
+"""The shipped recipes are valid, and the default one says what the defaults are."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+
+from teachonce.config import TrainConfig
+from teachonce.strict import decode
+
+
+def test_the_default_recipe_lists_every_key_with_its_default() -> None:
+    """A reader of configs/rpp.toml knows what `teachonce train` does without any option."""
+    text = (resources.files("teachonce.configs") / "rpp.toml").read_text(encoding="utf-8")
+    stated = tomllib.loads(text)
+    assert decode(TrainConfig, stated, "rpp.toml") == TrainConfig()
+    assert list(stated) == list(TrainConfig().to_dict())
+
+
+def test_every_shipped_recipe_is_valid() -> None:
+    """No recipe has a key or value that training would refuse."""
+    files = [file for file in resources.files("teachonce.configs").iterdir() if file.name.endswith(".toml")]
+    assert files
+    for file in files:
+        decode(TrainConfig, tomllib.loads(file.read_text(encoding="utf-8")), file.name)
