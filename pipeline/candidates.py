@@ -56,8 +56,8 @@ def sampled_candidates(
     """The rows' labels and best classes D, and a uniform draw of n others without replacement.
 
     Inclusion is certain on D and n / (V - |D|) elsewhere, the same for all rows, so ln w is 0 on D and
-    ln((V - |D|) / n) on the fill (facts: sampled softmax with the importance weight inside). When no more than n
-    others exist, all are taken and all weigh 1. A pure function of its arguments.
+    ln((V - |D|) / n) on the fill (the importance weight of sampled softmax, Jean et al. 2015, arXiv 1412.2007). When
+    no more than n others exist, all are taken and all weigh 1. A pure function of its arguments.
 
     Args:
         labels: any shape; -1 (unmapped) is ignored.

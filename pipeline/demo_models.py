@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from teachonce.errors import DataError
+from teachonce.errors import DataError, EnvironmentFault
 
 VOCABULARY_ROWS = 49408
 """Rows of the token embedding that open_clip's own tokenizer addresses."""
@@ -120,20 +120,22 @@ def unpack_model(file: Path, folder: Path) -> None:
 
     Raises:
         DataError: the file is not a packed model, or `folder` exists and is not a model folder.
+        EnvironmentFault: the disk is full or may not be written to.
     """
     if folder.exists():
         if not (folder / _CONFIG_FILE).is_file() or not (folder / _WEIGHTS_FILE).is_file():
             raise DataError(f"{folder} exists but is not an open_clip model folder", f"remove {folder}")
         return
     config, state = _read_packed(file)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir()
+        partial.mkdir(parents=True)
         (partial / _CONFIG_FILE).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         save_file(state, partial / _WEIGHTS_FILE)
         os.replace(partial, folder)
+    except OSError as problem:
+        raise EnvironmentFault(f"cannot write the model folder {folder}: {problem.strerror or problem}") from problem
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

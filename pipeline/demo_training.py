@@ -3,7 +3,7 @@
 It is not part of the demo itself, which unpacks the result, and never draws an image that the demo teaches or tests on.
 
 Both models read every class name, the held-out ones too, as a web-scale CLIP has. The student is weaker by design: a
-smaller tower at a lower resolution, fewer steps, and web-like captions that drop words, turn them round or are wrong.
+smaller tower at a lower resolution, fewer steps, and web-like captions that drop words or use the wrong ones.
 """
 
 from __future__ import annotations
@@ -36,48 +36,38 @@ TEMPLATE = "a photo of a {}."
 class Captions:
     """How a model's training captions are worded.
 
-    `templates` hold `{}` for the name. With these chances a caption leaves out the colour, leaves out the texture,
-    turns the words round ("striped circle in red"), or belongs to another image altogether.
+    `exact` and `loose` hold `{}` for the name. With these chances a caption leaves out the colour, leaves out the
+    texture, turns the words round ("striped circle in red"), or belongs to another image altogether. Half of the
+    captions are loose if there are loose wordings; those call the texture or the shape by a neighbour's word.
     """
 
-    templates: tuple[str, ...]
-    no_colour: float
-    no_texture: float
-    turned: float
-    wrong: float
+    exact: tuple[str, ...]
+    loose: tuple[str, ...] = ()
+    no_colour: float = 0.0
+    no_texture: float = 0.0
+    turned: float = 0.0
+    wrong: float = 0.0
+    loose_texture: float = 0.0
+    loose_shape: float = 0.0
 
 
+_PHOTO_WORDINGS = (TEMPLATE, "a photo of the {}.", "a picture of the {}.", "an image of a {}.")
 TEACHER_CAPTIONS = Captions(
-    (
-        TEMPLATE,
-        "a photo of the {}.",
-        "a picture of the {}.",
-        "an image of a {}.",
-        "a drawing of the {}.",
-        "a {}.",
-        "{}",
-    ),
-    no_colour=0.02,
-    no_texture=0.02,
-    turned=0.05,
-    wrong=0.0,
+    (*_PHOTO_WORDINGS, "a drawing of the {}.", "a {}.", "{}"), no_colour=0.02, no_texture=0.02, turned=0.05
 )
+# The student met the usual wordings on careless captions and others on careful ones, as alt texts and catalogues
+# differ on the web. The hand-written template is therefore not its best context: that is what prompts can find.
 STUDENT_CAPTIONS = Captions(
-    (
-        TEMPLATE,
-        "picture of the {} on a wall",
-        "an image with a {} in it.",
-        "a small {} here",
-        "my {}",
-        "the {} and some other things",
-        "is this a {}?",
-    ),
-    no_colour=0.15,
-    no_texture=0.3,
-    turned=0.5,
-    wrong=0.1,
+    ("my {}", "a small {} here", "one {} on a wall", "is this a {}?", "the {} and some other things"),
+    loose=_PHOTO_WORDINGS,
+    no_colour=0.1,
+    no_texture=0.15,
+    turned=0.25,
+    wrong=0.05,
+    loose_texture=0.42,
+    loose_shape=0.35,
 )
-_MORE_WORDS = "a bad good cropped close-up blurry bright dark clean large one many this with shape object"
+_MORE_WORDS = "a bad good cropped close-up blurry bright dark clean large one many this it with shape object"
 
 
 @dataclass(frozen=True)
@@ -147,7 +137,7 @@ def draw_pool(split: str, images_per_class: int, reporter: Reporter) -> Pool:
 
 def demo_token_ids() -> tuple[int, ...]:
     """Ids of all tokens that the packed models carry: class names, caption words, start and end; ascending."""
-    templates = [*TEACHER_CAPTIONS.templates, *STUDENT_CAPTIONS.templates, *_MORE_WORDS.split()]
+    templates = [*TEACHER_CAPTIONS.exact, *STUDENT_CAPTIONS.exact, *STUDENT_CAPTIONS.loose, *_MORE_WORDS.split()]
     texts = [item.name for item in world_classes()] + [text.replace("{}", "") for text in templates]
     # Punctuation joins on to a word in some templates ("circle.", "wall"): single marks are added by themselves.
     tokens = open_clip.SimpleTokenizer(context_length=CONTEXT_LENGTH)([*texts, ".", "?", ",", "in"])
@@ -158,11 +148,21 @@ def caption(item: WorldClass, style: Captions, rng: random.Random) -> str:
     """One caption of an image of this class."""
     if rng.random() < style.wrong:
         item = rng.choice(world_classes())
-    colour = "" if rng.random() < style.no_colour else item.colour
-    texture = "" if rng.random() < style.no_texture else item.texture
+    colour, texture, shape, templates = item.colour, item.texture, item.shape, style.exact
+    if style.loose and rng.random() < 0.5:
+        templates = style.loose
+        texture = _neighbour(texture, TEXTURES) if rng.random() < style.loose_texture else texture
+        shape = _neighbour(shape, SHAPES) if rng.random() < style.loose_shape else shape
+    colour = "" if rng.random() < style.no_colour else colour
+    texture = "" if rng.random() < style.no_texture else texture
     turned = colour and rng.random() < style.turned
-    name = f"{texture} {item.shape} in {colour}" if turned else f"{colour} {texture} {item.shape}"
-    return rng.choice(style.templates).replace("{}", " ".join(name.split()))
+    name = f"{texture} {shape} in {colour}" if turned else f"{colour} {texture} {shape}"
+    return rng.choice(templates).replace("{}", " ".join(name.split()))
+
+
+def _neighbour(word: str, words: Sequence[str]) -> str:
+    """Always the same other word, so that carelessness is a habit, which does not average out."""
+    return words[(words.index(word) + 1) % len(words)]
 
 
 def image_features(model: Any, images: torch.Tensor) -> torch.Tensor:

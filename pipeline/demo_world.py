@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from teachonce.errors import DataError, UsageError
+from teachonce.errors import DataError, EnvironmentFault, UsageError
 from teachonce.progress import Reporter, Silent
 
 Floats = NDArray[np.float32]
@@ -223,26 +223,22 @@ def _normals(sides: int) -> Floats:
 
 def _shape(shape: str, u: Floats, v: Floats) -> Floats:
     """A function that is below 1 inside the shape and grows about linearly across its edge."""
-    sides = {"triangle": 3, "square": 4, "hexagon": 6}.get(shape)
-    if sides is not None:
-        planes = _normals(sides) @ np.stack([u.ravel(), v.ravel()])
-        polygon: Floats = planes.max(axis=0).reshape(u.shape)
-        return polygon
-    if shape == "cross":
+    distance: Floats = np.hypot(u, v)  # a circle is done with this
+    if sides := {"triangle": 3, "square": 4, "hexagon": 6}.get(shape):
+        distance = (_normals(sides) @ np.stack([u.ravel(), v.ravel()])).max(axis=0).reshape(u.shape)
+    elif shape == "cross":
         a, b, arm = np.abs(u), np.abs(v), np.float32(1 / 0.36)
-        crossed: Floats = np.minimum(np.maximum(a, b * arm), np.maximum(a * arm, b))
-        return crossed
-    distance: Floats = np.hypot(u, v)
-    if shape == "star":
+        distance = np.minimum(np.maximum(a, b * arm), np.maximum(a * arm, b))
+    elif shape == "star":
         fold = 2 * math.pi / 5
         phi = np.abs((np.arctan2(v, u) + math.pi) % fold - fold / 2)
         inner = 0.42  # radius of the notches between the points
         nx, ny = inner * math.sin(fold / 2), 1 - inner * math.cos(fold / 2)
         distance = (distance * (np.cos(phi) * nx + np.sin(phi) * ny) / nx).astype(np.float32)
-    if shape == "heart":  # a disc pulled up at both sides of the middle
+    elif shape == "heart":  # a disc pulled up at both sides of the middle
         lifted = v * np.float32(-1.15) - np.float32(0.75) * np.sqrt(np.abs(u)) + np.float32(0.25)
         distance = np.hypot(u * np.float32(1.05), lifted)
-    if shape == "crescent":
+    elif shape == "crescent":
         distance = np.maximum(distance, np.float32(1.75) - np.hypot(u - np.float32(0.5), v))
     return distance
 
@@ -307,21 +303,24 @@ def write_world(
 
     Raises:
         DataError: `root` holds something else, or a world of other parameters, or a damaged one.
+        EnvironmentFault: the disk is full or may not be written to.
     """
     sizes = sizes or WorldSizes()
     parameters = {"renderer": RENDERER, "seed": seed, "image_size": IMAGE_SIZE, **dataclasses.asdict(sizes)}
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         return _summary(root, seed, sizes, _check_existing(root, parameters), reused=True)
-    root.parent.mkdir(parents=True, exist_ok=True)
     partial = root.parent / f".{root.name}.partial-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir()
+        partial.mkdir(parents=True)
         _write_all(partial, seed, sizes, reporter or Silent())
-        files = {path.relative_to(partial).as_posix(): _sha256(path) for path in _files(partial)}
+        paths = sorted(path for path in partial.rglob("*") if path.is_file())
+        files = {path.relative_to(partial).as_posix(): _sha256(path) for path in paths}
         record = {"schema": 1, "parameters": parameters, "files": files}
         (partial / "world.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         os.replace(partial, root)  # an empty folder at `root` is replaced too
+    except OSError as problem:
+        raise EnvironmentFault(f"cannot write the demo world at {root}: {problem.strerror or problem}") from problem
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return _summary(root, seed, sizes, files, reused=False)
@@ -396,10 +395,6 @@ def _write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _sha256(path: Path) -> str:

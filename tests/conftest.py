@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub; child processes inherit it
+# The models of tests are tiny: a second thread costs more than it gives, and ten times as much on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ONE_NAME_ONLY = ("pipeline", "stages", "cli", "data_manifests", "configs")
 COLOUR_SETTINGS = ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "NO_COLOR", "CLICOLOR_FORCE", "COLUMNS")

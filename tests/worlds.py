@@ -192,6 +192,7 @@ def inline_tasks(
 
     One real cluster run (stages/test_teach.py) and the kill tests (faults/) prove what this leaves out.
     """
+    import teachonce.chunk_task  # noqa: F401 - must take the real load_clip before it is replaced
     import teachonce.clip_models as clip_models
     import teachonce.cluster as cluster
     import torch
