@@ -2,7 +2,7 @@
 
 It does not train them (`demo_training` does) and does not run them: open_clip loads the folders that are written here.
 
-A CLIP's token embedding has 49,408 rows; the demo world uses about a hundred of them. A packed model is one
+A CLIP's token embedding has 49,408 rows; the demo world and its captions use 66 of them. A packed model is one
 safetensors file that holds those rows and their ids, and every other tensor whole; matrices are float16. Unpacking
 fills the unused rows with small values that depend on the width only, so pack(unpack(file)) gives the file back.
 """
@@ -107,26 +107,22 @@ def pack_model(folder: Path, token_ids: Sequence[int], file: Path) -> None:
     Raises:
         DataError: the folder lacks its config or weights.
     """
-    try:
-        config = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
-        state = load_file(folder / _WEIGHTS_FILE)
-    except (OSError, ValueError, SafetensorError) as problem:
-        raise DataError(f"{folder} is not a readable open_clip model folder: {problem}") from problem
+    config, state = _read_folder(folder)
     pack_state(config, state, token_ids, file)
 
 
 def unpack_model(file: Path, folder: Path) -> None:
-    """Write the open_clip folder of a packed model. A folder that exists already is left as it is.
+    """Write the open_clip folder of a packed model. A folder that holds this very model already is left as it is.
 
     Raises:
-        DataError: the file is not a packed model, or `folder` exists and is not a model folder.
+        DataError: the file is not a packed model, or `folder` holds something else.
         EnvironmentFault: the disk is full or may not be written to.
     """
-    if folder.exists():
-        if not (folder / _CONFIG_FILE).is_file() or not (folder / _WEIGHTS_FILE).is_file():
-            raise DataError(f"{folder} exists but is not an open_clip model folder", f"remove {folder}")
-        return
     config, state = _read_packed(file)
+    if folder.exists():
+        if not _holds(folder, config, state):
+            raise DataError(f"{folder} exists but is not the model of {file.name}", f"remove {folder}")
+        return
     partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -155,6 +151,23 @@ def unpack_models(folder: Path) -> DemoModels:
             unpack_model(packed, folder / name)
         names.append(f"local-dir:{folder / name}")
     return DemoModels(teacher=names[0], student=names[1])
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    try:
+        config: dict[str, Any] = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
+        return config, load_file(folder / _WEIGHTS_FILE)
+    except (OSError, ValueError, SafetensorError) as problem:
+        raise DataError(f"{folder} is not a readable open_clip model folder: {problem}") from problem
+
+
+def _holds(folder: Path, config: dict[str, Any], state: dict[str, torch.Tensor]) -> bool:
+    try:
+        found, tensors = _read_folder(folder)
+    except DataError:
+        return False
+    same_names = found == config and tensors.keys() == state.keys()
+    return same_names and all(torch.equal(tensors[name], state[name]) for name in state)
 
 
 def _read_packed(file: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -126,9 +126,6 @@ def unseen_classes() -> tuple[WorldClass, ...]:
     return tuple(item for item in world_classes() if not item.seen)
 
 
-# ---- drawing -------------------------------------------------------------------------------------------------
-
-
 def render_image(item: WorldClass, index: int, *, split: str, seed: int = 0) -> Bytes:
     """Draw one image.
 
@@ -287,9 +284,6 @@ def encode_jpeg(pixels: Bytes) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", quality=88)
     return stream.getvalue()
-
-
-# ---- writing -------------------------------------------------------------------------------------------------
 
 
 def write_world(
