@@ -64,8 +64,8 @@ STUDENT_CAPTIONS = Captions(
     no_texture=0.15,
     turned=0.25,
     wrong=0.05,
-    loose_texture=0.42,
-    loose_shape=0.35,
+    loose_texture=0.36,
+    loose_shape=0.28,
 )
 _MORE_WORDS = "a bad good cropped close-up blurry bright dark clean large one many this it with shape object"
 
@@ -89,7 +89,7 @@ class TrainSizes:
     images_per_class: int = 120
     teacher_warm_up: int = 2600
     teacher_contrast: int = 300
-    student_warm_up: int = 2200
+    student_warm_up: int = 2600
     student_contrast: int = 300
     batch: int = 192
     check_images_per_class: int = 5

@@ -1,6 +1,6 @@
 """A tiny CLIP, a tiny set of photos in all three layouts, and `teach` without worker processes, for tests.
 
-It tests nothing. `tests/` is on the path of every test, because `tests/conftest.py` lies there: `from worlds import ...`.
+It tests nothing. `tests/` is on the path of every test, because `tests/conftest.py` lies there: `import worlds`.
 """
 
 from __future__ import annotations
@@ -192,10 +192,11 @@ def inline_tasks(
 
     One real cluster run (stages/test_teach.py) and the kill tests (faults/) prove what this leaves out.
     """
+    import torch
+
     import teachonce.chunk_task  # noqa: F401 - must take the real load_clip before it is replaced
     import teachonce.clip_models as clip_models
     import teachonce.cluster as cluster
-    import torch
 
     @contextmanager
     def no_cluster(workers: int) -> Iterator[_InlineClient]:
@@ -294,6 +295,7 @@ def synthetic_store(
 ) -> tuple[Any, np.ndarray[Any, Any]]:
     """A committed store of labels from random logits; returns it and the logits [rows, classes] in row order."""
     import torch
+
     from teachonce.label_codec import encode
     from teachonce.label_store import LabelStore
     from teachonce.sampler import row_order

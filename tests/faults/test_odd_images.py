@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import worlds
 from PIL import Image
+from worlds import World, all_arrays, encoded, keys_of, make_photo, teach_inline
+
 from teachonce.errors import DataError
 from teachonce.label_store import LabelStore
 from teachonce.manifests import load_manifest
@@ -25,7 +27,6 @@ from teachonce.sample_index import build_index
 from teachonce.stages.inspect import InspectRequest, inspect
 from teachonce.stages.verify import VerifyRequest, verify
 from teachonce.store_format import LABELS
-from worlds import World, add_member, all_arrays, encoded, keys_of, make_photo, teach_inline
 
 PHOTO = make_photo(2, 3)
 # Pillow's remark on one of the odd images; the image is good.
@@ -84,7 +85,9 @@ def odd_world(root: Path, photos: dict[str, bytes], odd: dict[str, bytes]) -> Wo
 
 
 @pytest.fixture(scope="module")
-def odd_store(world: World, teacher: str, student: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+def odd_store(
+    world: World, teacher: str, student: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, str]]:
     """A store over the tiny world in which 19 photos are odd; and which row is which oddity."""
     root = tmp_path_factory.mktemp("odd")
     victims = list(world.photos)[3 : 3 + 3 * (len(GOOD) + len(BAD)) : 3]
@@ -98,7 +101,9 @@ def odd_store(world: World, teacher: str, student: str, tmp_path_factory: pytest
 def test_fault_11_counts_add_up_and_reasons_are_kept(odd_store: tuple[Path, dict[str, str]]) -> None:
     """Each odd image has its status; ok and failed are all rows; every failure has a line with key and reason."""
     store, kinds = odd_store
-    status = dict(zip((k.rpartition("/")[2] for k in keys_of(store)), all_arrays(store)["status"].tolist(), strict=True))
+    status = dict(
+        zip((k.rpartition("/")[2] for k in keys_of(store)), all_arrays(store)["status"].tolist(), strict=True)
+    )
     wanted = {name: BAD[kind][0] if kind in BAD else 0 for name, kind in kinds.items()}
     assert {name: status[name] for name in kinds} == wanted
     assert all(value == 0 for name, value in status.items() if name not in kinds)
@@ -146,7 +151,7 @@ def test_fault_11_odd_but_good_images_are_seen_as_they_are(odd_store: tuple[Path
 
 
 def test_fault_11_a_chunk_of_failures_only(world: World, teacher: str, student: str, tmp_path: Path) -> None:
-    """Nine photos in a row that cannot be decoded: the chunk is written, committed, read and verified like any other."""
+    """Nine photos in a row that cannot be decoded: the chunk is committed, read and verified like any other."""
     names = list(world.photos)
     broken = odd_world(tmp_path / "world", world.photos, dict.fromkeys(names[9:18], b"broken"))
     result = teach_inline(broken, tmp_path / "a.zarr", teacher, students=(student,), top_k=5, max_failed_share=0.2)
@@ -170,7 +175,9 @@ def test_fault_11_too_many_failures_stop_the_run_each_time(world: World, teacher
 # Fault 12: hostile archives
 
 
-def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", data: bytes = b"") -> tuple[tarfile.TarInfo, bytes]:
+def member(
+    name: str, kind: bytes = tarfile.REGTYPE, link: str = "", data: bytes = b""
+) -> tuple[tarfile.TarInfo, bytes]:
     """One entry of any type."""
     entry = tarfile.TarInfo(name)
     entry.type, entry.linkname, entry.size = kind, link, len(data)
@@ -302,15 +309,15 @@ def test_fault_12_changed_headers_never_crash(seed: int, tmp_path: Path) -> None
             continue
 
 
-def test_fault_12_a_link_in_an_image_folder_cannot_reach_a_device(world: World, teacher: str, tmp_path: Path) -> None:
-    """A file that changed into a pipe or a device since it was indexed does not hang the run."""
+def test_fault_12_a_link_in_an_image_folder_cannot_reach_a_device(world: World, tmp_path: Path) -> None:
+    """Pipes and links to devices that carry an image's name are no images: reading one would never end."""
     root = tmp_path / "world"
     broken = worlds.make_world(root, world.photos)
     os.mkfifo(root / "folders/n01/pipe.jpg")
     os.symlink("/dev/zero", root / "folders/n01/zero.jpg")
     index = build_index(load_manifest(broken.manifest("folders")), "train", root, Silent())
     assert not [index.key(i) for i in range(len(index)) if "pipe" in index.key(i) or "zero" in index.key(i)]
-    assert len(index) == len(world.photos) and teacher
+    assert len(index) == len(world.photos)
 
 
 def test_fault_12_nothing_of_ours_extracts_archives(project: Path) -> None:
@@ -322,4 +329,3 @@ def test_fault_12_nothing_of_ours_extracts_archives(project: Path) -> None:
                 if isinstance(node, ast.Attribute) and node.attr in ("extract", "extractall", "unpack_archive"):
                     calls.append(f"{file.name}:{node.lineno}")
     assert calls == []
-    assert add_member is not None

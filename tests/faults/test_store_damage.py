@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 import worlds
+from worlds import CHUNKS, World, synthetic_store, teach_inline
+
 from teachonce.errors import IncompleteError, IntegrityError, TeachOnceError
 from teachonce.label_store import LabelStore, chunk_file
 from teachonce.progress import Silent
 from teachonce.stages.verify import VerifyRequest, verify
 from teachonce.store_format import LABELS
-from worlds import CHUNKS, World, synthetic_store, teach_inline
 
 SMALL = {"rows": 30, "chunk_rows": 15, "classes": 12, "top_k": 4}
 
@@ -304,7 +305,7 @@ def fail_at(number: int, patch: pytest.MonkeyPatch, name: str) -> list[int]:
 def test_fault_9_no_space_at_any_write(
     function: str, number: int, world: World, teacher: str, student: str, finished: Path, tmp_path: Path
 ) -> None:
-    """ENOSPC at the n-th rename or sync of a run: exit 5 that names a path; the same command ends with the same store."""
+    """ENOSPC at the n-th rename or sync of a run: exit 5 that names a path; the same command mends it."""
     store = tmp_path / "a.zarr"
     with pytest.MonkeyPatch.context() as patch:
         with worlds.inline_tasks():
@@ -315,7 +316,11 @@ def test_fault_9_no_space_at_any_write(
             with pytest.raises(IncompleteError) as caught:
                 teach(request, Silent())
         assert len(calls) >= number
-    assert str(tmp_path) in str(caught.value) and "MB free" in str(caught.value) and "run the same command" in caught.value.hint
+    assert (
+        str(tmp_path) in str(caught.value)
+        and "MB free" in str(caught.value)
+        and "run the same command" in caught.value.hint
+    )
     if store.exists():
         opened = LabelStore.open(store)
         for group in opened.groups:

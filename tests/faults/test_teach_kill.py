@@ -22,13 +22,14 @@ import numpy as np
 import psutil
 import pytest
 import worlds
+from worlds import PHOTOS, World, all_arrays
+
 from teachonce.errors import IncompleteError
 from teachonce.label_store import LabelStore
 from teachonce.progress import Silent
 from teachonce.stages.verify import VerifyRequest, verify
 from teachonce.store_format import LABELS
 from teachonce.store_lock import hold
-from worlds import PHOTOS, World, all_arrays
 
 CHUNK_ROWS = 2  # 35 chunks, so that there is a middle to be killed in
 CHUNKS = 35

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import worlds
+from worlds import CHUNKS, NAMES, PHOTOS, World, all_arrays, keys_of, teach_inline
+
 from teachonce.errors import DataError, IntegrityError
 from teachonce.label_store import LabelStore, chunk_file
 from teachonce.progress import Silent
@@ -17,7 +19,6 @@ from teachonce.stages.inspect import InspectRequest, inspect
 from teachonce.stages.verify import VerifyRequest, verify
 from teachonce.store_format import LABELS
 from teachonce.working_set import decode_labels
-from worlds import CHUNKS, IDS, NAMES, PHOTOS, World, all_arrays, keys_of, teach_inline
 
 
 def test_inspect_tells_what_is_there(finished: Path, student: str) -> None:
@@ -30,7 +31,9 @@ def test_inspect_tells_what_is_there(finished: Path, student: str) -> None:
     assert found.statistics["rows_looked_at"] == PHOTOS
     assert found.statistics["top1_probability"] == pytest.approx(np.exp(labels.log_probs[:, 0]).mean(), rel=1e-5)
     assert found.statistics["mass_kept"] == pytest.approx(np.exp(labels.log_probs).sum(1).mean(), abs=0.01)
-    assert found.statistics["top1_agrees_with_label"] == pytest.approx((labels.class_ids[:, 0] == arrays["label"]).mean())
+    assert found.statistics["top1_agrees_with_label"] == pytest.approx(
+        (labels.class_ids[:, 0] == arrays["label"]).mean()
+    )
     assert [s["student"] for s in found.students] == [student] and found.students[0]["width"] == 12
     assert found.students[0]["chunks_committed"] == CHUNKS
     assert found.store_id == LabelStore.open(finished).store_id()
@@ -44,7 +47,10 @@ def test_inspect_tells_what_is_there(finished: Path, student: str) -> None:
 
 def test_results_are_plain_json(finished: Path) -> None:
     """What a stage returns can be printed with --json as it is: no NumPy numbers."""
-    for result in (inspect(InspectRequest(labels=finished), Silent()), verify(VerifyRequest(labels=finished), Silent())):
+    for result in (
+        inspect(InspectRequest(labels=finished), Silent()),
+        verify(VerifyRequest(labels=finished), Silent()),
+    ):
         text = json.dumps(asdict(result), allow_nan=False)
         assert "np.float" not in text and "np.float" not in repr(result)
 
@@ -158,6 +164,16 @@ def test_damage_outside_the_chunks_is_listed(name: str, finished: Path, tmp_path
         assert not found.ok and any(str(store / name) in fault.where for fault in found.faults)
 
 
+@pytest.mark.parametrize("name", ["index/label", "index/key_ends", "index/sample"])
+def test_repair_does_not_drop_sound_chunks_over_a_lost_index(name: str, finished: Path, tmp_path: Path) -> None:
+    """The teacher's work is still there when the index is not: repair takes out damaged chunks only."""
+    store = worlds.copy_store(finished, tmp_path)
+    (store / name / "c/0").unlink()
+    found = verify(VerifyRequest(labels=store, repair=True), Silent())
+    assert not found.ok and found.chunks_dropped == 0
+    assert LabelStore.open(store).committed(LABELS) == list(range(CHUNKS))
+
+
 def test_teach_refuses_a_store_whose_index_is_lost(
     world: World, teacher: str, student: str, finished: Path, tmp_path: Path
 ) -> None:
@@ -178,4 +194,3 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
             inspect(InspectRequest(labels=path), Silent())
         with pytest.raises(DataError, match=str(path)):
             verify(VerifyRequest(labels=path), Silent())
-    assert IDS[0] == "n01"

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from torch import nn
+
 from teachonce.checkpoint import KEEP, Identity, load_checkpoint, save_checkpoint
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
-from torch import nn
 
 HERE = Identity(config="c" * 16, store="s" * 16, student="t" * 16)
 
@@ -45,7 +46,9 @@ def train(module: Prompted, optimizer: torch.optim.Optimizer, first: int, last: 
     for step in range(first, last):
         optimizer.zero_grad()
         data = torch.randn(6, 4, generator=torch.Generator().manual_seed(step))
-        (module.tower((data @ module.context.T).sin() @ module.context).sin().mean() + module.query.sin().sum()).backward()
+        (
+            module.tower((data @ module.context.T).sin() @ module.context).sin().mean() + module.query.sin().sum()
+        ).backward()
         optimizer.step()
 
 
@@ -83,7 +86,10 @@ def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     optimizer = an_optimizer("adamw", module)
     for step in (9, 10, 100):
         save_checkpoint(tmp_path, step, module, optimizer, HERE)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["step-00000010.safetensors", "step-00000100.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "step-00000010.safetensors",
+        "step-00000100.safetensors",
+    ]
     assert KEEP == 2 and load_checkpoint(tmp_path, module, optimizer, HERE) == 100
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import worlds
 from PIL import Image
+from worlds import encoded, make_photo
+
 from teachonce.errors import DataError
 from teachonce.images import MAX_OPEN, TOO_LARGE, UNDECODABLE, ImageFault, ImageReader, decode
 from teachonce.sample_index import SampleIndex
-from worlds import encoded, make_photo
 
 PHOTO = make_photo(1, 2)
 
@@ -121,33 +122,36 @@ def test_reading_more_archives_than_may_be_open(tmp_path: Path) -> None:
     reader = ImageReader(index_of_files(tmp_path, files), tmp_path)
     wrong: list[int] = []
 
-    def read_all(seed: int) -> None:
+    def read_all(reader: ImageReader, seed: int) -> None:
         for i in np.random.default_rng(seed).integers(0, files, 300).tolist():
             if reader.read(i) != bytes([i]) * 5:
                 wrong.append(i)
 
     before = len(list(Path("/proc/self/fd").iterdir()))
-    threads = [threading.Thread(target=read_all, args=(seed,)) for seed in range(4)]
+    threads = [threading.Thread(target=read_all, args=(reader, seed)) for seed in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert wrong == []
-    del reader
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 4 * MAX_OPEN
+    reader.close()
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1, "files are closed with the reader"
+    assert reader.read(3) == bytes([3]) * 5, "a closed reader opens again what it needs"
+    reader.close()
 
 
 def test_an_archive_that_changed_or_went_is_a_data_error(tmp_path: Path) -> None:
     """The sample's key and both sizes, or the path: never bytes of something else."""
     index = index_of_files(tmp_path, 2)
-    reader = ImageReader(index, tmp_path)
-    (tmp_path / "0.tar").write_bytes(b"short")
-    with pytest.raises(DataError, match=r"0\.tar: the sample 'k0' should have 5 bytes, found 3") as caught:
-        reader.read(0)
-    assert "changed" in caught.value.hint
-    (tmp_path / "1.tar").unlink()
-    with pytest.raises(DataError, match=r"cannot open .*1\.tar"):
-        reader.read(1)
+    with ImageReader(index, tmp_path) as reader:
+        (tmp_path / "0.tar").write_bytes(b"short")
+        with pytest.raises(DataError, match=r"0\.tar: the sample 'k0' should have 5 bytes, found 3") as caught:
+            reader.read(0)
+        assert "changed" in caught.value.hint
+        (tmp_path / "1.tar").unlink()
+        with pytest.raises(DataError, match=r"cannot open .*1\.tar"):
+            reader.read(1)
 
 
 def test_a_photo_of_the_world_decodes(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from teachonce.errors import UsageError
 from teachonce.label_codec import GAP_FILL, GAP_STEP, MAX_GAP, CodedTopK, TopK, class_dtype, decode, encode, max_error
 
@@ -81,7 +82,9 @@ def test_a_peaked_teacher_keeps_the_order_and_the_floor() -> None:
 
 def test_only_true_ties_of_the_best_look_like_it() -> None:
     """A class a hair below the best is kept apart from it, even where its class index is lower."""
-    labels = TopK(np.array([[5, 2, 9]]), np.array([[-0.7, -0.7 - 1e-6, -3.0]], np.float32), np.zeros((1, 1), np.float32))
+    labels = TopK(
+        np.array([[5, 2, 9]]), np.array([[-0.7, -0.7 - 1e-6, -3.0]], np.float32), np.zeros((1, 1), np.float32)
+    )
     found = decode(encode(labels, 10))
     assert list(found.class_ids[0]) == [5, 2, 9]
     assert found.log_probs[0, 1] < found.log_probs[0, 0]

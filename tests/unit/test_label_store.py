@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from worlds import synthetic_index, synthetic_store
+
 from teachonce import store_format
 from teachonce.errors import DataError, FingerprintError, IncompleteError, IntegrityError
 from teachonce.label_codec import TopK, encode, max_error
@@ -18,7 +20,6 @@ from teachonce.store_format import LABELS, Layout, label_arrays
 from teachonce.store_size import bytes_per_row
 from teachonce.vocabulary import Vocabulary
 from teachonce.working_set import decode_labels
-from worlds import synthetic_index, synthetic_store
 
 STUDENT = "ab" * 32
 

@@ -19,14 +19,20 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from worlds import Notes
+
 from teachonce.errors import IncompleteError
 from teachonce.ledger import COMMITTED, Record, chunk_digest, fingerprint_digest, from_row, to_row
 from teachonce.progress import Silent
 from teachonce.store_lock import LockOwner, hold, lock_path, read_owner, require_token
-from worlds import Notes
 
 
-@given(st.integers(0, 2**63 - 1), st.integers(0, 2**40), st.integers(0, 2**40), st.lists(st.binary(min_size=16, max_size=16)))
+@given(
+    st.integers(0, 2**63 - 1),
+    st.integers(0, 2**40),
+    st.integers(0, 2**40),
+    st.lists(st.binary(min_size=16, max_size=16)),
+)
 def test_a_record_comes_back_from_its_row(token: int, ok: int, failed: int, digests: list[bytes]) -> None:
     """Token, counts and digests survive as 64-bit words; an empty row is no record."""
     row = to_row(token, ok, failed, digests)
@@ -85,7 +91,9 @@ def test_a_living_owner_is_named(tmp_path: Path) -> None:
     store = tmp_path / "a.zarr"
     with hold(store, Silent()), pytest.raises(IncompleteError) as caught, hold(store, Silent()):
         pass
-    assert f"process {os.getpid()} on {socket.gethostname()}" in str(caught.value) and "last sign 0 s" in str(caught.value)
+    assert f"process {os.getpid()} on {socket.gethostname()}" in str(caught.value) and "last sign 0 s" in str(
+        caught.value
+    )
     assert "--force-unlock" in caught.value.hint
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+
 from teachonce.errors import DataError, UsageError
 from teachonce.manifests import Manifest, Split, load_manifest, require_root, shipped_manifests
 

@@ -11,12 +11,13 @@ import pytest
 import worlds
 from hypothesis import given
 from hypothesis import strategies as st
+from worlds import IDS, PHOTOS, World, add_member
+
 from teachonce.errors import DataError
 from teachonce.images import ImageReader
 from teachonce.manifests import Manifest, Split, load_manifest
 from teachonce.progress import Silent
 from teachonce.sample_index import SampleIndex, build_index
-from worlds import IDS, PHOTOS, World, add_member
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +35,12 @@ def index_of(world: World, layout: str) -> SampleIndex:
 def test_every_image_is_found_with_its_label_and_its_bytes(world: World, layout: str) -> None:
     """All three layouts hold the same photos: the same names, labels and bytes, each exactly once."""
     index = index_of(world, layout)
-    reader = ImageReader(index, world.root)
     found = {}
-    for sample in range(len(index)):
-        name = index.key(sample).rpartition("/")[2].removesuffix(".jpg")
-        assert IDS[index.label[sample]] == name[:3]
-        found[name] = reader.read(sample)
+    with ImageReader(index, world.root) as reader:
+        for sample in range(len(index)):
+            name = index.key(sample).rpartition("/")[2].removesuffix(".jpg")
+            assert IDS[index.label[sample]] == name[:3]
+            found[name] = reader.read(sample)
     assert len(index) == PHOTOS and found == world.photos
 
 
@@ -47,7 +48,9 @@ def test_every_image_is_found_with_its_label_and_its_bytes(world: World, layout:
 def test_offsets_are_those_of_tarfile(world: World, layout: str) -> None:
     """Plain `tarfile` gives the same places."""
     index = index_of(world, layout)
-    ours = {(index.archives[a], int(o), int(s)) for a, o, s in zip(index.archive, index.offset, index.size, strict=True)}
+    ours = {
+        (index.archives[a], int(o), int(s)) for a, o, s in zip(index.archive, index.offset, index.size, strict=True)
+    }
     theirs = set()
     for name in index.archives:
         with tarfile.open(world.root / name) as tar:
@@ -111,8 +114,8 @@ def test_webdataset_conventions(style: int, tmp_path: Path) -> None:
     index = scan(tmp_path)
     assert [index.key(i) for i in range(4)] == ["x", "dir/y", deep, "z"]
     assert index.label.tolist() == [1, 0, 1, 0]
-    reader = ImageReader(index, tmp_path)
-    assert [reader.read(i) for i in range(4)] == [b"one", b"two", b"three", b"four"]
+    with ImageReader(index, tmp_path) as reader:
+        assert [reader.read(i) for i in range(4)] == [b"one", b"two", b"three", b"four"]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +138,9 @@ def test_a_sample_without_a_sound_label_is_refused_by_name(
 def test_a_key_that_comes_twice_is_refused_with_both_places(tmp_path: Path) -> None:
     """Rows are paired with images by key."""
     for name in ("a", "b"):
-        write_tar(tmp_path / f"{name}.tar", [("x.jpg", b"1"), ("x.cls", b"1"), (f"{name}.jpg", b"2"), (f"{name}.cls", b"0")])
+        write_tar(
+            tmp_path / f"{name}.tar", [("x.jpg", b"1"), ("x.cls", b"1"), (f"{name}.jpg", b"2"), (f"{name}.cls", b"0")]
+        )
     with pytest.raises(DataError, match=r"'x' comes twice: in a\.tar and b\.tar"):
         scan(tmp_path)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from teachonce.runlog import RunLog, read_events
 from teachonce.sampler import BLOCK, batch_at, epoch_order, row_order
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+
 from teachonce.config import TrainConfig, load_train_config
 from teachonce.errors import DataError, UsageError, did_you_mean
 from teachonce.manifests import Manifest, Split, load_manifest

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from teachonce.errors import DataError, UsageError
 from teachonce.teacher import TeacherHead, exact_topk, soft_labels
 

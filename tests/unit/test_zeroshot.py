@@ -11,6 +11,7 @@ import torch
 import worlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from teachonce.clip_models import LoadedClip, load_clip, parse_spec, weights_digest
 from teachonce.errors import EnvironmentFault, UsageError
 from teachonce.feature_cache import SplitFeatures, cached_features, feature_key
@@ -179,7 +180,9 @@ def test_cached_features_are_trusted_only_while_whole(tmp_path: Path, monkeypatc
     assert sorted(item.name for item in file.parent.iterdir()) == ["key.npy", "key.sha256"]
 
 
-def test_a_cache_that_cannot_be_written_does_not_cost_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_does_not_cost_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A read-only home: the features are still there, or the error is one of ours that names the place."""
     from teachonce.errors import TeachOnceError
 
@@ -203,7 +206,9 @@ def test_the_cache_key_sees_changed_archives(layout: str, tmp_path: Path) -> Non
     world = worlds.make_world(tmp_path, worlds.make_photos())
 
     def key(*parts: str) -> str:
-        return feature_key(build_index(load_manifest(world.manifest(layout)), "val", tmp_path, Silent()), tmp_path, *parts)
+        return feature_key(
+            build_index(load_manifest(world.manifest(layout)), "val", tmp_path, Silent()), tmp_path, *parts
+        )
 
     before = key("m")
     assert key("m") == before != key("n")

@@ -1,0 +1,163 @@
+"""evaluate: zero-shot accuracy equals a brute-force count with open_clip's own functions."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import worlds
+from PIL import Image
+from worlds import IDS, NAMES, PHOTOS, Notes, World
+
+from teachonce.errors import DataError, UsageError
+from teachonce.progress import Silent
+from teachonce.stages.evaluate import EvaluateRequest, EvaluateResult, evaluate
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test reads or fills the user's cache."""
+    torch.set_num_threads(1)
+    monkeypatch.setenv("TEACHONCE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def run(world: World, student: str, reporter: Any = None, **options: Any) -> EvaluateResult:
+    """Evaluate on the tiny world, one thread."""
+    given: dict[str, Any] = {"run": None, "manifest": world.manifest("tars"), "root": world.root, "threads": 1}
+    return evaluate(EvaluateRequest(student=student, **(given | options)), reporter or Silent())
+
+
+@pytest.fixture(scope="module")
+def brute(world: World, student: str) -> dict[str, np.ndarray]:
+    """Credit in top-1 and top-5 of every photo, and its class, by open_clip alone and a loop over classes."""
+    model, preprocess = open_clip.create_model_from_pretrained(student)
+    model.eval()
+    tokens = open_clip.get_tokenizer(student)([f"a photo of a {name.lower()}." for name in NAMES])
+    top1, top5, labels = [], [], []
+    with torch.inference_mode():
+        text = model.encode_text(tokens, normalize=True)
+        twin = {3: 5, 5: 3}
+        for name, photo in world.photos.items():
+            image = preprocess(Image.open(io.BytesIO(photo)))[None]
+            logits = (model.encode_image(image, normalize=True) @ text.T)[0].tolist()
+            label = IDS.index(name[:3])
+            better = sum(value > logits[label] + 1e-7 for c, value in enumerate(logits) if c != twin.get(label))
+            ties = 2 if label in twin else 1
+            top1.append(1 / ties if better == 0 else 0.0)
+            top5.append(min(1.0, max(0.0, (5 - better) / ties)))
+            labels.append(label)
+    return {"top1": np.array(top1), "top5": np.array(top5), "label": np.array(labels)}
+
+
+@pytest.mark.parametrize("layout", ["wds", "tars", "folders"])
+def test_accuracy_equals_brute_force(layout: str, world: World, student: str, brute: dict[str, np.ndarray]) -> None:
+    """The same figures from every layout; two classes of one name share the credit; the share of ties is told."""
+    found = run(world, student, manifest=world.manifest(layout))
+    assert found.top1 == pytest.approx(brute["top1"].mean(), abs=1e-9)
+    assert found.top5 == pytest.approx(brute["top5"].mean(), abs=1e-9)
+    assert (found.n, found.classes, found.failed, found.tied_names) == (PHOTOS, len(IDS), 0, 2)
+    assert found.top1_interval[0] < found.top1 < found.top1_interval[1]
+    assert 0 < found.top1 < found.top5 <= 1
+    assert set(found.digests) == {"student", "vocabulary", "samples"}
+    assert found.baseline is None and found.run is None and found.template == "a photo of a {}."
+    assert json.loads(json.dumps(asdict(found)))["n"] == PHOTOS
+
+
+def test_the_table_of_classes_adds_up(world: World, student: str, brute: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """One line a class with images: its figures are those of its photos, and their mean is the whole."""
+    file = tmp_path / "deep/er/table.csv"
+    found = run(world, student, per_class=file)
+    lines = list(csv.DictReader(file.read_text().splitlines()))
+    assert [line["id"] for line in lines] == list(IDS[:-1]) and found.per_class == str(file)
+    for line in lines:
+        mine = brute["label"] == IDS.index(line["id"])
+        assert int(line["n"]) == mine.sum() and line["name"] == NAMES[IDS.index(line["id"])]
+        assert float(line["top1"]) == pytest.approx(brute["top1"][mine].mean(), abs=6e-5)
+        assert float(line["top5"]) == pytest.approx(brute["top5"][mine].mean(), abs=6e-5)
+        assert (line["most_confused_with"] == "") == (float(line["confused_share"]) == 0)
+        assert 0 <= float(line["confused_share"]) <= 1 - (brute["top1"][mine] > 0).mean() + 6e-5
+    total = sum(int(line["n"]) * float(line["top1"]) for line in lines) / PHOTOS
+    assert total == pytest.approx(found.top1, abs=1e-4)
+
+
+def test_features_are_computed_once(
+    world: World, student: str, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second evaluation, with another template, decodes no image; a damaged entry is computed again."""
+    first = run(world, student)
+    entry = next((own_cache / "features").glob("*.npy"))
+    with monkeypatch.context() as patch:
+        patch.setattr("teachonce.stages.evaluate._encode", None)  # would fail if images were encoded
+        notes = Notes()
+        again = run(world, student, notes)
+        assert any("cache" in line for line in notes.lines)
+        other = run(world, student, template="a drawing of a {}.")
+    assert again == first and (other.top1, other.top5) != (first.top1, first.top5)
+    data = bytearray(entry.read_bytes())
+    data[-3] ^= 0x40
+    entry.write_bytes(data)
+    assert run(world, student) == first
+    assert entry.read_bytes() != bytes(data)
+
+
+def test_another_model_has_its_own_features(world: World, student: str, teacher: str, own_cache: Path) -> None:
+    """An entry belongs to weights and samples."""
+    one, two = run(world, student), run(world, teacher)
+    assert one.digests["student"] != two.digests["student"] and one.digests["samples"] == two.digests["samples"]
+    assert len(list((own_cache / "features").glob("*.npy"))) == 2
+
+
+def test_a_class_that_the_vocabulary_lacks_is_refused(world: World, student: str) -> None:
+    """Its images could never be right: exit 3, how many, which first, what to do."""
+    (world.root / "lacking.tsv").write_text("n01\tfox\nn02\tjay\n")
+    with pytest.raises(
+        DataError, match="5 classes of the split are not in the vocabulary, the first is 'n03'"
+    ) as caught:
+        run(world, student, vocabulary="lacking.tsv")
+    assert "--vocabulary" in caught.value.hint
+
+
+def test_a_larger_vocabulary_in_another_order(world: World, student: str) -> None:
+    """Labels are mapped by class id: more classes and another order change the figures only through the names."""
+    rows = list(zip(IDS, NAMES, strict=True))[::-1]
+    (world.root / "reversed.tsv").write_text("".join(f"{i}\t{n}\n" for i, n in rows))
+    plain, mapped = run(world, student), run(world, student, vocabulary="reversed.tsv")
+    assert (mapped.top1, mapped.top5) == pytest.approx((plain.top1, plain.top5))
+    (world.root / "larger.tsv").write_text("x1\tzebra\n" + "".join(f"{i}\t{n}\n" for i, n in rows) + "x2\tfence\n")
+    larger = run(world, student, vocabulary="larger.tsv")
+    assert larger.classes == 10 and larger.top1 <= plain.top1
+
+
+def test_images_that_cannot_be_decoded_are_left_out_and_counted(world: World, student: str, tmp_path: Path) -> None:
+    """They are neither right nor wrong; each is told with its reason; none left at all is an error."""
+    names = list(world.photos)
+    broken = worlds.make_world(tmp_path / "w", world.photos | dict.fromkeys(names[:4], b"broken"))
+    notes = Notes()
+    found = run(broken, student, notes)
+    assert (found.n, found.failed) == (PHOTOS - 4, 4)
+    assert sum("broken" in line or "UnidentifiedImageError" in line for line in notes.lines) == 4
+    nothing = worlds.make_world(tmp_path / "n", dict.fromkeys(names, b"broken"))
+    with pytest.raises(DataError, match="none of the 70 images of 'val' could be decoded"):
+        run(nothing, student)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"split": "tset"}, "has no split"), ({"template": "none"}, "exactly one"),
+     ({"run": Path("gone")}, "gone is not a run"), ({"root": None}, "needs the folder"),
+     ({"manifest": "gone.toml"}, "gone.toml"),
+     ({"vocabulary": "timm:x"}, "timm")],
+)  # fmt: skip
+def test_a_wrong_option_is_refused(change: dict[str, Any], message: str, world: World, student: str) -> None:
+    """Exit 2, before any image is decoded."""
+    with pytest.raises(UsageError, match=message):
+        run(world, student, **change)
