@@ -142,7 +142,9 @@ def _train(
             shutil.rmtree(run, ignore_errors=True)  # killed before its first step: it holds nothing
         reporter.note(f"    {name}, seed {seed}")
         train(
-            TrainRequest(labels=out / "labels.zarr", student=models.student, out=run, config=config, resume=started),
+            TrainRequest(
+                labels=out / "labels.zarr", student=models.student, out=run, config=config, resume=started, threads=1
+            ),
             reporter,
         )
     return name, run, json.loads((run / "results.json").read_text(encoding="utf-8"))
