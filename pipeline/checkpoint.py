@@ -54,7 +54,8 @@ def save_checkpoint(
         for key, value in state.items():
             if value is not None:
                 tensors[f"{_OPTIMIZER}{names[number]}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    about = {"step": str(step), "identity": json.dumps(vars(identity), sort_keys=True), "digest": _digest(tensors)}
+    about = {"step": str(step), "identity": json.dumps(vars(identity), sort_keys=True)}
+    about["digest"] = _digest(tensors, about)
     file = folder / f"step-{step:08d}.safetensors"
     atomic_write_bytes(file, save(tensors, metadata=about))
     for old in _files(folder)[:-KEEP]:
@@ -126,7 +127,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, ValueError) as problem:
         raise _damaged(file, str(problem)) from problem
-    found = _digest(tensors)
+    found = _digest(tensors, about)
     if about.get("digest") != found:
         raise _damaged(file, f"expected digest {about.get('digest')}, found {found}")
     return tensors, about
@@ -137,8 +138,9 @@ def _damaged(file: Path, why: str) -> IntegrityError:
                           hint=f"remove {file.name} and resume from the one before it")  # fmt: skip
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+    """Over the tensors, the step and the identity: a flipped bit in any of them is damage."""
+    digest = hashlib.blake2b(f"{about.get('step')} {about.get('identity')}".encode(), digest_size=16)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())

@@ -18,6 +18,7 @@ from typing import Any
 import open_clip
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from teachonce.errors import EnvironmentFault, UsageError
@@ -88,7 +89,7 @@ def load_clip(spec: str, device: str = "cpu") -> LoadedClip:
     try:
         model, preprocess = open_clip.create_model_from_pretrained(name, pretrained=tag, device=device)
         tokenizer = open_clip.get_tokenizer(name)
-    except (RuntimeError, ValueError, KeyError, FileNotFoundError, OSError) as problem:
+    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as problem:
         raise EnvironmentFault(
             f"open_clip could not load '{spec}': {problem}",
             hint="check the name and the network, or give a folder: --teacher local-dir:PATH",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import dask
@@ -69,7 +70,7 @@ def run_tasks(client: Client, task: Callable[..., R], arguments: Sequence[tuple[
         if item is None:
             return False
         number, args = item
-        running.add(client.submit(task, *args, key=f"{name}-{number}", pure=False, retries=RETRIES))
+        running.add(client.submit(_attempt, task, *args, key=f"{name}-{number}", pure=False, retries=RETRIES))
         return True
 
     pending = sum(submit_next() for _ in range(window))
@@ -89,9 +90,26 @@ def run_tasks(client: Client, task: Callable[..., R], arguments: Sequence[tuple[
         )
 
 
+@dataclass(frozen=True)
+class _Refused:
+    """One of our own errors as a result: it would be the same on every try, so Dask must not try again."""
+
+    problem: TeachOnceError
+
+
+def _attempt(task: Callable[..., R], *args: Any) -> R | _Refused:
+    try:
+        return task(*args)
+    except TeachOnceError as problem:
+        return _Refused(problem)
+
+
 def _result(future: Future, failed: list[str]) -> Any:
     try:
-        return future.result()
+        result = future.result()
+        if isinstance(result, _Refused):
+            raise result.problem
+        return result
     except TeachOnceError:
         raise
     except KilledWorker:

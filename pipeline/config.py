@@ -119,7 +119,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as problem:
         raise UsageError(f"cannot read the config {file}: {problem.strerror or problem}") from problem
-    except tomllib.TOMLDecodeError as problem:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise UsageError(f"{file} is not valid TOML: {problem}") from problem
 
 

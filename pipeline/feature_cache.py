@@ -5,7 +5,9 @@ It never serves training: stage two reads the label store. An entry is trusted o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from teachonce.errors import EnvironmentFault
 from teachonce.files import atomic_write_bytes
 from teachonce.sample_index import SampleIndex
 
@@ -38,6 +41,10 @@ def cache_folder() -> Path:
 def feature_key(index: SampleIndex, root: Path, *parts: str) -> str:
     """What features depend on: the samples, the size and time of every archive, and the model's own `parts`."""
     archives = [[name, (stat := (root / name).stat()).st_size, stat.st_mtime_ns] for name in index.archives]
+    for name in index.archives:
+        if (root / name).is_dir():  # a file that is written anew does not change the time of its folder
+            files = sorted((entry.name, entry.stat().st_mtime_ns) for entry in os.scandir(root / name))
+            archives.append([name, *files])
     return hashlib.sha256(json.dumps([index.digest, archives, parts]).encode()).hexdigest()[:32]
 
 
@@ -54,9 +61,10 @@ def cached_features(key: str, compute: Callable[[], SplitFeatures]) -> tuple[Spl
         if hashlib.sha256(data).hexdigest() == stated.read_text(encoding="ascii").strip():
             return SplitFeatures(np.load(file, allow_pickle=False)), True
     found = compute()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_suffix(f".{os.getpid()}.npy")
-    np.save(draft, found.features, allow_pickle=False)
-    atomic_write_bytes(stated, hashlib.sha256(draft.read_bytes()).hexdigest().encode())
-    os.replace(draft, file)
+    with contextlib.suppress(OSError, EnvironmentFault):  # a cache that cannot be written must not cost the result
+        file.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        np.save(buffer, found.features, allow_pickle=False)
+        atomic_write_bytes(file, buffer.getvalue())
+        atomic_write_bytes(stated, hashlib.sha256(buffer.getvalue()).hexdigest().encode())
     return found, False

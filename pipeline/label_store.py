@@ -20,7 +20,7 @@ import zarr
 import zarr.errors
 
 from teachonce import store_format
-from teachonce.errors import DataError, FingerprintError, IncompleteError, IntegrityError
+from teachonce.errors import DataError, IncompleteError, IntegrityError
 from teachonce.ledger import (
     Record,
     chunk_digest,
@@ -28,11 +28,12 @@ from teachonce.ledger import (
     fingerprint_digest,
     from_row,
     ledger_path,
+    require_fingerprint,
     to_row,
 )
 from teachonce.sample_index import SampleIndex
 from teachonce.store_format import LABELS, ArraySpec, Layout
-from teachonce.store_header import check_header, static_faults, write_header
+from teachonce.store_header import array_digest, check_header, read_header, static_faults, write_header
 from teachonce.store_sync import sync, sync_tree, sync_up, write_failed
 from teachonce.strict import decode
 from teachonce.vocabulary import Vocabulary, parse_tsv
@@ -89,7 +90,8 @@ class LabelStore:
             class_embeddings: [classes, D], the teacher's unit text features; None without a teacher.
         """
         draft = path.with_name(f"{path.name}.creating-{os.getpid()}")
-        shutil.rmtree(draft, ignore_errors=True)
+        for left in path.parent.glob(f"{path.name}.creating-*"):  # of killed runs; the lock keeps living ones out
+            shutil.rmtree(left, ignore_errors=True)
         try:
             root = zarr.create_group(str(draft), zarr_format=3)
             root.attrs["teachonce"] = {
@@ -151,17 +153,20 @@ class LabelStore:
         if name in self.groups:
             require_fingerprint(self.path, name, self.groups[name].fingerprint, fingerprint)
             return name
-        if name in self._root:  # left by a run that died before its header was written
-            shutil.rmtree(self.path / name)
-            shutil.rmtree(self.path / ledger_path(name), ignore_errors=True)
+        # What a run left that died before its header was written:
+        shutil.rmtree(self.path / name, ignore_errors=True)
+        shutil.rmtree(self.path / ledger_path(name), ignore_errors=True)
+        arrays = read_header(self.path, self._root)["arrays"]
         try:
             specs = store_format.student_arrays(name, width)
             self._root.require_group("students")
             group = self._root.create_group(name)
             group.attrs["teachonce"] = {"width": width, "fingerprint": dict(fingerprint)}
             _create_group(self._root, name, specs, self.layout)
-            write_header(self.path, self._root)
-            sync_tree(self.path / name)
+            write_header(self.path, self._root, arrays)
+            sync_tree(self.path / "students")
+            sync_tree(self.path / ledger_path(name))
+            sync_up(self.path / "ledger" / "zarr.json", self.path)
         except OSError as problem:
             raise write_failed(self.path, problem) from problem
         self.groups[name] = Group(name, dict(fingerprint), specs)
@@ -182,13 +187,21 @@ class LabelStore:
     def samples(self, start: int, stop: int) -> npt.NDArray[np.uint32]:
         """Place of the samples of rows start..stop in the manifest's own order."""
         views = self.layout.views
-        return np.repeat(np.asarray(self._root["index/sample"][start // views : stop // views]), views)  # type: ignore[index]
+        try:
+            part = np.asarray(self._root["index/sample"][start // views : stop // views])  # type: ignore[index]
+        except READ_ERRORS as problem:
+            raise IntegrityError(f"{self.path}/index/sample cannot be read: {problem}") from problem
+        return np.repeat(part, views)
 
     def _static(self, name: str) -> npt.NDArray[Any]:
         try:
-            return np.asarray(self._root[name][...])  # type: ignore[index]
+            data = np.asarray(self._root[name][...])  # type: ignore[index]
         except READ_ERRORS as problem:
             raise IntegrityError(f"{self.path}/{name} cannot be read: {problem}") from problem
+        if array_digest(name, data) != read_header(self.path, self._root)["arrays"].get(name):
+            raise IntegrityError(f"{self.path}/{name} is not what was written; a lost chunk reads as zeros",
+                                 hint="restore the store from a backup")  # fmt: skip
+        return data
 
     def static_faults(self) -> list[tuple[str, str, str]]:
         """Arrays outside the chunks that are not what was written: (where, expected, found)."""
@@ -225,7 +238,11 @@ class LabelStore:
         specs = self.groups[group].arrays
         try:
             for spec in specs:
-                self._root[spec.path][start:stop] = data[spec.path].astype(spec.dtype, copy=False)  # type: ignore[index]
+                array: Any = self._root[spec.path]
+                # Not stored with the array: without it a chunk that equals the fill value (only failures) is dropped.
+                array.with_config({"write_empty_chunks": True})[start:stop] = data[spec.path].astype(
+                    spec.dtype, copy=False
+                )
             for spec in specs:
                 sync_up(chunk_file(self.path, spec, chunk), self.path / spec.path)
         except OSError as problem:
@@ -263,7 +280,8 @@ class LabelStore:
             row = np.asarray(self._root[ledger_path(group)][chunk])  # type: ignore[index]
         except READ_ERRORS as problem:
             raise IntegrityError(
-                f"{self.path}/{ledger_path(group)}/c/{chunk}/0: damaged ledger record: {problem}"
+                f"{self.path}/{ledger_path(group)}/c/{chunk}/0: damaged ledger record: {problem}",
+                hint=f"teachonce verify {self.path} --repair, then run `teachonce teach` again",
             ) from problem
         return from_row(row)
 
@@ -331,23 +349,6 @@ class LabelStore:
 def chunk_file(store: Path, spec: ArraySpec, chunk: int) -> Path:
     """The file that holds a chunk of an array."""
     return store / spec.path / "c" / "/".join([str(chunk)] + ["0"] * len(spec.tail))
-
-
-def require_fingerprint(path: Path, group: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse a store that was made from something else; the key `about` is information and may differ.
-
-    Raises:
-        FingerprintError: names each differing field with both values.
-    """
-    fields = sorted((set(stored) | set(wanted)) - {"about"})
-    different = [
-        f"{f}: stored {stored.get(f)!r}, asked for {wanted.get(f)!r}" for f in fields if stored.get(f) != wanted.get(f)
-    ]
-    if different:
-        raise FingerprintError(
-            f"{path} ({group}) was made from something else:\n  " + "\n  ".join(different),
-            hint="use another --labels path, or the options the store was made with (teachonce inspect shows them)",
-        )
 
 
 def _static_arrays(

@@ -11,11 +11,14 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
+
+from teachonce.errors import FingerprintError
 
 COMMITTED = 1
 HEAD = 5  # state, run token, time in microseconds, rows ok, rows failed; then two words of digest an array
@@ -37,6 +40,23 @@ class Record:
 def fingerprint_digest(fingerprint: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of the canonical JSON of a fingerprint."""
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def require_fingerprint(path: Path, group: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse a store that was made from something else; the key `about` is information and may differ.
+
+    Raises:
+        FingerprintError: names each differing field with both values.
+    """
+    fields = sorted((set(stored) | set(wanted)) - {"about"})
+    different = [
+        f"{f}: stored {stored.get(f)!r}, asked for {wanted.get(f)!r}" for f in fields if stored.get(f) != wanted.get(f)
+    ]
+    if different:
+        raise FingerprintError(
+            f"{path} ({group}) was made from something else:\n  " + "\n  ".join(different),
+            hint="use another --labels path, or the options the store was made with (teachonce inspect shows them)",
+        )
 
 
 def chunk_digest(group_fingerprint: str, array: str, chunk: int, data: npt.NDArray[Any]) -> bytes:

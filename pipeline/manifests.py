@@ -97,6 +97,8 @@ def load_manifest(name_or_path: str) -> Manifest:
             text, where = path.read_text(encoding="utf-8"), str(path)
         except OSError as problem:
             raise UsageError(f"cannot read the manifest {path}: {problem.strerror or problem}") from problem
+        except UnicodeDecodeError as problem:
+            raise DataError(f"{path} is not UTF-8 text: {problem}") from problem
     elif name_or_path in shipped:
         text, where = shipped[name_or_path].read_text(encoding="utf-8"), f"manifest {name_or_path}"
     else:

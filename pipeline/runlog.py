@@ -23,8 +23,12 @@ class RunLog:
     def write(self, event: str, **fields: Any) -> None:
         """Append one line."""
         line = json.dumps({"schema": SCHEMA, "time": round(time.time(), 3), "event": event, **fields}, allow_nan=False)
-        with open(self._file, "a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
+        with open(self._file, "ab+") as stream:
+            if stream.seek(0, os.SEEK_END):
+                stream.seek(-1, os.SEEK_END)
+                if stream.read(1) != b"\n":  # torn by a crash: it must not swallow this line
+                    stream.write(b"\n")
+            stream.write(line.encode() + b"\n")
 
     def rewind(self, step: int) -> None:
         """Drop the lines of steps after `step`, which a resumed run will write again; a torn last line goes too."""

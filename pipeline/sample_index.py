@@ -92,7 +92,7 @@ class _Columns:
         self.keys = bytearray()
 
     def add(self, archive: int, found: _Found) -> None:
-        self.keys += found.key.encode()
+        self.keys += found.key.encode(errors="backslashreplace")  # names in archives may be no UTF-8
         row = (archive, found.offset, found.size, found.label, len(self.keys))
         self.numbers += np.array(row, dtype=np.int64).tobytes()
 
@@ -158,6 +158,9 @@ def _archive_paths(split: Split, root: Path, classes: Vocabulary, manifest: Mani
     paths = sorted(root.glob(split.path))
     if not paths:
         raise DataError(f"no archive matches {root / split.path}", hint=manifest.get)
+    folders = [path for path in paths if not path.is_file()]
+    if folders:
+        raise DataError(f"{folders[0]} matches {split.path} but is not a file")
     return paths
 
 
@@ -194,11 +197,21 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
                     raise DataError(f"{path} is cut off: '{member.name}' should end at byte "
                                     f"{member.offset_data + member.size}, the file has {end}")  # fmt: skip
                 yield member
-    except tarfile.TarError as problem:
+            _require_end(path, tar.offset)
+    except (tarfile.TarError, OSError, OverflowError, MemoryError, ValueError) as problem:
+        # The last three come from headers that claim absurd sizes.
         raise DataError(
             f"{path} is not a readable tar archive: {problem}",
             hint="fetch the archive again; compressed tars must be unpacked to plain .tar first",
         ) from problem
+
+
+def _require_end(path: Path, offset: int) -> None:
+    """tarfile takes a damaged header, or the end of the file, for the end of the archive: that is a block of zeros."""
+    with open(path, "rb") as file:
+        if os.pread(file.fileno(), tarfile.BLOCKSIZE, offset) != bytes(tarfile.BLOCKSIZE):
+            raise DataError(f"{path} is cut off or damaged at byte {offset}: expected a header or the end mark there",
+                            hint="fetch the archive again")  # fmt: skip
 
 
 def _scan_class_tar(path: Path, label: int) -> Iterator[_Found]:

@@ -6,10 +6,12 @@ It does not look at rows; their digests are ledger records.
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import zarr
 import zarr.errors
 
@@ -20,10 +22,14 @@ STATIC = ("vocabulary", "label_classes", "class_embeddings")
 HEADER_FILE = "ledger/zarr.json"
 
 
-def write_header(path: Path, root: zarr.Group) -> None:
-    """Digest all metadata files and static arrays and put the result into the attributes of the group `ledger`."""
+def write_header(path: Path, root: zarr.Group, arrays: dict[str, str] | None = None) -> None:
+    """Digest all metadata files and static arrays and put the result into the attributes of the group `ledger`.
+
+    `arrays` are the digests that stand in the former header: an array that was damaged since must not be blessed.
+    """
     files = {name: _sha256(path / name) for name in metadata_files(path)}
-    arrays = {name: _array_digest(root, name) for name in static_arrays(root)}
+    if arrays is None:
+        arrays = {name: _array_digest(root, name) for name in static_arrays(root)}
     body: dict[str, Any] = {"files": files, "arrays": arrays}
     root["ledger"].attrs["header"] = {**body, "digest": fingerprint_digest(body)}
 
@@ -54,7 +60,13 @@ def read_header(path: Path, root: zarr.Group) -> dict[str, Any]:
         raise IntegrityError(
             f"{path / HEADER_FILE}: the ledger's header is missing or damaged: {problem!r}"
         ) from problem
-    if fingerprint_digest(body) != stated:
+    try:
+        whole = json.loads((path / HEADER_FILE).read_bytes())
+    except (OSError, ValueError) as problem:
+        raise IntegrityError(f"{path / HEADER_FILE}: the ledger's header is damaged: {problem}") from problem
+    # The digest covers the attributes; this covers the rest of the file.
+    rest_is_sound = whole.get("zarr_format") == 3 and whole.get("node_type") == "group"
+    if fingerprint_digest(body) != stated or not rest_is_sound:
         raise IntegrityError(f"{path / HEADER_FILE}: the ledger's header is damaged: it does not match its own digest")
     return body
 
@@ -91,6 +103,11 @@ def _sha256(file: Path) -> str:
 
 
 def _array_digest(root: zarr.Group, name: str) -> str:
-    data = np.ascontiguousarray(root[name][...])  # type: ignore[index]
+    return array_digest(name, np.asarray(root[name][...]))  # type: ignore[index]
+
+
+def array_digest(name: str, data: npt.NDArray[Any]) -> str:
+    """BLAKE2b-128 over name, dtype, shape and values."""
+    data = np.ascontiguousarray(data)
     head = f"{name} {data.dtype.str} {data.shape}".encode()
     return hashlib.blake2b(head + data.tobytes(), digest_size=16).hexdigest()

@@ -80,50 +80,61 @@ def hold(store: Path, reporter: Reporter, force: bool = False) -> Iterator[int]:
     finally:
         stop.set()
         beat.join()
-        now = read_owner(store)
-        if now is not None and now.token == token:
-            path.unlink(missing_ok=True)
+        with _alone(path.parent):
+            now = read_owner(store)
+            if now is not None and now.token == token:
+                path.unlink(missing_ok=True)
 
 
 def _take(store: Path, path: Path, owner: LockOwner, reporter: Reporter, force: bool) -> None:
     draft = path.with_name(f"{path.name}.{owner.token:x}")
     draft.write_text(json.dumps(asdict(owner)))
     try:
-        for _ in range(20):
-            try:
-                os.link(draft, path)  # whole at once, and fails when the lock exists
-                return
-            except FileExistsError:
+        with _alone(path.parent):  # looking, clearing away and taking are one step
+            if path.exists():
                 _remove_dead(store, path, reporter, force)
-        raise IncompleteError(f"{path}: could not take the lock: other processes keep taking it")
+            os.link(draft, path)  # whole at once, and fails when the lock exists
+    except FileExistsError:
+        raise IncompleteError(f"{path}: another process took the lock at the same instant",
+                              hint="run the same command again") from None  # fmt: skip
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process of this machine at a time; file systems without flock are left with the atomic link alone."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _remove_dead(store: Path, path: Path, reporter: Reporter, force: bool) -> None:
     owner = read_owner(store)
     if owner is not None and not force and not _is_dead(owner):
-        age = time.time() - path.stat().st_mtime if path.exists() else 0.0
+        age = 0.0
+        with suppress(OSError):  # it may be freed right now
+            age = max(0.0, time.time() - path.stat().st_mtime)
         raise IncompleteError(
             f"{store} is being written by process {owner.pid} on {owner.host} (last sign {age:.0f} s ago)",
             hint="wait for it; if that process is dead for certain, run the same command with --force-unlock",
         )
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        # Two processes may have seen the same dead lock: the second must not remove what the first put there.
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        if read_owner(store) == owner:
-            path.unlink(missing_ok=True)
-            reporter.note(f"reclaimed the lock that a dead process ({owner.pid if owner else '?'}) left on {store}")
-    finally:
-        os.close(folder)
+    path.unlink(missing_ok=True)
+    if owner is not None:
+        reporter.note(f"reclaimed the lock that a dead process ({owner.pid}) left on {store}")
 
 
 def _is_dead(owner: LockOwner) -> bool:
     if owner.host != socket.gethostname():
         return False  # cannot be known from here
     try:
-        return bool(abs(psutil.Process(owner.pid).create_time() - owner.started) > 2.0)
+        process = psutil.Process(owner.pid)
+        # A zombie has ended; in a container nobody may ever reap it.
+        return bool(process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - owner.started) > 2.0)
     except psutil.NoSuchProcess:
         return True
 

@@ -94,7 +94,7 @@ def load_vocabulary(spec: str, root: Path | None = None) -> Vocabulary:
     if root is not None and not path.is_file() and (root / spec).is_file():
         path = root / spec
     try:
-        return parse_tsv(path.read_text(encoding="utf-8"), str(path))
+        return parse_tsv(path.read_text(encoding="utf-8-sig"), str(path))
     except (OSError, UnicodeDecodeError) as problem:
         raise DataError(
             f"cannot read the class list {path}: {problem}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -76,10 +77,24 @@ def prompted_features(tower: TextTower, prompts: SlotPrompts, names: NameTokens)
     return names.expand(torch.cat(parts))
 
 
+def _require_room(tokenizer: Any, texts: Sequence[str]) -> None:
+    """open_clip cuts a text that is too long in silence; tokenizers that cannot say are left to do so."""
+    room = getattr(tokenizer, "context_length", None)
+    if room is None or not hasattr(tokenizer, "encode"):
+        return
+    for text in texts:
+        if len(tokenizer.encode(text)) + 2 > room:
+            raise UsageError(
+                f"{text!r} takes {len(tokenizer.encode(text)) + 2} tokens, the text tower has room for {room}"
+            )
+
+
 def _plain_features(clip: LoadedClip, names: Sequence[str], template: str) -> Tensor:
     parts = []
     for start in range(0, len(names), CHUNK):
-        tokens = clip.tokenizer([template.replace("{}", name) for name in names[start : start + CHUNK]])
+        texts = [template.replace("{}", name) for name in names[start : start + CHUNK]]
+        _require_room(clip.tokenizer, texts)
+        tokens = clip.tokenizer(texts)
         parts.append(clip.model.encode_text(tokens.to(clip.device)).float())  # type: ignore[operator]
     return nn.functional.normalize(torch.cat(parts), dim=-1)
 

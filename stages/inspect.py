@@ -113,9 +113,9 @@ def _look(
     n = max(sums[0], 1)
     return {
         "rows_looked_at": float(sums[0]),
-        "mass_kept": sums[1] / n,
-        "top1_probability": sums[2] / n,
-        "top1_agrees_with_label": sums[3] / n,
+        "mass_kept": float(sums[1] / n),
+        "top1_probability": float(sums[2] / n),
+        "top1_agrees_with_label": float(sums[3] / n),
     }, examples
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teachonce import __version__
-from teachonce.errors import DataError, IncompleteError, UsageError
+from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
 from teachonce.images import ImageReader
 from teachonce.label_codec import CODEC_VERSION
-from teachonce.label_store import LabelStore, require_fingerprint
+from teachonce.label_store import LabelStore
+from teachonce.ledger import require_fingerprint
 from teachonce.manifests import Manifest, load_manifest, require_root
 from teachonce.precision import Precision
 from teachonce.progress import Reporter
@@ -174,6 +175,7 @@ def _open_or_create(
     fingerprint = _label_fingerprint(request, manifest, vocabulary, top_k, models.get(LABELS))
     if request.labels.exists():
         store = LabelStore.open(request.labels, writable=True)
+        _require_sound(store)
         stored = store.groups[LABELS].fingerprint
         # The store keeps the index it was made with; archives are not scanned again.
         require_fingerprint(request.labels, LABELS, stored, fingerprint | {"samples": stored.get("samples")})
@@ -214,6 +216,17 @@ def _create(
     fingerprint = fingerprint | {"samples": index.digest}
     order = row_order(len(index), ORDER_SEED)
     return LabelStore.create(request.labels, layout, fingerprint, vocabulary, own_classes, index, order, embeddings)
+
+
+def _require_sound(store: LabelStore) -> None:
+    """A lost index or class list reads as zeros: what is taught from it would be wrong."""
+    faults = store.static_faults()
+    if faults:
+        where, expected, found = faults[0]
+        raise IntegrityError(
+            f"{where}: expected digest {expected}, found {found}",
+            hint="restore the file from a backup; nothing can be added to the store without it",
+        )
 
 
 def _probe(index: Any, root: Path) -> None:
@@ -288,21 +301,28 @@ def _run(
     done = {group: set(store.committed(group)) for group in groups}
     work = [(job, c, missing) for c in range(store.layout.chunks)
             if (missing := tuple(g for g in groups if c not in done[g]))]  # fmt: skip
+    # Of earlier runs too: the limit holds for the store, and asking again must not wash failures away.
+    failed = {c: record.rows_failed for c in done[LABELS] if (record := store.record(LABELS, c))}
+    _require_few_failures(sum(failed.values()), request, store)
     tally = _Tally(skipped=store.layout.chunks - len(work), phases={})
     total = sum(stop - start for _, c, _ in work for start, stop in [store.layout.bounds(c)])
-    failed, began = 0, time.monotonic()
+    began = time.monotonic()
     for report in run_tasks(client, run_chunk, work, f"teach-{job.token:x}"):
         _count(tally, report, store)
-        failed += report.rows_failed
-        if failed > request.max_failed_share * store.layout.rows:
-            raise DataError(
-                f"{failed} of {tally.rows} images failed, over max_failed_share = {request.max_failed_share}; "
-                f"reasons are in {_failure_log(store)}",
-                hint="look at the archives; add --set max_failed_share=... if these images are known to be bad",
-            )
-        reporter.progress("teach", tally.rows, total, "images", failed=failed, **_shares(tally))
+        failed[report.chunk] = report.rows_failed
+        _require_few_failures(sum(failed.values()), request, store)
+        reporter.progress("teach", tally.rows, total, "images", failed=sum(failed.values()), **_shares(tally))
     tally.seconds = time.monotonic() - began
     return tally
+
+
+def _require_few_failures(failed: int, request: TeachRequest, store: LabelStore) -> None:
+    if failed > request.max_failed_share * store.layout.rows:
+        raise DataError(
+            f"{failed} of {store.layout.rows} images failed, over max_failed_share = {request.max_failed_share}; "
+            f"reasons are in {_failure_log(store)}",
+            hint="look at the archives; add --set max_failed_share=... if these images are known to be bad",
+        )
 
 
 def _count(tally: _Tally, report: ChunkReport, store: LabelStore) -> None:

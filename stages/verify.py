@@ -65,10 +65,11 @@ def verify(request: VerifyRequest, reporter: Reporter) -> VerifyResult:
     """
     store = LabelStore.open(request.labels, writable=request.repair)
     faults = [Fault(*fault) for fault in store.static_faults()]
+    index_is_sound = not faults  # else chunks are not compared with it: `repair` must not drop what is sound
     checked = missing = dropped = 0
     for group in store.groups:
         for chunk in range(store.layout.chunks):
-            problems, absent = _check_chunk(store, group, chunk)
+            problems, absent = _check_chunk(store, group, chunk, index_is_sound)
             faults += problems
             missing += absent
             checked += not absent
@@ -84,7 +85,7 @@ def verify(request: VerifyRequest, reporter: Reporter) -> VerifyResult:
     )  # fmt: skip
 
 
-def _check_chunk(store: LabelStore, group: str, chunk: int) -> tuple[list[Fault], int]:
+def _check_chunk(store: LabelStore, group: str, chunk: int, index_is_sound: bool) -> tuple[list[Fault], int]:
     """Faults of one chunk, and 1 when it is not committed at all."""
     where = f"{store.path}: {group}, chunk {chunk}"
     try:
@@ -93,18 +94,23 @@ def _check_chunk(store: LabelStore, group: str, chunk: int) -> tuple[list[Fault]
         data = store.read_chunk(group, chunk)
     except IntegrityError as problem:
         return [Fault(where, "what the ledger says", problem.message)], 0
-    checks = _label_checks(store, chunk, data) if group == LABELS else _feature_checks(data)
+    checks = list(_label_checks(store, data) if group == LABELS else _feature_checks(data))
+    if group == LABELS and index_is_sound:
+        checks += _index_checks(store, chunk, data)
     return [Fault(where, expected, "something else") for holds, expected in checks if not holds], 0
 
 
-def _label_checks(store: LabelStore, chunk: int, data: Arrays) -> Iterator[tuple[bool, str]]:
-    """Statements that hold for every sound chunk, whatever its digest says: a writer's bug shows here."""
-    start, stop = store.layout.bounds(chunk)
-    good = data["status"] == 0
+def _index_checks(store: LabelStore, chunk: int, data: Arrays) -> Iterator[tuple[bool, str]]:
+    """What ties a chunk to the sample index."""
     index = store.index_of_chunk(chunk)
-    yield bool((data["status"] != STATUS_FILL).all()), "a status in every row"
     yield bool((data["label"] == np.repeat(index.label, store.layout.views)).all()), "the labels of the sample index"
-    yield bool((data["sample"] == store.samples(start, stop)).all()), "the samples of the row order"
+    yield bool((data["sample"] == store.samples(*store.layout.bounds(chunk))).all()), "the samples of the row order"
+
+
+def _label_checks(store: LabelStore, data: Arrays) -> Iterator[tuple[bool, str]]:
+    """Statements that hold for every sound chunk, whatever its digest says: a writer's bug shows here."""
+    good = data["status"] == 0
+    yield bool((data["status"] != STATUS_FILL).all()), "a status in every row"
     if not store.layout.top_k:
         return
     labels = decode_labels(data)
