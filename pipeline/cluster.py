@@ -21,6 +21,13 @@ R = TypeVar("R")
 RETRIES = 2  # of a task that raised something else than our own errors, e.g. a hiccup of a network disk
 ALLOWED_FAILURES = 10  # a task that merely waited on a worker that died counts as suspicious too; Dask gives up at 3
 QUEUED_PER_WORKER = 2
+# Dask runs a task in a thread, and glibc gives that thread an arena whose large buffers go back to the kernel after
+# every batch, to be page-faulted in again. One arena that keeps them: 117 images/s instead of 66 on two small towers.
+WORKER_ENVIRONMENT = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+}
 
 
 @contextmanager
@@ -33,6 +40,7 @@ def local_cluster(workers: int) -> Iterator[Client]:
         "distributed.scheduler.allowed-failures": ALLOWED_FAILURES,
         "distributed.worker.memory.terminate": False,  # models and pinned buffers are memory Dask knows nothing of
         "distributed.worker.memory.pause": False,
+        "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,  # must be there before the process starts
         "distributed.comm.timeouts.connect": "60s",
         "distributed.admin.log-format": "%(name)s - %(levelname)s - %(message)s",
         "logging.distributed": "error",

@@ -1,6 +1,6 @@
-"""What holds for every test: no network, one name for the package, no colour settings from outside.
+"""What holds for every test: no network, one name for the package, no colour settings from outside; the tiny world.
 
-It builds no data: fixtures that do live beside the tests that need them.
+What the tiny world is made of stands in `worlds`, which is imported only by tests that use it.
 """
 
 from __future__ import annotations
@@ -93,3 +93,35 @@ def _is_address(host: Any) -> bool:
     except ValueError:
         return False
     return True
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Seventy photos of seven classes in three layouts."""
+    import worlds
+
+    return worlds.session_world(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random CLIP of width 16."""
+    import worlds
+
+    return worlds.session_clip(tmp_path_factory, "teacher")
+
+
+@pytest.fixture(scope="session")
+def student(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Another one, of width 12."""
+    import worlds
+
+    return worlds.session_clip(tmp_path_factory, "student")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished store; never change it, copy it."""
+    import worlds
+
+    return worlds.session_store(tmp_path_factory)
