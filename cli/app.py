@@ -137,6 +137,8 @@ def _environment_fault(problem: BaseException) -> EnvironmentFault | None:
         if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             reason = os.strerror(problem.errno).lower()
             return EnvironmentFault(f"{reason}: {where}", "check who may read and write there")
+        if problem.errno in (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR) and problem.filename:
+            return EnvironmentFault(f"{os.strerror(problem.errno).lower()}: {where}", "check the path")
     if isinstance(problem, ModuleNotFoundError) and not (problem.name or "teachonce").startswith("teachonce"):
         return EnvironmentFault(f"the package '{problem.name}' is not installed", "install teachonce again with pip")
     return None

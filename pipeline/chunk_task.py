@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numcodecs
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -22,11 +23,11 @@ from teachonce.image_batches import image_batches
 from teachonce.images import ImageFault, ImageReader
 from teachonce.label_codec import TopK, encode
 from teachonce.label_store import Arrays, LabelStore
-from teachonce.precision import Precision
+from teachonce.model_spec import Precision
 from teachonce.store_format import LABELS, Layout
 from teachonce.store_lock import require_token
 from teachonce.teacher import TeacherHead, soft_labels
-from teachonce.vocabulary import spoken
+from teachonce.zeroshot import equal_rows
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
 
     Raises:
         IncompleteError: this run no longer owns the store, or a write failed.
-        DataError: an archive changed since it was indexed.
+        DataError: an archive is gone, or shorter than when it was indexed.
     """
     store = LabelStore.open(Path(job.store), writable=True)
     missing = tuple(group for group in groups if store.record(group, chunk) is None)
@@ -72,6 +73,7 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
         return ChunkReport(chunk, (), 0, 0)
     require_token(store.path, job.token)
     tune_process(job.threads)
+    numcodecs.blosc.set_nthreads(1)  # chunks are coded while other threads decode images
     models = {group: _model(spec, digest) for group, spec, digest in job.models if group in missing}
     clock = {"decode wait": 0.0, "model": 0.0, "write": 0.0}
     index = store.index_of_chunk(chunk)
@@ -199,13 +201,12 @@ def _worker_number() -> int:
 @functools.lru_cache(maxsize=2)
 def _head(job: TeachJob, store: Path) -> TeacherHead:
     opened = LabelStore.open(store)
-    names = [spoken(name) for name in opened.vocabulary().names]
-    first: dict[str, int] = {}
-    inverse = [first.setdefault(name, len(first)) for name in names]
-    where = np.unique(np.array(inverse), return_index=True)[1]
+    embeddings = torch.from_numpy(opened.class_embeddings())
+    inverse = equal_rows(embeddings)
+    first = torch.full((int(inverse.max()) + 1,), len(inverse))
+    first = first.scatter_reduce(0, inverse, torch.arange(len(inverse)), "amin")
     device = pick_device(_worker_number())
-    features = torch.from_numpy(opened.class_embeddings()[where]).to(device)
-    return TeacherHead(features, torch.tensor(inverse, device=device), job.logit_scale)
+    return TeacherHead(embeddings[first].to(device), inverse.to(device), job.logit_scale)
 
 
 def get_ready() -> None:

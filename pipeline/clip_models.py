@@ -12,7 +12,6 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -21,8 +20,8 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from teachonce.errors import EnvironmentFault, UsageError
-from teachonce.precision import Precision
+from teachonce.errors import EnvironmentFault
+from teachonce.model_spec import Precision, parse_spec
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -37,7 +36,7 @@ class LoadedClip:
     preprocess: Any
     """open_clip's evaluation transform: a PIL image to a tensor [3, H, W]."""
     digest: str
-    """SHA-256 (hex) over names, types, shapes and bytes of all weights."""
+    """SHA-256 (hex) over the modules and over names, types, shapes and bytes of all weights."""
     device: torch.device
 
     @property
@@ -87,12 +86,14 @@ def load_clip(spec: str, device: str = "cpu") -> LoadedClip:
     """
     name, tag = parse_spec(spec)
     try:
-        model, preprocess = open_clip.create_model_from_pretrained(name, pretrained=tag, device=device)
+        model, preprocess = open_clip.create_model_from_pretrained(
+            name, pretrained=tag, device=device, force_quick_gelu=_needs_quick_gelu(name, tag)
+        )
         tokenizer = open_clip.get_tokenizer(name)
     except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as problem:
         raise EnvironmentFault(
             f"open_clip could not load '{spec}': {problem}",
-            hint="check the name and the network, or give a folder: --teacher local-dir:PATH",
+            hint="check the name and the network, or give a folder: local-dir:PATH",
         ) from problem
     model.eval().requires_grad_(False)
     visual = model.visual
@@ -100,33 +101,20 @@ def load_clip(spec: str, device: str = "cpu") -> LoadedClip:
     return LoadedClip(spec, model, tokenizer, preprocess, weights_digest(model), torch.device(device))
 
 
-def parse_spec(spec: str) -> tuple[str, str | None]:
-    """Architecture (or schema and place) and weights tag.
-
-    Raises:
-        UsageError: neither a folder that exists, nor hf-hub:, nor NAME/TAG.
-    """
-    if spec.startswith("local-dir:"):
-        folder = Path(spec[len("local-dir:") :])
-        if not (folder / "open_clip_config.json").is_file():
-            raise UsageError(
-                f"'{spec}': {folder} holds no open_clip_config.json", hint="give an open_clip model folder"
-            )
-        return spec, None
-    if spec.startswith("hf-hub:"):
-        return spec, None
-    name, slash, tag = spec.partition("/")
-    if not slash or not name or not tag:
-        raise UsageError(
-            f"'{spec}' is not a model: expected NAME/WEIGHTS, hf-hub:ORG/NAME or local-dir:PATH",
-            hint="for example ViT-L-14/openai; open_clip.list_pretrained() lists all",
-        )
-    return name, tag
+def _needs_quick_gelu(name: str, tag: str | None) -> bool:
+    """Whether these weights were trained with quick-GELU, which open_clip's plain architecture names do not say."""
+    if tag is None:
+        return False
+    about = open_clip.get_pretrained_cfg(name, tag) or {}
+    return bool(about.get("quick_gelu", False))
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 (hex) over the state dict in order of names: the identity of a model, wherever it came from."""
-    sha = hashlib.sha256()
+    """SHA-256 (hex) over the modules and the state dict: the identity of a model, wherever it came from.
+
+    The modules count because the same weights with another activation are another model.
+    """
+    sha = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", str(model)).encode())
     for name, tensor in sorted(model.state_dict().items()):
         data = tensor.detach().to("cpu").contiguous()
         sha.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())

@@ -18,7 +18,7 @@ from distributed.client import Future
 from teachonce.errors import IncompleteError, TeachOnceError
 
 R = TypeVar("R")
-RETRIES = 2  # of a task that raised something else than our own errors, e.g. a hiccup of a network disk
+RETRIES = 2  # of a task that raised something else than our own errors
 ALLOWED_FAILURES = 10  # a task that merely waited on a worker that died counts as suspicious too; Dask gives up at 3
 QUEUED_PER_WORKER = 2
 # Dask runs a task in a thread, and glibc gives that thread an arena whose large buffers go back to the kernel after
@@ -129,4 +129,5 @@ def _result(future: Future, failed: list[str]) -> Any:
 
 def default_threads(workers: int) -> int:
     """CPU threads a worker may use: an equal share of the cores this process may run on."""
-    return max(1, len(os.sched_getaffinity(0)) // workers)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // workers)

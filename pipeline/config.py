@@ -77,11 +77,13 @@ class TrainConfig:
             "class_chunk",
         )
         for name in positive:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, found {getattr(self, name)}")
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be above 0 and finite, found {getattr(self, name)}")
         for name in ("depth", "soft_weight", "sampled_fill", "sampled_top", "weight_decay", "warmup_steps", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must be below 2^63, found {self.seed}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), found {self.momentum}")
         if not self.context.strip():
@@ -108,6 +110,8 @@ def load_train_config(file: Path | None, overrides: Sequence[str] = ()) -> Train
     if file is not None:
         where = str(file)
         data = _read_toml(file)
+        decode(TrainConfig, data, where)  # what is wrong in the file is reported as the file's
+        where = "--set"
     for override in overrides:
         key, value = _parse_override(override)
         data[key] = value

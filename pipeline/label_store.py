@@ -52,8 +52,8 @@ class Group:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the fingerprint."""
-        return fingerprint_digest(self.fingerprint)
+        """SHA-256 (hex) of the fingerprint without `about`, which is for people."""
+        return fingerprint_digest({field: value for field, value in self.fingerprint.items() if field != "about"})
 
 
 class LabelStore:

@@ -38,6 +38,8 @@ class Split:
 
     def __post_init__(self) -> None:
         """Raises ValueError for a path that leaves the root."""
+        if not self.path.strip():
+            raise ValueError("path must not be empty")
         if Path(self.path).is_absolute() or ".." in Path(self.path).parts:
             raise ValueError(f"path must stay below the root, found '{self.path}'")
 

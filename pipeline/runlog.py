@@ -30,6 +30,10 @@ class RunLog:
                     stream.write(b"\n")
             stream.write(line.encode() + b"\n")
 
+    def clear(self) -> None:
+        """Start over."""
+        self._file.unlink(missing_ok=True)
+
     def rewind(self, step: int) -> None:
         """Drop the lines of steps after `step`, which a resumed run will write again; a torn last line goes too."""
         if not self._file.exists():

@@ -233,6 +233,8 @@ def _scan_webdataset(path: Path, label_extension: str, classes: Vocabulary) -> I
                     yield _labelled(path, key, image, label)
                 key, image, label = folder + slash + stem, None, None
             if extension.lower() in IMAGE_EXTENSIONS:
+                if image is not None:
+                    raise DataError(f"{path}: the sample '{key}' has two images; keys must be unique")
                 image = member
             elif extension == label_extension:
                 text = os.pread(file.fileno(), member.size, member.offset_data)
@@ -249,10 +251,11 @@ def _labelled(path: Path, key: str, image: tarfile.TarInfo, label: int | None) -
 
 def _parse_label(text: bytes, path: Path, key: str, classes: Vocabulary) -> int:
     word = text.decode("utf-8", errors="replace").strip()
-    if word in classes.index:
+    if word.isdecimal() and word.isascii():  # a number is the line of the class list, also where ids are numbers
+        if int(word) < len(classes):
+            return int(word)
+    elif word in classes.index:
         return classes.index[word]
-    if word.isdecimal() and int(word) < len(classes):
-        return int(word)
     raise DataError(f"{path}: the label of '{key}' is {word!r}: expected a class id or a number below {len(classes)}")
 
 

@@ -110,7 +110,7 @@ def folder_vocabulary(folder: Path) -> Vocabulary:
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder: expected one folder a class there")
-    ids = sorted(item.name for item in folder.iterdir() if item.is_dir())
+    ids = sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
     return _checked(ids, [name.replace("_", " ").strip() or name for name in ids], str(folder))
 
 

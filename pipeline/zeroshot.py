@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from teachonce.clip_models import LoadedClip
 from teachonce.errors import UnsupportedModelError, UsageError
+from teachonce.model_spec import require_template
 from teachonce.text_tower import NameTokens, SlotPrompts, TextTower
-from teachonce.vocabulary import spoken
 
 CHUNK = 512  # names encoded at once
 
@@ -27,8 +27,8 @@ CHUNK = 512  # names encoded at once
 def template_features(clip: LoadedClip, names: Sequence[str], template: str) -> Tensor:
     """Unit text features of every name in a hand-written template.
 
-    Causal CLIP towers run the fast exact way, others through open_clip's own `encode_text`. Names that the tokenizer
-    hears alike are encoded once and have exactly equal features.
+    Causal CLIP towers run the fast exact way, others through open_clip's own `encode_text`. Names that give the same
+    tokens are encoded once and have exactly equal features.
 
     Args:
         clip: any open_clip model.
@@ -41,26 +41,22 @@ def template_features(clip: LoadedClip, names: Sequence[str], template: str) -> 
     Raises:
         UsageError: the template has not exactly one `{}`, or a name is too long for the context.
     """
-    before, hole, after = template.partition("{}")
-    if not hole or "{}" in after:
-        raise UsageError(f"the template {template!r} must hold exactly one {{}} for the class name")
-    distinct, inverse = distinct_names(names)
-    features = None
+    before, after = require_template(template)
     if before.strip() and before.endswith(" "):
         try:
-            features = _tower_features(TextTower.from_clip(clip.model, clip.tokenizer), distinct, before, after)
+            return _tower_features(TextTower.from_clip(clip.model, clip.tokenizer), names, before, after)
         except UnsupportedModelError:
-            features = None  # not a causal CLIP tower: its own slow way is right for every model
-    if features is None:
-        features = _plain_features(clip, distinct, template)
-    return features[inverse.to(features.device)]
+            pass  # not a causal CLIP tower: its own slow way is right for every model
+    distinct = list(dict.fromkeys(names))
+    place = {name: i for i, name in enumerate(distinct)}
+    features = _plain_features(clip, distinct, template)
+    return features[torch.tensor([place[name] for name in names], device=features.device)]
 
 
-def distinct_names(names: Sequence[str]) -> tuple[list[str], Tensor]:
-    """The distinct names as the tokenizer hears them, and the index of each name among them, [C]."""
-    first: dict[str, int] = {}
-    inverse = [first.setdefault(spoken(name), len(first)) for name in names]
-    return list(first), torch.tensor(inverse)
+def equal_rows(features_CE: Tensor) -> Tensor:
+    """A number for each row, the same for rows with equal bits: classes that no image can tell apart, [C] int64."""
+    inverse: Tensor = torch.unique(features_CE.cpu(), dim=0, return_inverse=True)[1]
+    return inverse
 
 
 def _tower_features(tower: TextTower, names: Sequence[str], before: str, after: str) -> Tensor:
@@ -112,14 +108,14 @@ class Scores:
 def score(images_NE: Tensor, classes_CE: Tensor, labels_N: Tensor, inverse_C: Tensor) -> Scores:
     """Compare every image with every class.
 
-    m classes that tie (they share a name) share the credit in top-1: 1/m each. In top-5 a tie that crosses the fifth
-    place gives the share of it that fits.
+    m classes that tie (their features are equal) share the credit in top-1: 1/m each. In top-5 a tie that crosses the
+    fifth place gives the share of it that fits.
 
     Args:
         images_NE: unit image features.
         classes_CE: unit text features.
         labels_N: class index of each image.
-        inverse_C: names that are equal have equal numbers here; logits are computed once for each.
+        inverse_C: from `equal_rows`; logits are computed once for each number.
     """
     count = int(inverse_C.max()) + 1
     first = torch.full((count,), len(inverse_C)).scatter_reduce(0, inverse_C, torch.arange(len(inverse_C)), "amin")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -138,8 +137,6 @@ def _train(
     config = load_train_config(None, [f"{key}={value}" for key, value in overrides.items()])
     if not (run / "results.json").is_file():
         started = (run / "config.toml").is_file()
-        if not started:
-            shutil.rmtree(run, ignore_errors=True)  # killed before its first step: it holds nothing
         reporter.note(f"    {name}, seed {seed}")
         train(
             TrainRequest(

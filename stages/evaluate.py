@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from teachonce.errors import DataError, FingerprintError, UsageError
 from teachonce.manifests import load_manifest, require_root
+from teachonce.model_spec import parse_spec, require_template
 from teachonce.progress import Reporter
 from teachonce.sample_index import SampleIndex, build_index, split_classes
 from teachonce.vocabulary import Vocabulary, load_vocabulary
@@ -69,6 +70,8 @@ def evaluate(request: EvaluateRequest, reporter: Reporter) -> EvaluateResult:
         DataError: missing or broken data, a class of the split that the vocabulary lacks.
         FingerprintError: the prompts belong to another student.
     """
+    parse_spec(request.student)
+    require_template(request.template)
     manifest = load_manifest(request.manifest)
     root = require_root(manifest, request.root)
     if request.run is not None and not request.run.is_dir():
@@ -91,8 +94,8 @@ def evaluate(request: EvaluateRequest, reporter: Reporter) -> EvaluateResult:
     if not good.any():
         raise DataError(f"none of the {len(index)} images of '{request.split}' could be decoded")
 
-    plain = _score(features[good], template_classes, labels[good], vocabulary)
-    ours = _score(features[good], prompt_classes, labels[good], vocabulary) if prompt_classes is not None else plain
+    plain = _score(features[good], template_classes, labels[good])
+    ours = _score(features[good], prompt_classes, labels[good]) if prompt_classes is not None else plain
     if request.per_class is not None:
         _write_per_class(request.per_class, ours, labels[good], vocabulary)
     return _result(request, ours, plain, good, vocabulary, clip, index)
@@ -177,14 +180,13 @@ def _score(
     features: npt.NDArray[np.float32],
     classes: npt.NDArray[np.float32],
     labels: npt.NDArray[np.int64],
-    vocabulary: Vocabulary,
 ) -> Scores:
     import torch
 
-    from teachonce.zeroshot import distinct_names, score
+    from teachonce.zeroshot import equal_rows, score
 
-    inverse = distinct_names(vocabulary.names)[1]
-    return score(torch.from_numpy(features), torch.from_numpy(classes), torch.from_numpy(labels), inverse)
+    text = torch.from_numpy(classes)
+    return score(torch.from_numpy(features), text, torch.from_numpy(labels), equal_rows(text))
 
 
 def _write_per_class(file: Path, scores: Scores, labels: npt.NDArray[np.int64], vocabulary: Vocabulary) -> None:

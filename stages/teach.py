@@ -18,7 +18,7 @@ from teachonce.label_codec import CODEC_VERSION
 from teachonce.label_store import LabelStore
 from teachonce.ledger import require_fingerprint
 from teachonce.manifests import Manifest, load_manifest, require_root
-from teachonce.precision import Precision
+from teachonce.model_spec import Precision, parse_spec, require_template
 from teachonce.progress import Reporter
 from teachonce.sample_index import build_index, split_classes
 from teachonce.sampler import BLOCK, row_order
@@ -137,6 +137,9 @@ def _check(request: TeachRequest) -> None:
         raise UsageError(f"max_failed_share must be between 0 and 1, found {request.max_failed_share}")
     if request.teacher is None and not request.students:
         raise UsageError("nothing to compute: give --teacher MODEL, --student MODEL, or both")
+    for spec in filter(None, (request.teacher, *request.students)):
+        parse_spec(spec)
+    require_template(request.template)
     if not request.labels.name.endswith(".zarr"):
         raise UsageError(f"--labels {request.labels}: the name of a label store ends in .zarr")
 
@@ -153,17 +156,17 @@ def _top_k(request: TeachRequest, vocabulary: Vocabulary) -> int:
 
 def _load_models(request: TeachRequest, reporter: Reporter) -> dict[str, LoadedClip]:
     """The models by the column group they fill."""
-    from teachonce.clip_models import load_clip, tune_process
+    from teachonce.clip_models import load_clip, pick_device, tune_process
     from teachonce.cluster import default_threads
 
     tune_process(default_threads(1))
     models = {}
     if request.teacher is not None:
         reporter.note(f"loading the teacher {request.teacher}")
-        models[LABELS] = load_clip(request.teacher)
+        models[LABELS] = load_clip(request.teacher, pick_device())
     for spec in request.students:
         reporter.note(f"loading the student {spec}")
-        student = load_clip(spec)
+        student = load_clip(spec, pick_device())
         models[student_group(student.digest)] = student
     return models
 
@@ -177,6 +180,8 @@ def _open_or_create(
         store = LabelStore.open(request.labels, writable=True)
         _require_sound(store)
         stored = store.groups[LABELS].fingerprint
+        if request.teacher is None and store.layout.top_k:
+            fingerprint = _only_students(store, stored, fingerprint)
         # The store keeps the index it was made with; archives are not scanned again.
         require_fingerprint(request.labels, LABELS, stored, fingerprint | {"samples": stored.get("samples")})
         if request.chunk_rows not in (None, store.layout.chunk_rows):
@@ -216,6 +221,16 @@ def _create(
     fingerprint = fingerprint | {"samples": index.digest}
     order = row_order(len(index), ORDER_SEED)
     return LabelStore.create(request.labels, layout, fingerprint, vocabulary, own_classes, index, order, embeddings)
+
+
+def _only_students(store: LabelStore, stored: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """A student is added to a store with a teacher's labels: what the teacher decided is taken from the store."""
+    if len(store.committed(LABELS)) < store.layout.chunks:
+        raise IncompleteError(
+            f"{store.path} does not hold all labels of its teacher yet",
+            hint="give the --teacher it was made with: the same command completes it and adds the student",
+        )
+    return stored | {field: wanted[field] for field in ("manifest_digest", "split", "vocabulary_digest")}
 
 
 def _require_sound(store: LabelStore) -> None:
@@ -307,6 +322,8 @@ def _run(
     tally = _Tally(skipped=store.layout.chunks - len(work), phases={})
     total = sum(stop - start for _, c, _ in work for start, stop in [store.layout.bounds(c)])
     began = time.monotonic()
+    if work:
+        reporter.progress("teach", 0, total, "images")
     for report in run_tasks(client, run_chunk, work, f"teach-{job.token:x}"):
         _count(tally, report, store)
         failed[report.chunk] = report.rows_failed
@@ -360,8 +377,7 @@ def _finish(
         for group in groups:
             store.read_chunk(group, chunk)
         record = store.record(LABELS, chunk)
-        if record is None:
-            raise IncompleteError(f"{store.path}: chunk {chunk} is not committed", hint="run the same command again")
+        assert record is not None  # read_chunk has raised otherwise
         ok, failed = ok + record.rows_ok, failed + record.rows_failed
         reporter.progress("check", chunk + 1, store.layout.chunks, "chunks")
     return TeachResult(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 import tomllib
 from dataclasses import asdict, dataclass
@@ -17,9 +18,10 @@ import tomli_w
 
 from teachonce import __version__
 from teachonce.config import TrainConfig
-from teachonce.errors import FingerprintError, UsageError
+from teachonce.errors import DataError, FingerprintError, IntegrityError, UsageError
 from teachonce.files import atomic_write_bytes
 from teachonce.label_store import LabelStore
+from teachonce.model_spec import parse_spec
 from teachonce.progress import Reporter
 from teachonce.runlog import RunLog
 from teachonce.store_format import LABELS
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from teachonce.checkpoint import Identity
     from teachonce.clip_models import LoadedClip
     from teachonce.training import Trainer
+
+BEFORE_MARKER = {"checkpoints", "events.jsonl"}  # what a run has written before config.toml marks it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +69,10 @@ def train(request: TrainRequest, reporter: Reporter) -> TrainResult:
         UsageError: the run folder exists and --resume was not given, or there is nothing to resume.
         FingerprintError: the run folder or the store belongs to something else.
         DataError: the store lacks what the config needs.
-        TeachOnceError: the loss became NaN or infinite; the last checkpoint is kept.
+        UsageError: the loss became NaN or infinite (a smaller learning rate helps); the last checkpoint is kept.
     """
     began = time.monotonic()
+    parse_spec(request.student)
     _check_folder(request)
     store = LabelStore.open(request.labels)
     check_store(store, request.config)
@@ -110,7 +115,10 @@ def _check_folder(request: TrainRequest) -> None:
     if request.resume:
         if not marker.is_file():
             raise UsageError(f"{request.out} holds no run: there is nothing to resume", hint="start without --resume")
-        stored = tomllib.loads(marker.read_text(encoding="utf-8"))
+        try:
+            stored = tomllib.loads(marker.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+            raise IntegrityError(f"{marker} is damaged: {problem}", hint="restore it, or start a new run") from problem
         wanted = request.config.to_dict()
         different = [
             f"{key}: there {stored.get(key)!r}, here {wanted.get(key)!r}"
@@ -122,10 +130,14 @@ def _check_folder(request: TrainRequest) -> None:
                 f"{request.out} was started with another config:\n  " + "\n  ".join(different),
                 hint=f"resume with --config {marker}",
             )
-    elif request.out.exists() and any(request.out.iterdir()):
-        raise UsageError(
-            f"{request.out} is not empty", hint="continue it with --resume, or give another --out; nothing was changed"
-        )
+        return
+    if request.out.exists() and not request.out.is_dir():
+        raise UsageError(f"{request.out} is a file; --out is a folder", hint="give another --out")
+    held = {item.name for item in request.out.iterdir()} if request.out.exists() else set()
+    if marker.is_file():
+        raise UsageError(f"{request.out} holds a run", hint="continue it with --resume, or give another --out")
+    if held - BEFORE_MARKER:
+        raise UsageError(f"{request.out} is not empty and holds no run", hint="give another --out; nothing was changed")
 
 
 def _build(request: TrainRequest, store: LabelStore, clip: LoadedClip, reporter: Reporter) -> tuple[Trainer, Identity]:
@@ -137,6 +149,11 @@ def _build(request: TrainRequest, store: LabelStore, clip: LoadedClip, reporter:
     tower = TextTower.from_clip(clip.model, clip.tokenizer)
     rows = load_working_set(store, clip.digest, reporter)
     vocabulary = store.vocabulary()
+    if request.config.supervision != "soft" and not (rows.label >= 0).any():
+        raise DataError(
+            f"no row of {store.path} has a class that is in its vocabulary: there are no hard labels to train on",
+            hint="train with --supervision soft, or teach with a vocabulary that holds the data's classes",
+        )
     trainer = Trainer(request.config, tower, vocabulary.names, rows, clip.logit_scale)
     reporter.note(
         f"{trainer.learner.trainable_parameters()} trainable parameters, {len(rows)} rows, "
@@ -156,6 +173,8 @@ def _start(request: TrainRequest, trainer: Trainer, identity: Identity, log: Run
         reporter.note(f"resuming {request.out} after step {step}")
         return step
     request.out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(checkpoints, ignore_errors=True)  # of a run that was killed before its config marked it
+    log.clear()
     save_checkpoint(checkpoints, 0, trainer.learner, trainer.optimizer, identity)
     log.write("start", step=0, teachonce=__version__, versions=package_versions(), labels=str(request.labels),
               student=request.student, **{f"{name}_digest": value for name, value in asdict(identity).items()},
@@ -197,7 +216,7 @@ def _finish(
         save_prompts(request.out, trainer.learner(), trainer.meta(clip.spec, clip.digest))
     digest = hashlib.sha256((request.out / TENSORS_FILE).read_bytes()).hexdigest()
     losses = [e["loss"] for e in _logged(request.out)][-5:]
-    final = sum(losses) / len(losses)
+    final = sum(losses) / len(losses) if losses else float("nan")
     result = TrainResult(
         steps=request.config.steps, trainable_parameters=trainer.learner.trainable_parameters(), seconds=seconds,
         final_loss=final, out=str(request.out), prompts_digest=digest,
@@ -211,4 +230,5 @@ def _finish(
 def _logged(out: Path) -> list[dict[str, Any]]:
     from teachonce.runlog import read_events
 
-    return [event for event in read_events(out / "events.jsonl") if event["event"] == "step"]
+    file = out / "events.jsonl"
+    return [event for event in read_events(file) if event["event"] == "step"] if file.is_file() else []

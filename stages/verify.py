@@ -15,6 +15,7 @@ from teachonce.errors import IncompleteError, IntegrityError
 from teachonce.label_store import Arrays, LabelStore
 from teachonce.progress import Reporter
 from teachonce.store_format import LABELS, STATUS_FILL
+from teachonce.store_lock import hold
 from teachonce.working_set import decode_labels
 
 
@@ -50,10 +51,11 @@ class VerifyResult:
 
     @property
     def exit_code(self) -> int:
-        """0 sound, 4 damaged, 5 when chunks are missing and nothing is damaged."""
+        """0 sound, 4 damaged, 5 when chunks are missing or were dropped and nothing else is wrong."""
         if self.ok:
             return 0
-        return IncompleteError.exit_code if self.chunks_missing == len(self.faults) else IntegrityError.exit_code
+        resumable = self.chunks_missing + self.chunks_dropped >= len(self.faults)
+        return IncompleteError.exit_code if resumable else IntegrityError.exit_code
 
 
 def verify(request: VerifyRequest, reporter: Reporter) -> VerifyResult:
@@ -63,6 +65,13 @@ def verify(request: VerifyRequest, reporter: Reporter) -> VerifyResult:
         DataError: not a label store.
         IntegrityError: a metadata file is damaged, so that nothing else can be trusted.
     """
+    if request.repair:
+        with hold(request.labels, reporter):  # a store that is being written must not lose records
+            return _verify(request, reporter)
+    return _verify(request, reporter)
+
+
+def _verify(request: VerifyRequest, reporter: Reporter) -> VerifyResult:
     store = LabelStore.open(request.labels, writable=request.repair)
     faults = [Fault(*fault) for fault in store.static_faults()]
     index_is_sound = not faults  # else chunks are not compared with it: `repair` must not drop what is sound
@@ -70,13 +79,16 @@ def verify(request: VerifyRequest, reporter: Reporter) -> VerifyResult:
     for group in store.groups:
         for chunk in range(store.layout.chunks):
             problems, absent = _check_chunk(store, group, chunk, index_is_sound)
-            faults += problems
             missing += absent
             checked += not absent
             if problems and not absent and request.repair:
                 store.drop(group, chunk)
                 dropped += 1
+                problems = problems[:1]  # one fault a dropped chunk: the exit code counts them against each other
+            faults += problems
             reporter.progress(f"verify {group}", chunk + 1, store.layout.chunks, "chunks", faults=len(faults))
+    if faults and not request.repair:
+        reporter.note(f"next: teachonce verify {request.labels} --repair, then the same `teachonce teach` again")
     if dropped:
         reporter.note(f"took {dropped} chunks out of the ledger; run the same `teachonce teach` again to rebuild them")
     return VerifyResult(

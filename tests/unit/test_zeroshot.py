@@ -12,10 +12,11 @@ import worlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teachonce.clip_models import LoadedClip, load_clip, parse_spec, weights_digest
+from teachonce.clip_models import LoadedClip, load_clip, weights_digest
 from teachonce.errors import EnvironmentFault, UsageError
 from teachonce.feature_cache import SplitFeatures, cached_features, feature_key
-from teachonce.zeroshot import distinct_names, score, template_features, wilson
+from teachonce.model_spec import parse_spec
+from teachonce.zeroshot import equal_rows, score, template_features, wilson
 
 torch.set_num_threads(1)
 NAMES = ("red fox", "Crane", "blue jay", "crane", "a rather long name of some thing", "cup  of tea")
@@ -60,11 +61,11 @@ def test_a_name_that_does_not_fit_is_refused(clip: LoadedClip) -> None:
             template_features(clip, ["word " * 40], template)
 
 
-def test_distinct_names_keep_the_order_of_first_appearance() -> None:
-    """Names that the tokenizer hears alike are one."""
-    names, inverse = distinct_names(NAMES)
-    assert names == ["red fox", "crane", "blue jay", "a rather long name of some thing", "cup of tea"]
-    assert inverse.tolist() == [0, 1, 2, 1, 3, 4]
+def test_names_that_sound_alike_have_equal_features_and_only_they(clip: LoadedClip) -> None:
+    """`equal_rows` finds exactly the classes that share their tokens."""
+    rows = equal_rows(template_features(clip, NAMES, "a photo of a {}.")).tolist()
+    for i, j in itertools.combinations(range(len(NAMES)), 2):
+        assert (rows[i] == rows[j]) == (NAMES[i].lower() == NAMES[j].lower())
 
 
 def brute_score(logits: np.ndarray, label: int, inverse: list[int]) -> tuple[float, float]:

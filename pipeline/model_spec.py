@@ -1,0 +1,52 @@
+"""How models are named and in which number format they run; apart, so that mistakes are found without loading torch.
+
+It loads nothing: `clip_models` does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from teachonce.errors import UsageError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def parse_spec(spec: str) -> tuple[str, str | None]:
+    """Architecture (or schema and place) and weights tag.
+
+    Raises:
+        UsageError: neither a folder that exists, nor hf-hub:, nor NAME/TAG.
+    """
+    if spec.startswith("local-dir:"):
+        folder = Path(spec[len("local-dir:") :])
+        if not (folder / "open_clip_config.json").is_file():
+            raise UsageError(
+                f"'{spec}': {folder} holds no open_clip_config.json", hint="give an open_clip model folder"
+            )
+        return spec, None
+    if spec.startswith("hf-hub:"):
+        return spec, None
+    name, slash, tag = spec.partition("/")
+    if not slash or not name or not tag:
+        raise UsageError(
+            f"'{spec}' is not a model: expected NAME/WEIGHTS, hf-hub:ORG/NAME or local-dir:PATH",
+            hint="for example ViT-L-14/openai; open_clip.list_pretrained() lists all",
+        )
+    return name, tag
+
+
+def require_template(template: str) -> tuple[str, str]:
+    """The text before and after the class name.
+
+    Raises:
+        UsageError: the template has not exactly one `{}`.
+    """
+    before, hole, after = template.partition("{}")
+    if not hole or "{}" in after:
+        raise UsageError(
+            f"the template {template!r} must hold exactly one {{}} for the class name",
+            hint='for example --template "a photo of a {}."',
+        )
+    return before, after
