@@ -178,10 +178,10 @@ class _InlineClient:
 
 
 @functools.lru_cache(maxsize=8)
-def _loaded_once(spec: str) -> Any:
+def _loaded_once(spec: str, device: str = "cpu") -> Any:
     import teachonce.chunk_task as chunk_task  # holds the real function under its own name
 
-    return chunk_task.load_clip(spec)
+    return chunk_task.load_clip(spec, device)
 
 
 @contextmanager

@@ -127,14 +127,16 @@ def test_running_again_writes_nothing(world: World, teacher: str, student: str, 
     assert content(store) == before
 
 
-def test_a_student_added_later_runs_alone(world: World, teacher: str, student: str, finished: Path, tmp_path: Path,
-                                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    """Labels are neither computed nor written again, and the result is that of both at once."""
+@pytest.mark.parametrize("named_again", [True, False])
+def test_a_student_added_later_runs_alone(named_again: bool, world: World, teacher: str, student: str, finished: Path,
+                                          tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Labels are neither computed nor written again, whether or not the teacher is named; the result is the same."""
     store = tmp_path / "a.zarr"
     teach_inline(world, store, teacher, top_k=5)
     before = content(store)
     monkeypatch.setattr("teachonce.chunk_task.soft_labels", None)  # would fail if the teacher ran
-    result = teach_inline(world, store, teacher, students=(student,), top_k=5)
+    again: dict[str, Any] = {"top_k": 5} if named_again else {}
+    result = teach_inline(world, store, teacher if named_again else None, students=(student,), **again)
     assert result.chunks_written == CHUNKS
     after = content(store)
     changed = [Path(name).relative_to(store).as_posix() for name in before if before[name] != after[name]]
@@ -185,8 +187,8 @@ def test_another_teacher_manifest_or_chunk_size_is_refused(world: World, teacher
         teach_inline(world, finished, student, top_k=5)
     with pytest.raises(FingerprintError, match="manifest_digest: stored"):
         teach_inline(world, finished, teacher, top_k=5, manifest=world.manifest("tars"))
-    with pytest.raises(FingerprintError, match="teacher_digest"):
-        teach_inline(world, finished, None, students=(student,))
+    with pytest.raises(FingerprintError, match="manifest_digest: stored"):
+        teach_inline(world, finished, None, students=(student,), manifest=world.manifest("tars"))
     with pytest.raises(UsageError, match="has chunks of 9 rows"):
         teach_inline(world, finished, teacher, top_k=5, chunk_rows=10)
 

@@ -221,3 +221,16 @@ def test_a_folder_where_an_archive_should_be_is_refused_by_name(tmp_path: Path) 
     (tmp_path / "a.tar").mkdir()
     with pytest.raises(DataError, match="a.tar"):
         scan(tmp_path)
+
+
+def test_a_number_is_the_line_of_the_class_list_also_where_ids_are_numbers(tmp_path: Path) -> None:
+    """With the ids 1, 2, 3 the label 1 is the second class, not the class called 1."""
+    members = [(f"s{i}.{kind}", data) for i in range(3) for kind, data in (("jpg", b"x"), ("cls", str(i).encode()))]
+    write_tar(tmp_path / "a.tar", members)
+    (tmp_path / "classes.tsv").write_text("1\tfox\n2\tjay\n3\tbus\n")
+    (tmp_path / "m.toml").write_text(
+        'schema = 1\nname = "n"\ntitle = "t"\nclasses = "classes.tsv"\n'
+        '[splits.train]\nformat = "webdataset"\npath = "*.tar"\n'
+    )
+    index = build_index(load_manifest(str(tmp_path / "m.toml")), "train", tmp_path, Silent())
+    assert index.label.tolist() == [0, 1, 2]

@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 import worlds
@@ -221,3 +222,26 @@ def test_the_cache_key_sees_changed_archives(layout: str, tmp_path: Path) -> Non
         data = file.read_bytes()
     file.write_bytes(data[:-2] + b"xy")
     assert key("m") != before
+
+
+def test_tagged_weights_get_the_activation_they_were_trained_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ViT-L-14/openai` is quick-GELU although the architecture's name does not say so; laion's weights are not."""
+    from teachonce import clip_models
+
+    asked = {}
+
+    def instead(name: str, **options: object) -> None:
+        asked[name, options["pretrained"]] = options["force_quick_gelu"]
+        raise OSError("no network here")
+
+    monkeypatch.setattr(open_clip, "create_model_from_pretrained", instead)
+    for spec in ("ViT-L-14/openai", "ViT-L-14/laion2b_s32b_b82k"):
+        with pytest.raises(EnvironmentFault, match="no network here"):
+            clip_models.load_clip(spec)
+    assert asked == {("ViT-L-14", "openai"): True, ("ViT-L-14", "laion2b_s32b_b82k"): False}
+
+
+def test_the_digest_covers_the_activation() -> None:
+    """The same weights with another activation are another model."""
+    plain, quick = torch.nn.Sequential(torch.nn.GELU()), torch.nn.Sequential(torch.nn.SiLU())
+    assert weights_digest(plain) != weights_digest(quick)
