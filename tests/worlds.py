@@ -27,6 +27,7 @@ PHOTOS = PER_CLASS * (len(IDS) - 1)
 CHUNK_ROWS = 9  # 70 photos in 8 chunks, the last one short
 CHUNKS = 8
 TEMPLATE = "a photo of a {}."
+SMALL = {"rows": 30, "chunk_rows": 15, "classes": 12, "top_k": 4}  # of a synthetic store
 
 
 class Notes:
@@ -241,6 +242,11 @@ def session_store(factory: pytest.TempPathFactory) -> Path:
     if not path.exists():
         teach_inline(world, path, teacher, students=(student,), top_k=5)
     return path
+
+
+def files_of(store: Path) -> list[Path]:
+    """Every file of a store."""
+    return sorted(file for file in store.rglob("*") if file.is_file())
 
 
 def copy_store(store: Path, to: Path) -> Path:

@@ -237,7 +237,7 @@ def test_fault_12_what_is_no_plain_file_is_passed_over(kind: str, tmp_path: Path
     assert scan(tmp_path, tar_of(PASSED_OVER[kind], *sample("good"))) == ["good"]
 
 
-@pytest.mark.parametrize("name", ["../../evil", "/tmp/evil", "a/../../evil"])
+@pytest.mark.parametrize("name", ["../../evil", "/evil", "a/../../evil"])
 def test_fault_12_names_that_leave_the_folder_are_only_keys(name: str, tmp_path: Path) -> None:
     """Members are read by byte range inside the archive: a name is never a path, and no file appears anywhere."""
     before = {path for path in tmp_path.parent.rglob("*")}
