@@ -27,7 +27,8 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
+    # A signal that is ignored, as nohup and background jobs have it, stays ignored.
+    before: dict[int, Any] = {n: handler for n in SIGNALS if (handler := signal.getsignal(n)) is not signal.SIG_IGN}
 
     def catch(number: int, frame: FrameType | None) -> None:
         if caught:
@@ -35,7 +36,7 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
             os.kill(os.getpid(), number)
         caught.append(number)
 
-    for number in SIGNALS:
+    for number in before:
         signal.signal(number, catch)
     try:
         yield lambda: bool(caught)

@@ -9,6 +9,7 @@ It imports no stage, so the command line is tested without torch, a store or an 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import types
@@ -216,6 +217,7 @@ def act(reporter: Any) -> None:
 
 def main() -> None:
     """`teachonce` with all stages replaced."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests themselves run in the background
     stubs = Stubs()
     for name in NAMES:
         sys.modules[f"teachonce.stages.{name}"] = stubs.module(name)

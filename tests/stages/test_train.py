@@ -180,9 +180,26 @@ def test_what_cannot_be_resumed_is_refused(whole: Path, finished: Path, student:
     before = prompts_bytes(whole)
     with pytest.raises(FingerprintError, match="learning_rate: there 0.03, here 0.5"):
         run(finished, student, whole, "learning_rate=0.5", resume=True)
-    with pytest.raises(UsageError, match="not empty"):
+    with pytest.raises(UsageError, match="holds a run"):
         run(finished, student, whole)
     assert prompts_bytes(whole) == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="not empty and holds no run"):
+        run(finished, student, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_run_killed_before_its_first_step_starts_again(
+    whole: Path, finished: Path, student: str, tmp_path: Path
+) -> None:
+    """What it left without a config.toml holds nothing: the same command begins anew and gives the same prompts."""
+    out = tmp_path / "run"
+    shutil.copytree(whole / "checkpoints", out / "checkpoints")
+    shutil.copy(whole / "events.jsonl", out)
+    run(finished, student, out)
+    assert prompts_bytes(out) == prompts_bytes(whole)
+    assert steps_of(out) == steps_of(whole)
 
 
 def test_a_run_belongs_to_its_store(whole: Path, finished: Path, student: str, tmp_path: Path) -> None:
