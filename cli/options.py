@@ -13,12 +13,13 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from teachonce.config import TrainConfig
 from teachonce.errors import UsageError, did_you_mean
+from teachonce.model_spec import Precision
 from teachonce.strict import decode
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ class TeachSettings:
 
     batch_size: int = 128
     threads: int | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     max_failed_share: float = 0.01
 
     def __post_init__(self) -> None:

@@ -26,7 +26,6 @@ MAX_OPEN = 32  # files that one thread keeps open
 _GZIP_MAGIC = b"\x1f\x8b"  # 26 members of ImageNet fall11 are gzip-compressed JPEGs
 
 OK, UNDECODABLE, TOO_LARGE = 0, 1, 2
-STATUS_NAMES = {OK: "ok", UNDECODABLE: "undecodable", TOO_LARGE: "too large"}
 # What Pillow raises on broken input; errors of reading the archive itself are not among them and do stop the task.
 DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, struct.error, zlib.error,

@@ -31,7 +31,6 @@ Structure = Literal["shared", "unshared"]
 TENSORS_FILE = "prompts.safetensors"
 META_FILE = "prompts.json"
 _FORMAT = "teachonce-prompts-1"
-_CHUNK = 512  # names that a classifier encodes at once: bounds its memory
 
 
 def prompt_layers(structure: Structure, layers: int, depth: int) -> tuple[int, int]:
@@ -141,7 +140,6 @@ class LoadedPrompts:
     model: str
     """The student that `classifier` loads."""
 
-    @torch.no_grad()
     def classifier(self, names: Sequence[str]) -> Tensor:
         """Unit text features of class names, [C, E] float32. The first call loads the student.
 
@@ -149,9 +147,10 @@ class LoadedPrompts:
             FingerprintError: the student's weights are not the ones the prompts were trained on.
             UsageError: no names; a name that is empty or too long.
         """
+        from teachonce.zeroshot import prompted_features  # brings open_clip, as the student does
+
         tokens = self._tower.tokenise(names, self.meta.suffix, self.meta.slots)
-        parts = torch.arange(tokens.count).split(_CHUNK)  # type: ignore[no-untyped-call]
-        return tokens.expand(torch.cat([self._tower.features(self.prompts, tokens, part) for part in parts]))
+        return prompted_features(self._tower, self.prompts, tokens)
 
     @cached_property
     def _tower(self) -> TextTower:

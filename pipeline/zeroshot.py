@@ -64,7 +64,7 @@ def _tower_features(tower: TextTower, names: Sequence[str], before: str, after: 
     return prompted_features(tower, prompts, tower.tokenise(names, suffix=after))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: a classifier may become part of somebody's trained model
 def prompted_features(tower: TextTower, prompts: SlotPrompts, names: NameTokens) -> Tensor:
     """Unit text features of all names with the given prompts, [N, E], computed in pieces where the tower is."""
     moved = {letter: x.to(tower.device) for letter, x in vars(prompts).items() if x is not None}

@@ -24,8 +24,8 @@ needs_shared = pytest.mark.skipif(
     [
         ("tin-teacher", None, 0.5428),
         ("tin-student", None, 0.3933),
-        ("tin-teacher", NAMES, 0.2185),
-        ("tin-student", NAMES, 0.0957),
+        ("tin-teacher", NAMES, 0.2155),
+        ("tin-student", NAMES, 0.0950),
     ],
 )
 def test_zero_shot_equals_plain_open_clip(
@@ -33,8 +33,8 @@ def test_zero_shot_equals_plain_open_clip(
 ) -> None:
     """First lemma, "a photo of a {}.", all 6,000 photos: the values that plain open_clip gave.
 
-    Without shared names to three photos. Among all names 3,243 classes tie with others: a plain argmax gives such a
-    photo to whichever comes first, `evaluate` shares the credit, which moves the result by up to 0.3 points.
+    Among all names 3,243 classes tie with others and `evaluate` shares the credit: 0.2155 and 0.0950 stand for the
+    0.2185 and 0.0957 of a plain argmax, which gives a tied photo to whichever class comes first.
     """
     monkeypatch.setenv("TEACHONCE_CACHE", str(tmp_path))
     result = evaluate(
@@ -48,4 +48,4 @@ def test_zero_shot_equals_plain_open_clip(
         Silent(),
     )
     assert result.n == 6000
-    assert result.top1 == pytest.approx(top1, abs=5e-4 if vocabulary is None else 3.5e-3)
+    assert result.top1 == pytest.approx(top1, abs=5e-4)
