@@ -12,15 +12,16 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
 import teachonce
-from teachonce.cli import commands
+from teachonce.cli import commands, store_commands
 from teachonce.cli.console import Failure, Output
+from teachonce.cli.jobs import Job
 from teachonce.errors import EnvironmentFault, TeachOnceError, UsageError
 
 DEBUG_VARIABLE = "TEACHONCE_DEBUG"
@@ -54,9 +55,16 @@ class Terminated(BaseException):
 
 def _register() -> None:
     for name, example in EXAMPLES.items():
-        app.command(name, epilog=f"\b\nExample:\n  {example}")(getattr(commands, name))
+        app.command(name, epilog=f"\b\nExample:\n  {example}")(command_named(name))
     for alias, name in ALIASES.items():
-        app.command(alias, hidden=True, epilog=f"\b\nExample:\n  {EXAMPLES[name]}")(getattr(commands, name))
+        app.command(alias, hidden=True, epilog=f"\b\nExample:\n  {EXAMPLES[name]}")(command_named(name))
+
+
+def command_named(name: str) -> Callable[..., Job]:
+    """The function of a command."""
+    module = commands if hasattr(commands, name) else store_commands
+    found: Callable[..., Job] = getattr(module, name)
+    return found
 
 
 def _print_version(wanted: bool) -> None:
@@ -96,7 +104,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         with _sigterm_raises():
             job = app(list(arguments), prog_name="teachonce", standalone_mode=False)
-            if not isinstance(job, commands.Job):  # --help and --version end inside Typer with an exit code
+            if not isinstance(job, Job):  # --help and --version end inside Typer with an exit code
                 return int(job or 0)
             output = Output(job.command, json=job.json, quiet=job.quiet)
             return job.work(output)

@@ -5,13 +5,12 @@ Nothing runs while the command line is parsed: a stage, and with it torch and za
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from teachonce.cli import options
 from teachonce.cli.console import Output
+from teachonce.cli.jobs import Job, job
 from teachonce.config import TrainConfig, load_train_config
 
 if TYPE_CHECKING:
@@ -19,29 +18,6 @@ if TYPE_CHECKING:
 
 DEMO_FOLDER = Path("teachonce-demo")
 TEMPLATE = "a photo of a {}."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A parsed command; `work` does it and returns the exit code."""
-
-    command: str
-    json: bool
-    quiet: bool
-    work: Callable[[Output], int]
-
-
-def _job(command: str, json: bool, quiet: bool, stage: Callable[[Output], DataclassInstance]) -> Job:
-    """The job that runs a stage and prints its result."""
-
-    def work(output: Output) -> int:
-        with output.working():
-            result = stage(output)
-        output.result(result)
-        bad_news: int = getattr(result, "exit_code", 0)  # only `verify` can end well and bring bad news
-        return bad_news
-
-    return Job(command=command, json=json, quiet=quiet, work=work)
 
 
 def teach(
@@ -92,41 +68,7 @@ def teach(
         )
         return stage.teach(request, output)
 
-    return _job("teach", json, quiet, run_stage)
-
-
-def inspect(
-    labels: options.LabelsArgument,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-) -> Job:
-    """Show what a label store holds: rows, bytes, teacher, statistics, a few rows in words."""
-
-    def run_stage(output: Output) -> DataclassInstance:
-        from teachonce.stages import inspect as stage
-
-        return stage.inspect(stage.InspectRequest(labels=labels), output)
-
-    return _job("inspect", json, quiet, run_stage)
-
-
-def verify(
-    labels: options.LabelsArgument,
-    repair: options.Repair = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-) -> Job:
-    """Read every chunk of a label store back and compare it with its commit record.
-
-    Exit code 4 and a list of what differs if anything does.
-    """
-
-    def run_stage(output: Output) -> DataclassInstance:
-        from teachonce.stages import verify as stage
-
-        return stage.verify(stage.VerifyRequest(labels=labels, repair=repair), output)
-
-    return _job("verify", json, quiet, run_stage)
+    return job("teach", json, quiet, run_stage)
 
 
 def train(
@@ -167,7 +109,7 @@ def train(
         )
         return stage.train(request, output)
 
-    return _job("train", json, quiet, run_stage)
+    return job("train", json, quiet, run_stage)
 
 
 def _print_config(config: TrainConfig, output: Output) -> int:
@@ -213,7 +155,7 @@ def evaluate(
         )
         return stage.evaluate(request, output)
 
-    return _job("evaluate", json, quiet, run_stage)
+    return job("evaluate", json, quiet, run_stage)
 
 
 def demo(
@@ -232,4 +174,4 @@ def demo(
         request = stage.DemoRequest(out=out, seeds=seeds, workers=workers, train_models=train_models)
         return stage.demo(request, output)
 
-    return _job("demo", json, quiet, run_stage)
+    return job("demo", json, quiet, run_stage)

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import typer
 
-from teachonce.cli import app, commands
+from teachonce.cli import app
 
 HEAVY = ("torch", "torchvision", "zarr", "dask", "distributed", "numpy", "open_clip", "timm", "PIL")
 COMMANDS = sorted(app.EXAMPLES)
@@ -128,7 +128,7 @@ def test_a_misspelt_word_gets_a_suggestion(
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_has_few_options(command: str) -> None:
-    function = getattr(commands, command)
+    function = app.command_named(command)
     hints = typing.get_type_hints(function, include_extras=True)
     option = type(typer.Option())
     declared = [name for name in inspect.signature(function).parameters if _is_option(hints[name], option)]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from teachonce.cli.app import app
-from teachonce.cli.commands import Job
+from teachonce.cli.jobs import Job
 from teachonce.label_store import LabelStore
 from teachonce.working_set import decode_labels
 

@@ -1,0 +1,35 @@
+"""A parsed command, ready to run: what the command functions hand back and `app` starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from teachonce.cli.console import Output
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A parsed command; `work` does it and returns the exit code."""
+
+    command: str
+    json: bool
+    quiet: bool
+    work: Callable[[Output], int]
+
+
+def job(command: str, json: bool, quiet: bool, stage: Callable[[Output], DataclassInstance]) -> Job:
+    """The job that runs a stage and prints its result."""
+
+    def work(output: Output) -> int:
+        with output.working():
+            result = stage(output)
+        output.result(result)
+        bad_news: int = getattr(result, "exit_code", 0)  # only `verify` can end well and bring bad news
+        return bad_news
+
+    return Job(command=command, json=json, quiet=quiet, work=work)
