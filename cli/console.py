@@ -21,6 +21,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from teachonce.cli import charts
 from teachonce.errors import UsageError
 
 if TYPE_CHECKING:
@@ -134,7 +135,8 @@ class Output:
         width = None if on_terminal(sys.stdout) or "COLUMNS" in os.environ else PIPE_WIDTH
         console = Console(file=sys.stdout, highlight=False, width=width)
         with console.capture() as captured:
-            for part in render(values):
+            report = values.pop("fidelity", None)
+            for part in [*render(values), *(charts.fidelity(report) if report else [])]:
                 console.print(part)
         self.text(captured.get())
 

@@ -19,7 +19,7 @@ import typer
 
 from teachonce.config import TrainConfig
 from teachonce.errors import UsageError, did_you_mean
-from teachonce.model_spec import Precision
+from teachonce.model_spec import EmbeddingKind, Precision
 from teachonce.strict import decode
 
 T = TypeVar("T")
@@ -64,6 +64,29 @@ class TrainSettings:
         _at_least_one(threads=self.threads)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RelabelSettings:
+    """`relabel --set`."""
+
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a number out of range."""
+        _at_least_one(threads=self.threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeSettings:
+    """`merge --set`."""
+
+    calibrate: bool = True
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a number out of range."""
+        _at_least_one(threads=self.threads)
+
+
 def _at_least_one(**values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < 1:
@@ -86,6 +109,20 @@ def settings(kind: type[T], overrides: Sequence[str]) -> T:
         except tomllib.TOMLDecodeError:
             data[key] = text
     return decode(kind, data, "--set")
+
+
+def listed_numbers(text: str | None, name: str) -> tuple[float, ...] | None:
+    """The numbers of an option such as `--weights 0.5,0.5`; None where it was left out.
+
+    Raises:
+        UsageError: something between the commas is no number.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as problem:
+        raise UsageError(f"{name} {text}: expected numbers with commas between them, such as 1,2,4") from problem
 
 
 def split_overrides(kind: type[Any], overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -155,6 +192,15 @@ Vocabulary = Annotated[
 ]
 Template = Annotated[str, typer.Option("--template", metavar="T", help="Sentence around a class name, {} is the name.")]
 
+Templates = Annotated[
+    list[str] | None,
+    typer.Option("--template", metavar="T", help="Sentence around a class name, {} is the name; several are averaged."),
+]
+Embeddings = Annotated[
+    EmbeddingKind | None,
+    typer.Option("--embeddings", help="Keep the teacher's image embeddings too: any later vocabulary without images."),
+]
+
 LabelsOption = Annotated[Path, typer.Option("--labels", metavar="OUT.zarr", help="Label store to write or continue.")]
 LabelsArgument = Annotated[Path, typer.Argument(metavar="LABELS.zarr", help="A label store that teach has written.")]
 TrainLabels = Annotated[
@@ -164,6 +210,14 @@ TrainLabels = Annotated[
 Repair = Annotated[
     bool, typer.Option("--repair", help="Take bad chunks out of the ledger, so that the next teach rebuilds them.")
 ]
+VerifyTeacher = Annotated[
+    str | None,
+    typer.Option("--teacher", metavar="MODEL", help="Run this teacher again on random rows and compare; needs --root."),
+]
+VerifySample = Annotated[
+    int | None, typer.Option("--sample", metavar="N", min=1, help="With --teacher: how many rows (default 256).")
+]
+VerifySeed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="With --teacher: which rows.")]
 Teacher = Annotated[
     str | None,
     typer.Option("--teacher", metavar="MODEL", help=f"The frozen teacher, {MODEL_HELP}. Without it: hard labels only."),
@@ -182,6 +236,42 @@ ForceUnlock = Annotated[
     bool, typer.Option("--force-unlock", help="Take over the lock of a run on another host that is surely dead.")
 ]
 TeachSet = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_set_help(TeachSettings))]
+
+NewTemplates = Annotated[
+    list[str] | None,
+    typer.Option("--template", metavar="T", help="Another sentence around a class name; several are averaged."),
+]
+Temperatures = Annotated[
+    str | None,
+    typer.Option("--temperatures", metavar="T,T,...", help="Temperatures whose tail sums are stored; 1 comes first."),
+]
+ClassFile = Annotated[
+    Path | None, typer.Option("--classes", metavar="FILE", help="Only these classes: one class id a line.")
+]
+RelabelTeacher = Annotated[
+    str | None,
+    typer.Option("--teacher", metavar="MODEL", help=f"The teacher of LABELS.zarr, if it has moved, {MODEL_HELP}."),
+]
+VocabularyRoot = Annotated[
+    Path | None, typer.Option("--root", metavar="DIR", help="Folder of class lists that are relative and not here.")
+]
+RelabelSet = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_set_help(RelabelSettings))]
+MergeArgument = Annotated[
+    list[Path], typer.Argument(metavar="A.zarr B.zarr...", help="Stores of the same images, each with embeddings.")
+]
+Weights = Annotated[
+    str | None, typer.Option("--weights", metavar="W,W,...", help="How much each store counts; equal by default.")
+]
+MergeSet = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_set_help(MergeSettings))]
+SubsetOut = Annotated[Path, typer.Option("--out", metavar="FILE.json", help="Selection file to write.")]
+Shots = Annotated[int | None, typer.Option("--shots", metavar="N", min=1, help="At most N samples of each class.")]
+SubsetSeed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the few-shot choice.")]
+SubsetTopK = Annotated[
+    int | None, typer.Option("--top-k", metavar="K", min=1, help="Use the K best classes of each soft label only.")
+]
+SampleClasses = Annotated[
+    Path | None, typer.Option("--classes", metavar="FILE", help="Samples of these classes only: one class id a line.")
+]
 
 Student = Annotated[str, typer.Option("--student", metavar="MODEL", help=f"The frozen student, {MODEL_HELP}.")]
 TrainStudent = Annotated[

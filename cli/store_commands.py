@@ -30,17 +30,126 @@ def inspect(
 def verify(
     labels: options.LabelsArgument,
     repair: options.Repair = False,
+    teacher: options.VerifyTeacher = None,
+    sample: options.VerifySample = None,
+    root: options.Root = None,
+    seed: options.VerifySeed = 0,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:
     """Read every chunk of a label store back and compare it with its commit record.
 
-    Exit code 4 and a list of what differs if anything does.
+    With --teacher the model runs again on random rows and is compared with what is stored. Exit code 4 and a list of
+    what differs if anything does.
     """
 
     def run_stage(output: Output) -> DataclassInstance:
         from teachonce.stages import verify as stage
 
-        return stage.verify(stage.VerifyRequest(labels=labels, repair=repair), output)
+        request = stage.VerifyRequest(
+            labels=labels, repair=repair, teacher=teacher, sample=sample, seed=seed, root=root
+        )
+        return stage.verify(request, output)
 
     return job("verify", json, quiet, run_stage)
+
+
+def relabel(
+    labels: options.LabelsArgument,
+    out: options.LabelsOption,
+    vocabulary: options.Vocabulary = None,
+    template: options.NewTemplates = None,
+    top_k: options.TopK = None,
+    temperatures: options.Temperatures = None,
+    classes: options.ClassFile = None,
+    teacher: options.RelabelTeacher = None,
+    root: options.VocabularyRoot = None,
+    force_unlock: options.ForceUnlock = False,
+    set_: options.RelabelSet = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> Job:
+    """Make new soft labels from stored image embeddings: other names, templates, k, temperatures or classes.
+
+    No image is read. The same command continues a store that is not complete.
+    """
+    taus = options.listed_numbers(temperatures, "--temperatures")
+    how = options.settings(options.RelabelSettings, set_ or ())
+
+    def run_stage(output: Output) -> DataclassInstance:
+        from teachonce.stages import relabel as stage
+
+        request = stage.RelabelRequest(
+            parent=labels,
+            labels=out,
+            vocabulary=vocabulary,
+            templates=tuple(template) if template else None,
+            top_k=top_k,
+            temperatures=taus,
+            classes=classes,
+            teacher=teacher,
+            root=root,
+            threads=how.threads,
+            force_unlock=force_unlock,
+        )
+        return stage.relabel(request, output)
+
+    return job("relabel", json, quiet, run_stage)
+
+
+def merge(
+    stores: options.MergeArgument,
+    out: options.LabelsOption,
+    weights: options.Weights = None,
+    top_k: options.TopK = None,
+    force_unlock: options.ForceUnlock = False,
+    set_: options.MergeSet = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> Job:
+    """Merge several teachers of the same images: the mean of their calibrated probabilities.
+
+    Every store needs embeddings. The same command continues a store that is not complete.
+    """
+    shares = options.listed_numbers(weights, "--weights")
+    how = options.settings(options.MergeSettings, set_ or ())
+
+    def run_stage(output: Output) -> DataclassInstance:
+        from teachonce.stages import merge as stage
+
+        request = stage.MergeRequest(
+            parents=tuple(stores),
+            labels=out,
+            weights=shares,
+            top_k=top_k,
+            calibrate=how.calibrate,
+            threads=how.threads,
+            force_unlock=force_unlock,
+        )
+        return stage.merge(request, output)
+
+    return job("merge", json, quiet, run_stage)
+
+
+def subset(
+    labels: options.LabelsArgument,
+    out: options.SubsetOut,
+    shots: options.Shots = None,
+    seed: options.SubsetSeed = 0,
+    top_k: options.SubsetTopK = None,
+    classes: options.SampleClasses = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> Job:
+    """Write down which samples of a label store a run uses: few shots a class, some classes, fewer of the top k.
+
+    The store stays as it is. Shots nest: with one seed, 1 shot is part of 2 shots.
+    """
+
+    def run_stage(output: Output) -> DataclassInstance:
+        from teachonce.stages import subset as stage
+
+        request = stage.SubsetRequest(labels=labels, out=out, shots=shots, seed=seed, top_k=top_k, classes=classes)
+        return stage.subset(request, output)
+
+    return job("subset", json, quiet, run_stage)

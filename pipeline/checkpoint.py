@@ -20,6 +20,7 @@ from teachonce.errors import FingerprintError, IntegrityError, UsageError
 from teachonce.files import atomic_write_bytes
 
 KEEP = 2  # the newest and the one before it, should the newest turn out damaged
+ALL_ROWS = "none: all rows"  # the selection of runs that have none, also of those from before there were selections
 _PARAMETER, _OPTIMIZER = "parameter.", "optimizer."
 
 
@@ -33,6 +34,8 @@ class Identity:
     """Id of the label store."""
     student: str
     """Digest of the student's weights."""
+    selection: str = ALL_ROWS
+    """Digest of the selection, which may leave out rows and classes."""
 
 
 def save_checkpoint(
@@ -71,7 +74,7 @@ def load_checkpoint(folder: Path, module: nn.Module, optimizer: torch.optim.Opti
 
     Raises:
         UsageError: there is no checkpoint.
-        FingerprintError: it belongs to another config, store or student; names which.
+        FingerprintError: it belongs to another config, store, student or selection; names which.
         IntegrityError: it is damaged; names the file.
     """
     files = _files(folder)
@@ -79,7 +82,7 @@ def load_checkpoint(folder: Path, module: nn.Module, optimizer: torch.optim.Opti
         raise UsageError(f"{folder} holds no checkpoint: there is nothing to resume", hint="start without --resume")
     file = files[-1]
     tensors, about = _read(file)
-    stored = json.loads(about.get("identity", "{}"))
+    stored = {"selection": ALL_ROWS} | json.loads(about.get("identity", "{}"))
     different = [name for name, value in vars(identity).items() if stored.get(name) != value]
     if different:
         raise FingerprintError(

@@ -9,7 +9,7 @@ import functools
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numcodecs
 import numpy as np
@@ -18,16 +18,18 @@ import torch
 from torch import Tensor
 
 from teachonce.clip_models import LoadedClip, embedding_width, load_clip, pick_device, tune_process
+from teachonce.embedding_codec import decode_embeddings, encode_embeddings
 from teachonce.errors import FingerprintError
+from teachonce.fidelity import embedding_fidelity, measured_rows
 from teachonce.image_batches import image_batches
 from teachonce.images import ImageFault, ImageReader
-from teachonce.label_codec import TopK, encode
-from teachonce.label_store import Arrays, LabelStore
+from teachonce.label_store import Arrays, LabelStore, key_digest
 from teachonce.model_spec import Precision
-from teachonce.store_format import LABELS, Layout
+from teachonce.sample_index import SampleIndex
+from teachonce.soft_chunk import SoftChunk
+from teachonce.store_format import EMBEDDING, LABELS
 from teachonce.store_lock import require_token
-from teachonce.teacher import TeacherHead, soft_labels
-from teachonce.zeroshot import equal_rows
+from teachonce.teacher import TeacherHead, head_of
 
 
 @dataclass(frozen=True)
@@ -74,18 +76,17 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
     require_token(store.path, job.token)
     tune_process(job.threads)
     numcodecs.blosc.set_nthreads(1)  # chunks are coded while other threads decode images
-    models = {group: _model(spec, digest) for group, spec, digest in job.models if group in missing}
     clock = {"decode wait": 0.0, "model": 0.0, "write": 0.0}
     index = store.index_of_chunk(chunk)
-    status = np.zeros(len(index), np.uint8)
-    columns = {group: _Column(group, job, store) for group in models}
+    images = _Images(np.zeros(len(index), np.uint8), np.zeros(len(index), np.uint32))
+    columns = {group: _column(group, job, store, chunk) for group, _, _ in job.models if group in missing}
     with ImageReader(index, Path(job.root)) as reader:
-        faults = _fill(columns, models, reader, status, job, clock)
+        faults = _fill(columns, reader, images, job, clock)
     began = time.perf_counter()
     for group in missing:
-        data = columns[group].finish(status) if group in columns else {}
+        data = columns[group].finish(images.status, index) if group in columns else {}
         if group == LABELS:
-            data |= _row_arrays(store, chunk, index.label, status)
+            data |= _row_arrays(store, chunk, index, images)
         require_token(store.path, job.token)
         digests = store.write_chunk(group, chunk, data)
         require_token(store.path, job.token)
@@ -95,80 +96,124 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
     return ChunkReport(chunk, missing, len(index) - len(faults), len(faults), reasons, clock)
 
 
+@dataclass(frozen=True, eq=False)
+class _Images:
+    """What the images of a chunk turned out to be, filled in as they are read."""
+
+    status: npt.NDArray[np.uint8]
+    crc: npt.NDArray[np.uint32]
+
+
 def _fill(
-    columns: dict[str, _Column],
-    models: dict[str, LoadedClip],
-    reader: ImageReader,
-    status: npt.NDArray[np.uint8],
-    job: TeachJob,
-    clock: dict[str, float],
+    columns: dict[str, _Column], reader: ImageReader, images: _Images, job: TeachJob, clock: dict[str, float]
 ) -> list[tuple[int, ImageFault]]:
-    """Run every image through every model; returns the rows that failed and sets their status."""
+    """Run every image once through each model that a column needs; returns the rows that failed."""
+    users: dict[tuple[str, str], list[_Column]] = {}
+    for group, spec, digest in job.models:
+        if group in columns:
+            users.setdefault((spec, digest), []).append(columns[group])
+    models = [_model(spec, digest) for spec, digest in users]
     faults: list[tuple[int, ImageFault]] = []
     began = time.perf_counter()
-    for batch in image_batches(reader, len(status), list(models.values()), job.batch_size, job.threads):
+    for batch in image_batches(reader, len(images.status), models, job.batch_size, job.threads):
         clock["decode wait"] += time.perf_counter() - began
         began = time.perf_counter()
         faults += batch.faults()
-        for number, (group, model) in enumerate(models.items()):
-            columns[group].add(model, batch.pixels(number), len(batch.items))
+        images.crc[batch.start : batch.start + len(batch.crcs)] = batch.crcs
+        for number, (model, filled) in enumerate(zip(models, users.values(), strict=True)):
+            features = _features(model, batch.pixels(number), len(batch.items), job.precision)
+            for column in filled:
+                column.add(features)
         clock["model"] += time.perf_counter() - began
         began = time.perf_counter()
     for row, fault in faults:
-        status[row] = fault.status
+        images.status[row] = fault.status
     return faults
 
 
-class _Column:
-    """Collects one model's outputs of a chunk, batch by batch."""
-
-    def __init__(self, group: str, job: TeachJob, store: LabelStore) -> None:
-        self.group, self.job, self.layout = group, job, store.layout
-        self.head = _head(job, store.path) if group == LABELS else None
-        self.parts: list[Any] = []
-
-    def add(self, model: LoadedClip, pixels: Tensor | None, rows: int) -> None:
-        """One batch; where no image could be decoded at all, the place is held by zeros that `finish` blanks."""
-        if pixels is None:
-            features = torch.zeros(rows, embedding_width(model), device=model.device)
-        else:
-            features = model.encode_images(pixels, self.job.precision)
-        if self.head is None:
-            self.parts.append(features.cpu().numpy())
-        else:
-            logits = self.head.logits(features)
-            self.parts.append(soft_labels(logits, self.layout.top_k, self.layout.temperatures))
-
-    def finish(self, status: npt.NDArray[np.uint8]) -> Arrays:
-        bad = status != 0
-        if self.head is None:
-            features = np.concatenate(self.parts).astype(np.float16)
-            features[bad] = np.nan
-            return {f"{self.group}/features": features}
-        return _label_arrays(self.parts, bad, self.layout)
+def _features(model: LoadedClip, pixels: Tensor | None, rows: int, precision: Precision) -> Tensor:
+    """Unit features of one batch; where no image could be decoded at all, zeros that the columns blank later."""
+    if pixels is None:
+        return torch.zeros(rows, embedding_width(model), device=model.device)
+    return model.encode_images(pixels, precision)
 
 
-def _label_arrays(parts: list[TopK], bad: npt.NDArray[np.bool_], layout: Layout) -> Arrays:
-    ids, log_probs, log_residual = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("class_ids", "log_probs", "log_residual")
-    )
-    ids[bad], log_probs[bad], log_residual[bad] = -1, np.nan, np.nan
-    coded = encode(TopK(ids, log_probs, log_residual), layout.classes)
-    return {
-        "class_ids": coded.class_ids,
-        "gaps": coded.gaps,
-        "top_log_prob": coded.top_log_prob,
-        "log_residual": coded.log_residual,
-    }
+class _Column(Protocol):
+    """Collects what a column group keeps of a chunk, batch by batch."""
+
+    def add(self, features: Tensor) -> None:
+        """The unit features of the next rows, [B, E]."""
+
+    def finish(self, status: npt.NDArray[np.uint8], index: SampleIndex) -> Arrays:
+        """The arrays of the group; rows with a status other than 0 hold fill values."""
 
 
-def _row_arrays(store: LabelStore, chunk: int, label: Any, status: Any) -> Arrays:
+class _LabelColumn:
+    def __init__(self, job: TeachJob, store: LabelStore, chunk: int) -> None:
+        self._head = _head(job, store.path)
+        self._labels = SoftChunk(store, chunk)
+
+    def add(self, features: Tensor) -> None:
+        self._labels.add(self._head.logits(features))
+
+    def finish(self, status: npt.NDArray[np.uint8], index: SampleIndex) -> Arrays:
+        return self._labels.finish(status, index.label)
+
+
+class _FeatureColumn:
+    def __init__(self, group: str) -> None:
+        self._group = group
+        self._parts: list[npt.NDArray[np.float32]] = []
+
+    def add(self, features: Tensor) -> None:
+        self._parts.append(features.cpu().numpy())
+
+    def blanked(self, status: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """All features, NaN in rows without an image."""
+        features = np.concatenate(self._parts).astype(np.float32, copy=False)
+        features[status != 0] = np.nan
+        return features
+
+    def finish(self, status: npt.NDArray[np.uint8], index: SampleIndex) -> Arrays:
+        return {f"{self._group}/features": self.blanked(status).astype(np.float16)}
+
+
+class _EmbeddingColumn(_FeatureColumn):
+    def __init__(self, job: TeachJob, store: LabelStore) -> None:
+        super().__init__(EMBEDDING)
+        self._job, self._store = job, store
+
+    def finish(self, status: npt.NDArray[np.uint8], index: SampleIndex) -> Arrays:
+        exact = self.blanked(status)
+        values = encode_embeddings(exact, self._store.groups[EMBEDDING].fingerprint["kind"])
+        spec = self._store.groups[EMBEDDING].arrays[1]
+        report = np.full((spec.per_chunk, *spec.tail), np.nan, np.float16)
+        rows = measured_rows(len(exact), spec.per_chunk)
+        rows = rows[status[rows] == 0]
+        if len(rows):
+            classes = _class_embeddings(self._store.path)
+            decoded = decode_embeddings(values[rows])
+            report[: len(rows)] = embedding_fidelity(exact[rows], decoded, classes, self._job.logit_scale)
+        return {f"{EMBEDDING}/values": values, f"{EMBEDDING}/fidelity": report}
+
+
+def _column(group: str, job: TeachJob, store: LabelStore, chunk: int) -> _Column:
+    if group == LABELS:
+        return _LabelColumn(job, store, chunk)
+    if group == EMBEDDING:
+        return _EmbeddingColumn(job, store)
+    return _FeatureColumn(group)
+
+
+def _row_arrays(store: LabelStore, chunk: int, index: SampleIndex, images: _Images) -> Arrays:
     start, stop = store.layout.bounds(chunk)
     return {
-        "label": label,
+        "label": index.label,
         "sample": store.samples(start, stop),
         "view": np.zeros(stop - start, np.uint8),
-        "status": status,
+        "status": images.status,
+        "image_crc": images.crc,
+        "key_digest": key_digest(index),
     }
 
 
@@ -200,13 +245,12 @@ def _worker_number() -> int:
 
 @functools.lru_cache(maxsize=2)
 def _head(job: TeachJob, store: Path) -> TeacherHead:
-    opened = LabelStore.open(store)
-    embeddings = torch.from_numpy(opened.class_embeddings())
-    inverse = equal_rows(embeddings)
-    first = torch.full((int(inverse.max()) + 1,), len(inverse))
-    first = first.scatter_reduce(0, inverse, torch.arange(len(inverse)), "amin")
-    device = pick_device(_worker_number())
-    return TeacherHead(embeddings[first].to(device), inverse.to(device), job.logit_scale)
+    return head_of(_class_embeddings(store), job.logit_scale, pick_device(_worker_number()))
+
+
+@functools.lru_cache(maxsize=2)
+def _class_embeddings(store: Path) -> npt.NDArray[np.float32]:
+    return LabelStore.open(store).class_embeddings()
 
 
 def get_ready() -> None:

@@ -5,6 +5,7 @@ It does not run models. A failed image keeps its place, so that batch positions 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from teachonce.clip_models import LoadedClip
-from teachonce.images import DECODE_ERRORS, UNDECODABLE, ImageFault, ImageReader
+from teachonce.images import DECODE_ERRORS, UNDECODABLE, ImageFault, ImageReader, decode
 
 READ_AHEAD = 2  # batches that are decoded while one is in the model
 Item = list[Tensor] | ImageFault
@@ -25,6 +26,8 @@ class ImageBatch:
 
     start: int
     items: tuple[Item, ...]
+    crcs: tuple[int, ...]
+    """CRC-32 of each image's bytes as they lie in the archive."""
 
     def faults(self) -> list[tuple[int, ImageFault]]:
         """Row and reason of each image that failed."""
@@ -45,7 +48,7 @@ def image_batches(
     """All `rows` of the reader's index as batches, for every model from one decode."""
     starts = range(0, rows, batch_size)
     with ThreadPoolExecutor(max(1, threads), thread_name_prefix="decode") as pool:
-        queue: list[tuple[int, list[Future[Item]]]] = []
+        queue: list[tuple[int, list[Future[tuple[Item, int]]]]] = []
         for number in range(len(starts) + READ_AHEAD):
             if number < len(starts):
                 stop = min(starts[number] + batch_size, rows)
@@ -53,14 +56,17 @@ def image_batches(
                 queue.append((starts[number], work))
             if number >= READ_AHEAD and queue:
                 start, work = queue.pop(0)
-                yield ImageBatch(start, tuple(future.result() for future in work))
+                items, crcs = zip(*(future.result() for future in work), strict=True)
+                yield ImageBatch(start, items, crcs)
 
 
-def _load(reader: ImageReader, row: int, models: Sequence[LoadedClip]) -> Item:
-    image = reader.load(row)
+def _load(reader: ImageReader, row: int, models: Sequence[LoadedClip]) -> tuple[Item, int]:
+    data = reader.read(row)
+    crc = zlib.crc32(data)
+    image = decode(data)
     if isinstance(image, ImageFault):
-        return image
+        return image, crc
     try:
-        return [model.prepare(image) for model in models]
+        return [model.prepare(image) for model in models], crc
     except DECODE_ERRORS as problem:
-        return ImageFault(UNDECODABLE, f"preprocessing failed: {type(problem).__name__}: {problem}")
+        return ImageFault(UNDECODABLE, f"preprocessing failed: {type(problem).__name__}: {problem}"), crc

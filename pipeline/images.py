@@ -98,10 +98,6 @@ class ImageReader:
         files.move_to_end(path)
         return files[path].fileno()
 
-    def load(self, sample: int) -> Image.Image | ImageFault:
-        """The decoded image of one sample, in its own mode and orientation, or why there is none."""
-        return decode(self.read(sample))
-
 
 def decode(data: bytes) -> Image.Image | ImageFault:
     """Decode a JPEG, PNG or WebP, gzip-compressed or not.

@@ -1,16 +1,16 @@
-"""The label store: create it, commit one chunk of one column group, read what the ledger vouches for.
+"""The label store: commit one chunk of one column group, read what the ledger vouches for.
 
-It is the only module that opens the Zarr hierarchy; it knows neither models nor images, and never touches torch.
+`store_create` makes stores and column groups. Neither knows models or images, nor touches torch.
 Order of a commit: arrays written -> fsync -> read back and compared -> ledger record -> fsync.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,15 @@ import numpy.typing as npt
 import zarr
 import zarr.errors
 
-from teachonce import store_format
+from teachonce import label_codec, store_format
+from teachonce.embedding_codec import decode_embeddings
 from teachonce.errors import DataError, IncompleteError, IntegrityError
-from teachonce.ledger import (
-    Record,
-    chunk_digest,
-    create_ledger,
-    fingerprint_digest,
-    from_row,
-    ledger_path,
-    require_fingerprint,
-    to_row,
-)
+from teachonce.label_codec import CodecTables, CodedTopK, FloatArray, IdArray, TopK
+from teachonce.ledger import Record, chunk_digest, fingerprint_digest, from_row, ledger_path, to_row
 from teachonce.sample_index import SampleIndex
-from teachonce.store_format import LABELS, ArraySpec, Layout
-from teachonce.store_header import array_digest, check_header, read_header, static_faults, write_header
-from teachonce.store_sync import sync, sync_tree, sync_up, write_failed
+from teachonce.store_format import EMBEDDING, LABELS, ArraySpec, Layout
+from teachonce.store_header import array_digest, check_header, read_header, static_faults
+from teachonce.store_sync import sync, sync_up, write_failed
 from teachonce.strict import decode
 from teachonce.vocabulary import Vocabulary, parse_tsv
 
@@ -57,62 +50,14 @@ class Group:
 
 
 class LabelStore:
-    """An open store. Create with `create`, open with `open`; both check before they return."""
+    """An open store. Made by `store_create.create_store`, opened with `open`; both check before they return."""
 
-    def __init__(self, path: Path, root: zarr.Group, layout: Layout, groups: dict[str, Group]) -> None:
+    def __init__(self, path: Path, root: zarr.Group, version: int, layout: Layout, groups: dict[str, Group]) -> None:
         self.path = path
+        self.version = version
         self.layout = layout
         self.groups = groups
-        self._root = root
-
-    @classmethod
-    def create(
-        cls,
-        path: Path,
-        layout: Layout,
-        fingerprint: Mapping[str, Any],
-        vocabulary: Vocabulary,
-        label_classes: Vocabulary,
-        index: SampleIndex,
-        order: npt.NDArray[np.int64],
-        class_embeddings: npt.NDArray[np.float32] | None,
-    ) -> LabelStore:
-        """Make an empty store; it appears under its name only when it is whole.
-
-        Args:
-            path: must not exist.
-            layout: fixes every array.
-            fingerprint: of the column group `labels`.
-            vocabulary: the classes that labels index.
-            label_classes: the manifest's own class list.
-            index: the samples in the manifest's order.
-            order: the samples in row order.
-            class_embeddings: [classes, D], the teacher's unit text features; None without a teacher.
-        """
-        draft = path.with_name(f"{path.name}.creating-{os.getpid()}")
-        for left in path.parent.glob(f"{path.name}.creating-*"):  # of killed runs; the lock keeps living ones out
-            shutil.rmtree(left, ignore_errors=True)
-        try:
-            root = zarr.create_group(str(draft), zarr_format=3)
-            root.attrs["teachonce"] = {
-                "format": store_format.FORMAT,
-                "version": store_format.FORMAT_VERSION,
-                "layout": dataclasses.asdict(layout),
-                "fingerprint": dict(fingerprint),
-            }
-            static = _static_arrays(vocabulary, label_classes, class_embeddings, index, order)
-            for name, data in static.items():
-                store_format.create_static_array(root, name, data)
-            _create_group(root, LABELS, store_format.label_arrays(layout), layout)
-            write_header(draft, root)
-            sync_tree(draft)
-            os.rename(draft, path)
-            sync(path.parent)
-        except OSError as problem:
-            raise write_failed(path, problem) from problem
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-        return cls.open(path, writable=True)
+        self.root = root
 
     @classmethod
     def open(cls, path: Path, writable: bool = False) -> LabelStore:
@@ -121,6 +66,7 @@ class LabelStore:
         Raises:
             DataError: no such folder, or it is no label store.
             IntegrityError: a metadata file is not what the header says, or a newer version wrote the store.
+            DataError: the store is of an older version, which is read but not written.
         """
         if not path.exists():
             raise DataError(f"{path} does not exist", hint=f"teachonce teach MANIFEST --teacher MODEL --labels {path}")
@@ -131,93 +77,119 @@ class LabelStore:
             raise DataError(f"{path} is not a label store: {problem}") from problem
         if not isinstance(about, dict) or about.get("format") != store_format.FORMAT:
             raise DataError(f"{path} is not a label store: its attributes are those of something else")
-        if about.get("version") != store_format.FORMAT_VERSION:
+        version = about.get("version")
+        if version not in store_format.READABLE_VERSIONS:
             raise IntegrityError(
-                f"{path} has format version {about.get('version')}; this program reads {store_format.FORMAT_VERSION}",
+                f"{path} has format version {version}; this program reads "
+                f"{' and '.join(map(str, store_format.READABLE_VERSIONS))}",
                 hint="install the version of teachonce that wrote it, or a newer one",
+            )
+        if writable and version != store_format.FORMAT_VERSION:
+            raise DataError(
+                f"{path} has format version {version}, which is read but no longer written",
+                hint="use it as it is, or write a new store to another --labels path",
             )
         check_header(path, root)
         layout = decode(Layout, about["layout"], f"{path}: layout", IntegrityError)
-        groups = {LABELS: Group(LABELS, dict(about["fingerprint"]), store_format.label_arrays(layout))}
-        for name, width, fingerprint in _student_groups(root):
-            groups[name] = Group(name, fingerprint, store_format.student_arrays(name, width))
-        return cls(path, root, layout, groups)
-
-    def add_student(self, digest: str, width: int, fingerprint: Mapping[str, Any]) -> str:
-        """Add the empty column group of a student's features (driver only); returns its name.
-
-        Raises:
-            FingerprintError: the group is there with another fingerprint.
-        """
-        name = store_format.student_group(digest)
-        if name in self.groups:
-            require_fingerprint(self.path, name, self.groups[name].fingerprint, fingerprint)
-            return name
-        # What a run left that died before its header was written:
-        shutil.rmtree(self.path / name, ignore_errors=True)
-        shutil.rmtree(self.path / ledger_path(name), ignore_errors=True)
-        arrays = read_header(self.path, self._root)["arrays"]
-        try:
-            specs = store_format.student_arrays(name, width)
-            self._root.require_group("students")
-            group = self._root.create_group(name)
-            group.attrs["teachonce"] = {"width": width, "fingerprint": dict(fingerprint)}
-            _create_group(self._root, name, specs, self.layout)
-            write_header(self.path, self._root, arrays)
-            sync_tree(self.path / "students")
-            sync_tree(self.path / ledger_path(name))
-            sync_up(self.path / "ledger" / "zarr.json", self.path)
-        except OSError as problem:
-            raise write_failed(self.path, problem) from problem
-        self.groups[name] = Group(name, dict(fingerprint), specs)
-        return name
+        groups = {LABELS: Group(LABELS, dict(about["fingerprint"]), store_format.label_arrays(layout, version))}
+        for name, body in _other_groups(root):
+            groups[name] = Group(name, dict(body["fingerprint"]), group_arrays(name, body, layout))
+        return cls(path, root, version, layout, groups)
 
     def vocabulary(self) -> Vocabulary:
         """The classes that stored labels index."""
-        return parse_tsv(self._static("vocabulary").tobytes().decode(), f"{self.path}/vocabulary")
+        return parse_tsv(self.static("vocabulary").tobytes().decode(), f"{self.path}/vocabulary")
 
     def class_embeddings(self) -> npt.NDArray[np.float32]:
         """The teacher's unit text features, [classes, D]."""
-        return np.asarray(self._static("class_embeddings"), dtype=np.float32)
+        return np.asarray(self.static("class_embeddings"), dtype=np.float32)
+
+    @cached_property
+    def label_to_vocabulary(self) -> IdArray:
+        """Class index in the vocabulary for each index into `label_classes`, and -1 behind them, for the label -1."""
+        index = self.vocabulary().index
+        return np.array([index.get(class_id, -1) for class_id in self.label_classes().ids] + [-1])
+
+    @cached_property
+    def tables(self) -> CodecTables:
+        """What soft labels are coded with."""
+        if self.version == 1:
+            return label_codec.first_version_tables(self.layout.classes)
+        return CodecTables(self.static("class_order").astype(np.int64), self.gap_levels)
+
+    @cached_property
+    def gap_levels(self) -> FloatArray:
+        """Nats below the best class for each value code, [L]."""
+        if self.version == 1:
+            return label_codec.first_version_tables(1).gap_levels
+        return np.asarray(self.static("gap_levels"), dtype=np.float32)
+
+    def decode_labels(self, data: Arrays) -> TopK:
+        """The soft labels in the arrays of one chunk of the column group `labels`."""
+        return label_codec.decode(_coded(data), self.tables)
+
+    def decode_codes(self, data: Arrays) -> tuple[IdArray, npt.NDArray[np.uint8]]:
+        """Classes by falling probability and their value codes, [R, k] each; -1 and 255 in rows without an image."""
+        return label_codec.decode_codes(_coded(data), self.tables)
+
+    def embeddings(self, chunk: int) -> FloatArray:
+        """The teacher's unit image embeddings of a chunk, [R, D] float32; NaN in rows without an image.
+
+        Raises:
+            DataError: the store holds none.
+            IncompleteError: this chunk's are not committed.
+            IntegrityError: they are damaged.
+        """
+        if EMBEDDING not in self.groups:
+            raise DataError(
+                f"{self.path} holds no image embeddings of its teacher",
+                hint="run the command that made it again with --embeddings int8: only the teacher's image tower runs",
+            )
+        return decode_embeddings(self.read_chunk(EMBEDDING, chunk)[f"{EMBEDDING}/values"])
 
     def label_classes(self) -> Vocabulary:
         """The manifest's own class list, which `label` indexes."""
-        return parse_tsv(self._static("label_classes").tobytes().decode(), f"{self.path}/label_classes")
+        return parse_tsv(self.static("label_classes").tobytes().decode(), f"{self.path}/label_classes")
 
     def samples(self, start: int, stop: int) -> npt.NDArray[np.uint32]:
         """Place of the samples of rows start..stop in the manifest's own order."""
         views = self.layout.views
         try:
-            part = np.asarray(self._root["index/sample"][start // views : stop // views])  # type: ignore[index]
+            part = np.asarray(self.root["index/sample"][start // views : stop // views])  # type: ignore[index]
         except READ_ERRORS as problem:
             raise IntegrityError(f"{self.path}/index/sample cannot be read: {problem}") from problem
         return np.repeat(part, views)
 
-    def _static(self, name: str) -> npt.NDArray[Any]:
+    def static(self, name: str) -> npt.NDArray[Any]:
+        """A whole array that never changes after creation, checked against the header.
+
+        Raises:
+            IntegrityError: it is damaged.
+        """
         try:
-            data = np.asarray(self._root[name][...])  # type: ignore[index]
+            data = np.asarray(self.root[name][...])  # type: ignore[index]
         except READ_ERRORS as problem:
             raise IntegrityError(f"{self.path}/{name} cannot be read: {problem}") from problem
-        if array_digest(name, data) != read_header(self.path, self._root)["arrays"].get(name):
+        if array_digest(name, data) != read_header(self.path, self.root)["arrays"].get(name):
             raise IntegrityError(f"{self.path}/{name} is not what was written; a lost chunk reads as zeros",
                                  hint="restore the store from a backup")  # fmt: skip
         return data
 
     def static_faults(self) -> list[tuple[str, str, str]]:
         """Arrays outside the chunks that are not what was written: (where, expected, found)."""
-        return static_faults(self.path, self._root)
+        return static_faults(self.path, self.root)
 
     def index_of_chunk(self, chunk: int) -> SampleIndex:
         """The samples of one chunk, in row order."""
         start, stop = (edge // self.layout.views for edge in self.layout.bounds(chunk))
         try:
-            part = {n: np.asarray(self._root[f"index/{n}"][start:stop])  # type: ignore[index]
+            part = {n: np.asarray(self.root[f"index/{n}"][start:stop])  # type: ignore[index]
                     for n in ("archive", "offset", "size", "label", "key_ends")}  # fmt: skip
-            key_start = int(self._root["index/key_ends"][start - 1]) if start else 0  # type: ignore[index,arg-type]
-            keys = np.asarray(self._root["index/key_bytes"][key_start : int(part["key_ends"][-1])])  # type: ignore[index]
+            key_start = int(self.root["index/key_ends"][start - 1]) if start else 0  # type: ignore[index,arg-type]
+            keys = np.asarray(self.root["index/key_bytes"][key_start : int(part["key_ends"][-1])])  # type: ignore[index]
         except READ_ERRORS as problem:
             raise IntegrityError(f"{self.path}/index cannot be read: {problem}") from problem
-        archives = tuple(self._static("index/archives").tobytes().decode().split("\n"))
+        archives = tuple(self.static("index/archives").tobytes().decode().split("\n"))
         ends = (part["key_ends"] - np.uint64(key_start)).astype(np.uint64)
         return SampleIndex(archives, part["archive"], part["offset"], part["size"], part["label"], keys, ends)
 
@@ -234,11 +206,11 @@ class LabelStore:
             IncompleteError: a write failed (disk full, no permission); nothing committed is touched.
             IntegrityError: what was read back is not what was written.
         """
-        start, stop = self.layout.bounds(chunk)
         specs = self.groups[group].arrays
         try:
             for spec in specs:
-                array: Any = self._root[spec.path]
+                array: Any = self.root[spec.path]
+                start, stop = spec.bounds(self.layout, chunk)
                 # Not stored with the array: without it a chunk that equals the fill value (only failures) is dropped.
                 array.with_config({"write_empty_chunks": True})[start:stop] = data[spec.path].astype(
                     spec.dtype, copy=False
@@ -247,8 +219,8 @@ class LabelStore:
                 sync_up(chunk_file(self.path, spec, chunk), self.path / spec.path)
         except OSError as problem:
             raise write_failed(self.path, problem) from problem
-        wanted = self._digests(group, chunk, data)
-        if self._digests(group, chunk, self._read(group, chunk)) != wanted:
+        wanted = tuple(self._digest(group, spec, chunk, data[spec.path]) for spec in specs)
+        if tuple(self._digest(group, spec, chunk, self._read(spec, chunk)) for spec in specs) != wanted:
             raise IntegrityError(f"{self.path}: chunk {chunk} of {group} reads back different from what was written",
                                  hint="the disk or its memory is faulty")  # fmt: skip
         return wanted
@@ -259,7 +231,7 @@ class LabelStore:
         """Enter a written chunk into the ledger: from here on it exists."""
         path = ledger_path(group)
         try:
-            self._root[path][chunk : chunk + 1] = to_row(token, rows_ok, rows_failed, digests)[None]  # type: ignore[index]
+            self.root[path][chunk : chunk + 1] = to_row(token, rows_ok, rows_failed, digests)[None]  # type: ignore[index]
             sync_up(self.path / path / "c" / str(chunk) / "0", self.path / path)
         except OSError as problem:
             raise write_failed(self.path, problem) from problem
@@ -277,7 +249,7 @@ class LabelStore:
             IntegrityError: the record itself is damaged.
         """
         try:
-            row = np.asarray(self._root[ledger_path(group)][chunk])  # type: ignore[index]
+            row = np.asarray(self.root[ledger_path(group)][chunk])  # type: ignore[index]
         except READ_ERRORS as problem:
             raise IntegrityError(
                 f"{self.path}/{ledger_path(group)}/c/{chunk}/0: damaged ledger record: {problem}",
@@ -293,8 +265,11 @@ class LabelStore:
         )
         return [c for c in sorted(present) if c < self.layout.chunks and self.record(group, c) is not None]
 
-    def read_chunk(self, group: str, chunk: int) -> Arrays:
-        """All arrays of one committed chunk, keyed by path, checked against the ledger.
+    def read_chunk(self, group: str, chunk: int, only: tuple[str, ...] = ()) -> Arrays:
+        """Arrays of one committed chunk, keyed by path, checked against the ledger.
+
+        Args:
+            only: paths of the arrays that are wanted; all by default.
 
         Raises:
             IncompleteError: the chunk is not committed.
@@ -304,10 +279,13 @@ class LabelStore:
         if record is None:
             raise IncompleteError(f"{self.path}: chunk {chunk} of {group} is not committed",
                                   hint="run the same `teachonce teach` again to complete the store")  # fmt: skip
-        data = self._read(group, chunk)
-        for spec, found, wanted in zip(
-            self.groups[group].arrays, self._digests(group, chunk, data), record.digests, strict=True
-        ):
+        specs = self.groups[group].arrays
+        data: Arrays = {}
+        for spec, wanted in zip(specs, record.digests, strict=True):
+            if only and spec.path not in only:
+                continue
+            data[spec.path] = self._read(spec, chunk)
+            found = self._digest(group, spec, chunk, data[spec.path])
             if found != wanted:
                 raise IntegrityError(
                     f"{chunk_file(self.path, spec, chunk)}: expected digest {wanted.hex()}, found {found.hex()}",
@@ -315,23 +293,18 @@ class LabelStore:
                 )
         return data
 
-    def _read(self, group: str, chunk: int) -> Arrays:
-        start, stop = self.layout.bounds(chunk)
-        data: Arrays = {}
-        for spec in self.groups[group].arrays:
-            try:
-                data[spec.path] = np.asarray(self._root[spec.path][start:stop])  # type: ignore[index]
-            except READ_ERRORS as problem:
-                raise IntegrityError(
-                    f"{chunk_file(self.path, spec, chunk)}: damaged: {problem}",
-                    hint=f"teachonce verify {self.path} --repair, then run `teachonce teach` again",
-                ) from problem
-        return data
+    def _read(self, spec: ArraySpec, chunk: int) -> npt.NDArray[Any]:
+        start, stop = spec.bounds(self.layout, chunk)
+        try:
+            return np.asarray(self.root[spec.path][start:stop])  # type: ignore[index]
+        except READ_ERRORS as problem:
+            raise IntegrityError(
+                f"{chunk_file(self.path, spec, chunk)}: damaged: {problem}",
+                hint=f"teachonce verify {self.path} --repair, then run `teachonce teach` again",
+            ) from problem
 
-    def _digests(self, group: str, chunk: int, data: Arrays) -> tuple[bytes, ...]:
-        own = self.groups[group]
-        return tuple(chunk_digest(own.digest, spec.path, chunk, data[spec.path].astype(spec.dtype, copy=False))
-                     for spec in own.arrays)  # fmt: skip
+    def _digest(self, group: str, spec: ArraySpec, chunk: int, data: npt.NDArray[Any]) -> bytes:
+        return chunk_digest(self.groups[group].digest, spec.path, chunk, data.astype(spec.dtype, copy=False))
 
     def store_id(self) -> str:
         """Digest of the fingerprints and of every committed chunk: equal ids mean equal content."""
@@ -346,47 +319,34 @@ class LabelStore:
         return fingerprint_digest({"parts": str(parts)})[:32]
 
 
+def _coded(data: Arrays) -> CodedTopK:
+    return CodedTopK(data["class_ids"], data["gaps"], data["top_log_prob"], data["log_residual"])
+
+
 def chunk_file(store: Path, spec: ArraySpec, chunk: int) -> Path:
     """The file that holds a chunk of an array."""
     return store / spec.path / "c" / "/".join([str(chunk)] + ["0"] * len(spec.tail))
 
 
-def _static_arrays(
-    vocabulary: Vocabulary,
-    label_classes: Vocabulary,
-    class_embeddings: npt.NDArray[np.float32] | None,
-    index: SampleIndex,
-    order: npt.NDArray[np.int64],
-) -> Arrays:
-    """Everything that is written once, at creation."""
-    ordered = index.take(order)
-    static: Arrays = {
-        "vocabulary": np.frombuffer(vocabulary.to_tsv(), np.uint8),
-        "label_classes": np.frombuffer(label_classes.to_tsv(), np.uint8),
-        "index/archives": np.frombuffer("\n".join(index.archives).encode(), np.uint8),
-        "index/sample": order.astype(np.uint32),
-    }
-    for name in ("archive", "offset", "size", "label", "key_bytes", "key_ends"):
-        static[f"index/{name}"] = getattr(ordered, name)
-    if class_embeddings is not None:
-        static["class_embeddings"] = class_embeddings
-    return static
+def group_arrays(name: str, body: dict[str, Any], layout: Layout) -> tuple[ArraySpec, ...]:
+    """The arrays of a column group other than `labels`, from its attributes."""
+    width = int(body["width"])
+    if name == EMBEDDING:
+        return store_format.embedding_arrays(body["fingerprint"]["kind"], width, layout)
+    return store_format.student_arrays(name, width)
 
 
-def _create_group(root: zarr.Group, name: str, specs: tuple[ArraySpec, ...], layout: Layout) -> None:
-    for spec in specs:
-        store_format.create_rows_array(root, spec, layout)
-    root.require_group("ledger")
-    create_ledger(root, name, layout.chunks, len(specs))
-
-
-def _student_groups(root: zarr.Group) -> list[tuple[str, int, dict[str, Any]]]:
-    if "students" not in root:
-        return []
+def _other_groups(root: zarr.Group) -> list[tuple[str, dict[str, Any]]]:
     header: Any = root["ledger"].attrs["header"]
-    found = []
-    for name in sorted(root["students"].group_keys()):  # type: ignore[union-attr]
-        if f"students/{name}/zarr.json" in header["files"]:  # else a run died while it made the group
-            about: Any = root[f"students/{name}"].attrs["teachonce"]
-            found.append((f"students/{name}", int(about["width"]), dict(about["fingerprint"])))
-    return found
+    students = root["students"].group_keys() if "students" in root else ()  # type: ignore[union-attr]
+    names = [EMBEDDING, *(f"students/{name}" for name in sorted(students))]
+    # Only what the header knows: a run may have died while it made a group.
+    return [(name, dict(root[name].attrs["teachonce"])) for name in names  # type: ignore[arg-type]
+            if f"{name}/zarr.json" in header["files"]]  # fmt: skip
+
+
+def key_digest(index: SampleIndex) -> npt.NDArray[np.uint64]:
+    """BLAKE2b-128 over the keys of a chunk's samples and where each ends, as two little-endian words, [1, 2]."""
+    digest = hashlib.blake2b(np.ascontiguousarray(index.key_ends, dtype="<u8").tobytes(), digest_size=16)
+    digest.update(np.ascontiguousarray(index.key_bytes).tobytes())
+    return np.frombuffer(digest.digest(), dtype="<u8").astype(np.uint64)[None]

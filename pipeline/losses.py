@@ -22,7 +22,7 @@ _NONE = -torch.inf  # the log of nothing
 class SoftTargets:
     """What a label store keeps of the teacher for B rows, on the logits' device."""
 
-    class_ids: Tensor  # [B, k] int64 in [0, V)
+    class_ids: Tensor  # [B, k] int64 in [0, V), or -1: no class, with log-probability -inf
     log_probs: Tensor  # [B, k] float32, natural, at the teacher's own temperature; -inf is allowed
     log_tail: Tensor  # [B] float32, ln of the sum over all other classes of p^(1/tau), for the tau in use; or -inf
 
@@ -84,7 +84,8 @@ def soft_loss(
     """
     scores = logits.float() / tau
     teacher = targets.log_probs.float() / tau
-    place = columns[targets.class_ids]  # [B, k]
+    known = targets.class_ids >= 0
+    place = torch.where(known, columns[targets.class_ids.clamp(min=0)], -1)  # [B, k]
     single = place >= 0
     if tail == "ghost":
         single &= log_weight[place.clamp(min=0)] == 0

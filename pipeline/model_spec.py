@@ -11,6 +11,7 @@ from typing import Literal
 from teachonce.errors import UsageError
 
 Precision = Literal["fp32", "bf16", "fp16"]
+EmbeddingKind = Literal["int8", "float16"]
 
 
 def parse_spec(spec: str) -> tuple[str, str | None]:

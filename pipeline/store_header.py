@@ -18,7 +18,7 @@ import zarr.errors
 from teachonce.errors import IntegrityError
 from teachonce.ledger import fingerprint_digest
 
-STATIC = ("vocabulary", "label_classes", "class_embeddings")
+STATIC = ("vocabulary", "label_classes", "class_embeddings", "class_order", "gap_levels")
 HEADER_FILE = "ledger/zarr.json"
 
 

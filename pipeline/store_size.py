@@ -8,32 +8,25 @@ from __future__ import annotations
 from pathlib import Path
 
 from teachonce.label_store import LabelStore
-from teachonce.store_format import LABELS
+from teachonce.store_format import EMBEDDING, LABELS
 
 
 def bytes_per_row(store: LabelStore) -> dict[str, float]:
     """Bytes of all files of each part divided by the committed rows.
 
     Returns:
-        `labels` (ids, values, residual, label, status, sample, view), `features` (students), `index` (where images
-        lie), `fixed` (vocabulary, class embeddings, metadata, ledger) and `total`.
+        `labels` (ids, values, residual, label, status, sample, view, checks, fidelity report), `embeddings` (the
+        teacher's), `features` (students), `index` (where images lie), `fixed` (vocabulary, class embeddings, codec
+        tables, metadata, ledger) and `total`.
     """
     rows = sum(stop - start for start, stop in map(store.layout.bounds, store.committed(LABELS)))
-    if not rows:
-        return {"labels": 0.0, "features": 0.0, "index": 0.0, "fixed": 0.0, "total": 0.0}
-    labels = sum(_size(store.path / spec.path / "c") for spec in store.groups[LABELS].arrays)
-    features = sum(_size(store.path / spec.path / "c")
-                   for name, group in store.groups.items() if name != LABELS for spec in group.arrays)  # fmt: skip
-    index = _size(store.path / "index")
+    parts = {"labels": 0, "embeddings": 0, "features": 0, "index": _size(store.path / "index")}
+    for name, group in store.groups.items():
+        part = {LABELS: "labels", EMBEDDING: "embeddings"}.get(name, "features")
+        parts[part] += sum(_size(store.path / spec.path / "c") for spec in group.arrays)
     total = _size(store.path)
-    parts = {
-        "labels": labels,
-        "features": features,
-        "index": index,
-        "fixed": total - labels - features - index,
-        "total": total,
-    }
-    return {name: size / rows for name, size in parts.items()}
+    parts |= {"fixed": total - sum(parts.values()), "total": total}
+    return {name: size / rows if rows else 0.0 for name, size in parts.items()}
 
 
 def _size(folder: Path) -> int:

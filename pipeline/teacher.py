@@ -8,11 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from teachonce.errors import DataError, UsageError
 from teachonce.label_codec import TopK
+from teachonce.zeroshot import equal_rows
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,15 @@ class TeacherHead:
     def logits(self, images_BE: Tensor) -> Tensor:
         """Logits at the teacher's own temperature, [B, C] float32."""
         return (self.logit_scale * images_BE.float() @ self.features_UE.T)[:, self.inverse_C]
+
+
+def head_of(class_embeddings: npt.NDArray[np.float32], logit_scale: float, device: str) -> TeacherHead:
+    """The head of stored class embeddings, [C, E]; classes whose rows have equal bits are computed once, and tie."""
+    embeddings = torch.from_numpy(class_embeddings)
+    inverse = equal_rows(embeddings)
+    first = torch.full((int(inverse.max()) + 1,), len(inverse))
+    first = first.scatter_reduce(0, inverse, torch.arange(len(inverse)), "amin")
+    return TeacherHead(embeddings[first].to(device), inverse.to(device), logit_scale)
 
 
 def soft_labels(logits_BC: Tensor, top_k: int, temperatures: tuple[float, ...]) -> TopK:

@@ -16,12 +16,12 @@ from torch import Tensor
 from teachonce import __version__
 from teachonce.candidates import Candidates, all_candidates, sampled_candidates, two_pass_backward
 from teachonce.config import TrainConfig
-from teachonce.errors import UsageError
+from teachonce.errors import DataError, UsageError
 from teachonce.losses import SoftTargets, combine, hard_loss, soft_loss
 from teachonce.prompts import PromptLearner, PromptMeta
 from teachonce.sampler import batch_at, epoch_order
 from teachonce.text_tower import TextTower
-from teachonce.working_set import WorkingSet
+from teachonce.working_set import Batch, WorkingSet
 
 SUFFIX = "."  # what follows a name, as in "a photo of a {}."
 
@@ -33,7 +33,7 @@ class Trainer:
         config: what to do.
         tower: the student's text tower.
         names: the names of the V classes that the rows refer to.
-        rows: decoded rows of the store.
+        rows: the working set, with the student's features.
         logit_scale: the student's own factor on the cosine.
 
     Raises:
@@ -62,7 +62,7 @@ class Trainer:
         Raises:
             UsageError: the loss or a gradient is NaN or infinite; nothing was updated.
         """
-        batch = self._batch(step)
+        batch = self.rows.batch(self._batch(step))
         candidates = self._candidates(batch, step)
         self.optimizer.zero_grad(set_to_none=True)
         parts: dict[str, float] = {}
@@ -97,19 +97,19 @@ class Trainer:
         )
 
     def _batch(self, step: int) -> npt.NDArray[np.int64]:
-        """Rows of a step, [B]."""
+        """Which rows of the working set make a step, [B]."""
         epoch, start = batch_at(len(self.rows), self.config.batch_size, step)
         if self._order[0] != epoch:
             self._order = (epoch, epoch_order(len(self.rows), self.config.seed, epoch))
         return self._order[1][start : start + self.config.batch_size]
 
-    def _candidates(self, batch: npt.NDArray[np.int64], step: int) -> Candidates:
+    def _candidates(self, batch: Batch, step: int) -> Candidates:
         vocabulary = len(self.names.inverse)
         if self.config.candidates == "all":
             return all_candidates(vocabulary)
-        best = self.rows.class_ids[batch, : self.config.sampled_top]
+        best = batch.class_ids[:, : self.config.sampled_top]
         return sampled_candidates(
-            self.rows.label[batch],
+            batch.label,
             best,
             self.config.sampled_fill,
             vocabulary,
@@ -119,16 +119,18 @@ class Trainer:
         )
 
     def _loss(
-        self, features_KE: Tensor, batch: npt.NDArray[np.int64], candidates: Candidates, parts: dict[str, float]
+        self, features_KE: Tensor, batch: Batch, candidates: Candidates, parts: dict[str, float]
     ) -> Tensor:
+        if batch.features is None:
+            raise DataError("this working set was opened without a student: there are no image features to train on")
         device, config = features_KE.device, self.config
-        images_BE = torch.from_numpy(self.rows.features[batch]).to(device).float()
+        images_BE = torch.from_numpy(batch.features).to(device).float()
         logits_BK = self.logit_scale * images_BE @ features_KE.T
         log_weight = candidates.log_weight.to(device)
         columns = candidates.columns().to(device)
         hard = soft = None
         if config.supervision != "soft":
-            label = torch.from_numpy(self.rows.label[batch]).to(device)
+            label = torch.from_numpy(batch.label).to(device)
             place = torch.where(label >= 0, columns[label], -1)
             groups = self.names.inverse[candidates.classes].to(device)
             hard = hard_loss(logits_BK, log_weight, place, groups)
@@ -140,15 +142,15 @@ class Trainer:
             parts["soft"] = float(soft.detach())
         return combine(config.supervision, hard, soft, config.soft_weight)
 
-    def _targets(self, batch: npt.NDArray[np.int64], device: torch.device) -> SoftTargets:
+    def _targets(self, batch: Batch, device: torch.device) -> SoftTargets:
         temperature = self.rows.temperatures.index(self.config.temperature)
         return SoftTargets(
-            torch.from_numpy(self.rows.class_ids[batch]).to(device).long(),
-            torch.from_numpy(self.rows.log_probs[batch]).to(device),
-            torch.from_numpy(self.rows.log_residual[batch, temperature]).to(device),
+            torch.from_numpy(batch.class_ids).to(device).long(),
+            torch.from_numpy(batch.log_probs).to(device),
+            torch.from_numpy(batch.log_residual[:, temperature]).to(device),
         )
 
-    def _require_finite(self, loss: Tensor, step: int, batch: npt.NDArray[np.int64]) -> None:
+    def _require_finite(self, loss: Tensor, step: int, batch: Batch) -> None:
         bad = [
             name for name, p in self.learner.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
         ]
@@ -160,7 +162,7 @@ class Trainer:
             else f"the gradient of {', '.join(bad)} is not finite"
         )
         raise UsageError(
-            f"step {step}: {what}; nothing was updated and the last checkpoint is kept (rows {batch[:8].tolist()}...)",
+            f"step {step}: {what}; nothing was updated and the last checkpoint is kept (rows {batch.row[:8].tolist()}...)",
             hint="use a smaller learning_rate or a longer warm-up in a new run",
         )
 

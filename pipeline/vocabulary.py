@@ -10,6 +10,7 @@ The naming rule for timm's lists (WordNet synsets with one or more lemmas):
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.util
 from collections import Counter, defaultdict
@@ -100,6 +101,59 @@ def load_vocabulary(spec: str, root: Path | None = None) -> Vocabulary:
             f"cannot read the class list {path}: {problem}",
             hint="a class list is a TSV file (id TAB name) or timm:NAME, e.g. timm:imagenet22k",
         ) from problem
+
+
+def read_class_ids(path: Path, vocabulary: Vocabulary) -> tuple[str, ...]:
+    """The classes that a file names, one id a line; what follows a tab (a name) is for people.
+
+    Returns:
+        The ids in the order of the vocabulary, whatever their order in the file.
+
+    Raises:
+        DataError: the file cannot be read, names no class, names one twice, or one that the vocabulary lacks.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise DataError(
+            f"cannot read the class file {path}: {problem}",
+            hint="a class file holds one class id a line; a tab and a name may follow",
+        ) from problem
+    ids = [line.partition("\t")[0].strip() for line in text.splitlines() if line.strip()]
+    if not ids:
+        raise DataError(f"{path} names no class: expected one class id a line")
+    twice = [class_id for class_id, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise DataError(f"{path}: the class id '{twice[0]}' comes {ids.count(twice[0])} times; once is meant")
+    require_classes(ids, vocabulary, str(path))
+    return tuple(sorted(ids, key=vocabulary.index.__getitem__))
+
+
+def require_classes(ids: Sequence[str], vocabulary: Vocabulary, where: str) -> None:
+    """Refuse class ids that the vocabulary lacks.
+
+    Raises:
+        DataError: names the first three, each with the nearest id that there is.
+    """
+    unknown = [class_id for class_id in ids if class_id not in vocabulary.index]
+    if not unknown:
+        return
+    near = [f"'{class_id}' ({_nearest_id(class_id, vocabulary)})" for class_id in unknown[:3]]
+    more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+    raise DataError(
+        f"{where}: {len(unknown)} class ids are not in the vocabulary: {', '.join(near)}{more}",
+        hint="use the ids of the class list that the store was made with",
+    )
+
+
+def _nearest_id(class_id: str, vocabulary: Vocabulary) -> str:
+    near = difflib.get_close_matches(class_id, vocabulary.ids, n=1, cutoff=0.6)
+    return f"did you mean '{near[0]}'?" if near else f"the first known is '{vocabulary.ids[0]}'"
+
+
+def take_classes(vocabulary: Vocabulary, ids: Sequence[str]) -> Vocabulary:
+    """The vocabulary of the given classes, in the given order."""
+    return Vocabulary(tuple(ids), tuple(vocabulary.names[vocabulary.index[class_id]] for class_id in ids))
 
 
 def folder_vocabulary(folder: Path) -> Vocabulary:

@@ -1,89 +1,195 @@
-"""Read decoded columns out of a label store: soft labels of a chunk, and whole columns for a training run.
+"""The rows that a training run needs, decoded once beside the store and mapped into memory by every run after that.
 
-It does not write; what it returns was checked against the ledger.
+It opens sets and hands out batches. `working_build` fills a set, `working_files` proves, shares and evicts the files.
+Nothing here touches torch, and nothing keeps a Python object a row.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from teachonce.errors import DataError, IncompleteError
-from teachonce.label_codec import CodedTopK, TopK, decode
-from teachonce.label_store import Arrays, LabelStore
-from teachonce.progress import Reporter
-from teachonce.store_format import LABELS, student_group
+from teachonce import working_files
+from teachonce.errors import EnvironmentFault, IncompleteError, IntegrityError
+from teachonce.label_codec import GAP_FILL
+from teachonce.label_store import LabelStore
+from teachonce.progress import Reporter, Silent
+from teachonce.selection import Selection
+from teachonce.store_format import LABELS
+from teachonce.store_sync import write_failed
+from teachonce.vocabulary import Vocabulary
+from teachonce.working_build import FEATURES, RECORDS, Plan, code_values, make_plan, write_arrays
+from teachonce.working_files import OpenFiles, set_digest
+
+VERSION = 1  # of the record format: another number never opens these files
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # more than a missing permission: not passed over
 
 
-def decode_labels(data: Arrays) -> TopK:
-    """The soft labels in the arrays of one chunk of the column group `labels`."""
-    return decode(CodedTopK(data["class_ids"], data["gaps"], data["top_log_prob"], data["log_residual"]))
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B rows, decoded. A row with fewer classes than others ends in class -1 with log-probability -inf."""
+
+    features: npt.NDArray[np.float16] | None  # [B, E] unit image features of the student
+    label: npt.NDArray[np.int64]  # [B] index into the run's vocabulary, -1 where the class is not in it
+    class_ids: npt.NDArray[np.int32]  # [B, k] by falling probability; k = 0 in a store without a teacher
+    log_probs: npt.NDArray[np.float32]  # [B, k]
+    log_residual: npt.NDArray[np.float32]  # [B, T]
+    row: npt.NDArray[np.int64]  # [B] row of the store
 
 
-@dataclass(frozen=True)
 class WorkingSet:
-    """The rows of a store that a run can train on, decoded: N rows that have an image."""
+    """An open set of N rows that have an image. Cannot be cleared away before `close`, or before it is forgotten.
 
-    features: npt.NDArray[np.float16]  # [N, E] unit image features of the student
-    label: npt.NDArray[np.int64]  # [N] index into the vocabulary, -1 where the class is not in it
-    class_ids: npt.NDArray[np.int32]  # [N, k] by falling probability; k = 0 in a store without a teacher
-    log_probs: npt.NDArray[np.float32]  # [N, k]
-    log_residual: npt.NDArray[np.float32]  # [N, T]
-    temperatures: tuple[float, ...]
+    Attributes:
+        vocabulary: the classes that labels and class ids index.
+        temperatures: what the columns of `log_residual` are for.
+        digest: the name of the set.
+        path: its folder.
+        without_class: rows whose label is outside the vocabulary.
+        plan: how rows of the store become rows of the set.
+    """
+
+    def __init__(self, plan: Plan, files: OpenFiles) -> None:
+        self.plan = plan
+        self.path = files.place
+        self.digest = files.place.name
+        self.vocabulary: Vocabulary = plan.vocabulary
+        self.temperatures = plan.store.layout.temperatures
+        self.without_class = int(files.about["without_class"])
+        self._records = files.arrays[RECORDS]
+        self._features = files.arrays.get(FEATURES)
+        self._below = code_values(plan.store.gap_levels) if plan.top_k else np.zeros(0, np.float32)
+        self.close = weakref.finalize(self, os.close, files.lock)
 
     def __len__(self) -> int:
-        return len(self.label)
+        return len(self._records)
+
+    @property
+    def label_column(self) -> npt.NDArray[np.int32]:
+        """The label of every row, [N]; reading it touches every record."""
+        column: npt.NDArray[np.int32] = self._records["label"]
+        return column
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether any row has a label."""
+        return self.without_class < len(self)
+
+    def batch(self, indices: npt.NDArray[np.int64]) -> Batch:
+        """The rows with these numbers in the set, [B], in this order."""
+        features = None if self._features is None else self._features.take(indices, axis=0)
+        return decode_records(self._records.take(indices), features, self._below, self.plan.restricted)
 
 
-def load_working_set(store: LabelStore, student_digest: str, reporter: Reporter) -> WorkingSet:
-    """Decode all rows that have an image.
+def decode_records(
+    records: npt.NDArray[Any],
+    features: npt.NDArray[np.float16] | None,
+    below: npt.NDArray[np.float32],
+    padded: bool,
+) -> Batch:
+    """Records as a batch.
+
+    Args:
+        records: [B].
+        features: [B, E], or None.
+        below: nats below the row's best for each code, [256].
+        padded: whether a row may have fewer classes than others.
+    """
+    label, row = records["label"].astype(np.int64), records["row"].astype(np.int64)
+    if "codes" not in (records.dtype.names or ()):
+        nothing = np.zeros((len(records), 0), np.float32)
+        return Batch(features, label, nothing.astype(np.int32), nothing, nothing, row)
+    codes, ids = records["codes"], records["class_ids"].astype(np.int32)
+    if padded:
+        ids[codes == GAP_FILL] = -1
+    log_probs = records["top_log_prob"][:, None] - below.take(codes)
+    return Batch(features, label, ids, log_probs, records["log_residual"].copy(), row)
+
+
+def open_working_set(
+    store: LabelStore, student_digest: str | None, reporter: Reporter, selection: Selection | None = None
+) -> WorkingSet:
+    """Open the set of these rows and columns; it is made first if no run before has made it.
 
     Args:
         store: a complete store.
-        student_digest: weights digest of the student whose features are wanted.
-        reporter: told about progress and about rows without a class.
+        student_digest: weights digest of the student whose features are wanted; None for labels alone.
+        reporter: told about progress, about a set that had to be made again, and about rows without a class.
+        selection: the rows, and how many and which of their classes; everything by default.
 
     Raises:
         DataError: the store has no features of this student; names the command that adds them.
-        IncompleteError: a chunk is not committed.
+        IncompleteError: a chunk is not committed, or the disk is full.
+        IntegrityError: a chunk is damaged.
+        EnvironmentFault: neither the folder beside the store nor the cache folder can be written.
     """
-    group = student_group(student_digest)
-    if group not in store.groups:
-        known = [str(g.fingerprint["about"].get("student")) for n, g in store.groups.items() if n != LABELS]
-        raise DataError(
-            f"{store.path} holds no image features of this student (weights {student_digest[:16]}); "
-            f"it holds those of: {', '.join(known) or 'none'}",
-            hint=f"run the command that made {store.path} again with --student MODEL added: only that tower runs",
-        )
-    vocabulary, own = store.vocabulary(), store.label_classes()
-    to_vocabulary = np.array([vocabulary.index.get(class_id, -1) for class_id in own.ids] + [-1])
-    parts: list[tuple[npt.NDArray[Any], ...]] = []
-    for chunk in range(store.layout.chunks):
-        data = store.read_chunk(LABELS, chunk)
-        features = store.read_chunk(group, chunk)[f"{group}/features"]
-        good = (data["status"] == 0) & np.isfinite(features[:, 0])
-        soft = decode_labels(data) if store.layout.top_k else _no_soft_labels(len(good))
-        part = (
-            features,
-            to_vocabulary[data["label"]],
-            soft.class_ids.astype(np.int32),
-            soft.log_probs,
-            soft.log_residual,
-        )
-        parts.append(tuple(column[good] for column in part))
-        reporter.progress("read", chunk + 1, store.layout.chunks, "chunks")
-    features, label, class_ids, log_probs, log_residual = (np.concatenate(c) for c in zip(*parts, strict=True))
-    unmapped = int((label < 0).sum())
-    if unmapped:
-        reporter.note(f"{unmapped} of {len(label)} rows have a class outside the vocabulary: soft labels only")
-    if not len(label):
-        raise IncompleteError(f"{store.path} holds no row with an image", hint=f"teachonce inspect {store.path}")
-    return WorkingSet(features, label, class_ids, log_probs, log_residual, store.layout.temperatures)
+    plan = make_plan(store, student_digest, selection)
+    identity = {
+        "version": VERSION,
+        "store": store.store_id(),
+        "groups": [LABELS, *([plan.group] if plan.group else [])],
+        "selection": None if selection is None else selection.digest,
+    }
+    beside, cache = working_files.folder_beside(store.path), working_files.folder_in_cache()
+    files = _usable(plan, beside, identity, reporter) or _usable(plan, cache, identity, reporter)
+    if files is None:
+        try:
+            files = _make(plan, beside, identity, reporter)
+        except PermissionError as problem:
+            reporter.note(f"{beside} cannot be written ({problem.strerror}): the working set goes to {cache}")
+            try:
+                files = _make(plan, cache, identity, reporter)
+            except PermissionError as second:
+                raise EnvironmentFault(
+                    f"neither {beside} nor {cache} can be written: {second.strerror}",
+                    hint="set TEACHONCE_CACHE to a folder on a large disk",
+                ) from second
+    rows = WorkingSet(plan, files)
+    if rows.without_class:
+        reporter.note(f"{rows.without_class} of {len(rows)} rows have a class outside the vocabulary: soft labels only")
+    return rows
 
 
-def _no_soft_labels(rows: int) -> TopK:
-    nothing = np.zeros((rows, 0), np.float32)
-    return TopK(np.zeros((rows, 0), np.int64), nothing, nothing)
+def _usable(plan: Plan, folder: Path, identity: Mapping[str, Any], reporter: Reporter) -> OpenFiles | None:
+    """The set if it is there and sound; a damaged one is never used."""
+    try:
+        return working_files.open_files(folder, set_digest(identity))
+    except IntegrityError as problem:
+        reporter.note(f"{problem.message}; this working set is thrown away and made again from {plan.store.path}")
+        return None
+
+
+def _make(plan: Plan, folder: Path, identity: Mapping[str, Any], reporter: Reporter) -> OpenFiles:
+    """The set, made by this process or by one that was quicker.
+
+    Raises:
+        PermissionError: the folder cannot be made or written.
+    """
+    digest, store = set_digest(identity), plan.store
+    try:
+        with working_files.building(folder, digest, reporter):
+            found = _usable(plan, folder, identity, Silent())  # what is wrong with it was told before
+            if found is None:
+                with working_files.draft(folder, digest) as place:
+                    facts = write_arrays(plan, place, reporter)
+                    if store.store_id() != identity["store"]:
+                        raise IncompleteError(f"{store.path} changed while its working set was made",
+                                              hint="run the same command again once the store is complete")  # fmt: skip
+                    working_files.publish(place, identity, {"store": store.path.name, **facts})
+                found = working_files.open_files(folder, digest)
+    except OSError as problem:
+        if problem.errno in NO_SPACE:
+            raise write_failed(folder / digest, problem) from problem
+        raise PermissionError(problem.errno, problem.strerror or str(problem), str(folder)) from problem
+    if found is None:
+        raise IncompleteError(f"{folder / digest} was cleared away as soon as it was made",
+                              hint="run the same command again")  # fmt: skip
+    return found

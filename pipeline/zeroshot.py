@@ -53,6 +53,17 @@ def template_features(clip: LoadedClip, names: Sequence[str], template: str) -> 
     return features[torch.tensor([place[name] for name in names], device=features.device)]
 
 
+def ensemble_features(clip: LoadedClip, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """Unit mean of the unit text features over templates, [C, E] float32 (prompt ensembling, CLIP, arXiv 2103.00020).
+
+    One template gives exactly its own features. Raises what `template_features` raises.
+    """
+    if len(templates) == 1:
+        return template_features(clip, names, templates[0])
+    parts = [template_features(clip, names, template) for template in templates]
+    return nn.functional.normalize(torch.stack(parts).mean(dim=0), dim=-1)
+
+
 def equal_rows(features_CE: Tensor) -> Tensor:
     """A number for each row, the same for rows with equal bits: classes that no image can tell apart, [C] int64."""
     inverse: Tensor = torch.unique(features_CE.cpu(), dim=0, return_inverse=True)[1]

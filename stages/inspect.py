@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from teachonce.fidelity import fidelity_report
 from teachonce.label_codec import TopK
 from teachonce.label_store import LabelStore
 from teachonce.progress import Reporter
-from teachonce.store_format import LABELS
+from teachonce.store_format import EMBEDDING, LABELS
 from teachonce.store_size import bytes_per_row
 from teachonce.vocabulary import Vocabulary
-from teachonce.working_set import decode_labels
 
 STATISTICS_CHUNKS = 8  # chunks the statistics are taken from; all of a small store
 EXAMPLE_CLASSES = 3
@@ -43,6 +43,10 @@ class InspectResult:
     bytes_per_row: dict[str, float]
     fingerprint: dict[str, Any]
     students: tuple[dict[str, Any], ...]
+    embeddings: dict[str, Any]
+    """Of the teacher's images: kind, width, committed chunks; empty if the store has none."""
+    fidelity: dict[str, Any]
+    """What the store loses, measured while it was written; see `fidelity.fidelity_report`."""
     statistics: dict[str, float]
     """Means over rows: mass kept by the top k, probability of the best class, agreement of the best with the label."""
     examples: tuple[dict[str, Any], ...]
@@ -70,7 +74,7 @@ def inspect(request: InspectRequest, reporter: Reporter) -> InspectResult:
             "chunks_committed": len(store.committed(name)),
         }
         for name, group in store.groups.items()
-        if name != LABELS
+        if name not in (LABELS, EMBEDDING)
     )
     return InspectResult(
         rows=store.layout.rows,
@@ -83,10 +87,23 @@ def inspect(request: InspectRequest, reporter: Reporter) -> InspectResult:
         bytes_per_row=bytes_per_row(store),
         fingerprint=store.groups[LABELS].fingerprint,
         students=students,
+        embeddings=_embeddings(store),
+        fidelity=fidelity_report(store),
         statistics=statistics,
         examples=examples,
         store_id=store.store_id(),
     )
+
+
+def _embeddings(store: LabelStore) -> dict[str, Any]:
+    group = store.groups.get(EMBEDDING)
+    if group is None:
+        return {}
+    return {
+        "kind": group.fingerprint["kind"],
+        "width": group.arrays[0].tail[0],
+        "chunks_committed": len(store.committed(EMBEDDING)),
+    }
 
 
 def _look(
@@ -98,13 +115,11 @@ def _look(
     chosen = [committed[place] for place in places]
     sums = np.zeros(4)
     examples: tuple[dict[str, Any], ...] = ()
-    own = store.label_classes()
-    to_vocabulary = np.array([vocabulary.index.get(class_id, -1) for class_id in own.ids] + [-1])  # last: label -1
     for chunk in chosen:
         data = store.read_chunk(LABELS, chunk)
-        labels = decode_labels(data)
+        labels = store.decode_labels(data)
         good = data["status"] == 0
-        label = to_vocabulary[data["label"]]
+        label = store.label_to_vocabulary[data["label"]]
         mass = 1 - np.exp(labels.log_residual[good, 0].astype(np.float64))
         agrees = (labels.class_ids[good, 0] == label[good]).sum()
         sums += [good.sum(), mass.sum(), np.exp(labels.log_probs[good, 0]).sum(), agrees]

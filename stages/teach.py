@@ -11,18 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teachonce import __version__
 from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
+from teachonce.fingerprints import (
+    ORDER_SEED,
+    TEMPERATURES,
+    embedding_fingerprint,
+    label_fingerprint,
+    student_fingerprint,
+    with_teacher,
+)
 from teachonce.images import ImageReader
-from teachonce.label_codec import CODEC_VERSION
 from teachonce.label_store import LabelStore
 from teachonce.ledger import require_fingerprint
 from teachonce.manifests import Manifest, load_manifest, require_root
-from teachonce.model_spec import Precision, parse_spec, require_template
+from teachonce.model_spec import EmbeddingKind, Precision, parse_spec, require_template
 from teachonce.progress import Reporter
 from teachonce.sample_index import build_index, split_classes
-from teachonce.sampler import BLOCK, row_order
-from teachonce.store_format import LABELS, Layout, student_group
+from teachonce.sampler import row_order
+from teachonce.store_create import add_embedding, add_student, create_store
+from teachonce.store_format import EMBEDDING, LABELS, new_layout, student_group
 from teachonce.store_lock import hold
 from teachonce.store_size import bytes_per_row
 from teachonce.vocabulary import Vocabulary, load_vocabulary
@@ -32,9 +39,6 @@ if TYPE_CHECKING:
     from teachonce.clip_models import LoadedClip
 
 DEFAULT_TOP_K = 100
-TEMPERATURES = (1.0, 2.0, 4.0)
-ORDER_SEED = 0
-SMALLEST_CHUNK, LARGEST_CHUNK, CHUNKS_WANTED = 512, 16_384, 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +52,9 @@ class TeachRequest:
     split: str = "train"
     students: tuple[str, ...] = ()
     vocabulary: str | None = None
-    template: str = "a photo of a {}."
+    templates: tuple[str, ...] = ("a photo of a {}.",)
     top_k: int | None = None
+    embeddings: EmbeddingKind | None = None
     workers: int = 1
     threads: int | None = None
     batch_size: int = 128
@@ -139,7 +144,10 @@ def _check(request: TeachRequest) -> None:
         raise UsageError("nothing to compute: give --teacher MODEL, --student MODEL, or both")
     for spec in filter(None, (request.teacher, *request.students)):
         parse_spec(spec)
-    require_template(request.template)
+    for template in request.templates:
+        require_template(template)
+    if request.embeddings and request.teacher is None:
+        raise UsageError("--embeddings are the teacher's: give --teacher MODEL too")
     if not request.labels.name.endswith(".zarr"):
         raise UsageError(f"--labels {request.labels}: the name of a label store ends in .zarr")
 
@@ -164,6 +172,8 @@ def _load_models(request: TeachRequest, reporter: Reporter) -> dict[str, LoadedC
     if request.teacher is not None:
         reporter.note(f"loading the teacher {request.teacher}")
         models[LABELS] = load_clip(request.teacher, pick_device())
+        if request.embeddings:
+            models[EMBEDDING] = models[LABELS]
     for spec in request.students:
         reporter.note(f"loading the student {spec}")
         student = load_clip(spec, pick_device())
@@ -175,7 +185,9 @@ def _open_or_create(
     request: TeachRequest, manifest: Manifest, root: Path, own_classes: Vocabulary, vocabulary: Vocabulary,
     top_k: int, models: dict[str, LoadedClip], reporter: Reporter,
 ) -> LabelStore:  # fmt: skip
-    fingerprint = _label_fingerprint(request, manifest, vocabulary, top_k, models.get(LABELS))
+    fingerprint = label_fingerprint(manifest, request.split, vocabulary, request.vocabulary, top_k)
+    if LABELS in models:
+        fingerprint = with_teacher(fingerprint, models[LABELS], request.templates, request.precision)
     if request.labels.exists():
         store = LabelStore.open(request.labels, writable=True)
         _require_sound(store)
@@ -195,10 +207,22 @@ def _open_or_create(
         store = _create(
             request, manifest, root, own_classes, vocabulary, top_k, models.get(LABELS), fingerprint, reporter
         )
-    for group, clip in models.items():
-        if group != LABELS:
-            store.add_student(clip.digest, _width(clip), _student_fingerprint(clip, request, store))
+    _add_groups(store, request, models)
     return store
+
+
+def _add_groups(store: LabelStore, request: TeachRequest, models: dict[str, LoadedClip]) -> None:
+    from teachonce.clip_models import embedding_width
+
+    samples = store.groups[LABELS].fingerprint["samples"]
+    for group, clip in models.items():
+        if group == EMBEDDING:
+            assert request.embeddings is not None  # the group is asked for with a kind only
+            kept = embedding_fingerprint(clip, request.precision, samples)
+            add_embedding(store, request.embeddings, embedding_width(clip), kept)
+        elif group != LABELS:
+            kept = student_fingerprint(clip, request.precision, samples)
+            add_student(store, clip.digest, embedding_width(clip), kept)
 
 
 def _create(
@@ -206,21 +230,18 @@ def _create(
     top_k: int, teacher: LoadedClip | None, fingerprint: dict[str, Any], reporter: Reporter,
 ) -> LabelStore:  # fmt: skip
     index = build_index(manifest, request.split, root, reporter)
-    layout = Layout(
-        rows=len(index), chunk_rows=request.chunk_rows or chunk_rows(len(index)), classes=len(vocabulary),
-        top_k=top_k, temperatures=TEMPERATURES if top_k else (),
-    )  # fmt: skip
+    layout = new_layout(len(index), len(vocabulary), top_k, TEMPERATURES, request.chunk_rows)
     _probe(index, root)
     embeddings = None
     if teacher is not None:
-        from teachonce.zeroshot import template_features
+        from teachonce.zeroshot import ensemble_features
 
         reporter.note(f"encoding {len(vocabulary)} class names with the teacher")
-        embeddings = template_features(teacher, vocabulary.names, request.template).cpu().numpy()
+        embeddings = ensemble_features(teacher, vocabulary.names, request.templates).cpu().numpy()
     reporter.note(f"creating {request.labels}: {layout.rows} rows in {layout.chunks} chunks of {layout.chunk_rows}")
     fingerprint = fingerprint | {"samples": index.digest}
     order = row_order(len(index), ORDER_SEED)
-    return LabelStore.create(request.labels, layout, fingerprint, vocabulary, own_classes, index, order, embeddings)
+    return create_store(request.labels, layout, fingerprint, vocabulary, own_classes, index, order, embeddings)
 
 
 def _only_students(store: LabelStore, stored: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
@@ -248,63 +269,6 @@ def _probe(index: Any, root: Path) -> None:
     """Read one sample now: a wrong root should fail here and not in a worker."""
     with ImageReader(index, root) as reader:
         reader.read(0)
-
-
-def chunk_rows(rows: int) -> int:
-    """Rows of a chunk: some 64 chunks, as a power of two between 512 and 16,384."""
-    size = SMALLEST_CHUNK
-    while size < LARGEST_CHUNK and size * CHUNKS_WANTED < rows:
-        size *= 2
-    return size
-
-
-def _label_fingerprint(
-    request: TeachRequest, manifest: Manifest, vocabulary: Vocabulary, top_k: int, teacher: LoadedClip | None
-) -> dict[str, Any]:
-    from teachonce.versions import package_versions
-
-    fields: dict[str, Any] = {
-        "manifest": manifest.name,
-        "manifest_digest": manifest.digest(request.split),
-        "split": request.split,
-        "vocabulary_digest": vocabulary.digest,
-        "views": 1,
-        "row_order": f"blocks of {BLOCK}, seed {ORDER_SEED}",
-        "top_k": top_k,
-        "codec_version": CODEC_VERSION,
-        "about": {
-            "teachonce": __version__,
-            "versions": package_versions(),
-            "vocabulary": request.vocabulary or "manifest",
-        },
-    }
-    if teacher is not None:
-        fields |= {
-            "teacher_digest": teacher.digest,
-            "precision": request.precision,
-            "logit_scale": teacher.logit_scale,
-            "preprocess": teacher.preprocess_text,
-            "template": request.template,
-            "temperatures": list(TEMPERATURES),
-        }
-        fields["about"]["teacher"] = request.teacher
-    return fields
-
-
-def _student_fingerprint(clip: LoadedClip, request: TeachRequest, store: LabelStore) -> dict[str, Any]:
-    return {
-        "student_digest": clip.digest,
-        "precision": request.precision,
-        "preprocess": clip.preprocess_text,
-        "samples": store.groups[LABELS].fingerprint["samples"],
-        "about": {"student": clip.spec, "teachonce": __version__},
-    }
-
-
-def _width(clip: LoadedClip) -> int:
-    from teachonce.clip_models import embedding_width
-
-    return embedding_width(clip)
 
 
 def _run(

@@ -6,17 +6,20 @@ With `repair`, chunks that fail are taken out of the ledger, so that the next `t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from teachonce.errors import IncompleteError, IntegrityError
-from teachonce.label_store import Arrays, LabelStore
+from teachonce.embedding_codec import decode_embeddings
+from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
+from teachonce.label_store import Arrays, LabelStore, key_digest
+from teachonce.model_spec import parse_spec
 from teachonce.progress import Reporter
-from teachonce.store_format import LABELS, STATUS_FILL
+from teachonce.store_format import EMBEDDING, LABELS, STATUS_FILL
 from teachonce.store_lock import hold
-from teachonce.working_set import decode_labels
+
+DEFAULT_SAMPLE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,11 @@ class VerifyRequest:
 
     labels: Path
     repair: bool = False
+    teacher: str | None = None
+    """Run this model again on `sample` random rows; needs `root`."""
+    sample: int | None = None
+    seed: int = 0
+    root: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,8 @@ class VerifyResult:
     """Taken out of the ledger by `repair`."""
     faults: tuple[Fault, ...]
     labels: str
+    teacher: dict[str, float] = field(default_factory=dict)
+    """With --teacher: rows run again, how many agree, and the largest deviations."""
 
     @property
     def exit_code(self) -> int:
@@ -64,11 +74,25 @@ def verify(request: VerifyRequest, reporter: Reporter) -> VerifyResult:
     Raises:
         DataError: not a label store.
         IntegrityError: a metadata file is damaged, so that nothing else can be trusted.
+        UsageError: --teacher without --root, or --sample without --teacher.
+        FingerprintError: the teacher is not the one that made the store.
     """
+    _check(request)
     if request.repair:
         with hold(request.labels, reporter):  # a store that is being written must not lose records
             return _verify(request, reporter)
     return _verify(request, reporter)
+
+
+def _check(request: VerifyRequest) -> None:
+    if request.teacher is None and (request.sample is not None or request.root is not None):
+        raise UsageError("--sample and --root say how to run the teacher again: give --teacher MODEL too")
+    if request.teacher is not None:
+        parse_spec(request.teacher)
+        if request.root is None:
+            raise UsageError("--teacher needs the images: give --root DIR, the folder that teach was given")
+        if request.sample is not None and request.sample < 1:
+            raise UsageError(f"--sample must be at least 1, found {request.sample}")
 
 
 def _verify(request: VerifyRequest, reporter: Reporter) -> VerifyResult:
@@ -87,14 +111,49 @@ def _verify(request: VerifyRequest, reporter: Reporter) -> VerifyResult:
                 problems = problems[:1]  # one fault a dropped chunk: the exit code counts them against each other
             faults += problems
             reporter.progress(f"verify {group}", chunk + 1, store.layout.chunks, "chunks", faults=len(faults))
-    if faults and not request.repair:
-        reporter.note(f"next: teachonce verify {request.labels} --repair, then the same `teachonce teach` again")
+    again: dict[str, float] = {}
+    if request.teacher is not None and not faults:  # what is damaged is not worth the teacher's time
+        again, wrong = _run_teacher(store, request, reporter)
+        faults += wrong
+    elif faults and not request.repair:
+        reporter.note(f"next: teachonce verify {request.labels} --repair, then the same `{_maker(store)}` again")
     if dropped:
-        reporter.note(f"took {dropped} chunks out of the ledger; run the same `teachonce teach` again to rebuild them")
+        reporter.note(f"took {dropped} chunks out of the ledger; run the same `{_maker(store)}` again to rebuild them")
     return VerifyResult(
         ok=not faults, chunks_checked=checked, chunks_missing=missing, chunks_dropped=dropped,
-        faults=tuple(faults), labels=str(request.labels),
+        faults=tuple(faults), labels=str(request.labels), teacher=again,
     )  # fmt: skip
+
+
+def _maker(store: LabelStore) -> str:
+    """The command that made the store, and makes its lost chunks again."""
+    return f"teachonce {store.groups[LABELS].fingerprint.get('derivation', 'teach')}"
+
+
+def _run_teacher(store: LabelStore, request: VerifyRequest, reporter: Reporter) -> tuple[dict[str, float], list[Fault]]:
+    """Figures over the rows that were run again, and a fault for each that is not what the teacher says."""
+    if not store.layout.top_k:
+        raise DataError(f"{store.path} was made without a teacher", hint="teachonce verify without --teacher")
+    from teachonce.recheck import recheck_rows
+
+    assert request.teacher is not None and request.root is not None  # _check
+    sample = request.sample or DEFAULT_SAMPLE
+    checks = list(recheck_rows(store, request.teacher, request.root, sample, request.seed, reporter))
+    if not checks:
+        raise DataError(f"{store.path}: none of {sample} random rows has an image", hint="give a larger --sample")
+    figures = {
+        "rows": float(len(checks)),
+        "rows_wrong": float(sum(bool(check.problem) for check in checks)),
+        "least_overlap": min(check.overlap for check in checks),
+        "worst_value": max(check.worst_value for check in checks),
+        "mean_kl": float(np.mean([check.kl for check in checks])),
+        "worst_kl": max(check.kl for check in checks),
+    }
+    return figures, [
+        Fault(f"{store.path}: row {check.row}, '{check.key}'", "what the teacher says", check.problem)
+        for check in checks
+        if check.problem
+    ]
 
 
 def _check_chunk(store: LabelStore, group: str, chunk: int, index_is_sound: bool) -> tuple[list[Fault], int]:
@@ -106,7 +165,10 @@ def _check_chunk(store: LabelStore, group: str, chunk: int, index_is_sound: bool
         data = store.read_chunk(group, chunk)
     except IntegrityError as problem:
         return [Fault(where, "what the ledger says", problem.message)], 0
-    checks = list(_label_checks(store, data) if group == LABELS else _feature_checks(data))
+    try:
+        checks = list(_label_checks(store, data) if group == LABELS else _feature_checks(group, data))
+    except IntegrityError as problem:
+        return [Fault(where, "what a sound writer writes", problem.message)], 0
     if group == LABELS and index_is_sound:
         checks += _index_checks(store, chunk, data)
     return [Fault(where, expected, "something else") for holds, expected in checks if not holds], 0
@@ -117,6 +179,8 @@ def _index_checks(store: LabelStore, chunk: int, data: Arrays) -> Iterator[tuple
     index = store.index_of_chunk(chunk)
     yield bool((data["label"] == np.repeat(index.label, store.layout.views)).all()), "the labels of the sample index"
     yield bool((data["sample"] == store.samples(*store.layout.bounds(chunk))).all()), "the samples of the row order"
+    if "key_digest" in data:
+        yield bool((data["key_digest"] == key_digest(index)).all()), "the keys of the sample index"
 
 
 def _label_checks(store: LabelStore, data: Arrays) -> Iterator[tuple[bool, str]]:
@@ -125,7 +189,7 @@ def _label_checks(store: LabelStore, data: Arrays) -> Iterator[tuple[bool, str]]
     yield bool((data["status"] != STATUS_FILL).all()), "a status in every row"
     if not store.layout.top_k:
         return
-    labels = decode_labels(data)
+    labels = store.decode_labels(data)
     ids, log_probs = labels.class_ids[good], labels.log_probs[good]
     yield bool((labels.class_ids[~good] == -1).all()), "no classes in rows without an image"
     yield bool(((ids >= 0) & (ids < store.layout.classes)).all()), f"classes below {store.layout.classes}"
@@ -138,7 +202,12 @@ def _label_checks(store: LabelStore, data: Arrays) -> Iterator[tuple[bool, str]]
     yield bool((np.abs(total - 1) < 0.05).all()), "masses that add up to 1 within the codec's error"
 
 
-def _feature_checks(data: Arrays) -> Iterator[tuple[bool, str]]:
+def _feature_checks(group: str, data: Arrays) -> Iterator[tuple[bool, str]]:
+    if group == EMBEDDING:
+        values = decode_embeddings(data[f"{EMBEDDING}/values"])
+        bad = np.isnan(values)
+        yield bool((bad.all(axis=1) | ~bad.any(axis=1)).all()), "a direction in every row with an image"
+        return
     for features in data.values():
         norms = np.linalg.norm(features.astype(np.float32), axis=1)
         finite = np.isfinite(norms)

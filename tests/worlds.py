@@ -302,31 +302,34 @@ def synthetic_store(
     """A committed store of labels from random logits; returns it and the logits [rows, classes] in row order."""
     import torch
 
-    from teachonce.label_codec import encode
-    from teachonce.label_store import LabelStore
+    from teachonce.label_store import key_digest
     from teachonce.sampler import row_order
-    from teachonce.store_format import LABELS, Layout
-    from teachonce.teacher import soft_labels
+    from teachonce.soft_chunk import SoftChunk
+    from teachonce.store_create import create_store
+    from teachonce.store_format import LABELS, new_layout
     from teachonce.vocabulary import Vocabulary
 
     rng = np.random.default_rng(seed)
     logits = (3 * rng.normal(size=(rows, classes))).astype(np.float32)
     vocabulary = Vocabulary(tuple(f"c{i:05d}" for i in range(classes)), tuple(f"class {i}" for i in range(classes)))
-    temperatures = (1.0, 2.0)
-    layout = Layout(rows=rows, chunk_rows=chunk_rows, classes=classes, top_k=top_k, temperatures=temperatures)
+    layout = new_layout(rows, classes, top_k, (1.0, 2.0), chunk_rows)
     index, order = synthetic_index(rows, classes, seed), row_order(rows, seed)
     embeddings = rng.normal(size=(classes, 6)).astype(np.float32)
     fingerprint = {"samples": index.digest, "seed": seed, "about": {}}
-    store = LabelStore.create(path, layout, fingerprint, vocabulary, vocabulary, index, order, embeddings)
+    store = create_store(path, layout, fingerprint, vocabulary, vocabulary, index, order, embeddings)
     for chunk in range(layout.chunks):
         start, stop = layout.bounds(chunk)
-        coded = encode(soft_labels(torch.from_numpy(logits[start:stop]), top_k, temperatures), classes)
+        soft = SoftChunk(store, chunk)
+        soft.add(torch.from_numpy(logits[start:stop]))
+        part, status = store.index_of_chunk(chunk), np.zeros(stop - start, np.uint8)
         data = {
-            **vars(coded),
-            "label": index.label[order[start:stop]],
+            **soft.finish(status, part.label),
+            "label": part.label,
             "sample": store.samples(start, stop),
             "view": np.zeros(stop - start, np.uint8),
-            "status": np.zeros(stop - start, np.uint8),
+            "status": status,
+            "image_crc": np.arange(start, stop, dtype=np.uint32),
+            "key_digest": key_digest(part),
         }
         store.commit(LABELS, chunk, 7, stop - start, 0, store.write_chunk(LABELS, chunk, data))
     return store, logits

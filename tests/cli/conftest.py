@@ -39,7 +39,7 @@ class Ended:
 
 @pytest.fixture
 def stubs(monkeypatch: pytest.MonkeyPatch) -> stage_stubs.Stubs:
-    """All six stages replaced; a real one that another test has imported comes back afterwards."""
+    """All stages replaced; a real one that another test has imported comes back afterwards."""
     made = stage_stubs.Stubs()
     for name in stage_stubs.NAMES:
         module = made.module(name)

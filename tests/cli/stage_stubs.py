@@ -30,8 +30,9 @@ class TeachRequest:
     teacher: str | None
     students: tuple[str, ...] = ()
     vocabulary: str | None = None
-    template: str = "a photo of a {}."
+    templates: tuple[str, ...] = ("a photo of a {}.",)
     top_k: int | None = None
+    embeddings: Literal["int8", "float16"] | None = None
     workers: int = 1
     threads: int | None = None
     batch_size: int = 128
@@ -60,6 +61,19 @@ class InspectRequest:
     samples: int = 3
 
 
+SPREAD = {"mean": 2e-4, "p50": 1e-4, "p90": 3e-4, "p99": 8e-4, "max": 1e-3}
+RULES = {"ghost": 9e-5, "residual-uniform": 0.43, "renormalise": 0.2, "to-label": None}
+FIDELITY = {
+    "rows": 48,
+    "k": 10,
+    "value_kl": SPREAD,
+    "mass": {**SPREAD, "mean": 0.625},
+    "topk_kl": {rule: SPREAD for rule in RULES},
+    "embedding_kl": {"own scale": SPREAD},
+    "by_k": [{"k": 1, "mass": 0.25, **RULES}, {"k": 10, "mass": 0.625, **RULES}],
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class InspectResult:
     rows: int = 1200
@@ -71,6 +85,8 @@ class InspectResult:
     bytes_per_row: dict[str, float] = field(default_factory=lambda: {"total": 152.5})
     fingerprint: dict[str, Any] = field(default_factory=lambda: {"teacher": {"name": "stub", "precision": "fp32"}})
     students: tuple[dict[str, Any], ...] = ()
+    embeddings: dict[str, Any] = field(default_factory=lambda: {"kind": "int8", "width": 8, "chunks_committed": 3})
+    fidelity: dict[str, Any] = field(default_factory=lambda: dict(FIDELITY))
     statistics: dict[str, float] = field(default_factory=lambda: {"entropy": float("nan")})
     examples: tuple[dict[str, Any], ...] = ({"key": "[red]a.jpg", "classes": ("tench", "eel")},)
 
@@ -79,6 +95,10 @@ class InspectResult:
 class VerifyRequest:
     labels: Path
     repair: bool = False
+    teacher: str | None = None
+    sample: int | None = None
+    seed: int = 0
+    root: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +114,84 @@ class VerifyResult:
     chunks_checked: int = 3
     faults: tuple[Fault, ...] = ()
     exit_code: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelabelRequest:
+    parent: Path
+    labels: Path
+    vocabulary: str | None = None
+    templates: tuple[str, ...] | None = None
+    top_k: int | None = None
+    temperatures: tuple[float, ...] | None = None
+    classes: Path | None = None
+    teacher: str | None = None
+    root: Path | None = None
+    threads: int | None = None
+    force_unlock: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelabelResult:
+    rows_ok: int = 1200
+    rows_failed: int = 0
+    classes: int = 120
+    top_k: int = 10
+    temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    chunks_written: int = 3
+    chunks_skipped: int = 0
+    seconds: float = 2.5
+    bytes_per_row: dict[str, float] = field(default_factory=lambda: {"total": 152.5})
+    parent: str = "labels.zarr"
+    labels: str = "new.zarr"
+    store_id: str = "f00d"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeRequest:
+    parents: tuple[Path, ...]
+    labels: Path
+    weights: tuple[float, ...] | None = None
+    top_k: int | None = None
+    calibrate: bool = True
+    threads: int | None = None
+    force_unlock: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeResult:
+    rows_ok: int = 1200
+    rows_failed: int = 0
+    top_k: int = 10
+    teachers: tuple[dict[str, Any], ...] = ({"labels": "first.zarr", "weight": 0.5, "scale": 80.0},)
+    chunks_written: int = 3
+    chunks_skipped: int = 0
+    seconds: float = 2.5
+    bytes_per_row: dict[str, float] = field(default_factory=lambda: {"total": 152.5})
+    labels: str = "both.zarr"
+    store_id: str = "f00d"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetRequest:
+    labels: Path
+    out: Path
+    shots: int | None = None
+    seed: int = 0
+    top_k: int | None = None
+    classes: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetResult:
+    samples: int = 160
+    rows: int = 160
+    classes: int = 10
+    classes_short: int = 1
+    short: dict[str, int] = field(default_factory=lambda: {"n01": 3})
+    digest: str = "f00d"
+    out: str = "few.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,11 +257,11 @@ class DemoResult:
     seconds: float = 30.0
 
 
-NAMES = ("teach", "inspect", "verify", "train", "evaluate", "demo")
+NAMES = ("teach", "inspect", "verify", "relabel", "merge", "subset", "train", "evaluate", "demo")
 
 
 class Stubs:
-    """Six stub stages that remember what they were asked, and can be told how to end.
+    """Stub stages that remember what they were asked, and can be told how to end.
 
     Attributes:
         requests: every request, in order.

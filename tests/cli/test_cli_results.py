@@ -121,7 +121,7 @@ def test_the_manifest_is_given_once(teachonce_here: Command) -> None:
 
 def test_teach_hands_every_option_on(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
     line = "teach m --root data --split val --labels x.zarr --teacher T --student A --student B --vocabulary V"
-    line += " --template {} --top-k 5 --workers 2 --chunk-rows 64 --force-unlock"
+    line += " --template {} --top-k 5 --embeddings float16 --workers 2 --chunk-rows 64 --force-unlock"
     line += " --set threads=1 --set batch_size=8 --set precision=bf16 --set max_failed_share=0.5"
     assert teachonce_here(*line.split()).code == 0
     assert stubs.requests[-1] == stage_stubs.TeachRequest(
@@ -132,8 +132,9 @@ def test_teach_hands_every_option_on(teachonce_here: Command, stubs: stage_stubs
         teacher="T",
         students=("A", "B"),
         vocabulary="V",
-        template="{}",
+        templates=("{}",),
         top_k=5,
+        embeddings="float16",
         workers=2,
         threads=1,
         batch_size=8,

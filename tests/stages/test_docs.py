@@ -15,7 +15,6 @@ import pytest
 from teachonce.cli.app import app
 from teachonce.cli.jobs import Job
 from teachonce.label_store import LabelStore
-from teachonce.working_set import decode_labels
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -54,7 +53,7 @@ def test_the_format_page_decodes_a_store(finished: Path, tmp_path: Path) -> None
     done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     store = LabelStore.open(finished)
-    parts = [decode_labels(store.read_chunk("labels", chunk)) for chunk in range(store.layout.chunks)]
+    parts = [store.decode_labels(store.read_chunk("labels", chunk)) for chunk in range(store.layout.chunks)]
     found = np.load(tmp_path / "found.npz")
     assert found["ok"].all() and len(found["ok"]) == store.layout.rows
     assert np.array_equal(found["ids"], np.concatenate([part.class_ids for part in parts]))

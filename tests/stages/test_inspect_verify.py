@@ -18,14 +18,13 @@ from teachonce.progress import Silent
 from teachonce.stages.inspect import InspectRequest, inspect
 from teachonce.stages.verify import VerifyRequest, verify
 from teachonce.store_format import LABELS
-from teachonce.working_set import decode_labels
 
 
 def test_inspect_tells_what_is_there(finished: Path, student: str) -> None:
     """Counts, fingerprint, students, and statistics that equal those of the decoded arrays."""
     found = inspect(InspectRequest(labels=finished, samples=4), Silent())
     arrays = all_arrays(finished)
-    labels = decode_labels(arrays)
+    labels = LabelStore.open(finished).decode_labels(arrays)
     assert (found.rows, found.chunks, found.chunks_committed, found.rows_failed) == (PHOTOS, CHUNKS, CHUNKS, 0)
     assert (found.top_k, found.vocabulary_size, found.tied_names) == (5, 8, 2)
     assert found.statistics["rows_looked_at"] == PHOTOS
@@ -37,7 +36,7 @@ def test_inspect_tells_what_is_there(finished: Path, student: str) -> None:
     assert [s["student"] for s in found.students] == [student] and found.students[0]["width"] == 12
     assert found.students[0]["chunks_committed"] == CHUNKS
     assert found.store_id == LabelStore.open(finished).store_id()
-    assert {"teacher_digest", "template", "top_k", "split", "precision"} <= set(found.fingerprint)
+    assert {"teacher_digest", "templates", "top_k", "split", "precision"} <= set(found.fingerprint)
     assert len(found.examples) == 4
     for row, example in enumerate(found.examples):
         assert example["row"] == row and example["key"] == keys_of(finished)[row]

@@ -17,12 +17,12 @@ from worlds import CHUNKS, IDS, NAMES, PHOTOS, TEMPLATE, Notes, World, all_array
 
 from teachonce.clip_models import load_clip
 from teachonce.errors import DataError, FingerprintError, IncompleteError, UsageError
-from teachonce.label_codec import GAP_STEP, max_error
+from teachonce.label_codec import max_error
 from teachonce.label_store import LabelStore
 from teachonce.progress import Silent
-from teachonce.stages.teach import TeachRequest, chunk_rows, teach
-from teachonce.store_format import student_group
-from teachonce.working_set import decode_labels, load_working_set
+from teachonce.stages.teach import TeachRequest, teach
+from teachonce.store_format import default_chunk_rows, student_group
+from teachonce.working_set import load_working_set
 
 
 def names_of(store: Path) -> list[str]:
@@ -50,7 +50,7 @@ def open_clips_own(spec: str, photos: list[bytes]) -> tuple[np.ndarray, np.ndarr
 def check_labels(store: Path, teacher: str, photos: dict[str, bytes], top_k: int, slack: float = 2e-4) -> None:
     """Ids and values of every row against open_clip's own softmax."""
     opened = LabelStore.open(store)
-    found = decode_labels(all_arrays(store))
+    found = LabelStore.open(store).decode_labels(all_arrays(store))
     _, logits = open_clips_own(teacher, [photos[name] for name in names_of(store)])
     truth = np.log(torch.from_numpy(logits).double().softmax(1).numpy())
     assert found.class_ids.shape == (PHOTOS, top_k) and opened.layout.top_k == top_k
@@ -58,7 +58,7 @@ def check_labels(store: Path, teacher: str, photos: dict[str, bytes], top_k: int
         ids = found.class_ids[row]
         wanted = truth[row, ids].astype(np.float32)
         best_first = np.concatenate([[truth[row].max()], wanted]).astype(np.float32)
-        limit = max_error(best_first[None])[0, 1:] + slack
+        limit = max_error(best_first[None], opened.tables)[0, 1:] + slack
         assert (np.abs(found.log_probs[row] - wanted) <= limit).all()
         outside = np.delete(truth[row], ids)
         assert outside.size == 0 or outside.max() <= wanted.min() + slack, "the k best, ties aside"
@@ -90,15 +90,15 @@ def test_tasks_in_this_process_give_the_same_bits(world: World, teacher: str, fi
     """The store that the other tests use is the one a cluster run makes; plain Zarr reads the same values."""
     check_labels(finished, teacher, world.photos, 5)
     root = zarr.open_group(str(finished), mode="r")
-    ids = np.cumsum(root["class_ids"][:], axis=1)
-    order = np.argsort(root["gaps"][:], axis=1, kind="stable")
-    found = decode_labels(all_arrays(finished))
+    ids = root["class_order"][:].astype(np.int64)[np.cumsum(root["class_ids"][:].astype(np.int64), axis=1)]
+    order = np.argsort(root["gaps"][:] * 2.0**32 + ids, axis=1)
+    found = LabelStore.open(finished).decode_labels(all_arrays(finished))
     assert np.array_equal(np.take_along_axis(ids, order, 1), found.class_ids)
 
 
 def test_tied_names_tie(finished: Path) -> None:
     """`crane` and `Crane` have the same probability in every row, to the last bit; the lower class comes first."""
-    found = decode_labels(all_arrays(finished))
+    found = LabelStore.open(finished).decode_labels(all_arrays(finished))
     pair = [IDS.index("n04"), IDS.index("n06")]
     both = 0
     for row in range(PHOTOS):
@@ -134,7 +134,7 @@ def test_a_student_added_later_runs_alone(named_again: bool, world: World, teach
     store = tmp_path / "a.zarr"
     teach_inline(world, store, teacher, top_k=5)
     before = content(store)
-    monkeypatch.setattr("teachonce.chunk_task.soft_labels", None)  # would fail if the teacher ran
+    monkeypatch.setattr("teachonce.soft_chunk.soft_labels", None)  # would fail if the teacher ran
     again: dict[str, Any] = {"top_k": 5} if named_again else {}
     result = teach_inline(world, store, teacher if named_again else None, students=(student,), **again)
     assert result.chunks_written == CHUNKS
@@ -160,7 +160,8 @@ def test_two_students_and_their_features(world: World, teacher: str, student: st
 
 
 CHANGES: list[tuple[dict[str, Any], str]] = [
-    ({"template": "a drawing of a {}."}, "template"), ({"top_k": 4}, "top_k"), ({"precision": "bf16"}, "precision"),
+    ({"templates": ("a drawing of a {}.",)}, "templates"), ({"top_k": 4}, "top_k"),
+    ({"precision": "bf16"}, "precision"),
     ({"split": "val"}, "split"), ({"vocabulary": "other.tsv"}, "vocabulary_digest"),
 ]  # fmt: skip
 
@@ -217,10 +218,11 @@ def test_three_layouts_give_the_same_rows(
         rows = [place[name] for name in names_of(store)]
         assert np.array_equal(found["label"], wanted["label"][rows])
         assert (found["status"] == 0).all()
-        ours, theirs = decode_labels(found), decode_labels(wanted)
+        opened = LabelStore.open(finished)
+        ours, theirs = LabelStore.open(store).decode_labels(found), opened.decode_labels(wanted)
         # Batches differ between the layouts, and with them the last bits: one step of the code at most.
         np.testing.assert_allclose(ours.log_residual, theirs.log_residual[rows], atol=2e-3)
-        np.testing.assert_allclose(ours.log_probs, theirs.log_probs[rows], atol=1.01 * GAP_STEP)
+        np.testing.assert_allclose(ours.log_probs, theirs.log_probs[rows], atol=0.1)
         assert (ours.class_ids[:, 0] == theirs.class_ids[rows, 0]).mean() > 0.98
         same = [set(a) == set(b) for a, b in zip(ours.class_ids.tolist(), theirs.class_ids[rows].tolist(), strict=True)]
         assert np.mean(same) > 0.95
@@ -243,7 +245,7 @@ def test_every_precision_does_real_work(
     store = tmp_path / "a.zarr"
     result = teach_inline(world, store, teacher, top_k=8, precision=precision, chunk_rows=70)
     assert result.rows_ok == PHOTOS
-    found = decode_labels(all_arrays(store))
+    found = LabelStore.open(store).decode_labels(all_arrays(store))
     _, logits = open_clips_own(teacher, [world.photos[name] for name in names_of(store)])
     truth = torch.from_numpy(logits).log_softmax(1).numpy()
     wanted = np.take_along_axis(truth, found.class_ids, 1)
@@ -309,7 +311,7 @@ def test_ties_are_said(world: World, teacher: str, tmp_path: Path) -> None:
      ({"top_k": 9}, "--top-k 9 is larger than the vocabulary of 8 classes"),
      ({"split": "trian"}, "did you mean 'train'"),
      ({"root": None}, "needs the folder"), ({"manifest": "local-tarz"}, "did you mean"),
-     ({"vocabulary": "timm:imagenet22"}, "did you mean"), ({"template": "no hole"}, "exactly one"),
+     ({"vocabulary": "timm:imagenet22"}, "did you mean"), ({"templates": ("no hole",)}, "exactly one"),
      ({"teacher": "local-dir:/nowhere"}, "open_clip_config.json")],
 )  # fmt: skip
 def test_a_wrong_option_is_refused_before_anything_is_written(
@@ -346,7 +348,7 @@ def test_a_second_writer_is_refused(world: World, teacher: str, finished: Path, 
 )
 def test_chunk_sizes_follow_the_number_of_rows(rows: int, size: int) -> None:
     """Some 64 chunks, between 512 and 16,384 rows."""
-    assert chunk_rows(rows) == size
+    assert default_chunk_rows(rows) == size
 
 
 def test_exact_ties_at_the_boundary_are_by_class(world: World, teacher: str, tmp_path: Path) -> None:
@@ -354,4 +356,4 @@ def test_exact_ties_at_the_boundary_are_by_class(world: World, teacher: str, tmp
     (world.root / "twins.tsv").write_text("n01\tfox\nn02\tFox\n")
     store = tmp_path / "a.zarr"
     teach_inline(world, store, teacher, vocabulary="twins.tsv", top_k=1, chunk_rows=70)
-    assert (decode_labels(all_arrays(store)).class_ids == 0).all()
+    assert (LabelStore.open(store).decode_labels(all_arrays(store)).class_ids == 0).all()

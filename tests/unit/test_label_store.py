@@ -14,12 +14,13 @@ from worlds import synthetic_index, synthetic_store
 from teachonce import store_format
 from teachonce.errors import DataError, FingerprintError, IncompleteError, IntegrityError
 from teachonce.label_codec import TopK, encode, max_error
-from teachonce.label_store import LabelStore, require_fingerprint
+from teachonce.label_store import LabelStore
+from teachonce.ledger import require_fingerprint
 from teachonce.sampler import row_order
+from teachonce.store_create import add_student, create_store
 from teachonce.store_format import LABELS, Layout, label_arrays
 from teachonce.store_size import bytes_per_row
 from teachonce.vocabulary import Vocabulary
-from teachonce.working_set import decode_labels
 
 STUDENT = "ab" * 32
 
@@ -32,7 +33,7 @@ def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def with_student(store: LabelStore, seed: int = 0) -> str:
     """Add a student's column group with random unit features; returns its name."""
-    group = store.add_student(STUDENT, 6, {"student_digest": STUDENT, "about": {"student": "tiny"}})
+    group = add_student(store, STUDENT, 6, {"student_digest": STUDENT, "about": {"student": "tiny"}})
     rng = np.random.default_rng(seed)
     for chunk in range(store.layout.chunks):
         start, stop = store.layout.bounds(chunk)
@@ -46,13 +47,13 @@ def test_plain_zarr_and_numpy_read_the_same(tmp_path: Path) -> None:
     """The documented format, without a line of ours: ids, log-probabilities, vocabulary, labels, samples."""
     store, logits = synthetic_store(tmp_path / "a.zarr", rows=37, chunk_rows=10)
     root = zarr.open_group(str(tmp_path / "a.zarr"), mode="r")
-    ids = np.cumsum(root["class_ids"][:].astype(np.int64), axis=1)
-    log_probs = root["top_log_prob"][:].astype(np.float32)[:, None] - root["gaps"][:] / np.float32(17)
-    order = np.argsort(root["gaps"][:], axis=1, kind="stable")
+    ids = root["class_order"][:].astype(np.int64)[np.cumsum(root["class_ids"][:].astype(np.int64), axis=1)]
+    log_probs = root["top_log_prob"][:].astype(np.float32)[:, None] - root["gap_levels"][:][root["gaps"][:]]
+    order = np.argsort(root["gaps"][:] * 2.0**32 + ids, axis=1)
     ids, log_probs = np.take_along_axis(ids, order, 1), np.take_along_axis(log_probs, order, 1)
     names = [line.split("\t") for line in root["vocabulary"][:].tobytes().decode().splitlines()]
 
-    parts = [decode_labels(store.read_chunk(LABELS, chunk)) for chunk in range(store.layout.chunks)]
+    parts = [store.decode_labels(store.read_chunk(LABELS, chunk)) for chunk in range(store.layout.chunks)]
     assert np.array_equal(ids, np.concatenate([part.class_ids for part in parts]))
     assert np.allclose(log_probs, np.concatenate([part.log_probs for part in parts]), atol=1e-6)
     assert [tuple(name) for name in names] == list(zip(store.vocabulary().ids, store.vocabulary().names, strict=True))
@@ -63,7 +64,7 @@ def test_plain_zarr_and_numpy_read_the_same(tmp_path: Path) -> None:
     wide = logits.astype(np.float64)
     truth = wide - np.log(np.exp(wide).sum(1, keepdims=True))
     wanted = np.take_along_axis(truth, ids, 1)
-    assert (np.abs(log_probs - wanted) <= max_error(wanted.astype(np.float32)) + 1e-5).all()
+    assert (np.abs(log_probs - wanted) <= max_error(wanted.astype(np.float32), store.tables) + 1e-5).all()
     assert np.array_equal(np.sort(ids, 1), np.sort(np.argsort(-truth, axis=1)[:, :4], 1))
     assert np.array_equal(ids[:, 0], truth.argmax(1))
     outside = np.exp(truth)
@@ -103,17 +104,18 @@ def test_every_fill_value_is_no_value(tmp_path: Path) -> None:
 
 def test_a_chunk_of_fill_values_is_written_all_the_same(tmp_path: Path) -> None:
     """Zarr drops such chunks by default; a chunk of failed images must not look like a hole."""
-    layout = Layout(rows=4, chunk_rows=4, classes=3, top_k=2, temperatures=(1.0,))
+    layout = Layout(rows=4, chunk_rows=4, classes=3, top_k=2, temperatures=(1.0,), fidelity_rows=2, fidelity_k=(2,))
     words = Vocabulary(("a", "b", "c"), ("a", "b", "c"))
-    store = LabelStore.create(tmp_path / "a.zarr", layout, {}, words, words, synthetic_index(4, 3), np.arange(4), None)
+    store = create_store(tmp_path / "a.zarr", layout, {}, words, words, synthetic_index(4, 3), np.arange(4), None)
     empty = TopK(np.full((4, 2), -1), np.full((4, 2), np.nan, np.float32), np.full((4, 1), np.nan, np.float32))
-    data = {**vars(encode(empty, 3)), "label": np.full(4, -2), "sample": np.full(4, 2**32 - 1),
-            "view": np.full(4, 255), "status": np.full(4, 255)}  # fmt: skip
+    data = {**vars(encode(empty, store.tables)), "label": np.full(4, -2), "sample": np.full(4, 2**32 - 1),
+            "view": np.full(4, 255), "status": np.full(4, 255), "image_crc": np.zeros(4),
+            "key_digest": np.zeros((1, 2)), "fidelity": np.full((2, 6), np.nan)}  # fmt: skip
     store.commit(LABELS, 0, 1, 0, 4, store.write_chunk(LABELS, 0, data))
     for spec in store.groups[LABELS].arrays:
         folder = tmp_path / "a.zarr" / spec.path / "c"
         assert sum(file.is_file() for file in folder.rglob("*")) == 1, spec.path
-    assert (decode_labels(LabelStore.open(tmp_path / "a.zarr").read_chunk(LABELS, 0)).class_ids == -1).all()
+    assert (store.decode_labels(LabelStore.open(tmp_path / "a.zarr").read_chunk(LABELS, 0)).class_ids == -1).all()
 
 
 def test_only_core_codecs_and_no_shards(tmp_path: Path) -> None:
@@ -131,7 +133,7 @@ def test_large_vocabularies_take_wide_class_ids(tmp_path: Path) -> None:
     store, logits = synthetic_store(tmp_path / "a.zarr", rows=40, chunk_rows=40, classes=70_000, top_k=3)
     data = store.read_chunk(LABELS, 0)
     assert data["class_ids"].dtype == np.uint32
-    found = decode_labels(data)
+    found = store.decode_labels(data)
     assert np.array_equal(np.sort(found.class_ids, 1), np.sort(np.argsort(-logits, axis=1, kind="stable")[:, :3], 1))
     assert found.class_ids.max() > 65_535
 
@@ -179,7 +181,7 @@ def test_a_student_is_added_beside_and_its_fingerprint_kept(tmp_path: Path) -> N
     assert all(np.array_equal(before[name], data) for name, data in again.read_chunk(LABELS, 0).items())
     assert again.read_chunk(group, 1)[f"{group}/features"].shape == (10, 6)
     with pytest.raises(FingerprintError, match="precision: stored None, asked for 'bf16'"):
-        again.add_student(STUDENT, 6, {"student_digest": STUDENT, "precision": "bf16", "about": {}})
+        add_student(again, STUDENT, 6, {"student_digest": STUDENT, "precision": "bf16", "about": {}})
 
 
 @pytest.mark.parametrize("left", ["group only", "group and ledger", "ledger only", "parent only"])
@@ -187,7 +189,7 @@ def test_a_student_group_left_half_made_by_a_crash_is_made_anew(left: str, tmp_p
     """A run that died at any point between the group and the header does not block the next one."""
     store, _ = synthetic_store(tmp_path / "a.zarr", rows=20, chunk_rows=10)
     header = (store.path / "ledger/zarr.json").read_bytes()
-    group = store.add_student(STUDENT, 6, {"student_digest": STUDENT, "about": {}})
+    group = add_student(store, STUDENT, 6, {"student_digest": STUDENT, "about": {}})
     (store.path / "ledger/zarr.json").write_bytes(header)  # the crash came before this was written
     ledger = store.path / "ledger" / group.replace("/", "-")
     if left in ("group only", "parent only"):
@@ -233,8 +235,8 @@ def test_what_is_no_store_is_a_data_error(tmp_path: Path) -> None:
         LabelStore.open(tmp_path / "other.zarr")
     store, _ = synthetic_store(tmp_path / "a.zarr", rows=20, chunk_rows=10)
     file = store.path / "zarr.json"
-    file.write_text(file.read_text().replace('"version": 1', '"version": 2'))
-    with pytest.raises(IntegrityError, match="format version 2; this program reads 1"):
+    file.write_text(file.read_text().replace('"version": 2', '"version": 3'))
+    with pytest.raises(IntegrityError, match="format version 3; this program reads 1 and 2"):
         LabelStore.open(store.path)
 
 
@@ -259,7 +261,7 @@ def test_bytes_a_row_add_up_to_what_lies_on_disk(tmp_path: Path) -> None:
     total = sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file())
     assert parts["total"] == total / 40
     assert sum(size for name, size in parts.items() if name != "total") == pytest.approx(parts["total"])
-    assert all(size > 0 for size in parts.values())
+    assert parts["embeddings"] == 0 and all(size > 0 for name, size in parts.items() if name != "embeddings")
 
 
 def test_a_failed_creation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +270,7 @@ def test_a_failed_creation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device", "somewhere")
 
-    monkeypatch.setattr("teachonce.label_store.sync_tree", full)
+    monkeypatch.setattr("teachonce.store_create.sync_tree", full)
     with pytest.raises(IncompleteError, match=r"writing somewhere failed: No space left.*MB free"):
         synthetic_store(tmp_path / "a.zarr")
     assert list(tmp_path.iterdir()) == []
@@ -280,5 +282,7 @@ def test_chunks_cover_the_rows(rows: int) -> None:
     layout = Layout(rows=rows, chunk_rows=10, classes=3, top_k=0, temperatures=())
     bounds = [layout.bounds(chunk) for chunk in range(layout.chunks)]
     assert [row for start, stop in bounds for row in range(start, stop)] == list(range(rows))
-    assert [spec.path for spec in label_arrays(layout)] == ["label", "sample", "view", "status"]
+    assert [spec.path for spec in label_arrays(layout)] == [
+        "label", "sample", "view", "status", "image_crc", "key_digest",
+    ]  # fmt: skip
     assert store_format.LABEL_FILL == -2

@@ -1,0 +1,80 @@
+"""What the column groups of a store depend on, field by field; a store is continued and read only where they agree.
+
+The field `about` is for people and is never compared.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from teachonce import __version__
+from teachonce.label_codec import CODEC_VERSION
+from teachonce.manifests import Manifest
+from teachonce.model_spec import Precision
+from teachonce.sampler import BLOCK
+from teachonce.versions import package_versions
+from teachonce.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from teachonce.clip_models import LoadedClip
+
+TEMPERATURES = (1.0, 2.0, 4.0)
+ORDER_SEED = 0
+
+
+def label_fingerprint(
+    manifest: Manifest, split: str, vocabulary: Vocabulary, vocabulary_spec: str | None, top_k: int
+) -> dict[str, Any]:
+    """Of the column group `labels`, but for what a teacher adds."""
+    return {
+        "manifest": manifest.name,
+        "manifest_digest": manifest.digest(split),
+        "split": split,
+        "vocabulary_digest": vocabulary.digest,
+        "views": 1,
+        "row_order": f"blocks of {BLOCK}, seed {ORDER_SEED}",
+        "top_k": top_k,
+        "codec_version": CODEC_VERSION,
+        "about": {
+            "teachonce": __version__,
+            "versions": package_versions(),
+            "vocabulary": vocabulary_spec or "manifest",
+        },
+    }
+
+
+def with_teacher(
+    fields: dict[str, Any], teacher: LoadedClip, templates: tuple[str, ...], precision: Precision
+) -> dict[str, Any]:
+    """The fields with those that a teacher adds."""
+    return fields | {
+        "teacher_digest": teacher.digest,
+        "precision": precision,
+        "logit_scale": teacher.logit_scale,
+        "preprocess": teacher.preprocess_text,
+        "templates": list(templates),
+        "temperatures": list(TEMPERATURES),
+        "about": fields["about"] | {"teacher": teacher.spec},
+    }
+
+
+def embedding_fingerprint(teacher: LoadedClip, precision: Precision, samples: str) -> dict[str, Any]:
+    """Of the teacher's image embeddings; names and templates do not matter to them."""
+    return {
+        "teacher_digest": teacher.digest,
+        "precision": precision,
+        "preprocess": teacher.preprocess_text,
+        "samples": samples,
+        "about": {"teacher": teacher.spec, "teachonce": __version__},
+    }
+
+
+def student_fingerprint(student: LoadedClip, precision: Precision, samples: str) -> dict[str, Any]:
+    """Of a student's image features."""
+    return {
+        "student_digest": student.digest,
+        "precision": precision,
+        "preprocess": student.preprocess_text,
+        "samples": samples,
+        "about": {"student": student.spec, "teachonce": __version__},
+    }

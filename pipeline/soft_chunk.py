@@ -1,0 +1,75 @@
+"""Collects one chunk's logits, batch by batch, and turns them into the coded columns and their fidelity report.
+
+It does not know where logits come from: teach computes them from images, relabel from embeddings, merge from teachers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from teachonce.fidelity import label_fidelity, measured_rows
+from teachonce.label_codec import CodedTopK, TopK, decode, encode
+from teachonce.label_store import Arrays, LabelStore
+from teachonce.teacher import soft_labels
+
+
+class SoftChunk:
+    """The soft labels of one chunk in the making. R rows of the chunk, C classes."""
+
+    def __init__(self, store: LabelStore, chunk: int) -> None:
+        start, stop = store.layout.bounds(chunk)
+        self.store, self.rows = store, stop - start
+        self._parts: list[TopK] = []
+        self._measured = measured_rows(self.rows, store.layout.fidelity_rows)
+        self._full: list[npt.NDArray[np.float64]] = []
+        self._seen = 0
+
+    def add(self, logits: Tensor) -> None:
+        """The next rows' logits at the teacher's own temperature, [B, C] float32; the log of probabilities serves too.
+
+        Raises:
+            DataError: a logit is NaN or infinite.
+        """
+        layout = self.store.layout
+        self._parts.append(soft_labels(logits, layout.top_k, layout.temperatures))
+        inside = (self._measured >= self._seen) & (self._measured < self._seen + len(logits))
+        if inside.any():
+            rows = torch.from_numpy(self._measured[inside] - self._seen).to(logits.device)
+            self._full.append(logits[rows].double().log_softmax(dim=1).cpu().numpy())
+        self._seen += len(logits)
+
+    def finish(self, status: npt.NDArray[np.uint8], label: npt.NDArray[np.int32]) -> Arrays:
+        """The coded columns of all rows.
+
+        Args:
+            status: [R], other than 0 blanks the row.
+            label: [R] index into the manifest's class list, -1 unknown.
+        """
+        bad = status != 0
+        ids, log_probs, log_residual = (
+            np.concatenate([getattr(part, name) for part in self._parts])
+            for name in ("class_ids", "log_probs", "log_residual")
+        )
+        ids[bad], log_probs[bad], log_residual[bad] = -1, np.nan, np.nan
+        coded = encode(TopK(ids, log_probs, log_residual), self.store.tables)
+        return {**vars(coded), "fidelity": self._fidelity(coded, bad, label)}
+
+    def _fidelity(
+        self, coded: CodedTopK, bad: npt.NDArray[np.bool_], label: npt.NDArray[np.int32]
+    ) -> npt.NDArray[np.float16]:
+        layout = self.store.layout
+        spec = next(spec for spec in self.store.groups["labels"].arrays if spec.path == "fidelity")
+        report = np.full((layout.fidelity_rows, *spec.tail), np.nan, np.float16)
+        good = ~bad[self._measured]
+        rows = self._measured[good]
+        if len(rows):
+            chosen = CodedTopK(*(getattr(coded, name)[rows] for name in vars(coded)))
+            truth = self.store.label_to_vocabulary[label[rows]]
+            found = label_fidelity(
+                np.concatenate(self._full)[good], decode(chosen, self.store.tables), truth, layout.fidelity_k
+            )
+            report[: len(rows)] = found
+        return report

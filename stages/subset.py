@@ -1,0 +1,67 @@
+"""subset: choose samples of a label store and write the choice to a small file; the store stays as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from teachonce.errors import UsageError
+from teachonce.label_store import LabelStore
+from teachonce.progress import Reporter
+from teachonce.selection import Rule, choose, save_selection
+from teachonce.vocabulary import read_class_ids
+
+SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetRequest:
+    """What to choose; see `teachonce subset --help`."""
+
+    labels: Path
+    out: Path
+    shots: int | None = None
+    seed: int = 0
+    top_k: int | None = None
+    classes: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetResult:
+    """What was chosen."""
+
+    samples: int
+    rows: int
+    """Of these samples, all views."""
+    classes: int
+    """Classes with at least one chosen sample."""
+    classes_short: int
+    """Classes with fewer samples than the shots asked for; all that they have were taken."""
+    short: dict[str, int]
+    """The first of them: class id and number of samples."""
+    digest: str
+    out: str
+
+
+def subset(request: SubsetRequest, reporter: Reporter) -> SubsetResult:
+    """Write the selection file.
+
+    Raises:
+        UsageError: the request selects nothing, or asks for more than the store holds.
+        DataError: not a label store, a class that is not in its vocabulary, or no sample is left.
+        IncompleteError: the store is not complete.
+        EnvironmentFault: the file cannot be written.
+    """
+    if request.out.suffix != ".json":
+        raise UsageError(f"--out {request.out}: the name of a selection ends in .json")
+    store = LabelStore.open(request.labels)
+    classes = None if request.classes is None else read_class_ids(request.classes, store.vocabulary())
+    rule = Rule(shots=request.shots, seed=request.seed, top_k=request.top_k, classes=classes)
+    chosen = choose(store, rule, reporter)
+    if chosen.short:
+        reporter.note(f"{len(chosen.short)} classes have fewer than {request.shots} samples; all of theirs are taken")
+    digest = save_selection(request.out, store, rule, chosen)
+    return SubsetResult(
+        samples=len(chosen.samples), rows=len(chosen.samples) * store.layout.views, classes=chosen.classes,
+        classes_short=len(chosen.short), short=dict(chosen.short[:SHOWN]), digest=digest, out=str(request.out),
+    )  # fmt: skip
