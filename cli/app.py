@@ -37,6 +37,7 @@ EXAMPLES = {  # each fits one line of an 80-column terminal, so that it can be c
     "merge": "teachonce merge first.zarr second.zarr --labels both.zarr",
     "subset": "teachonce subset labels.zarr --out few.json --shots 16",
     "train": "teachonce train labels.zarr --student ViT-B-16/openai --out runs/first",
+    "cache": "teachonce cache list labels.zarr",
     "evaluate": "teachonce evaluate runs/first --student ViT-B-16/openai --manifest set.toml",
     "demo": "teachonce demo --out teachonce-demo",
 }

@@ -83,6 +83,11 @@ def train(
     set_: options.TrainSet = None,
     seed: options.Seed = None,
     steps: options.Steps = None,
+    select: options.TrainSelection = None,
+    manifest: options.TrainManifest = None,
+    split: options.TrainSplit = None,
+    vocabulary: options.TrainVocabulary = None,
+    root: options.TrainRoot = None,
     resume: options.Resume = False,
     print_config: options.PrintConfig = False,
     json: options.Json = False,
@@ -90,7 +95,8 @@ def train(
 ) -> Job:
     """Learn the prompts of a frozen student from a label store; no teacher, no images.
 
-    LABELS.zarr, --student and --out are required, except with --print-config.
+    LABELS.zarr, --student and --out are required, except with --print-config. --manifest, --split, --vocabulary and
+    --root say what the store must belong to; they change nothing else.
     """
     ours, overrides = options.split_overrides(options.TrainSettings, set_ or ())
     how = options.settings(options.TrainSettings, ours)
@@ -107,7 +113,17 @@ def train(
         from teachonce.stages import train as stage
 
         request = stage.TrainRequest(
-            labels=store, student=model, out=run, config=resolved, resume=resume, threads=how.threads
+            labels=store,
+            student=model,
+            out=run,
+            config=resolved,
+            resume=resume,
+            threads=how.threads,
+            selection=select,
+            manifest=manifest,
+            split=split,
+            vocabulary=vocabulary,
+            root=root,
         )
         return stage.train(request, output)
 

@@ -23,6 +23,7 @@ from teachonce.model_spec import EmbeddingKind, Precision
 from teachonce.strict import decode
 
 T = TypeVar("T")
+CacheAction = typing.Literal["list", "clear"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +150,19 @@ def one_manifest(argument: str | None, option: str | None, command: str) -> str:
     if manifest is None:
         raise UsageError("Missing argument 'MANIFEST'", f"teachonce {command} --help")
     return manifest
+
+
+def cache_action(word: str) -> CacheAction:
+    """What `cache` should do.
+
+    Raises:
+        UsageError: it is no action; suggests the nearest.
+    """
+    known: tuple[CacheAction, ...] = typing.get_args(CacheAction)
+    for action in known:
+        if word == action:
+            return action
+    raise UsageError(f"no such action '{word}': {did_you_mean(word, known)}", "teachonce cache --help")
 
 
 def required(value: T | None, name: str, command: str) -> T:
@@ -297,6 +311,30 @@ Seed = Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Se
 Steps = Annotated[int | None, typer.Option("--steps", metavar="N", min=1, help="Optimiser steps.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")]
+
+TrainSelection = Annotated[
+    Path | None, typer.Option("--select", metavar="FILE.json", help="Use only what this file of subset selects.")
+]
+TrainManifest = Annotated[
+    str | None, typer.Option("--manifest", metavar="M", help="Refuse a store that was made from another manifest.")
+]
+TrainSplit = Annotated[
+    str | None, typer.Option("--split", metavar="S", help="... from another split; with --manifest: train by default.")
+]
+TrainVocabulary = Annotated[
+    str | None, typer.Option("--vocabulary", metavar="V", help="... or with another class list.")
+]
+TrainRoot = Annotated[
+    Path | None,
+    typer.Option("--root", metavar="DIR", help="Folder of the data: compare some images with what was taught."),
+]
+
+ActionArgument = Annotated[str, typer.Argument(metavar="list|clear", help="What to do.")]
+CacheLabels = Annotated[
+    Path | None,
+    typer.Argument(metavar="LABELS.zarr", help="Working sets beside this store; else the user's own cache.",
+                   show_default=False),
+]  # fmt: skip
 
 RunArgument = Annotated[
     Path | None,

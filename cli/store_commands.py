@@ -153,3 +153,23 @@ def subset(
         return stage.subset(request, output)
 
     return job("subset", json, quiet, run_stage)
+
+
+def cache(
+    action: options.ActionArgument,
+    labels: options.CacheLabels = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> Job:
+    """List or clear the working sets beside a label store, or the user's own cache; all of it is made again on demand.
+
+    What a running process uses is left alone.
+    """
+    todo = options.cache_action(action)
+
+    def run_stage(output: Output) -> DataclassInstance:
+        from teachonce.stages import cache as stage
+
+        return stage.cache(stage.CacheRequest(action=todo, labels=labels), output)
+
+    return job("cache", json, quiet, run_stage)

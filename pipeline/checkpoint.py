@@ -20,7 +20,7 @@ from teachonce.errors import FingerprintError, IntegrityError, UsageError
 from teachonce.files import atomic_write_bytes
 
 KEEP = 2  # the newest and the one before it, should the newest turn out damaged
-ALL_ROWS = "none: all rows"  # the selection of runs that have none, also of those from before there were selections
+ALL_ROWS = "all rows"  # the selection of runs that have none, also of those from before there were selections
 _PARAMETER, _OPTIMIZER = "parameter.", "optimizer."
 
 

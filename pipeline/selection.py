@@ -186,9 +186,10 @@ def _keys(store: LabelStore, samples: npt.NDArray[np.uint32]) -> tuple[str, ...]
 
 
 def save_selection(path: Path, store: LabelStore, rule: Rule, chosen: Chosen) -> str:
-    """Write a selection file, whole or not at all; returns its digest.
+    """Write a selection file, whole or not at all; returns its digest. The same file again is left as it is.
 
     Raises:
+        UsageError: another file is there: runs may depend on it.
         EnvironmentFault: the file cannot be written.
     """
     fingerprint = store.groups[LABELS].fingerprint
@@ -206,7 +207,14 @@ def save_selection(path: Path, store: LabelStore, rule: Rule, chosen: Chosen) ->
     }
     document = json.loads(json.dumps(document))  # as a reader sees it: tuples are lists
     document["digest"] = fingerprint_digest(document)
-    atomic_write_bytes(path, (json.dumps(document, indent=1) + "\n").encode())
+    content = (json.dumps(document, indent=1) + "\n").encode()
+    if not path.exists():
+        atomic_write_bytes(path, content)
+    elif not path.is_file() or path.read_bytes() != content:
+        raise UsageError(
+            f"{path} exists and is not what this command would write; runs may depend on it",
+            hint="give another --out, or delete that file first",
+        )
     return str(document["digest"])
 
 

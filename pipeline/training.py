@@ -118,9 +118,7 @@ class Trainer:
             self.config.correction,
         )
 
-    def _loss(
-        self, features_KE: Tensor, batch: Batch, candidates: Candidates, parts: dict[str, float]
-    ) -> Tensor:
+    def _loss(self, features_KE: Tensor, batch: Batch, candidates: Candidates, parts: dict[str, float]) -> Tensor:
         if batch.features is None:
             raise DataError("this working set was opened without a student: there are no image features to train on")
         device, config = features_KE.device, self.config
@@ -162,7 +160,7 @@ class Trainer:
             else f"the gradient of {', '.join(bad)} is not finite"
         )
         raise UsageError(
-            f"step {step}: {what}; nothing was updated and the last checkpoint is kept (rows {batch.row[:8].tolist()}...)",
+            f"step {step}: {what}; nothing was updated and the last checkpoint is kept (rows {batch.row[:8].tolist()})",
             hint="use a smaller learning_rate or a longer warm-up in a new run",
         )
 

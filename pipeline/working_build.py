@@ -158,15 +158,16 @@ def _in_order(plan: Plan, chunks: int) -> Iterator[tuple[npt.NDArray[Any], ...]]
 
 
 def rows_of_chunk(
-    plan: Plan, chunk: int, only: npt.NDArray[np.int64] | None = None
+    plan: Plan, chunk: int, only: npt.NDArray[np.int64] | None = None, data: Arrays | None = None
 ) -> tuple[npt.NDArray[Any], ...]:
     """The records of a chunk's rows that belong to the set, and their features where it has some.
 
     Args:
         chunk: of the store, checked against its ledger.
         only: places within the chunk, when not all of its rows are wanted.
+        data: its label arrays, where they were read before.
     """
-    data = plan.store.read_chunk(LABELS, chunk, WANTED)
+    data = plan.store.read_chunk(LABELS, chunk, WANTED) if data is None else data
     first, _ = plan.store.layout.bounds(chunk)
     keep = data["status"] == 0
     if plan.selection is not None:
@@ -180,7 +181,7 @@ def rows_of_chunk(
     places = np.flatnonzero(keep)
     if only is not None:
         places = np.intersect1d(places, only)
-    records = _records(plan, {name: column[places] for name, column in data.items()}, first + places)
+    records = _records(plan, {name: data[name][places] for name in WANTED if name in data}, first + places)
     return (records,) if features is None else (records, features[places])
 
 

@@ -55,6 +55,8 @@ class WorkingSet:
         path: its folder.
         without_class: rows whose label is outside the vocabulary.
         plan: how rows of the store become rows of the set.
+        records: [N] one record a row, mapped into memory.
+        features: [N, E] float16, mapped into memory; None in a set without a student.
     """
 
     def __init__(self, plan: Plan, files: OpenFiles) -> None:
@@ -64,18 +66,18 @@ class WorkingSet:
         self.vocabulary: Vocabulary = plan.vocabulary
         self.temperatures = plan.store.layout.temperatures
         self.without_class = int(files.about["without_class"])
-        self._records = files.arrays[RECORDS]
-        self._features = files.arrays.get(FEATURES)
+        self.records = files.arrays[RECORDS]
+        self.features = files.arrays.get(FEATURES)
         self._below = code_values(plan.store.gap_levels) if plan.top_k else np.zeros(0, np.float32)
         self.close = weakref.finalize(self, os.close, files.lock)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.records)
 
     @property
     def label_column(self) -> npt.NDArray[np.int32]:
         """The label of every row, [N]; reading it touches every record."""
-        column: npt.NDArray[np.int32] = self._records["label"]
+        column: npt.NDArray[np.int32] = self.records["label"]
         return column
 
     @property
@@ -85,8 +87,8 @@ class WorkingSet:
 
     def batch(self, indices: npt.NDArray[np.int64]) -> Batch:
         """The rows with these numbers in the set, [B], in this order."""
-        features = None if self._features is None else self._features.take(indices, axis=0)
-        return decode_records(self._records.take(indices), features, self._below, self.plan.restricted)
+        features = None if self.features is None else self.features.take(indices, axis=0)
+        return decode_records(self.records.take(indices), features, self._below, self.plan.restricted)
 
 
 def decode_records(

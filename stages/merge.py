@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from teachonce.teacher import TeacherHead
 
 BATCH_ROWS = 512
+WEIGHTS_OFF = 1e-6  # how far the sum of the weights may be from 1
 SAME_ROWS = ("label", "sample", "view")
 ROW_ARRAYS = (*SAME_ROWS, "status", "image_crc")
 TEACHER_FIELDS = ("teacher_digest", "precision", "preprocess", "templates")
@@ -110,13 +111,18 @@ def _weights(request: MergeRequest) -> tuple[float, ...]:
     for name, value in (("top-k", request.top_k), ("threads", request.threads)):
         if value is not None and value < 1:
             raise UsageError(f"--{name} must be at least 1, found {value}")
-    given = request.weights or (1.0,) * count
+    given = (1.0 / count,) * count if request.weights is None else request.weights
     if len(given) != count:
         raise UsageError(f"--weights names {len(given)} numbers for {count} stores: expected one a store")
+    found = ", ".join(f"{weight:g}" for weight in given)
     if not all(math.isfinite(weight) and weight > 0 for weight in given):
-        raise UsageError(f"--weights must be positive numbers, found {', '.join(f'{w:g}' for w in given)}")
-    total = math.fsum(given)
-    return tuple(weight / total for weight in given)
+        raise UsageError(f"--weights must be positive numbers, found {found}")
+    if abs(math.fsum(given) - 1) > WEIGHTS_OFF:
+        raise UsageError(
+            f"--weights must add up to 1, found {found}, which is {math.fsum(given):.7g}",
+            hint="leave them out for equal weights",
+        )
+    return given
 
 
 def _require_alike(parents: Sequence[LabelStore]) -> None:
@@ -140,6 +146,8 @@ def _require_alike(parents: Sequence[LabelStore]) -> None:
 def _subject(store: LabelStore) -> dict[str, Any]:
     fingerprint = store.groups[LABELS].fingerprint
     return {
+        "manifest_digest": fingerprint.get("manifest_digest"),
+        "split": fingerprint.get("split"),
         "samples": fingerprint["samples"],
         "rows": store.layout.rows,
         "row_order": fingerprint.get("row_order"),

@@ -24,7 +24,7 @@ from teachonce.store_format import EMBEDDING, LABELS, Layout, new_layout
 from teachonce.store_lock import hold
 from teachonce.store_size import bytes_per_row
 from teachonce.versions import package_versions
-from teachonce.vocabulary import Vocabulary, load_vocabulary, read_class_ids, spoken, take_classes
+from teachonce.vocabulary import Vocabulary, load_vocabulary, read_class_ids, take_classes
 
 if TYPE_CHECKING:
     from teachonce.label_codec import FloatArray
@@ -84,7 +84,7 @@ def relabel(request: RelabelRequest, reporter: Reporter) -> RelabelResult:
     """Complete the store that the request describes.
 
     Raises:
-        UsageError: an option is out of range.
+        UsageError: an option is out of range, or nothing is to be changed.
         DataError: the parent has no embeddings, or a class list is not what it should be.
         FingerprintError: another teacher, or the store at this path was made from something else.
         IncompleteError: the parent is not complete, or another process writes the store.
@@ -99,8 +99,10 @@ def relabel(request: RelabelRequest, reporter: Reporter) -> RelabelResult:
     with hold(request.labels, reporter, request.force_unlock) as token:
         child = open_child(request.labels, plan.fingerprint)
         if child is None:
-            features = _class_embeddings(request, parent, plan, reporter)
-            child = create_child(request.labels, parent, plan.layout, plan.fingerprint, plan.vocabulary, features)
+            features, spec = _class_embeddings(request, parent, plan, reporter)
+            about = plan.fingerprint["about"] | {"teacher": spec}
+            made = plan.fingerprint | {"about": about}
+            child = create_child(request.labels, parent, plan.layout, made, plan.vocabulary, features)
         groups = list(copy_groups(child, [parent], lambda name: True))
         maker = _Maker(parent, child, request.threads)
         filled = fill(child, groups, token, maker.make, reporter)
@@ -147,6 +149,12 @@ def _plan(request: RelabelRequest, parent: LabelStore) -> _Plan:
         raise UsageError(f"--top-k {top_k} is larger than the vocabulary of {len(vocabulary)} classes")
     temperatures = request.temperatures or parent.layout.temperatures
     templates = request.templates or tuple(stored["templates"])
+    present = (parent.vocabulary().digest, tuple(stored["templates"]), parent.layout.top_k, parent.layout.temperatures)
+    if present == (vocabulary.digest, templates, top_k, temperatures):
+        raise UsageError(
+            f"nothing to change: {parent.path} has these classes, templates, top k and temperatures already",
+            hint="give --vocabulary, --template, --top-k, --temperatures or --classes",
+        )
     layout = new_layout(parent.layout.rows, len(vocabulary), top_k, temperatures, parent.layout.chunk_rows)
     fingerprint = stored | {
         "vocabulary_digest": vocabulary.digest,
@@ -161,27 +169,34 @@ def _plan(request: RelabelRequest, parent: LabelStore) -> _Plan:
             "teachonce": __version__,
             "versions": package_versions(),
             "vocabulary": request.vocabulary or stored["about"].get("vocabulary"),
-            "teacher": request.teacher or stored["about"].get("teacher"),
+            "teacher": stored["about"].get("teacher"),
             "parent": {"name": parent.path.name, "store_id": parent.store_id()},
         },
     }
     return _Plan(replace(layout, views=parent.layout.views), fingerprint, vocabulary, templates)
 
 
-def _class_embeddings(request: RelabelRequest, parent: LabelStore, plan: _Plan, reporter: Reporter) -> FloatArray:
-    """The teacher's unit text features of the child's classes, [C, D]: from the parent where it has all of them."""
-    known = {spoken(name): row for row, name in enumerate(parent.vocabulary().names)}
-    names = [spoken(name) for name in plan.vocabulary.names]
+def _class_embeddings(
+    request: RelabelRequest, parent: LabelStore, plan: _Plan, reporter: Reporter
+) -> tuple[FloatArray, str | None]:
+    """The teacher's unit text features of the child's classes, [C, D], and the model spec of the teacher.
+
+    The parent's rows serve where it has all names, letter for letter: not every tokenizer ignores case. The request's
+    model is believed to be the teacher only after its weights were compared.
+    """
+    known = {name: row for row, name in enumerate(parent.vocabulary().names)}
+    names = plan.vocabulary.names
+    named = parent.groups[LABELS].fingerprint["about"].get("teacher")
     same_templates = list(plan.templates) == parent.groups[LABELS].fingerprint["templates"]
     if same_templates and all(name in known for name in names):
         if request.teacher is not None:
             reporter.note("every name is in the store already: the teacher is not needed")
         features: FloatArray = parent.class_embeddings()[[known[name] for name in names]]
-        return features
+        return features, named
     from teachonce.clip_models import load_clip, pick_device
     from teachonce.zeroshot import ensemble_features
 
-    spec = request.teacher or parent.groups[LABELS].fingerprint["about"].get("teacher")
+    spec = request.teacher or named
     if spec is None:
         raise UsageError("new names or templates need the teacher's text tower: give --teacher MODEL")
     reporter.note(f"loading the teacher {spec}")
@@ -195,8 +210,8 @@ def _class_embeddings(request: RelabelRequest, parent: LabelStore, plan: _Plan, 
             hint="name the model that the store was taught with: --teacher MODEL",
         )
     reporter.note(f"encoding {len(names)} class names with the teacher")
-    encoded: FloatArray = ensemble_features(clip, plan.vocabulary.names, plan.templates).cpu().numpy()
-    return encoded
+    encoded: FloatArray = ensemble_features(clip, names, plan.templates).cpu().numpy()
+    return encoded, spec
 
 
 class _Maker:

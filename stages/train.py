@@ -22,10 +22,12 @@ from teachonce.errors import DataError, FingerprintError, IntegrityError, UsageE
 from teachonce.files import atomic_write_bytes
 from teachonce.label_store import LabelStore
 from teachonce.model_spec import parse_spec
+from teachonce.pairing import Expected, prove_pairing, require_origin
 from teachonce.progress import Reporter
 from teachonce.runlog import RunLog
-from teachonce.store_format import LABELS
+from teachonce.selection import Selection, load_selection
 from teachonce.versions import package_versions
+from teachonce.working_set import WorkingSet, open_working_set
 
 if TYPE_CHECKING:
     from teachonce.checkpoint import Identity
@@ -45,6 +47,14 @@ class TrainRequest:
     config: TrainConfig
     resume: bool = False
     threads: int | None = None
+    selection: Path | None = None
+    """File of `subset`: the rows and classes to use; all by default."""
+    manifest: str | None = None
+    """What the store must have been made from, like `split` and `vocabulary`; None: anything."""
+    split: str | None = None
+    vocabulary: str | None = None
+    root: Path | None = None
+    """Folder of the data: the bytes of some images are compared with what was taught."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +77,8 @@ def train(request: TrainRequest, reporter: Reporter) -> TrainResult:
 
     Raises:
         UsageError: the run folder exists and --resume was not given, or there is nothing to resume.
-        FingerprintError: the run folder or the store belongs to something else.
+        FingerprintError: the run folder, the store or the selection belongs to something else.
+        IntegrityError: rows of the working set, the store, its index and the images do not belong together.
         DataError: the store lacks what the config needs.
         UsageError: the loss became NaN or infinite (a smaller learning rate helps); the last checkpoint is kept.
     """
@@ -76,17 +87,25 @@ def train(request: TrainRequest, reporter: Reporter) -> TrainResult:
     _check_folder(request)
     store = LabelStore.open(request.labels)
     check_store(store, request.config)
+    expected = Expected(manifest=request.manifest, split=request.split, vocabulary=request.vocabulary)
+    require_origin(store, expected, request.root)
+    selection = None if request.selection is None else load_selection(request.selection, store)
 
     from teachonce.clip_models import load_clip, pick_device, tune_process  # heavy: only when all is in order
     from teachonce.cluster import default_threads
 
     tune_process(request.threads or default_threads(1))
     clip = load_clip(request.student, pick_device())
-    trainer, identity = _build(request, store, clip, reporter)
-    log = RunLog(request.out / "events.jsonl")
-    first = _start(request, trainer, identity, log, reporter)
-    _loop(request, trainer, identity, log, first, reporter)
-    return _finish(request, trainer, clip, store, time.monotonic() - began)
+    rows = open_working_set(store, clip.digest, reporter, selection)
+    try:
+        prove_pairing(rows, request.config.seed, reporter, request.root)
+        trainer, identity = _build(request, rows, clip, selection, reporter)
+        log = RunLog(request.out / "events.jsonl")
+        first = _start(request, trainer, identity, log, reporter)
+        _loop(request, trainer, identity, log, first, reporter)
+        return _finish(request, trainer, clip, identity, time.monotonic() - began)
+    finally:
+        rows.close()
 
 
 def check_store(store: LabelStore, config: TrainConfig) -> None:
@@ -140,16 +159,16 @@ def _check_folder(request: TrainRequest) -> None:
         raise UsageError(f"{request.out} is not empty and holds no run", hint="give another --out; nothing was changed")
 
 
-def _build(request: TrainRequest, store: LabelStore, clip: LoadedClip, reporter: Reporter) -> tuple[Trainer, Identity]:
-    from teachonce.checkpoint import Identity
+def _build(
+    request: TrainRequest, rows: WorkingSet, clip: LoadedClip, selection: Selection | None, reporter: Reporter
+) -> tuple[Trainer, Identity]:
+    from teachonce.checkpoint import ALL_ROWS, Identity
     from teachonce.text_tower import TextTower
     from teachonce.training import Trainer
-    from teachonce.working_set import load_working_set
 
     tower = TextTower.from_clip(clip.model, clip.tokenizer)
-    rows = load_working_set(store, clip.digest, reporter)
-    vocabulary = store.vocabulary()
-    if request.config.supervision != "soft" and not (rows.label >= 0).any():
+    store, vocabulary = rows.plan.store, rows.vocabulary
+    if request.config.supervision != "soft" and not rows.has_labels:
         raise DataError(
             f"no row of {store.path} has a class that is in its vocabulary: there are no hard labels to train on",
             hint="train with --supervision soft, or teach with a vocabulary that holds the data's classes",
@@ -159,7 +178,8 @@ def _build(request: TrainRequest, store: LabelStore, clip: LoadedClip, reporter:
         f"{trainer.learner.trainable_parameters()} trainable parameters, {len(rows)} rows, "
         f"{len(vocabulary)} classes ({vocabulary.tied()} share a name)"
     )
-    return trainer, Identity(request.config.digest(), store.store_id(), clip.digest)
+    chosen = ALL_ROWS if selection is None else selection.digest
+    return trainer, Identity(request.config.digest(), store.store_id(), clip.digest, chosen)
 
 
 def _start(request: TrainRequest, trainer: Trainer, identity: Identity, log: RunLog, reporter: Reporter) -> int:
@@ -206,7 +226,7 @@ def _loop(
 
 
 def _finish(
-    request: TrainRequest, trainer: Trainer, clip: LoadedClip, store: LabelStore, seconds: float
+    request: TrainRequest, trainer: Trainer, clip: LoadedClip, identity: Identity, seconds: float
 ) -> TrainResult:
     import torch
 
@@ -221,8 +241,10 @@ def _finish(
         steps=request.config.steps, trainable_parameters=trainer.learner.trainable_parameters(), seconds=seconds,
         final_loss=final, out=str(request.out), prompts_digest=digest,
     )  # fmt: skip
-    about: dict[str, Any] = {"schema": 1, **asdict(result), "store_id": store.store_id(), "student_digest": clip.digest,
-                             "vocabulary_digest": store.groups[LABELS].fingerprint["vocabulary_digest"]}  # fmt: skip
+    about: dict[str, Any] = {
+        "schema": 1, **asdict(result), "store_id": identity.store, "student_digest": clip.digest,
+        "selection_digest": identity.selection, "vocabulary_digest": trainer.rows.vocabulary.digest,
+    }  # fmt: skip
     atomic_write_bytes(request.out / "results.json", (json.dumps(about, indent=1) + "\n").encode())
     return result
 

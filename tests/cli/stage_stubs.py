@@ -202,6 +202,11 @@ class TrainRequest:
     config: TrainConfig
     resume: bool = False
     threads: int | None = None
+    selection: Path | None = None
+    manifest: str | None = None
+    split: str | None = None
+    vocabulary: str | None = None
+    root: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +216,32 @@ class TrainResult:
     seconds: float = 60.0
     final_loss: float = float("inf")
     out: Path = Path("run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheRequest:
+    action: Literal["list", "clear"]
+    labels: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheEntry:
+    path: str = "labels.zarr.working/f00d"
+    kind: str = "working set"
+    store: str = "labels.zarr"
+    bytes: int = 3056
+    rows: int | None = 1200
+    created: str = "2026-01-01T00:00:00Z"
+    in_use: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheResult:
+    action: str = "list"
+    entries: tuple[CacheEntry, ...] = (CacheEntry(),)
+    bytes: int = 3056
+    freed: int = 0
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +288,7 @@ class DemoResult:
     seconds: float = 30.0
 
 
-NAMES = ("teach", "inspect", "verify", "relabel", "merge", "subset", "train", "evaluate", "demo")
+NAMES = ("teach", "inspect", "verify", "relabel", "merge", "subset", "train", "cache", "evaluate", "demo")
 
 
 class Stubs:

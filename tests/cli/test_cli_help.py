@@ -114,6 +114,7 @@ def test_version(teachonce_here: Callable[..., Any]) -> None:
         (["train", "x.zarr", "--set", "learning_rte=1"], "'learning_rate'"),
         (["teach", "m.toml", "--labels", "x.zarr", "--set", "batchsize=1"], "'batch_size'"),
         (["teach", "m.toml", "--labels", "x.zarr", "--set", "precision=bf-16"], "'bf16'"),
+        (["cache", "clera"], "'clear'"),
     ],
 )
 def test_a_misspelt_word_gets_a_suggestion(

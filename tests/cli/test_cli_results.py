@@ -25,6 +25,7 @@ LINES = {
     "verify": ("verify", "x.zarr"),
     "train": ("train", "x.zarr", "--student", "S", "--out", "run"),
     "evaluate": ("evaluate", "--student", "S", "--manifest", "m.toml"),
+    "cache": ("cache", "list", "x.zarr"),
     "demo": ("demo",),
 }
 

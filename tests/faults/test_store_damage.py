@@ -22,6 +22,7 @@ from teachonce.errors import IntegrityError, TeachOnceError
 from teachonce.label_store import LabelStore, chunk_file
 from teachonce.progress import Silent
 from teachonce.stages.verify import VerifyRequest, verify
+from teachonce.store_create import add_embedding, add_student
 from teachonce.store_format import LABELS
 
 
@@ -90,27 +91,32 @@ def flip_bits(store: Path, count: int, seed: int) -> None:
 
 
 def small_store_with_student(folder: Path) -> Path:
-    """Two chunks of labels and of a student's features."""
+    """Two chunks of labels, of a student's features and of the teacher's embeddings."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda handle: None)
         store, _ = synthetic_store(folder / "a.zarr", **SMALL)
-        group = store.add_student("cd" * 32, 6, {"student_digest": "cd" * 32, "about": {"student": "tiny"}})
+        group = add_student(store, "cd" * 32, 6, {"student_digest": "cd" * 32, "about": {"student": "tiny"}})
         for chunk in range(2):
             features = np.full((15, 6), 6**-0.5, np.float16)
             store.commit(group, chunk, 7, 15, 0, store.write_chunk(group, chunk, {f"{group}/features": features}))
+        group = add_embedding(store, "int8", 6, {"teacher_digest": "ab" * 32, "about": {"teacher": "tiny"}})
+        for chunk in range(2):
+            data = {"embedding/values": np.full((15, 6), 100 + chunk, np.int8),
+                    "embedding/fidelity": np.full((8, 3), 1e-4, np.float16)}  # fmt: skip
+            store.commit(group, chunk, 7, 15, 0, store.write_chunk(group, chunk, data))
     assert complaint(store.path) is None
     return store.path
 
 
 def test_fault_6_no_flipped_bit_is_silent(tmp_path: Path) -> None:
-    """200 flips over data, metadata, ledger, index and vocabulary: 0 silent, and the message names the file."""
-    flip_bits(small_store_with_student(tmp_path), 200, seed=1)
+    """1,000 flips over data, metadata, ledger, index and vocabulary: 0 silent, and the message names the file."""
+    flip_bits(small_store_with_student(tmp_path), 1000, seed=1)
 
 
 @pytest.mark.slow
 def test_fault_6_no_flipped_bit_is_silent_at_length(tmp_path: Path) -> None:
-    """2,000 flips."""
-    flip_bits(small_store_with_student(tmp_path), 2000, seed=2)
+    """10,000 flips."""
+    flip_bits(small_store_with_student(tmp_path), 10_000, seed=2)
 
 
 def test_fault_6_every_bit_of_a_ledger_record_and_of_the_header(tmp_path: Path) -> None:
@@ -167,7 +173,7 @@ def test_fault_7_all_pairs_of_swapped_chunks(eight: Path) -> None:
             first, second = chunk_file(eight, spec, one), chunk_file(eight, spec, two)
             a, b = first.read_bytes(), second.read_bytes()
             if a == b:
-                assert spec.path in ("view", "status")
+                assert spec.path in ("view", "status"), spec.path
                 continue
             with changed(first, b), changed(second, a):
                 for chunk, file in ((one, first), (two, second)):

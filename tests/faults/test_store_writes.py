@@ -20,6 +20,7 @@ from worlds import SMALL, World, files_of, synthetic_store, teach_inline
 from teachonce.errors import IncompleteError
 from teachonce.label_store import LabelStore, chunk_file
 from teachonce.progress import Silent
+from teachonce.store_create import add_student
 from teachonce.store_format import LABELS
 
 # Fault 9: disk full and other write errors
@@ -166,6 +167,6 @@ def test_fault_10_a_student_group_is_synced_with_its_header(tmp_path: Path, monk
         real_sync(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    opened.add_student("ef" * 32, 6, {"student_digest": "ef" * 32, "about": {}})
+    add_student(opened, "ef" * 32, 6, {"student_digest": "ef" * 32, "about": {}})
     new = [file for file in files_of(opened.path) if before.get(file) != file.read_bytes()]
     assert {str(file) for file in new} <= synced

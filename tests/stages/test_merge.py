@@ -84,11 +84,11 @@ def check_mean(path: Path, p: Doubles, good: Any = slice(None)) -> None:
                 assert tail == pytest.approx(mass, rel=1e-3, abs=2e-3)
 
 
-@pytest.mark.parametrize("weights", [None, (1.0, 3.0)])
+@pytest.mark.parametrize("weights", [None, (0.25, 0.75)])
 def test_the_mean_of_probabilities(weights: tuple[float, ...] | None, pair: tuple[Path, Path], tmp_path: Path) -> None:
     """At the trained scales, with equal and other weights; rows, students, fingerprint, soundness."""
     result = run(pair, tmp_path / "ab.zarr", weights=weights, calibrate=False, top_k=4)
-    w = (0.5, 0.5) if weights is None else (0.25, 0.75)
+    w = weights or (0.5, 0.5)
     p = sum(share * softmax(trained_scale(path) * cosines(path)) for share, path in zip(w, pair, strict=True))
     assert isinstance(p, np.ndarray)
     check_mean(tmp_path / "ab.zarr", p)
@@ -218,7 +218,10 @@ def edited(store: Path, to: Path, status: dict[int, int], crc: dict[int, int] | 
 def test_a_row_that_failed_with_any_teacher_has_no_label(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """Its status is kept, its labels and features are blank; all other rows are as ever."""
     parents = edited(pair[0], tmp_path, {3: 1, 40: 2}), edited(pair[1], tmp_path, {40: 1, 41: 2})
-    result = run(parents, tmp_path / "ab.zarr", calibrate=False)
+    (tmp_path / "ab.zarr.lock").write_text('{"host": "elsewhere", "pid": 1, "started": 0.0, "token": 1}')
+    with pytest.raises(IncompleteError, match="process 1 on elsewhere"):
+        run(parents, tmp_path / "ab.zarr", calibrate=False)
+    result = run(parents, tmp_path / "ab.zarr", calibrate=False, threads=1, force_unlock=True)
     assert (result.rows_ok, result.rows_failed) == (PHOTOS - 3, 3)
     after = all_arrays(tmp_path / "ab.zarr")
     assert {row: int(after["status"][row]) for row in np.flatnonzero(after["status"])} == {3: 1, 40: 2, 41: 2}
@@ -259,6 +262,10 @@ def test_stores_about_something_else_are_refused(
     with pytest.raises(FingerprintError) as caught:
         run((pair[0], tmp_path / "e.zarr"), tmp_path / "x.zarr")
     assert "rows: 70 and 50" in caught.value.message and "samples: '" in caught.value.message
+    teach_inline(world, tmp_path / "f.zarr", teacher, embeddings="int8", top_k=3, split="val")
+    with pytest.raises(FingerprintError) as caught:
+        run((pair[0], tmp_path / "f.zarr"), tmp_path / "x.zarr")
+    assert "split: 'train' and 'val'" in caught.value.message and "samples" not in caught.value.message
     assert not (tmp_path / "x.zarr").exists() and not (tmp_path / "x.zarr.lock").exists()
 
 
@@ -279,6 +286,8 @@ def test_parents_must_be_whole_and_have_embeddings(pair: tuple[Path, Path], fini
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"weights": (1.0,)}, "names 1 numbers for 2 stores"), ({"weights": (1.0, 0.0)}, "must be positive"),
+     ({"weights": (0.5, 0.50001)}, "must add up to 1, found 0.5, 0.50001, which is 1.00001"),
+     ({"weights": ()}, "names 0 numbers for 2 stores"),
      ({"weights": (1.0, float("inf"))}, "must be positive"), ({"weights": (1.0, float("nan"))}, "must be positive"),
      ({"top_k": 0}, "--top-k must be at least 1"), ({"top_k": 9}, "--top-k 9 is larger than the vocabulary of 8"),
      ({"labels": Path("x")}, r"ends in \.zarr"), ({"threads": 0}, "threads"),

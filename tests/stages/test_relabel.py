@@ -46,9 +46,18 @@ def decoded(path: Path) -> TopK:
                   for name in ("class_ids", "log_probs", "log_residual")))  # fmt: skip
 
 
+def best(labels: TopK, top_k: int, temperatures: tuple[float, ...]) -> TopK:
+    """The first k classes of each row; the others move to the tail sums."""
+    moved = labels.log_probs[:, top_k:]
+    tails = [np.logaddexp.reduce(np.column_stack([tail, moved / tau]), axis=1)
+             for tail, tau in zip(labels.log_residual.T, temperatures, strict=True)]  # fmt: skip
+    return TopK(labels.class_ids[:, :top_k], labels.log_probs[:, :top_k], np.stack(tails, axis=1))
+
+
 def check_same(found: Path, wanted: Path, slack: float) -> None:
     """The same labels but for what the embeddings' rounding does: near-ties may swap, values move by `slack`."""
-    ours, theirs = decoded(found), decoded(wanted)
+    ours = decoded(found)
+    theirs = best(decoded(wanted), ours.class_ids.shape[1], LabelStore.open(wanted).layout.temperatures)
     tables = LabelStore.open(wanted).tables
     assert ours.class_ids.shape == theirs.class_ids.shape
     for row in range(len(ours.class_ids)):
@@ -88,11 +97,11 @@ def check_exact(path: Path, truth: np.ndarray[Any, np.dtype[np.float64]]) -> Non
             assert found.log_residual[row, column] == pytest.approx(mass, rel=1e-3, abs=2e-3)
 
 
-def test_the_same_question_gives_the_same_labels(parent: Path, tmp_path: Path) -> None:
-    """Nothing changed: the parent's labels, rows and students; the child says where it comes from; it is sound."""
-    result = run(parent, tmp_path / "child.zarr")
+def test_the_same_classes_give_the_same_labels(parent: Path, tmp_path: Path) -> None:
+    """Another k only: the parent's labels, rows and students; the child says where it comes from; it is sound."""
+    result = run(parent, tmp_path / "child.zarr", top_k=3)
     assert (result.rows_ok, result.rows_failed, result.chunks_written, result.chunks_skipped) == (PHOTOS, 0, CHUNKS, 0)
-    assert (result.classes, result.top_k, result.temperatures) == (len(IDS), 5, (1.0, 2.0, 4.0))
+    assert (result.classes, result.top_k, result.temperatures) == (len(IDS), 3, (1.0, 2.0, 4.0))
     check_same(tmp_path / "child.zarr", parent, 0.01)
     check_exact(tmp_path / "child.zarr", exact_log_probs(parent))
     before, after = all_arrays(parent), all_arrays(tmp_path / "child.zarr")
@@ -167,8 +176,16 @@ def test_more_classes_than_the_parent_kept(parent: Path, tmp_path: Path) -> None
 
 def test_a_vocabulary_without_as_many_classes(parent: Path, tmp_path: Path) -> None:
     """k shrinks to the vocabulary unless it was asked for; names that the store knows need no model."""
-    (tmp_path / "two.tsv").write_text("a\tRED  fox\nb\tpiano\n")
-    result = run(parent, tmp_path / "child.zarr", vocabulary=str(tmp_path / "two.tsv"))
+    (tmp_path / "two.tsv").write_text("a\tred  fox\nb\tpiano\n")
+    notes = Notes()
+    with worlds.inline_tasks(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("teachonce.clip_models.load_clip", None)
+        request = RelabelRequest(parent=parent, labels=tmp_path / "child.zarr", vocabulary=str(tmp_path / "two.tsv"),
+                                 teacher="RN50/openai", threads=1)  # fmt: skip
+        result = relabel(request, notes)
+    about = [LabelStore.open(path).groups[LABELS].fingerprint["about"] for path in (parent, tmp_path / "child.zarr")]
+    assert about[0]["teacher"] == about[1]["teacher"] != "RN50/openai"
+    assert any("the teacher is not needed" in line for line in notes.lines)
     assert (result.classes, result.top_k) == (2, 2)
     check_exact(tmp_path / "child.zarr", exact_log_probs(parent, [0, 7]))
     with pytest.raises(UsageError, match="--top-k 3 is larger than the vocabulary of 2 classes"):
@@ -223,21 +240,23 @@ def test_killed_while_groups_are_added(parent: Path, tmp_path: Path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(derived_store, "add_group_like", stop)
         with pytest.raises(Killed):
-            run(parent, tmp_path / "cut.zarr")
+            run(parent, tmp_path / "cut.zarr", top_k=4)
     assert set(LabelStore.open(tmp_path / "cut.zarr").groups) == {LABELS}
-    assert run(parent, tmp_path / "cut.zarr").store_id == run(parent, tmp_path / "whole.zarr").store_id
+    assert (
+        run(parent, tmp_path / "cut.zarr", top_k=4).store_id == run(parent, tmp_path / "whole.zarr", top_k=4).store_id
+    )
 
 
 def test_dropped_chunks_are_made_again(parent: Path, tmp_path: Path) -> None:
     """verify --repair on a child, then the same command: the same store; the advice names relabel."""
-    before = run(parent, tmp_path / "child.zarr").store_id
+    before = run(parent, tmp_path / "child.zarr", top_k=4).store_id
     victim = tmp_path / "child.zarr" / "gaps" / "c" / "2" / "0"
     victim.write_bytes(victim.read_bytes()[:-1] + b"\x00")
     shutil.rmtree(tmp_path / "child.zarr" / EMBEDDING / "values" / "c" / "5")
     notes = Notes()
     assert verify(VerifyRequest(labels=tmp_path / "child.zarr", repair=True), notes).chunks_dropped == 2
     assert any("`teachonce relabel`" in line for line in notes.lines)
-    result = run(parent, tmp_path / "child.zarr")
+    result = run(parent, tmp_path / "child.zarr", top_k=4)
     assert (result.chunks_written, result.store_id) == (2, before)
 
 
@@ -253,6 +272,37 @@ def test_a_student_that_the_parent_gets_later_is_copied_too(
     group = next(name for name in LabelStore.open(tmp_path / "child.zarr").groups if name.startswith("students/"))
     name = f"{group}/features"
     assert np.array_equal(all_arrays(tmp_path / "child.zarr")[name], all_arrays(tmp_path / "a.zarr")[name])
+
+
+def test_rows_without_an_image_stay_without_one(world: World, teacher: str, student: str, tmp_path: Path) -> None:
+    """Their status is kept, everything about them is blank; the chunk that holds nothing else too."""
+    photos = {name: b"broken" if name in ("n03_04", "n06_07") else data for name, data in world.photos.items()}
+    hurt = worlds.make_world(tmp_path / "hurt", photos)
+    teach_inline(hurt, tmp_path / "a.zarr", teacher, students=(student,), top_k=5, embeddings="int8",
+                 max_failed_share=0.1, chunk_rows=1)  # fmt: skip
+    result = run(tmp_path / "a.zarr", tmp_path / "child.zarr", top_k=3)
+    assert (result.rows_ok, result.rows_failed) == (PHOTOS - 2, 2)
+    before, after = all_arrays(tmp_path / "a.zarr"), all_arrays(tmp_path / "child.zarr")
+    bad = np.flatnonzero(after["status"])
+    assert len(bad) == 2 and np.array_equal(before["status"], after["status"])
+    found = decoded(tmp_path / "child.zarr")
+    assert (found.class_ids[bad] == -1).all() and np.isnan(found.log_probs[bad]).all()
+    assert (np.delete(found.class_ids, bad, axis=0) >= 0).all()
+    records = [LabelStore.open(tmp_path / name).record(group, chunk) for name in ("a.zarr", "child.zarr")
+               for group in LabelStore.open(tmp_path / name).groups for chunk in range(PHOTOS)]  # fmt: skip
+    counts = [(record.rows_ok, record.rows_failed) for record in records if record]
+    assert counts[: len(counts) // 2] == counts[len(counts) // 2 :], "as in the parent"
+    assert verify(VerifyRequest(labels=tmp_path / "child.zarr"), Silent()).ok
+
+
+def test_a_child_that_another_host_holds(parent: Path, tmp_path: Path) -> None:
+    """Refused until --force-unlock says that its run is dead."""
+    lock = tmp_path / "child.zarr.lock"
+    lock.write_text('{"host": "elsewhere", "pid": 1, "started": 0.0, "token": 1}')
+    with pytest.raises(IncompleteError, match="process 1 on elsewhere"):
+        run(parent, tmp_path / "child.zarr", top_k=2)
+    assert run(parent, tmp_path / "child.zarr", top_k=2, force_unlock=True).rows_ok == PHOTOS
+    assert not lock.exists()
 
 
 def test_a_child_may_be_a_parent(parent: Path, tmp_path: Path) -> None:
@@ -306,10 +356,10 @@ def test_a_damaged_parent_is_refused(parent: Path, tmp_path: Path) -> None:
     data[len(data) // 2] ^= 1
     victim.write_bytes(bytes(data))
     with pytest.raises(IntegrityError, match="embedding/values"):
-        run(copy, tmp_path / "a.zarr")
+        run(copy, tmp_path / "a.zarr", top_k=4)
     shutil.rmtree(copy / "class_embeddings" / "c")
     with pytest.raises(IntegrityError, match="class_embeddings"):
-        run(copy, tmp_path / "b.zarr")
+        run(copy, tmp_path / "b.zarr", top_k=4)
 
 
 @pytest.mark.parametrize(
@@ -324,11 +374,11 @@ def test_another_request_does_not_continue_a_child(
     (tmp_path / "some.txt").write_text("\n".join(IDS[:6]))
     if "classes" in change:
         change = {"classes": tmp_path / "some.txt"}
-    run(parent, tmp_path / "child.zarr")
+    run(parent, tmp_path / "child.zarr", top_k=4)
     with pytest.raises(FingerprintError, match=f"{field}: stored"):
         run(parent, tmp_path / "child.zarr", **change)
     with pytest.raises(FingerprintError, match="parent: stored"):  # a taught store is no child either
-        run(parent, worlds.copy_store(parent, tmp_path))
+        run(parent, worlds.copy_store(parent, tmp_path), top_k=4)
 
 
 @pytest.mark.parametrize(
@@ -339,7 +389,8 @@ def test_another_request_does_not_continue_a_child(
      ({"temperatures": (1.0, float("nan"))}, "positive"), ({"templates": ("no hole",)}, "exactly one"),
      ({"templates": ()}, "at least one template"), ({"labels": Path("x")}, r"ends in \.zarr"),
      ({"teacher": "nonsense"}, "is not a model"), ({"threads": 0}, "threads"),
-     ({"vocabulary": "timm:imagenet22"}, "did you mean")],
+     ({"vocabulary": "timm:imagenet22"}, "did you mean"), ({}, "nothing to change"),
+     ({"top_k": 5, "temperatures": (1.0, 2.0, 4.0), "templates": (worlds.TEMPLATE,)}, "nothing to change")],
 )  # fmt: skip
 def test_a_wrong_option_is_refused(change: dict[str, Any], message: str, parent: Path, tmp_path: Path) -> None:
     """Exit 2 with the option; nothing is written."""

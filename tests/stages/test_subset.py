@@ -144,6 +144,23 @@ def test_a_wrong_option_is_refused(change: dict[str, Any], message: str, finishe
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("there", ["other", "text", "folder"])
+def test_a_file_that_is_there_is_never_replaced(there: str, finished: Path, tmp_path: Path) -> None:
+    """Runs may depend on it; the same command again is fine."""
+    out = tmp_path / "few.json"
+    if there == "folder":
+        out.mkdir()
+    elif there == "text":
+        out.write_text("mine")
+    else:
+        run(finished, out, shots=1)
+        assert run(finished, out, shots=1).samples == len(IDS) - 1
+    before = None if there == "folder" else out.read_bytes()
+    with pytest.raises(UsageError, match="few.json exists and is not what this command would write"):
+        run(finished, out, shots=2)
+    assert before is None or out.read_bytes() == before
+
+
 def test_what_cannot_be_chosen_or_written(finished: Path, tmp_path: Path) -> None:
     """A class without photos leaves nothing; an unknown class is named; a missing folder is said."""
     (tmp_path / "some.txt").write_text("n08\n")

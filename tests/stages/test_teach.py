@@ -19,15 +19,21 @@ from teachonce.clip_models import load_clip
 from teachonce.errors import DataError, FingerprintError, IncompleteError, UsageError
 from teachonce.label_codec import max_error
 from teachonce.label_store import LabelStore
-from teachonce.progress import Silent
+from teachonce.progress import Reporter, Silent
 from teachonce.stages.teach import TeachRequest, teach
 from teachonce.store_format import default_chunk_rows, student_group
-from teachonce.working_set import load_working_set
+from teachonce.working_set import Batch, open_working_set
 
 
 def names_of(store: Path) -> list[str]:
     """The photo of every row, without folder and extension."""
     return [key.rpartition("/")[2].removesuffix(".jpg") for key in keys_of(store)]
+
+
+def all_rows(store: LabelStore, student: str, reporter: Reporter | None = None) -> Batch:
+    """Every row with an image, as training reads it."""
+    rows = open_working_set(store, load_clip(student).digest, reporter or Silent())
+    return rows.batch(np.arange(len(rows)))
 
 
 @torch.inference_mode()
@@ -151,11 +157,12 @@ def test_two_students_and_their_features(world: World, teacher: str, student: st
     store = tmp_path / "a.zarr"
     teach_inline(world, store, teacher, students=(student, other), top_k=3, chunk_rows=35)
     opened = LabelStore.open(store)
-    first, second = (load_working_set(opened, load_clip(spec).digest, Silent()) for spec in (student, other))
-    assert first.features.shape == (PHOTOS, 12) and second.features.shape == (PHOTOS, 16)
+    first, second = (all_rows(opened, spec) for spec in (student, other))
+    assert first.features is not None and first.features.shape == (PHOTOS, 12)
+    assert second.features is not None and second.features.shape == (PHOTOS, 16)
     assert np.array_equal(first.log_probs, second.log_probs) and np.array_equal(first.label, second.label)
     with pytest.raises(DataError, match="holds no image features of this student") as caught:
-        load_working_set(opened, load_clip(teacher).digest, Silent())
+        all_rows(opened, teacher)
     assert student in str(caught.value) and "--student" in caught.value.hint
 
 
@@ -263,8 +270,9 @@ def test_hard_labels_only(world: World, student: str, tmp_path: Path) -> None:
     assert (result.rows_ok, result.chunks_written) == (PHOTOS, 2)
     opened = LabelStore.open(store)
     assert opened.layout.top_k == 0 and "class_ids" not in all_arrays(store)
-    working = load_working_set(opened, load_clip(student).digest, Silent())
-    assert working.class_ids.shape == (PHOTOS, 0) and working.features.shape == (PHOTOS, 12)
+    working = all_rows(opened, student)
+    assert working.features is not None and working.features.shape == (PHOTOS, 12)
+    assert working.class_ids.shape == (PHOTOS, 0)
     assert [IDS[label] for label in working.label] == [name[:3] for name in names_of(store)]
     assert teach_inline(world, store, None, students=(student,), chunk_rows=35).chunks_written == 0
 
@@ -289,7 +297,7 @@ def test_another_vocabulary_maps_labels_by_class_id(world: World, teacher: str, 
     notes = Notes()
     with worlds.inline_tasks():
         teach(request_for(world, store, teacher, students=(student,), vocabulary="fewer.tsv", chunk_rows=70), notes)
-    working = load_working_set(LabelStore.open(store), load_clip(student).digest, notes)
+    working = all_rows(LabelStore.open(store), student, notes)
     expected = [{"n07": 0, "n01": 2}.get(name[:3], -1) for name in names_of(store)]
     assert working.label.tolist() == expected and working.class_ids.shape == (PHOTOS, 3)
     assert any("50 of 70 rows have a class outside the vocabulary" in line for line in notes.lines)

@@ -16,7 +16,6 @@ from teachonce.progress import Silent
 from teachonce.stages.verify import VerifyRequest, VerifyResult, verify
 from teachonce.store_format import LABELS
 
-
 SOFT = ("class_ids", "gaps", "top_log_prob", "log_residual")
 
 

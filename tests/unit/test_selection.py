@@ -140,6 +140,9 @@ def test_a_file_gives_back_what_was_chosen(store: LabelStore, tmp_path: Path) ->
     document = json.loads((tmp_path / "a.json").read_text())
     assert document["keys"] == list(chosen.keys) and document["store"]["id"] == store.store_id()
     assert loaded.digest == digest == document.pop("digest") == fingerprint_digest(document)
+    written = (tmp_path / "a.json").stat().st_mtime_ns
+    assert save_selection(tmp_path / "a.json", store, rule, chosen) == digest
+    assert (tmp_path / "a.json").stat().st_mtime_ns == written, "the same choice again changes nothing"
     save_selection(tmp_path / "b.json", store, rule, chosen)
     assert (tmp_path / "b.json").read_bytes() == (tmp_path / "a.json").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b.json"], "no draft is left"

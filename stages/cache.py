@@ -1,0 +1,117 @@
+"""cache: list or clear what was kept to save time: working sets beside a label store, or in the user's cache folder.
+
+Everything it clears is made again when it is needed. What a process has open is left alone.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from teachonce.errors import DataError
+from teachonce.feature_cache import cache_folder
+from teachonce.progress import Reporter
+from teachonce.working_files import clear, folder_beside, folder_in_cache, stored_sets
+
+Action = Literal["list", "clear"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheRequest:
+    """What to do, and beside which store; without one, in the user's cache folder."""
+
+    action: Action
+    labels: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheEntry:
+    """Something kept."""
+
+    path: str
+    kind: Literal["working set", "unfinished", "features"]
+    store: str
+    """Name of the label store of a working set."""
+    bytes: int
+    rows: int | None
+    created: str
+    in_use: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheResult:
+    """What is there; after `clear`, what was there."""
+
+    action: str
+    entries: tuple[CacheEntry, ...]
+    bytes: int
+    """Of all entries."""
+    freed: int
+    """Bytes that `clear` gave back."""
+    skipped: tuple[str, ...]
+    """Entries that `clear` left alone because a process uses them."""
+
+
+def cache(request: CacheRequest, reporter: Reporter) -> CacheResult:
+    """List or clear.
+
+    Raises:
+        DataError: there is no such store.
+    """
+    if request.labels is None:
+        entries = _working_sets(folder_in_cache()) + _features()
+    else:
+        folder = folder_beside(request.labels)
+        if not request.labels.exists() and not folder.exists():
+            raise DataError(f"{request.labels} does not exist", hint="teachonce cache list lists the user's own cache")
+        entries = _working_sets(folder)
+    freed, skipped = 0, []
+    if request.action == "clear":
+        for entry in entries:
+            if _clear(entry):
+                freed += entry.bytes
+            else:
+                skipped.append(entry.path)
+                reporter.note(f"left {entry.path} alone: a process uses it")
+    return CacheResult(
+        action=request.action, entries=entries, bytes=sum(entry.bytes for entry in entries), freed=freed,
+        skipped=tuple(skipped),
+    )  # fmt: skip
+
+
+def _working_sets(folder: Path) -> tuple[CacheEntry, ...]:
+    return tuple(
+        CacheEntry(
+            path=str(found.place), kind="unfinished" if found.rows is None else "working set", store=found.store,
+            bytes=found.bytes, rows=found.rows, created=found.created, in_use=found.in_use,
+        )
+        for found in stored_sets(folder)
+    )  # fmt: skip
+
+
+def _features() -> tuple[CacheEntry, ...]:
+    """Image features of evaluation splits."""
+    folder = cache_folder() / "features"
+    entries = []
+    for file in sorted(folder.glob("*.npy")) if folder.is_dir() else []:
+        try:
+            rows = len(np.load(file, mmap_mode="r", allow_pickle=False))
+        except (OSError, ValueError, EOFError):
+            rows = None  # damaged: `evaluate` computes it again
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(file.stat().st_mtime))
+        entries.append(CacheEntry(path=str(file), kind="features", store="", bytes=file.stat().st_size, rows=rows,
+                                  created=created, in_use=False))  # fmt: skip
+    return tuple(entries)
+
+
+def _clear(entry: CacheEntry) -> bool:
+    path = Path(entry.path)
+    if entry.kind != "features":
+        return clear(path)
+    path.with_suffix(".sha256").unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+    return True

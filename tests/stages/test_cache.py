@@ -1,0 +1,123 @@
+"""cache list and cache clear: what they find, what they free, and what they must leave alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import worlds
+
+from teachonce import working_files
+from teachonce.errors import DataError
+from teachonce.feature_cache import SplitFeatures, cached_features
+from teachonce.label_store import LabelStore
+from teachonce.progress import Silent
+from teachonce.stages.cache import CacheRequest, cache
+from teachonce.working_set import open_working_set
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The user's cache folder of this test."""
+    monkeypatch.setenv("TEACHONCE_CACHE", str(tmp_path / "cache"))
+    yield tmp_path / "cache"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LabelStore:
+    """Thirty rows of labels."""
+    made, _ = worlds.synthetic_store(tmp_path / "labels.zarr", **worlds.SMALL)
+    assert isinstance(made, LabelStore)
+    return made
+
+
+def test_a_set_is_listed_and_cleared(store: LabelStore) -> None:
+    """With its size, rows and date; afterwards nothing is left beside the store, and it can be made again."""
+    rows = open_working_set(store, None, Silent())
+    before = rows.batch(np.arange(len(rows)))
+    rows.close()
+    listed = cache(CacheRequest(action="list", labels=store.path), Silent())
+    (entry,) = listed.entries
+    assert (entry.kind, entry.store, entry.rows, entry.in_use) == ("working set", "labels.zarr", 30, False)
+    assert entry.path == str(rows.path) and entry.created.startswith("20")
+    size = sum(file.stat().st_size for file in rows.path.iterdir())
+    assert (entry.bytes, listed.bytes, listed.freed, listed.skipped) == (size, size, 0, ())
+    cleared = cache(CacheRequest(action="clear", labels=store.path), Silent())
+    assert (cleared.freed, cleared.skipped) == (size, ())
+    assert not working_files.folder_beside(store.path).exists()
+    assert cache(CacheRequest(action="list", labels=store.path), Silent()).entries == ()
+    after = open_working_set(store, None, Silent()).batch(np.arange(30))
+    assert after.log_probs.tobytes() == before.log_probs.tobytes()
+
+
+def test_a_set_in_use_is_left_alone(store: LabelStore) -> None:
+    """As long as anyone has it open, in this process or another; the note names it."""
+    first, second = (open_working_set(store, None, Silent()) for _ in range(2))
+    first.close()
+    notes = worlds.Notes()
+    result = cache(CacheRequest(action="clear", labels=store.path), notes)
+    assert result.entries[0].in_use and result.freed == 0 and result.skipped == (str(second.path),)
+    assert notes.lines == [f"left {second.path} alone: a process uses it"]
+    assert second.path.is_dir() and len(second.batch(np.arange(3)).label) == 3
+    second.close()
+    assert cache(CacheRequest(action="clear", labels=store.path), Silent()).freed > 0
+
+
+READER = """
+import sys, time
+from pathlib import Path
+from teachonce.label_store import LabelStore
+from teachonce.progress import Silent
+from teachonce.working_set import open_working_set
+rows = open_working_set(LabelStore.open(Path(sys.argv[1])), None, Silent())
+print("open", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_killed_reader_does_not_hold_a_set(store: LabelStore) -> None:
+    """The lock ends with the process, however it ends."""
+    reader = subprocess.Popen([sys.executable, "-c", READER, str(store.path)], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, text=True)  # fmt: skip
+    assert reader.stdout is not None and reader.stdout.readline() == "open\n"
+    assert cache(CacheRequest(action="list", labels=store.path), Silent()).entries[0].in_use
+    assert cache(CacheRequest(action="clear", labels=store.path), Silent()).freed == 0
+    os.kill(reader.pid, signal.SIGKILL)
+    reader.communicate()
+    assert cache(CacheRequest(action="clear", labels=store.path), Silent()).freed > 0
+
+
+def test_what_a_dead_builder_left_is_cleared_and_a_living_one_spared(store: LabelStore) -> None:
+    folder, digest = working_files.folder_beside(store.path), "0" * 32
+    with working_files.building(folder, digest, Silent()), working_files.draft(folder, digest) as place:
+        (place / "records.npy").write_bytes(b"half of it")
+        (entry,) = cache(CacheRequest(action="list", labels=store.path), Silent()).entries
+        assert (entry.kind, entry.rows, entry.in_use) == ("unfinished", None, True)
+        assert cache(CacheRequest(action="clear", labels=store.path), Silent()).skipped == (str(place),)
+    place.mkdir()
+    (place / "records.npy").write_bytes(b"half of it")
+    result = cache(CacheRequest(action="clear", labels=store.path), Silent())
+    assert (result.freed, result.skipped) == (10, ()) and not folder.exists()
+
+
+def test_without_a_store_the_users_cache_is_meant(store: LabelStore, own_cache: Path) -> None:
+    """Working sets that found no place beside their store, and features of evaluation splits."""
+    assert cache(CacheRequest(action="list"), Silent()).entries == ()
+    working_files.folder_beside(store.path).write_text("")
+    open_working_set(store, None, Silent()).close()
+    cached_features("f00d", lambda: SplitFeatures(np.ones((5, 3), np.float32)))
+    listed = cache(CacheRequest(action="list"), Silent())
+    assert [(e.kind, e.rows) for e in listed.entries] == [("working set", 30), ("features", 5)]
+    assert cache(CacheRequest(action="clear"), Silent()).freed == listed.bytes
+    assert not [file for file in own_cache.rglob("*") if file.is_file()]
+
+
+def test_a_store_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        cache(CacheRequest(action="list", labels=tmp_path / "typo.zarr"), Silent())
