@@ -2,7 +2,7 @@
 
     python benchmarks/label_store_scale.py [--rows 14197122 --folder DIR]
 
-Real class ids and values are not to be had at this size, so each chunk draws rows of one coded pool of 65,536 synthetic
+Real class ids and values are not to be had at this size, so each chunk draws rows of one coded pool of 16,384 synthetic
 rows anew; sizes are those of the flat to middling teacher it is made from. Needs some 15 GB of disk. Memory is the peak
 of a process of its own for each step.
 """
@@ -36,7 +36,7 @@ from teachonce.teacher import soft_labels
 from teachonce.vocabulary import Vocabulary
 from teachonce.working_set import open_working_set
 
-CLASSES, K, POOL = 21_841, 100, 65_536
+CLASSES, K, POOL = 21_841, 100, 16_384
 
 
 def pool(class_order: np.ndarray, levels: np.ndarray) -> CodedTopK:

@@ -50,24 +50,11 @@ def teach(
         from teachonce.stages import teach as stage
 
         request = stage.TeachRequest(
-            manifest=source,
-            root=root,
-            split=split,
-            labels=labels,
-            teacher=teacher,
-            students=tuple(student or ()),
-            vocabulary=vocabulary,
-            templates=tuple(template or (TEMPLATE,)),
-            top_k=top_k,
-            embeddings=embeddings,
-            workers=workers,
-            threads=how.threads,
-            batch_size=how.batch_size,
-            chunk_rows=chunk_rows,
-            precision=how.precision,
-            max_failed_share=how.max_failed_share,
-            force_unlock=force_unlock,
-        )
+            manifest=source, root=root, split=split, labels=labels, teacher=teacher, students=tuple(student or ()),
+            vocabulary=vocabulary, templates=tuple(template or (TEMPLATE,)), top_k=top_k, embeddings=embeddings,
+            workers=workers, threads=how.threads, batch_size=how.batch_size, chunk_rows=chunk_rows,
+            precision=how.precision, max_failed_share=how.max_failed_share, force_unlock=force_unlock,
+        )  # fmt: skip
         return stage.teach(request, output)
 
     return job("teach", json, quiet, run_stage)
@@ -113,18 +100,9 @@ def train(
         from teachonce.stages import train as stage
 
         request = stage.TrainRequest(
-            labels=store,
-            student=model,
-            out=run,
-            config=resolved,
-            resume=resume,
-            threads=how.threads,
-            selection=select,
-            manifest=manifest,
-            split=split,
-            vocabulary=vocabulary,
-            root=root,
-        )
+            labels=store, student=model, out=run, config=resolved, resume=resume, threads=how.threads,
+            selection=select, manifest=manifest, split=split, vocabulary=vocabulary, root=root,
+        )  # fmt: skip
         return stage.train(request, output)
 
     return job("train", json, quiet, run_stage)

@@ -189,9 +189,12 @@ class LabelStore:
             keys = np.asarray(self.root["index/key_bytes"][key_start : int(part["key_ends"][-1])])  # type: ignore[index]
         except READ_ERRORS as problem:
             raise IntegrityError(f"{self.path}/index cannot be read: {problem}") from problem
-        archives = tuple(self.static("index/archives").tobytes().decode().split("\n"))
         ends = (part["key_ends"] - np.uint64(key_start)).astype(np.uint64)
-        return SampleIndex(archives, part["archive"], part["offset"], part["size"], part["label"], keys, ends)
+        return SampleIndex(self._archives, part["archive"], part["offset"], part["size"], part["label"], keys, ends)
+
+    @cached_property
+    def _archives(self) -> tuple[str, ...]:
+        return tuple(self.static("index/archives").tobytes().decode().split("\n"))
 
     def write_chunk(self, group: str, chunk: int, data: Arrays) -> tuple[bytes, ...]:
         """Write and prove one chunk of one group; it does not exist before `commit`.
@@ -253,7 +256,7 @@ class LabelStore:
         except READ_ERRORS as problem:
             raise IntegrityError(
                 f"{self.path}/{ledger_path(group)}/c/{chunk}/0: damaged ledger record: {problem}",
-                hint=f"teachonce verify {self.path} --repair, then run `teachonce teach` again",
+                hint=f"teachonce verify {self.path} --repair, then run the command that made it again",
             ) from problem
         return from_row(row)
 
@@ -278,7 +281,7 @@ class LabelStore:
         record = self.record(group, chunk)
         if record is None:
             raise IncompleteError(f"{self.path}: chunk {chunk} of {group} is not committed",
-                                  hint="run the same `teachonce teach` again to complete the store")  # fmt: skip
+                                  hint="run the command that made it again: it completes the store")  # fmt: skip
         specs = self.groups[group].arrays
         data: Arrays = {}
         for spec, wanted in zip(specs, record.digests, strict=True):
@@ -289,7 +292,7 @@ class LabelStore:
             if found != wanted:
                 raise IntegrityError(
                     f"{chunk_file(self.path, spec, chunk)}: expected digest {wanted.hex()}, found {found.hex()}",
-                    hint=f"teachonce verify {self.path} --repair, then run `teachonce teach` again",
+                    hint=f"teachonce verify {self.path} --repair, then run the command that made it again",
                 )
         return data
 
@@ -300,7 +303,7 @@ class LabelStore:
         except READ_ERRORS as problem:
             raise IntegrityError(
                 f"{chunk_file(self.path, spec, chunk)}: damaged: {problem}",
-                hint=f"teachonce verify {self.path} --repair, then run `teachonce teach` again",
+                hint=f"teachonce verify {self.path} --repair, then run the command that made it again",
             ) from problem
 
     def _digest(self, group: str, spec: ArraySpec, chunk: int, data: npt.NDArray[Any]) -> bytes:

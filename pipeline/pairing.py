@@ -118,7 +118,7 @@ def _prove_chunk(rows: WorkingSet, chunk: int, picked: list[_Row], root: Path | 
     data = store.read_chunk(LABELS, chunk)
     _prove_index(store, chunk, data, index, picked)
     parts = rows_of_chunk(rows.plan, chunk, np.array([row.local for row in picked]), data)
-    wanted = dict(zip((RECORDS, FEATURES), parts, strict=False))
+    wanted = dict(zip((RECORDS, FEATURES)[: len(parts)], parts, strict=True))
     of_row = {int(number): place for place, number in enumerate(wanted[RECORDS]["row"])}
     for row in picked:
         key = index.key(row.local // store.layout.views)

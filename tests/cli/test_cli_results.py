@@ -177,6 +177,23 @@ def test_train_flags_win_over_set_and_set_over_the_file(
     assert request.config == TrainConfig(structure="shared", supervision="hard", batch_size=7, steps=8, seed=9)
 
 
+def test_train_hands_on_what_the_store_must_be(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
+    line = "--select few.json --manifest m --split val --vocabulary V --root data"
+    assert teachonce_here(*LINES["train"], *line.split()).code == 0
+    request = stubs.requests[-1]
+    assert (request.selection, request.manifest, request.split) == (Path("few.json"), "m", "val")
+    assert (request.vocabulary, request.root) == ("V", Path("data"))
+
+
+def test_cache_takes_an_action_and_perhaps_a_store(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
+    for line in ("cache list", "cache clear x.zarr"):
+        assert teachonce_here(*line.split()).code == 0
+    assert stubs.requests == [
+        stage_stubs.CacheRequest(action="list"), stage_stubs.CacheRequest(action="clear", labels=Path("x.zarr")),
+    ]  # fmt: skip
+    assert teachonce_here("cache").code == 2
+
+
 def test_demo_hands_every_option_on(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
     assert teachonce_here("demo").code == 0
     assert stubs.requests[-1] == stage_stubs.DemoRequest(out=Path("teachonce-demo"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from teachonce.cli.app import app
+from teachonce.cli.app import EXAMPLES, app
 from teachonce.cli.jobs import Job
 from teachonce.label_store import LabelStore
 
@@ -29,7 +29,7 @@ def test_every_command_of_the_readme_parses(line: str) -> None:
 
 def test_the_readme_has_commands() -> None:
     """The test above checks something: one line at least for each command."""
-    assert {line.split()[1] for line in COMMANDS} == {"teach", "inspect", "verify", "train", "evaluate", "demo"}
+    assert {line.split()[1] for line in COMMANDS} == set(EXAMPLES)
 
 
 def test_the_tree_in_the_readme_is_complete() -> None:

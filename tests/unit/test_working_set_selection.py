@@ -1,4 +1,4 @@
-"""Selections of rows, of classes and of the first k', against sums over plain lists in float64; rows without a class."""
+"""Selections of rows, of classes and of the first k', against sums over plain lists; rows that lack classes."""
 
 from __future__ import annotations
 
