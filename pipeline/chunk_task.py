@@ -19,7 +19,7 @@ from torch import Tensor
 
 from teachonce.clip_models import LoadedClip, embedding_width, load_clip, pick_device, tune_process
 from teachonce.embedding_codec import decode_embeddings, encode_embeddings
-from teachonce.errors import FingerprintError
+from teachonce.errors import DataError, FingerprintError
 from teachonce.fidelity import embedding_fidelity, measured_rows
 from teachonce.image_batches import image_batches
 from teachonce.images import ImageFault, ImageReader
@@ -67,7 +67,7 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
 
     Raises:
         IncompleteError: this run no longer owns the store, or a write failed.
-        DataError: an archive is gone, or shorter than when it was indexed.
+        DataError: an archive is gone, or shorter than when it was indexed, or holds other images than were labelled.
     """
     store = LabelStore.open(Path(job.store), writable=True)
     missing = tuple(group for group in groups if store.record(group, chunk) is None)
@@ -82,6 +82,8 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
     columns = {group: _column(group, job, store, chunk) for group, _, _ in job.models if group in missing}
     with ImageReader(index, Path(job.root)) as reader:
         faults = _fill(columns, reader, images, job, clock)
+    if LABELS not in missing:
+        _require_same_images(store, chunk, index, images)
     began = time.perf_counter()
     for group in missing:
         data = columns[group].finish(images.status, index) if group in columns else {}
@@ -94,6 +96,20 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
     clock["write"] = time.perf_counter() - began
     reasons = tuple((index.key(row), fault.reason) for row, fault in faults)
     return ChunkReport(chunk, missing, len(index) - len(faults), len(faults), reasons, clock)
+
+
+def _require_same_images(store: LabelStore, chunk: int, index: SampleIndex, images: _Images) -> None:
+    """What is added to a labelled chunk must come from the images that were labelled."""
+    stored = store.read_chunk(LABELS, chunk, ("image_crc",))["image_crc"]
+    other = np.flatnonzero(stored != images.crc)
+    if len(other):
+        row = int(other[0])
+        raise DataError(
+            f"{index.archives[int(index.archive[row])]}: '{index.key(row)}' has CRC-32 {images.crc[row]:08x}, and had "
+            f"{stored[row]:08x} when {store.path} was labelled; {len(other)} of {len(images.crc)} images of chunk "
+            f"{chunk} differ",
+            hint="restore the archives the labels were made from, or label the new ones in another --labels store",
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,6 +53,7 @@ class WorkingSet:
         temperatures: what the columns of `log_residual` are for.
         digest: the name of the set.
         path: its folder.
+        store_id: of the store it was made from, and still belongs to.
         without_class: rows whose label is outside the vocabulary.
         plan: how rows of the store become rows of the set.
         records: [N] one record a row, mapped into memory.
@@ -65,6 +66,7 @@ class WorkingSet:
         self.digest = files.place.name
         self.vocabulary: Vocabulary = plan.vocabulary
         self.temperatures = plan.store.layout.temperatures
+        self.store_id = str(files.about["identity"]["store"])
         self.without_class = int(files.about["without_class"])
         self.records = files.arrays[RECORDS]
         self.features = files.arrays.get(FEATURES)

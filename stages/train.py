@@ -179,7 +179,7 @@ def _build(
         f"{len(vocabulary)} classes ({vocabulary.tied()} share a name)"
     )
     chosen = ALL_ROWS if selection is None else selection.digest
-    return trainer, Identity(request.config.digest(), store.store_id(), clip.digest, chosen)
+    return trainer, Identity(request.config.digest(), rows.store_id, clip.digest, chosen)
 
 
 def _start(request: TrainRequest, trainer: Trainer, identity: Identity, log: RunLog, reporter: Reporter) -> int:

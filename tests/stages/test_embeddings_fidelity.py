@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +160,19 @@ def test_the_embedding_path_is_measured_at_three_scales(world: World, teacher: s
     report = fidelity_report(store)["embedding_kl"]
     assert list(report) == ["own scale", "scale 40", "scale 100"] and report["own scale"]["max"] < 0.01
     assert EMBEDDING in store.groups
+
+
+def test_features_of_other_images_are_never_added(world: World, teacher: str, student: str, tmp_path: Path) -> None:
+    """An archive repacked at equal length after labelling: a student added later is refused, with the first key."""
+    root, path = tmp_path / "root", tmp_path / "a.zarr"
+    shutil.copytree(world.root, root)
+    teach_inline(world, path, teacher, top_k=5, root=root)
+    index = LabelStore.open(path).index_of_chunk(3)
+    archive = root / index.archives[int(index.archive[4])]
+    content = bytearray(archive.read_bytes())
+    content[int(index.offset[4]) + int(index.size[4]) - 9] ^= 1
+    archive.write_bytes(bytes(content))
+    for options in ({"students": (student,)}, {"embeddings": "int8"}):
+        with pytest.raises(DataError, match="when .* was labelled") as caught:
+            teach_inline(world, path, teacher, top_k=5, root=root, **options)
+        assert index.key(4) in str(caught.value) and "of chunk 3 differ" in str(caught.value)
