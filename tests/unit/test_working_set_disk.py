@@ -242,17 +242,23 @@ print("opened", len(rows), flush=True)
 """
 
 
-def child(store: LabelStore, how: str) -> subprocess.Popen[str]:
-    """Opens the set in a process of its own."""
+def children(store: LabelStore, how: str, count: int = 1) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of processes that open the set at the same time."""
     command = [sys.executable, "-c", CHILD, str(store.path), how]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(count)]
+    try:
+        texts = [run.communicate(timeout=120) for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
+    return [(run.returncode, *text) for run, text in zip(runs, texts, strict=True)]
 
 
 def test_of_two_processes_at_once_one_builds(store: LabelStore) -> None:
     """The other says that it waits, and then opens what the first has made."""
-    runs = [child(store, "slow") for _ in range(2)]
-    texts = [run.communicate(timeout=120)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0]
+    runs = children(store, "slow", 2)
+    texts = [text for _, text, _ in runs]
+    assert [code for code, _, _ in runs] == [0, 0]
     assert sum(text.count("building") for text in texts) == 1
     assert all("opened 38" in text for text in texts)
     waited = next(text for text in texts if "building" not in text)
@@ -261,9 +267,8 @@ def test_of_two_processes_at_once_one_builds(store: LabelStore) -> None:
 
 
 def test_what_a_killed_builder_left_is_cleared_away(store: LabelStore) -> None:
-    run = child(store, "die")
-    assert run.wait(timeout=120) == -signal.SIGKILL
-    run.communicate()
+    ((code, _, _),) = children(store, "die")
+    assert code == -signal.SIGKILL
     folder = working_files.folder_beside(store.path)
     (left,) = working_files.stored_sets(folder)
     assert ".building-" in left.place.name and left.rows is None and not left.in_use
@@ -274,8 +279,7 @@ def test_what_a_killed_builder_left_is_cleared_away(store: LabelStore) -> None:
 
 def test_a_full_disk_is_said_and_leaves_nothing(store: LabelStore) -> None:
     """A file-size limit stands for the disk: the error names the path, and the draft is gone."""
-    run = child(store, "full")
-    text = run.communicate(timeout=120)[1]
+    ((_, _, text),) = children(store, "full")
     assert "IncompleteError" in text and "labels.zarr.working" in text and "MB free" in text, text
     assert working_files.stored_sets(working_files.folder_beside(store.path)) == []
 
