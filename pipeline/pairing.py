@@ -19,7 +19,7 @@ from teachonce.images import ImageReader
 from teachonce.label_store import Arrays, LabelStore, key_digest
 from teachonce.manifests import load_manifest
 from teachonce.progress import Reporter
-from teachonce.sample_index import SampleIndex
+from teachonce.sample_index import SampleIndex, split_classes
 from teachonce.store_format import LABELS
 from teachonce.vocabulary import load_vocabulary
 from teachonce.working_build import FEATURES, RECORDS, rows_of_chunk
@@ -65,7 +65,10 @@ def require_origin(store: LabelStore, expected: Expected, root: Path | None) -> 
         wanted["split"] = expected.split
     if expected.vocabulary is not None:
         wanted["vocabulary_digest"] = load_vocabulary(expected.vocabulary, root).digest
-    stored = store.groups[LABELS].fingerprint
+    stored = dict(store.groups[LABELS].fingerprint)
+    if expected.manifest is not None and root is not None:  # the class list it names may have changed
+        stored["label_classes"] = store.label_classes().digest
+        wanted["label_classes"] = split_classes(manifest, split, root).digest
     different = [f"{f}: stored {stored.get(f)!r}, expected {v!r}" for f, v in wanted.items() if stored.get(f) != v]
     if different:
         raise FingerprintError(

@@ -63,7 +63,7 @@ def inspect(request: InspectRequest, reporter: Reporter) -> InspectResult:
     store = LabelStore.open(request.labels)
     vocabulary = store.vocabulary()
     committed = store.committed(LABELS)
-    records = [record for chunk in committed if (record := store.record(LABELS, chunk)) is not None]
+    records = [record for record in store.records(LABELS) if record]
     statistics, examples = _look(store, vocabulary, committed, request.samples)
     students = tuple(
         {

@@ -98,10 +98,11 @@ def train(request: TrainRequest, reporter: Reporter) -> TrainResult:
     clip = load_clip(request.student, pick_device())
     rows = open_working_set(store, clip.digest, reporter, selection)
     try:
-        prove_pairing(rows, request.config.seed, reporter, request.root)
+        proved = prove_pairing(rows, request.config.seed, reporter, request.root)
         trainer, identity = _build(request, rows, clip, selection, reporter)
         log = RunLog(request.out / "events.jsonl")
         first = _start(request, trainer, identity, log, reporter)
+        log.write("pairing", step=first, rows_proved=proved, images_compared=request.root is not None)
         _loop(request, trainer, identity, log, first, reporter)
         return _finish(request, trainer, clip, identity, time.monotonic() - began)
     finally:

@@ -214,11 +214,12 @@ def test_a_run_that_loses_its_store_midway_does_not_commit(
 ) -> None:
     """The owner changes while the teacher runs, or between writing and commit: no record appears."""
     import teachonce.chunk_task as chunk_task
+    import teachonce.soft_chunk as soft_chunk
 
     store = worlds.copy_store(finished, tmp_path)
     LabelStore.open(store, writable=True).drop(LABELS, 3)
     with hold(store, Silent()) as token:
-        real = LabelStore.write_chunk if step == "commit" else chunk_task.soft_labels
+        real = LabelStore.write_chunk if step == "commit" else soft_chunk.soft_labels
 
         def stolen(*args: object) -> object:
             found = real(*args)  # type: ignore[operator]
@@ -229,7 +230,7 @@ def test_a_run_that_loses_its_store_midway_does_not_commit(
         if step == "commit":
             monkeypatch.setattr(LabelStore, "write_chunk", stolen)
         else:
-            monkeypatch.setattr(chunk_task, "soft_labels", stolen)
+            monkeypatch.setattr(soft_chunk, "soft_labels", stolen)
         with pytest.raises(IncompleteError, match="no longer owns the store"):
             chunk_task.run_chunk(job_for(world, store, teacher, token), 3, (LABELS,))
     assert LabelStore.open(store).record(LABELS, 3) is None

@@ -168,3 +168,14 @@ def test_another_data_set_is_refused_field_by_field(copied: LabelStore, world: w
         assert field in caught.value.message
     with pytest.raises(UsageError, match="no split 'vall'"):
         require_origin(copied, Expected(manifest=world.manifest(), split="vall"), root)
+
+
+def test_a_class_list_that_changed_is_refused(copied: LabelStore, world: worlds.World, tmp_path: Path) -> None:
+    """The manifest says the same as ever, but the file it names lists other classes now."""
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "classes.tsv").write_text((world.root / "classes.tsv").read_text())
+    require_origin(copied, Expected(manifest=world.manifest()), root)
+    (root / "classes.tsv").write_text((world.root / "classes.tsv").read_text().replace("piano", "grand piano"))
+    with pytest.raises(FingerprintError, match="label_classes: stored"):
+        require_origin(copied, Expected(manifest=world.manifest()), root)
