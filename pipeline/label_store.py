@@ -96,6 +96,15 @@ class LabelStore:
             groups[name] = Group(name, dict(body["fingerprint"]), group_arrays(name, body, layout))
         return cls(path, root, version, layout, groups)
 
+    @property
+    def maker(self) -> str:
+        """The command that made the store, and makes its lost chunks again."""
+        return f"teachonce {self.groups[LABELS].fingerprint.get('derivation', 'teach')}"
+
+    @property
+    def _mend(self) -> str:
+        return f"teachonce verify {self.path} --repair, then run the same `{self.maker}` again"
+
     def vocabulary(self) -> Vocabulary:
         """The classes that stored labels index."""
         return parse_tsv(self.static("vocabulary").tobytes().decode(), f"{self.path}/vocabulary")
@@ -256,7 +265,7 @@ class LabelStore:
         except READ_ERRORS as problem:
             raise IntegrityError(
                 f"{self.path}/{ledger_path(group)}/c/{chunk}/0: damaged ledger record: {problem}",
-                hint=f"teachonce verify {self.path} --repair, then run the command that made it again",
+                hint=self._mend,
             ) from problem
         return from_row(row)
 
@@ -304,7 +313,7 @@ class LabelStore:
         record = self.record(group, chunk)
         if record is None:
             raise IncompleteError(f"{self.path}: chunk {chunk} of {group} is not committed",
-                                  hint="run the command that made it again: it completes the store")  # fmt: skip
+                                  hint=f"run the same `{self.maker}` again to complete the store")  # fmt: skip
         specs = self.groups[group].arrays
         data: Arrays = {}
         for spec, wanted in zip(specs, record.digests, strict=True):
@@ -315,7 +324,7 @@ class LabelStore:
             if found != wanted:
                 raise IntegrityError(
                     f"{chunk_file(self.path, spec, chunk)}: expected digest {wanted.hex()}, found {found.hex()}",
-                    hint=f"teachonce verify {self.path} --repair, then run the command that made it again",
+                    hint=self._mend,
                 )
         return data
 
@@ -326,7 +335,7 @@ class LabelStore:
         except READ_ERRORS as problem:
             raise IntegrityError(
                 f"{chunk_file(self.path, spec, chunk)}: damaged: {problem}",
-                hint=f"teachonce verify {self.path} --repair, then run the command that made it again",
+                hint=self._mend,
             ) from problem
 
     def _digest(self, group: str, spec: ArraySpec, chunk: int, data: npt.NDArray[Any]) -> bytes:

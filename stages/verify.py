@@ -120,18 +120,13 @@ def _verify(request: VerifyRequest, reporter: Reporter) -> VerifyResult:
         again, wrong = _run_teacher(store, request, reporter)
         faults += wrong
     elif faults and not request.repair:
-        reporter.note(f"next: teachonce verify {request.labels} --repair, then the same `{_maker(store)}` again")
+        reporter.note(f"next: teachonce verify {request.labels} --repair, then the same `{store.maker}` again")
     if dropped:
-        reporter.note(f"took {dropped} chunks out of the ledger; run the same `{_maker(store)}` again to rebuild them")
+        reporter.note(f"took {dropped} chunks out of the ledger; run the same `{store.maker}` again to rebuild them")
     return VerifyResult(
         ok=not faults, chunks_checked=checked, chunks_missing=missing, chunks_dropped=dropped,
         faults=tuple(faults), labels=str(request.labels), teacher=again,
     )  # fmt: skip
-
-
-def _maker(store: LabelStore) -> str:
-    """The command that made the store, and makes its lost chunks again."""
-    return f"teachonce {store.groups[LABELS].fingerprint.get('derivation', 'teach')}"
 
 
 def _run_teacher(store: LabelStore, request: VerifyRequest, reporter: Reporter) -> tuple[dict[str, float], list[Fault]]:
