@@ -100,7 +100,8 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
 
 def _require_same_images(store: LabelStore, chunk: int, index: SampleIndex, images: _Images) -> None:
     """What is added to a labelled chunk must come from the images that were labelled."""
-    stored = store.read_chunk(LABELS, chunk, ("image_crc",))["image_crc"]
+    labelled = store.read_chunk(LABELS, chunk, ("image_crc", "status"))
+    stored = labelled["image_crc"]
     other = np.flatnonzero(stored != images.crc)
     if len(other):
         row = int(other[0])
@@ -109,6 +110,13 @@ def _require_same_images(store: LabelStore, chunk: int, index: SampleIndex, imag
             f"{stored[row]:08x} when {store.path} was labelled; {len(other)} of {len(images.crc)} images of chunk "
             f"{chunk} differ",
             hint="restore the archives the labels were made from, or label the new ones in another --labels store",
+        )
+    unlike = np.flatnonzero(labelled["status"] != images.status)
+    if len(unlike):
+        raise DataError(
+            f"'{index.key(int(unlike[0]))}' has status {images.status[unlike[0]]} now and had "
+            f"{labelled['status'][unlike[0]]} when {store.path} was labelled: images are decoded in another way here",
+            hint="use the versions of pillow and torchvision that `teachonce inspect` shows under fingerprint.about",
         )
 
 
@@ -138,6 +146,9 @@ def _fill(
         images.crc[batch.start : batch.start + len(batch.crcs)] = batch.crcs
         for number, (model, filled) in enumerate(zip(models, users.values(), strict=True)):
             features = _features(model, batch.pixels(number), len(batch.items), job.precision)
+            if bad := [row - batch.start for row, _ in batch.faults()]:
+                features = features.clone()  # made in inference mode
+                features[bad] = 0  # whatever the tower makes of a blank image
             for column in filled:
                 column.add(features)
         clock["model"] += time.perf_counter() - began

@@ -94,7 +94,7 @@ def open_parent(path: Path, child: Path) -> LabelStore:
     if EMBEDDING not in store.groups:
         raise DataError(
             f"{path} holds no image features of its teacher (column group '{EMBEDDING}'), which new labels come from",
-            hint="run the command that made it again with --embeddings int8",
+            hint=store.embedding_hint,
         )
     require_sound(store)
     for group in store.groups:

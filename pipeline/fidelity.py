@@ -135,7 +135,8 @@ def fidelity_report(store: LabelStore) -> dict[str, Any]:
             for k in ks
         ],
     }
-    if EMBEDDING in store.groups:
+    # A derived store has its parent's embeddings, measured over the parent's classes: no figure of its own.
+    if EMBEDDING in store.groups and "derivation" not in store.groups[LABELS].fingerprint:
         table = _column_table(store, EMBEDDING, f"{EMBEDDING}/fidelity")
         names = ("own scale", *(f"scale {scale:.0f}" for scale in EMBEDDING_SCALES))
         report["embedding_kl"] = {name: _quantiles(column) for name, column in zip(names, table.T, strict=True)}

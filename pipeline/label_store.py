@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -102,6 +103,16 @@ class LabelStore:
         return f"teachonce {self.groups[LABELS].fingerprint.get('derivation', 'teach')}"
 
     @property
+    def embedding_hint(self) -> str:
+        """How to come by embeddings that this store lacks."""
+        if self.maker == "teachonce merge":
+            return "a merged store has none: relabel its parents, then merge again"
+        teacher = "" if self.layout.top_k else "--teacher MODEL "
+        return (
+            f"run the command that made it again with {teacher}--embeddings int8: only the teacher's image tower runs"
+        )
+
+    @property
     def _mend(self) -> str:
         return f"teachonce verify {self.path} --repair, then run the same `{self.maker}` again"
 
@@ -152,7 +163,7 @@ class LabelStore:
         if EMBEDDING not in self.groups:
             raise DataError(
                 f"{self.path} holds no image embeddings of its teacher",
-                hint="run the command that made it again with --embeddings int8: only the teacher's image tower runs",
+                hint=self.embedding_hint,
             )
         return decode_embeddings(self.read_chunk(EMBEDDING, chunk)[f"{EMBEDDING}/values"])
 
@@ -249,10 +260,18 @@ class LabelStore:
             raise write_failed(self.path, problem) from problem
 
     def drop(self, group: str, chunk: int) -> None:
-        """Take a chunk out of the ledger, so that `teach` writes it anew."""
+        """Take a chunk out of the ledger, so that the command that made the store writes it anew.
+
+        Raises:
+            IncompleteError: the folder cannot be written.
+        """
         path = ledger_path(group)
-        shutil.rmtree(self.path / path / "c" / str(chunk), ignore_errors=True)
-        sync(self.path / path / "c")
+        try:
+            with suppress(FileNotFoundError):
+                shutil.rmtree(self.path / path / "c" / str(chunk))
+            sync(self.path / path / "c")
+        except OSError as problem:
+            raise write_failed(self.path, problem) from problem
 
     def record(self, group: str, chunk: int) -> Record | None:
         """The ledger's record of a chunk; None when it is not committed.

@@ -12,22 +12,36 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from teachonce.clip_models import LoadedClip, load_clip, pick_device
+from teachonce.embedding_codec import decode_embeddings, encode_embeddings
 from teachonce.errors import DataError, FingerprintError
 from teachonce.images import ImageFault, ImageReader, decode
 from teachonce.label_codec import TopK, max_error
 from teachonce.label_store import LabelStore
-from teachonce.model_spec import Precision
+from teachonce.model_spec import EmbeddingKind, Precision
 from teachonce.progress import Reporter
-from teachonce.store_format import LABELS
+from teachonce.store_format import EMBEDDING, LABELS
 from teachonce.teacher import TeacherHead, head_of
 
 # Another device or thread count moves logits by some 1e-4 nats in float32 and by 1e-2 in half precision; a wrong image,
 # model or preprocessing moves them by whole nats.
-SLACK = {"fp32": 2e-3, "fp16": 5e-2, "bf16": 2e-1}  # nats beyond the codec's own error
-MOST_KL = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}  # nats between the stored and the new top k, renormalised
+SLACK = {"fp32": (2e-3, 1e-3), "fp16": (5e-2, 1e-2), "bf16": (2e-1, 5e-2)}
+INT8_SLACK = 2e-2
+LEAST_COSINE = 0.999
 LEAST_OVERLAP = 0.9  # of the stored classes that are among the new top k
+
+
+@dataclass(frozen=True)
+class Slack:
+    """What another machine may change, in nats."""
+
+    value: float
+    """Of a log-probability, beyond the codec's own error."""
+    kl: float
+    """Between the stored and the new top k, renormalised."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +65,13 @@ class RowCheck:
 def recheck_rows(
     store: LabelStore, spec: str, root: Path, sample: int, seed: int, reporter: Reporter
 ) -> Iterator[RowCheck]:
-    """Check random rows that have an image.
+    """Check random rows; those without an image are passed over.
 
     Args:
         store: with soft labels.
         spec: the teacher, as open_clip names it.
         root: the data's folder.
-        sample: how many rows; all when there are fewer.
+        sample: how many rows are drawn; all when there are fewer.
         seed: which rows.
 
     Raises:
@@ -69,10 +83,16 @@ def recheck_rows(
     head = head_of(store.class_embeddings(), float(fingerprint["logit_scale"]), pick_device())
     rows = np.random.Generator(np.random.Philox(key=seed)).permutation(store.layout.rows)[:sample]
     chunks = rows // store.layout.chunk_rows
+    embedded = set(store.committed(EMBEDDING)) if EMBEDDING in store.groups else set()
+    kind = fingerprint.get("embedding_kind")
+    slack = Slack(*SLACK[fingerprint["precision"]])
+    if kind == "int8":  # an entry on the edge between two steps may fall the other way
+        slack = Slack(slack.value + INT8_SLACK, slack.kl + INT8_SLACK)
     done = 0
     for chunk in np.unique(chunks).tolist():
         data, index = store.read_chunk(LABELS, chunk), store.index_of_chunk(chunk)
         stored = store.decode_labels(data)
+        kept = store.embeddings(chunk) if chunk in embedded else None
         start = store.layout.bounds(chunk)[0]
         with ImageReader(index, root) as reader:
             for place in np.sort(rows[chunks == chunk] - start).tolist():
@@ -83,9 +103,19 @@ def recheck_rows(
                 content = reader.read(place // store.layout.views)
                 crc = int(data["image_crc"][place]) if "image_crc" in data else None
                 unchanged = None if crc is None else zlib.crc32(content) == crc
-                logits = _logits(teacher, head, content, fingerprint["precision"])
-                found = _compare(stored, place, logits, store, fingerprint["precision"], unchanged)
-                yield RowCheck(start + place, index.key(place // store.layout.views), unchanged, *found)
+                features = _features(teacher, content, fingerprint["precision"])
+                log_p = None if features is None else _log_probs(head, features, kind)
+                overlap, worst, kl, problem = _compare(stored, place, log_p, store, slack, unchanged)
+                if features is not None and kept is not None:
+                    problem = problem or _turned(kept[place], features)
+                key = index.key(place // store.layout.views)
+                yield RowCheck(start + place, key, unchanged, overlap, worst, kl, problem)
+
+
+def _turned(kept: npt.NDArray[np.float32], features: Tensor) -> str:
+    """What is wrong with a stored embedding, empty if nothing is."""
+    cosine = float(kept @ features[0].cpu().numpy())
+    return "" if cosine > LEAST_COSINE else f"the stored embedding has cosine {cosine:.4f} to the new one"
 
 
 def _teacher_of(store: LabelStore, spec: str) -> LoadedClip:
@@ -107,25 +137,28 @@ def _teacher_of(store: LabelStore, spec: str) -> LoadedClip:
     return teacher
 
 
-def _logits(
-    teacher: LoadedClip, head: TeacherHead, content: bytes, precision: Precision
-) -> npt.NDArray[np.float64] | None:
+def _features(teacher: LoadedClip, content: bytes, precision: Precision) -> Tensor | None:
+    """The unit embedding of one image, [1, D]; None if it cannot be decoded."""
     image = decode(content)
-    if isinstance(image, ImageFault):
-        return None
-    features = teacher.encode_images(teacher.prepare(image)[None], precision)
+    return None if isinstance(image, ImageFault) else teacher.encode_images(teacher.prepare(image)[None], precision)
+
+
+def _log_probs(head: TeacherHead, features: Tensor, kind: EmbeddingKind | None) -> npt.NDArray[np.float64]:
+    if kind is not None:  # labels that came from stored embeddings
+        coded = decode_embeddings(encode_embeddings(features.cpu().numpy(), kind))
+        features = torch.from_numpy(coded).to(features.device)
     return head.logits(features)[0].double().log_softmax(0).cpu().numpy()
 
 
 def _compare(
-    stored: TopK, place: int, log_p: npt.NDArray[np.float64] | None, store: LabelStore, precision: str,
+    stored: TopK, place: int, log_p: npt.NDArray[np.float64] | None, store: LabelStore, slack: Slack,
     unchanged: bool | None,
 ) -> tuple[float, float, float, str]:  # fmt: skip
     """Overlap, worst value, KL and what is wrong of one row."""
     if log_p is None:
         return 0.0, float("inf"), float("inf"), "the image cannot be decoded any more"
     ids, values = stored.class_ids[place], stored.log_probs[place].astype(np.float64)
-    threshold = np.sort(log_p)[-len(ids)] - SLACK[precision]  # near-ties may change places at the boundary
+    threshold = np.sort(log_p)[-len(ids)] - slack.value  # near-ties may change places at the boundary
     overlap = float((log_p[ids] >= threshold).mean())
     limit = max_error(np.append(log_p.max(), log_p[ids]).astype(np.float32)[None], store.tables)[0, 1:]
     worst = float(np.maximum(np.abs(values - log_p[ids]) - limit, 0).max())
@@ -136,8 +169,8 @@ def _compare(
         for wrong, text in (
             (unchanged is False, "the image is not the one that was taught"),
             (overlap < LEAST_OVERLAP, f"{overlap:.0%} of the classes agree, at least {LEAST_OVERLAP:.0%} expected"),
-            (worst > SLACK[precision], f"a value is off by {worst:.3g} nats more than the codec's error"),
-            (kl > MOST_KL[precision], f"KL {kl:.3g} nats, at most {MOST_KL[precision]:g} expected"),
+            (worst > slack.value, f"a value is off by {worst:.3g} nats more than the codec's error"),
+            (kl > slack.kl, f"KL {kl:.3g} nats, at most {slack.kl:g} expected"),
         )
         if wrong
     ]

@@ -21,6 +21,7 @@ import psutil
 
 from teachonce.errors import IncompleteError
 from teachonce.progress import Reporter
+from teachonce.store_sync import write_failed
 
 HEARTBEAT_S = 10.0
 
@@ -88,8 +89,8 @@ def hold(store: Path, reporter: Reporter, force: bool = False) -> Iterator[int]:
 
 def _take(store: Path, path: Path, owner: LockOwner, reporter: Reporter, force: bool) -> None:
     draft = path.with_name(f"{path.name}.{owner.token:x}")
-    draft.write_text(json.dumps(asdict(owner)))
     try:
+        draft.write_text(json.dumps(asdict(owner)))
         with _alone(path.parent):  # looking, clearing away and taking are one step
             if path.exists():
                 _remove_dead(store, path, reporter, force)
@@ -97,6 +98,8 @@ def _take(store: Path, path: Path, owner: LockOwner, reporter: Reporter, force: 
     except FileExistsError:
         raise IncompleteError(f"{path}: another process took the lock at the same instant",
                               hint="run the same command again") from None  # fmt: skip
+    except OSError as problem:
+        raise write_failed(path, problem) from problem
     finally:
         draft.unlink(missing_ok=True)
 

@@ -113,7 +113,7 @@ def _look(
         return {}, ()
     places = np.linspace(0, len(committed) - 1, min(STATISTICS_CHUNKS, len(committed))).astype(int)
     chosen = [committed[place] for place in places]
-    sums = np.zeros(4)
+    sums = np.zeros(5)
     examples: tuple[dict[str, Any], ...] = ()
     for chunk in chosen:
         data = store.read_chunk(LABELS, chunk)
@@ -122,7 +122,8 @@ def _look(
         label = store.label_to_vocabulary[data["label"]]
         mass = 1 - np.exp(labels.log_residual[good, 0].astype(np.float64))
         agrees = (labels.class_ids[good, 0] == label[good]).sum()
-        sums += [good.sum(), mass.sum(), np.exp(labels.log_probs[good, 0]).sum(), agrees]
+        known = (label[good] >= 0).sum()
+        sums += [good.sum(), mass.sum(), np.exp(labels.log_probs[good, 0]).sum(), agrees, known]
         if not examples:
             examples = _examples(store, vocabulary, chunk, labels, label, np.flatnonzero(good)[:samples])
     n = max(sums[0], 1)
@@ -130,7 +131,7 @@ def _look(
         "rows_looked_at": float(sums[0]),
         "mass_kept": float(sums[1] / n),
         "top1_probability": float(sums[2] / n),
-        "top1_agrees_with_label": float(sums[3] / n),
+        "top1_agrees_with_label": float(sums[3] / sums[4]) if sums[4] else float("nan"),
     }, examples
 
 

@@ -278,6 +278,7 @@ def _run(
     from teachonce.cluster import run_tasks
 
     done = {group: set(store.committed(group)) for group in groups}
+    _drop_orphans(store, done)
     work = [(job, c, missing) for c in range(store.layout.chunks)
             if (missing := tuple(g for g in groups if c not in done[g]))]  # fmt: skip
     # Of earlier runs too: the limit holds for the store, and asking again must not wash failures away.
@@ -290,11 +291,20 @@ def _run(
         reporter.progress("teach", 0, total, "images")
     for report in run_tasks(client, run_chunk, work, f"teach-{job.token:x}"):
         _count(tally, report, store)
-        failed[report.chunk] = report.rows_failed
+        if LABELS in report.written:  # a report about other groups, or of a task that ran twice, says nothing new
+            failed[report.chunk] = report.rows_failed
         _require_few_failures(sum(failed.values()), request, store)
         reporter.progress("teach", tally.rows, total, "images", failed=sum(failed.values()), **_shares(tally))
     tally.seconds = time.monotonic() - began
     return tally
+
+
+def _drop_orphans(store: LabelStore, done: dict[str, set[int]]) -> None:
+    """Where labels were lost, what was computed beside them goes too: it may come from images that changed since."""
+    for group in store.groups:
+        for chunk in set(store.committed(group)) - done[LABELS]:
+            store.drop(group, chunk)
+            done.get(group, set()).discard(chunk)
 
 
 def _require_few_failures(failed: int, request: TeachRequest, store: LabelStore) -> None:
@@ -315,7 +325,7 @@ def _count(tally: _Tally, report: ChunkReport, store: LabelStore) -> None:
     assert tally.phases is not None
     for phase, seconds in report.seconds.items():
         tally.phases[phase] = tally.phases.get(phase, 0.0) + seconds
-    if report.faults:
+    if report.faults and LABELS in report.written:
         with open(_failure_log(store), "a", encoding="utf-8") as log:
             for key, reason in report.faults:
                 log.write(json.dumps({"chunk": report.chunk, "key": key, "reason": reason}) + "\n")

@@ -84,6 +84,7 @@ def verify(request: VerifyRequest, reporter: Reporter) -> VerifyResult:
     """
     _check(request)
     if request.repair:
+        LabelStore.open(request.labels)  # before a lock is laid beside something that is no store
         with hold(request.labels, reporter):  # a store that is being written must not lose records
             return _verify(request, reporter)
     return _verify(request, reporter)
@@ -103,7 +104,8 @@ def _check(request: VerifyRequest) -> None:
 def _verify(request: VerifyRequest, reporter: Reporter) -> VerifyResult:
     store = LabelStore.open(request.labels, writable=request.repair)
     faults = [Fault(*fault) for fault in store.static_faults()]
-    index_is_sound = not faults  # else chunks are not compared with it: `repair` must not drop what is sound
+    # Else the contents of chunks are not judged by it: `repair` must not drop what is sound.
+    index_is_sound = not faults
     checked = missing = dropped = 0
     for group in store.groups:
         for chunk, (problems, absent) in enumerate(_check_group(store, group, index_is_sound)):
@@ -170,12 +172,12 @@ def _check_chunk(store: LabelStore, group: str, chunk: int, index_is_sound: bool
         data = store.read_chunk(group, chunk)
     except IntegrityError as problem:
         return [Fault(where, "what the ledger says", problem.message)], 0
-    try:
-        checks = list(_label_checks(store, data) if group == LABELS else _feature_checks(group, data))
-    except IntegrityError as problem:
-        return [Fault(where, "what a sound writer writes", problem.message)], 0
-    if group == LABELS and index_is_sound:
-        checks += _index_checks(store, chunk, data)
+    if not index_is_sound:
+        return [], 0
+    if group == LABELS:
+        checks = [*_label_checks(store, data), *_index_checks(store, chunk, data)]
+    else:
+        checks = list(_feature_checks(group, data, _failed_rows(store, chunk)))
     return [Fault(where, expected, "something else") for holds, expected in checks if not holds], 0
 
 
@@ -216,14 +218,22 @@ def _soft_label_checks(store: LabelStore, data: Arrays, good: Any) -> Iterator[t
     yield bool((np.abs(total - 1) < 0.05).all()), "masses that add up to 1 within the codec's error"
 
 
-def _feature_checks(group: str, data: Arrays) -> Iterator[tuple[bool, str]]:
+def _failed_rows(store: LabelStore, chunk: int) -> Any:
+    """Which rows have no image; None where the labels cannot tell, which is a fault of theirs."""
+    try:
+        return store.read_chunk(LABELS, chunk, ("status",))["status"] != 0
+    except (IntegrityError, IncompleteError):
+        return None
+
+
+def _feature_checks(group: str, data: Arrays, failed: Any) -> Iterator[tuple[bool, str]]:
     if group == EMBEDDING:
-        values = decode_embeddings(data[f"{EMBEDDING}/values"])
-        bad = np.isnan(values)
-        yield bool((bad.all(axis=1) | ~bad.any(axis=1)).all()), "a direction in every row with an image"
-        return
-    for features in data.values():
-        norms = np.linalg.norm(features.astype(np.float32), axis=1)
-        finite = np.isfinite(norms)
-        yield bool((np.abs(norms[finite] - 1) < 1e-2).all()), "unit features"
-        yield bool(np.isnan(features[~finite]).all()), "no features in rows without an image"
+        features = decode_embeddings(data[f"{EMBEDDING}/values"])
+    else:
+        features = data[f"{group}/features"].astype(np.float32)
+    holes = np.isnan(features)
+    yield bool((holes.all(axis=1) == holes.any(axis=1)).all()), "whole rows of features, or none"
+    norms = np.linalg.norm(features[~holes.any(axis=1)], axis=1)
+    yield bool((np.abs(norms - 1) < 1e-2).all()), "unit features"
+    if failed is not None:
+        yield bool((holes.any(axis=1) == failed).all()), "features in every row with an image, and in no other"

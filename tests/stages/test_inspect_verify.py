@@ -163,11 +163,14 @@ def test_damage_outside_the_chunks_is_listed(name: str, finished: Path, tmp_path
         assert not found.ok and any(str(store / name) in fault.where for fault in found.faults)
 
 
-@pytest.mark.parametrize("name", ["index/label", "index/key_ends", "index/sample"])
+@pytest.mark.parametrize(
+    "name",
+    ["index/label", "index/key_ends", "index/sample", "gap_levels", "class_order", "vocabulary", "class_embeddings"],
+)
 def test_repair_does_not_drop_sound_chunks_over_a_lost_index(name: str, finished: Path, tmp_path: Path) -> None:
     """The teacher's work is still there when the index is not: repair takes out damaged chunks only."""
     store = worlds.copy_store(finished, tmp_path)
-    (store / name / "c/0").unlink()
+    shutil.rmtree(store / name / "c")
     found = verify(VerifyRequest(labels=store, repair=True), Silent())
     assert not found.ok and found.chunks_dropped == 0
     assert LabelStore.open(store).committed(LABELS) == list(range(CHUNKS))

@@ -13,8 +13,9 @@ from worlds import CHUNKS, PHOTOS, World, copy_store, make_clip, teach_inline
 from teachonce.errors import DataError, FingerprintError, UsageError
 from teachonce.label_store import LabelStore
 from teachonce.progress import Silent
+from teachonce.stages.inspect import InspectRequest, inspect
 from teachonce.stages.verify import VerifyRequest, VerifyResult, verify
-from teachonce.store_format import LABELS
+from teachonce.store_format import EMBEDDING, LABELS
 
 SOFT = ("class_ids", "gaps", "top_log_prob", "log_residual")
 
@@ -77,6 +78,59 @@ def test_a_replaced_photo_is_found(world: World, teacher: str, finished: Path, t
     found = again(finished, teacher, root)
     assert [index.key(0) in fault.where for fault in found.faults] == [True]
     assert "not the one that was taught" in found.faults[0].found or "decoded" in found.faults[0].found
+
+
+def test_embeddings_and_derived_labels_are_checked_too(world: World, teacher: str, tmp_path: Path) -> None:
+    """Relabelled rows agree with what int8 embeddings give; embeddings in each other's place are found."""
+    from teachonce.stages.relabel import RelabelRequest, relabel
+
+    path, child = tmp_path / "a.zarr", tmp_path / "b.zarr"
+    teach_inline(world, path, teacher, top_k=5, embeddings="int8")
+    relabel(RelabelRequest(parent=path, labels=child, top_k=3, threads=1), Silent())
+    assert again(child, teacher, world.root).ok
+    assert inspect(InspectRequest(labels=child), Silent()).fidelity["embedding_kl"] == {}
+    opened = LabelStore.open(path, writable=True)
+    data = opened.read_chunk(EMBEDDING, 1)
+    data["embedding/values"] = np.roll(data["embedding/values"], 1, axis=0)
+    opened.commit(EMBEDDING, 1, 1, 9, 0, opened.write_chunk(EMBEDDING, 1, data))
+    assert verify(VerifyRequest(labels=path), Silent()).ok
+    found = again(path, teacher, world.root)
+    assert not found.ok and all("cosine" in fault.found for fault in found.faults)
+
+
+def test_labels_that_were_lost_take_what_stood_beside_them_along(
+    world: World, teacher: str, student: str, tmp_path: Path
+) -> None:
+    """A photo replaced between loss and repair: labels, embedding and features of the chunk are all made anew."""
+    root, path = tmp_path / "root", tmp_path / "a.zarr"
+    shutil.copytree(world.root, root)
+    options: dict[str, Any] = {"top_k": 5, "embeddings": "float16", "students": (student,), "root": root}
+    teach_inline(world, path, teacher, **options)
+    store = LabelStore.open(path, writable=True)
+    store.drop(LABELS, 2)
+    index = store.index_of_chunk(2)
+    archive, start = root / index.archives[int(index.archive[5])], int(index.offset[5])
+    place = slice(start, start + int(index.size[5]))
+    content = bytearray(archive.read_bytes())
+    other = next(photo for photo in world.photos.values() if len(photo) < place.stop - place.start)
+    content[place] = other + bytes(place.stop - place.start - len(other))
+    archive.write_bytes(bytes(content))
+    teach_inline(world, path, teacher, **options)
+    store = LabelStore.open(path)
+    found = store.embeddings(2)[5] @ store.class_embeddings().T
+    assert found.argmax() == store.decode_labels(store.read_chunk(LABELS, 2)).class_ids[5, 0]
+    assert verify(VerifyRequest(labels=path), Silent()).ok and again(path, teacher, root).ok
+
+
+def test_features_where_no_image_is_are_a_fault(finished: Path, tmp_path: Path) -> None:
+    """A hole in the features of a row that has an image passes every checksum, and not `verify`."""
+    store = LabelStore.open(copy_store(finished, tmp_path), writable=True)
+    group = next(name for name in store.groups if name.startswith("students/"))
+    data = store.read_chunk(group, 0)
+    data[f"{group}/features"][3] = np.nan
+    store.commit(group, 0, 1, 9, 0, store.write_chunk(group, 0, data))
+    found = verify(VerifyRequest(labels=store.path), Silent())
+    assert ["features in every row with an image" in fault.expected for fault in found.faults] == [True]
 
 
 def test_another_teacher_and_wrong_options_are_refused(
