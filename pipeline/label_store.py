@@ -10,7 +10,6 @@ import hashlib
 import os
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from teachonce.label_codec import CodecTables, CodedTopK, FloatArray, IdArray, T
 from teachonce.ledger import Record, chunk_digest, fingerprint_digest, from_row, ledger_path, to_row
 from teachonce.sample_index import SampleIndex
 from teachonce.store_format import EMBEDDING, LABELS, ArraySpec, Layout
+from teachonce.store_groups import Group, group_arrays, other_groups
 from teachonce.store_header import array_digest, check_header, read_header, static_faults
 from teachonce.store_sync import sync, sync_up, write_failed
 from teachonce.strict import decode
@@ -34,20 +34,6 @@ from teachonce.vocabulary import Vocabulary, parse_tsv
 
 Arrays = dict[str, npt.NDArray[Any]]
 READ_ERRORS = (ValueError, RuntimeError, OSError, KeyError, TypeError, zarr.errors.BaseZarrError)
-
-
-@dataclass(frozen=True)
-class Group:
-    """A column group: what is committed together, chunk by chunk."""
-
-    name: str
-    fingerprint: dict[str, Any]
-    arrays: tuple[ArraySpec, ...]
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 (hex) of the fingerprint without `about`, which is for people."""
-        return fingerprint_digest({field: value for field, value in self.fingerprint.items() if field != "about"})
 
 
 class LabelStore:
@@ -93,7 +79,7 @@ class LabelStore:
         check_header(path, root)
         layout = decode(Layout, about["layout"], f"{path}: layout", IntegrityError)
         groups = {LABELS: Group(LABELS, dict(about["fingerprint"]), store_format.label_arrays(layout, version))}
-        for name, body in _other_groups(root):
+        for name, body in other_groups(root):
             groups[name] = Group(name, dict(body["fingerprint"]), group_arrays(name, body, layout))
         return cls(path, root, version, layout, groups)
 
@@ -380,23 +366,6 @@ def _coded(data: Arrays) -> CodedTopK:
 def chunk_file(store: Path, spec: ArraySpec, chunk: int) -> Path:
     """The file that holds a chunk of an array."""
     return store / spec.path / "c" / "/".join([str(chunk)] + ["0"] * len(spec.tail))
-
-
-def group_arrays(name: str, body: dict[str, Any], layout: Layout) -> tuple[ArraySpec, ...]:
-    """The arrays of a column group other than `labels`, from its attributes."""
-    width = int(body["width"])
-    if name == EMBEDDING:
-        return store_format.embedding_arrays(body["fingerprint"]["kind"], width, layout)
-    return store_format.student_arrays(name, width)
-
-
-def _other_groups(root: zarr.Group) -> list[tuple[str, dict[str, Any]]]:
-    header: Any = root["ledger"].attrs["header"]
-    students = root["students"].group_keys() if "students" in root else ()  # type: ignore[union-attr]
-    names = [EMBEDDING, *(f"students/{name}" for name in sorted(students))]
-    # Only what the header knows: a run may have died while it made a group.
-    return [(name, dict(root[name].attrs["teachonce"])) for name in names  # type: ignore[arg-type]
-            if f"{name}/zarr.json" in header["files"]]  # fmt: skip
 
 
 def key_digest(index: SampleIndex) -> npt.NDArray[np.uint64]:

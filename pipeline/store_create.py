@@ -19,11 +19,12 @@ import zarr
 from teachonce import store_format
 from teachonce.class_order import class_order
 from teachonce.label_codec import class_dtype, default_gap_levels
-from teachonce.label_store import Arrays, Group, LabelStore, group_arrays
+from teachonce.label_store import Arrays, LabelStore
 from teachonce.ledger import create_ledger, ledger_path, require_fingerprint
 from teachonce.model_spec import EmbeddingKind
 from teachonce.sample_index import SampleIndex
 from teachonce.store_format import EMBEDDING, LABELS, ArraySpec, Layout
+from teachonce.store_groups import Group, group_arrays
 from teachonce.store_header import read_header, write_header
 from teachonce.store_sync import sync, sync_tree, sync_up, write_failed
 from teachonce.vocabulary import Vocabulary
