@@ -31,9 +31,16 @@ def teach(
     vocabulary: options.Vocabulary = None,
     template: options.Templates = None,
     top_k: options.TopK = None,
+    views: options.Views = 1,
+    shots: options.TeachShots = None,
     embeddings: options.Embeddings = None,
     workers: options.Workers = 1,
+    scheduler: options.Scheduler = None,
+    cluster: options.Cluster = None,
     chunk_rows: options.ChunkRows = None,
+    retry_failed: options.RetryFailed = False,
+    dry_run_io: options.DryRunIo = False,
+    dummy_images: options.DummyImages = False,
     force_unlock: options.ForceUnlock = False,
     set_: options.TeachSet = None,
     json: options.Json = False,
@@ -48,10 +55,14 @@ def teach(
 
     def run_stage(output: Output) -> DataclassInstance:
         from teachonce.stages import teach as stage
+        from teachonce.views import ViewPolicy
 
+        policy = ViewPolicy(views=views, seed=how.seed, scale=(how.view_scale, 1.0), randaugment=how.randaugment)
         request = stage.TeachRequest(
             manifest=source, root=root, split=split, labels=labels, teacher=teacher, students=tuple(student or ()),
             vocabulary=vocabulary, templates=tuple(template or (TEMPLATE,)), top_k=top_k, embeddings=embeddings,
+            views=policy, shots=shots, seed=how.seed, scheduler=scheduler, cluster=cluster, compiled=how.compile,
+            class_tile=how.class_tile, retry_failed=retry_failed, dry_run=options.dry_run(dry_run_io, dummy_images),
             workers=workers, threads=how.threads, batch_size=how.batch_size, chunk_rows=chunk_rows,
             precision=how.precision, max_failed_share=how.max_failed_share, force_unlock=force_unlock,
         )  # fmt: skip

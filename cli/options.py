@@ -24,6 +24,7 @@ from teachonce.strict import decode
 
 T = TypeVar("T")
 CacheAction = typing.Literal["list", "clear"]
+DryRun = typing.Literal["io", "dummy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +34,24 @@ class TeachSettings:
     batch_size: int = 128
     threads: int | None = None
     precision: Precision = "fp32"
+    compile: bool = False
+    class_tile: int | None = None
+    seed: int = 0
+    view_scale: float = 0.08
+    randaugment_ops: int = 0
+    randaugment_magnitude: int = 9
     max_failed_share: float = 0.01
 
     def __post_init__(self) -> None:
         """Raises ValueError for a number out of range."""
-        _at_least_one(batch_size=self.batch_size, threads=self.threads)
+        _at_least_one(batch_size=self.batch_size, threads=self.threads, class_tile=self.class_tile)
         if not 0 <= self.max_failed_share <= 1:
             raise ValueError(f"max_failed_share must be in [0, 1], found {self.max_failed_share}")
+
+    @property
+    def randaugment(self) -> tuple[int, int] | None:
+        """Operations a view and their magnitude; None: none."""
+        return (self.randaugment_ops, self.randaugment_magnitude) if self.randaugment_ops else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +164,17 @@ def one_manifest(argument: str | None, option: str | None, command: str) -> str:
     return manifest
 
 
+def dry_run(io: bool, dummy: bool) -> DryRun | None:
+    """Which half of the work is tried without writing anything.
+
+    Raises:
+        UsageError: both.
+    """
+    if io and dummy:
+        raise UsageError("--dry-run-io and --dummy-images leave nothing to measure together", "run one after the other")
+    return "io" if io else "dummy" if dummy else None
+
+
 def cache_action(word: str) -> CacheAction:
     """What `cache` should do.
 
@@ -200,6 +223,33 @@ EvaluateManifest = Annotated[
 ]
 Root = Annotated[Path | None, typer.Option("--root", metavar="DIR", help="Folder that holds the data.")]
 Split = Annotated[str, typer.Option("--split", metavar="S", help="Split of the manifest to read.")]
+Views = Annotated[
+    int,
+    typer.Option("--views", metavar="V", min=1, max=255,
+                 help="Views of each image: the first is the evaluation crop, others random crops and flips."),
+]  # fmt: skip
+TeachShots = Annotated[
+    int | None,
+    typer.Option(
+        "--shots", metavar="N", min=1, help="Teach N samples of each class only; OUT.zarr.shots.json lists them."
+    ),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option("--scheduler", metavar="URL", help="Use the workers of this Dask scheduler: tcp://HOST:PORT."),
+]
+Cluster = Annotated[
+    Path | None,
+    typer.Option("--cluster", metavar="FILE.toml", help="Start the workers this file describes: SLURM, GPUs, local."),
+]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Compute the chunks again in which images failed.")]
+DryRunIo = Annotated[
+    bool,
+    typer.Option("--dry-run-io", help="Read and decode for a minute, no model, nothing written: how fast is the data?"),
+]
+DummyImages = Annotated[
+    bool, typer.Option("--dummy-images", help="Run the models for a minute on made-up images, nothing written.")
+]
 Vocabulary = Annotated[
     str | None,
     typer.Option("--vocabulary", metavar="V", help="Class list, if not the manifest's own."),

@@ -1,130 +1,198 @@
-"""Run chunk tasks on Dask: a local cluster, and futures in a bounded window.
+"""Where tasks run, all of it Dask's: worker processes here, a scheduler that runs already, or a described cluster.
 
-It knows nothing of what a task does; a task must be idempotent and return something small.
+`task_window` keeps the workers busy; `cluster_spec` says what to open and imports no Dask.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import dask
-from distributed import Client, KilledWorker, LocalCluster, as_completed
+from distributed import Client, LocalCluster
 from distributed.client import Future
 
-from teachonce.errors import IncompleteError, TeachOnceError
+from teachonce.cluster_spec import (
+    THREADS_PER_WORKER,
+    WORKER_ENVIRONMENT,
+    Adaptive,
+    ClusterSpec,
+    Description,
+    LocalDescription,
+    load_description,
+)
+from teachonce.errors import EnvironmentFault
+from teachonce.progress import Reporter
+from teachonce.scheduler_check import require_same_version
+from teachonce.task_window import ALLOWED_FAILURES, PATIENCE_KEY, run_tasks
 
-R = TypeVar("R")
-RETRIES = 2  # of a task that raised something else than our own errors
-ALLOWED_FAILURES = 10  # a task that merely waited on a worker that died counts as suspicious too; Dask gives up at 3
-QUEUED_PER_WORKER = 2
-# Dask runs a task in a thread, and glibc gives that thread an arena whose large buffers go back to the kernel after
-# every batch, to be page-faulted in again. One arena that keeps them: 117 images/s instead of 66 on two small towers.
-WORKER_ENVIRONMENT = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "100000000000",
-}
+__all__ = ["ClusterSpec", "default_threads", "local_cluster", "open_cluster", "run_tasks", "threads_of", "warm_up",
+           "worker_index"]  # fmt: skip
+CLOSE_SECONDS = 10  # a scheduler that does not answer must not hold up the end of a run
 
 
 @contextmanager
-def local_cluster(workers: int) -> Iterator[Client]:
-    """Worker processes on this machine, one task at a time each, gone when the block ends.
+def open_cluster(spec: ClusterSpec, reporter: Reporter) -> Iterator[Client]:
+    """A client of the cluster that `spec` names; what was started here is gone when the block ends.
+
+    An existing scheduler and its workers are left alone: only this run's tasks are taken back.
+
+    Raises:
+        UsageError: the cluster description says something that is not understood.
+        EnvironmentFault: nothing answers, no worker joins, another version of teachonce, a package is not installed.
+    """
+    if spec.scheduler is not None:
+        with _existing_scheduler(spec.scheduler, reporter) as client:
+            yield client
+    elif spec.file is not None:
+        with _described(load_description(spec.file), reporter) as client:
+            yield client
+    else:
+        with local_cluster(spec.workers or 1) as client:
+            yield client
+
+
+@contextmanager
+def local_cluster(
+    workers: int, environment: Mapping[str, str] | None = None, adaptive: Adaptive | None = None
+) -> Iterator[Client]:
+    """Worker processes on this machine, gone when the block ends.
 
     The workers end by themselves within seconds when this process is killed.
     """
-    settings = {
-        "distributed.scheduler.allowed-failures": ALLOWED_FAILURES,
-        "distributed.worker.memory.terminate": False,  # models and pinned buffers are memory Dask knows nothing of
-        "distributed.worker.memory.pause": False,
-        "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,  # must be there before the process starts
-        "distributed.comm.timeouts.connect": "60s",
-        "distributed.admin.log-format": "%(name)s - %(levelname)s - %(message)s",
-        "logging.distributed": "error",
+    settings = own_settings() | {
+        "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT | dict(environment or {})  # before the process starts
     }
     with (
         dask.config.set(settings),
         LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address="127.0.0.1:0",
-            silence_logs=50,
+            n_workers=adaptive.minimum if adaptive else workers, threads_per_worker=THREADS_PER_WORKER, processes=True,
+            memory_limit=0, dashboard_address="127.0.0.1:0", silence_logs=50,
         ) as cluster,
         Client(cluster) as client,
     ):  # fmt: skip
+        if adaptive:
+            cluster.adapt(minimum=adaptive.minimum, maximum=adaptive.maximum)
         yield client
 
 
+def own_settings() -> dict[str, Any]:
+    """Dask's settings for schedulers and workers that are started here."""
+    return {
+        "distributed.scheduler.allowed-failures": ALLOWED_FAILURES,
+        "distributed.worker.memory.terminate": False,  # models and pinned buffers are memory Dask knows nothing of
+        "distributed.worker.memory.pause": False,
+        "distributed.comm.timeouts.connect": "60s",
+        "distributed.admin.log-format": "%(name)s - %(levelname)s - %(message)s",
+        "logging.distributed": "error",
+    }
+
+
+@contextmanager
+def _existing_scheduler(address: str, reporter: Reporter) -> Iterator[Client]:
+    with _quiet():
+        try:
+            client = Client(address, set_as_default=False)
+        except (OSError, TimeoutError) as problem:
+            raise EnvironmentFault(
+                f"nothing answers as a Dask scheduler at {address}: {problem}",
+                hint="is it running, and may this machine reach it? `dask scheduler` prints its address when it starts",
+            ) from problem
+        except ImportError as problem:  # what Dask raises where versions do not fit at all
+            raise EnvironmentFault(f"the scheduler at {address} refuses this client: {problem}",
+                                   hint="install the same version of dask on both sides") from problem  # fmt: skip
+        try:
+            require_same_version(client, address, reporter)
+            yield client
+        finally:
+            try:
+                client.close(timeout=CLOSE_SECONDS)
+            except (OSError, TimeoutError):
+                reporter.note(f"the scheduler at {address} did not take leave within {CLOSE_SECONDS} s")
+
+
+@contextmanager
+def _described(description: Description, reporter: Reporter) -> Iterator[Client]:
+    patience = {PATIENCE_KEY: description.patience} if description.patience else {}
+    with dask.config.set(patience):
+        if isinstance(description, LocalDescription):
+            with local_cluster(description.workers or 1, description.environment, description.adaptive) as client:
+                yield client
+        else:
+            from teachonce.cluster_jobs import started  # needs a package that is not always there
+
+            with dask.config.set(own_settings()), _quiet(), started(description, reporter) as cluster:
+                client = Client(cluster, set_as_default=False)
+                try:
+                    yield client
+                finally:
+                    client.close(timeout=CLOSE_SECONDS)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What goes wrong is said by our own errors; Dask's log lines about it would stand between."""
+    logger = logging.getLogger("distributed")
+    before = [(handler, handler.level) for handler in logger.handlers]
+    for handler, _ in before:
+        handler.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for handler, level in before:
+            handler.setLevel(level)
+
+
 def warm_up(client: Client, task: Callable[[], None]) -> list[Future]:
-    """Start `task` on every worker and return at once; keep the result, or Dask forgets the tasks."""
-    workers = client.scheduler_info()["workers"]
-    return [client.submit(task, workers=[address], pure=False) for address in workers]
+    """Start `task` on every worker and return at once; keep the result, or Dask forgets the tasks.
+
+    A worker that joins later does the same in its first real task.
+    """
+    return [
+        client.submit(task, workers=[address], allow_other_workers=True, pure=False) for address in client.nthreads()
+    ]
 
 
-def run_tasks(client: Client, task: Callable[..., R], arguments: Sequence[tuple[Any, ...]], name: str) -> Iterator[R]:
-    """Results of `task(*a)` for every `a`, as they come; a future is released as soon as its result is seen.
+def worker_index() -> int:
+    """Which accelerator of its machine the worker that runs this should take, counted from 0.
+
+    The number at the end of the worker's name: LocalCluster's names are numbers, and `dask worker --nworkers 4 --name a`
+    makes a-0 to a-3. 0 outside Dask, for workers without a name (Dask calls them by their address), and where
+    CUDA_VISIBLE_DEVICES leaves one device: it has been chosen already.
+    """
+    from distributed import get_worker
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and len([device for device in visible.split(",") if device.strip()]) <= 1:
+        return 0
+    try:
+        name = get_worker().name
+    except ValueError:  # outside Dask
+        return 0
+    if isinstance(name, int):
+        return name
+    number = re.search(r"(\d+)$", str(name))
+    return int(number[1]) if number and "://" not in str(name) else 0
+
+
+def threads_of(spec: ClusterSpec) -> int | None:
+    """CPU threads for each worker; None where only the worker can know: it takes what its machine or job gives it.
 
     Raises:
-        TeachOnceError: the first of our own errors that a task raised, as it was raised.
-        IncompleteError: a task failed in another way on every try.
+        UsageError: the cluster description says something that is not understood.
     """
-    todo = iter(enumerate(arguments))
-    window = QUEUED_PER_WORKER * max(1, len(client.scheduler_info()["workers"]))
-    running = as_completed([])
-
-    def submit_next() -> bool:
-        item = next(todo, None)
-        if item is None:
-            return False
-        number, args = item
-        running.add(client.submit(_attempt, task, *args, key=f"{name}-{number}", pure=False, retries=RETRIES))
-        return True
-
-    pending = sum(submit_next() for _ in range(window))
-    failed: list[str] = []
-    while pending:
-        future = next(running)
-        pending -= 1
-        result = _result(future, failed)
-        future.release()
-        pending += submit_next()
-        if result is not None:
-            yield result
-    if failed:
-        raise IncompleteError(
-            f"{len(failed)} chunks failed on every try; the first: {failed[0]}",
-            hint="run the same command again: what is committed is kept",
-        )
-
-
-@dataclass(frozen=True)
-class _Refused:
-    """One of our own errors as a result: it would be the same on every try, so Dask must not try again."""
-
-    problem: TeachOnceError
-
-
-def _attempt(task: Callable[..., R], *args: Any) -> R | _Refused:
-    try:
-        return task(*args)
-    except TeachOnceError as problem:
-        return _Refused(problem)
-
-
-def _result(future: Future, failed: list[str]) -> Any:
-    try:
-        result = future.result()
-        if isinstance(result, _Refused):
-            raise result.problem
-        return result
-    except TeachOnceError:
-        raise
-    except KilledWorker:
-        failed.append(f"{future.key}: its worker process died {ALLOWED_FAILURES} times (out of memory?)")
-    except Exception as problem:  # noqa: BLE001 - whatever a task raises must be counted, not lost
-        failed.append(f"{future.key}: {type(problem).__name__}: {problem}")
-    return None
+    if spec.scheduler is not None:
+        return None
+    if spec.file is None:
+        return default_threads(spec.workers or 1)
+    description = load_description(spec.file)
+    if isinstance(description, LocalDescription):
+        return default_threads(description.most_workers)
+    return description.cores if description.kind == "slurm" else None
 
 
 def default_threads(workers: int) -> int:

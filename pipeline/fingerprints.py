@@ -13,6 +13,7 @@ from teachonce.manifests import Manifest
 from teachonce.model_spec import Precision
 from teachonce.sampler import BLOCK
 from teachonce.versions import package_versions
+from teachonce.views import ViewPolicy
 from teachonce.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -20,10 +21,16 @@ if TYPE_CHECKING:
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 ORDER_SEED = 0
+ONE_VIEW = ViewPolicy()
 
 
 def label_fingerprint(
-    manifest: Manifest, split: str, vocabulary: Vocabulary, vocabulary_spec: str | None, top_k: int
+    manifest: Manifest,
+    split: str,
+    vocabulary: Vocabulary,
+    vocabulary_spec: str | None,
+    top_k: int,
+    views: ViewPolicy = ONE_VIEW,
 ) -> dict[str, Any]:
     """Of the column group `labels`, but for what a teacher adds."""
     return {
@@ -31,7 +38,7 @@ def label_fingerprint(
         "manifest_digest": manifest.digest(split),
         "split": split,
         "vocabulary_digest": vocabulary.digest,
-        "views": 1,
+        "views": _views(views),
         "row_order": f"blocks of {BLOCK}, seed {ORDER_SEED}",
         "top_k": top_k,
         "codec_version": CODEC_VERSION,
@@ -58,9 +65,17 @@ def with_teacher(
     }
 
 
-def embedding_fingerprint(teacher: LoadedClip, precision: Precision, samples: str) -> dict[str, Any]:
+def _views(policy: ViewPolicy) -> Any:
+    """One view is each model's own evaluation transform, whatever the policy says about the others."""
+    return policy.to_dict() if policy.views > 1 else 1
+
+
+def embedding_fingerprint(
+    teacher: LoadedClip, precision: Precision, samples: str, views: ViewPolicy = ONE_VIEW
+) -> dict[str, Any]:
     """Of the teacher's image embeddings; names and templates do not matter to them."""
     return {
+        **({"views": _views(views)} if views.views > 1 else {}),
         "teacher_digest": teacher.digest,
         "precision": precision,
         "preprocess": teacher.preprocess_text,
@@ -69,9 +84,12 @@ def embedding_fingerprint(teacher: LoadedClip, precision: Precision, samples: st
     }
 
 
-def student_fingerprint(student: LoadedClip, precision: Precision, samples: str) -> dict[str, Any]:
+def student_fingerprint(
+    student: LoadedClip, precision: Precision, samples: str, views: ViewPolicy = ONE_VIEW
+) -> dict[str, Any]:
     """Of a student's image features."""
     return {
+        **({"views": _views(views)} if views.views > 1 else {}),
         "student_digest": student.digest,
         "precision": precision,
         "preprocess": student.preprocess_text,

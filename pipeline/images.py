@@ -62,6 +62,10 @@ class ImageReader:
             self._opened.pop().close()
         self._local = threading.local()
 
+    def name(self, sample: int) -> str:
+        """The last part of a sample's key, which is the same in every layout of the archives."""
+        return self._index.key(sample).rpartition("/")[2]
+
     def read(self, sample: int) -> bytes:
         """The bytes of one sample.
 

@@ -7,7 +7,9 @@ Order of a commit: arrays written -> fsync -> read back and compared -> ledger r
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +26,7 @@ from teachonce.errors import DataError, IncompleteError, IntegrityError
 from teachonce.label_codec import CodecTables, CodedTopK, FloatArray, IdArray, TopK
 from teachonce.ledger import Record, chunk_digest, fingerprint_digest, from_row, ledger_path, to_row
 from teachonce.sample_index import SampleIndex
+from teachonce.staging import stage_array
 from teachonce.store_format import EMBEDDING, LABELS, ArraySpec, Layout
 from teachonce.store_groups import Group, group_arrays, other_groups
 from teachonce.store_header import array_digest, check_header, read_header, static_faults
@@ -201,11 +204,12 @@ class LabelStore:
     def _archives(self) -> tuple[str, ...]:
         return tuple(self.static("index/archives").tobytes().decode().split("\n"))
 
-    def write_chunk(self, group: str, chunk: int, data: Arrays) -> tuple[bytes, ...]:
+    def write_chunk(self, group: str, chunk: int, data: Arrays, staging: Path | None = None) -> tuple[bytes, ...]:
         """Write and prove one chunk of one group; it does not exist before `commit`.
 
         Args:
             data: every array of the group, keyed by path, [rows of the chunk, ...].
+            staging: a folder of the same file system to write to instead of the store, for `publish`.
 
         Returns:
             The digests that `commit` records.
@@ -215,31 +219,51 @@ class LabelStore:
             IntegrityError: what was read back is not what was written.
         """
         specs = self.groups[group].arrays
+        place = staging or self.path
         try:
             for spec in specs:
-                array: Any = self.root[spec.path]
+                if staging is not None:
+                    stage_array(self.path, staging, spec.path)
+                array = zarr.open_array(str(place / spec.path), mode="r+", zarr_format=3)
                 start, stop = spec.bounds(self.layout, chunk)
                 # Not stored with the array: without it a chunk that equals the fill value (only failures) is dropped.
                 array.with_config({"write_empty_chunks": True})[start:stop] = data[spec.path].astype(
                     spec.dtype, copy=False
                 )
             for spec in specs:
-                sync_up(chunk_file(self.path, spec, chunk), self.path / spec.path)
+                sync_up(chunk_file(place, spec, chunk), place / spec.path)
         except OSError as problem:
-            raise write_failed(self.path, problem) from problem
+            raise write_failed(place, problem) from problem
         wanted = tuple(self._digest(group, spec, chunk, data[spec.path]) for spec in specs)
-        if tuple(self._digest(group, spec, chunk, self._read(spec, chunk)) for spec in specs) != wanted:
-            raise IntegrityError(f"{self.path}: chunk {chunk} of {group} reads back different from what was written",
+        if tuple(self._digest(group, spec, chunk, self._read(spec, chunk, place)) for spec in specs) != wanted:
+            raise IntegrityError(f"{place}: chunk {chunk} of {group} reads back different from what was written",
                                  hint="the disk or its memory is faulty")  # fmt: skip
         return wanted
 
+    def publish(self, group: str, chunk: int, staging: Path) -> None:
+        """Move a chunk that `write_chunk` left in a staging folder into its place; `commit` makes it exist.
+
+        Raises:
+            IncompleteError: the files are not there, or cannot be moved.
+        """
+        try:
+            for spec in self.groups[group].arrays:
+                target = chunk_file(self.path, spec, chunk)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(chunk_file(staging, spec, chunk), target)
+                sync_up(target, self.path / spec.path)
+        except OSError as problem:
+            raise write_failed(self.path, problem) from problem
+
     def commit(
-        self, group: str, chunk: int, token: int, rows_ok: int, rows_failed: int, digests: tuple[bytes, ...]
-    ) -> None:
+        self, group: str, chunk: int, token: int, rows_ok: int, rows_failed: int, digests: tuple[bytes, ...],
+        phases: Mapping[str, float] | None = None,
+    ) -> None:  # fmt: skip
         """Enter a written chunk into the ledger: from here on it exists."""
         path = ledger_path(group)
+        row = to_row(token, rows_ok, rows_failed, digests, phases)
         try:
-            self.root[path][chunk : chunk + 1] = to_row(token, rows_ok, rows_failed, digests)[None]  # type: ignore[index]
+            self.root[path][chunk : chunk + 1] = row[None]  # type: ignore[index]
             sync_up(self.path / path / "c" / str(chunk) / "0", self.path / path)
         except OSError as problem:
             raise write_failed(self.path, problem) from problem
@@ -271,7 +295,7 @@ class LabelStore:
                 f"{self.path}/{ledger_path(group)}/c/{chunk}/0: damaged ledger record: {problem}",
                 hint=self._mend,
             ) from problem
-        return from_row(row)
+        return from_row(row, self.version)
 
     def committed(self, group: str) -> list[int]:
         """Chunks that exist, in order."""
@@ -286,7 +310,7 @@ class LabelStore:
         whole = self._ledger(group)
         if whole is None:  # read one by one, the damaged one says so
             return [self.record(group, chunk) for chunk in range(self.layout.chunks)]
-        return [from_row(row) for row in whole]
+        return [from_row(row, self.version) for row in whole]
 
     def _ledger(self, group: str) -> npt.NDArray[np.uint64] | None:
         """All rows of a ledger, read at once because one by one is slow; None if any of them cannot be read."""
@@ -323,13 +347,15 @@ class LabelStore:
                 )
         return data
 
-    def _read(self, spec: ArraySpec, chunk: int) -> npt.NDArray[Any]:
+    def _read(self, spec: ArraySpec, chunk: int, staging: Path | None = None) -> npt.NDArray[Any]:
         start, stop = spec.bounds(self.layout, chunk)
+        place = staging or self.path
         try:
-            return np.asarray(self.root[spec.path][start:stop])  # type: ignore[index]
+            root = self.root if place == self.path else zarr.open_group(str(place), mode="r", zarr_format=3)
+            return np.asarray(root[spec.path][start:stop])  # type: ignore[index]
         except READ_ERRORS as problem:
             raise IntegrityError(
-                f"{chunk_file(self.path, spec, chunk)}: damaged: {problem}",
+                f"{chunk_file(place, spec, chunk)}: damaged: {problem}",
                 hint=self._mend,
             ) from problem
 

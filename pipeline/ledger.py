@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,12 @@ import numpy.typing as npt
 import zarr
 
 from teachonce.errors import FingerprintError
+from teachonce.store_format import FORMAT_VERSION
 
 COMMITTED = 1
-HEAD = 5  # state, run token, time in microseconds, rows ok, rows failed; then two words of digest an array
+PHASES = ("read", "decode", "wait", "forward", "top_k", "write")
+PLAIN_HEAD = 5  # state, run token, time in microseconds, rows ok, rows failed; before format version 3 that was all
+HEAD = PLAIN_HEAD + len(PHASES)  # then two words of digest an array
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,9 @@ class Record:
     rows_failed: int
     digests: tuple[bytes, ...]
     """16 bytes an array, in the order of the group's arrays."""
+    phases: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that the chunk took in each of PHASES; empty where the writer did not measure them. Reading and decoding
+    are summed over threads."""
 
 
 def fingerprint_digest(fingerprint: Mapping[str, Any]) -> str:
@@ -87,17 +93,22 @@ def create_ledger(root: zarr.Group, group: str, chunks: int, arrays: int) -> Non
     )
 
 
-def to_row(token: int, rows_ok: int, rows_failed: int, digests: Sequence[bytes]) -> npt.NDArray[np.uint64]:
-    """A record as the ledger holds it."""
+def to_row(
+    token: int, rows_ok: int, rows_failed: int, digests: Sequence[bytes], phases: Mapping[str, float] | None = None
+) -> npt.NDArray[np.uint64]:
+    """A record as the ledger holds it; phases in seconds, kept in microseconds."""
     words = np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
-    head = np.array([COMMITTED, token, time.time_ns() // 1000, rows_ok, rows_failed], dtype=np.uint64)
+    spent = [round(1e6 * max(0.0, (phases or {}).get(phase, 0.0))) for phase in PHASES]
+    head = np.array([COMMITTED, token, time.time_ns() // 1000, rows_ok, rows_failed, *spent], dtype=np.uint64)
     return np.concatenate([head, words])
 
 
-def from_row(row: npt.NDArray[np.uint64]) -> Record | None:
-    """The record in a row of the ledger; None where nothing is committed."""
+def from_row(row: npt.NDArray[np.uint64], version: int = FORMAT_VERSION) -> Record | None:
+    """The record in a row of the ledger of a store of this format version; None where nothing is committed."""
     if int(row[0]) != COMMITTED:
         return None
-    data = row[HEAD:].astype("<u8").tobytes()
+    head = HEAD if version > 2 else PLAIN_HEAD
+    spent = {phase: int(word) / 1e6 for phase, word in zip(PHASES, row[PLAIN_HEAD:head], strict=False)}
+    data = row[head:].astype("<u8").tobytes()
     digests = tuple(data[i : i + 16] for i in range(0, len(data), 16))
-    return Record(int(row[1]), int(row[2]), int(row[3]), int(row[4]), digests)
+    return Record(int(row[1]), int(row[2]), int(row[3]), int(row[4]), digests, spent if any(spent.values()) else {})

@@ -20,11 +20,13 @@ from teachonce.embedding_codec import decode_embeddings, encode_embeddings
 from teachonce.errors import DataError, FingerprintError
 from teachonce.images import ImageFault, ImageReader, decode
 from teachonce.label_codec import TopK, max_error
-from teachonce.label_store import LabelStore
+from teachonce.label_store import Arrays, LabelStore
 from teachonce.model_spec import EmbeddingKind, Precision
 from teachonce.progress import Reporter
+from teachonce.sample_index import SampleIndex
 from teachonce.store_format import EMBEDDING, LABELS
 from teachonce.teacher import TeacherHead, head_of
+from teachonce.views import EVALUATION, View, ViewPolicy, view_from_params
 
 # Another device or thread count moves logits by some 1e-4 nats in float32 and by 1e-2 in half precision; a wrong image,
 # model or preprocessing moves them by whole nats.
@@ -103,13 +105,23 @@ def recheck_rows(
                 content = reader.read(place // store.layout.views)
                 crc = int(data["image_crc"][place]) if "image_crc" in data else None
                 unchanged = None if crc is None else zlib.crc32(content) == crc
-                features = _features(teacher, content, fingerprint["precision"])
+                view = _view(store, data, place, index)
+                features = _features(teacher, content, view, fingerprint["precision"])
                 log_p = None if features is None else _log_probs(head, features, kind)
                 overlap, worst, kl, problem = _compare(stored, place, log_p, store, slack, unchanged)
                 if features is not None and kept is not None:
                     problem = problem or _turned(kept[place], features)
                 key = index.key(place // store.layout.views)
                 yield RowCheck(start + place, key, unchanged, overlap, worst, kl, problem)
+
+
+def _view(store: LabelStore, data: Arrays, place: int, index: SampleIndex) -> View:
+    """The view that a row of a chunk holds, as the store says."""
+    if "view_params" not in data:
+        return EVALUATION
+    policy = ViewPolicy.from_dict(store.groups[LABELS].fingerprint["views"], str(store.path))
+    name = index.key(place // store.layout.views)
+    return view_from_params(data["view_params"][place], policy, name, int(data["view"][place]))
 
 
 def _turned(kept: npt.NDArray[np.float32], features: Tensor) -> str:
@@ -137,10 +149,12 @@ def _teacher_of(store: LabelStore, spec: str) -> LoadedClip:
     return teacher
 
 
-def _features(teacher: LoadedClip, content: bytes, precision: Precision) -> Tensor | None:
-    """The unit embedding of one image, [1, D]; None if it cannot be decoded."""
+def _features(teacher: LoadedClip, content: bytes, view: View, precision: Precision) -> Tensor | None:
+    """The unit embedding of one view of an image, [1, D]; None if it cannot be decoded."""
     image = decode(content)
-    return None if isinstance(image, ImageFault) else teacher.encode_images(teacher.prepare(image)[None], precision)
+    if isinstance(image, ImageFault):
+        return None
+    return teacher.encode_images(teacher.prepare_view(image, view)[None], precision)
 
 
 def _log_probs(head: TeacherHead, features: Tensor, kind: EmbeddingKind | None) -> npt.NDArray[np.float64]:

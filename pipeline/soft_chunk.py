@@ -5,6 +5,8 @@ It does not know where logits come from: teach computes them from images, relabe
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from teachonce.fidelity import label_fidelity, measured_rows
 from teachonce.label_codec import CodedTopK, TopK, decode, encode
 from teachonce.label_store import Arrays, LabelStore
-from teachonce.teacher import soft_labels
+from teachonce.teacher import Pending, TeacherHead, begin_soft_labels, begin_tiled_soft_labels
 
 
 class SoftChunk:
@@ -24,7 +26,8 @@ class SoftChunk:
         self.store, self.rows = store, stop - start
         self._parts: list[TopK] = []
         self._measured = measured_rows(self.rows, store.layout.fidelity_rows)
-        self._full: list[npt.NDArray[np.float64]] = []
+        self._pending: Pending | None = None
+        self._full: list[Tensor] = []
         self._seen = 0
 
     def add(self, logits: Tensor) -> None:
@@ -34,12 +37,33 @@ class SoftChunk:
             DataError: a logit is NaN or infinite.
         """
         layout = self.store.layout
-        self._parts.append(soft_labels(logits, layout.top_k, layout.temperatures))
-        inside = (self._measured >= self._seen) & (self._measured < self._seen + len(logits))
+        self._add(begin_soft_labels(logits, layout.top_k, layout.temperatures))
+        self._measure(len(logits), lambda rows: logits[rows.to(logits.device)])
+
+    def add_features(self, head: TeacherHead, features: Tensor, tile: int | None = None) -> None:
+        """The next rows' unit image features, [B, E]; logits of `tile` classes exist at a time, all where None."""
+        tile = tile or head.tile_that_fits(len(features))
+        if tile is None:
+            self.add(head.logits(features))
+            return
+        self._add(
+            begin_tiled_soft_labels(head, features, self.store.layout.top_k, self.store.layout.temperatures, tile)
+        )
+        self._measure(len(features), lambda rows: head.logits(features[rows.to(features.device)]))
+
+    def _add(self, began: Pending) -> None:
+        """Fetch the batch before this one: the device is busy with this one meanwhile."""
+        last, self._pending = self._pending, began
+        if last is not None:
+            self._parts.append(last.fetch())
+
+    def _measure(self, count: int, logits_of: Callable[[Tensor], Tensor]) -> None:
+        """Keep the full distribution of those of the next `count` rows that the fidelity report looks at."""
+        inside = (self._measured >= self._seen) & (self._measured < self._seen + count)
         if inside.any():
-            rows = torch.from_numpy(self._measured[inside] - self._seen).to(logits.device)
-            self._full.append(logits[rows].double().log_softmax(dim=1).cpu().numpy())
-        self._seen += len(logits)
+            logits = logits_of(torch.from_numpy(self._measured[inside] - self._seen))
+            self._full.append(logits.double().log_softmax(dim=1))
+        self._seen += count
 
     def finish(self, status: npt.NDArray[np.uint8], label: npt.NDArray[np.int32]) -> Arrays:
         """The coded columns of all rows.
@@ -48,6 +72,9 @@ class SoftChunk:
             status: [R], other than 0 blanks the row.
             label: [R] index into the manifest's class list, -1 unknown.
         """
+        if self._pending is not None:
+            self._parts.append(self._pending.fetch())
+            self._pending = None
         bad = status != 0
         ids, log_probs, log_residual = (
             np.concatenate([getattr(part, name) for part in self._parts])
@@ -69,7 +96,7 @@ class SoftChunk:
             chosen = CodedTopK(*(getattr(coded, name)[rows] for name in vars(coded)))
             truth = self.store.label_to_vocabulary[label[rows]]
             found = label_fidelity(
-                np.concatenate(self._full)[good], decode(chosen, self.store.tables), truth, layout.fidelity_k
+                torch.cat(self._full).cpu().numpy()[good], decode(chosen, self.store.tables), truth, layout.fidelity_k
             )
             report[: len(rows)] = found
         return report

@@ -14,10 +14,11 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from teachonce.label_codec import GAP_FILL, class_dtype
 from teachonce.model_spec import EmbeddingKind
+from teachonce.views import NO_VIEW
 
 FORMAT = "teachonce-label-store"
-FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)  # stores of version 1 are read, not continued
+FORMAT_VERSION = 3
+READABLE_VERSIONS = (1, 2, FORMAT_VERSION)  # older stores are read, not continued
 LABELS = "labels"  # the column group of every store
 EMBEDDING = "embedding"  # the column group of the teacher's image embeddings
 LABEL_FILL = -2  # -1 is data: a sample whose class is unknown
@@ -86,15 +87,19 @@ class Layout:
 
 
 def new_layout(
-    rows: int, classes: int, top_k: int, temperatures: tuple[float, ...], chunk_rows: int | None = None
+    rows: int, classes: int, top_k: int, temperatures: tuple[float, ...], chunk_rows: int | None = None, views: int = 1
 ) -> Layout:
-    """The layout of a new store; `chunk_rows` is some 64 chunks' worth unless given, and temperatures need a top k."""
-    size = chunk_rows or default_chunk_rows(rows)
+    """The layout of a new store; `chunk_rows` is some 64 chunks' worth unless given, and temperatures need a top k.
+
+    Args:
+        rows: samples times views; all views of a sample lie in one chunk.
+    """
+    size = -(-(chunk_rows or default_chunk_rows(rows)) // views) * views
     measured = min(size, max(FEWEST_MEASURED, size // 1024)) if top_k else 0
     grid = (*(k for k in FIDELITY_K if k < top_k), top_k) if top_k else ()
     return Layout(
         rows=rows, chunk_rows=size, classes=classes, top_k=top_k, temperatures=temperatures if top_k else (),
-        fidelity_rows=measured, fidelity_k=grid,
+        views=views, fidelity_rows=measured, fidelity_k=grid,
     )  # fmt: skip
 
 
@@ -119,6 +124,9 @@ def label_arrays(layout: Layout, version: int = FORMAT_VERSION) -> tuple[ArraySp
             ArraySpec("image_crc", np.dtype(np.uint32), (), 0, "noshuffle"),
             ArraySpec("key_digest", np.dtype(np.uint64), (2,), 0, "noshuffle", per_chunk=1),
         )
+    if layout.views > 1:
+        # Left, top, right, bottom in 1/65535 of the image, and 1 if mirrored. View 0 is the whole image.
+        rows += (ArraySpec("view_params", np.dtype(np.uint16), (5,), NO_VIEW, "shuffle"),)
     if layout.top_k == 0:
         return rows
     ids = class_dtype(layout.classes)

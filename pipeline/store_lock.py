@@ -33,7 +33,8 @@ class LockOwner:
     host: str
     pid: int
     started: float
-    """When the process began: a pid alone may have been given to another process."""
+    """When the process began, in seconds since the machine did: a pid alone may have been given to another process,
+    and the wall clock may jump."""
     token: int
 
 
@@ -71,7 +72,7 @@ def hold(store: Path, reporter: Reporter, force: bool = False) -> Iterator[int]:
     token = secrets.randbits(63)
     path = lock_path(store)
     path.parent.mkdir(parents=True, exist_ok=True)
-    owner = LockOwner(socket.gethostname(), os.getpid(), psutil.Process().create_time(), token)
+    owner = LockOwner(socket.gethostname(), os.getpid(), process_start(os.getpid()), token)
     _take(store, path, owner, reporter, force)
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(path, stop), daemon=True, name="store-lock")
@@ -137,9 +138,22 @@ def _is_dead(owner: LockOwner) -> bool:
     try:
         process = psutil.Process(owner.pid)
         # A zombie has ended; in a container nobody may ever reap it.
-        return bool(process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - owner.started) > 2.0)
+        return bool(process.status() == psutil.STATUS_ZOMBIE or abs(process_start(owner.pid) - owner.started) > 2.0)
     except psutil.NoSuchProcess:
         return True
+
+
+def process_start(pid: int) -> float:
+    """When a process began, on a clock that nobody sets: seconds since boot where the system tells, else since 1970.
+
+    Raises:
+        psutil.NoSuchProcess: it has ended.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return float(psutil.Process(pid).create_time())
+    return int(stat.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")  # field 22 of proc(5)
 
 
 def _beat(path: Path, stop: threading.Event) -> None:

@@ -6,6 +6,7 @@ It does not read images and does not store anything.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,8 @@ from torch import Tensor
 from teachonce.errors import DataError, UsageError
 from teachonce.label_codec import TopK
 from teachonce.zeroshot import equal_rows
+
+LOGITS_BYTES = 2**30  # of one batch; taking the top k of them needs three times as much again
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,12 @@ class TeacherHead:
         """Logits at the teacher's own temperature, [B, C] float32."""
         return (self.logit_scale * images_BE.float() @ self.features_UE.T)[:, self.inverse_C]
 
+    def tile_that_fits(self, batch: int) -> int | None:
+        """How many distinct names to take at a time so that their logits stay small; None where all of them do."""
+        if 4 * batch * len(self.inverse_C) <= LOGITS_BYTES:
+            return None
+        return max(1, LOGITS_BYTES // (4 * batch))
+
 
 def head_of(class_embeddings: npt.NDArray[np.float32], logit_scale: float, device: str) -> TeacherHead:
     """The head of stored class embeddings, [C, E]; classes whose rows have equal bits are computed once, and tie."""
@@ -39,6 +48,68 @@ def head_of(class_embeddings: npt.NDArray[np.float32], logit_scale: float, devic
     first = torch.full((int(inverse.max()) + 1,), len(inverse))
     first = first.scatter_reduce(0, inverse, torch.arange(len(inverse)), "amin")
     return TeacherHead(embeddings[first].to(device), inverse.to(device), logit_scale)
+
+
+@dataclass(frozen=True, eq=False)
+class PendingTopK:
+    """The top k of a batch while the device still computes it: `fetch` waits, making one does not.
+
+    So a worker gives the accelerator its next batch before it looks at the results of the last one.
+    """
+
+    logits_BC: Tensor
+    temperatures: tuple[float, ...]
+    found: tuple[Tensor, ...]
+    """In host memory, once `ready`: class ids [B, k], log-probabilities [B, k], tails [B, T], rows whose k-th value is
+    reached by more than k classes [B] (there the class index decides, below), whether all logits are finite."""
+    ready: torch.cuda.Event | None
+
+    def fetch(self) -> TopK:
+        """Wait for the device.
+
+        Raises:
+            DataError: a logit is NaN or infinite.
+        """
+        if self.ready is not None:
+            self.ready.synchronize()
+        ids, log_probs, tails, crowded, finite = self.found
+        if not bool(finite):
+            raise DataError("the teacher gave a NaN or infinite logit",
+                            hint="run with --set precision=fp32; if it stays, the weights are damaged")  # fmt: skip
+        if bool(crowded.any()):
+            exact, _ = exact_topk(self.logits_BC, ids.shape[1])
+            ids, log_probs, tails = (part.cpu() for part in _inside_and_tails(self.logits_BC, exact, self.temperatures))
+        return TopK(ids.numpy(), log_probs.numpy().astype(np.float32), tails.numpy().astype(np.float32))
+
+
+def begin_soft_labels(logits_BC: Tensor, top_k: int, temperatures: tuple[float, ...]) -> PendingTopK:
+    """Start on the top k of softmax(logits); see `soft_labels`.
+
+    Raises:
+        UsageError: k is larger than the vocabulary.
+    """
+    if top_k > logits_BC.shape[1]:
+        raise UsageError(f"top-k {top_k} is larger than the vocabulary of {logits_BC.shape[1]} classes")
+    values, ids = torch.topk(logits_BC, top_k, dim=1)
+    crowded = (logits_BC >= values[:, -1:]).sum(dim=1) > top_k
+    parts = (*_inside_and_tails(logits_BC, ids, temperatures), crowded, torch.isfinite(logits_BC).all())
+    if logits_BC.device.type != "cuda":
+        return PendingTopK(logits_BC, temperatures, parts, None)
+    parts = tuple(part.to("cpu", non_blocking=True) for part in parts)
+    ready = torch.cuda.Event()
+    ready.record(torch.cuda.current_stream(logits_BC.device))
+    return PendingTopK(logits_BC, temperatures, parts, ready)
+
+
+def _inside_and_tails(
+    logits_BC: Tensor, ids_BK: Tensor, temperatures: tuple[float, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids by falling value, then rising class; their log-probabilities; ln of the softened mass outside them."""
+    ids, values = _by_value_then_class(logits_BC, ids_BK)
+    total = torch.logsumexp(logits_BC, dim=1)
+    outside = logits_BC.scatter(1, ids, float("-inf"))
+    tails = [torch.logsumexp(outside / tau, dim=1) - total / tau for tau in temperatures]
+    return ids, values - total[:, None], torch.stack(tails, dim=1)
 
 
 def soft_labels(logits_BC: Tensor, top_k: int, temperatures: tuple[float, ...]) -> TopK:
@@ -53,20 +124,60 @@ def soft_labels(logits_BC: Tensor, top_k: int, temperatures: tuple[float, ...]) 
         UsageError: k is larger than the vocabulary.
         DataError: a logit is NaN or infinite.
     """
-    if top_k > logits_BC.shape[1]:
-        raise UsageError(f"top-k {top_k} is larger than the vocabulary of {logits_BC.shape[1]} classes")
-    if not torch.isfinite(logits_BC).all():
+    return begin_soft_labels(logits_BC, top_k, temperatures).fetch()
+
+
+class Pending(Protocol):
+    """The top k of a batch that is being computed."""
+
+    def fetch(self) -> TopK:
+        """Wait for it."""
+
+
+@dataclass(frozen=True)
+class _Done:
+    result: TopK
+
+    def fetch(self) -> TopK:
+        return self.result
+
+
+def begin_tiled_soft_labels(
+    head: TeacherHead, images_BE: Tensor, top_k: int, temperatures: tuple[float, ...], tile: int
+) -> Pending:
+    """As `begin_soft_labels`, for class lists whose logits do not fit: `tile` distinct names at a time.
+
+    Classes that share a name still tie exactly. What falls out of the running top k joins the tails, so nothing is
+    ever computed as a difference of large masses.
+    """
+    if top_k > len(head.inverse_C):
+        raise UsageError(f"top-k {top_k} is larger than the vocabulary of {len(head.inverse_C)} classes")
+    device, rows = images_BE.device, len(images_BE)
+    ids, values = (torch.empty(rows, 0, dtype=kind, device=device) for kind in (torch.int64, torch.float32))
+    total, *tails = (torch.full((rows,), float("-inf"), device=device) for _ in (1.0, *temperatures))
+    for start in range(0, len(head.features_UE), tile):
+        classes = torch.nonzero((head.inverse_C >= start) & (head.inverse_C < start + tile)).flatten()
+        names = head.features_UE[start : start + tile]
+        logits = (head.logit_scale * images_BE.float() @ names.T)[:, head.inverse_C[classes] - start]
+        total = torch.logaddexp(total, torch.logsumexp(logits, dim=1))
+        ids = torch.cat([ids, classes.expand(rows, -1)], dim=1)
+        values = torch.cat([values, logits], dim=1)
+        by_class = ids.argsort(dim=1)
+        ids, values = ids.gather(1, by_class), values.gather(1, by_class)
+        places, _ = exact_topk(values, min(top_k, values.shape[1]))
+        outside = values.scatter(1, places, float("-inf"))
+        tails = [torch.logaddexp(tail, torch.logsumexp(outside / tau, dim=1))
+                 for tail, tau in zip(tails, temperatures, strict=True)]  # fmt: skip
+        ids, values = ids.gather(1, places), values.gather(1, places)
+    if not bool(torch.isfinite(total).all()):
         raise DataError("the teacher gave a NaN or infinite logit",
                         hint="run with --set precision=fp32; if it stays, the weights are damaged")  # fmt: skip
-    ids, values = exact_topk(logits_BC, top_k)
-    total = torch.logsumexp(logits_BC, dim=1)
-    outside = logits_BC.scatter(1, ids, float("-inf"))
-    tails = [torch.logsumexp(outside / tau, dim=1) - total / tau for tau in temperatures]
-    return TopK(
+    columns = [tail - total / tau for tail, tau in zip(tails, temperatures, strict=True)]
+    return _Done(TopK(
         ids.cpu().numpy(),
         (values - total[:, None]).cpu().numpy().astype(np.float32),
-        torch.stack(tails, dim=1).cpu().numpy().astype(np.float32),
-    )
+        torch.stack(columns, dim=1).cpu().numpy().astype(np.float32),
+    ))  # fmt: skip
 
 
 def exact_topk(logits_BC: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
@@ -82,7 +193,11 @@ def exact_topk(logits_BC: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
         inside = torch.nonzero(logits_BC[row] >= threshold[row]).flatten()  # rising class
         order = torch.argsort(logits_BC[row, inside], descending=True, stable=True)[:top_k]
         ids[row] = inside[order]
-    ids = ids.sort(dim=1).values
+    return _by_value_then_class(logits_BC, ids)
+
+
+def _by_value_then_class(logits_BC: Tensor, ids_BK: Tensor) -> tuple[Tensor, Tensor]:
+    ids = ids_BK.sort(dim=1).values
     values = logits_BC.gather(1, ids)
     order = torch.argsort(values, dim=1, descending=True, stable=True)
     return ids.gather(1, order), values.gather(1, order)

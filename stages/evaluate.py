@@ -163,10 +163,13 @@ def _encode(
 
     features = np.full((len(index), embedding_width(clip)), np.nan, np.float32)
     threads = request.threads or default_threads(1)
-    with ImageReader(index, root) as reader:
-        for batch in image_batches(reader, len(index), [clip], request.batch_size, threads):
+    with (
+        ImageReader(index, root) as reader,
+        image_batches(reader, len(index), [clip], request.batch_size, threads) as batches,
+    ):
+        for batch in batches:
             pixels = batch.pixels(0)
-            stop = batch.start + len(batch.items)
+            stop = batch.start + len(batch)
             if pixels is not None:
                 features[batch.start : stop] = clip.encode_images(pixels).cpu().numpy()
             for row, fault in batch.faults():

@@ -300,8 +300,9 @@ class _Maker:
         from teachonce.ensemble import merged_log_probs
         from teachonce.soft_chunk import SoftChunk
 
-        parts = [rows.columns(LABELS, start, stop, ROW_ARRAYS) for rows in self._rows]
-        self._require_same_rows(parts, start, stop)
+        views = ("view_params",) if self._parents[0].layout.views > 1 else ()
+        parts = [rows.columns(LABELS, start, stop, ROW_ARRAYS + views) for rows in self._rows]
+        self._require_same_rows(parts, (*SAME_ROWS, *views), start, stop)
         status = _status(parts)
         heads = self._heads()
         images = [torch.from_numpy(rows.embeddings(start, stop)) for rows in self._rows]
@@ -311,15 +312,15 @@ class _Maker:
         for begin in range(0, stop - start, BATCH_ROWS):
             batch = [x[begin : begin + BATCH_ROWS].to(heads[0].features_UE.device) for x in images]
             soft.add(merged_log_probs(heads, batch, self._weights))
-        first = {name: parts[0][name] for name in (*SAME_ROWS, "image_crc")}
+        first = {name: parts[0][name] for name in (*SAME_ROWS, *views, "image_crc")}
         keys = key_digest(self._child.index_of_chunk(chunk))
         return soft.finish(status, first["label"]) | first | {"status": status, "key_digest": keys}
 
-    def _require_same_rows(self, parts: Sequence[Arrays], start: int, stop: int) -> None:
+    def _require_same_rows(self, parts: Sequence[Arrays], names: Sequence[str], start: int, stop: int) -> None:
         """Equal fingerprints say so already; a writer's bug, or images that changed between two runs, show here."""
         for parent, part in zip(self._parents[1:], parts[1:], strict=True):
             both = (part["status"] == 0) & (parts[0]["status"] == 0)
-            same = all(bool((part[name] == parts[0][name]).all()) for name in SAME_ROWS)
+            same = all(bool((part[name] == parts[0][name]).all()) for name in names)
             if not same or bool((part["image_crc"] != parts[0]["image_crc"])[both].any()):
                 raise DataError(
                     f"{self._parents[0].path} and {parent.path} hold other images in rows {start} to {stop}",

@@ -225,7 +225,8 @@ class _Maker:
         """The arrays of one chunk of a column group."""
         if group != LABELS:
             return self._parent.read_chunk(group, chunk)
-        data = self._parent.read_chunk(group, chunk, ROW_ARRAYS)
+        views = ("view_params",) if self._parent.layout.views > 1 else ()
+        data = self._parent.read_chunk(group, chunk, ROW_ARRAYS + views)
         return data | self._labels(chunk, data)
 
     def _labels(self, chunk: int, data: Arrays) -> Arrays:

@@ -7,38 +7,40 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
-from teachonce.fingerprints import (
-    ORDER_SEED,
-    TEMPERATURES,
-    embedding_fingerprint,
-    label_fingerprint,
-    student_fingerprint,
-    with_teacher,
-)
-from teachonce.images import ImageReader
+from teachonce.delivery import ChunkReport, deliver
+from teachonce.errors import DataError, UsageError
 from teachonce.label_store import LabelStore
-from teachonce.ledger import require_fingerprint
-from teachonce.manifests import Manifest, load_manifest, require_root
+from teachonce.ledger import PHASES
+from teachonce.manifests import load_manifest, require_root
 from teachonce.model_spec import EmbeddingKind, Precision, parse_spec, require_template
 from teachonce.progress import Reporter
-from teachonce.sample_index import build_index, split_classes
-from teachonce.sampler import row_order
-from teachonce.store_create import add_embedding, add_student, create_store
-from teachonce.store_format import EMBEDDING, LABELS, new_layout, student_group
+from teachonce.sample_index import split_classes
+from teachonce.staging import clear_staging
+from teachonce.store_format import EMBEDDING, LABELS, student_group
 from teachonce.store_lock import hold
 from teachonce.store_size import bytes_per_row
+from teachonce.teach_store import WantedStore, open_or_create
+from teachonce.views import ViewPolicy
 from teachonce.vocabulary import Vocabulary, load_vocabulary
 
 if TYPE_CHECKING:
-    from teachonce.chunk_task import ChunkReport, TeachJob
+    from teachonce.chunk_task import TeachJob
     from teachonce.clip_models import LoadedClip
+    from teachonce.cluster import ClusterSpec
 
 DEFAULT_TOP_K = 100
+IN_TURN = ("wait", "forward", "top_k", "write")  # phases of a task that follow each other
+ADVICE = {
+    "read": "the archives are read slowly; local disks, or more --workers on other machines",
+    "decode": "more --set threads=N, or more workers: decoding runs on CPU cores only",
+    "forward": "the models keep the device busy, as they should; --set precision=bf16 on a GPU, or more workers",
+    "top_k": "the vocabulary is large for this device; a larger --set batch_size, or a smaller --top-k",
+    "write": "the store's disk is slow, or chunks are small; a larger --chunk-rows",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +58,24 @@ class TeachRequest:
     top_k: int | None = None
     embeddings: EmbeddingKind | None = None
     workers: int = 1
+    scheduler: str | None = None
+    cluster: Path | None = None
     threads: int | None = None
     batch_size: int = 128
     chunk_rows: int | None = None
     precision: Precision = "fp32"
+    compiled: bool = False
+    """Run image towers under `torch.compile`."""
+    class_tile: int | None = None
+    """Classes whose logits are computed at a time; None: as many as fit."""
+    views: ViewPolicy = ViewPolicy()
+    shots: int | None = None
+    seed: int = 0
+    """Of the draw of shots; views have their own in their policy."""
+    retry_failed: bool = False
+    """Compute the chunks again in which images failed."""
+    dry_run: Literal["io", "dummy"] | None = None
+    """Measure reading and decoding, or the models, for a minute, and write nothing."""
     max_failed_share: float = 0.01
     force_unlock: bool = False
 
@@ -75,7 +91,9 @@ class TeachResult:
     chunks_skipped: int
     seconds: float
     phases: dict[str, float]
-    """Seconds that the tasks spent waiting for images, in the models, and writing, summed over workers."""
+    """Seconds of `ledger.PHASES`, summed over workers; reading and decoding over their threads too."""
+    bottleneck: str
+    """What most of the time went to, and what would change that."""
     bytes_per_row: dict[str, float]
     labels: str
     store_id: str
@@ -99,27 +117,49 @@ def teach(request: TeachRequest, reporter: Reporter) -> TeachResult:
     top_k = _top_k(request, vocabulary)
     if vocabulary.tied():
         reporter.note(f"{vocabulary.tied()} of {len(vocabulary)} classes share their name with another: they tie")
+    wanted = WantedStore(
+        path=request.labels, manifest=manifest, split=request.split, root=root, own_classes=own_classes,
+        vocabulary=vocabulary, vocabulary_spec=request.vocabulary, top_k=top_k, templates=request.templates,
+        precision=request.precision, embeddings=request.embeddings, chunk_rows=request.chunk_rows,
+        views=request.views, shots=request.shots, seed=request.seed,
+    )  # fmt: skip
     with hold(request.labels, reporter, request.force_unlock) as token:
         # Torch, open_clip and Dask come in only now, when all that can be checked without them is in order.
-        from teachonce.cluster import default_threads, local_cluster, warm_up
+        from teachonce.cluster import open_cluster, warm_up
 
-        with local_cluster(request.workers) as client:
-            from teachonce.chunk_task import TeachJob, get_ready
+        clear_staging(request.labels)
+        with open_cluster(_cluster(request), reporter) as client:
+            from teachonce.chunk_task import get_ready
 
             importing = warm_up(client, get_ready)  # while this process prepares
             models = _load_models(request, reporter)
-            store = _open_or_create(request, manifest, root, own_classes, vocabulary, top_k, models, reporter)
-            job = TeachJob(
-                store=str(request.labels.resolve()), root=str(root.resolve()), token=token,
-                models=tuple((group, clip.spec, clip.digest) for group, clip in models.items()),
-                logit_scale=models[LABELS].logit_scale if LABELS in models else 0.0,
-                precision=request.precision, batch_size=request.batch_size,
-                threads=request.threads or default_threads(request.workers),
-            )  # fmt: skip
+            store = open_or_create(wanted, models, reporter)
             groups = (LABELS, *(group for group in models if group != LABELS))
-            tally = _run(client, job, store, groups, request, reporter)
+            tally = _run(client, _job(request, root, token, models), store, groups, request, reporter)
             del importing
+        clear_staging(request.labels)
         return _finish(request, store, groups, tally, time.monotonic() - began, reporter)
+
+
+def _cluster(request: TeachRequest) -> ClusterSpec:
+    from teachonce.cluster import ClusterSpec
+
+    alone = request.scheduler is None and request.cluster is None
+    return ClusterSpec(workers=request.workers if alone else None, scheduler=request.scheduler, file=request.cluster)
+
+
+def _job(request: TeachRequest, root: Path, token: int, models: dict[str, LoadedClip]) -> TeachJob:
+    from teachonce.chunk_task import TeachJob
+    from teachonce.cluster import threads_of
+
+    return TeachJob(
+        store=str(request.labels.resolve()), root=str(root.resolve()), token=token,
+        models=tuple((group, clip.spec, clip.digest) for group, clip in models.items()),
+        logit_scale=models[LABELS].logit_scale if LABELS in models else 0.0,
+        precision=request.precision, batch_size=request.batch_size, views=request.views,
+        compiled=request.compiled, class_tile=request.class_tile,
+        threads=request.threads or threads_of(_cluster(request)),
+    )  # fmt: skip
 
 
 @dataclass
@@ -130,11 +170,12 @@ class _Tally:
     skipped: int = 0
     rows: int = 0
     seconds: float = 0.0
-    phases: dict[str, float] | None = None
+    phases: dict[str, float] = field(default_factory=dict)
 
 
 def _check(request: TeachRequest) -> None:
-    for name, least in (("workers", 1), ("batch_size", 1), ("top_k", 1), ("chunk_rows", 1), ("threads", 1)):
+    for name, least in (("workers", 1), ("batch_size", 1), ("top_k", 1), ("chunk_rows", 1), ("threads", 1),
+                        ("shots", 1), ("class_tile", 1)):  # fmt: skip
         value = getattr(request, name)
         if value is not None and value < least:
             raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, found {value}")
@@ -181,96 +222,6 @@ def _load_models(request: TeachRequest, reporter: Reporter) -> dict[str, LoadedC
     return models
 
 
-def _open_or_create(
-    request: TeachRequest, manifest: Manifest, root: Path, own_classes: Vocabulary, vocabulary: Vocabulary,
-    top_k: int, models: dict[str, LoadedClip], reporter: Reporter,
-) -> LabelStore:  # fmt: skip
-    fingerprint = label_fingerprint(manifest, request.split, vocabulary, request.vocabulary, top_k)
-    if LABELS in models:
-        fingerprint = with_teacher(fingerprint, models[LABELS], request.templates, request.precision)
-    if request.labels.exists():
-        store = LabelStore.open(request.labels, writable=True)
-        _require_sound(store)
-        stored = store.groups[LABELS].fingerprint
-        if request.teacher is None and store.layout.top_k:
-            fingerprint = _only_students(store, stored, fingerprint)
-        # The store keeps the index it was made with; archives are not scanned again.
-        require_fingerprint(request.labels, LABELS, stored, fingerprint | {"samples": stored.get("samples")})
-        if request.chunk_rows not in (None, store.layout.chunk_rows):
-            raise UsageError(
-                f"{request.labels} has chunks of {store.layout.chunk_rows} rows; --chunk-rows is fixed at creation"
-            )
-        reporter.note(
-            f"continuing {request.labels}: {len(store.committed(LABELS))} of {store.layout.chunks} chunks are there"
-        )
-    else:
-        store = _create(
-            request, manifest, root, own_classes, vocabulary, top_k, models.get(LABELS), fingerprint, reporter
-        )
-    _add_groups(store, request, models)
-    return store
-
-
-def _add_groups(store: LabelStore, request: TeachRequest, models: dict[str, LoadedClip]) -> None:
-    from teachonce.clip_models import embedding_width
-
-    samples = store.groups[LABELS].fingerprint["samples"]
-    for group, clip in models.items():
-        if group == EMBEDDING:
-            assert request.embeddings is not None  # the group is asked for with a kind only
-            kept = embedding_fingerprint(clip, request.precision, samples)
-            add_embedding(store, request.embeddings, embedding_width(clip), kept)
-        elif group != LABELS:
-            kept = student_fingerprint(clip, request.precision, samples)
-            add_student(store, clip.digest, embedding_width(clip), kept)
-
-
-def _create(
-    request: TeachRequest, manifest: Manifest, root: Path, own_classes: Vocabulary, vocabulary: Vocabulary,
-    top_k: int, teacher: LoadedClip | None, fingerprint: dict[str, Any], reporter: Reporter,
-) -> LabelStore:  # fmt: skip
-    index = build_index(manifest, request.split, root, reporter)
-    layout = new_layout(len(index), len(vocabulary), top_k, TEMPERATURES, request.chunk_rows)
-    _probe(index, root)
-    embeddings = None
-    if teacher is not None:
-        from teachonce.zeroshot import ensemble_features
-
-        reporter.note(f"encoding {len(vocabulary)} class names with the teacher")
-        embeddings = ensemble_features(teacher, vocabulary.names, request.templates).cpu().numpy()
-    reporter.note(f"creating {request.labels}: {layout.rows} rows in {layout.chunks} chunks of {layout.chunk_rows}")
-    fingerprint = fingerprint | {"samples": index.digest}
-    order = row_order(len(index), ORDER_SEED)
-    return create_store(request.labels, layout, fingerprint, vocabulary, own_classes, index, order, embeddings)
-
-
-def _only_students(store: LabelStore, stored: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """A student is added to a store with a teacher's labels: what the teacher decided is taken from the store."""
-    if len(store.committed(LABELS)) < store.layout.chunks:
-        raise IncompleteError(
-            f"{store.path} does not hold all labels of its teacher yet",
-            hint="give the --teacher it was made with: the same command completes it and adds the student",
-        )
-    return stored | {field: wanted[field] for field in ("manifest_digest", "split", "vocabulary_digest")}
-
-
-def _require_sound(store: LabelStore) -> None:
-    """A lost index or class list reads as zeros: what is taught from it would be wrong."""
-    faults = store.static_faults()
-    if faults:
-        where, expected, found = faults[0]
-        raise IntegrityError(
-            f"{where}: expected digest {expected}, found {found}",
-            hint="restore the file from a backup; nothing can be added to the store without it",
-        )
-
-
-def _probe(index: Any, root: Path) -> None:
-    """Read one sample now: a wrong root should fail here and not in a worker."""
-    with ImageReader(index, root) as reader:
-        reader.read(0)
-
-
 def _run(
     client: Any, job: TeachJob, store: LabelStore, groups: tuple[str, ...], request: TeachRequest, reporter: Reporter
 ) -> _Tally:
@@ -278,25 +229,37 @@ def _run(
     from teachonce.cluster import run_tasks
 
     done = {group: set(store.committed(group)) for group in groups}
+    if request.retry_failed:
+        _drop_failed(store, done, reporter)
     _drop_orphans(store, done)
     work = [(job, c, missing) for c in range(store.layout.chunks)
             if (missing := tuple(g for g in groups if c not in done[g]))]  # fmt: skip
     # Of earlier runs too: the limit holds for the store, and asking again must not wash failures away.
     failed = {c: record.rows_failed for c in done[LABELS] if (record := store.record(LABELS, c))}
     _require_few_failures(sum(failed.values()), request, store)
-    tally = _Tally(skipped=store.layout.chunks - len(work), phases={})
+    tally = _Tally(skipped=store.layout.chunks - len(work), phases=dict.fromkeys(PHASES, 0.0))
     total = sum(stop - start for _, c, _ in work for start, stop in [store.layout.bounds(c)])
     began = time.monotonic()
     if work:
-        reporter.progress("teach", 0, total, "images")
-    for report in run_tasks(client, run_chunk, work, f"teach-{job.token:x}"):
-        _count(tally, report, store)
-        if LABELS in report.written:  # a report about other groups, or of a task that ran twice, says nothing new
+        reporter.progress("teach", 0, total, "rows")
+    for report in run_tasks(client, run_chunk, work, f"teach-{job.token:x}", reporter):
+        brought = deliver(store, report, job.token)
+        _count(tally, report, brought, store)
+        if LABELS in brought:  # a report about other groups, or of a task that ran twice, says nothing new
             failed[report.chunk] = report.rows_failed
         _require_few_failures(sum(failed.values()), request, store)
-        reporter.progress("teach", tally.rows, total, "images", failed=sum(failed.values()), **_shares(tally))
+        reporter.progress("teach", tally.rows, total, "rows", failed=sum(failed.values()), **_shares(tally))
     tally.seconds = time.monotonic() - began
     return tally
+
+
+def _drop_failed(store: LabelStore, done: dict[str, set[int]], reporter: Reporter) -> None:
+    """Forget the chunks in which images failed, with all that was computed beside them, so that they run again."""
+    again = [c for c in done[LABELS] if (record := store.record(LABELS, c)) and record.rows_failed]
+    for chunk in again:
+        store.drop(LABELS, chunk)
+        done[LABELS].discard(chunk)
+    reporter.note(f"{len(again)} chunks hold images that failed; they are computed again")
 
 
 def _drop_orphans(store: LabelStore, done: dict[str, set[int]]) -> None:
@@ -316,16 +279,15 @@ def _require_few_failures(failed: int, request: TeachRequest, store: LabelStore)
         )
 
 
-def _count(tally: _Tally, report: ChunkReport, store: LabelStore) -> None:
-    if not report.written:
+def _count(tally: _Tally, report: ChunkReport, brought: tuple[str, ...], store: LabelStore) -> None:
+    if not brought:
         tally.skipped += 1
         return
     tally.written += 1
     tally.rows += report.rows_ok + report.rows_failed
-    assert tally.phases is not None
-    for phase, seconds in report.seconds.items():
-        tally.phases[phase] = tally.phases.get(phase, 0.0) + seconds
-    if report.faults and LABELS in report.written:
+    for phase, seconds in report.phases.items():
+        tally.phases[phase] += seconds
+    if report.faults and LABELS in brought:
         with open(_failure_log(store), "a", encoding="utf-8") as log:
             for key, reason in report.faults:
                 log.write(json.dumps({"chunk": report.chunk, "key": key, "reason": reason}) + "\n")
@@ -336,10 +298,19 @@ def _failure_log(store: LabelStore) -> Path:
 
 
 def _shares(tally: _Tally) -> dict[str, str]:
-    """Where the time goes, for the progress line."""
-    phases = tally.phases or {}
-    total = sum(phases.values()) or 1.0
-    return {phase.replace(" ", "_"): f"{seconds / total:.0%}" for phase, seconds in phases.items()}
+    """Where a worker's time goes, for the progress line; reading and decoding happen meanwhile, in threads."""
+    spent = {phase: tally.phases[phase] for phase in IN_TURN}
+    total = sum(spent.values()) or 1.0
+    return {phase: f"{seconds / total:.0%}" for phase, seconds in spent.items()}
+
+
+def _bottleneck(tally: _Tally) -> str:
+    if not tally.rows:
+        return "nothing was computed"
+    slowest = max(IN_TURN, key=lambda phase: tally.phases[phase])
+    if slowest == "wait":
+        slowest = "read" if tally.phases["read"] > tally.phases["decode"] else "decode"
+    return f"{slowest}: {ADVICE[slowest]}"
 
 
 def _finish(
@@ -356,6 +327,7 @@ def _finish(
         reporter.progress("check", chunk + 1, store.layout.chunks, "chunks")
     return TeachResult(
         rows_ok=ok, rows_failed=failed, rows_per_second=tally.rows / tally.seconds if tally.seconds else 0.0,
-        chunks_written=tally.written, chunks_skipped=tally.skipped, seconds=seconds, phases=tally.phases or {},
+        chunks_written=tally.written, chunks_skipped=tally.skipped, seconds=seconds, phases=tally.phases,
+        bottleneck=_bottleneck(tally),
         bytes_per_row=bytes_per_row(store), labels=str(request.labels), store_id=store.store_id(),
     )  # fmt: skip

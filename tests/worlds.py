@@ -180,9 +180,9 @@ class _InlineClient:
 
 @functools.lru_cache(maxsize=8)
 def _loaded_once(spec: str, device: str = "cpu") -> Any:
-    import teachonce.chunk_task as chunk_task  # holds the real function under its own name
+    import teachonce.worker_models as worker_models  # holds the real function under its own name
 
-    return chunk_task.load_clip(spec, device)
+    return worker_models.load_clip(spec, device)
 
 
 @contextmanager
@@ -195,21 +195,23 @@ def inline_tasks(
     """
     import torch
 
-    import teachonce.chunk_task  # noqa: F401 - must take the real load_clip before it is replaced
+    import teachonce.chunk_task  # noqa: F401 - worker_models must take the real load_clip before it is replaced
     import teachonce.clip_models as clip_models
     import teachonce.cluster as cluster
 
     @contextmanager
-    def no_cluster(workers: int) -> Iterator[_InlineClient]:
+    def no_cluster(spec: Any, reporter: Any) -> Iterator[_InlineClient]:
         yield _InlineClient()
 
-    def run_here(client: Any, task: Callable[..., Any], arguments: list[tuple[Any, ...]], name: str) -> Iterator[Any]:
+    def run_here(
+        client: Any, task: Callable[..., Any], arguments: list[tuple[Any, ...]], name: str, reporter: Any = None
+    ) -> Iterator[Any]:
         for args in order(list(arguments)):
             yield task(*args)
 
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster, "local_cluster", no_cluster)
+        patch.setattr(cluster, "open_cluster", no_cluster)
         patch.setattr(cluster, "run_tasks", run_here)
         patch.setattr(clip_models, "load_clip", _loaded_once)
         patch.setattr(cluster, "warm_up", lambda client, task: [])

@@ -140,7 +140,7 @@ def test_a_student_added_later_runs_alone(named_again: bool, world: World, teach
     store = tmp_path / "a.zarr"
     teach_inline(world, store, teacher, top_k=5)
     before = content(store)
-    monkeypatch.setattr("teachonce.soft_chunk.soft_labels", None)  # would fail if the teacher ran
+    monkeypatch.setattr("teachonce.soft_chunk.begin_soft_labels", None)  # would fail if the teacher ran
     again: dict[str, Any] = {"top_k": 5} if named_again else {}
     result = teach_inline(world, store, teacher if named_again else None, students=(student,), **again)
     assert result.chunks_written == CHUNKS

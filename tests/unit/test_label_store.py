@@ -235,8 +235,8 @@ def test_what_is_no_store_is_a_data_error(tmp_path: Path) -> None:
         LabelStore.open(tmp_path / "other.zarr")
     store, _ = synthetic_store(tmp_path / "a.zarr", rows=20, chunk_rows=10)
     file = store.path / "zarr.json"
-    file.write_text(file.read_text().replace('"version": 2', '"version": 3'))
-    with pytest.raises(IntegrityError, match="format version 3; this program reads 1 and 2"):
+    file.write_text(file.read_text().replace('"version": 3', '"version": 4'))
+    with pytest.raises(IntegrityError, match="format version 4; this program reads 1 and 2 and 3"):
         LabelStore.open(store.path)
 
 

@@ -24,7 +24,7 @@ from worlds import Notes
 from teachonce.errors import IncompleteError
 from teachonce.ledger import COMMITTED, Record, chunk_digest, fingerprint_digest, from_row, to_row
 from teachonce.progress import Silent
-from teachonce.store_lock import LockOwner, hold, lock_path, read_owner, require_token
+from teachonce.store_lock import LockOwner, hold, lock_path, process_start, read_owner, require_token
 
 
 @given(
@@ -68,7 +68,7 @@ def test_a_fingerprint_digest_does_not_depend_on_order() -> None:
 def write_lock(store: Path, **fields: Any) -> None:
     """Put a lock file there as another process would."""
     me = psutil.Process()
-    owner = {"host": socket.gethostname(), "pid": me.pid, "started": me.create_time(), "token": 1} | fields
+    owner = {"host": socket.gethostname(), "pid": me.pid, "started": process_start(me.pid), "token": 1} | fields
     lock_path(store).write_text(json.dumps(owner))
 
 
@@ -100,7 +100,7 @@ def test_a_living_owner_is_named(tmp_path: Path) -> None:
 def a_dead_process() -> tuple[int, float]:
     """Pid and start of a process that ended."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    started = psutil.Process(child.pid).create_time()
+    started = process_start(child.pid)
     child.communicate(b"\n")
     return child.pid, started
 
@@ -117,7 +117,7 @@ def test_the_lock_of_a_dead_process_is_reclaimed(tmp_path: Path) -> None:
 
 def test_a_pid_that_was_given_to_another_process_is_dead(tmp_path: Path) -> None:
     """Pids are reused; the start time tells."""
-    write_lock(tmp_path / "a.zarr", started=psutil.Process().create_time() - 1000)
+    write_lock(tmp_path / "a.zarr", started=process_start(os.getpid()) - 1000)
     with hold(tmp_path / "a.zarr", Silent()):
         pass
 
@@ -127,7 +127,7 @@ def test_a_zombie_is_dead(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         process = psutil.Process(child.pid)
-        write_lock(tmp_path / "a.zarr", pid=child.pid, started=process.create_time())
+        write_lock(tmp_path / "a.zarr", pid=child.pid, started=process_start(child.pid))
         child.kill()
         deadline = time.monotonic() + 20
         while process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
@@ -281,3 +281,23 @@ def test_a_lock_taken_between_a_look_and_a_removal_is_kept(tmp_path: Path, monke
         done.set()
         if thread.ident is not None:
             thread.join()
+
+
+@pytest.mark.parametrize("jump", [-86_400.0, 86_400.0])
+def test_a_clock_that_jumps_does_not_free_the_lock(
+    jump: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wall clock is set by a day while a run holds the store: it still does, and a dead one is still dead."""
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    write_lock(tmp_path / "a.zarr", pid=child.pid, started=process_start(child.pid))
+    now, born = time.time, psutil.Process.create_time
+    monkeypatch.setattr(time, "time", lambda: now() + jump)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: born(process) + jump)
+    with (
+        pytest.raises(IncompleteError, match=f"process {child.pid}"),
+        hold(tmp_path / "a.zarr", Silent()),
+    ):
+        pass
+    child.communicate(b"\n")
+    with hold(tmp_path / "a.zarr", Silent()):
+        pass

@@ -1,0 +1,58 @@
+"""What a worker process loads once and keeps: models, the teacher's text side, and whose turn it is to use them."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from teachonce.clip_models import LoadedClip, load_clip, pick_device
+from teachonce.cluster import worker_index
+from teachonce.errors import FingerprintError
+from teachonce.label_store import LabelStore
+from teachonce.teacher import TeacherHead, head_of
+
+# A worker runs two tasks: while one is in the models, the other decodes its first images or writes its chunk.
+MODEL_TURN = threading.Lock()
+_LOADING = threading.Lock()
+
+
+def worker_models(wanted: Iterable[tuple[str, str]], compiled: bool) -> list[LoadedClip]:
+    """The models of these (spec, weights digest), loaded on first use.
+
+    Raises:
+        FingerprintError: the weights are not those the driver saw.
+    """
+    with _LOADING:
+        return [_model(spec, digest, compiled) for spec, digest in wanted]
+
+
+@functools.lru_cache(maxsize=8)
+def _model(spec: str, digest: str, compiled: bool) -> LoadedClip:
+    loaded = load_clip(spec, pick_device(worker_index()))
+    if loaded.digest != digest:
+        raise FingerprintError(
+            f"'{spec}' has weights {loaded.digest[:16]} here and {digest[:16]} where teach was started"
+        )
+    return loaded.compiled() if compiled else loaded
+
+
+def worker_head(store: Path, store_key: str, logit_scale: float) -> TeacherHead:
+    """The teacher's text side as the store keeps it; `store_key` tells stores apart that lay at one path in turn."""
+    with _LOADING:
+        return _head(store, store_key, logit_scale)
+
+
+@functools.lru_cache(maxsize=2)
+def _head(store: Path, store_key: str, logit_scale: float) -> TeacherHead:
+    return head_of(worker_class_embeddings(store, store_key), logit_scale, pick_device(worker_index()))
+
+
+@functools.lru_cache(maxsize=2)
+def worker_class_embeddings(store: Path, store_key: str) -> npt.NDArray[np.float32]:
+    """The class embeddings of a store, [C, D]."""
+    return LabelStore.open(store).class_embeddings()
