@@ -24,7 +24,6 @@ from teachonce.strict import decode
 
 T = TypeVar("T")
 CacheAction = typing.Literal["list", "clear"]
-DryRun = typing.Literal["io", "dummy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,17 +163,6 @@ def one_manifest(argument: str | None, option: str | None, command: str) -> str:
     return manifest
 
 
-def dry_run(io: bool, dummy: bool) -> DryRun | None:
-    """Which half of the work is tried without writing anything.
-
-    Raises:
-        UsageError: both.
-    """
-    if io and dummy:
-        raise UsageError("--dry-run-io and --dummy-images leave nothing to measure together", "run one after the other")
-    return "io" if io else "dummy" if dummy else None
-
-
 def cache_action(word: str) -> CacheAction:
     """What `cache` should do.
 
@@ -208,6 +196,7 @@ def _set_help(kind: type[Any]) -> str:
     return f"Change how it runs; may be repeated. Keys: {', '.join(keys_of(kind))}."
 
 
+WHERE = "Where it runs"  # a heading in the help of teach, which has the most options
 MODEL_HELP = "as open_clip names it: ViT-B-16/openai, hf-hub:ORG/NAME, local-dir:PATH"
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; all else on stderr.")]
@@ -236,20 +225,23 @@ TeachShots = Annotated[
 ]
 Scheduler = Annotated[
     str | None,
-    typer.Option("--scheduler", metavar="URL", help="Use the workers of this Dask scheduler: tcp://HOST:PORT."),
+    typer.Option(
+        "--scheduler",
+        metavar="URL",
+        help="Use the workers of this Dask scheduler: tcp://HOST:PORT.",
+        rich_help_panel=WHERE,
+    ),
 ]
 Cluster = Annotated[
     Path | None,
-    typer.Option("--cluster", metavar="FILE.toml", help="Start the workers this file describes: SLURM, GPUs, local."),
+    typer.Option(
+        "--cluster",
+        metavar="FILE.toml",
+        help="Start the workers this file describes: SLURM, GPUs, local.",
+        rich_help_panel=WHERE,
+    ),
 ]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Compute the chunks again in which images failed.")]
-DryRunIo = Annotated[
-    bool,
-    typer.Option("--dry-run-io", help="Read and decode for a minute, no model, nothing written: how fast is the data?"),
-]
-DummyImages = Annotated[
-    bool, typer.Option("--dummy-images", help="Run the models for a minute on made-up images, nothing written.")
-]
 Vocabulary = Annotated[
     str | None,
     typer.Option("--vocabulary", metavar="V", help="Class list, if not the manifest's own."),
@@ -292,6 +284,11 @@ TeachStudents = Annotated[
 ]
 TopK = Annotated[int | None, typer.Option("--top-k", metavar="K", min=1, help="Classes kept of each soft label.")]
 Workers = Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Dask worker processes.")]
+TeachWorkers = Annotated[
+    int | None,
+    typer.Option("--workers", metavar="N", min=1, help="Worker processes on this machine (default 1), one a GPU.",
+                 rich_help_panel=WHERE),
+]  # fmt: skip
 ChunkRows = Annotated[
     int | None,
     typer.Option("--chunk-rows", metavar="N", min=1, help="Rows of one task and one commit; fixed by the first run."),

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import open_clip
 import torch
@@ -73,7 +73,7 @@ class LoadedClip:
 
         Its features differ from the plain ones by rounding.
         """
-        tower = torch.compile(self.model.encode_image, dynamic=False)
+        tower = torch.compile(cast(Callable[..., Tensor], self.model.encode_image), dynamic=False)
         return replace(self, image_tower=tower)
 
     @torch.inference_mode()

@@ -160,8 +160,8 @@ def warm_up(client: Client, task: Callable[[], None]) -> list[Future]:
 def worker_index() -> int:
     """Which accelerator of its machine the worker that runs this should take, counted from 0.
 
-    The number at the end of the worker's name: LocalCluster's names are numbers, and `dask worker --nworkers 4 --name a`
-    makes a-0 to a-3. 0 outside Dask, for workers without a name (Dask calls them by their address), and where
+    The number at the end of the worker's name: LocalCluster's names are numbers, and `dask worker` with four processes
+    named a makes a-0 to a-3. 0 outside Dask, for workers without a name (Dask calls them by their address), and where
     CUDA_VISIBLE_DEVICES leaves one device: it has been chosen already.
     """
     from distributed import get_worker

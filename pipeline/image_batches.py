@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -110,7 +111,9 @@ class ImageBatches:
 
     def close(self) -> None:
         """Drop what has not been taken; returns when no thread reads any more."""
-        left = [future for work, collected in self._queue for future in (*work, collected)]
+        left: list[Future[Any]] = []
+        for work, collected in self._queue:
+            left += [*work, collected]
         self._queue.clear()
         self._todo.clear()
         wait([future for future in left if not future.cancel()])

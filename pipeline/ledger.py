@@ -108,7 +108,7 @@ def from_row(row: npt.NDArray[np.uint64], version: int = FORMAT_VERSION) -> Reco
     if int(row[0]) != COMMITTED:
         return None
     head = HEAD if version > 2 else PLAIN_HEAD
-    spent = {phase: int(word) / 1e6 for phase, word in zip(PHASES, row[PLAIN_HEAD:head], strict=False)}
+    spent = {PHASES[i]: int(word) / 1e6 for i, word in enumerate(row[PLAIN_HEAD:head])}
     data = row[head:].astype("<u8").tobytes()
     digests = tuple(data[i : i + 16] for i in range(0, len(data), 16))
     return Record(int(row[1]), int(row[2]), int(row[3]), int(row[4]), digests, spent if any(spent.values()) else {})

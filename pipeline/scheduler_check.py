@@ -65,7 +65,7 @@ def _compare(answers: dict[str, Any], reporter: Reporter) -> None:
     for worker, found in answers.items():
         if isinstance(found, ImportError):
             raise EnvironmentFault(f"the worker at {worker} cannot import teachonce: {found}",
-                                   hint="install teachonce where the workers run, the same version as here")  # fmt: skip
+                                   hint="install the same version of teachonce on the workers")  # fmt: skip
         if not isinstance(found, dict):
             notes[f"a worker does not say its versions: {found!r}"] = worker
             continue

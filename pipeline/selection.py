@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from teachonce.progress import Reporter
 from teachonce.sample_index import SampleIndex
 from teachonce.store_format import LABELS
 from teachonce.strict import decode
+from teachonce.views import sample_name
 from teachonce.vocabulary import require_classes
 
 SCHEMA = 1
@@ -90,14 +92,15 @@ class Chosen:
 
 
 def key_hashes(index: SampleIndex, seed: int) -> npt.NDArray[np.uint64]:
-    """BLAKE2b-64 of every sample's UTF-8 key, keyed with the seed (8 bytes, little-endian), read as little-endian."""
+    """BLAKE2b-64 of every sample's UTF-8 name, keyed with the seed (8 bytes, little-endian), read as little-endian.
+
+    The name is `views.sample_name` of the key: the same photo is drawn however its archives are laid out.
+    """
     ends = index.key_ends.astype(np.int64)
     starts = np.concatenate([[0], ends[:-1]])
     data, secret = index.key_bytes.tobytes(), seed.to_bytes(8, "little")
-    hashes = (
-        hashlib.blake2b(data[start:end], digest_size=8, key=secret).digest()
-        for start, end in zip(starts, ends, strict=True)
-    )
+    names = (sample_name(data[start:end].decode()).encode() for start, end in zip(starts, ends, strict=True))
+    hashes = (hashlib.blake2b(name, digest_size=8, key=secret).digest() for name in names)
     return np.frombuffer(b"".join(hashes), dtype="<u8").astype(np.uint64)
 
 
@@ -108,6 +111,28 @@ def few_shot(hashes: npt.NDArray[np.uint64], labels: npt.NDArray[np.integer[Any]
     first = np.searchsorted(grouped, grouped, side="left")
     taken = (np.arange(len(order)) - first < shots) & (grouped >= 0)
     return np.sort(order[taken])
+
+
+def few_shot_samples(index: SampleIndex, shots: int, seed: int) -> npt.NDArray[np.int64]:
+    """Numbers of the samples in the index that a draw of so many shots takes, rising; those without a class never."""
+    return few_shot(key_hashes(index, seed), index.label, shots)
+
+
+def save_shots(path: Path, drawn: Mapping[str, Any], samples: npt.NDArray[np.int64], keys: Sequence[str]) -> str:
+    """Write which samples a few-shot `teach` takes; returns the digest of the file. The same again is left as it is.
+
+    Args:
+        drawn: what the draw depends on: manifest, split, digest of the index, shots, seed.
+        samples: numbers in the manifest's own order.
+        keys: of the same samples.
+
+    Raises:
+        UsageError: another file is there.
+        EnvironmentFault: it cannot be written.
+    """
+    document: dict[str, Any] = {"schema": SCHEMA, "kind": "teachonce-shots", **drawn,
+                                "samples": samples.tolist(), "keys": list(keys)}  # fmt: skip
+    return _write_once(path, document)
 
 
 def choose(store: LabelStore, rule: Rule, reporter: Reporter) -> Chosen:
@@ -205,6 +230,10 @@ def save_selection(path: Path, store: LabelStore, rule: Rule, chosen: Chosen) ->
         "samples": chosen.samples.tolist(),
         "keys": list(chosen.keys),
     }
+    return _write_once(path, document)
+
+
+def _write_once(path: Path, document: dict[str, Any]) -> str:
     document = json.loads(json.dumps(document))  # as a reader sees it: tuples are lists
     document["digest"] = fingerprint_digest(document)
     content = (json.dumps(document, indent=1) + "\n").encode()

@@ -196,8 +196,8 @@ class _Window(Generic[R]):
         item.deaths += problem.allowed_failures + 1
         if problem.allowed_failures < ALLOWED_FAILURES:
             self._reporter.note(
-                f"{self._name}-{item.number}: {problem.allowed_failures + 1} workers died while they held it; handed over "
-                f"again. distributed.scheduler.allowed-failures is {problem.allowed_failures} at this scheduler: "
+                f"{self._name}-{item.number}: {problem.allowed_failures + 1} workers died while they held it; handed "
+                f"over again. distributed.scheduler.allowed-failures is {problem.allowed_failures} at this scheduler: "
                 f"{ALLOWED_FAILURES} suits clusters that take workers away"
             )
         item.alone = item.deaths > ALLOWED_FAILURES

@@ -27,6 +27,7 @@ from teachonce.model_spec import EmbeddingKind, Precision
 from teachonce.progress import Reporter
 from teachonce.sample_index import SampleIndex, build_index
 from teachonce.sampler import row_order
+from teachonce.selection import few_shot_samples, save_shots
 from teachonce.store_create import add_embedding, add_student, create_store
 from teachonce.store_format import EMBEDDING, LABELS, new_layout
 from teachonce.views import ViewPolicy
@@ -156,13 +157,13 @@ def _chosen(wanted: WantedStore, index: SampleIndex, reporter: Reporter) -> Samp
     """The samples that are taught: all, or so many shots of each class, which are then listed in a file."""
     if wanted.shots is None:
         return index
-    from teachonce.selection import few_shot_samples, save_shots
-
     samples = few_shot_samples(index, wanted.shots, wanted.seed)
     chosen = index.take(samples)
     path = wanted.path.with_name(wanted.path.name + ".shots.json")
     keys = tuple(chosen.key(place) for place in range(len(chosen)))
-    save_shots(path, wanted.manifest.name, wanted.split, wanted.shots, wanted.seed, index.digest, samples, keys)
+    drawn = {"manifest": wanted.manifest.name, "split": wanted.split, "samples_digest": index.digest,
+             "shots": wanted.shots, "seed": wanted.seed}  # fmt: skip
+    save_shots(path, drawn, samples, keys)
     reporter.note(f"{len(chosen)} of {len(index)} samples are taught; {path} lists them")
     return chosen
 

@@ -95,10 +95,10 @@ def begin_soft_labels(logits_BC: Tensor, top_k: int, temperatures: tuple[float, 
     parts = (*_inside_and_tails(logits_BC, ids, temperatures), crowded, torch.isfinite(logits_BC).all())
     if logits_BC.device.type != "cuda":
         return PendingTopK(logits_BC, temperatures, parts, None)
-    parts = tuple(part.to("cpu", non_blocking=True) for part in parts)
-    ready = torch.cuda.Event()
+    fetched = tuple(part.to("cpu", non_blocking=True) for part in parts)
+    ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
     ready.record(torch.cuda.current_stream(logits_BC.device))
-    return PendingTopK(logits_BC, temperatures, parts, ready)
+    return PendingTopK(logits_BC, temperatures, fetched, ready)
 
 
 def _inside_and_tails(

@@ -134,7 +134,7 @@ EVALUATION = View((0, 0, UNIT, UNIT), False, (), True)
 
 
 def sample_name(key: str) -> str:
-    """The part of a sample's key that is the same in every archive layout: after the last `/`, without image extensions.
+    """The part of a sample's key that is the same in every layout: after the last `/`, without image extensions.
 
     `n01/n01_7` (tars), `n01_7` (WebDataset) and `n01/n01_7.JPEG` (folders) are all `n01_7`.
     """
@@ -228,7 +228,7 @@ def _strength(op: str, share: float) -> float:
 
 
 def _quantised(start: int, stop: int, size: int) -> tuple[int, int]:
-    """A span of pixels in units, rounded half up with whole numbers; never empty, also on sides of millions of pixels."""
+    """A span of pixels in units, rounded half up with whole numbers; never empty, even on sides of a million pixels."""
     first, last = ((2 * at * UNIT + size) // (2 * size) for at in (start, stop))
     return (first, last) if first < last else (min(first, UNIT - 1), min(first, UNIT - 1) + 1)
 

@@ -9,8 +9,9 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from teachonce.cluster_spec import ClusterSpec
 from teachonce.delivery import ChunkReport, deliver
 from teachonce.errors import DataError, UsageError
 from teachonce.label_store import LabelStore
@@ -30,7 +31,6 @@ from teachonce.vocabulary import Vocabulary, load_vocabulary
 if TYPE_CHECKING:
     from teachonce.chunk_task import TeachJob
     from teachonce.clip_models import LoadedClip
-    from teachonce.cluster import ClusterSpec
 
 DEFAULT_TOP_K = 100
 IN_TURN = ("wait", "forward", "top_k", "write")  # phases of a task that follow each other
@@ -57,9 +57,12 @@ class TeachRequest:
     templates: tuple[str, ...] = ("a photo of a {}.",)
     top_k: int | None = None
     embeddings: EmbeddingKind | None = None
-    workers: int = 1
+    workers: int | None = None
+    """On this machine; one where nothing else is said."""
     scheduler: str | None = None
+    """Address of a Dask scheduler that runs already."""
     cluster: Path | None = None
+    """Description of a cluster to start."""
     threads: int | None = None
     batch_size: int = 128
     chunk_rows: int | None = None
@@ -74,8 +77,6 @@ class TeachRequest:
     """Of the draw of shots; views have their own in their policy."""
     retry_failed: bool = False
     """Compute the chunks again in which images failed."""
-    dry_run: Literal["io", "dummy"] | None = None
-    """Measure reading and decoding, or the models, for a minute, and write nothing."""
     max_failed_share: float = 0.01
     force_unlock: bool = False
 
@@ -142,10 +143,7 @@ def teach(request: TeachRequest, reporter: Reporter) -> TeachResult:
 
 
 def _cluster(request: TeachRequest) -> ClusterSpec:
-    from teachonce.cluster import ClusterSpec
-
-    alone = request.scheduler is None and request.cluster is None
-    return ClusterSpec(workers=request.workers if alone else None, scheduler=request.scheduler, file=request.cluster)
+    return ClusterSpec(workers=request.workers, scheduler=request.scheduler, file=request.cluster)
 
 
 def _job(request: TeachRequest, root: Path, token: int, models: dict[str, LoadedClip]) -> TeachJob:
@@ -179,6 +177,7 @@ def _check(request: TeachRequest) -> None:
         value = getattr(request, name)
         if value is not None and value < least:
             raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, found {value}")
+    _cluster(request)  # says what is wrong with it before anything is loaded
     if not 0 <= request.max_failed_share <= 1:
         raise UsageError(f"max_failed_share must be between 0 and 1, found {request.max_failed_share}")
     if request.teacher is None and not request.students:

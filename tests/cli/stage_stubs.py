@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from teachonce.config import TrainConfig
 from teachonce.errors import DataError
+from teachonce.views import ViewPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +34,19 @@ class TeachRequest:
     templates: tuple[str, ...] = ("a photo of a {}.",)
     top_k: int | None = None
     embeddings: Literal["int8", "float16"] | None = None
-    workers: int = 1
+    workers: int | None = None
+    scheduler: str | None = None
+    cluster: Path | None = None
     threads: int | None = None
     batch_size: int = 128
     chunk_rows: int | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compiled: bool = False
+    class_tile: int | None = None
+    views: ViewPolicy = ViewPolicy()
+    shots: int | None = None
+    seed: int = 0
+    retry_failed: bool = False
     max_failed_share: float = 0.01
     force_unlock: bool = False
 

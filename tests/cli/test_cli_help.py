@@ -25,6 +25,7 @@ from teachonce.cli import app
 HEAVY = ("torch", "torchvision", "zarr", "dask", "distributed", "numpy", "open_clip", "timm", "PIL")
 COMMANDS = sorted(app.EXAMPLES)
 MOST_OPTIONS = 15  # besides --json and --quiet
+MORE_OPTIONS = {"teach": 19}  # what to teach (11), where (3), and what a run of days needs (5)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 
 # The exit code and the heavy modules that one command line leaves loaded, as the last line of stderr.
@@ -134,7 +135,7 @@ def test_a_command_has_few_options(command: str) -> None:
     option = type(typer.Option())
     declared = [name for name in inspect.signature(function).parameters if _is_option(hints[name], option)]
     assert {"json", "quiet"} <= set(declared)
-    assert len(declared) - 2 <= MOST_OPTIONS, declared
+    assert len(declared) - 2 <= MORE_OPTIONS.get(command, MOST_OPTIONS), declared
 
 
 def test_every_option_that_a_message_names_exists(project: Path, teachonce_here: Callable[..., Any]) -> None:

@@ -1,0 +1,98 @@
+"""Clusters that another package starts: SLURM jobs by dask-jobqueue, a worker a GPU by dask-cuda.
+
+The packages are extras and are imported only when a description asks for them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from teachonce.cluster_spec import (
+    THREADS_PER_WORKER,
+    WORKER_ENVIRONMENT,
+    CudaDescription,
+    SlurmDescription,
+    duration_seconds,
+)
+from teachonce.errors import EnvironmentFault
+from teachonce.progress import Reporter
+
+OPTION = "--"  # of other programs: SLURM's and Dask's
+
+
+@contextmanager
+def started(description: SlurmDescription | CudaDescription, reporter: Reporter) -> Iterator[Any]:
+    """The Dask cluster of a description, gone when the block ends.
+
+    Raises:
+        EnvironmentFault: its package is not installed, or the cluster cannot be started.
+    """
+    kind = description.kind
+    try:
+        cluster = slurm_cluster(description) if isinstance(description, SlurmDescription) else cuda_cluster(description)
+    except (OSError, RuntimeError, ValueError) as problem:
+        raise EnvironmentFault(f"the {kind} cluster could not be started: {problem}",
+                               hint="docs/cluster.md has a description that works") from problem  # fmt: skip
+    with cluster:
+        if isinstance(description, SlurmDescription):
+            if description.adaptive is not None:
+                cluster.adapt(minimum_jobs=description.adaptive.minimum, maximum_jobs=description.adaptive.maximum)
+            else:
+                cluster.scale(jobs=description.jobs)
+            reporter.note("asked SLURM for workers; the first rows come when the first job has started")
+        yield cluster
+
+
+def slurm_cluster(description: SlurmDescription) -> Any:
+    """dask-jobqueue's SLURMCluster, one worker process a job; no job is submitted yet.
+
+    Workers leave by themselves before SLURM ends their job: one that is killed counts as a failure of its tasks.
+    """
+    jobqueue = _package("dask_jobqueue", "slurm")
+    lifetime, stagger = description.lifetime_seconds()
+    exports = [f"export {name}={value}" for name, value in (WORKER_ENVIRONMENT | description.environment).items()]
+    gres = [f"{OPTION}gres={description.gres}"] if description.gres else []
+    # The last one counts: dask-jobqueue asks for one thread a core, and ours are decoding threads of a task.
+    own = {"nthreads": str(THREADS_PER_WORKER), "lifetime": f"{lifetime}s", "lifetime-stagger": f"{stagger}s"}
+    return jobqueue.SLURMCluster(
+        cores=description.cores,
+        processes=1,
+        memory=description.memory,
+        walltime=description.walltime,
+        queue=description.queue,
+        account=description.account,
+        interface=description.interface,
+        log_directory=description.log_directory,
+        local_directory=description.local_directory,
+        python=description.python,
+        death_timeout=duration_seconds(description.death_timeout),
+        job_extra_directives=[*gres, *description.job_extra_directives],
+        job_script_prologue=[*exports, *description.job_script_prologue],
+        worker_extra_args=[word for name, value in own.items() for word in (OPTION + name, value)],
+    )
+
+
+def cuda_cluster(description: CudaDescription) -> Any:
+    """dask-cuda's LocalCUDACluster: one worker a GPU, which sees that GPU only."""
+    cuda = _package("dask_cuda", "cuda")
+    options: dict[str, Any] = {"threads_per_worker": THREADS_PER_WORKER, "memory_limit": 0,
+                               "dashboard_address": "127.0.0.1:0"}  # fmt: skip
+    if description.devices:
+        options["CUDA_VISIBLE_DEVICES"] = list(description.devices)
+    import dask
+
+    with dask.config.set({"distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT | description.environment}):
+        return cuda.LocalCUDACluster(**options)
+
+
+def _package(name: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as problem:
+        raise EnvironmentFault(
+            f'--cluster with kind = "{extra}" needs the package {name.replace("_", "-")}: {problem}',
+            hint=f"pip install 'teachonce[{extra}]'",
+        ) from problem

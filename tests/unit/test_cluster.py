@@ -1,0 +1,191 @@
+"""Where workers come from: descriptions read strictly, the job script that SLURM would get, an existing scheduler."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from worlds import Notes
+
+from teachonce.cluster import default_threads, open_cluster, run_tasks, threads_of, worker_index
+from teachonce.cluster_jobs import cuda_cluster, slurm_cluster, started
+from teachonce.cluster_spec import ClusterSpec, CudaDescription, SlurmDescription, load_description
+from teachonce.errors import EnvironmentFault, IncompleteError, UsageError
+from teachonce.progress import Silent
+
+SLURM = """
+kind = "slurm"
+cores = 8
+memory = "64 GB"
+walltime = "04:00:00"
+jobs = 4
+queue = "gpu"
+account = "lab"
+gres = "gpu:1"
+job_script_prologue = ["module load cuda"]
+environment = {HF_HOME = "/data/hf"}
+interface = "lo"
+"""
+
+
+def description(tmp_path: Path, text: str) -> Any:
+    """What a file with this text describes."""
+    path = tmp_path / "cluster.toml"
+    path.write_text(text)
+    return load_description(path)
+
+
+def test_the_job_script_is_what_slurm_needs(tmp_path: Path) -> None:
+    """One GPU and one process a job, two task threads, the allocator's settings, and a life shorter than the job's."""
+    wanted = description(tmp_path, SLURM)
+    with slurm_cluster(wanted) as cluster:
+        script = cluster.job_script()
+    asked = ["-p gpu", "-A lab", "--gres=gpu:1", "--cpus-per-task=8", "-t 04:00:00"]
+    own = ["export MALLOC_MMAP_MAX_=0", "export HF_HOME=/data/hf", "module load cuda"]
+    for line in [f"#SBATCH {directive}" for directive in asked] + own:
+        assert line in script.splitlines(), line
+    words = script.splitlines()[-1].split()
+    value = {word: words[i + 1] for i, word in enumerate(words[:-1]) if word.startswith("--")}
+    assert value["--nthreads"] == "2", "the last one counts"
+    lifetime, stagger = int(value["--lifetime"][:-1]), int(value["--lifetime-stagger"][:-1])
+    assert stagger > 0 and lifetime + stagger < 4 * 3600
+    assert "--nworkers" not in value or value["--nworkers"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("walltime", "wall_time"), "did you mean 'walltime'"),
+        (('kind = "slurm"', 'kind = "slurmy"'), "'slurm'"),
+        (('"04:00:00"', '"4 hours"'), "walltime"),
+        (("jobs = 4", "jobs = 0"), "jobs must be at least 1"),
+        (("jobs = 4", "adaptive = {minimum = 3, maximum = 2}"), "minimum"),
+        (('HF_HOME = "/data/hf"', 'AWS_SECRET_ACCESS_KEY = "x"'), "secret"),
+        (("jobs = 4", 'jobs = 4\nlifetime = "5h"'), "leave before SLURM ends it"),
+    ],
+)
+def test_a_description_with_a_mistake_is_refused(change: tuple[str, str], message: str, tmp_path: Path) -> None:
+    """Exit 2 that names the file and what is wrong; no package is imported for it."""
+    with pytest.raises(UsageError, match=message) as caught:
+        description(tmp_path, SLURM.replace(*change))
+    assert "cluster.toml" in str(caught.value)
+
+
+def test_adaptive_jobs_follow_the_work(tmp_path: Path) -> None:
+    """`adaptive` asks dask-jobqueue for between so many jobs; none is submitted while there is no work."""
+    wanted = description(tmp_path, SLURM.replace("jobs = 4", "adaptive = {minimum = 0, maximum = 3}"))
+    assert isinstance(wanted, SlurmDescription)
+    notes = Notes()
+    with started(wanted, notes) as cluster:
+        assert (cluster._adaptive.minimum, cluster._adaptive.maximum) == (0, 3)
+    assert "SLURM" in notes.lines[0]
+
+
+def test_gpus_of_one_machine_by_dask_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One worker a GPU with our threads and environment; without the package the extra is named."""
+    wanted = CudaDescription(kind="cuda", devices=(0, 2), environment={"A": "1"})
+    with pytest.raises(EnvironmentFault, match="needs the package dask-cuda") as caught:
+        cuda_cluster(wanted)
+    assert "teachonce[cuda]" in caught.value.hint
+    asked: dict[str, Any] = {}
+
+    def cluster(**options: Any) -> str:
+        import dask
+
+        asked.update(options, environment=dict(dask.config.get("distributed.nanny.pre-spawn-environ")))
+        return "cluster"
+
+    monkeypatch.setitem(sys.modules, "dask_cuda", types.SimpleNamespace(LocalCUDACluster=cluster))
+    assert cuda_cluster(wanted) == "cluster"
+    assert asked["CUDA_VISIBLE_DEVICES"] == [0, 2] and asked["threads_per_worker"] == 2
+    assert asked["environment"]["A"] == "1" and asked["environment"]["MALLOC_ARENA_MAX"] == "1"
+
+
+def test_threads_of_a_worker(tmp_path: Path) -> None:
+    """A share of this machine, the cores of a SLURM job, and whatever a foreign worker finds."""
+    assert threads_of(ClusterSpec(workers=1)) == default_threads(1)
+    assert threads_of(ClusterSpec(scheduler="tcp://h:8786")) is None
+    (tmp_path / "c.toml").write_text(SLURM)
+    assert threads_of(ClusterSpec(file=tmp_path / "c.toml")) == 8
+    assert worker_index() == 0, "outside Dask"
+
+
+@contextmanager
+def by_hand(tmp_path: Path, port: int, workers: int) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """A scheduler and workers started by hand, in a folder of their own."""
+    address = f"tcp://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port),
+               "--no-dashboard"]  # fmt: skip
+    found = os.pathsep.join(filter(None, sys.path))  # this module and what it imports, for the workers
+        [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    )  # this module, by the workers
+    quiet = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL,
+             "env": os.environ | {"PYTHONPATH": found}}  # fmt: skip
+    processes = [subprocess.Popen(command, **quiet)]
+    processes += [
+        subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "2", "--no-nanny",
+                          "--name", f"w-{i}", "--no-dashboard"], **quiet)
+        for i in range(workers)
+    ]  # fmt: skip
+    try:
+        yield address, processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def slowly(number: int) -> tuple[int, int]:
+    """A task: the number back, and which worker it was."""
+    time.sleep(0.2)
+    return number, worker_index()
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_an_existing_scheduler_loses_a_worker_and_then_itself(tmp_path: Path) -> None:
+    """All results come although a worker dies with tasks queued; when the scheduler dies the run ends with exit 5."""
+    with (
+        by_hand(tmp_path, free_port(), 2) as (address, processes),
+        open_cluster(ClusterSpec(scheduler=address), Silent()) as client,
+    ):
+        client.wait_for_workers(2, timeout=60)
+        found = []
+        for number, worker in run_tasks(client, slowly, [(i,) for i in range(24)], "one"):
+            found.append((number, worker))
+            if len(found) == 4:
+                processes[1].kill()
+        assert sorted(number for number, _ in found) == list(range(24))
+        assert {worker for _, worker in found} == {0, 1}, "the number at the end of a worker's name"
+        began = time.monotonic()
+        with pytest.raises(IncompleteError, match="scheduler") as caught:
+            for _ in run_tasks(client, slowly, [(i,) for i in range(200)], "two"):
+                processes[0].kill()
+        assert time.monotonic() - began < 60 and "run the same command again" in caught.value.hint
+
+
+def test_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address where no scheduler is: exit 6, and soon."""
+    import dask
+
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "2s"}),
+        pytest.raises(EnvironmentFault, match="nothing answers as a Dask scheduler at tcp://127.0.0.1"),
+        open_cluster(ClusterSpec(scheduler=f"tcp://127.0.0.1:{free_port()}"), Silent()),
+    ):
+        pass
