@@ -125,8 +125,6 @@ def by_hand(tmp_path: Path, port: int, workers: int) -> Iterator[tuple[str, list
     command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port),
                "--no-dashboard"]  # fmt: skip
     found = os.pathsep.join(filter(None, sys.path))  # this module and what it imports, for the workers
-        [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    )  # this module, by the workers
     quiet = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL,
              "env": os.environ | {"PYTHONPATH": found}}  # fmt: skip
     processes = [subprocess.Popen(command, **quiet)]
