@@ -5,6 +5,7 @@ It runs in a worker process, is idempotent, and writes only to a staging folder 
 
 from __future__ import annotations
 
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,11 @@ from teachonce.clip_models import LoadedClip, embedding_width, tune_process
 from teachonce.cluster import default_threads
 from teachonce.columns import Column, column
 from teachonce.delivery import ChunkReport
-from teachonce.errors import DataError
+from teachonce.errors import DataError, EnvironmentFault
 from teachonce.image_batches import ImageBatch, image_batches
 from teachonce.images import ImageFault, ImageReader
 from teachonce.label_store import Arrays, LabelStore, key_digest
-from teachonce.model_spec import Precision
+from teachonce.model_spec import LOCAL_DIR, Precision
 from teachonce.phases import PhaseClock
 from teachonce.sample_index import SampleIndex
 from teachonce.staging import drop_staging, new_staging
@@ -60,8 +61,10 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
     Raises:
         IncompleteError: this run no longer owns the store, or a write failed.
         DataError: an archive is gone, or shorter than when it was indexed, or holds other images than were labelled.
+        EnvironmentFault: this worker does not see the store, the data or a model.
     """
     began = time.perf_counter()
+    _require_seen(job)
     store = LabelStore.open(Path(job.store))
     missing = tuple(group for group in groups if store.record(group, chunk) is None)
     if not missing:
@@ -91,6 +94,21 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
         chunk, str(staging), digests, rows - len(faults), len(faults), reasons, phases, len(index), image_bytes,
         time.perf_counter() - began,
     )  # fmt: skip
+
+
+def _require_seen(job: TeachJob) -> None:
+    """A worker on another machine may lack a disk that the driver has."""
+    models = {spec: spec[len(LOCAL_DIR) :] for _, spec, _ in job.models if spec.startswith(LOCAL_DIR)}
+    for what, path in {
+        "label store": job.store,
+        "data": job.root,
+        **{f"model {s}": p for s, p in models.items()},
+    }.items():
+        if not Path(path).exists():
+            raise EnvironmentFault(
+                f"the worker on {socket.gethostname()} does not see the {what}: {path} does not exist there",
+                hint="the store, the data and models must lie under the same paths on every worker: use a shared disk",
+            )
 
 
 def _stage(

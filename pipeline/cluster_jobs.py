@@ -21,6 +21,7 @@ from teachonce.errors import EnvironmentFault
 from teachonce.progress import Reporter
 
 OPTION = "--"  # of other programs: SLURM's and Dask's
+DASHBOARD = "127.0.0.1:0"  # any free port: several runs share a login node, and their neighbours need not see them
 
 
 @contextmanager
@@ -65,6 +66,7 @@ def slurm_cluster(description: SlurmDescription) -> Any:
         queue=description.queue,
         account=description.account,
         interface=description.interface,
+        scheduler_options={"dashboard_address": DASHBOARD},
         log_directory=description.log_directory,
         local_directory=description.local_directory,
         python=description.python,
@@ -79,7 +81,7 @@ def cuda_cluster(description: CudaDescription) -> Any:
     """dask-cuda's LocalCUDACluster: one worker a GPU, which sees that GPU only."""
     cuda = _package("dask_cuda", "cuda")
     options: dict[str, Any] = {"threads_per_worker": THREADS_PER_WORKER, "memory_limit": 0,
-                               "dashboard_address": "127.0.0.1:0"}  # fmt: skip
+                               "dashboard_address": DASHBOARD}  # fmt: skip
     if description.devices:
         options["CUDA_VISIBLE_DEVICES"] = list(description.devices)
     import dask

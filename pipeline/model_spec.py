@@ -12,6 +12,7 @@ from teachonce.errors import UsageError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 EmbeddingKind = Literal["int8", "float16"]
+LOCAL_DIR = "local-dir:"
 
 
 def parse_spec(spec: str) -> tuple[str, str | None]:
@@ -20,8 +21,8 @@ def parse_spec(spec: str) -> tuple[str, str | None]:
     Raises:
         UsageError: neither a folder that exists, nor hf-hub:, nor NAME/TAG.
     """
-    if spec.startswith("local-dir:"):
-        folder = Path(spec[len("local-dir:") :])
+    if spec.startswith(LOCAL_DIR):
+        folder = Path(spec[len(LOCAL_DIR) :])
         if not (folder / "open_clip_config.json").is_file():
             raise UsageError(
                 f"'{spec}': {folder} holds no open_clip_config.json", hint="give an open_clip model folder"
@@ -36,6 +37,13 @@ def parse_spec(spec: str) -> tuple[str, str | None]:
             hint="for example ViT-L-14/openai; open_clip.list_pretrained() lists all",
         )
     return name, tag
+
+
+def absolute_spec(spec: str) -> str:
+    """The same model by a name that holds in any working folder, such as that of a worker."""
+    if spec.startswith(LOCAL_DIR):
+        return LOCAL_DIR + str(Path(spec[len(LOCAL_DIR) :]).resolve())
+    return spec
 
 
 def require_template(template: str) -> tuple[str, str]:

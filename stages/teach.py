@@ -17,7 +17,7 @@ from teachonce.errors import DataError, UsageError
 from teachonce.label_store import LabelStore
 from teachonce.ledger import PHASES
 from teachonce.manifests import load_manifest, require_root
-from teachonce.model_spec import EmbeddingKind, Precision, parse_spec, require_template
+from teachonce.model_spec import EmbeddingKind, Precision, absolute_spec, parse_spec, require_template
 from teachonce.progress import Reporter
 from teachonce.sample_index import split_classes
 from teachonce.staging import clear_staging
@@ -152,7 +152,7 @@ def _job(request: TeachRequest, root: Path, token: int, models: dict[str, Loaded
 
     return TeachJob(
         store=str(request.labels.resolve()), root=str(root.resolve()), token=token,
-        models=tuple((group, clip.spec, clip.digest) for group, clip in models.items()),
+        models=tuple((group, absolute_spec(clip.spec), clip.digest) for group, clip in models.items()),
         logit_scale=models[LABELS].logit_scale if LABELS in models else 0.0,
         precision=request.precision, batch_size=request.batch_size, views=request.views,
         compiled=request.compiled, class_tile=request.class_tile,

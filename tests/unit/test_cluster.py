@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import time
 import types
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hand_cluster import by_hand, free_port
 from worlds import Notes
 
 from teachonce.cluster import default_threads, open_cluster, run_tasks, threads_of, worker_index
@@ -118,42 +115,10 @@ def test_threads_of_a_worker(tmp_path: Path) -> None:
     assert worker_index() == 0, "outside Dask"
 
 
-@contextmanager
-def by_hand(tmp_path: Path, port: int, workers: int) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    """A scheduler and workers started by hand, in a folder of their own."""
-    address = f"tcp://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port),
-               "--no-dashboard"]  # fmt: skip
-    found = os.pathsep.join(filter(None, sys.path))  # this module and what it imports, for the workers
-    quiet = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL,
-             "env": os.environ | {"PYTHONPATH": found}}  # fmt: skip
-    processes = [subprocess.Popen(command, **quiet)]
-    processes += [
-        subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "2", "--no-nanny",
-                          "--name", f"w-{i}", "--no-dashboard"], **quiet)
-        for i in range(workers)
-    ]  # fmt: skip
-    try:
-        yield address, processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-
-
 def slowly(number: int) -> tuple[int, int]:
     """A task: the number back, and which worker it was."""
     time.sleep(0.2)
     return number, worker_index()
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_an_existing_scheduler_loses_a_worker_and_then_itself(tmp_path: Path) -> None:

@@ -1,0 +1,117 @@
+"""teach on workers that others started, and on a described cluster: the same store, to the last bit.
+
+Workers run in another folder than the command and share with it only what lies under absolute paths.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import worlds
+from hand_cluster import by_hand, free_port
+from worlds import CHUNKS, PHOTOS, World, all_arrays, request_for
+
+from teachonce.errors import EnvironmentFault
+from teachonce.label_store import LabelStore
+from teachonce.progress import Silent
+from teachonce.stages.teach import teach
+
+# Loaded by a worker: what the file HIDDEN names does not exist for it, as a disk that only the driver has.
+BLIND = """
+import os, pathlib
+
+def blind(path, *args, plain=os.stat, **options):  # Dask imports this file twice
+    hidden = pathlib.Path(os.environ["HIDDEN"]).read_text()
+    if isinstance(path, (str, os.PathLike)) and (str(path) + "/").startswith(hidden + "/"):
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+    return plain(path, *args, **options)
+
+os.stat = blind
+"""
+
+
+def run(where: Path, world: World, teacher: str, student: str, *where_it_runs: str) -> dict[str, object]:
+    """`teachonce teach` as a person types it in the folder `where`, with every path relative; its result."""
+    near = {spec: f"local-dir:{os.path.relpath(spec.partition(':')[2], where)}" for spec in (teacher, student)}
+    root = os.path.relpath(world.root, where)
+    command = [sys.executable, "-m", "teachonce", "teach", f"{root}/wds.toml", "--root", root, "--teacher",
+               near[teacher], "--student", near[student], "--labels", "out/a.zarr", "--top-k", "5", "--chunk-rows",
+               str(worlds.CHUNK_ROWS), "--set", "batch_size=4", "--set", "threads=1", "--json",
+               *where_it_runs]  # fmt: skip
+    done = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result: dict[str, object] = json.loads(done.stdout)
+    return result
+
+
+def require_equal(store: Path, other: Path) -> None:
+    """The same id and the same bits."""
+    assert LabelStore.open(store).store_id() == LabelStore.open(other).store_id()
+    arrays, wanted = all_arrays(store), all_arrays(other)
+    assert arrays.keys() == wanted.keys()
+    assert all(np.array_equal(arrays[name], wanted[name], equal_nan=wanted[name].dtype.kind == "f") for name in wanted)
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> tuple[Path, Path]:
+    """The folder of the command and that of the workers."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    return here, there
+
+
+def test_workers_started_by_hand_in_another_folder(
+    world: World, teacher: str, student: str, finished: Path, places: tuple[Path, Path]
+) -> None:
+    """Relative paths of data, store and models are the command's; the store equals one made without a cluster."""
+    here, there = places
+    with by_hand(there, free_port(), 2) as (address, _):
+        result = run(here, world, teacher, student, "--scheduler", address)
+    assert (result["rows_ok"], result["chunks_written"]) == (PHOTOS, CHUNKS)
+    require_equal(here / "out/a.zarr", finished)
+    assert sorted(path.name for path in (here / "out").iterdir()) == ["a.zarr"], "no staging, no lock is left"
+    assert not [path for path in there.iterdir() if path.name != "dask-scratch-space"], "nothing in the workers' folder"
+
+
+def test_a_described_cluster_that_grows_with_the_work(
+    world: World, teacher: str, student: str, finished: Path, places: tuple[Path, Path]
+) -> None:
+    """`--cluster` with kind local and adaptive: none to begin with, then workers as there is work."""
+    (places[0] / "here.toml").write_text('kind = "local"\nadaptive = {minimum = 0, maximum = 2}\n')
+    result = run(places[0], world, teacher, student, "--cluster", "here.toml")
+    assert (result["rows_ok"], result["chunks_written"]) == (PHOTOS, CHUNKS)
+    require_equal(places[0] / "out/a.zarr", finished)
+
+
+@pytest.fixture(scope="module")
+def blind_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """A scheduler with one worker, and the file that says what this worker does not see."""
+    folder = tmp_path_factory.mktemp("blind")
+    (folder / "blind.py").write_text(BLIND)
+    hidden = folder / "hidden"
+    hidden.write_text("/nothing")
+    with by_hand(folder, free_port(), 1, ("--preload", "blind.py"), {"HIDDEN": str(hidden)}) as (address, _):
+        yield address, hidden
+
+
+@pytest.mark.parametrize("what", ["data", "label store", "model"])
+def test_a_worker_that_lacks_a_disk(
+    what: str, blind_worker: tuple[str, Path], world: World, teacher: str, tmp_path: Path
+) -> None:
+    """Exit 6 that says what is not seen and where; nothing hangs, and nothing is committed."""
+    address, hidden = blind_worker
+    store = tmp_path / "a.zarr"
+    path = {"data": str(world.root), "label store": str(store), "model": teacher.partition(":")[2]}[what]
+    hidden.write_text(path)
+    with pytest.raises(EnvironmentFault, match=f"the worker on .* does not see the {what}") as caught:
+        teach(request_for(world, store, teacher, top_k=5, scheduler=address), Silent())
+    assert path in caught.value.message and "shared disk" in caught.value.hint
+    assert LabelStore.open(store).committed("labels") == []
