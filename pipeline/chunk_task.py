@@ -32,7 +32,7 @@ from teachonce.store_format import LABELS
 from teachonce.store_lock import require_token
 from teachonce.store_sync import write_failed
 from teachonce.views import ViewPolicy
-from teachonce.worker_models import MODEL_TURN, worker_models
+from teachonce.worker_models import MODEL_TURN, worker_models, worker_store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
     """
     began = time.perf_counter()
     _require_seen(job)
-    store = LabelStore.open(Path(job.store))
+    store = worker_store(Path(job.store), job.token)
     missing = tuple(group for group in groups if store.record(group, chunk) is None)
     if not missing:
         return ChunkReport(chunk)

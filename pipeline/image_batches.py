@@ -191,8 +191,10 @@ def _stack(items: Sequence[Item], model: int, pinned: bool) -> Tensor | None:
     good = next((item[model] for item in items if not isinstance(item, ImageFault)), None)
     if good is None:
         return None
-    stacked = torch.zeros((len(items), *good.shape), pin_memory=pinned)
+    stacked = torch.empty((len(items), *good.shape), pin_memory=pinned)
     for row, item in enumerate(items):
-        if not isinstance(item, ImageFault):
+        if isinstance(item, ImageFault):
+            stacked[row] = 0
+        else:
             stacked[row] = item[model]
     return stacked

@@ -6,6 +6,7 @@ It does not read images and does not store anything.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -32,7 +33,14 @@ class TeacherHead:
 
     def logits(self, images_BE: Tensor) -> Tensor:
         """Logits at the teacher's own temperature, [B, C] float32."""
-        return (self.logit_scale * images_BE.float() @ self.features_UE.T)[:, self.inverse_C]
+        logits = self.logit_scale * images_BE.float() @ self.features_UE.T
+        return logits if self._in_class_order else logits[:, self.inverse_C]
+
+    @cached_property
+    def _in_class_order(self) -> bool:
+        """Whether every class is computed on its own, at its own place."""
+        own = torch.arange(len(self.features_UE), device=self.inverse_C.device)
+        return torch.equal(self.inverse_C, own)
 
     def tile_that_fits(self, batch: int) -> int | None:
         """How many distinct names to take at a time so that their logits stay small; None where all of them do."""
@@ -45,6 +53,8 @@ def head_of(class_embeddings: npt.NDArray[np.float32], logit_scale: float, devic
     """The head of stored class embeddings, [C, E]; classes whose rows have equal bits are computed once, and tie."""
     embeddings = torch.from_numpy(class_embeddings)
     inverse = equal_rows(embeddings)
+    if int(inverse.max()) + 1 == len(inverse):
+        inverse = torch.arange(len(inverse))  # all differ: in their own order, logits need not be put into it
     first = torch.full((int(inverse.max()) + 1,), len(inverse))
     first = first.scatter_reduce(0, inverse, torch.arange(len(inverse)), "amin")
     return TeacherHead(embeddings[first].to(device), inverse.to(device), logit_scale)
@@ -61,7 +71,7 @@ class PendingTopK:
     temperatures: tuple[float, ...]
     found: tuple[Tensor, ...]
     """In host memory, once `ready`: class ids [B, k], log-probabilities [B, k], tails [B, T], rows whose k-th value is
-    reached by more than k classes [B] (there the class index decides, below), whether all logits are finite."""
+    reached by more than k classes [B] (there the class index decides, below), the sum of all logits."""
     ready: torch.cuda.Event | None
 
     def fetch(self) -> TopK:
@@ -72,8 +82,9 @@ class PendingTopK:
         """
         if self.ready is not None:
             self.ready.synchronize()
-        ids, log_probs, tails, crowded, finite = self.found
-        if not bool(finite):
+        ids, log_probs, tails, crowded, total = self.found
+        # A sum is cheaper than a look at each; only finite logits near the end of float32 overflow in it.
+        if not (bool(torch.isfinite(total)) or bool(torch.isfinite(self.logits_BC).all())):
             raise DataError("the teacher gave a NaN or infinite logit",
                             hint="run with --set precision=fp32; if it stays, the weights are damaged")  # fmt: skip
         if bool(crowded.any()):
@@ -90,9 +101,9 @@ def begin_soft_labels(logits_BC: Tensor, top_k: int, temperatures: tuple[float, 
     """
     if top_k > logits_BC.shape[1]:
         raise UsageError(f"top-k {top_k} is larger than the vocabulary of {logits_BC.shape[1]} classes")
-    values, ids = torch.topk(logits_BC, top_k, dim=1)
-    crowded = (logits_BC >= values[:, -1:]).sum(dim=1) > top_k
-    parts = (*_inside_and_tails(logits_BC, ids, temperatures), crowded, torch.isfinite(logits_BC).all())
+    values, ids = torch.topk(logits_BC, min(top_k + 1, logits_BC.shape[1]), dim=1)
+    crowded = values[:, top_k - 1] == values[:, -1] if values.shape[1] > top_k else torch.zeros(len(values)).bool()
+    parts = (*_inside_and_tails(logits_BC, ids[:, :top_k], temperatures), crowded, logits_BC.sum())
     if logits_BC.device.type != "cuda":
         return PendingTopK(logits_BC, temperatures, parts, None)
     fetched = tuple(part.to("cpu", non_blocking=True) for part in parts)
@@ -108,7 +119,7 @@ def _inside_and_tails(
     ids, values = _by_value_then_class(logits_BC, ids_BK)
     total = torch.logsumexp(logits_BC, dim=1)
     outside = logits_BC.scatter(1, ids, float("-inf"))
-    tails = [torch.logsumexp(outside / tau, dim=1) - total / tau for tau in temperatures]
+    tails = [torch.logsumexp(outside if tau == 1 else outside / tau, dim=1) - total / tau for tau in temperatures]
     return ids, values - total[:, None], torch.stack(tails, dim=1)
 
 

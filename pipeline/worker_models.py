@@ -1,4 +1,7 @@
-"""What a worker process loads once and keeps: models, the teacher's text side, and whose turn it is to use them."""
+"""What a worker process keeps: models, the store's tables, the teacher's text side; and whose turn it is to use them.
+
+Nothing here runs a model or writes.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,22 @@ def _model(spec: str, digest: str, compiled: bool) -> LoadedClip:
             f"'{spec}' has weights {loaded.digest[:16]} here and {digest[:16]} where teach was started"
         )
     return loaded.compiled() if compiled else loaded
+
+
+def worker_store(path: Path, token: int) -> LabelStore:
+    """The store of a run, opened for reading: its vocabulary and tables are decoded once and not for every chunk.
+
+    Raises:
+        DataError, IntegrityError: as `LabelStore.open`.
+    """
+    header = path / "zarr.json"
+    with _LOADING:
+        return _store(path, token, header.stat().st_mtime_ns if header.exists() else 0)
+
+
+@functools.lru_cache(maxsize=2)
+def _store(path: Path, token: int, changed: int) -> LabelStore:
+    return LabelStore.open(path)
 
 
 def worker_head(store: Path, store_key: str, logit_scale: float) -> TeacherHead:

@@ -1,0 +1,210 @@
+"""The whole of stage one against the bare work inside it, on real photos, in one run.
+
+    python benchmarks/teach_pipeline.py --root DATA --teacher local-dir:TEACHER [--cases ... --repeats 3]
+
+`teach` is the driver's own loop over a Dask worker process: read, decode, forward, top k, coding, write, read back,
+commit, from the first task to the last commit; models are loaded before. The bare work runs in the same worker, by
+turns with it. A worker has one thread for its model and one for decoding (`--set threads=1`):
+"2 cores" leaves a core to each, as beside a GPU; "1 core" pins all of it to one, so that ratios count all the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from teach_parts import Bench, Run, bare_decode, bare_forward, digest_of, empty_store, enlarged, made_up_clip, warm
+
+from teachonce.cluster import local_cluster
+from teachonce.ledger import PHASES
+from teachonce.manifests import load_manifest
+from teachonce.progress import Silent
+from teachonce.sample_index import SampleIndex, build_index, split_classes
+from teachonce.vocabulary import Vocabulary
+
+NAMES = 21_841
+CORES = sorted(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison."""
+
+    title: str
+    model: str
+    photos: str
+    images: int
+    names: int
+    cores: int
+    bare: Callable[[Bench], float]
+    chunk_rows: int
+    limit: float
+
+
+def cases() -> dict[str, Case]:
+    """By name."""
+    large, tiny = "large", "tiny"
+    return {
+        "forward": Case("forward: 224 px ViT", large, "as they are", 256, NAMES, 2, bare_forward, 64, 1.05),
+        "forward1": Case("forward: 224 px ViT", large, "as they are", 256, NAMES, 1, bare_forward, 64, 1.05),
+        "teacher": Case("forward: the teacher", "teacher", "as they are", 1536, 120, 2, bare_forward, 256, 1.05),
+        "decode": Case("decode: 500 px photos", tiny, "500 px", 512, NAMES, 2, bare_decode, 128, 1.10),
+        "decode1": Case("decode: 500 px photos", tiny, "500 px", 512, NAMES, 1, bare_decode, 128, 1.10),
+    }
+
+
+@dataclass(frozen=True)
+class World:
+    """Photos and models by name."""
+
+    folder: Path
+    models: dict[str, str]
+    roots: dict[str, Path]
+
+    def bench(self, model: str, photos: str, images: int, names: int, chunk_rows: int) -> Bench:
+        """An empty store for these, and what its tasks need."""
+        root, spec = self.roots[photos], self.models[model]
+        index, own = samples(root, images)
+        digest, width = digest_of(spec)
+        template = self.folder / f"{model}-{photos}-{names}-{chunk_rows}.zarr".replace(" ", "")
+        if not template.exists():
+            empty_store(template, index, own, names, width, chunk_rows)
+        return Bench(template, root, spec, digest, batch_size=min(128, chunk_rows))
+
+
+def samples(root: Path, images: int) -> tuple[SampleIndex, Vocabulary]:
+    """Photos from all over the split."""
+    manifest = load_manifest("local-tars")
+    index = build_index(manifest, "train", root, Silent())
+    chosen = np.sort(np.random.default_rng(0).permutation(len(index))[:images])
+    return index.take(chosen), split_classes(manifest, "train", root)
+
+
+def make_world(folder: Path, root: Path, teacher: str) -> World:
+    """Write the made-up models and the enlarged photos."""
+    models = {
+        "large": made_up_clip(
+            folder / "large", 512, layers=12, width=512, head_width=64, patch_size=32, image_size=224
+        ),
+        "tiny": made_up_clip(folder / "tiny", 64, layers=1, width=64, head_width=32, patch_size=32, image_size=224),
+        "teacher": teacher,
+    }
+    enlarged(root, samples(root, 512)[0], folder / "500", 375)
+    return World(folder, models, {"as they are": root, "500 px": folder / "500"})
+
+
+def pin(client: Any, cores: list[list[int]]) -> None:
+    """Give each worker its cores, all threads it has included."""
+    for worker, own in zip(sorted(client.scheduler_info(n_workers=-1)["workers"]), cores, strict=True):
+        client.run(pin_all, own, workers=[worker])
+
+
+def pin_all(cores: list[int]) -> None:
+    """New threads inherit what the thread that makes them has; those that exist are set one by one."""
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), cores)
+
+
+def cpu_seconds(client: Any) -> float:
+    """Of all workers so far."""
+    return sum(client.run(time.process_time).values())
+
+
+def timed(client: Any, work: Callable[[], Any]) -> tuple[Any, float]:
+    """What the work returns, and the CPU seconds of the workers meanwhile."""
+    before = cpu_seconds(client)
+    found = work()
+    return found, cpu_seconds(client) - before
+
+
+def say(line: str) -> None:
+    """One line of the report, at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def compare(client: Any, case: Case, bench: Bench, repeats: int) -> None:
+    """Both sides by turns, and a row of the table."""
+    client.submit(warm, bench, pure=False).result()
+    pin(client, [CORES[: case.cores]])
+    bare: list[float] = []
+    whole: list[Run] = []
+    cpu: list[float] = []
+    for turn in range(repeats):
+        for side in ("bare", "teach") if turn % 2 == 0 else ("teach", "bare"):
+            if side == "bare":
+                bare.append(client.submit(case.bare, bench, pure=False).result())
+            else:
+                run, seconds = timed(client, lambda: bench.teach(client))
+                whole.append(run)
+                cpu.append(seconds)
+    ratio = statistics.median(run.seconds / base for run, base in zip(whole, bare, strict=True))
+    base = statistics.median(bare)
+    say(f"| {case.title}, {case.names:,} names | {case.cores} | {1000 * base / case.images:.2f} "
+        f"| {1000 * statistics.median(run.seconds for run in whole) / case.images:.2f} | {ratio:.3f} "
+        f"| {case.limit:.2f} | {statistics.median(cpu) / base:.3f} | {phases(whole)} |")  # fmt: skip
+
+
+def phases(runs: list[Run]) -> str:
+    """Milliseconds an image in each phase, median over the runs."""
+    rows = runs[0].rows
+    return " | ".join(f"{1000 * statistics.median(run.phases[phase] for run in runs) / rows:.2f}" for phase in PHASES)
+
+
+def scaling(stack: ExitStack, world: World, repeats: int) -> None:
+    """Two workers on two cores against one on one, by turns."""
+    bench = world.bench("teacher", "as they are", 3072, 120, 128)
+    clients = {count: stack.enter_context(local_cluster(count)) for count in (1, 2)}
+    for count, client in clients.items():
+        client.run(warm, bench)
+        pin(client, [[CORES[i]] for i in range(count)])
+    runs: dict[int, list[Run]] = {1: [], 2: []}
+    for turn in range(repeats):
+        for count in (1, 2) if turn % 2 == 0 else (2, 1):
+            runs[count].append(bench.teach(clients[count]))
+    say(f"\n| workers, a core each | images/s | speed | {' | '.join(PHASES)} (ms an image, summed over workers) |")
+    say("|---|---|---|" + "---|" * len(PHASES))
+    for count in (1, 2):
+        speed = statistics.median(one.seconds / run.seconds for one, run in zip(runs[1], runs[count], strict=True))
+        rate = statistics.median(run.rows / run.seconds for run in runs[count])
+        say(f"| {count} | {rate:.1f} | {speed:.2f} | {phases(runs[count])} |")
+
+
+def main() -> None:
+    """All cases, then the scaling."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="a folder that the manifest local-tars describes")
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--cases", default=",".join([*cases(), "scaling"]))
+    parser.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args()
+    wanted = given.cases.split(",")
+    if len(CORES) < 2:
+        raise SystemExit("two cores are needed")
+    with tempfile.TemporaryDirectory() as name:
+        world = make_world(Path(name), given.root.resolve(), given.teacher)
+        say("| what dominates | cores | bare, ms an image | teach, ms an image | ratio of times | wanted "
+            f"| CPU of teach / bare time | {' | '.join(PHASES)} (ms an image) |")  # fmt: skip
+        say("|---|---|---|---|---|---|---|" + "---|" * len(PHASES))
+        with local_cluster(1) as client:
+            for key, case in cases().items():
+                if key in wanted:
+                    bench = world.bench(case.model, case.photos, case.images, case.names, case.chunk_rows)
+                    compare(client, case, bench, given.repeats)
+        if "scaling" in wanted:
+            with ExitStack() as stack:
+                scaling(stack, world, given.repeats)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
