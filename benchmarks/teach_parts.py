@@ -110,11 +110,11 @@ class Bench:
     batch_size: int = 128
     threads: int = 1
 
-    def job(self, token: int) -> TeachJob:
+    def job(self, token: int, store: Path | None = None) -> TeachJob:
         """What tasks are told."""
         return TeachJob(
-            store=str(self.store), root=str(self.root), token=token, models=((LABELS, self.spec, self.digest),),
-            logit_scale=100.0, precision="fp32", batch_size=self.batch_size, threads=self.threads,
+            store=str(store or self.store), root=str(self.root), token=token,
+            models=((LABELS, self.spec, self.digest),), logit_scale=100.0, precision="fp32", batch_size=self.batch_size, threads=self.threads,
         )  # fmt: skip
 
     @property
