@@ -13,6 +13,7 @@ from typing import Any
 from teachonce.cluster_spec import (
     THREADS_PER_WORKER,
     WORKER_ENVIRONMENT,
+    Adaptive,
     CudaDescription,
     SlurmDescription,
     duration_seconds,
@@ -32,33 +33,71 @@ def started(description: SlurmDescription | CudaDescription, reporter: Reporter)
         EnvironmentFault: its package is not installed, or the cluster cannot be started.
     """
     kind = description.kind
+    refused: list[Exception] = []
     try:
-        cluster = slurm_cluster(description) if isinstance(description, SlurmDescription) else cuda_cluster(description)
+        cluster = (slurm_cluster(description, refused) if isinstance(description, SlurmDescription)
+                   else cuda_cluster(description))  # fmt: skip
     except (OSError, RuntimeError, ValueError) as problem:
         raise EnvironmentFault(f"the {kind} cluster could not be started: {problem}",
                                hint="docs/cluster.md has a description that works") from problem  # fmt: skip
     with cluster:
         if isinstance(description, SlurmDescription):
-            if description.adaptive is not None:
-                cluster.adapt(minimum_jobs=description.adaptive.minimum, maximum_jobs=description.adaptive.maximum)
-            else:
-                cluster.scale(jobs=description.jobs)
+            _submit(cluster, description, refused)
             reporter.note("asked SLURM for workers; the first rows come when the first job has started")
         yield cluster
 
 
-def slurm_cluster(description: SlurmDescription) -> Any:
+def _submit(cluster: Any, description: SlurmDescription, refused: list[Exception]) -> None:
+    """Submit a first job at once, so that a refusal is seen; from then on jobs that end are replaced."""
+    wanted = description.adaptive or Adaptive(minimum=description.jobs or 1, maximum=description.jobs or 1)
+    cluster.scale(jobs=max(1, wanted.minimum))
+    cluster.sync(_submitted, cluster)
+    if refused:
+        said = str(refused[0]).partition("stderr:")[2].strip() or str(refused[0])
+        raise EnvironmentFault(
+            f"SLURM takes no job: {said}",
+            hint="run teachonce where sbatch works, such as a login node; look at queue, account, gres and walltime",
+        )
+    cluster.adapt(minimum_jobs=wanted.minimum, maximum_jobs=wanted.maximum)
+
+
+async def _submitted(cluster: Any) -> None:
+    await cluster
+
+
+def slurm_cluster(description: SlurmDescription, refused: list[Exception] | None = None) -> Any:
     """dask-jobqueue's SLURMCluster, one worker process a job; no job is submitted yet.
 
     Workers leave by themselves before SLURM ends their job: one that is killed counts as a failure of its tasks.
+
+    Args:
+        description: of the jobs.
+        refused: is told why SLURM took a job not, which dask-jobqueue only logs.
     """
     jobqueue = _package("dask_jobqueue", "slurm")
+    refusals = [] if refused is None else refused
+
+    class Job(jobqueue.slurm.SLURMJob):  # type: ignore[misc]
+        async def _submit_job(self, script_filename: str) -> Any:
+            try:
+                return await super()._submit_job(script_filename)
+            except (OSError, RuntimeError) as problem:
+                refusals.append(problem)
+                raise
+
     lifetime, stagger = description.lifetime_seconds()
     exports = [f"export {name}={value}" for name, value in (WORKER_ENVIRONMENT | description.environment).items()]
     gres = [f"{OPTION}gres={description.gres}"] if description.gres else []
-    # The last one counts: dask-jobqueue asks for one thread a core, and ours are decoding threads of a task.
-    own = {"nthreads": str(THREADS_PER_WORKER), "lifetime": f"{lifetime}s", "lifetime-stagger": f"{stagger}s"}
+    # The last one counts: dask-jobqueue asks for one thread a core, and ours are decoding threads of a task. Memory is
+    # watched by SLURM: what models take is nothing that Dask could spill.
+    own = {
+        "nthreads": str(THREADS_PER_WORKER),
+        "memory-limit": "0",
+        "lifetime": f"{lifetime}s",
+        "lifetime-stagger": f"{stagger}s",
+    }
     return jobqueue.SLURMCluster(
+        job_cls=Job,
         cores=description.cores,
         processes=1,
         memory=description.memory,

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import worlds
-from hand_cluster import by_hand, free_port
+from hand_cluster import by_hand, free_port, stand_in_slurm
 from worlds import CHUNKS, PHOTOS, World, all_arrays, request_for
 
 from teachonce.errors import EnvironmentFault
@@ -37,17 +40,31 @@ os.stat = blind
 """
 
 
-def run(where: Path, world: World, teacher: str, student: str, *where_it_runs: str) -> dict[str, object]:
-    """`teachonce teach` as a person types it in the folder `where`, with every path relative; its result."""
+@contextmanager
+def running(
+    where: Path, world: World, teacher: str, student: str, *where_it_runs: str, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
+    """`teachonce teach` as a person types it in the folder `where`, with every path relative."""
     near = {spec: f"local-dir:{os.path.relpath(spec.partition(':')[2], where)}" for spec in (teacher, student)}
     root = os.path.relpath(world.root, where)
     command = [sys.executable, "-m", "teachonce", "teach", f"{root}/wds.toml", "--root", root, "--teacher",
                near[teacher], "--student", near[student], "--labels", "out/a.zarr", "--top-k", "5", "--chunk-rows",
                str(worlds.CHUNK_ROWS), "--set", "batch_size=4", "--set", "threads=1", "--json",
                *where_it_runs]  # fmt: skip
-    done = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    result: dict[str, object] = json.loads(done.stdout)
+    with subprocess.Popen(command, cwd=where, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          env=os.environ | environment) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+
+
+def result_of(process: subprocess.Popen[str]) -> dict[str, object]:
+    """What it says at its end."""
+    out, problem = process.communicate(timeout=300)
+    assert process.returncode == 0, problem[-3000:]
+    result: dict[str, object] = json.loads(out)
     return result
 
 
@@ -73,8 +90,11 @@ def test_workers_started_by_hand_in_another_folder(
 ) -> None:
     """Relative paths of data, store and models are the command's; the store equals one made without a cluster."""
     here, there = places
-    with by_hand(there, free_port(), 2) as (address, _):
-        result = run(here, world, teacher, student, "--scheduler", address)
+    with (
+        by_hand(there, free_port(), 2) as (address, _),
+        running(here, world, teacher, student, "--scheduler", address) as process,
+    ):
+        result = result_of(process)
     assert (result["rows_ok"], result["chunks_written"]) == (PHOTOS, CHUNKS)
     require_equal(here / "out/a.zarr", finished)
     assert sorted(path.name for path in (here / "out").iterdir()) == ["a.zarr"], "no staging, no lock is left"
@@ -86,9 +106,41 @@ def test_a_described_cluster_that_grows_with_the_work(
 ) -> None:
     """`--cluster` with kind local and adaptive: none to begin with, then workers as there is work."""
     (places[0] / "here.toml").write_text('kind = "local"\nadaptive = {minimum = 0, maximum = 2}\n')
-    result = run(places[0], world, teacher, student, "--cluster", "here.toml")
+    with running(places[0], world, teacher, student, "--cluster", "here.toml") as process:
+        result = result_of(process)
     assert (result["rows_ok"], result["chunks_written"]) == (PHOTOS, CHUNKS)
     require_equal(places[0] / "out/a.zarr", finished)
+
+
+SLURM = """
+kind = "slurm"
+jobs = 1
+cores = 1
+memory = "4 GB"
+walltime = "00:30:00"
+account = "lab"
+interface = "lo"
+log_directory = "logs"
+"""
+
+
+def test_slurm_jobs_that_are_taken_away(
+    world: World, teacher: str, student: str, finished: Path, places: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """`--cluster` with kind slurm, on a stand-in for sbatch: a job that is killed is replaced; the store is whole."""
+    (places[0] / "slurm.toml").write_text(SLURM)
+    soon = {"DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "1s"}
+    with (
+        stand_in_slurm(tmp_path / "slurm") as variables,
+        running(places[0], world, teacher, student, "--cluster", "slurm.toml", **variables, **soon) as process,
+    ):
+        while not (places[0] / "out/a.zarr").exists() and process.poll() is None:
+            time.sleep(0.01)
+        os.killpg(int((tmp_path / "slurm/1.pid").read_text()), signal.SIGKILL)
+        result = result_of(process)
+    assert (result["rows_ok"], result["chunks_written"]) == (PHOTOS, CHUNKS)
+    require_equal(places[0] / "out/a.zarr", finished)
+    assert "#SBATCH -A lab" in (tmp_path / "slurm/1.sh").read_text() and (tmp_path / "slurm/2.sh").exists()
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hand_cluster import by_hand, free_port
+from hand_cluster import by_hand, free_port, stand_in_slurm
 from worlds import Notes
 
 from teachonce.cluster import default_threads, open_cluster, run_tasks, threads_of, worker_index
 from teachonce.cluster_jobs import cuda_cluster, slurm_cluster, started
-from teachonce.cluster_spec import ClusterSpec, CudaDescription, SlurmDescription, load_description
+from teachonce.cluster_spec import ClusterSpec, CudaDescription, load_description
 from teachonce.errors import EnvironmentFault, IncompleteError, UsageError
 from teachonce.progress import Silent
 
@@ -51,7 +51,7 @@ def test_the_job_script_is_what_slurm_needs(tmp_path: Path) -> None:
         assert line in script.splitlines(), line
     words = script.splitlines()[-1].split()
     value = {word: words[i + 1] for i, word in enumerate(words[:-1]) if word.startswith("--")}
-    assert value["--nthreads"] == "2", "the last one counts"
+    assert value["--nthreads"] == "2" and value["--memory-limit"] == "0", "the last one counts"
     lifetime, stagger = int(value["--lifetime"][:-1]), int(value["--lifetime-stagger"][:-1])
     assert stagger > 0 and lifetime + stagger < 4 * 3600
     assert "--nworkers" not in value or value["--nworkers"] == "1"
@@ -76,14 +76,33 @@ def test_a_description_with_a_mistake_is_refused(change: tuple[str, str], messag
     assert "cluster.toml" in str(caught.value)
 
 
-def test_adaptive_jobs_follow_the_work(tmp_path: Path) -> None:
-    """`adaptive` asks dask-jobqueue for between so many jobs; none is submitted while there is no work."""
+def test_adaptive_jobs_follow_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`adaptive` asks dask-jobqueue for between so many jobs, and `jobs` for always so many; the first at once."""
     wanted = description(tmp_path, SLURM.replace("jobs = 4", "adaptive = {minimum = 0, maximum = 3}"))
-    assert isinstance(wanted, SlurmDescription)
+    fixed = description(tmp_path, SLURM.replace("jobs = 4", "jobs = 2"))
     notes = Notes()
-    with started(wanted, notes) as cluster:
-        assert (cluster._adaptive.minimum, cluster._adaptive.maximum) == (0, 3)
+    with stand_in_slurm(tmp_path / "slurm") as variables:
+        monkeypatch.setenv("PATH", variables["PATH"])
+        with started(wanted, notes) as cluster:
+            assert (cluster._adaptive.minimum, cluster._adaptive.maximum) == (0, 3)
+            assert (tmp_path / "slurm/1.sh").exists() and not (tmp_path / "slurm/2.sh").exists()
+        with started(fixed, notes) as cluster:
+            assert (cluster._adaptive.minimum, cluster._adaptive.maximum) == (2, 2)
+            assert (tmp_path / "slurm/3.sh").exists()
     assert "SLURM" in notes.lines[0]
+
+
+def test_slurm_refuses_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit 6 with SLURM's own words; also where there is no sbatch."""
+    wanted = description(tmp_path, SLURM.replace('"lab"', '"nobody"'))
+    with stand_in_slurm(tmp_path / "slurm") as variables:
+        monkeypatch.setenv("PATH", variables["PATH"])
+        with pytest.raises(EnvironmentFault, match="Invalid account") as caught, started(wanted, Silent()):
+            pass
+    assert "account" in caught.value.hint
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(EnvironmentFault, match="sbatch"), started(wanted, Silent()):
+        pass
 
 
 def test_gpus_of_one_machine_by_dask_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
