@@ -212,18 +212,19 @@ def _ops(policy: ViewPolicy, name: str, view: int) -> tuple[tuple[str, float], .
     for block in range(_OP_BLOCK, _OP_BLOCK + number):
         which, sign = uniforms(policy.seed, name, view, block)[:2]
         op = OPS[int(which * len(OPS))]
-        strength = _strength(op, magnitude / _BINS)
+        strength = _strength(op, magnitude)
         drawn.append((op, -strength if op in _SIGNED and sign < 0.5 else strength))
     return tuple(drawn)
 
 
-def _strength(op: str, share: float) -> float:
-    """Torchvision's magnitude of an operation at this share of the strongest."""
+def _strength(op: str, magnitude: int) -> float:
+    """Torchvision's strength of an operation at this magnitude of 31 (translations: as a share of the side)."""
+    share = magnitude / _BINS
     most = {"ShearX": 0.3, "ShearY": 0.3, "TranslateX": 150 / 331, "TranslateY": 150 / 331, "Rotate": 30.0}
     if op == "Posterize":
         return 8.0 - round(share * 4)
     if op == "Solarize":
-        return 255.0 * (1 - share)
+        return 255.0 * (_BINS - magnitude) / _BINS  # exact: a threshold just above 170 would leave pixels of 170 alone
     return share * most.get(op, 0.9) if op in _SIGNED else 0.0
 
 
@@ -314,10 +315,11 @@ def apply_op(image: Image.Image, op: str, strength: float) -> Image.Image:
     """
     import torchvision.transforms.functional as functional
 
-    width, height = image.size
     if op in ("ShearX", "ShearY", "TranslateX", "TranslateY"):
         angle = math.degrees(math.atan(strength))
-        shift = {"TranslateX": [int(strength * width), 0], "TranslateY": [0, int(strength * height)]}.get(op, [0, 0])
+        # Whole pixels towards zero as torchvision; rounded first, so that 150 / 331 of 331 pixels are 150 and not 149.
+        across, down = (int(round(strength * side, 4)) for side in image.size)
+        shift = {"TranslateX": [across, 0], "TranslateY": [0, down]}.get(op, [0, 0])
         shear = {"ShearX": [angle, 0.0], "ShearY": [0.0, angle]}.get(op, [0.0, 0.0])
         corner = [0, 0] if op.startswith("Shear") else None
         changed = functional.affine(image, angle=0.0, translate=shift, scale=1.0, shear=shear, center=corner)
