@@ -112,9 +112,10 @@ class Bench:
 
     def job(self, token: int, store: Path | None = None) -> TeachJob:
         """What tasks are told."""
+        models, where = ((LABELS, self.spec, self.digest),), str(store or self.store)
         return TeachJob(
-            store=str(store or self.store), root=str(self.root), token=token,
-            models=((LABELS, self.spec, self.digest),), logit_scale=100.0, precision="fp32", batch_size=self.batch_size, threads=self.threads,
+            store=where, root=str(self.root), token=token, models=models, logit_scale=100.0, precision="fp32",
+            batch_size=self.batch_size, threads=self.threads,
         )  # fmt: skip
 
     @property
