@@ -136,17 +136,15 @@ def _described(description: Description, reporter: Reporter) -> Iterator[Client]
 @contextmanager
 def _quiet() -> Iterator[None]:
     """What goes wrong is said by our own errors; Dask's log lines about it would stand between."""
-    asyncio_log = logging.getLogger("asyncio")
-    before: list[tuple[logging.Handler | logging.Logger, int]] = [
-        (one, one.level) for one in (*logging.getLogger("distributed").handlers, asyncio_log)
-    ]
-    for one, _ in before:
-        one.setLevel(logging.CRITICAL)
+    logger = logging.getLogger("distributed")
+    before = [(handler, handler.level) for handler in logger.handlers]
+    for handler, _ in before:
+        handler.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        for one, level in before:
-            one.setLevel(level)
+        for handler, level in before:
+            handler.setLevel(level)
 
 
 def warm_up(client: Client, task: Callable[[], None]) -> list[Future]:

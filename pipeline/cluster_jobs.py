@@ -76,14 +76,19 @@ def slurm_cluster(description: SlurmDescription, refused: list[Exception] | None
     """
     jobqueue = _package("dask_jobqueue", "slurm")
     refusals = [] if refused is None else refused
+    from distributed import Status
 
     class Job(jobqueue.slurm.SLURMJob):  # type: ignore[misc]
-        async def _submit_job(self, script_filename: str) -> Any:
+        async def start(self) -> None:
             try:
-                return await super()._submit_job(script_filename)
-            except (OSError, RuntimeError) as problem:
+                await super().start()
+            except (OSError, RuntimeError, ValueError) as problem:  # Dask would log it, and stumble over it at the end
                 refusals.append(problem)
-                raise
+                self.status = Status.running
+
+        async def close(self) -> None:
+            await super().close()
+            self.status = Status.closed  # which dask-jobqueue forgets, and Dask asserts
 
     lifetime, stagger = description.lifetime_seconds()
     exports = [f"export {name}={value}" for name, value in (WORKER_ENVIRONMENT | description.environment).items()]
