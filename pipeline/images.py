@@ -5,23 +5,31 @@ It does not resize or normalise: each model's own open_clip transform does, on t
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import os
 import struct
 import threading
+import time
 import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from teachonce.errors import DataError
 from teachonce.sample_index import SampleIndex
 
+if TYPE_CHECKING:
+    from teachonce.parquet_images import ParquetRows
+
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 64_000_000  # 192 MB decoded; the largest ImageNet photos are below half of it
+HEADER = 512  # bytes of a tar header, which lies right before the member
+BACKOFF = (0.05, 0.2, 0.8, 1.6, 3.2)  # seconds between tries at a read that failed
 MAX_OPEN = 32  # files that one thread keeps open
 _GZIP_MAGIC = b"\x1f\x8b"  # 26 members of ImageNet fall11 are gzip-compressed JPEGs
 
@@ -47,8 +55,11 @@ class ImageReader:
     def __init__(self, index: SampleIndex, root: Path) -> None:
         self._index = index
         self._root = root
+        self._archives: dict[int, tuple[str, Path]] = {}
         self._local = threading.local()
         self._opened: set[io.FileIO] = set()  # of all threads, to close them
+        self._opening = threading.Lock()
+        self._parquet: ParquetRows | None = None
 
     def __enter__(self) -> ImageReader:
         return self
@@ -61,29 +72,77 @@ class ImageReader:
         while self._opened:
             self._opened.pop().close()
         self._local = threading.local()
+        if self._parquet is not None:
+            self._parquet.close()
 
     def name(self, sample: int) -> str:
         """The last part of a sample's key, which is the same in every layout of the archives."""
         return self._index.key(sample).rpartition("/")[2]
 
     def read(self, sample: int) -> bytes:
-        """The bytes of one sample.
+        """The bytes of one sample. A failing disk or network is asked again a few times.
 
         Raises:
-            DataError: the archive is gone or shorter than when it was indexed.
+            DataError: the archive is gone, shorter than when it was indexed, or holds something else there.
+            OSError: reading failed on every try.
         """
         index = self._index
-        archive = self._root / index.archives[int(index.archive[sample])]
-        size = int(index.size[sample])
-        if archive.is_dir():
-            archive = archive / index.key(sample).rpartition("/")[2]
-        data = os.pread(self._file(archive), size, int(index.offset[sample]))
-        if len(data) != size:
+        kind, path = self._archive(int(index.archive[sample]))
+        offset, size = int(index.offset[sample]), int(index.size[sample])
+        if kind == "parquet":
+            return self._rows().read(path, offset)
+        if kind == "folder":
+            path = path / index.key(sample).rpartition("/")[2]
+        lead = HEADER if kind == "tar" and offset >= HEADER else 0
+        data = self._retrying(path, offset - lead, size + lead)
+        if len(data) != size + lead:
             raise DataError(
-                f"{archive}: the sample '{index.key(sample)}' should have {size} bytes, found {len(data)}",
+                f"{path}: the sample '{index.key(sample)}' should have {size} bytes, found {max(0, len(data) - lead)}",
                 hint="the archive changed since it was indexed; restore it",
             )
-        return data
+        if lead and not _is_header_of(data[:lead], self.name(sample), size):
+            raise DataError(
+                f"{path}: what lies before byte {offset} is not the header of '{index.key(sample)}' with {size} bytes",
+                hint="the archive was packed anew since it was indexed; restore the old one, or start another store",
+            )
+        return data[lead:]
+
+    def _archive(self, number: int) -> tuple[str, Path]:
+        """How an archive is read, and where it is."""
+        if number not in self._archives:
+            path = self._root / self._index.archives[number]
+            kind = path.suffix.lower().lstrip(".")
+            if kind not in ("tar", "parquet"):
+                kind = "folder" if path.is_dir() else "plain"
+            self._archives[number] = kind, path
+        return self._archives[number]
+
+    def _rows(self) -> ParquetRows:
+        with self._opening:
+            if self._parquet is None:
+                from teachonce.parquet_images import ParquetRows
+
+                self._parquet = ParquetRows()
+            return self._parquet
+
+    def _retrying(self, path: Path, offset: int, size: int) -> bytes:
+        for wait in BACKOFF:
+            try:
+                return os.pread(self._file(path), size, offset)
+            except OSError:
+                self._forget(path)  # a stale handle never gets well
+                time.sleep(wait)
+        try:
+            return os.pread(self._file(path), size, offset)
+        except OSError as problem:
+            raise OSError(problem.errno, f"{problem.strerror}, {len(BACKOFF) + 1} times", str(path)) from problem
+
+    def _forget(self, path: Path) -> None:
+        file = getattr(self._local, "files", {}).pop(path, None)
+        if file is not None:
+            self._opened.discard(file)
+            with contextlib.suppress(OSError):
+                file.close()
 
     def _file(self, path: Path) -> int:
         files: OrderedDict[Path, io.FileIO] | None = getattr(self._local, "files", None)
@@ -93,7 +152,7 @@ class ImageReader:
             try:
                 files[path] = io.FileIO(path)
                 self._opened.add(files[path])
-            except OSError as problem:
+            except (FileNotFoundError, PermissionError, IsADirectoryError) as problem:
                 raise DataError(f"cannot open {path}: {problem.strerror}", hint="restore the archive") from problem
             if len(files) > MAX_OPEN:
                 oldest = files.popitem(last=False)[1]
@@ -101,6 +160,22 @@ class ImageReader:
                 oldest.close()
         files.move_to_end(path)
         return files[path].fileno()
+
+
+def _is_header_of(block: bytes, name: str, size: int) -> bool:
+    """Whether a tar header announces a member of this size and, where it holds the name whole, of this name."""
+    try:
+        field = block[124:136]
+        # Sizes of 8 GiB and more, which no image has, are not octal; PAX headers may hold the size elsewhere.
+        stated = int(field.rstrip(b" \0") or b"0", 8)
+    except ValueError:
+        return False
+    if stated != size or block[257:262] != b"ustar":
+        return stated == size and block[257:262] == bytes(5)  # as tar was before POSIX
+    member = block[:100].rstrip(b"\0")
+    if len(member) == 100 or not member.isascii() or not name.isascii():
+        return True  # a long or foreign name is cut off here and stands in a header of its own
+    return member.rpartition(b"/")[2].startswith(name.encode())
 
 
 def decode(data: bytes) -> Image.Image | ImageFault:

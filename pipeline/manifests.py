@@ -17,7 +17,11 @@ from typing import Any, Literal
 from teachonce.errors import DataError, UsageError, did_you_mean
 from teachonce.strict import decode
 
-Format = Literal["webdataset", "class-tars", "image-folder"]
+# What decides the samples and labels of a split, and so its digest; keys of the second line count where they are used.
+_ALWAYS = ("format", "path", "label", "classes", "samples")
+_WHEN_SET: dict[str, Any] = {"unlabelled": False}
+
+Format = Literal["webdataset", "class-tars", "nested-tars", "folder-tars", "image-folder", "parquet"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,16 +29,25 @@ class Split:
     """One part of a data set: where its archives are and how they are laid out."""
 
     format: Format
-    """webdataset: tars of KEY.jpg + KEY.<label>. class-tars: one tar a class, named by its id.
-    image-folder: one folder a class, named by its id."""
+    """webdataset: tars of KEY.jpg + KEY.<label>. class-tars: one tar a class, named by its id. nested-tars: a tar of
+    such tars. folder-tars: tars of class folders. image-folder: one folder a class, named by its id. parquet: an image
+    and a label a row."""
     path: str
     """Glob below the root for the archives; for image-folder the folder that holds the class folders."""
     label: str = "cls"
-    """webdataset: the extension of the member that holds the label (index into the classes, or a class id)."""
+    """webdataset: the extension of the member that holds the label (index into the classes, or a class id),
+    EXTENSION:FIELD for a field of a JSON object in it, `key` where keys begin with the class id and `_`.
+    parquet: the column."""
+    unlabelled: bool = False
+    """webdataset, folder-tars, parquet: nobody states the classes; labels are unknown."""
     classes: str | None = None
     """Class list of this split, when it is not the manifest's."""
     samples: int | None = None
     """How many images the split must hold."""
+    archives: int | None = None
+    """How many archives (tars inside a tar, class folders) the split must have."""
+    known_bad: tuple[str, ...] = ()
+    """Keys of images that are known to be no images: they fail, and do not count as failures."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a path that leaves the root."""
@@ -52,8 +65,13 @@ class Manifest:
     name: str
     title: str
     classes: str
-    """The class list: a TSV file below the root (id, name), `timm:NAME`, or `folders` (image-folder only)."""
+    """The class list: a TSV file below the root (id, name), `timm:NAME`, `folders` (image-folder only), or `schema`
+    (parquet only: the class names in the first file's schema)."""
     splits: dict[str, Split]
+    about: str = ""
+    """What is known of the release, for people."""
+    digests: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Files as they were released, below the root -> `md5:HEX` or `sha256:HEX`; checked on request where present."""
     licence: str = "not stated"
     get: str = ""
     """Where the data comes from and how to lay it out, for people."""
@@ -74,7 +92,8 @@ class Manifest:
 
     def digest(self, split: str) -> str:
         """SHA-256 (hex) of what decides the samples and labels of a split; prose does not count."""
-        part = dataclasses.asdict(self.split(split))
+        part = {key: value for key, value in dataclasses.asdict(self.split(split)).items()
+                if key in _ALWAYS or (key in _WHEN_SET and value != _WHEN_SET[key])}  # fmt: skip
         text = json.dumps({"name": self.name, "classes": self.classes_of(split), "split": part}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

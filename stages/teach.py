@@ -235,7 +235,8 @@ def _run(
             if (missing := tuple(g for g in groups if c not in done[g]))]  # fmt: skip
     # Of earlier runs too: the limit holds for the store, and asking again must not wash failures away.
     failed = {c: record.rows_failed for c in done[LABELS] if (record := store.record(LABELS, c))}
-    _require_few_failures(sum(failed.values()), request, store)
+    excused = _known_bad(request, store)
+    _require_few_failures(sum(failed.values()) - excused, request, store)
     tally = _Tally(skipped=store.layout.chunks - len(work), phases=dict.fromkeys(PHASES, 0.0))
     total = sum(stop - start for _, c, _ in work for start, stop in [store.layout.bounds(c)])
     began = time.monotonic()
@@ -246,7 +247,7 @@ def _run(
         _count(tally, report, brought, store)
         if LABELS in brought:  # a report about other groups, or of a task that ran twice, says nothing new
             failed[report.chunk] = report.rows_failed
-        _require_few_failures(sum(failed.values()), request, store)
+        _require_few_failures(sum(failed.values()) - excused, request, store)
         reporter.progress("teach", tally.rows, total, "rows", failed=sum(failed.values()), **_shares(tally))
     tally.seconds = time.monotonic() - began
     return tally
@@ -267,6 +268,11 @@ def _drop_orphans(store: LabelStore, done: dict[str, set[int]]) -> None:
         for chunk in set(store.committed(group)) - done[LABELS]:
             store.drop(group, chunk)
             done.get(group, set()).discard(chunk)
+
+
+def _known_bad(request: TeachRequest, store: LabelStore) -> int:
+    """Rows whose images the manifest knows to be none: that they fail is no news."""
+    return len(load_manifest(request.manifest).split(request.split).known_bad) * store.layout.views
 
 
 def _require_few_failures(failed: int, request: TeachRequest, store: LabelStore) -> None:

@@ -65,8 +65,11 @@ def test_the_digest_covers_what_decides_samples_and_not_prose() -> None:
     base = a_manifest()
     digest = base.digest("train")
     assert dataclasses.replace(base, title="T", licence="L", get="G").digest("train") == digest
-    others = {"format": "class-tars", "path": "x", "label": "y", "classes": "z.tsv", "samples": 9}
-    assert set(others) == {field.name for field in dataclasses.fields(Split)}
+    others = {"format": "class-tars", "path": "x", "label": "y", "classes": "z.tsv", "samples": 9, "unlabelled": True}
+    told = {"archives": 3, "known_bad": ("n1/a",)}  # what `index` expects and which failures are no news
+    assert set(others) | set(told) == {field.name for field in dataclasses.fields(Split)}
+    same = dataclasses.replace(base.splits["train"], **told)
+    assert dataclasses.replace(base, splits={"train": same}).digest("train") == digest
     found = {digest, base.digest("val"), dataclasses.replace(base, name="other").digest("train"),
              dataclasses.replace(base, classes="d.tsv").digest("train")}  # fmt: skip
     for name, value in others.items():
