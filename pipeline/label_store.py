@@ -25,6 +25,7 @@ from teachonce.embedding_codec import decode_embeddings
 from teachonce.errors import DataError, IncompleteError, IntegrityError
 from teachonce.label_codec import CodecTables, CodedTopK, FloatArray, IdArray, TopK
 from teachonce.ledger import Record, chunk_digest, fingerprint_digest, from_row, ledger_path, to_row
+from teachonce.remote_store import open_group
 from teachonce.sample_index import SampleIndex
 from teachonce.staging import stage_array
 from teachonce.store_format import EMBEDDING, LABELS, ArraySpec, Layout
@@ -54,13 +55,13 @@ class LabelStore:
 
         Raises:
             DataError: no such folder, or it is no label store.
+            UsageError: the path is a URL and is to be written.
+            EnvironmentFault: the path is a URL, and the network or a permission is missing.
             IntegrityError: a metadata file is not what the header says, or a newer version wrote the store.
             DataError: the store is of an older version, which is read but not written.
         """
-        if not path.exists():
-            raise DataError(f"{path} does not exist", hint=f"teachonce teach MANIFEST --teacher MODEL --labels {path}")
         try:
-            root = zarr.open_group(str(path), mode="r+" if writable else "r", zarr_format=3)
+            root = open_group(path, writable)
             about: Any = root.attrs["teachonce"]
         except READ_ERRORS as problem:
             raise DataError(f"{path} is not a label store: {problem}") from problem

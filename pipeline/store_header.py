@@ -17,6 +17,7 @@ import zarr.errors
 
 from teachonce.errors import IntegrityError
 from teachonce.ledger import fingerprint_digest
+from teachonce.remote import read_bytes
 
 STATIC = ("vocabulary", "label_classes", "class_embeddings", "class_order", "gap_levels")
 HEADER_FILE = "ledger/zarr.json"
@@ -61,7 +62,7 @@ def read_header(path: Path, root: zarr.Group) -> dict[str, Any]:
             f"{path / HEADER_FILE}: the ledger's header is missing or damaged: {problem!r}"
         ) from problem
     try:
-        whole = json.loads((path / HEADER_FILE).read_bytes())
+        whole = json.loads(read_bytes(path / HEADER_FILE) or b"")
     except (OSError, ValueError) as problem:
         raise IntegrityError(f"{path / HEADER_FILE}: the ledger's header is damaged: {problem}") from problem
     # The digest covers the attributes; this covers the rest of the file.
@@ -78,10 +79,10 @@ def check_header(path: Path, root: zarr.Group) -> None:
         IntegrityError: names the first file that differs or is missing.
     """
     for name, wanted in read_header(path, root)["files"].items():
-        file = path / name
-        found = _sha256(file) if file.is_file() else "no such file"
+        data = read_bytes(path / name)
+        found = "no such file" if data is None else hashlib.sha256(data).hexdigest()
         if found != wanted:
-            raise IntegrityError(f"{file}: expected SHA-256 {wanted}, found {found}",
+            raise IntegrityError(f"{path / name}: expected SHA-256 {wanted}, found {found}",
                                  hint="restore the file from a backup; rows cannot be trusted without it")  # fmt: skip
 
 

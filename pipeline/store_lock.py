@@ -21,6 +21,7 @@ import psutil
 
 from teachonce.errors import IncompleteError
 from teachonce.progress import Reporter
+from teachonce.remote import refuse_writes
 from teachonce.store_sync import write_failed
 
 HEARTBEAT_S = 10.0
@@ -68,7 +69,9 @@ def hold(store: Path, reporter: Reporter, force: bool = False) -> Iterator[int]:
 
     Raises:
         IncompleteError: a living process owns it; says which.
+        UsageError: the store is a URL.
     """
+    refuse_writes(store)
     token = secrets.randbits(63)
     path = lock_path(store)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,9 +5,8 @@ It measures files; it does not estimate.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from teachonce.label_store import LabelStore
+from teachonce.remote import tree_size
 from teachonce.store_format import EMBEDDING, LABELS
 
 
@@ -20,14 +19,10 @@ def bytes_per_row(store: LabelStore) -> dict[str, float]:
         tables, metadata, ledger) and `total`.
     """
     rows = sum(stop - start for start, stop in map(store.layout.bounds, store.committed(LABELS)))
-    parts = {"labels": 0, "embeddings": 0, "features": 0, "index": _size(store.path / "index")}
+    parts = {"labels": 0, "embeddings": 0, "features": 0, "index": tree_size(store.path / "index")}
     for name, group in store.groups.items():
         part = {LABELS: "labels", EMBEDDING: "embeddings"}.get(name, "features")
-        parts[part] += sum(_size(store.path / spec.path / "c") for spec in group.arrays)
-    total = _size(store.path)
+        parts[part] += sum(tree_size(store.path / spec.path / "c") for spec in group.arrays)
+    total = tree_size(store.path)
     parts |= {"fixed": total - sum(parts.values()), "total": total}
     return {name: size / rows if rows else 0.0 for name, size in parts.items()}
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

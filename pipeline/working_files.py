@@ -32,6 +32,7 @@ from teachonce.errors import IntegrityError, TeachOnceError
 from teachonce.feature_cache import cache_folder
 from teachonce.ledger import fingerprint_digest
 from teachonce.progress import Reporter
+from teachonce.remote import is_remote
 from teachonce.store_sync import sync, sync_tree
 
 ABOUT = "about.json"
@@ -65,7 +66,9 @@ class StoredSet:
 
 
 def folder_beside(store: Path) -> Path:
-    """Where the working sets of a store lie."""
+    """Where the working sets of a store lie; in the cache folder where the store is a URL."""
+    if is_remote(store):
+        return folder_in_cache()
     return store.with_name(store.name + ".working")
 
 
