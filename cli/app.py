@@ -19,7 +19,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import teachonce
-from teachonce.cli import commands, store_commands
+from teachonce.cli import commands, data_commands, store_commands
 from teachonce.cli.console import Failure, Output
 from teachonce.cli.jobs import Job
 from teachonce.errors import EnvironmentFault, TeachOnceError, UsageError
@@ -30,6 +30,7 @@ TERMINATED = 143  # 128 + SIGTERM
 BUG = 1
 
 EXAMPLES = {  # each fits one line of an 80-column terminal, so that it can be copied whole
+    "index": "teachonce index imagenet21k-fall11 --root /data/imagenet",
     "teach": "teachonce teach set.toml --teacher ViT-L-14/openai --labels labels.zarr",
     "inspect": "teachonce inspect labels.zarr",
     "verify": "teachonce verify labels.zarr",
@@ -66,7 +67,7 @@ def _register() -> None:
 
 def command_named(name: str) -> Callable[..., Job]:
     """The function of a command."""
-    module = commands if hasattr(commands, name) else store_commands
+    module = next(module for module in (commands, store_commands, data_commands) if hasattr(module, name))
     found: Callable[..., Job] = getattr(module, name)
     return found
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from teachonce.cli import options
+from teachonce.cli import options, places, settings
 from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job, job
 from teachonce.config import TrainConfig, load_train_config
@@ -21,10 +21,10 @@ TEMPLATE = "a photo of a {}."
 
 
 def teach(
-    labels: options.LabelsOption,
+    labels: places.LabelsOption,
     manifest: options.ManifestArgument = None,
     manifest_option: options.ManifestOption = None,
-    root: options.Root = None,
+    root: places.Root = None,
     split: options.Split = "train",
     teacher: options.Teacher = None,
     student: options.TeachStudents = None,
@@ -49,7 +49,7 @@ def teach(
     The same command continues a store that is not complete; rows that are there are never computed again.
     """
     source = options.one_manifest(manifest, manifest_option, "teach")
-    how = options.settings(options.TeachSettings, set_ or ())
+    how = settings.settings(settings.TeachSettings, set_ or ())
 
     def run_stage(output: Output) -> DataclassInstance:
         from teachonce.stages import teach as stage
@@ -70,7 +70,7 @@ def teach(
 
 
 def train(
-    labels: options.TrainLabels = None,
+    labels: places.TrainLabels = None,
     student: options.TrainStudent = None,
     out: options.TrainOut = None,
     structure: options.Structure = None,
@@ -83,7 +83,7 @@ def train(
     manifest: options.TrainManifest = None,
     split: options.TrainSplit = None,
     vocabulary: options.TrainVocabulary = None,
-    root: options.TrainRoot = None,
+    root: places.TrainRoot = None,
     resume: options.Resume = False,
     print_config: options.PrintConfig = False,
     json: options.Json = False,
@@ -94,8 +94,8 @@ def train(
     LABELS.zarr, --student and --out are required, except with --print-config. --manifest, --split, --vocabulary and
     --root say what the store must belong to; they change nothing else.
     """
-    ours, overrides = options.split_overrides(options.TrainSettings, set_ or ())
-    how = options.settings(options.TrainSettings, ours)
+    ours, overrides = settings.split_overrides(settings.TrainSettings, set_ or ())
+    how = settings.settings(settings.TrainSettings, ours)
     flags = {"structure": structure, "supervision": supervision, "seed": seed, "steps": steps}
     overrides += [f"{key}={value}" for key, value in flags.items() if value is not None]
     resolved = load_train_config(config, overrides)
@@ -131,7 +131,7 @@ def evaluate(
     student: options.Student,
     manifest: options.EvaluateManifest,
     run: options.RunArgument = None,
-    root: options.Root = None,
+    root: places.Root = None,
     split: options.Split = "val",
     vocabulary: options.Vocabulary = None,
     template: options.Template = TEMPLATE,
@@ -141,7 +141,7 @@ def evaluate(
     quiet: options.Quiet = False,
 ) -> Job:
     """Score zero-shot classification: the prompts of RUN, or the hand-written template without one."""
-    how = options.settings(options.EvaluateSettings, set_ or ())
+    how = settings.settings(settings.EvaluateSettings, set_ or ())
 
     def run_stage(output: Output) -> DataclassInstance:
         from teachonce.stages import evaluate as stage

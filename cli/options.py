@@ -7,120 +7,19 @@ Flags say what is computed; `--set` says how. That keeps every command below 15 
 
 from __future__ import annotations
 
-import dataclasses
-import tomllib
 import typing
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
+from teachonce.cli.settings import EvaluateSettings, MergeSettings, RelabelSettings, TeachSettings, keys_of
 from teachonce.config import TrainConfig
 from teachonce.errors import UsageError, did_you_mean
-from teachonce.model_spec import EmbeddingKind, Precision
-from teachonce.strict import decode
+from teachonce.model_spec import EmbeddingKind
 
 T = TypeVar("T")
 CacheAction = typing.Literal["list", "clear"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeachSettings:
-    """`teach --set`: how labels are computed, not what they are."""
-
-    batch_size: int = 128
-    threads: int | None = None
-    precision: Precision = "fp32"
-    compile: bool = False
-    class_tile: int | None = None
-    seed: int = 0
-    view_scale: float = 0.08
-    randaugment_ops: int = 0
-    randaugment_magnitude: int = 9
-    max_failed_share: float = 0.01
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for a number out of range."""
-        _at_least_one(batch_size=self.batch_size, threads=self.threads, class_tile=self.class_tile)
-        if not 0 <= self.max_failed_share <= 1:
-            raise ValueError(f"max_failed_share must be in [0, 1], found {self.max_failed_share}")
-
-    @property
-    def randaugment(self) -> tuple[int, int] | None:
-        """Operations a view and their magnitude; None: none."""
-        return (self.randaugment_ops, self.randaugment_magnitude) if self.randaugment_ops else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateSettings:
-    """`evaluate --set`."""
-
-    batch_size: int = 128
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for a number out of range."""
-        _at_least_one(batch_size=self.batch_size, threads=self.threads)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """`train --set`: the keys that are no part of the run's configuration, because they change no result's meaning."""
-
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for a number out of range."""
-        _at_least_one(threads=self.threads)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RelabelSettings:
-    """`relabel --set`."""
-
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for a number out of range."""
-        _at_least_one(threads=self.threads)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MergeSettings:
-    """`merge --set`."""
-
-    calibrate: bool = True
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for a number out of range."""
-        _at_least_one(threads=self.threads)
-
-
-def _at_least_one(**values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, found {value}")
-
-
-def settings(kind: type[T], overrides: Sequence[str]) -> T:
-    """The dataclass `kind` with `key=value` overrides, values written as in TOML; a bare word is a string.
-
-    Raises:
-        UsageError: no `=`, an unknown key, a wrong type, a value out of range.
-    """
-    data: dict[str, Any] = {}
-    for override in overrides:
-        key, equals, text = (part.strip() for part in override.partition("="))
-        if not equals:
-            raise UsageError(f"--set {override}: expected key=value: {did_you_mean(key, keys_of(kind))}")
-        try:
-            data[key] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            data[key] = text
-    return decode(kind, data, "--set")
 
 
 def listed_numbers(text: str | None, name: str) -> tuple[float, ...] | None:
@@ -135,18 +34,6 @@ def listed_numbers(text: str | None, name: str) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError as problem:
         raise UsageError(f"{name} {text}: expected numbers with commas between them, such as 1,2,4") from problem
-
-
-def split_overrides(kind: type[Any], overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The overrides whose key is one of `kind`, and the others."""
-    known = keys_of(kind)
-    ours = [override for override in overrides if override.partition("=")[0].strip() in known]
-    return ours, [override for override in overrides if override not in ours]
-
-
-def keys_of(kind: type[Any]) -> list[str]:
-    """The names of a dataclass's fields."""
-    return [field.name for field in dataclasses.fields(kind)]
 
 
 def one_manifest(argument: str | None, option: str | None, command: str) -> str:
@@ -210,7 +97,12 @@ ManifestOption = Annotated[str | None, typer.Option("--manifest", metavar="M", h
 EvaluateManifest = Annotated[
     str, typer.Option("--manifest", metavar="M", help="A manifest file, or the name of a shipped one.")
 ]
-Root = Annotated[Path | None, typer.Option("--root", metavar="DIR", help="Folder that holds the data.")]
+IndexSplit = Annotated[
+    str | None, typer.Option("--split", metavar="S", help="Only this split of the manifest.", show_default=False)
+]
+Digests = Annotated[
+    bool, typer.Option("--digests", help="Also read released files whole and compare published digests.")
+]
 Split = Annotated[str, typer.Option("--split", metavar="S", help="Split of the manifest to read.")]
 Views = Annotated[
     int,
@@ -257,12 +149,6 @@ Embeddings = Annotated[
     typer.Option("--embeddings", help="Keep the teacher's image embeddings too: any later vocabulary without images."),
 ]
 
-LabelsOption = Annotated[Path, typer.Option("--labels", metavar="OUT.zarr", help="Label store to write or continue.")]
-LabelsArgument = Annotated[Path, typer.Argument(metavar="LABELS.zarr", help="A label store that teach has written.")]
-TrainLabels = Annotated[
-    Path | None,
-    typer.Argument(metavar="LABELS.zarr", help="A label store that teach has written.", show_default=False),
-]
 Repair = Annotated[
     bool, typer.Option("--repair", help="Take bad chunks out of the ledger, so that the next teach rebuilds them.")
 ]
@@ -313,13 +199,7 @@ RelabelTeacher = Annotated[
     str | None,
     typer.Option("--teacher", metavar="MODEL", help=f"The teacher of LABELS.zarr, if it has moved, {MODEL_HELP}."),
 ]
-VocabularyRoot = Annotated[
-    Path | None, typer.Option("--root", metavar="DIR", help="Folder of class lists that are relative and not here.")
-]
 RelabelSet = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_set_help(RelabelSettings))]
-MergeArgument = Annotated[
-    list[Path], typer.Argument(metavar="A.zarr B.zarr...", help="Stores of the same images, each with embeddings.")
-]
 Weights = Annotated[
     str | None, typer.Option("--weights", metavar="W,W,...", help="How much each store counts; equal by default.")
 ]
@@ -371,17 +251,8 @@ TrainSplit = Annotated[
 TrainVocabulary = Annotated[
     str | None, typer.Option("--vocabulary", metavar="V", help="... or with another class list.")
 ]
-TrainRoot = Annotated[
-    Path | None,
-    typer.Option("--root", metavar="DIR", help="Folder of the data: compare some images with what was taught."),
-]
 
 ActionArgument = Annotated[str, typer.Argument(metavar="list|clear", help="What to do.")]
-CacheLabels = Annotated[
-    Path | None,
-    typer.Argument(metavar="LABELS.zarr", help="Working sets beside this store; else the user's own cache.",
-                   show_default=False),
-]  # fmt: skip
 
 RunArgument = Annotated[
     Path | None,

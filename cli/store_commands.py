@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from teachonce.cli import options
+from teachonce.cli import options, places, settings
 from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job, job
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    labels: options.LabelsArgument,
+    labels: places.LabelsArgument,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:
@@ -28,11 +28,11 @@ def inspect(
 
 
 def verify(
-    labels: options.LabelsArgument,
+    labels: places.LabelsArgument,
     repair: options.Repair = False,
     teacher: options.VerifyTeacher = None,
     sample: options.VerifySample = None,
-    root: options.Root = None,
+    root: places.Root = None,
     seed: options.VerifySeed = 0,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -55,15 +55,15 @@ def verify(
 
 
 def relabel(
-    labels: options.LabelsArgument,
-    out: options.LabelsOption,
+    labels: places.LabelsArgument,
+    out: places.LabelsOption,
     vocabulary: options.Vocabulary = None,
     template: options.NewTemplates = None,
     top_k: options.TopK = None,
     temperatures: options.Temperatures = None,
     classes: options.ClassFile = None,
     teacher: options.RelabelTeacher = None,
-    root: options.VocabularyRoot = None,
+    root: places.VocabularyRoot = None,
     force_unlock: options.ForceUnlock = False,
     set_: options.RelabelSet = None,
     json: options.Json = False,
@@ -74,7 +74,7 @@ def relabel(
     No image is read. The same command continues a store that is not complete.
     """
     taus = options.listed_numbers(temperatures, "--temperatures")
-    how = options.settings(options.RelabelSettings, set_ or ())
+    how = settings.settings(settings.RelabelSettings, set_ or ())
 
     def run_stage(output: Output) -> DataclassInstance:
         from teachonce.stages import relabel as stage
@@ -98,8 +98,8 @@ def relabel(
 
 
 def merge(
-    stores: options.MergeArgument,
-    out: options.LabelsOption,
+    stores: places.MergeArgument,
+    out: places.LabelsOption,
     weights: options.Weights = None,
     top_k: options.TopK = None,
     force_unlock: options.ForceUnlock = False,
@@ -112,7 +112,7 @@ def merge(
     Every store needs embeddings. The same command continues a store that is not complete.
     """
     shares = options.listed_numbers(weights, "--weights")
-    how = options.settings(options.MergeSettings, set_ or ())
+    how = settings.settings(settings.MergeSettings, set_ or ())
 
     def run_stage(output: Output) -> DataclassInstance:
         from teachonce.stages import merge as stage
@@ -132,7 +132,7 @@ def merge(
 
 
 def subset(
-    labels: options.LabelsArgument,
+    labels: places.LabelsArgument,
     out: options.SubsetOut,
     shots: options.Shots = None,
     seed: options.SubsetSeed = 0,
@@ -157,7 +157,7 @@ def subset(
 
 def cache(
     action: options.ActionArgument,
-    labels: options.CacheLabels = None,
+    labels: places.CacheLabels = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:

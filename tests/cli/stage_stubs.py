@@ -297,7 +297,24 @@ class DemoResult:
     seconds: float = 30.0
 
 
-NAMES = ("teach", "inspect", "verify", "relabel", "merge", "subset", "train", "cache", "evaluate", "demo")
+@dataclass(frozen=True, kw_only=True)
+class IndexRequest:
+    manifest: str
+    root: Path | None
+    split: str | None = None
+    digests: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexResult:
+    manifest: str = "m"
+    splits: tuple[dict[str, Any], ...] = ({"split": "train", "images": 1200},)
+    faults: tuple[dict[str, Any], ...] = ()
+    seconds: float = 1.5
+    exit_code: int = 0
+
+
+NAMES = ("index", "teach", "inspect", "verify", "relabel", "merge", "subset", "train", "cache", "evaluate", "demo")
 
 
 class Stubs:

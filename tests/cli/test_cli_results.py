@@ -120,6 +120,18 @@ def test_the_manifest_is_given_once(teachonce_here: Command) -> None:
     assert teachonce_here("teach", "--labels", "x.zarr").code == 2
 
 
+def test_index_hands_every_option_on_and_ends_with_its_code(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
+    fault = {"split": "val", "where": "[a].tar", "expected": "7 archives", "found": "6"}
+    stubs.result = stage_stubs.IndexResult(faults=(fault,), exit_code=3)
+    ended = teachonce_here("index", "m", "--root", "data", "--split", "val", "--digests")
+    assert ended.code == 3 and "[a].tar" in ended.out and "7 archives" in ended.out
+    asked = stubs.requests[-1]
+    assert (asked.manifest, asked.root, asked.split, asked.digests) == ("m", Path("data"), "val", True)
+    stubs.result = None
+    assert teachonce_here("index", "--manifest", "m", "--root", "data").code == 0
+    assert (stubs.requests[-1].split, stubs.requests[-1].digests) == (None, False)
+
+
 def test_teach_hands_every_option_on(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
     line = "teach m --root data --split val --labels x.zarr --teacher T --student A --student B --vocabulary V"
     line += " --template {} --top-k 5 --embeddings float16 --workers 2 --chunk-rows 64 --force-unlock"

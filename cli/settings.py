@@ -1,0 +1,127 @@
+"""The settings that `--set key=value` may change: how a command runs, not what it computes.
+
+It opens no file and checks only what can be known without a stage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from teachonce.errors import UsageError, did_you_mean
+from teachonce.model_spec import Precision
+from teachonce.strict import decode
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachSettings:
+    """`teach --set`: how labels are computed, not what they are."""
+
+    batch_size: int = 128
+    threads: int | None = None
+    precision: Precision = "fp32"
+    compile: bool = False
+    class_tile: int | None = None
+    seed: int = 0
+    view_scale: float = 0.08
+    randaugment_ops: int = 0
+    randaugment_magnitude: int = 9
+    max_failed_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a number out of range."""
+        _at_least_one(batch_size=self.batch_size, threads=self.threads, class_tile=self.class_tile)
+        if not 0 <= self.max_failed_share <= 1:
+            raise ValueError(f"max_failed_share must be in [0, 1], found {self.max_failed_share}")
+
+    @property
+    def randaugment(self) -> tuple[int, int] | None:
+        """Operations a view and their magnitude; None: none."""
+        return (self.randaugment_ops, self.randaugment_magnitude) if self.randaugment_ops else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """`evaluate --set`."""
+
+    batch_size: int = 128
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a number out of range."""
+        _at_least_one(batch_size=self.batch_size, threads=self.threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """`train --set`: the keys that are no part of the run's configuration, because they change no result's meaning."""
+
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a number out of range."""
+        _at_least_one(threads=self.threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelabelSettings:
+    """`relabel --set`."""
+
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a number out of range."""
+        _at_least_one(threads=self.threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeSettings:
+    """`merge --set`."""
+
+    calibrate: bool = True
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a number out of range."""
+        _at_least_one(threads=self.threads)
+
+
+def _at_least_one(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, found {value}")
+
+
+def settings(kind: type[T], overrides: Sequence[str]) -> T:
+    """The dataclass `kind` with `key=value` overrides, values written as in TOML; a bare word is a string.
+
+    Raises:
+        UsageError: no `=`, an unknown key, a wrong type, a value out of range.
+    """
+    data: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, text = (part.strip() for part in override.partition("="))
+        if not equals:
+            raise UsageError(f"--set {override}: expected key=value: {did_you_mean(key, keys_of(kind))}")
+        try:
+            data[key] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            data[key] = text
+    return decode(kind, data, "--set")
+
+
+def split_overrides(kind: type[Any], overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides whose key is one of `kind`, and the others."""
+    known = keys_of(kind)
+    ours = [override for override in overrides if override.partition("=")[0].strip() in known]
+    return ours, [override for override in overrides if override not in ours]
+
+
+def keys_of(kind: type[Any]) -> list[str]:
+    """The names of a dataclass's fields."""
+    return [field.name for field in dataclasses.fields(kind)]
