@@ -16,6 +16,7 @@ from typing import IO, NamedTuple
 
 from teachonce.errors import DataError, did_you_mean
 from teachonce.manifests import Manifest, Split
+from teachonce.remote import opened
 from teachonce.vocabulary import Vocabulary
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
@@ -145,7 +146,7 @@ def tar_members(part: Part) -> Iterator[tarfile.TarInfo]:
     """
     path = part.archive
     try:
-        with path.open("rb") as file, path.open("rb") as probe:
+        with opened(path) as file:
             end = path.stat().st_size if part.end is None else part.end
             file.seek(part.start)
             with tarfile.open(fileobj=file, mode="r:") as tar:  # its offsets count from the start of the file
@@ -157,7 +158,7 @@ def tar_members(part: Part) -> Iterator[tarfile.TarInfo]:
                         raise DataError(f"{part} is cut off: '{member.name}' should end at byte "
                                         f"{member.offset_data + member.size}, it ends at {end}")  # fmt: skip
                     yield member
-                _require_end(probe, part, tar.offset)
+                _require_end(file, part, tar.offset)
     except (tarfile.TarError, OSError, OverflowError, MemoryError, ValueError) as problem:
         # The last three come from headers that claim absurd sizes.
         raise DataError(

@@ -21,11 +21,13 @@ from teachonce.cluster import default_threads
 from teachonce.columns import Column, column
 from teachonce.delivery import ChunkReport
 from teachonce.errors import DataError, EnvironmentFault
-from teachonce.image_batches import ImageBatch, image_batches
+from teachonce.image_batches import ImageBatch, ImageBatches, image_batches
 from teachonce.images import ImageFault, ImageReader
 from teachonce.label_store import Arrays, LabelStore, key_digest
+from teachonce.made_up import MadeUpBatches
 from teachonce.model_spec import LOCAL_DIR, Precision
 from teachonce.phases import PhaseClock
+from teachonce.remote import exists, location
 from teachonce.sample_index import SampleIndex
 from teachonce.staging import drop_staging, new_staging
 from teachonce.store_format import LABELS
@@ -51,6 +53,8 @@ class TeachJob:
     """CPU threads of a worker; None: as many as it has cores."""
     views: ViewPolicy = ViewPolicy()
     compiled: bool = False
+    made_up: bool = False
+    """A rehearsal: random pixels instead of images, which are neither read nor decoded."""
     class_tile: int | None = None
     """Classes whose logits are computed at a time; None: all, unless they would not fit."""
 
@@ -78,7 +82,7 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
     images = _Images(np.zeros(rows, np.uint8), np.zeros(rows, np.uint32), np.zeros((rows, 5), np.uint16))
     columns = {group: column(group, store, chunk, job.logit_scale, job.class_tile)
                for group, _, _ in job.models if group in missing}  # fmt: skip
-    with ImageReader(index, Path(job.root)) as reader:
+    with ImageReader(index, location(job.root)) as reader:
         faults, image_bytes, clock = _fill(columns, reader, images, job, threads)
     if LABELS not in missing:
         _require_same_images(store, chunk, index, images)
@@ -104,7 +108,7 @@ def _require_seen(job: TeachJob) -> None:
         "data": job.root,
         **{f"model {s}": p for s, p in models.items()},
     }.items():
-        if not Path(path).exists():
+        if not exists(location(path)):
             raise EnvironmentFault(
                 f"the worker on {socket.gethostname()} does not see the {what}: {path} does not exist there",
                 hint="the store, the data and models must lie under the same paths on every worker: use a shared disk",
@@ -180,7 +184,7 @@ def _fill(
     faults: list[tuple[int, ImageFault]] = []
     image_bytes = 0
     samples = len(images.status) // job.views.views
-    with image_batches(reader, samples, models, job.batch_size, threads, job.views) as batches, MODEL_TURN:
+    with _batches(reader, samples, models, job, threads) as batches, MODEL_TURN:
         waiting = time.perf_counter()
         for batch in batches:
             clock.add("wait", time.perf_counter() - waiting)
@@ -197,6 +201,14 @@ def _fill(
                         one.add(features)
             waiting = time.perf_counter()
     return faults, image_bytes, clock
+
+
+def _batches(
+    reader: ImageReader, samples: int, models: list[LoadedClip], job: TeachJob, threads: int
+) -> ImageBatches | MadeUpBatches:
+    if job.made_up:
+        return MadeUpBatches(samples, models, job.batch_size, job.views)
+    return image_batches(reader, samples, models, job.batch_size, threads, job.views)
 
 
 def _features(model: LoadedClip, batch: ImageBatch, number: int, precision: Precision) -> Tensor:

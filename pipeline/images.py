@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from teachonce.errors import DataError
+from teachonce.remote import is_folder, is_remote, read_range
 from teachonce.sample_index import SampleIndex
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class ImageReader:
             path = self._root / self._index.archives[number]
             kind = path.suffix.lower().lstrip(".")
             if kind not in ("tar", "parquet"):
-                kind = "folder" if path.is_dir() else "plain"
+                kind = "folder" if is_folder(path) else "plain"
             self._archives[number] = kind, path
         return self._archives[number]
 
@@ -126,6 +127,8 @@ class ImageReader:
             return self._parquet
 
     def _retrying(self, path: Path, offset: int, size: int) -> bytes:
+        if is_remote(path):
+            return read_range(path, offset, size)
         for wait in BACKOFF:
             try:
                 return os.pread(self._file(path), size, offset)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from teachonce.errors import DataError, UsageError, did_you_mean
+from teachonce.remote import is_folder
 from teachonce.strict import decode
 
 # What decides the samples and labels of a split, and so its digest; keys of the second line count where they are used.
@@ -146,6 +147,6 @@ def require_root(manifest: Manifest, root: Path | None) -> Path:
             f"manifest '{manifest.name}' needs the folder that holds its data",
             hint=f"add --root DIR. {manifest.get}".strip(),
         )
-    if not root.is_dir():
+    if not is_folder(root):
         raise DataError(f"{root} is not a folder: expected the data of '{manifest.title}' there", hint=manifest.get)
     return root

@@ -13,13 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import Any, TypeVar, cast
+from typing import IO, Any, TypeVar, cast
 
 from teachonce.errors import DataError, EnvironmentFault, TeachOnceError, UsageError
 
 T = TypeVar("T")
 PACKAGES = {"s3": ("s3fs", "upath")}  # what a scheme needs; the extra has its name
 WAITS = (1.0, 3.0, 10.0)  # seconds before further tries of a read; s3fs itself tries five times within two seconds
+SCAN_BYTES = 8 << 20  # fetched ahead while headers are read
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
 
 
@@ -94,6 +95,57 @@ def read_bytes(path: Path) -> bytes | None:
             return _again(lambda: bytes(_files(path).cat_file(_key(path))))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; in a bucket: anything below this name.
+
+    Raises:
+        EnvironmentFault: no answer, or no permission to ask.
+    """
+    if not is_remote(path):
+        return path.is_dir()
+    with clear_errors(path):
+        try:
+            return bool(_files(path).ls(_key(path), detail=False))
+        except FileNotFoundError:
+            return False
+
+
+def read_range(path: Path, offset: int, size: int) -> bytes:
+    """So many bytes of a remote file; fewer where it ends. A network that fails is asked again.
+
+    Raises:
+        DataError: there is no such file.
+        EnvironmentFault: no permission.
+        OSError: it failed on every try; the task may be tried again elsewhere.
+    """
+    try:
+        return _again(lambda: bytes(_files(path).cat_file(_key(path), start=offset, end=offset + size)))
+    except (FileNotFoundError, PermissionError) as problem:
+        raise explained(problem, str(path)) from problem
+    except failures() as problem:
+        if "Credentials" in type(problem).__name__:
+            raise explained(problem, str(path)) from problem
+        if "not satisfiable" in str(problem):  # S3's word for an offset behind the end
+            return b""
+        raise OSError(f"{path}: {type(problem).__name__}: {problem}, {len(WAITS) + 1} times") from problem
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """A file for reading on; of a remote one much is fetched ahead.
+
+    Raises:
+        EnvironmentFault: it is remote, and the network or a permission is missing.
+        OSError: it cannot be opened, or what happens inside.
+    """
+    if not is_remote(path):
+        with path.open("rb") as file:
+            yield file
+        return
+    with clear_errors(path), _files(path).open(_key(path), "rb", block_size=SCAN_BYTES, cache_type="readahead") as file:
+        yield file
 
 
 def tree_size(folder: Path) -> int:

@@ -19,6 +19,7 @@ from teachonce.ledger import PHASES
 from teachonce.manifests import load_manifest, require_root
 from teachonce.model_spec import EmbeddingKind, Precision, absolute_spec, parse_spec, require_template
 from teachonce.progress import Reporter
+from teachonce.remote import absolute
 from teachonce.sample_index import split_classes
 from teachonce.staging import clear_staging
 from teachonce.store_format import EMBEDDING, LABELS, student_group
@@ -151,7 +152,7 @@ def _job(request: TeachRequest, root: Path, token: int, models: dict[str, Loaded
     from teachonce.cluster import threads_of
 
     return TeachJob(
-        store=str(request.labels.resolve()), root=str(root.resolve()), token=token,
+        store=str(request.labels.resolve()), root=absolute(root), token=token,
         models=tuple((group, absolute_spec(clip.spec), clip.digest) for group, clip in models.items()),
         logit_scale=models[LABELS].logit_scale if LABELS in models else 0.0,
         precision=request.precision, batch_size=request.batch_size, views=request.views,

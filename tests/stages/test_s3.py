@@ -1,0 +1,182 @@
+"""Images and finished stores on S3, served from this machine: the same results as from a disk, and clear refusals."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from worlds import PHOTOS, World, all_arrays, files_of, inline_tasks, request_for
+
+import teachonce.remote as remote
+from teachonce.config import TrainConfig
+from teachonce.errors import DataError, EnvironmentFault, UsageError
+from teachonce.label_store import LabelStore
+from teachonce.progress import Silent
+from teachonce.remote import is_remote, location
+from teachonce.stages.inspect import InspectRequest, inspect
+from teachonce.stages.teach import teach
+from teachonce.stages.train import TrainRequest, train
+from teachonce.stages.verify import VerifyRequest, verify
+
+BUCKET = "s3://photos"
+NO_PLACES = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "AWS_REGION")
+
+
+@pytest.fixture(scope="module")
+def s3(world: World, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A client of an S3 on this machine that holds the photos and a finished store."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in NO_PLACES:
+            patch.delenv(name, raising=False)
+        nothing = str(tmp_path_factory.mktemp("aws") / "none")
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": nothing, "AWS_SHARED_CREDENTIALS_FILE": nothing,
+        }.items():  # fmt: skip
+            patch.setenv(name, value)
+        client = boto3.client("s3", region_name="us-east-1")
+        client.create_bucket(Bucket="photos")
+        for folder, to in ((world.root, "data"), (finished, "done.zarr")):
+            for file in files_of(folder):
+                client.put_object(Bucket="photos", Key=f"{to}/{file.relative_to(folder)}", Body=file.read_bytes())
+        yield client
+        client.close()
+    server.stop()
+
+
+@pytest.fixture
+def copied(s3: Any) -> Path:
+    """The finished store on S3."""
+    return location(f"{BUCKET}/done.zarr")
+
+
+def test_what_is_a_url() -> None:
+    """A URL keeps both slashes, whatever a Path would make of it; anything else is a path of this machine."""
+    assert is_remote(location("s3://b/c/")) and str(location("s3://b/c/")) == "s3://b/c"
+    for text in ("a/b", "/a", "./s3:/x", "C:x"):
+        assert location(text) == Path(text) and not is_remote(location(text))
+    for text in ("gs://b/c", "s3://"):
+        with pytest.raises(UsageError, match="s3://BUCKET/PATH"):
+            location(text)
+
+
+@pytest.mark.parametrize("layout", ["wds", "tars", "folders"])
+def test_images_on_s3(layout: str, s3: Any, world: World, teacher: str, student: str, tmp_path: Path) -> None:
+    """Every layout: the same store id and the same bits as from a disk."""
+    made = []
+    for root in (world.root, location(f"{BUCKET}/data")):
+        store = tmp_path / f"{len(made)}.zarr"
+        with inline_tasks():
+            request = request_for(world, store, teacher, manifest=world.manifest(layout), root=root, top_k=5,
+                                  students=(student,) if layout == "wds" else ())  # fmt: skip
+            result = teach(request, Silent())
+        assert result.rows_ok == PHOTOS
+        made.append((result.store_id, all_arrays(store)))
+    if layout != "folders":  # the empty folder of a class without images is an archive on a disk, and nothing on S3
+        assert made[0][0] == made[1][0]
+    assert all(np.array_equal(made[1][1][name], data, equal_nan=data.dtype.kind == "f")
+               for name, data in made[0][1].items())  # fmt: skip
+
+
+def test_a_copied_store_is_the_store(
+    copied: Path, finished: Path, student: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`inspect`, `verify` and `train` on s3:// say and learn what they do on the disk; nothing is written there."""
+    assert inspect(InspectRequest(labels=copied), Silent()) == inspect(InspectRequest(labels=finished), Silent())
+    result = verify(VerifyRequest(labels=copied), Silent())
+    assert result.ok and replace(result, labels="") == replace(
+        verify(VerifyRequest(labels=finished), Silent()), labels=""
+    )
+    monkeypatch.setenv("TEACHONCE_CACHE", str(tmp_path / "cache"))
+    digests = []
+    for labels, root in ((finished, world.root), (copied, location(f"{BUCKET}/data"))):
+        request = TrainRequest(labels=labels, student=student, out=tmp_path / str(len(digests)), threads=1, root=root,
+                               config=TrainConfig(steps=3, batch_size=8))  # fmt: skip
+        digests.append(train(request, Silent()).prompts_digest)
+    assert digests[0] == digests[1]
+    assert any((tmp_path / "cache/working").glob("*/records.npy")), "its working set lies in the user's cache"
+
+
+def test_damage_on_s3_is_found(s3: Any, copied: Path) -> None:
+    """A lost chunk and a changed metadata file, each named with its URL."""
+    key = "done.zarr/label/c/3"
+    body = s3.get_object(Bucket="photos", Key=key)["Body"].read()
+    s3.delete_object(Bucket="photos", Key=key)
+    result = verify(VerifyRequest(labels=copied), Silent())
+    s3.put_object(Bucket="photos", Key=key, Body=body)
+    assert not result.ok and f"{BUCKET}/{key}" in result.faults[0].found
+    assert verify(VerifyRequest(labels=copied), Silent()).ok
+
+
+def test_nothing_is_written_to_s3(copied: Path, world: World, teacher: str) -> None:
+    """`teach` and `verify --repair` refuse, and say how a store gets there."""
+    with pytest.raises(UsageError, match="not written there") as caught:
+        teach(request_for(world, location(f"{BUCKET}/new.zarr"), teacher), Silent())
+    assert "aws s3 sync" in caught.value.hint
+    with pytest.raises(UsageError, match="not written there"):
+        verify(VerifyRequest(labels=copied, repair=True), Silent())
+    with pytest.raises(UsageError, match="not written there"):
+        LabelStore.open(copied, writable=True)
+
+
+def test_what_is_missing_on_s3(s3: Any, world: World, teacher: str, tmp_path: Path) -> None:
+    """No such bucket, store, folder or archive: each is named."""
+    for url in ("s3://no-such-bucket/a.zarr", f"{BUCKET}/no.zarr"):
+        with pytest.raises(DataError, match=f"{url} does not exist"):
+            LabelStore.open(location(url))
+    with pytest.raises(DataError, match="not a label store"):
+        LabelStore.open(location(f"{BUCKET}/data"))
+    for url in ("s3://no-such-bucket/data", f"{BUCKET}/nothing"):
+        with pytest.raises(DataError, match=f"{url} is not a folder"), inline_tasks():
+            teach(request_for(world, tmp_path / "a.zarr", teacher, root=location(url)), Silent())
+    with pytest.raises(DataError, match=f"{BUCKET}/data/gone.tar does not exist"):
+        remote.read_range(location(f"{BUCKET}/data/gone.tar"), 0, 10)
+    assert remote.read_range(location(f"{BUCKET}/data/classes.tsv"), 10**9, 10) == b""
+
+
+def test_wrong_credentials(s3: Any, copied: Path, world: World, teacher: str, tmp_path: Path) -> None:
+    """Exit 6 that names the URL and where credentials come from; for stores and for images."""
+    set_checking(s3, "0")
+    try:
+        with pytest.raises(EnvironmentFault, match=f"{copied} may not be read") as caught:
+            LabelStore.open(copied)
+        assert "AWS_ACCESS_KEY_ID" in caught.value.hint
+        with pytest.raises(EnvironmentFault, match=f"{BUCKET}/data may not be read"), inline_tasks():
+            teach(request_for(world, tmp_path / "a.zarr", teacher, root=location(f"{BUCKET}/data")), Silent())
+        with pytest.raises(EnvironmentFault, match="may not be read"):
+            remote.read_range(location(f"{BUCKET}/data/classes.tsv"), 0, 10)
+    finally:
+        set_checking(s3, "inf")
+
+
+def set_checking(s3: Any, after: str) -> None:
+    """Let the server check credentials after so many more requests."""
+    url = f"{s3.meta.endpoint_url}/moto-api/reset-auth"
+    with urllib.request.urlopen(
+        urllib.request.Request(url, after.encode(), {"Content-Type": "text/plain"}, method="POST")
+    ):
+        pass
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra is named, before anything is asked of a network."""
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    found = remote.importlib.util.find_spec
+    monkeypatch.setattr(remote.importlib.util, "find_spec", lambda name: None if name == "s3fs" else found(name))
+    with pytest.raises(EnvironmentFault, match="s3fs") as caught:
+        location("s3://b/c")
+    assert "teachonce[s3]" in caught.value.hint
