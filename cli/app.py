@@ -31,6 +31,7 @@ BUG = 1
 
 EXAMPLES = {  # each fits one line of an 80-column terminal, so that it can be copied whole
     "index": "teachonce index imagenet21k-fall11 --root /data/imagenet",
+    "plan": "teachonce plan set.toml --teacher ViT-L-14/openai --labels labels.zarr",
     "teach": "teachonce teach set.toml --teacher ViT-L-14/openai --labels labels.zarr",
     "inspect": "teachonce inspect labels.zarr",
     "verify": "teachonce verify labels.zarr",

@@ -12,9 +12,12 @@ from teachonce.cli import options, places, settings
 from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job, job
 from teachonce.config import TrainConfig, load_train_config
+from teachonce.errors import UsageError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+    from teachonce.views import ViewPolicy
 
 DEMO_FOLDER = Path("teachonce-demo")
 TEMPLATE = "a photo of a {}."
@@ -40,6 +43,8 @@ def teach(
     chunk_rows: options.ChunkRows = None,
     retry_failed: options.RetryFailed = False,
     force_unlock: options.ForceUnlock = False,
+    dry_run_io: options.DryRunIo = False,
+    dummy_images: options.DummyImages = False,
     set_: options.TeachSet = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -50,23 +55,35 @@ def teach(
     """
     source = options.one_manifest(manifest, manifest_option, "teach")
     how = settings.settings(settings.TeachSettings, set_ or ())
+    if dry_run_io and dummy_images:
+        raise UsageError("--dry-run-io and --dummy-images exclude each other: one runs no model, the other no image")
 
     def run_stage(output: Output) -> DataclassInstance:
         from teachonce.stages import teach as stage
-        from teachonce.views import ViewPolicy
 
-        policy = ViewPolicy(views=views, seed=how.seed, scale=(how.view_scale, 1.0), randaugment=how.randaugment)
         request = stage.TeachRequest(
             manifest=source, root=root, split=split, labels=labels, teacher=teacher, students=tuple(student or ()),
             vocabulary=vocabulary, templates=tuple(template or (TEMPLATE,)), top_k=top_k, embeddings=embeddings,
-            views=policy, shots=shots, seed=how.seed, scheduler=scheduler, cluster=cluster, compiled=how.compile,
-            class_tile=how.class_tile, retry_failed=retry_failed,
+            views=policy(views, how), shots=shots, seed=how.seed, scheduler=scheduler, cluster=cluster,
+            compiled=how.compile, class_tile=how.class_tile, retry_failed=retry_failed,
             workers=workers, threads=how.threads, batch_size=how.batch_size, chunk_rows=chunk_rows,
             precision=how.precision, max_failed_share=how.max_failed_share, force_unlock=force_unlock,
         )  # fmt: skip
-        return stage.teach(request, output)
+        if not (dry_run_io or dummy_images):
+            return stage.teach(request, output)
+        from teachonce.stages import rehearse
+
+        half: rehearse.Half = "images" if dry_run_io else "models"
+        return rehearse.rehearse_half(request, half, how.rehearsal_seconds, output)
 
     return job("teach", json, quiet, run_stage)
+
+
+def policy(views: int, how: settings.TeachSettings) -> ViewPolicy:
+    """How views are drawn."""
+    from teachonce.views import ViewPolicy
+
+    return ViewPolicy(views=views, seed=how.seed, scale=(how.view_scale, 1.0), randaugment=how.randaugment)
 
 
 def train(

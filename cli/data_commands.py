@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from teachonce.cli import options, places
+from teachonce.cli import options, places, settings
+from teachonce.cli.commands import TEMPLATE, policy
 from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job, job
 
@@ -33,3 +34,59 @@ def index(
         return stage.index(stage.IndexRequest(manifest=source, root=root, split=split, digests=digests), output)
 
     return job("index", json, quiet, run_stage)
+
+
+def plan(
+    labels: options.PlanLabels,
+    manifest: options.ManifestArgument = None,
+    manifest_option: options.ManifestOption = None,
+    root: places.Root = None,
+    split: options.Split = "train",
+    teacher: options.Teacher = None,
+    student: options.TeachStudents = None,
+    vocabulary: options.Vocabulary = None,
+    template: options.Templates = None,
+    top_k: options.TopK = None,
+    views: options.Views = 1,
+    shots: options.TeachShots = None,
+    embeddings: options.Embeddings = None,
+    workers: options.TeachWorkers = None,
+    scheduler: options.Scheduler = None,
+    cluster: options.Cluster = None,
+    chunk_rows: options.ChunkRows = None,
+    rate: options.Rate = None,
+    out: options.PlanOut = None,
+    compare: options.Compare = None,
+    set_: options.TeachSet = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> Job:
+    """Say what a teach would take in rows, bytes, time and memory; takes the same options, and writes nothing.
+
+    Some images are taught for half a minute on this machine. Exit 6 when disk or memory would not suffice.
+    """
+    if compare is not None:
+
+        def run_compare(output: Output) -> DataclassInstance:
+            from teachonce.stages import plan as stage
+
+            return stage.compare(compare, labels, output)
+
+        return job("plan", json, quiet, run_compare)
+    source = options.one_manifest(manifest, manifest_option, "plan")
+    how = settings.settings(settings.TeachSettings, set_ or ())
+
+    def run_stage(output: Output) -> DataclassInstance:
+        from teachonce.stages import plan as stage
+
+        request = stage.TeachRequest(
+            manifest=source, root=root, split=split, labels=labels, teacher=teacher, students=tuple(student or ()),
+            vocabulary=vocabulary, templates=tuple(template or (TEMPLATE,)), top_k=top_k, embeddings=embeddings,
+            views=policy(views, how), shots=shots, seed=how.seed, scheduler=scheduler, cluster=cluster,
+            compiled=how.compile, class_tile=how.class_tile, workers=workers, threads=how.threads,
+            batch_size=how.batch_size, chunk_rows=chunk_rows, precision=how.precision,
+            max_failed_share=how.max_failed_share,
+        )  # fmt: skip
+        return stage.plan(stage.PlanRequest(teach=request, rate=rate, seconds=how.rehearsal_seconds, out=out), output)
+
+    return job("plan", json, quiet, run_stage)

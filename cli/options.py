@@ -83,6 +83,7 @@ def _set_help(kind: type[Any]) -> str:
     return f"Change how it runs; may be repeated. Keys: {', '.join(keys_of(kind))}."
 
 
+REHEARSAL = "Rehearsals"
 WHERE = "Where it runs"  # a heading in the help of teach, which has the most options
 MODEL_HELP = "as open_clip names it: ViT-B-16/openai, hf-hub:ORG/NAME, local-dir:PATH"
 
@@ -134,6 +135,26 @@ Cluster = Annotated[
     ),
 ]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Compute the chunks again in which images failed.")]
+DryRunIo = Annotated[
+    bool,
+    typer.Option("--dry-run-io", help="Only read and decode images for half a minute: how fast? Writes nothing.",
+                 rich_help_panel=REHEARSAL),
+]  # fmt: skip
+DummyImages = Annotated[
+    bool,
+    typer.Option("--dummy-images", help="Only run the models on made-up pixels for half a minute. Writes nothing.",
+                 rich_help_panel=REHEARSAL),
+]  # fmt: skip
+PlanLabels = Annotated[Path, typer.Option("--labels", metavar="OUT.zarr", help="Label store that teach would write.")]
+Rate = Annotated[
+    float | None,
+    typer.Option("--rate", metavar="R", help="Images a second of all workers, where known: no model is loaded then."),
+]
+PlanOut = Annotated[Path | None, typer.Option("--out", metavar="PLAN.json", help="Keep the plan, to compare later.")]
+Compare = Annotated[
+    Path | None,
+    typer.Option("--compare", metavar="PLAN.json", help="Set this plan beside what --labels holds now; nothing else."),
+]
 Vocabulary = Annotated[
     str | None,
     typer.Option("--vocabulary", metavar="V", help="Class list, if not the manifest's own."),

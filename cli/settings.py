@@ -32,12 +32,15 @@ class TeachSettings:
     randaugment_ops: int = 0
     randaugment_magnitude: int = 9
     max_failed_share: float = 0.01
+    rehearsal_seconds: float = 30.0
 
     def __post_init__(self) -> None:
         """Raises ValueError for a number out of range."""
         _at_least_one(batch_size=self.batch_size, threads=self.threads, class_tile=self.class_tile)
         if not 0 <= self.max_failed_share <= 1:
             raise ValueError(f"max_failed_share must be in [0, 1], found {self.max_failed_share}")
+        if not self.rehearsal_seconds > 0:
+            raise ValueError(f"rehearsal_seconds must be above 0, found {self.rehearsal_seconds}")
 
     @property
     def randaugment(self) -> tuple[int, int] | None:

@@ -9,6 +9,7 @@ import hashlib
 from array import array
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ from teachonce.errors import DataError
 from teachonce.manifests import Manifest, Split, require_root
 from teachonce.progress import Reporter
 from teachonce.vocabulary import Vocabulary, folder_vocabulary, load_vocabulary, parse_tsv
+
+FEW_PARTS = 16
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,28 @@ def _check_count(index: SampleIndex, split: Split, split_name: str, root: Path) 
             f"the split '{split_name}' below {root} holds {len(index)} images; its manifest says {split.samples}",
             hint="`teachonce index` lists what is missing; for a part of the data change `samples` in a copy of it",
         )
+
+
+def few_samples(manifest: Manifest, split_name: str, root: Path, most: int) -> SampleIndex:
+    """Some samples of a split, from a few of its archives: enough to try things on, found in seconds.
+
+    Raises:
+        DataError: there is no image, or an archive that was looked into is damaged.
+    """
+    split = manifest.split(split_name)
+    classes = split_classes(manifest, split_name, root)
+    parts = list(archive_parts(manifest, split, root, classes))
+    chosen = [parts[i] for i in np.unique(np.linspace(0, len(parts) - 1, min(len(parts), FEW_PARTS)).astype(int))]
+    archives: dict[Path, int] = {}
+    columns = _Columns()
+    for part in chosen:
+        number = archives.setdefault(part.archive, len(archives))
+        for found in islice(scan(split, part, classes), -(-most // len(chosen))):
+            columns.add(number, found)
+    index = columns.finish(tuple(path.relative_to(root).as_posix() for path in archives))
+    if not len(index):
+        _check_count(index, split, split_name, root)
+    return index
 
 
 class Doubled(NamedTuple):

@@ -74,6 +74,17 @@ def open_or_create(wanted: WantedStore, models: Mapping[str, LoadedClip], report
         IntegrityError: its index or class list is damaged.
         IncompleteError: a student is to be added, and the teacher has not finished.
     """
+    fingerprint = fingerprint_of(wanted, models)
+    if wanted.path.exists():
+        store = _continue(wanted, fingerprint, LABELS in models, reporter)
+    else:
+        store = _create(wanted, models.get(LABELS), fingerprint, reporter)
+    add_groups(store, wanted, models)
+    return store
+
+
+def fingerprint_of(wanted: WantedStore, models: Mapping[str, LoadedClip]) -> dict[str, Any]:
+    """The fingerprint of the store's labels, but for the samples."""
     fingerprint = label_fingerprint(
         wanted.manifest, wanted.split, wanted.vocabulary, wanted.vocabulary_spec, wanted.top_k, wanted.views
     )
@@ -81,12 +92,7 @@ def open_or_create(wanted: WantedStore, models: Mapping[str, LoadedClip], report
         fingerprint["shots"] = {"shots": wanted.shots, "seed": wanted.seed}
     if LABELS in models:
         fingerprint = with_teacher(fingerprint, models[LABELS], wanted.templates, wanted.precision)
-    if wanted.path.exists():
-        store = _continue(wanted, fingerprint, LABELS in models, reporter)
-    else:
-        store = _create(wanted, models.get(LABELS), fingerprint, reporter)
-    _add_groups(store, wanted, models)
-    return store
+    return fingerprint
 
 
 def _continue(wanted: WantedStore, fingerprint: dict[str, Any], taught: bool, reporter: Reporter) -> LabelStore:
@@ -168,7 +174,8 @@ def _chosen(wanted: WantedStore, index: SampleIndex, reporter: Reporter) -> Samp
     return chosen
 
 
-def _add_groups(store: LabelStore, wanted: WantedStore, models: Mapping[str, LoadedClip]) -> None:
+def add_groups(store: LabelStore, wanted: WantedStore, models: Mapping[str, LoadedClip]) -> None:
+    """Add the empty column group of every model that is not in the store yet."""
     from teachonce.clip_models import embedding_width
 
     samples = store.groups[LABELS].fingerprint["samples"]

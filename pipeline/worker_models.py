@@ -22,6 +22,7 @@ from teachonce.teacher import TeacherHead, head_of
 # A worker runs two tasks: while one is in the models, the other decodes its first images or writes its chunk.
 MODEL_TURN = threading.Lock()
 _LOADING = threading.Lock()
+_LENT: dict[str, LoadedClip] = {}
 
 
 def worker_models(wanted: Iterable[tuple[str, str]], compiled: bool) -> list[LoadedClip]:
@@ -34,9 +35,14 @@ def worker_models(wanted: Iterable[tuple[str, str]], compiled: bool) -> list[Loa
         return [_model(spec, digest, compiled) for spec, digest in wanted]
 
 
+def lend(models: Iterable[LoadedClip]) -> None:
+    """Let tasks in this process use models that it has loaded already."""
+    _LENT.update({model.digest: model for model in models})
+
+
 @functools.lru_cache(maxsize=8)
 def _model(spec: str, digest: str, compiled: bool) -> LoadedClip:
-    loaded = load_clip(spec, pick_device(worker_index()))
+    loaded = _LENT.get(digest) or load_clip(spec, pick_device(worker_index()))
     if loaded.digest != digest:
         raise FingerprintError(
             f"'{spec}' has weights {loaded.digest[:16]} here and {digest[:16]} where teach was started"

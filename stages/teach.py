@@ -11,29 +11,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teachonce.cluster_spec import ClusterSpec
 from teachonce.delivery import ChunkReport, deliver
-from teachonce.errors import DataError, UsageError
+from teachonce.errors import DataError
 from teachonce.label_store import LabelStore
 from teachonce.ledger import PHASES
 from teachonce.manifests import load_manifest, require_root
-from teachonce.model_spec import EmbeddingKind, Precision, absolute_spec, parse_spec, require_template
+from teachonce.model_spec import absolute_spec
 from teachonce.progress import Reporter
 from teachonce.remote import absolute
 from teachonce.sample_index import split_classes
+from teachonce.stages.teach_request import TeachRequest, check_request, cluster_of, load_models, wanted_store
 from teachonce.staging import clear_staging
-from teachonce.store_format import EMBEDDING, LABELS, student_group
+from teachonce.store_format import LABELS
 from teachonce.store_lock import hold
 from teachonce.store_size import bytes_per_row
-from teachonce.teach_store import WantedStore, open_or_create
-from teachonce.views import ViewPolicy
-from teachonce.vocabulary import Vocabulary, load_vocabulary
+from teachonce.teach_store import open_or_create
+from teachonce.vocabulary import load_vocabulary
 
 if TYPE_CHECKING:
     from teachonce.chunk_task import TeachJob
     from teachonce.clip_models import LoadedClip
 
-DEFAULT_TOP_K = 100
+__all__ = ["TeachRequest", "TeachResult", "teach"]  # the request comes from its own file
+
 IN_TURN = ("wait", "forward", "top_k", "write")  # phases of a task that follow each other
 ADVICE = {
     "read": "the archives are read slowly; local disks, or more --workers on other machines",
@@ -42,44 +42,6 @@ ADVICE = {
     "top_k": "the vocabulary is large for this device; a larger --set batch_size, or a smaller --top-k",
     "write": "the store's disk is slow, or chunks are small; a larger --chunk-rows",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeachRequest:
-    """What to teach; see `teachonce teach --help`."""
-
-    manifest: str
-    labels: Path
-    teacher: str | None
-    root: Path | None = None
-    split: str = "train"
-    students: tuple[str, ...] = ()
-    vocabulary: str | None = None
-    templates: tuple[str, ...] = ("a photo of a {}.",)
-    top_k: int | None = None
-    embeddings: EmbeddingKind | None = None
-    workers: int | None = None
-    """On this machine; one where nothing else is said."""
-    scheduler: str | None = None
-    """Address of a Dask scheduler that runs already."""
-    cluster: Path | None = None
-    """Description of a cluster to start."""
-    threads: int | None = None
-    batch_size: int = 128
-    chunk_rows: int | None = None
-    precision: Precision = "fp32"
-    compiled: bool = False
-    """Run image towers under `torch.compile`."""
-    class_tile: int | None = None
-    """Classes whose logits are computed at a time; None: as many as fit."""
-    views: ViewPolicy = ViewPolicy()
-    shots: int | None = None
-    seed: int = 0
-    """Of the draw of shots; views have their own in their policy."""
-    retry_failed: bool = False
-    """Compute the chunks again in which images failed."""
-    max_failed_share: float = 0.01
-    force_unlock: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,40 +73,30 @@ def teach(request: TeachRequest, reporter: Reporter) -> TeachResult:
         IncompleteError: another process writes the store, or chunks are missing at the end.
     """
     began = time.monotonic()
-    _check(request)
+    check_request(request)
     manifest = load_manifest(request.manifest)
     root = require_root(manifest, request.root)
     own_classes = split_classes(manifest, request.split, root)
     vocabulary = load_vocabulary(request.vocabulary, root) if request.vocabulary else own_classes
-    top_k = _top_k(request, vocabulary)
     if vocabulary.tied():
         reporter.note(f"{vocabulary.tied()} of {len(vocabulary)} classes share their name with another: they tie")
-    wanted = WantedStore(
-        path=request.labels, manifest=manifest, split=request.split, root=root, own_classes=own_classes,
-        vocabulary=vocabulary, vocabulary_spec=request.vocabulary, top_k=top_k, templates=request.templates,
-        precision=request.precision, embeddings=request.embeddings, chunk_rows=request.chunk_rows,
-        views=request.views, shots=request.shots, seed=request.seed,
-    )  # fmt: skip
+    wanted = wanted_store(request, manifest, root, own_classes, vocabulary)
     with hold(request.labels, reporter, request.force_unlock) as token:
         # Torch, open_clip and Dask come in only now, when all that can be checked without them is in order.
         from teachonce.cluster import open_cluster, warm_up
 
         clear_staging(request.labels)
-        with open_cluster(_cluster(request), reporter) as client:
+        with open_cluster(cluster_of(request), reporter) as client:
             from teachonce.chunk_task import get_ready
 
             importing = warm_up(client, get_ready)  # while this process prepares
-            models = _load_models(request, reporter)
+            models = load_models(request, reporter)
             store = open_or_create(wanted, models, reporter)
             groups = (LABELS, *(group for group in models if group != LABELS))
             tally = _run(client, _job(request, root, token, models), store, groups, request, reporter)
             del importing
         clear_staging(request.labels)
         return _finish(request, store, groups, tally, time.monotonic() - began, reporter)
-
-
-def _cluster(request: TeachRequest) -> ClusterSpec:
-    return ClusterSpec(workers=request.workers, scheduler=request.scheduler, file=request.cluster)
 
 
 def _job(request: TeachRequest, root: Path, token: int, models: dict[str, LoadedClip]) -> TeachJob:
@@ -157,7 +109,7 @@ def _job(request: TeachRequest, root: Path, token: int, models: dict[str, Loaded
         logit_scale=models[LABELS].logit_scale if LABELS in models else 0.0,
         precision=request.precision, batch_size=request.batch_size, views=request.views,
         compiled=request.compiled, class_tile=request.class_tile,
-        threads=request.threads or threads_of(_cluster(request)),
+        threads=request.threads or threads_of(cluster_of(request)),
     )  # fmt: skip
 
 
@@ -170,56 +122,6 @@ class _Tally:
     rows: int = 0
     seconds: float = 0.0
     phases: dict[str, float] = field(default_factory=dict)
-
-
-def _check(request: TeachRequest) -> None:
-    for name, least in (("workers", 1), ("batch_size", 1), ("top_k", 1), ("chunk_rows", 1), ("threads", 1),
-                        ("shots", 1), ("class_tile", 1)):  # fmt: skip
-        value = getattr(request, name)
-        if value is not None and value < least:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, found {value}")
-    _cluster(request)  # says what is wrong with it before anything is loaded
-    if not 0 <= request.max_failed_share <= 1:
-        raise UsageError(f"max_failed_share must be between 0 and 1, found {request.max_failed_share}")
-    if request.teacher is None and not request.students:
-        raise UsageError("nothing to compute: give --teacher MODEL, --student MODEL, or both")
-    for spec in filter(None, (request.teacher, *request.students)):
-        parse_spec(spec)
-    for template in request.templates:
-        require_template(template)
-    if request.embeddings and request.teacher is None:
-        raise UsageError("--embeddings are the teacher's: give --teacher MODEL too")
-    if not request.labels.name.endswith(".zarr"):
-        raise UsageError(f"--labels {request.labels}: the name of a label store ends in .zarr")
-
-
-def _top_k(request: TeachRequest, vocabulary: Vocabulary) -> int:
-    if request.teacher is None:
-        return 0
-    if request.top_k is None:
-        return min(DEFAULT_TOP_K, len(vocabulary))
-    if request.top_k > len(vocabulary):
-        raise UsageError(f"--top-k {request.top_k} is larger than the vocabulary of {len(vocabulary)} classes")
-    return request.top_k
-
-
-def _load_models(request: TeachRequest, reporter: Reporter) -> dict[str, LoadedClip]:
-    """The models by the column group they fill."""
-    from teachonce.clip_models import load_clip, pick_device, tune_process
-    from teachonce.cluster import default_threads
-
-    tune_process(default_threads(1))
-    models = {}
-    if request.teacher is not None:
-        reporter.note(f"loading the teacher {request.teacher}")
-        models[LABELS] = load_clip(request.teacher, pick_device())
-        if request.embeddings:
-            models[EMBEDDING] = models[LABELS]
-    for spec in request.students:
-        reporter.note(f"loading the student {spec}")
-        student = load_clip(spec, pick_device())
-        models[student_group(student.digest)] = student
-    return models
 
 
 def _run(

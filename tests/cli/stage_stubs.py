@@ -314,7 +314,24 @@ class IndexResult:
     exit_code: int = 0
 
 
-NAMES = ("index", "teach", "inspect", "verify", "relabel", "merge", "subset", "train", "cache", "evaluate", "demo")
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest:
+    teach: TeachRequest
+    rate: float | None = None
+    seconds: float = 30.0
+    out: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanResult:
+    rows: int = 1200
+    estimates: tuple[dict[str, Any], ...] = ({"what": "bytes", "low": 1.0, "high": 2.0, "unit": "bytes"},)
+    fits: bool = True
+    exit_code: int = 0
+
+
+STAGES = ("index", "plan", "teach", "inspect", "verify", "relabel", "merge", "subset", "train", "cache", "evaluate")
+NAMES = (*STAGES, "demo", "rehearse")
 
 
 class Stubs:
@@ -334,6 +351,12 @@ class Stubs:
     def module(self, name: str) -> types.ModuleType:
         """The stub of one stage, as `teachonce.stages.<name>`."""
         made = types.ModuleType(f"teachonce.stages.{name}")
+        if name == "rehearse":
+            made.rehearse_half = lambda *asked: self._asked(*asked)  # type: ignore[attr-defined]
+            return made
+        if name == "plan":
+            made.TeachRequest = TeachRequest  # type: ignore[attr-defined]
+            made.compare = lambda *asked: self._asked(*asked)  # type: ignore[attr-defined]
         request = f"{name.capitalize()}Request"
         result_type = globals()[f"{name.capitalize()}Result"]
 
@@ -347,6 +370,11 @@ class Stubs:
         setattr(made, request, globals()[request])
         setattr(made, name, stage)
         return made
+
+    def _asked(self, *asked: Any) -> Any:
+        """A stage that takes something else than one request."""
+        self.requests.append(asked[:-1])
+        return PlanResult()
 
 
 def act(reporter: Any) -> None:

@@ -25,7 +25,8 @@ from teachonce.cli import app
 HEAVY = ("torch", "torchvision", "zarr", "dask", "distributed", "numpy", "open_clip", "timm", "PIL")
 COMMANDS = sorted(app.EXAMPLES)
 MOST_OPTIONS = 15  # besides --json and --quiet
-MORE_OPTIONS = {"teach": 19}  # what to teach (11), where (3), and what a run of days needs (5)
+# What to teach (11), where (3), what a run of days needs (5), rehearsals (2); plan takes the same, and its own 3.
+MORE_OPTIONS = {"teach": 21, "plan": 20}
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 
 # The exit code and the heavy modules that one command line leaves loaded, as the last line of stderr.

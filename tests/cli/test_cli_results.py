@@ -158,6 +158,32 @@ def test_teach_hands_every_option_on(teachonce_here: Command, stubs: stage_stubs
     )
 
 
+@pytest.mark.parametrize(("flag", "half"), [("--dry-run-io", "images"), ("--dummy-images", "models")])
+def test_teach_rehearses_half_of_it(flag: str, half: str, teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
+    line = f"teach m --root data --labels x.zarr --teacher T {flag} --set rehearsal_seconds=5"
+    assert teachonce_here(*line.split()).code == 0
+    request, asked, seconds = stubs.requests[-1]
+    assert (request.teacher, asked, seconds) == ("T", half, 5.0)
+    both = teachonce_here(*line.split(), "--dry-run-io", "--dummy-images")
+    assert both.code == 2 and "exclude each other" in both.err
+    assert teachonce_here(*line.replace("=5", "=0").split()).code == 2
+
+
+def test_plan_takes_what_teach_takes(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
+    line = "m --root data --split val --labels x.zarr --teacher T --student A --vocabulary V --template {} --top-k 5"
+    line += " --embeddings int8 --workers 2 --chunk-rows 64 --views 2 --shots 4 --set threads=1 --set batch_size=8"
+    assert teachonce_here("teach", *line.split()).code == 0
+    assert teachonce_here("plan", *line.split(), "--rate", "90", "--out", "p.json").code == 0
+    taught, planned = stubs.requests[-2:]
+    assert planned == stage_stubs.PlanRequest(teach=taught, rate=90.0, seconds=30.0, out=Path("p.json"))
+    stubs.result = stage_stubs.PlanResult(fits=False, exit_code=6)
+    ended = teachonce_here("plan", *line.split(), "--json")
+    assert ended.code == 6 and json.loads(ended.out)["fits"] is False
+    stubs.result = None
+    assert teachonce_here("plan", "--labels", "x.zarr", "--compare", "p.json").code == 0
+    assert stubs.requests[-1] == (Path("p.json"), Path("x.zarr"))
+
+
 def test_evaluate_hands_every_option_on(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
     line = "evaluate run --student S --manifest m --root data --split test --vocabulary V --template {}"
     line += " --per-class c.csv --set batch_size=4 --set threads=2"
