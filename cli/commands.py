@@ -6,7 +6,7 @@ Nothing runs while the command line is parsed: a stage, and with it torch and za
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from teachonce.cli import options, places, settings
 from teachonce.cli.console import Output
@@ -17,7 +17,7 @@ from teachonce.errors import UsageError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-    from teachonce.views import ViewPolicy
+    from teachonce.stages.teach import TeachRequest
 
 DEMO_FOLDER = Path("teachonce-demo")
 TEMPLATE = "a photo of a {}."
@@ -61,29 +61,33 @@ def teach(
     def run_stage(output: Output) -> DataclassInstance:
         from teachonce.stages import teach as stage
 
-        request = stage.TeachRequest(
-            manifest=source, root=root, split=split, labels=labels, teacher=teacher, students=tuple(student or ()),
-            vocabulary=vocabulary, templates=tuple(template or (TEMPLATE,)), top_k=top_k, embeddings=embeddings,
-            views=policy(views, how), shots=shots, seed=how.seed, scheduler=scheduler, cluster=cluster,
-            compiled=how.compile, class_tile=how.class_tile, retry_failed=retry_failed,
-            workers=workers, threads=how.threads, batch_size=how.batch_size, chunk_rows=chunk_rows,
-            precision=how.precision, max_failed_share=how.max_failed_share, force_unlock=force_unlock,
+        request = teach_request(
+            how, views, template, student, manifest=source, root=root, split=split, labels=labels, teacher=teacher,
+            vocabulary=vocabulary, top_k=top_k, embeddings=embeddings, shots=shots, scheduler=scheduler,
+            cluster=cluster, retry_failed=retry_failed, workers=workers, chunk_rows=chunk_rows, force_unlock=force_unlock,
         )  # fmt: skip
         if not (dry_run_io or dummy_images):
             return stage.teach(request, output)
         from teachonce.stages import rehearse
 
-        half: rehearse.Half = "images" if dry_run_io else "models"
-        return rehearse.rehearse_half(request, half, how.rehearsal_seconds, output)
+        return rehearse.rehearse_half(request, "images" if dry_run_io else "models", how.rehearsal_seconds, output)
 
     return job("teach", json, quiet, run_stage)
 
 
-def policy(views: int, how: settings.TeachSettings) -> ViewPolicy:
-    """How views are drawn."""
+def teach_request(
+    how: settings.TeachSettings, views: int, template: list[str] | None, student: list[str] | None, **given: Any
+) -> TeachRequest:
+    """What `teach` and `plan` are asked: their options, with the settings of `--set` put in."""
+    from teachonce.stages.teach import TeachRequest
     from teachonce.views import ViewPolicy
 
-    return ViewPolicy(views=views, seed=how.seed, scale=(how.view_scale, 1.0), randaugment=how.randaugment)
+    return TeachRequest(
+        **given, students=tuple(student or ()), templates=tuple(template or (TEMPLATE,)), seed=how.seed,
+        views=ViewPolicy(views=views, seed=how.seed, scale=(how.view_scale, 1.0), randaugment=how.randaugment),
+        compiled=how.compile, class_tile=how.class_tile, threads=how.threads, batch_size=how.batch_size,
+        precision=how.precision, max_failed_share=how.max_failed_share,
+    )  # fmt: skip
 
 
 def train(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from teachonce.cli import options, places, settings
-from teachonce.cli.commands import TEMPLATE, policy
+from teachonce.cli.commands import teach_request
 from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job, job
 
@@ -66,27 +67,27 @@ def plan(
     Some images are taught for half a minute on this machine. Exit 6 when disk or memory would not suffice.
     """
     if compare is not None:
-
-        def run_compare(output: Output) -> DataclassInstance:
-            from teachonce.stages import plan as stage
-
-            return stage.compare(compare, labels, output)
-
-        return job("plan", json, quiet, run_compare)
+        return _compare(compare, labels, json, quiet)
     source = options.one_manifest(manifest, manifest_option, "plan")
     how = settings.settings(settings.TeachSettings, set_ or ())
 
     def run_stage(output: Output) -> DataclassInstance:
         from teachonce.stages import plan as stage
 
-        request = stage.TeachRequest(
-            manifest=source, root=root, split=split, labels=labels, teacher=teacher, students=tuple(student or ()),
-            vocabulary=vocabulary, templates=tuple(template or (TEMPLATE,)), top_k=top_k, embeddings=embeddings,
-            views=policy(views, how), shots=shots, seed=how.seed, scheduler=scheduler, cluster=cluster,
-            compiled=how.compile, class_tile=how.class_tile, workers=workers, threads=how.threads,
-            batch_size=how.batch_size, chunk_rows=chunk_rows, precision=how.precision,
-            max_failed_share=how.max_failed_share,
+        request = teach_request(
+            how, views, template, student, manifest=source, root=root, split=split, labels=labels, teacher=teacher,
+            vocabulary=vocabulary, top_k=top_k, embeddings=embeddings, shots=shots, scheduler=scheduler,
+            cluster=cluster, workers=workers, chunk_rows=chunk_rows,
         )  # fmt: skip
         return stage.plan(stage.PlanRequest(teach=request, rate=rate, seconds=how.rehearsal_seconds, out=out), output)
+
+    return job("plan", json, quiet, run_stage)
+
+
+def _compare(plan_file: Path, labels: Path, json: bool, quiet: bool) -> Job:
+    def run_stage(output: Output) -> DataclassInstance:
+        from teachonce.stages import plan as stage
+
+        return stage.compare(plan_file, labels, output)
 
     return job("plan", json, quiet, run_stage)

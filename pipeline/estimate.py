@@ -55,7 +55,9 @@ def all_workers(rates: tuple[float, float], workers: int) -> tuple[float, float]
 
 def store_bytes(probe: Rehearsal, rows: int) -> list[Estimate]:
     """Bytes of each part of the store, as `store_size.bytes_per_row` names them."""
-    found = [_bytes(part, rows * each * (1 - BYTES_SPREAD), rows * each * (1 + BYTES_SPREAD))
+    spread = {"index": 4 * BYTES_SPREAD}  # names and places of a few archives, beside those of all
+    found = [_bytes(part, rows * each * (1 - spread.get(part, BYTES_SPREAD)),
+                    rows * each * (1 + spread.get(part, BYTES_SPREAD)))
              for part, each in probe.bytes_per_row.items() if each]  # fmt: skip
     return [*found, _bytes("fixed", 0.9 * probe.fixed_bytes, 1.5 * probe.fixed_bytes + rows / 16)]
 

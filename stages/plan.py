@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from teachonce.clip_models import LoadedClip
     from teachonce.rehearsal import Rehearsal
 
-__all__ = ["CompareResult", "PlanRequest", "PlanResult", "TeachRequest", "compare", "plan"]
-
 KIND = "teachonce-plan"
 SCHEMA = 1
 PROBE_SECONDS = 30.0
@@ -338,9 +336,10 @@ def _outcome(store: LabelStore, there: int) -> dict[str, float]:
 
 
 def _seconds(store: LabelStore) -> float:
-    """From the first chunk's start to the last one's end, over all runs; a run's first chunk counts as a mean one."""
-    times: dict[int, list[float]] = defaultdict(list)
+    """From the start of the first chunk to the last commit, over all runs: a record says how long its chunk took."""
+    runs: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for record in store.records(LABELS):
         if record is not None:
-            times[record.token].append(record.time_us / 1e6)
-    return sum((max(t) - min(t)) * len(t) / (len(t) - 1) for t in times.values() if len(t) > 1)
+            took = sum(record.phases.get(phase, 0.0) for phase in IN_TURN)
+            runs[record.token].append((record.time_us / 1e6, took))
+    return sum(max(commits)[0] - min(commits)[0] + min(commits)[1] for commits in runs.values())

@@ -355,7 +355,6 @@ class Stubs:
             made.rehearse_half = lambda *asked: self._asked(*asked)  # type: ignore[attr-defined]
             return made
         if name == "plan":
-            made.TeachRequest = TeachRequest  # type: ignore[attr-defined]
             made.compare = lambda *asked: self._asked(*asked)  # type: ignore[attr-defined]
         request = f"{name.capitalize()}Request"
         result_type = globals()[f"{name.capitalize()}Result"]
