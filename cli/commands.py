@@ -63,8 +63,8 @@ def teach(
 
         request = teach_request(
             how, views, template, student, manifest=source, root=root, split=split, labels=labels, teacher=teacher,
-            vocabulary=vocabulary, top_k=top_k, embeddings=embeddings, shots=shots, scheduler=scheduler,
-            cluster=cluster, retry_failed=retry_failed, workers=workers, chunk_rows=chunk_rows, force_unlock=force_unlock,
+            vocabulary=vocabulary, top_k=top_k, embeddings=embeddings, shots=shots, chunk_rows=chunk_rows,
+            scheduler=scheduler, cluster=cluster, workers=workers, retry_failed=retry_failed, force_unlock=force_unlock,
         )  # fmt: skip
         if not (dry_run_io or dummy_images):
             return stage.teach(request, output)

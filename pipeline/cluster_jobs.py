@@ -75,21 +75,6 @@ def slurm_cluster(description: SlurmDescription, refused: list[Exception] | None
         refused: is told why SLURM took a job not, which dask-jobqueue only logs.
     """
     jobqueue = _package("dask_jobqueue", "slurm")
-    refusals = [] if refused is None else refused
-    from distributed import Status
-
-    class Job(jobqueue.slurm.SLURMJob):  # type: ignore[misc]
-        async def start(self) -> None:
-            try:
-                await super().start()
-            except (OSError, RuntimeError, ValueError) as problem:  # Dask would log it, and stumble over it at the end
-                refusals.append(problem)
-                self.status = Status.running
-
-        async def close(self) -> None:
-            await super().close()
-            self.status = Status.closed  # which dask-jobqueue forgets, and Dask asserts
-
     lifetime, stagger = description.lifetime_seconds()
     exports = [f"export {name}={value}" for name, value in (WORKER_ENVIRONMENT | description.environment).items()]
     gres = [f"{OPTION}gres={description.gres}"] if description.gres else []
@@ -102,7 +87,7 @@ def slurm_cluster(description: SlurmDescription, refused: list[Exception] | None
         "lifetime-stagger": f"{stagger}s",
     }
     return jobqueue.SLURMCluster(
-        job_cls=Job,
+        job_cls=_job_class(jobqueue, [] if refused is None else refused),
         cores=description.cores,
         processes=1,
         memory=description.memory,
@@ -119,6 +104,25 @@ def slurm_cluster(description: SlurmDescription, refused: list[Exception] | None
         job_script_prologue=[*exports, *description.job_script_prologue],
         worker_extra_args=[word for name, value in own.items() for word in (OPTION + name, value)],
     )
+
+
+def _job_class(jobqueue: Any, refused: list[Exception]) -> Any:
+    """dask-jobqueue's SLURM job, which says why it was refused and knows that it has ended."""
+    from distributed import Status
+
+    class Job(jobqueue.slurm.SLURMJob):  # type: ignore[misc]
+        async def start(self) -> None:
+            try:
+                await super().start()
+            except (OSError, RuntimeError, ValueError) as problem:  # Dask would log it, and stumble over it at the end
+                refused.append(problem)
+                self.status = Status.running
+
+        async def close(self) -> None:
+            await super().close()
+            self.status = Status.closed  # which dask-jobqueue forgets, and Dask asserts
+
+    return Job
 
 
 def cuda_cluster(description: CudaDescription) -> Any:

@@ -52,7 +52,7 @@ class _Remote(WrapperStore[FsspecStore]):
         except failures() as problem:
             raise explained(problem, self._name(key)) from problem
 
-    async def list_dir(self, prefix: str) -> AsyncIterator[str]:  # type: ignore[override]
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         try:
             async for name in super().list_dir(prefix):
                 yield name
