@@ -23,16 +23,17 @@ SHIM = Path(__file__).parent / "shim"
 PATIENT = 240.0  # seconds until a wait is given up: far more than anything takes
 
 
-def eventually(true: Callable[[], bool], what: str, seconds: float = PATIENT, look: float = 0.01) -> None:
-    """Wait until something is true.
+def eventually(true: Callable[[], bool], what: str, run: psutil.Popen | None = None) -> None:
+    """Wait until something is true, as long as `run` goes on.
 
     Raises:
         AssertionError: it does not become true.
     """
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENT
     while not true():
+        assert run is None or run.poll() is None, f"teach ended with {run.returncode} before {what}"
         assert time.monotonic() < deadline, f"in vain: {what}"
-        time.sleep(look)
+        time.sleep(0.01)
 
 
 def commits(store: Path) -> int:
@@ -159,6 +160,7 @@ class Cluster:
     def _hand(self, name: str) -> psutil.Popen:
         return self.processes.start(
             "distributed.cli.dask_worker", self.address, "--nthreads", "2", "--name", name, "--no-dashboard",
+            "--preload", "teachonce.chunk_task",  # imports hold up heartbeats for seconds: done before it joins
             "--memory-limit", "0", "--nanny" if self.nannies else "--no-nanny", "--death-timeout", "120", out=name,
             **self.settings,
         )  # fmt: skip
