@@ -162,6 +162,8 @@ def _chunk_rows(models: Mapping[str, LoadedClip], wanted: WantedStore, batch_siz
     """Rows that the models do in `budget` seconds, at most two batches: a probe on a slow device must end too."""
     grey = Image.new("RGB", (64, 64), (128, 128, 128))
     shapes = {name: model.prepare(grey).shape for name, model in models.items()}
+    for name, model in models.items():  # the first time is longer
+        model.encode_images(torch.zeros(4, *shapes[name]), wanted.precision)
     began = time.perf_counter()
     tried = 0
     while tried == 0 or time.perf_counter() - began < budget / 4:
