@@ -279,6 +279,15 @@ def test_sides_beyond_65535_pixels_lose_less_than_one_unit(
         assert all(abs(a - b) <= units[i % 2] for i, (a, b) in enumerate(zip(ours, theirs, strict=True)))
 
 
+def test_a_box_smaller_than_a_pixel_is_one_pixel() -> None:
+    """Wherever it lies, also at the far edges: a view is never empty."""
+    for size in (1, 2, 3, 10, 1000):
+        for unit in (0, 1, 9, UNIT // 2, UNIT - 2, UNIT - 1):
+            left, top, right, bottom = View((unit, unit, unit + 1, unit + 1), False).pixels(size, size)
+            assert (left, right) == (top, bottom) and right == left + 1
+            assert left == min(size - 1, math.floor(unit * size / UNIT + 0.5))
+
+
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.data())
 def test_every_box_of_pixels_survives_the_store(data: st.DataObject) -> None:
@@ -308,6 +317,7 @@ def test_stored_parameters_give_the_view_back(policy: ViewPolicy, size: tuple[in
         assert stored.dtype == np.uint16 and stored.shape == (5,)
         assert stored.tolist() == [*drawn.box, drawn.flip], "nothing wraps"
         assert view_from_params(stored, again, "n01_7", view) == drawn
+        assert view_from_params(stored, again, "n01/n01_7.jpg", view) == drawn, "from the key of any layout"
 
 
 @pytest.mark.parametrize(
