@@ -20,6 +20,7 @@ from teachonce.errors import DataError, EnvironmentFault, TeachOnceError, UsageE
 T = TypeVar("T")
 PACKAGES = {"s3": ("s3fs", "upath")}  # what a scheme needs; the extra has its name
 WAITS = (1.0, 3.0, 10.0)  # seconds before further tries of a read; s3fs itself tries five times within two seconds
+BEHIND_THE_END = "not satisfiable"  # S3's words for an offset behind the end of a file
 SCAN_BYTES = 8 << 20  # fetched ahead while headers are read
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
 
@@ -78,6 +79,7 @@ def exists(path: Path) -> bool:
     if not is_remote(path):
         return path.exists()
     with clear_errors(path):
+        _files(path).invalidate_cache()  # of listings: what was true a minute ago
         return bool(_files(path).exists(_key(path)))
 
 
@@ -106,6 +108,7 @@ def is_folder(path: Path) -> bool:
     if not is_remote(path):
         return path.is_dir()
     with clear_errors(path):
+        _files(path).invalidate_cache()
         try:
             return bool(_files(path).ls(_key(path), detail=False))
         except FileNotFoundError:
@@ -122,12 +125,10 @@ def read_range(path: Path, offset: int, size: int) -> bytes:
     """
     try:
         return _again(lambda: bytes(_files(path).cat_file(_key(path), start=offset, end=offset + size)))
-    except (FileNotFoundError, PermissionError) as problem:
-        raise explained(problem, str(path)) from problem
     except failures() as problem:
-        if "Credentials" in type(problem).__name__:
+        if _refused(problem):
             raise explained(problem, str(path)) from problem
-        if "not satisfiable" in str(problem):  # S3's word for an offset behind the end
+        if BEHIND_THE_END in str(problem):
             return b""
         raise OSError(f"{path}: {type(problem).__name__}: {problem}, {len(WAITS) + 1} times") from problem
 
@@ -158,7 +159,10 @@ def tree_size(folder: Path) -> int:
 
 @contextmanager
 def clear_errors(path: Path) -> Iterator[None]:
-    """What goes wrong inside is said in our words; a file that is not there stays a FileNotFoundError."""
+    """What a bucket or network refuses inside is said in our words; a file that is not there stays what it is."""
+    if not is_remote(path):
+        yield
+        return
     try:
         yield
     except FileNotFoundError:
@@ -180,7 +184,7 @@ def explained(problem: Exception, where: str) -> TeachOnceError:
     """One of our errors for what a file system raised."""
     if isinstance(problem, FileNotFoundError):
         return DataError(f"{where} does not exist", hint="look at the bucket and the path")
-    if isinstance(problem, PermissionError) or "Credentials" in type(problem).__name__:
+    if _refused(problem):
         return EnvironmentFault(
             f"{where} may not be read: {problem}",
             hint="credentials come from AWS_PROFILE, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws; workers "
@@ -197,13 +201,16 @@ def _again(read: Callable[[], T]) -> T:
     for wait in WAITS:
         try:
             return read()
-        except (FileNotFoundError, PermissionError):
-            raise
         except failures() as problem:
-            if "Credentials" in type(problem).__name__:
+            if _refused(problem) or BEHIND_THE_END in str(problem):
                 raise
             time.sleep(wait)
     return read()
+
+
+def _refused(problem: Exception) -> bool:
+    """Whether trying again would change nothing."""
+    return isinstance(problem, FileNotFoundError | PermissionError) or "Credentials" in type(problem).__name__
 
 
 def _files(path: Path) -> Any:

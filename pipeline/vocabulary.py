@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 
 from teachonce.errors import DataError, EnvironmentFault, UsageError, did_you_mean
+from teachonce.remote import clear_errors
 
 RULES = ("distinct", "first-lemma")
 
@@ -88,14 +89,17 @@ def load_vocabulary(spec: str, root: Path | None = None) -> Vocabulary:
     Raises:
         UsageError: no such list or rule.
         DataError: the file is missing or malformed.
+        EnvironmentFault: it is remote, and the network or a permission is missing.
     """
     if spec.startswith("timm:"):
         return _load_timm(spec)
     path = Path(spec)
-    if root is not None and not path.is_file() and (root / spec).is_file():
-        path = root / spec
     try:
-        return parse_tsv(path.read_text(encoding="utf-8-sig"), str(path))
+        if root is not None and not path.is_file():
+            with clear_errors(root):
+                path = root / spec if (root / spec).is_file() else path
+        with clear_errors(path):
+            return parse_tsv(path.read_text(encoding="utf-8-sig"), str(path))
     except (OSError, UnicodeDecodeError) as problem:
         raise DataError(
             f"cannot read the class list {path}: {problem}",
