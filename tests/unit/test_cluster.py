@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 import types
@@ -123,6 +124,13 @@ def test_gpus_of_one_machine_by_dask_cuda(monkeypatch: pytest.MonkeyPatch) -> No
     assert cuda_cluster(wanted) == "cluster"
     assert asked["CUDA_VISIBLE_DEVICES"] == [0, 2] and asked["threads_per_worker"] == 2
     assert asked["environment"]["A"] == "1" and asked["environment"]["MALLOC_ARENA_MAX"] == "1"
+
+
+def test_descriptions_of_the_page(project: Path, tmp_path: Path) -> None:
+    """Every TOML block of docs/cluster.md is a description, one at least of each kind."""
+    page = (project / "docs/cluster.md").read_text(encoding="utf-8")
+    found = [description(tmp_path, block) for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL)]
+    assert {one.kind for one in found} == {"cuda", "local", "slurm"}
 
 
 def test_threads_of_a_worker(tmp_path: Path) -> None:
