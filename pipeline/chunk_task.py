@@ -135,7 +135,7 @@ def _stage(
 def _require_same_images(store: LabelStore, chunk: int, index: SampleIndex, images: _Images) -> None:
     """What is added to a labelled chunk must come from the images that were labelled."""
     views = store.layout.views
-    labelled = store.read_chunk(LABELS, chunk, ("image_crc", "status"))
+    labelled = store.read_chunk(LABELS, chunk, ("image_crc", "status", *(("view_params",) if views > 1 else ())))
     stored = labelled["image_crc"]
     other = np.flatnonzero(stored != images.crc)
     if len(other):
@@ -152,6 +152,13 @@ def _require_same_images(store: LabelStore, chunk: int, index: SampleIndex, imag
             f"'{index.key(int(unlike[0]) // views)}' has status {images.status[unlike[0]]} now and had "
             f"{labelled['status'][unlike[0]]} when {store.path} was labelled: images are decoded in another way here",
             hint="use the versions of pillow and torchvision that `teachonce inspect` shows under fingerprint.about",
+        )
+    if views > 1 and (labelled["view_params"] != images.params).any():
+        row = int(np.flatnonzero((labelled["view_params"] != images.params).any(axis=1))[0])
+        raise DataError(
+            f"view {row % views} of '{index.key(row // views)}' is drawn as {images.params[row].tolist()} here, and was "
+            f"{labelled['view_params'][row].tolist()} when {store.path} was labelled",
+            hint="use the version of teachonce that labelled the store, or label anew in another --labels store",
         )
 
 

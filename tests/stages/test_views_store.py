@@ -21,9 +21,10 @@ import worlds
 from PIL import Image, ImageOps
 from worlds import IDS, NAMES, PHOTOS, TEMPLATE, World, all_arrays, copy_store, keys_of
 
+from teachonce import image_batches
 from teachonce.clip_models import load_clip
 from teachonce.config import load_train_config
-from teachonce.errors import FingerprintError
+from teachonce.errors import DataError, FingerprintError
 from teachonce.label_codec import max_error
 from teachonce.label_store import LabelStore
 from teachonce.progress import Silent
@@ -171,6 +172,22 @@ def test_a_student_added_later_sees_the_same_views(
     done = teach_views(world, path, None, students=(student,))
     assert (done.rows_ok, done.chunks_skipped) == (ROWS, 0)
     assert done.store_id == LabelStore.open(viewed).store_id()
+
+
+def test_a_student_never_sees_other_crops_than_the_teacher(
+    world: World, teacher: str, student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Should the rule of drawing ever change, a store of the old one is not completed with the new one."""
+    path = tmp_path / "a.zarr"
+    teach_views(world, path, teacher)
+    real = image_batches.draw_view
+
+    def other(policy: ViewPolicy, name: str, view: int, width: int, height: int) -> Any:
+        return real(policy, name, view and 3 - view, width, height)
+
+    monkeypatch.setattr(image_batches, "draw_view", other)
+    with pytest.raises(DataError, match=r"view 1 of '.*' is drawn as \[.*\] here, and was \["):
+        teach_views(world, path, None, students=(student,))
 
 
 def test_verify_and_recheck_accept_the_store(viewed: Path, world: World, teacher: str) -> None:
