@@ -156,7 +156,7 @@ def _require_same_images(store: LabelStore, chunk: int, index: SampleIndex, imag
     if views > 1 and (labelled["view_params"] != images.params).any():
         row = int(np.flatnonzero((labelled["view_params"] != images.params).any(axis=1))[0])
         raise DataError(
-            f"view {row % views} of '{index.key(row // views)}' is drawn as {images.params[row].tolist()} here, and was "
+            f"view {row % views} of '{index.key(row // views)}' is drawn as {images.params[row].tolist()} here, was "
             f"{labelled['view_params'][row].tolist()} when {store.path} was labelled",
             hint="use the version of teachonce that labelled the store, or label anew in another --labels store",
         )

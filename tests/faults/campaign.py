@@ -312,6 +312,7 @@ def cut_off(ground: Ground, seed: int, *, after_the_run: bool) -> Case:
             case.detail = {"chunks left when it came back": CHUNKS - len(before)}
             ended(case, run, processes, "teach-0")
         case.detail["late writes that went through"] = len(processes.events("late"))
+        case.said += [f"the late write failed: {name}" for name in processes.events("late-failed")]
         after = ledger_of(store)
         judge(case, ground, processes, store)
         case.identical &= all(after[name] == data for name, data in before.items())

@@ -186,7 +186,7 @@ def test_a_student_never_sees_other_crops_than_the_teacher(
         return real(policy, name, view and 3 - view, width, height)
 
     monkeypatch.setattr(image_batches, "draw_view", other)
-    with pytest.raises(DataError, match=r"view 1 of '.*' is drawn as \[.*\] here, and was \["):
+    with pytest.raises(DataError, match=r"view 1 of '.*' is drawn as \[.*\] here, was \["):
         teach_views(world, path, None, students=(student,))
 
 
