@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teachonce.errors import IncompleteError, IntegrityError, UsageError
+from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
 from teachonce.fingerprints import (
     ORDER_SEED,
     TEMPERATURES,
@@ -144,7 +144,11 @@ def _create(
     rows = len(index) * wanted.views.views
     layout = new_layout(rows, len(wanted.vocabulary), wanted.top_k, TEMPERATURES, wanted.chunk_rows, wanted.views.views)
     with ImageReader(index, wanted.root) as reader:  # a wrong root should fail here and not in a worker
-        reader.read(0)
+        try:
+            reader.read(0)
+        except OSError as problem:
+            raise DataError(f"the first image cannot be read: {problem}",
+                            hint="look at the disk or network that holds the data") from problem  # fmt: skip
     embeddings = None
     if teacher is not None:
         from teachonce.zeroshot import ensemble_features

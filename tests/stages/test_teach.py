@@ -365,3 +365,18 @@ def test_exact_ties_at_the_boundary_are_by_class(world: World, teacher: str, tmp
     store = tmp_path / "a.zarr"
     teach_inline(world, store, teacher, vocabulary="twins.tsv", top_k=1, chunk_rows=70)
     assert (LabelStore.open(store).decode_labels(all_arrays(store)).class_ids == 0).all()
+
+
+def test_data_that_cannot_be_read_at_all_makes_no_store(
+    world: World, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails from the start on: exit 3 that names the archive, before anything is written."""
+
+    def failing(*_: Any) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("os.pread", failing)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(DataError, match=r"the first image cannot be read: .*Input/output error.*part-0\.tar"):
+        teach_inline(world, tmp_path / "a.zarr", teacher, top_k=5)
+    assert not (tmp_path / "a.zarr").exists()
