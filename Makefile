@@ -26,10 +26,10 @@ demo: install
 test: test-units test-stages
 
 test-units: install-dev
-	$(BIN)/python -m pytest --ignore tests/stages --ignore tests/faults
+	$(BIN)/python -m pytest --ignore tests/stages
 
 test-stages: install-dev
-	$(BIN)/python -m pytest tests/stages tests/faults
+	$(BIN)/python -m pytest tests/stages
 
 test-slow: install-dev
 	$(BIN)/python -m pytest -m slow

@@ -62,6 +62,8 @@ class Rehearsal:
     """Of the store, however many rows it has."""
     names_seconds: float
     """That naming all classes takes, once."""
+    named: bool
+    """All classes had their own embedding; else the matrix was filled up."""
     device: str
     worker_bytes: int
     """Memory of this process at the end."""
@@ -91,7 +93,7 @@ def rehearse(
     tune_process(threads)
     lend(models.values())
     teacher = models.get(LABELS)
-    matrix, names_seconds = (None, 0.0) if teacher is None else _class_matrix(teacher, wanted, budget / 3)
+    matrix, names = (None, (0.0, True)) if teacher is None else _class_matrix(teacher, wanted, budget / 3)
     rows = _chunk_rows(models, wanted, job.batch_size, budget / 8)
     with tempfile.TemporaryDirectory(prefix="teachonce-") as folder:
         path = Path(folder) / "rehearsal.zarr"
@@ -103,12 +105,12 @@ def rehearse(
         add_groups(store, wanted, models)
         with hold(path, Silent()) as token:
             ours = replace(job, store=str(path), root=absolute(wanted.root), token=token, threads=threads)
-            return _timed(store, ours, tuple(models), models, began + budget, names_seconds, reporter)
+            return _timed(store, ours, tuple(models), models, began + budget, names, reporter)
 
 
 def _timed(
     store: LabelStore, job: TeachJob, groups: tuple[str, ...], models: Mapping[str, LoadedClip], until: float,
-    names_seconds: float, reporter: Reporter,
+    names: tuple[float, bool], reporter: Reporter,
 ) -> Rehearsal:  # fmt: skip
     groups = groups if LABELS in groups else (LABELS, *groups)
     phases, rows, failed, images, image_bytes, seconds = dict.fromkeys(PHASES, 0.0), 0, 0, 0, 0, 0.0
@@ -134,12 +136,14 @@ def _timed(
     return Rehearsal(
         rows=rows, failed=failed, seconds=seconds, phases=phases, threads=job.threads or 1,
         image_bytes=image_bytes / max(1, images), bytes_per_row=growing, fixed_bytes=round(per_row["fixed"] * done),
-        names_seconds=names_seconds, device=str(device), worker_bytes=psutil.Process().memory_info().rss,
+        names_seconds=names[0], named=names[1], device=str(device), worker_bytes=psutil.Process().memory_info().rss,
         device_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
     )  # fmt: skip
 
 
-def _class_matrix(teacher: LoadedClip, wanted: WantedStore, budget: float) -> tuple[npt.NDArray[np.float32], float]:
+def _class_matrix(
+    teacher: LoadedClip, wanted: WantedStore, budget: float
+) -> tuple[npt.NDArray[np.float32], tuple[float, bool]]:
     """The class embeddings, or rows like them where naming all classes takes longer than `budget` seconds."""
     names = wanted.vocabulary.names
     tried = names[:NAMES_TRIED]
@@ -150,12 +154,12 @@ def _class_matrix(teacher: LoadedClip, wanted: WantedStore, budget: float) -> tu
     if each * len(names) <= budget:
         began = time.perf_counter()
         known = ensemble_features(teacher, names, wanted.templates).cpu().numpy()
-        return known, time.perf_counter() - began
+        return known, (time.perf_counter() - began, True)
     random = np.random.default_rng(0)
     rows = known[random.integers(0, len(known), len(names))]
     rows = rows + random.normal(0, 0.02, rows.shape).astype(np.float32)
     filled: npt.NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return filled, each * len(names)
+    return filled, (each * len(names), False)
 
 
 def _chunk_rows(models: Mapping[str, LoadedClip], wanted: WantedStore, batch_size: int, budget: float) -> int:

@@ -13,9 +13,9 @@ from teachonce.estimate import FASTER, SLOWER, all_workers, embedding_width_of, 
 from teachonce.rehearsal import Rehearsal
 
 PROBE = Rehearsal(
-    rows=100, failed=0, seconds=10.0, threads=2, image_bytes=1e5, fixed_bytes=1000, names_seconds=1.0, device="cpu",
+    rows=100, failed=0, seconds=10.0, threads=2, image_bytes=1e5, fixed_bytes=1000, names_seconds=1.0, named=True,
     bytes_per_row={"labels": 200.0, "embeddings": 0.0, "features": 50.0, "index": 8.0},
-    worker_bytes=10**9, device_bytes=0,
+    worker_bytes=10**9, device_bytes=0, device="cpu",
     phases={"read": 0.2, "decode": 7.8, "wait": 3.0, "forward": 4.0, "top_k": 1.0, "write": 0.5},
 )  # fmt: skip
 
@@ -47,6 +47,8 @@ def test_bytes_grow_with_rows_and_parts_without_rows_are_left_out() -> None:
     assert [e.what for e in small] == ["bytes of labels", "bytes of features", "bytes of index", "bytes of fixed"]
     assert small[0].low < 200_000 < small[0].high and large[0].low == pytest.approx(10 * small[0].low, abs=10)
     assert large[-1].low == small[-1].low
+    made_up = store_bytes(dataclasses.replace(PROBE, named=False), 1000)
+    assert made_up[0].high > 1.2 * small[0].high and made_up[1] == small[1]
 
 
 def test_bytes_without_a_rehearsal_hold_those_of_real_stores() -> None:
