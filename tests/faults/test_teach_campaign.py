@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import campaign
+import numpy as np
 import pytest
 import worlds
 from campaign import Case, Ground
 from worlds import World
 
+from teachonce.delivery import deliver
 from teachonce.errors import DataError, IncompleteError
 from teachonce.label_store import LabelStore
 from teachonce.progress import Silent
@@ -85,10 +87,44 @@ def test_one_of_two_teach_commands_wins(ground: Ground) -> None:
 # A worker that comes back
 
 
+@pytest.mark.slow  # waits for Dask to give a worker up, which a busy machine draws out; the next test is in CI
 def test_a_stopped_worker_that_goes_on_late_never_wins(ground: Ground) -> None:
     """Its chunk was given to another worker; it writes other bits while the run goes on, and they go nowhere."""
     case = told(campaign.cut_off(ground, 11, after_the_run=False))
     assert case.exits == [0] and case.detail["late writes that went through"] == 1
+
+
+def test_a_late_report_never_wins(ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each chunk is computed twice, the second time with other bits, and delivered after the first: nothing changes."""
+    import teachonce.chunk_task as chunk_task
+
+    real, late = chunk_task.run_chunk, []
+
+    def twice(job: Any, chunk: int, groups: tuple[str, ...]) -> Any:
+        report = real(job, chunk, groups)
+        with pytest.MonkeyPatch.context() as patch:
+            write = LabelStore.write_chunk
+
+            def other(store: Any, group: str, number: int, data: Any, staging: Any = None) -> Any:
+                changed = data | {"top_log_prob": data["top_log_prob"] - 1} if group == "labels" else data
+                return write(store, group, number, changed, staging)
+
+            patch.setattr(LabelStore, "write_chunk", other)
+            late.append((real(job, chunk, groups), job.token))
+        return report
+
+    monkeypatch.setattr(chunk_task, "run_chunk", twice)
+    store = tmp_path / "a.zarr"
+    worlds.teach_inline(ground.world, store, ground.teacher, students=(ground.student,), top_k=5)
+    before = worlds.all_arrays(store)
+    with hold(store, Silent()) as token:
+        opened = LabelStore.open(store, writable=True)
+        assert len(late) == worlds.CHUNKS
+        for report, _ in late:
+            assert deliver(opened, report, token) == (), "another attempt had delivered the chunk"
+            assert not Path(report.staging).exists()
+    after = worlds.all_arrays(store)
+    assert all(np.array_equal(after[name], data, equal_nan=data.dtype.kind == "f") for name, data in before.items())
 
 
 @pytest.mark.slow
