@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import keyword
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import teachonce
-from teachonce.cli import commands, data_commands, store_commands
+from teachonce.cli import commands, data_commands, prompt_commands, store_commands
 from teachonce.cli.console import Failure, Output
 from teachonce.cli.jobs import Job
 from teachonce.errors import EnvironmentFault, TeachOnceError, UsageError
@@ -39,6 +40,7 @@ EXAMPLES = {  # each fits one line of an 80-column terminal, so that it can be c
     "merge": "teachonce merge first.zarr second.zarr --labels both.zarr",
     "subset": "teachonce subset labels.zarr --out few.json --shots 16",
     "train": "teachonce train labels.zarr --student ViT-B-16/openai --out runs/first",
+    "import": "teachonce import model.pth.tar-50 --student ViT-B-16/openai --out runs/coop",
     "cache": "teachonce cache list labels.zarr",
     "evaluate": "teachonce evaluate runs/first --student ViT-B-16/openai --manifest set.toml",
     "demo": "teachonce demo --out teachonce-demo",
@@ -67,9 +69,10 @@ def _register() -> None:
 
 
 def command_named(name: str) -> Callable[..., Job]:
-    """The function of a command."""
-    module = next(module for module in (commands, store_commands, data_commands) if hasattr(module, name))
-    found: Callable[..., Job] = getattr(module, name)
+    """The function of a command; that of `import`, a word of Python, ends in an underscore."""
+    function = f"{name}_" if keyword.iskeyword(name) else name
+    modules = (commands, store_commands, data_commands, prompt_commands)
+    found: Callable[..., Job] = next(getattr(module, function) for module in modules if hasattr(module, function))
     return found
 
 

@@ -105,15 +105,16 @@ def train(
     split: options.TrainSplit = None,
     vocabulary: options.TrainVocabulary = None,
     root: places.TrainRoot = None,
+    init: options.Init = None,
     resume: options.Resume = False,
     print_config: options.PrintConfig = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:
-    """Learn the prompts of a frozen student from a label store; no teacher, no images.
+    """Learn the prompts of a frozen student from a label store; no teacher, and no images for text prompts.
 
     LABELS.zarr, --student and --out are required, except with --print-config. --manifest, --split, --vocabulary and
-    --root say what the store must belong to; they change nothing else.
+    --root say what the store must belong to; --root is also where prompts in the image tower find their images.
     """
     ours, overrides = settings.split_overrides(settings.TrainSettings, set_ or ())
     how = settings.settings(settings.TrainSettings, ours)
@@ -131,7 +132,7 @@ def train(
 
         request = stage.TrainRequest(
             labels=store, student=model, out=run, config=resolved, resume=resume, threads=how.threads,
-            selection=select, manifest=manifest, split=split, vocabulary=vocabulary, root=root,
+            selection=select, manifest=manifest, split=split, vocabulary=vocabulary, root=root, init=init,
         )  # fmt: skip
         return stage.train(request, output)
 
@@ -156,6 +157,7 @@ def evaluate(
     split: options.Split = "val",
     vocabulary: options.Vocabulary = None,
     template: options.Template = TEMPLATE,
+    wise: options.Wise = 1.0,
     per_class: options.PerClass = None,
     set_: options.EvaluateSet = None,
     json: options.Json = False,
@@ -175,6 +177,7 @@ def evaluate(
             split=split,
             vocabulary=vocabulary,
             template=template,
+            wise=wise,
             per_class=per_class,
             batch_size=how.batch_size,
             threads=how.threads,

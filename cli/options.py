@@ -257,6 +257,10 @@ TrainSet = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Seed of initialisation and sampling.")]
 Steps = Annotated[int | None, typer.Option("--steps", metavar="N", min=1, help="Optimiser steps.")]
+Init = Annotated[
+    Path | None,
+    typer.Option("--init", metavar="RUN", help="Start from these prompts: a run, an export, or what import made."),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")]
 
@@ -279,6 +283,11 @@ RunArgument = Annotated[
     Path | None,
     typer.Argument(metavar="RUN", help="A run folder of train; without it the template is scored.", show_default=False),
 ]
+Wise = Annotated[
+    float,
+    typer.Option("--wise", metavar="A", min=0.0, max=1.0,
+                 help="Mix class features with the template's: 0 is the template, 1 the prompts (WiSE-FT)."),
+]  # fmt: skip
 PerClass = Annotated[
     Path | None, typer.Option("--per-class", metavar="FILE.csv", help="Also write each class's accuracy here.")
 ]

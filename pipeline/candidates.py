@@ -1,14 +1,13 @@
-"""Which classes enter the softmax of a step, with what weight, and the exact gradient over any number of them.
+"""Which classes enter the softmax of a step, with what weight inside it, and how many classes each stands for.
 
-It does not know losses or prompts: `two_pass_backward` is handed both.
+It does not know losses, prompts or names' features; those are computed by `two_pass`.
 
-Shapes: V classes of the vocabulary, K candidates, B rows, m best classes a row, C distinct names, E embedding.
+Shapes: V classes of the vocabulary, K candidates, B rows, m best classes a row.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,8 +17,8 @@ import torch
 from torch import Tensor
 
 from teachonce.errors import TeachOnceError
-from teachonce.text_tower import NameTokens, SlotPrompts, TextTower
 
+Correction = Literal["ln", "log10", "none"]
 _STREAM = 1  # keeps these draws apart from the sampler's, which share the key (seed, number)
 
 
@@ -28,7 +27,8 @@ class Candidates:
     """The classes of one step, shared by all its rows. On the CPU."""
 
     classes: Tensor  # [K] int64, rising
-    log_weight: Tensor  # [K] float32: ln of how many classes each stands for, added inside the softmax
+    log_weight: Tensor  # [K] or [B, K] float32: ln w, added inside the softmax; -inf: no candidate of that row
+    stands_for: Tensor  # [K] float32: ln(1 / rate of inclusion), for means over the vocabulary, whatever ln w is
     forced: int  # classes that are there for certain: labels and best classes, or all
     vocabulary: int  # V
 
@@ -41,7 +41,8 @@ class Candidates:
 
 def all_candidates(vocabulary: int) -> Candidates:
     """Every class, each standing for itself."""
-    return Candidates(torch.arange(vocabulary), torch.zeros(vocabulary), vocabulary, vocabulary)
+    nothing = torch.zeros(vocabulary)
+    return Candidates(torch.arange(vocabulary), nothing, nothing, vocabulary, vocabulary)
 
 
 def sampled_candidates(
@@ -51,86 +52,85 @@ def sampled_candidates(
     vocabulary: int,
     seed: int,
     step: int,
-    correction: Literal["ln", "none"] = "ln",
+    correction: Correction = "ln",
+    names: npt.ArrayLike | None = None,
 ) -> Candidates:
-    """The rows' labels and best classes D, and a uniform draw of n others without replacement.
+    """The rows' labels and best classes D, and a uniform draw of n others. A pure function of its arguments.
 
-    Inclusion is certain on D and n / (V - |D|) elsewhere, the same for all rows, so ln w is 0 on D and
-    ln((V - |D|) / n) on the fill (the importance weight of sampled softmax, Jean et al. 2015, arXiv 1412.2007). When
-    no more than n others exist, all are taken and all weigh 1. A pure function of its arguments.
+    ln, none: n classes are drawn from outside D without replacement. Inclusion is certain on D and n / (V - |D|)
+    elsewhere, the same for all rows, so with `ln` ln w is 0 on D and ln((V - |D|) / n) on the fill (the importance
+    weight of sampled softmax, Jean et al. 2015, arXiv 1412.2007). With `none` every ln w is 0. When no more than n
+    others exist, all are taken and all weigh 1.
+
+    log10: n classes are drawn from all V. Each row sees its own label and best classes (ln w = 0) and what was drawn,
+    + log10((V - o) / (n - r)) with o its own classes and r those of them that were drawn (POMP, arXiv 2304.04704).
 
     Args:
-        labels: any shape; -1 (unmapped) is ignored.
-        top_classes: any shape, the teacher's best classes of each row; -1 is ignored.
-        fill: n. The number of candidates is |D| + n, so it varies with D.
+        labels: [B]; -1 (unmapped) is ignored.
+        top_classes: [B, m], the teacher's best classes of each row; -1 is ignored.
+        fill: n. The number of candidates is about |D| + n, so it varies with D.
         vocabulary: V.
-        seed: of the run.
-        step: of the run, from 0.
-        correction: none: every ln w is 0.
+        seed, step: of the run.
+        names: [V], equal for classes with the same name: with ln and none, classes that share a name with one of D are
+            in D as well. They need no further text features, and the sum over the label's name is then exact.
+
+    Returns:
+        `log_weight` is [K], or [B, K] with log10.
 
     Raises:
         TeachOnceError: a class beyond the vocabulary.
     """
-    ids = np.concatenate([np.asarray(labels, np.int64).ravel(), np.asarray(top_classes, np.int64).ravel()])
-    if ids.size and ids.max() >= vocabulary:
-        raise TeachOnceError(f"class {ids.max()} among the targets of a vocabulary of {vocabulary} classes")
-    weight = np.full(vocabulary, -1.0, np.float32)  # below zero: not a candidate
-    weight[ids[ids >= 0]] = 0.0
-    others = np.flatnonzero(weight < 0)
-    forced = vocabulary - len(others)
-    if fill < len(others):
-        random = np.random.Generator(np.random.Philox(counter=[0, 0, 0, _STREAM], key=[seed, step]))
-        drawn = random.choice(others, fill, replace=False, shuffle=False)
-        weight[drawn] = math.log(len(others) / fill) if correction == "ln" and fill else 0.0
-    else:
-        weight[others] = 0.0
-    classes = np.flatnonzero(weight >= 0)
-    return Candidates(torch.from_numpy(classes), torch.from_numpy(weight[classes]), forced, vocabulary)
+    own = _own_classes(labels, top_classes, vocabulary)
+    random = np.random.Generator(np.random.Philox(counter=[0, 0, 0, _STREAM], key=[seed, step]))
+    forced = np.zeros(vocabulary, bool)
+    forced[own[own >= 0]] = True
+    if correction == "log10":
+        return _pomp(own, forced, random.choice(vocabulary, min(fill, vocabulary), replace=False, shuffle=False))
+    if names is not None:
+        name = np.asarray(names, np.int64)
+        forced = np.isin(name, name[forced])
+    others = np.flatnonzero(~forced)
+    drawn = random.choice(others, fill, replace=False, shuffle=False) if fill < len(others) else others
+    classes = np.sort(np.concatenate([np.flatnonzero(forced), drawn]))
+    rarity = math.log(len(others) / len(drawn)) if len(drawn) else 0.0
+    stands_for = torch.from_numpy(np.where(forced[classes], 0.0, rarity).astype(np.float32))
+    log_weight = stands_for if correction == "ln" else torch.zeros(len(classes))
+    return Candidates(torch.from_numpy(classes), log_weight, stands_for, int(forced.sum()), vocabulary)
 
 
-def two_pass_backward(
-    tower: TextTower,
-    prompts: Callable[[], SlotPrompts],
-    names: NameTokens,
-    classes: Tensor,
-    loss: Callable[[Tensor], Tensor],
-    class_chunk: int,
-) -> Tensor:
-    """Add the gradient of a loss over candidate classes to the prompts' parameters, in bounded memory.
+def _own_classes(labels: npt.ArrayLike, top_classes: npt.ArrayLike, vocabulary: int) -> npt.NDArray[np.int64]:
+    """The label and the best classes of each row, [B, 1 + m]; -1 where there is none."""
+    label = np.asarray(labels, np.int64).reshape(-1, 1)
+    own = np.concatenate([label, np.asarray(top_classes, np.int64).reshape(len(label), -1)], axis=1)
+    if own.size and own.max() >= vocabulary:
+        raise TeachOnceError(f"class {own.max()} among the targets of a vocabulary of {vocabulary} classes")
+    return own
 
-    Up to `class_chunk` distinct names: one plain forward and backward. Beyond: all features without a graph; the loss
-    and its gradient with respect to the features; then chunk by chunk the features again, with a graph, into which
-    that gradient is fed. This is the chain rule, so the result is the one-shot gradient up to the order of summation.
 
-    The prompts are evaluated anew for each chunk, and with them the prefix. Keeping one graph would save a handful of
-    positions of some thousand a chunk, and would need retain_graph, so the chunks' graphs could not be freed apart.
+def _pomp(own: npt.NDArray[np.int64], forced: npt.NDArray[np.bool_], drawn: npt.NDArray[np.int64]) -> Candidates:
+    """Candidates of all rows together, with each row's own weights, [B, K].
 
-    Args:
-        prompts: usually a `PromptLearner`.
-        names: of all V classes of the vocabulary; a name that several candidates share is computed once.
-        classes: [K] candidates.
-        loss: takes their features [K, E] float32 on the tower's device to a scalar.
-        class_chunk: distinct names with a graph at once.
-
-    Returns:
-        The loss, detached.
+    The rule of `trainers/pomp.py` in POMP's code, where a row's only own class is its label. Other rows' own classes
+    are no candidates of a row unless drawn. It has no natural logarithm and corrects less than half of the bias.
     """
-    needed, place = torch.unique(names.inverse[classes.cpu()], return_inverse=True)
-    place = place.to(tower.device)
-    if len(needed) <= class_chunk:
-        value = loss(tower.features(prompts(), names, needed)[place])
-        torch.autograd.backward(value)
-        return value.detach()
-    # Names of like length share a chunk, which leaves fewer groups for attention; `place` follows them.
-    by_length = names.lengths[needed].argsort(stable=True)
-    needed, place = needed[by_length], by_length.argsort().to(tower.device)[place]
-    chunks = torch.split(needed, class_chunk)
-    with torch.no_grad():
-        features = torch.cat([tower.features(prompts(), names, chunk) for chunk in chunks])
-    features.requires_grad_()
-    value = loss(features[place])
-    torch.autograd.backward(value)
-    if features.grad is not None:  # a loss that no feature reaches
-        for chunk, part in zip(chunks, torch.split(features.grad, class_chunk), strict=True):
-            torch.autograd.backward(tower.features(prompts(), names, chunk), part)
-    return value.detach()
+    vocabulary = len(forced)
+    present = forced.copy()
+    present[drawn] = True
+    classes = np.flatnonzero(present)
+    is_drawn = np.isin(classes, drawn)
+    is_own = np.zeros((len(own), len(classes) + 1), bool)  # the last column takes what is -1
+    np.put_along_axis(is_own, np.where(own >= 0, np.searchsorted(classes, own), len(classes)), True, axis=1)
+    is_own = is_own[:, :-1]
+    negatives = is_drawn.sum() - (is_own & is_drawn).sum(axis=1)
+    margin = np.log10((vocabulary - is_own.sum(axis=1)) / np.maximum(negatives, 1))  # without negatives it is unused
+    weight = np.where(is_drawn, margin[:, None], -np.inf)
+    weight[is_own] = 0.0
+    rarity = math.log(vocabulary / len(drawn)) if len(drawn) else 0.0
+    stands_for = np.where(forced[classes], 0.0, rarity)
+    return Candidates(
+        torch.from_numpy(classes),
+        torch.from_numpy(weight.astype(np.float32)),
+        torch.from_numpy(stands_for.astype(np.float32)),
+        int(forced.sum()),
+        vocabulary,
+    )

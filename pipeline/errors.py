@@ -45,7 +45,7 @@ class UsageError(TeachOnceError):
 
 
 class UnsupportedModelError(UsageError):
-    """The model's text tower does not have the structure that prompts need."""
+    """The tower that should carry prompts does not have the structure that they need."""
 
 
 class DataError(TeachOnceError):

@@ -22,7 +22,7 @@ from teachonce.progress import Reporter
 from teachonce.sample_index import SampleIndex, split_classes
 from teachonce.store_format import LABELS
 from teachonce.vocabulary import load_vocabulary
-from teachonce.working_build import FEATURES, RECORDS, rows_of_chunk
+from teachonce.working_build import EMBEDDINGS, FEATURES, RECORDS, rows_of_chunk
 from teachonce.working_set import WorkingSet
 
 PROVED = 64  # rows
@@ -120,8 +120,7 @@ def _prove_chunk(rows: WorkingSet, chunk: int, picked: list[_Row], root: Path | 
     index = store.index_of_chunk(chunk)
     data = store.read_chunk(LABELS, chunk)
     _prove_index(store, chunk, data, index, picked)
-    parts = rows_of_chunk(rows.plan, chunk, np.array([row.local for row in picked]), data)
-    wanted = dict(zip((RECORDS, FEATURES)[: len(parts)], parts, strict=True))
+    wanted = rows_of_chunk(rows.plan, chunk, np.array([row.local for row in picked]), data)
     of_row = {int(number): place for place, number in enumerate(wanted[RECORDS]["row"])}
     for row in picked:
         key = index.key(row.local // store.layout.views)
@@ -162,8 +161,9 @@ def _prove_record(rows: WorkingSet, row: _Row, key: str, wanted: dict[str, npt.N
     for name in FIELDS:
         if name in (rows.records.dtype.names or ()) and record[name].tobytes() != wanted[RECORDS][name].tobytes():
             raise _wrong_set(rows, row.row, key, f"{name} {wanted[RECORDS][name].tolist()}", f"{record[name].tolist()}")
-    if rows.features is not None and rows.features[row.place].tobytes() != wanted[FEATURES].tobytes():
-        raise _wrong_set(rows, row.row, key, "the image features of this row", "others")
+    for file, column, what in ((FEATURES, rows.features, "features"), (EMBEDDINGS, rows.embeddings, "embedding")):
+        if column is not None and column[row.place].tobytes() != wanted[file].tobytes():
+            raise _wrong_set(rows, row.row, key, f"the image {what} of this row", "others")
 
 
 def _wrong_set(rows: WorkingSet, row: int, key: str, expected: str, found: str) -> IntegrityError:

@@ -1,258 +1,245 @@
-"""Learn, save and load prompts: the trainable parametrisation, and the two files that people take home.
+"""Learn prompts: what a run trains, where it starts, and in which units.
 
-It does not run the text tower's blocks (`text_tower` does) and fetches nothing except the student model itself.
+It does not run a tower (`text_tower`, `image_tower`) and keeps nothing on disk (`prompt_files`).
 
-Shapes: M slots, L blocks, D width, C names, E embedding.
+Shapes: M slots, L blocks, D width, n blocks that have a letter.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import get_args
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as tensors_from_bytes
-from safetensors.torch import save as bytes_from_tensors
 from torch import Tensor, nn
 
-from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
-from teachonce.files import atomic_write_bytes
-from teachonce.strict import decode
-from teachonce.text_tower import SlotPrompts, TextTower
+from teachonce.errors import TeachOnceError, UsageError
+from teachonce.slot_prompts import SlotPrompts
+from teachonce.structures import Allocation, Init, Letter, Position, Structure, allocate
+from teachonce.text_tower import TextTower
 
-Structure = Literal["shared", "unshared"]
-TENSORS_FILE = "prompts.safetensors"
-META_FILE = "prompts.json"
-_FORMAT = "teachonce-prompts-1"
-
-
-def prompt_layers(structure: Structure, layers: int, depth: int) -> tuple[int, int]:
-    """Blocks with a query prompt, and blocks with a key and a value prompt.
-
-    The last block's slots are read through their keys and values only, so a query prompt there would be dead.
-
-    Args:
-        layers: L.
-        depth: unshared: the first `depth` blocks carry prompts; 0 means all.
-
-    Raises:
-        UsageError: the tower has fewer blocks than `depth`.
-    """
-    if not 0 <= depth <= layers:
-        raise UsageError(f"depth {depth} is out of range: the student's text tower has {layers} blocks (0 means all)")
-    if structure == "shared":
-        return 0, 0
-    carrying = depth or layers
-    return min(carrying, layers - 1), carrying
+NOISE = 0.02
+"""Standard deviation of context vectors that start at random (CoOp, arXiv 2109.01134)."""
+_LETTERS: tuple[Letter, ...] = get_args(Letter)
 
 
-def expected_parameters(structure: Structure, slots: int, width: int, layers: int, depth: int) -> int:
-    """How many numbers are trained: M D for `shared`; M D (1 + live query blocks + 2 depth) for `unshared`."""
-    query_layers, carrying = prompt_layers(structure, layers, depth)
-    return slots * width * (1 + query_layers + 2 * carrying)
+@dataclass(frozen=True, kw_only=True)
+class PromptSpec:
+    """What the prompts of a text tower are and what they start as.
 
-
-class PromptLearner(nn.Module):
-    """Trainable prompts on a frozen text tower. Before the first step they equal the hand-written context exactly.
-
-    Every parameter starts at zero and is measured in units of sigma_l, the size of the hand-written slot states at
-    its block, which differ a hundredfold between blocks; so one step size suits all of them:
-    context = words + sigma_0 * delta, P[l] = sigma_l * parameter[l].
-
-    Args:
-        tower: the student's.
-        structure: shared: the context at the input only (CoOp, POMP). unshared: besides, query, key and value prompts
-            in the first `depth` blocks (RPP, arXiv 2409.06166, carried).
-        context: words whose tokens are the slots.
-        depth: 0 means all blocks; without effect for `shared`.
-
-    Raises:
-        UsageError: an empty or too long context, a depth beyond the tower.
+    `init`:
+    template: step 0 is the hand-written context exactly. Carried: its words, and zero deltas. Replace: the block
+        inputs at its slots.
+    words: the context's words in the first slots, noise in further ones. Replace: the block inputs of these.
+    normal: N(0, 0.02) in every slot (CoOp), zero deltas. Replace: N(0, 1) times the size of the hand-written states.
     """
 
-    words: Tensor
-    scales: Tensor
+    structure: Structure = "unshared"
+    context: str = "a photo of a"
+    length: int = 0  # M; 0: as many as the context has tokens
+    depth: int = 0  # blocks that carry prompts; 0: all
+    init: Init = "template"
+    layer_scale: bool = True  # train in units of each block's slot states; False: in the tower's own
+    position: Position = "before"
+    seed: int = 0  # of random starts
 
-    def __init__(self, tower: TextTower, structure: Structure, context: str, depth: int = 0) -> None:
+
+class SlotLearner(nn.Module):
+    """Trainable prompts of one tower. Every parameter starts at zero: forward() = start + scale * parameter.
+
+    With scales sigma_l, the sizes of hand-written slot states, which differ a hundredfold between blocks, one step
+    size suits all blocks. Start and scales follow from the student and the spec, so a checkpoint need not hold them.
+
+    Args:
+        allocation: which tensors are trained.
+        start: what `forward` gives before the first step; a letter that it lacks starts at zero. With a gate, the gate
+            is trained too.
+        scales: [L], the unit of each block's parameters; the context has the first block's, a gate has 1.
+        block_inputs: carried prompts to the tower's states at the slots [L, M, D]; with it, `load_start` can turn
+            carried prompts into replacing ones. Where the states differ with the input, it gives those of one.
+
+    Raises:
+        TeachOnceError: the start does not fit the allocation.
+    """
+
+    def __init__(
+        self,
+        allocation: Allocation,
+        start: SlotPrompts,
+        scales: Tensor,
+        block_inputs: Callable[[SlotPrompts], Tensor] | None = None,
+    ) -> None:
         super().__init__()
-        query_layers, carrying = prompt_layers(structure, tower.layers, depth)
-        # Both follow from the student and the context: a checkpoint need not hold them.
-        self.register_buffer("words", tower.embed_words(context).detach().clone(), persistent=False)
-        self.register_buffer("scales", tower.slot_scales(context), persistent=False)
-        slots, width = self.words.shape
-        self.context = nn.Parameter(torch.zeros_like(self.words))
-        self.query = self._stack(query_layers)
-        self.key = self._stack(carrying)
-        self.value = self._stack(carrying)
-        expected = expected_parameters(structure, slots, width, tower.layers, depth)
-        if self.trainable_parameters() != expected:
-            raise TeachOnceError(f"{self.trainable_parameters()} parameters were made where {expected} were expected")
+        self.allocation = allocation
+        self.slots = start.slots
+        self._block_inputs = block_inputs
+        self._names: list[str] = []
+        width = (start.key if start.context is None else start.context).shape[-1]  # type: ignore[union-attr]
+        zeros = scales.new_zeros(self.slots, width)
+        if allocation.context:
+            self._add("context", start.context, zeros, scales[0])
+        for letter in _LETTERS:
+            blocks = allocation.blocks.get(letter)
+            if blocks is not None:
+                empty = zeros.expand(len(blocks), -1, -1)
+                self._add(letter, getattr(start, letter), empty, scales[blocks.start : blocks.stop, None, None])
+        if start.gate is not None:
+            self._add("gate", start.gate, torch.zeros_like(start.gate), scales.new_ones(()))
+        gates = 0 if start.gate is None else start.gate.numel()
+        expected = allocation.parameters(self.slots, width) + gates
+        if self.trainable_parameters() != expected or set(start.tensors()) - set(self._names):
+            raise TeachOnceError(
+                f"{self._names} with {self.trainable_parameters()} parameters were made where {expected} were expected "
+                f"for {allocation} from {sorted(start.tensors())}"
+            )
+
+    def _add(self, name: str, start: Tensor | None, zeros: Tensor, scale: Tensor) -> None:
+        base = (zeros if start is None else start).detach().clone()
+        if base.shape != zeros.shape:
+            raise TeachOnceError(f"a start of shape {tuple(base.shape)} was given for {name} of {tuple(zeros.shape)}")
+        self._names.append(name)
+        self.register_buffer(f"start_{name}", base, persistent=False)
+        self.register_buffer(f"scale_{name}", scale.detach().clone(), persistent=False)
+        self.register_parameter(name, nn.Parameter(torch.zeros_like(base)))
 
     def forward(self) -> SlotPrompts:
         """The prompts in the tower's own units, in the autograd graph of the parameters."""
-        context = self.words + self.scales[0] * self.context
-        return SlotPrompts(context, self._scaled(self.query), self._scaled(self.key), self._scaled(self.value))
+        values = {
+            name: self.get_buffer(f"start_{name}") + self.get_buffer(f"scale_{name}") * self.get_parameter(name)
+            for name in self._names
+        }
+        return SlotPrompts(**{"context": None, **values}, replace=self.allocation.replace)
 
     def trainable_parameters(self) -> int:
         """The exact number of numbers that are trained."""
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
-    def _stack(self, layers: int) -> nn.Parameter | None:
-        if layers == 0:
-            return None
-        return nn.Parameter(self.words.new_zeros(layers, *self.words.shape))
+    @torch.no_grad()
+    def load_start(self, prompts: SlotPrompts) -> None:
+        """Set the parameters so that `forward` gives these prompts, up to rounding.
 
-    def _scaled(self, stack: Tensor | None) -> Tensor | None:
-        if stack is None:
-            return None
-        return self.scales[: len(stack), None, None] * stack
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptMeta:
-    """What prompts were made for, and with."""
-
-    structure: Structure
-    context: str  # the words that the slots began as
-    slots: int  # M
-    depth: int  # blocks that carry prompts, 0 for `shared`
-    width: int  # D
-    layers: int  # L
-    student: str  # model spec, as `load_clip` takes it
-    student_digest: str  # of the student's weights, as `load_clip` gives it
-    suffix: str  # what follows a name
-    version: str  # of this project
-
-
-@dataclass(frozen=True)
-class LoadedPrompts:
-    """Prompts that are whole and unchanged since they were saved."""
-
-    prompts: SlotPrompts
-    meta: PromptMeta
-    model: str
-    """The student that `classifier` loads."""
-
-    def classifier(self, names: Sequence[str]) -> Tensor:
-        """Unit text features of class names, [C, E] float32. The first call loads the student.
+        Prompts of the same structure and size are taken as they are. Carried ones may have fewer letters or blocks
+        than there are here: the rest is zero. So a `shared` context starts every structure; a replacing one takes over
+        the block inputs that carried prompts lead to (`replacing`).
 
         Raises:
-            FingerprintError: the student's weights are not the ones the prompts were trained on.
-            UsageError: no names; a name that is empty or too long.
+            UsageError: prompts of another size, or with something that this structure does not train.
         """
-        from teachonce.zeroshot import prompted_features  # brings open_clip, as the student does
-
-        tokens = self._tower.tokenise(names, self.meta.suffix, self.meta.slots)
-        return prompted_features(self._tower, self.prompts, tokens)
-
-    @cached_property
-    def _tower(self) -> TextTower:
-        from teachonce.clip_models import load_clip  # models are loaded only by those who ask for features
-
-        clip = load_clip(self.model)
-        if clip.digest != self.meta.student_digest:
-            raise FingerprintError(
-                f"these prompts belong to a student with weights {self.meta.student_digest} ({self.meta.student}), "
-                f"but '{self.model}' has weights {clip.digest}",
-                hint=f"load the student they were trained on: {self.meta.student}",
+        start = self._replacing(prompts) if self.allocation.replace and not prompts.replace else prompts
+        given = start.tensors()
+        if start.replace != self.allocation.replace or not self._has_room(given):
+            found, here = _sizes(prompts.tensors()), _sizes(dict(self.named_parameters()))
+            raise UsageError(
+                f"the given prompts hold {found}, which cannot start prompts of {here}",
+                hint="train the same structure with the same length and depth, or start from `shared` prompts",
             )
-        return TextTower.from_clip(clip.model, clip.tokenizer)
+        for name in self._names:
+            base = self.get_buffer(f"start_{name}")
+            value = torch.zeros_like(base)
+            if name in given:
+                value[: len(given[name])] = given[name].to(base)
+            self.get_parameter(name).copy_((value - base) / self.get_buffer(f"scale_{name}"))
 
-
-def save_prompts(folder: Path, prompts: SlotPrompts, meta: PromptMeta) -> None:
-    """Write `prompts.safetensors` (float32) and `prompts.json` into a folder, each in one piece.
-
-    The JSON goes last and holds the digest of the tensors: if it is there and agrees, both are whole.
-
-    Raises:
-        EnvironmentFault: the folder cannot be written to.
-        TeachOnceError: the metadata do not describe the prompts.
-    """
-    tensors = {name: x.detach().float().cpu().contiguous() for name, x in vars(prompts).items() if x is not None}
-    if not _fits(tensors, meta):
-        raise TeachOnceError(f"prompts of shapes {_shapes(tensors)} are not what {meta} describes")
-    data = bytes_from_tensors(tensors)
-    body = {"format": _FORMAT, "tensors_sha256": hashlib.sha256(data).hexdigest(), "meta": dataclasses.asdict(meta)}
-    document = {**body, "document_sha256": _document_digest(body)}
-    atomic_write_bytes(folder / TENSORS_FILE, data)
-    atomic_write_bytes(folder / META_FILE, (json.dumps(document, indent=2) + "\n").encode())
-
-
-def load_prompts(folder: str | Path, model: str | None = None) -> LoadedPrompts:
-    """Read saved prompts and check that they are whole. No model is loaded and no network is used.
-
-    Args:
-        folder: a run folder or an exported one.
-        model: where the student is, if not where it was in training; its weights must be the same.
-
-    Raises:
-        UsageError: no prompts in the folder.
-        IntegrityError: a file was changed, cut short, or is not one of this project.
-    """
-    folder = Path(folder)
-    document = _read_document(folder / META_FILE)
-    meta = decode(PromptMeta, document["meta"], f"{folder / META_FILE}: meta", IntegrityError)
-    file = folder / TENSORS_FILE
-    data = _read(file)
-    _compare(file, document["tensors_sha256"], hashlib.sha256(data).hexdigest())
-    try:
-        tensors = tensors_from_bytes(data)
-    except SafetensorError as problem:
-        raise IntegrityError(f"{file} is not a safetensors file: {problem}") from problem
-    if not _fits(tensors, meta):
-        raise IntegrityError(f"{file} holds {_shapes(tensors)}, which is not what {META_FILE} describes: {meta}")
-    return LoadedPrompts(SlotPrompts(**tensors), meta, model or meta.student)
-
-
-def _read_document(file: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(_read(file))
-    except ValueError as problem:
-        raise IntegrityError(f"{file} is not valid JSON: {problem}") from problem
-    keys = {"format", "tensors_sha256", "meta", "document_sha256"}
-    if not isinstance(document, dict) or set(document) != keys or document["format"] != _FORMAT:
-        raise IntegrityError(f"{file} is not a description of prompts: expected the format {_FORMAT}")
-    body = {key: value for key, value in document.items() if key != "document_sha256"}
-    _compare(file, document["document_sha256"], _document_digest(body))
-    return document
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as problem:
-        raise UsageError(
-            f"cannot read {file}: {problem.strerror or problem}",
-            hint=f"give a folder with {TENSORS_FILE} and {META_FILE}: a run of `teachonce train`, or an export of one",
-        ) from problem
-
-
-def _compare(file: Path, expected: object, found: str) -> None:
-    if expected != found:
-        raise IntegrityError(
-            f"{file} is not what was written: its SHA-256 should be {expected} and is {found}",
-            hint="copy it again, or export it again from its run",
+    def _has_room(self, given: dict[str, Tensor]) -> bool:
+        """Whether the tensors fit. All must be there in full, but carried letters may lack blocks or be absent."""
+        here = dict(self.named_parameters())
+        partial: set[str] = set() if self.allocation.replace else set(_LETTERS)
+        if not set(here) - partial <= set(given) <= set(here):
+            return False
+        sizes = [(x.shape, here[name].shape, name in partial) for name, x in given.items()]
+        return all(
+            x == size or (some and x[1:] == size[1:] and len(x) == len(size) and x[0] <= size[0])
+            for x, size, some in sizes
         )
 
+    def _replacing(self, prompts: SlotPrompts) -> SlotPrompts:
+        """Carried prompts as replacing ones with the same features; themselves where there are none."""
+        key = self.get_buffer("start_key")
+        letters = (prompts.query, prompts.key, prompts.value, prompts.residual)
+        beyond = any(x is not None and len(x) > len(key) for x in letters)
+        fits = prompts.context is not None and prompts.context.shape == key.shape[1:]
+        if self._block_inputs is None or beyond or not fits:
+            return prompts
+        moved = prompts.apply(lambda x: x.to(key))
+        return replacing(self.allocation, moved, self._block_inputs(moved))
 
-def _document_digest(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
-
-def _fits(tensors: dict[str, Tensor], meta: PromptMeta) -> bool:
-    """Whether there are exactly the tensors, of exactly the shapes, that the metadata tell of."""
-    query_layers, carrying = prompt_layers(meta.structure, meta.layers, meta.depth)
-    stacks = {"query": query_layers, "key": carrying, "value": carrying}
-    expected = {name: (layers, meta.slots, meta.width) for name, layers in stacks.items() if layers}
-    return _shapes(tensors) == {"context": (meta.slots, meta.width), **expected}
-
-
-def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(x.shape) for name, x in tensors.items()}
+
+
+def replacing(allocation: Allocation, carried: SlotPrompts, states_LMD: Tensor) -> SlotPrompts:
+    """The prompts of `unshared-replace` that stand for carried ones: P'[l] = h[l] + P[l].
+
+    A tower gives both the same features if no carried letter lies beyond the replaced blocks. So at depth = L all
+    carried structures with both keys and values, and replace, are one class of functions.
+
+    Args:
+        states_LMD: the carried states h, `block_inputs` of the carried prompts.
+    """
+    letters = {
+        letter: torch.stack([carried.enter(letter, block, states_LMD[block]) for block in blocks])
+        for letter, blocks in allocation.blocks.items()
+    }
+    return SlotPrompts(context=None, replace=True, gate=carried.gate, **letters)
+
+
+def text_learner(tower: TextTower, spec: PromptSpec) -> SlotLearner:
+    """The trainable prompts of a text tower at their start.
+
+    Raises:
+        UsageError: an empty or too long context, a depth beyond the tower, a length that does not go with the start.
+    """
+    allocation = allocate(spec.structure, tower.layers, spec.depth)
+    words = tower.embed_words(spec.context).detach()
+    slots = spec.length or len(words)
+    _check_length(spec, len(words), tower)
+    sigma_L = tower.slot_scales(spec.context)
+    scales_L = sigma_L if spec.layer_scale else torch.ones_like(sigma_L)
+    generator = torch.Generator().manual_seed(spec.seed)  # on the CPU: the same numbers on every device
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(words)
+
+    if spec.init == "normal" and allocation.replace:
+        start = _replacing_noise(allocation, sigma_L, slots, tower.width, noise)
+    else:
+        kept = 0 if spec.init == "normal" else len(words)
+        context = torch.cat([words[:kept], NOISE * noise(slots - kept, tower.width)])
+        start = SlotPrompts(context)
+        if allocation.replace:
+            start = replacing(allocation, start, tower.block_inputs(start))
+    return SlotLearner(allocation, start, scales_L, tower.block_inputs)
+
+
+def _replacing_noise(
+    allocation: Allocation, sigma_L: Tensor, slots: int, width: int, noise: Callable[..., Tensor]
+) -> SlotPrompts:
+    """Prompts of `unshared-replace` drawn apart for every letter, block and slot, each block in its own size."""
+    drawn = {
+        letter: sigma_L[blocks.start : blocks.stop, None, None] * noise(len(blocks), slots, width)
+        for letter, blocks in allocation.blocks.items()
+    }
+    return SlotPrompts(context=None, replace=True, **drawn)
+
+
+def _check_length(spec: PromptSpec, tokens: int, tower: TextTower) -> None:
+    if spec.length < 0 or spec.length > tower.most_slots:
+        raise UsageError(f"{spec.length} slots: the text tower has room for 1 to {tower.most_slots} (0: the context's)")
+    slots = spec.length or tokens
+    if spec.init == "template" and slots != tokens:
+        raise UsageError(
+            f"{slots} slots cannot start as {spec.context!r}, which has {tokens} tokens",
+            hint="set length = 0, or init = 'words' or 'normal'",
+        )
+    if spec.init == "words" and slots < tokens:
+        raise UsageError(
+            f"{slots} slots are too few for the {tokens} tokens of {spec.context!r}",
+            hint="shorten the context, raise length, or set init = 'normal'",
+        )
+    if spec.init == "template" and spec.structure == "unshared-replace" and spec.position != "before":
+        raise UsageError(
+            f"slots {spec.position} the name have other states for every name: unshared-replace cannot start as them",
+            hint="set position = 'before', or init = 'words', which takes the states before a name",
+        )

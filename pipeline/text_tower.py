@@ -2,19 +2,21 @@
 
 It trains nothing (`prompts` holds what is learned) and refuses towers on which its short cuts would be wrong.
 
-The text is [SOS] slots name suffix [EOT]. Under a causal mask the prefix [SOS] slots is the same for every name, so
-its keys and values are computed once; nothing after EOT is computed; names lie end to end, so nothing is padded; the
-last block computes the EOT position only.
+The text is [SOS] slots name suffix [EOT], or some slots stand between name and suffix. Under a causal mask what comes
+before the name is the same for every name, so its keys and values are computed once; SOS sees only itself, so its own
+are constants; nothing after EOT is computed; names lie end to end, so nothing is padded; the last block computes the
+EOT position only. Where prompts replace the slot states, keys and values of all slots are shared, wherever they stand,
+and no slot state is run before the block from which a slot goes on.
 
-Shapes: N names as given, C distinct names, T their tokens, M slots, P = 1 + M prefix positions, L blocks, D width,
-H heads, d = D / H, E embedding; G names of one length, n that length, R query rows.
+Shapes: N names as given, C distinct names, T their tokens, M slots, F of them before the name, B behind it, P prefix
+positions (SOS and slots), L blocks, D width, H heads, d = D / H, E embedding; G names of one length, n that length,
+R rows of names (T, or T + C B with slots among them).
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import open_clip
@@ -23,100 +25,32 @@ from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from teachonce.errors import TeachOnceError, UnsupportedModelError, UsageError
+from teachonce.errors import UnsupportedModelError, UsageError
+from teachonce.name_tokens import BackSlots, Layout, NameTokens, PackedNames, encode_text, pack, tokenise_names
+from teachonce.slot_prompts import SlotPrompts
+from teachonce.structures import Letter, Position
 
 _SUPPORTED = "supported: causal CLIP or CustomTextCLIP towers of plain blocks, pooled at EOT, with CLIP's tokenizer"
+_ROWS: dict[Letter, int] = {"query": 0, "key": 1, "value": 2}  # thirds of a block's projection
+_SEEN: tuple[Letter, Letter] = ("key", "value")
 
 
 @dataclass(frozen=True, eq=False)
-class SlotPrompts:
-    """What the slots hold, in the tower's own units, after any parametrisation.
+class _StartToken:
+    """What SOS leaves in one block: constants of the tower, for it sees nothing but itself."""
 
-    Layer l of `query`, `key`, `value` is added to the slot states before the first norm of block l, for that letter's
-    projection only; the residual stream stays as it is (RPP, arXiv 2409.06166, in the carried reading). Blocks beyond
-    the given layers add nothing. The last block's query at the slots is never used, so there is none.
-    """
-
-    context: Tensor  # [M, D] token embeddings of the slots, without position
-    query: Tensor | None = None  # [up to L - 1, M, D]
-    key: Tensor | None = None  # [up to L, M, D]
-    value: Tensor | None = None  # [up to L, M, D]
-
-    @property
-    def slots(self) -> int:
-        """M."""
-        return self.context.shape[0]
+    keys: Tensor  # [H, 1, d]
+    values: Tensor  # [H, 1, d]
 
 
 @dataclass(frozen=True, eq=False)
-class NameTokens:
-    """Class names as tokens, each distinct token sequence once, in the order of first appearance. On the CPU."""
+class _Prefix:
+    """What all names see and share in one block: SOS, the slots before them, and all slots where they are replaced."""
 
-    names: tuple[str, ...]  # N names as given
-    ids: Tensor  # [sum of lengths] int64: name, suffix and EOT of every distinct name, end to end
-    offsets: Tensor  # [C + 1] int64: where each distinct name begins in `ids`
-    inverse: Tensor  # [N] int64: the distinct name of each given one
-
-    @property
-    def count(self) -> int:
-        """C, the number of distinct names."""
-        return self.offsets.shape[0] - 1
-
-    @property
-    def lengths(self) -> Tensor:
-        """[C] int64: tokens of each distinct name, EOT included."""
-        return self.offsets.diff()
-
-    def expand(self, features_CE: Tensor) -> Tensor:
-        """Features of the distinct names to features of the names as given, [N, E]."""
-        return features_CE[self.inverse.to(features_CE.device)]
-
-    def check_fits(self, slots: int, context_length: int) -> None:
-        """Refuse names that do not fit behind the slots.
-
-        Raises:
-            UsageError: with the first such name and its index; open_clip would truncate it in silence.
-        """
-        room = context_length - 1 - slots
-        lengths_N = self.lengths[self.inverse]
-        too_long = (lengths_N > room).nonzero().flatten().tolist()
-        if too_long:
-            index = too_long[0]
-            raise UsageError(
-                f"class name {index} ({self.names[index]!r}) takes {int(lengths_N[index])} tokens with its ending, but "
-                f"after the start token and {slots} slots the text tower has room for {room}",
-                hint="shorten the name or the context",
-            )
-
-
-@dataclass(frozen=True, eq=False)
-class _PrefixLayer:
-    """What one block sees and leaves of the prefix."""
-
-    state: Tensor  # [P, D], the block's input
     keys: Tensor  # [H, P, d]
     values: Tensor  # [H, P, d]
-
-
-@dataclass(frozen=True, eq=False)
-class _Group:
-    """Names of one length, which lie side by side."""
-
-    names: slice
-    tokens: slice
-    count: int  # G
-    mask: Tensor  # [n, n], 0 where a position may look, -inf where it may not
-
-
-@dataclass(frozen=True, eq=False)
-class _Packed:
-    """The names of a call by rising length, end to end."""
-
-    ids: Tensor  # [T]
-    positions: Tensor  # [T], counted from SOS
-    ends: Tensor  # [C], where each name's EOT lies among the T
-    place: Tensor  # [C], where each name of the call went
-    groups: tuple[_Group, ...]
+    hidden: int  # how many of the P, the last, only rows behind the slots may see
+    state: Tensor | None  # [F, D], the block's input at the slots before the name
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +63,7 @@ class TextTower:
     ln_final: nn.Module
     projection: nn.Module | Tensor | None
     tokenizer: Any
+    _start_tokens: dict[Any, list[_StartToken]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_clip(cls, model: nn.Module, tokenizer: Any) -> TextTower:
@@ -163,30 +98,29 @@ class TextTower:
         return self.positional_embedding.shape[0]
 
     @property
+    def most_slots(self) -> int:
+        """The most slots that leave room for SOS, one token of a name, and EOT."""
+        return self.context_length - 3
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.positional_embedding.device
 
-    def tokenise(self, names: Sequence[str], suffix: str = ".", slots: int = 0) -> NameTokens:
-        """Tokens that follow the slots: name, suffix, EOT.
+    def tokenise(
+        self, names: Sequence[str], suffix: str = ".", slots: int = 0, position: Position = "before"
+    ) -> NameTokens:
+        """Tokens of name, suffix and EOT. All must fit beside `slots` slots; `features` checks it again.
 
-        CLIP's BPE never joins across a space, so these equal the end of the tokens of `{context} {name}{suffix}`.
-        Names that give the same tokens are kept once. All must fit behind `slots` slots; `features` checks it again.
+        Args:
+            suffix: what follows a name, or the slots behind it.
+            slots: M.
+            position: where the slots are, relative to the name.
 
         Raises:
             UsageError: no names; a name that is empty, too long or holds a special token.
         """
-        if not names:
-            raise UsageError("no class names were given")
-        first: dict[tuple[int, ...], int] = {}
-        inverse = []
-        nothing = self.tokenizer.encode(suffix)  # what an empty name looks like
-        for index, name in enumerate(names):
-            ids = self._encode(name + suffix, f"class name {index} ({name!r})", nothing)
-            inverse.append(first.setdefault((*ids, int(self.tokenizer.eot_token_id)), len(first)))
-        flat = torch.tensor([token for ids in first for token in ids])
-        offsets = torch.tensor([0, *map(len, first)]).cumsum(0)
-        tokens = NameTokens(tuple(names), flat, offsets, torch.tensor(inverse))
+        tokens = tokenise_names(self.tokenizer, names, suffix, position)
         tokens.check_fits(slots, self.context_length)
         return tokens
 
@@ -196,16 +130,22 @@ class TextTower:
         Raises:
             UsageError: the text has no token, or leaves no room for a name.
         """
-        ids = self._encode(text, f"the context {text!r}")
-        if len(ids) > self.context_length - 3:  # SOS, one token of a name, EOT
+        ids = encode_text(self.tokenizer, text, f"the context {text!r}")
+        if len(ids) > self.most_slots:
             raise UsageError(f"the context {text!r} takes {len(ids)} of the text tower's {self.context_length} tokens")
         words: Tensor = self.token_embedding(torch.tensor(ids, device=self.device))
         return words
 
     @torch.no_grad()
+    def block_inputs(self, prompts: SlotPrompts) -> Tensor:
+        """The input of every block at slots before the name, for carried prompts, position included, [L, M, D]."""
+        prompts.require_fit(self.layers, self.width)
+        states = [layer.state for layer in self._run_prefix(prompts, prompts.slots)]
+        return torch.stack([state for state in states if state is not None])
+
     def slot_states(self, context: str) -> Tensor:
-        """The input of every block at the slots of a hand-written context, position included, [L, M, D]."""
-        return torch.stack([x.state[1:] for x in self._run_prefix(SlotPrompts(self.embed_words(context)))])
+        """`block_inputs` of a hand-written context, [L, M, D]."""
+        return self.block_inputs(SlotPrompts(self.embed_words(context)))
 
     def slot_scales(self, context: str) -> Tensor:
         """How large the slot states of a hand-written context are at every block, [L].
@@ -220,61 +160,88 @@ class TextTower:
 
         Args:
             prompts: on the tower's device.
+            names: from `tokenise`, which also says where the slots are.
             chunk: [C] indices of the distinct names wanted; None for all, in their order.
 
         Returns:
-            [C, E] float32. `names.expand` leads back to the names as given.
+            [C, E] float32, under autocast too (float64 from a tower in float64). `names.expand` leads back to the
+            names as given.
 
         Raises:
-            UsageError: a name is too long behind these slots.
+            UsageError: a name is too long beside these slots.
             TeachOnceError: prompts whose shapes do not fit the tower.
         """
-        self._check_prompts(prompts)
+        prompts.require_fit(self.layers, self.width)
         names.check_fits(prompts.slots, self.context_length)
-        prefix = self._run_prefix(prompts)
-        packed = _pack(names, chunk, 1 + prompts.slots, self.device)
-        x_TD = self.token_embedding(packed.ids) + self.positional_embedding[packed.positions]
-        for block, layer in zip(self.blocks, prefix, strict=True):
-            x_TD = _name_block(block, x_TD, layer, packed, last=layer is prefix[-1])
-        pooled = self.ln_final(x_TD)[packed.place]  # the last block has left one row a name
+        packed = pack(names, chunk, prompts.slots, self.device)
+        front = names.front(prompts.slots)
+        x_RD = self.token_embedding(packed.ids) + self.positional_embedding[packed.positions]
+        run = _Names(prompts, packed, slice(front, None))
+        for index, (block, prefix) in enumerate(zip(self.blocks, self._run_prefix(prompts, front), strict=True)):
+            if packed.back is not None and index == prompts.entry:
+                x_RD = self._insert_slots(x_RD, prompts, packed.back, front)
+            x_RD = run.block(block, index, x_RD, prefix, last=index == self.layers - 1)
+        pooled = self.ln_final(x_RD)[packed.place]  # the last block has left one row a name
         if isinstance(self.projection, nn.Module):
             pooled = self.projection(pooled)
         elif self.projection is not None:
             pooled = pooled @ self.projection
-        return F.normalize(pooled.float(), dim=-1)
+        return F.normalize(pooled.to(torch.promote_types(pooled.dtype, torch.float32)), dim=-1)
 
-    def _run_prefix(self, prompts: SlotPrompts) -> list[_PrefixLayer]:
-        """Run [SOS] slots through all blocks, as far as names can see it."""
-        sos = self.token_embedding.weight[self.tokenizer.sot_token_id]
-        h_PD = torch.cat([sos[None], prompts.context]) + self.positional_embedding[: 1 + prompts.slots]
-        layers: list[_PrefixLayer] = []
-        for index, block in enumerate(self.blocks):
-            # The three letters are projected apart in every structure, so that zero prompts change no bit.
-            k_HPd = _project(block, 1, block.ln_1(_add_at_slots(h_PD, prompts.key, index)))
-            v_HPd = _project(block, 2, block.ln_1(_add_at_slots(h_PD, prompts.value, index)))
-            layers.append(_PrefixLayer(h_PD, k_HPd, v_HPd))
-            if len(layers) == self.layers:
-                break  # names read keys and values only
-            q_HPd = _project(block, 0, block.ln_1(_add_at_slots(h_PD, prompts.query, index)))
-            mixed_HPd = F.scaled_dot_product_attention(q_HPd[None], k_HPd[None], v_HPd[None], is_causal=True)[0]
-            h_PD = _finish_block(block, h_PD, mixed_HPd)
+    def _run_prefix(self, prompts: SlotPrompts, front: int) -> list[_Prefix]:
+        """Run the slots before the name through all blocks, as far as names can see them."""
+        state = self._first_state(prompts, front)
+        visible = torch.ones(front, 1 + front, dtype=torch.bool, device=self.device).tril(1)
+        layers: list[_Prefix] = []
+        for index, (block, start) in enumerate(zip(self.blocks, self._run_start_token(), strict=True)):
+            shared = front if index >= prompts.entry else prompts.slots
+            keys, values = start.keys, start.values
+            if shared:
+                # The three letters are projected apart in every structure, so that zero prompts change no bit.
+                own = [_project(block, x, block.ln_1(prompts.enter(x, index, state, slice(shared)))) for x in _SEEN]
+                keys, values = (torch.cat(both, 1) for both in zip((keys, values), own, strict=True))
+            layers.append(_Prefix(keys, values, shared - front, state))
+            if front and prompts.entry <= index < self.layers - 1:  # of the last block, names read keys and values only
+                q_HFd = _project(block, "query", block.ln_1(prompts.enter("query", index, state, slice(front))))
+                mixed_HFd = F.scaled_dot_product_attention(q_HFd[None], keys[None], values[None], attn_mask=visible)[0]
+                state = _finish_block(block, prompts.enter("residual", index, state, slice(front)), mixed_HFd)
         return layers
 
-    def _encode(self, text: str, where: str, nothing: Sequence[int] = ()) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text)
-        if not ids or ids == nothing:
-            raise UsageError(f"{where} is empty: the tokenizer finds no word in it")
-        if max(ids) >= min(self.tokenizer.sot_token_id, self.tokenizer.eot_token_id):
-            raise UsageError(f"{where} holds a special token of the tokenizer, which would end the text early")
-        return ids
+    def _first_state(self, prompts: SlotPrompts, front: int) -> Tensor | None:
+        """[F, D], None when there is none: no slots before the name, or replaced ones."""
+        if prompts.context is None or not front:
+            return None
+        return prompts.context[:front] + self.positional_embedding[1 : 1 + front]
 
-    def _check_prompts(self, prompts: SlotPrompts) -> None:
-        slot = (prompts.slots, self.width)
-        stacks = ((prompts.query, self.layers - 1), (prompts.key, self.layers), (prompts.value, self.layers))
-        fits = [x is None or (x.shape[1:] == slot and x.shape[0] <= most) for x, most in stacks]
-        if prompts.context.shape != slot or not all(fits):
-            found = {name: tuple(x.shape) for name, x in vars(prompts).items() if x is not None}
-            raise TeachOnceError(f"prompts of shapes {found} do not fit {self.layers} blocks of width {self.width}")
+    def _insert_slots(self, x_TD: Tensor, prompts: SlotPrompts, back: BackSlots, front: int) -> Tensor:
+        """Put the slots behind every name among its tokens, [R, D]."""
+        if prompts.context is None:
+            slots_BD = prompts.enter("residual", prompts.entry, None, slice(front, None))
+            slots_CBD = slots_BD.expand(*back.rows.shape, -1)
+        else:
+            slots_CBD = prompts.context[front:] + self.positional_embedding[back.positions]
+        return torch.cat([x_TD, slots_CBD.flatten(0, 1)])[back.source]
+
+    def _run_start_token(self) -> list[_StartToken]:
+        """SOS in every block. The weights are frozen, so it is computed once for each place and precision."""
+        kind = self.device.type
+        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        key = (self.device, self.positional_embedding.dtype, precision)
+        if key not in self._start_tokens:
+            with torch.inference_mode(False), torch.no_grad():  # plain tensors: they enter graphs later
+                self._start_tokens[key] = self._compute_start_token()
+        return self._start_tokens[key]
+
+    def _compute_start_token(self) -> list[_StartToken]:
+        token = self.tokenizer.sot_token_id
+        x_1D = self.token_embedding.weight[token : token + 1] + self.positional_embedding[:1]
+        found = []
+        for block in self.blocks:
+            normed_1D = block.ln_1(x_1D)
+            keys, values = (_project(block, letter, normed_1D) for letter in _SEEN)
+            found.append(_StartToken(keys, values))
+            x_1D = _finish_block(block, x_1D, values)  # its attention to itself is 1
+        return found
 
 
 def _text_part(model: nn.Module) -> Any:
@@ -319,15 +286,47 @@ def _unsupported(found: str) -> UnsupportedModelError:
     return UnsupportedModelError(f"this model's text tower cannot carry prompts: it has {found}; {_SUPPORTED}")
 
 
-def _add_at_slots(h_PD: Tensor, deltas: Tensor | None, layer: int) -> Tensor:
-    if deltas is None or layer >= deltas.shape[0]:
-        return h_PD
-    return torch.cat([h_PD[:1], h_PD[1:] + deltas[layer]])
+@dataclass(frozen=True, eq=False)
+class _Names:
+    """Names on their way through the blocks."""
+
+    prompts: SlotPrompts
+    packed: PackedNames
+    part: slice  # which of the M slots stand behind the name
+
+    def block(self, block: Any, index: int, x_RD: Tensor, prefix: _Prefix, last: bool) -> Tensor:
+        """One block at the rows of names, [R, D]; the last one at their EOT only, [C, D]."""
+        back = self.packed.back if index >= self.prompts.entry else None  # whose slots are among the rows
+        layout = self.packed.layout if back is None else back.layout
+        normed_RD = block.ln_1(x_RD)
+
+        def heads(letter: Letter) -> Tensor:
+            changed_RD = self._enter(letter, index, x_RD, back)
+            return _project(block, letter, normed_RD if changed_RD is x_RD else block.ln_1(changed_RD))
+
+        k_HRd, v_HRd = heads("key"), heads("value")
+        if last:
+            q_HRd = _project(block, "query", normed_RD[layout.ends])
+            return _finish_block(block, x_RD[layout.ends], _attend(q_HRd, k_HRd, v_HRd, prefix, layout, None, last))
+        unseen_R1 = self.packed.back.unseen if self.packed.back is not None and prefix.hidden else None
+        mixed_HRd = _attend(heads("query"), k_HRd, v_HRd, prefix, layout, unseen_R1, last)
+        return _finish_block(block, self._enter("residual", index, x_RD, back), mixed_HRd)
+
+    def _enter(self, letter: Letter, index: int, x_RD: Tensor, back: BackSlots | None) -> Tensor:
+        """What a letter is made of, [R, D]; `x_RD` itself where no prompt changes it."""
+        if back is None:
+            return x_RD
+        states_CBD = x_RD[back.rows]
+        entered = self.prompts.enter(letter, index, states_CBD, self.part)
+        if entered is states_CBD:
+            return x_RD
+        return x_RD.index_copy(0, back.rows.flatten(), entered.expand_as(states_CBD).flatten(0, 1))
 
 
-def _project(block: Any, letter: int, x_XD: Tensor) -> Tensor:
-    """One of query (0), key (1), value (2), split into heads, [H, X, d]."""
-    attn, rows = block.attn, slice(letter * x_XD.shape[1], (letter + 1) * x_XD.shape[1])
+def _project(block: Any, letter: Letter, x_XD: Tensor) -> Tensor:
+    """Query, key or value, split into heads, [H, X, d]."""
+    attn, width = block.attn, x_XD.shape[1]
+    rows = slice(_ROWS[letter] * width, (_ROWS[letter] + 1) * width)
     projected = F.linear(x_XD, attn.in_proj_weight[rows], attn.in_proj_bias[rows])
     return projected.view(len(x_XD), attn.num_heads, -1).transpose(0, 1)
 
@@ -339,18 +338,14 @@ def _finish_block(block: Any, x_RD: Tensor, mixed_HRd: Tensor) -> Tensor:
     return out
 
 
-def _name_block(block: Any, x_TD: Tensor, prefix: _PrefixLayer, packed: _Packed, last: bool) -> Tensor:
-    """One block at the names' positions, R = T; in the last block at their EOT only, R = C."""
-    normed_TD = block.ln_1(x_TD)
-    k_HTd, v_HTd = _project(block, 1, normed_TD), _project(block, 2, normed_TD)
-    if last:
-        x_TD, normed_TD = x_TD[packed.ends], normed_TD[packed.ends]
-    q_HRd = _project(block, 0, normed_TD)
-    return _finish_block(block, x_TD, _attend(q_HRd, k_HTd, v_HTd, prefix, packed.groups, last))
-
-
 def _attend(
-    q_HRd: Tensor, k_HTd: Tensor, v_HTd: Tensor, prefix: _PrefixLayer, groups: Sequence[_Group], last: bool
+    q_HRd: Tensor,
+    k_HRd: Tensor,
+    v_HRd: Tensor,
+    prefix: _Prefix,
+    layout: Layout,
+    unseen_R1: Tensor | None,
+    last: bool,
 ) -> Tensor:
     """Causal attention of every name to the shared prefix and to itself, [H, R, d].
 
@@ -360,11 +355,14 @@ def _attend(
     q_HRd = q_HRd * d**-0.5
     to_prefix_HRP = q_HRd @ prefix.keys.transpose(1, 2)
     width = to_prefix_HRP.shape[2]
+    if unseen_R1 is not None:
+        hidden_P = torch.arange(width, device=q_HRd.device) >= width - prefix.hidden
+        to_prefix_HRP = to_prefix_HRP.masked_fill(unseen_R1 & hidden_P, -torch.inf)
     prefix_weights, own_parts = [], []
-    for group in groups:
-        rows, names = (group.names if last else group.tokens), (heads, group.count, -1)
+    for group in layout.groups:
+        rows, names = (group.names if last else group.rows), (heads, group.count, -1)
         q_HGrd = q_HRd[:, rows].reshape(*names, d)
-        k_HGnd, v_HGnd = (x_HTd[:, group.tokens].reshape(*names, d) for x_HTd in (k_HTd, v_HTd))
+        k_HGnd, v_HGnd = (x_HRd[:, group.rows].reshape(*names, d) for x_HRd in (k_HRd, v_HRd))
         own_HGrn = q_HGrd @ k_HGnd.transpose(2, 3)
         if not last:  # EOT sees its whole name
             own_HGrn = own_HGrn + group.mask
@@ -372,28 +370,3 @@ def _attend(
         prefix_weights.append(both[..., :width].flatten(1, 2))
         own_parts.append((both[..., width:] @ v_HGnd).flatten(1, 2))
     return torch.cat(prefix_weights, 1) @ prefix.values + torch.cat(own_parts, 1)
-
-
-def _pack(names: NameTokens, chunk: Tensor | None, first_position: int, device: torch.device) -> _Packed:
-    """Lay the wanted names end to end by rising length. All index arithmetic happens on the CPU."""
-    wanted = torch.arange(names.count) if chunk is None else chunk.cpu()
-    if not wanted.numel():
-        raise TeachOnceError("features of no names were asked for")
-    lengths = names.lengths[wanted]
-    order = lengths.argsort(stable=True)
-    lengths, starts = lengths[order], names.offsets[wanted[order]]
-    ends = lengths.cumsum(0)
-    inside = torch.arange(int(ends[-1])) - (ends - lengths).repeat_interleave(lengths)
-    groups, name, token = [], 0, 0
-    for length, members in itertools.groupby(lengths.tolist()):
-        count = len(list(members))
-        mask = torch.full((length, length), -torch.inf, device=device).triu(1)
-        groups.append(_Group(slice(name, name + count), slice(token, token + count * length), count, mask))
-        name, token = name + count, token + count * length
-    return _Packed(
-        ids=names.ids[starts.repeat_interleave(lengths) + inside].to(device),
-        positions=(first_position + inside).to(device),
-        ends=(ends - 1).to(device),
-        place=order.argsort().to(device),
-        groups=tuple(groups),
-    )

@@ -19,16 +19,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from teachonce.embedding_codec import INT8_FILL
 from teachonce.errors import DataError, IncompleteError
 from teachonce.label_codec import GAP_FILL, FloatArray, IdArray, class_dtype
 from teachonce.label_store import Arrays, LabelStore
 from teachonce.progress import Reporter
 from teachonce.selection import Selection
-from teachonce.store_format import LABELS, student_group
+from teachonce.store_format import EMBEDDING, LABELS, student_group
 from teachonce.vocabulary import Vocabulary
 from teachonce.working_files import ArrayWriter
 
-RECORDS, FEATURES = "records.npy", "features.npy"
+RECORDS, FEATURES, EMBEDDINGS = "records.npy", "features.npy", "embeddings.npy"
 ALIGN = 8  # bytes of a record are a multiple of it
 MOST_THREADS = 4
 WANTED = ("label", "sample", "status", "class_ids", "gaps", "top_log_prob", "log_residual")
@@ -41,6 +42,8 @@ class Plan:
     store: LabelStore
     group: str | None
     """Column group of the student's features; None without them."""
+    embeddings: bool
+    """Whether the teacher's image embeddings are taken, as they are stored."""
     vocabulary: Vocabulary
     """The run's classes: the store's, or those of the selection in the same order."""
     run_class: IdArray
@@ -56,13 +59,21 @@ class Plan:
         """Whether the run has only some of the store's classes, so that a row may have fewer than others."""
         return len(self.vocabulary) < self.store.layout.classes
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """Column group of each file of values beside the records, which are row vectors of the group's first array."""
+        groups = {FEATURES: self.group, EMBEDDINGS: EMBEDDING if self.embeddings else None}
+        return {file: group for file, group in groups.items() if group is not None}
 
-def make_plan(store: LabelStore, student_digest: str | None, selection: Selection | None) -> Plan:
+
+def make_plan(store: LabelStore, student_digest: str | None, selection: Selection | None, embeddings: bool) -> Plan:
     """Decide what to take, and refuse what the store does not have.
 
     Raises:
-        DataError: the store has no features of this student; names the command that adds them.
+        DataError: the store has no features of this student, or no embeddings; names the command that adds them.
     """
+    if embeddings and (EMBEDDING not in store.groups or not store.layout.top_k):
+        raise DataError(f"{store.path} holds no image embeddings of its teacher", hint=store.embedding_hint)
     group = None if student_digest is None else student_group(student_digest)
     if group is not None and group not in store.groups:
         known = [g.fingerprint["about"].get("student") for n, g in store.groups.items() if n.startswith("students/")]
@@ -82,7 +93,7 @@ def make_plan(store: LabelStore, student_digest: str | None, selection: Selectio
     if selection is not None and selection.top_k is not None:
         top_k = min(top_k, selection.top_k)
     dtype = record_dtype(min(top_k, len(kept)), len(store.layout.temperatures), len(kept))
-    return Plan(store, group, vocabulary, run_class, top_k, selection, dtype)
+    return Plan(store, group, embeddings, vocabulary, run_class, top_k, selection, dtype)
 
 
 def record_dtype(width: int, temperatures: int, classes: int) -> np.dtype[Any]:
@@ -117,33 +128,34 @@ def write_arrays(plan: Plan, place: Path, reporter: Reporter) -> dict[str, Any]:
         OSError: a write failed.
     """
     chunks = plan.store.layout.chunks
-    writers = [ArrayWriter(place / RECORDS, plan.dtype)]
+    writers = {RECORDS: ArrayWriter(place / RECORDS, plan.dtype)}
     without_class = 0
     try:
-        if plan.group is not None:
-            spec = plan.store.groups[plan.group].arrays[0]
-            writers.append(ArrayWriter(place / FEATURES, spec.dtype.newbyteorder("<"), spec.tail))
+        for file, group in plan.columns.items():
+            spec = plan.store.groups[group].arrays[0]
+            writers[file] = ArrayWriter(place / file, spec.dtype.newbyteorder("<"), spec.tail)
         for chunk, parts in enumerate(_in_order(plan, chunks)):
-            for writer, part in zip(writers, parts, strict=True):
-                writer.append(part)
-            without_class += int((parts[0]["label"] < 0).sum())
+            for file, writer in writers.items():
+                writer.append(parts[file])
+            without_class += int((parts[RECORDS]["label"] < 0).sum())
             reporter.progress("decode", chunk + 1, chunks, "chunks")
-        for writer in writers:
+        for writer in writers.values():
             writer.finish()
     finally:
-        for writer in writers:
+        for writer in writers.values():
             writer.close()
-    if not writers[0].rows:
+    rows = writers[RECORDS].rows
+    if not rows:
         which = "" if plan.selection is None else " that is in the selection"
         raise IncompleteError(f"{plan.store.path} holds no row with an image{which}",
                               hint=f"teachonce inspect {plan.store.path}")  # fmt: skip
-    return {"rows": writers[0].rows, "without_class": without_class}
+    return {"rows": rows, "without_class": without_class}
 
 
-def _in_order(plan: Plan, chunks: int) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+def _in_order(plan: Plan, chunks: int) -> Iterator[Arrays]:
     """The rows of every chunk; a few are decoded at a time, so that memory does not grow with the store."""
     threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
-    pending: deque[Future[tuple[npt.NDArray[Any], ...]]] = deque()
+    pending: deque[Future[Arrays]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for chunk in range(chunks):
@@ -159,30 +171,53 @@ def _in_order(plan: Plan, chunks: int) -> Iterator[tuple[npt.NDArray[Any], ...]]
 
 def rows_of_chunk(
     plan: Plan, chunk: int, only: npt.NDArray[np.int64] | None = None, data: Arrays | None = None
-) -> tuple[npt.NDArray[Any], ...]:
-    """The records of a chunk's rows that belong to the set, and their features where it has some.
+) -> Arrays:
+    """What a set holds of a chunk's rows that belong to it, by file name: records, and rows of values as stored.
 
     Args:
         chunk: of the store, checked against its ledger.
         only: places within the chunk, when not all of its rows are wanted.
         data: its label arrays, where they were read before.
+
+    Raises:
+        DataError: an image of the chunk has values that are not finite.
     """
     data = plan.store.read_chunk(LABELS, chunk, WANTED) if data is None else data
     first, _ = plan.store.layout.bounds(chunk)
-    keep = data["status"] == 0
+    seen = data["status"] == 0
+    values = {file: _values(plan, group, chunk, seen) for file, group in plan.columns.items()}
+    keep = seen.copy()
     if plan.selection is not None:
         keep &= np.isin(data["sample"], plan.selection.samples)
     if plan.selection is not None and plan.selection.classes is not None:
         keep &= _labels(plan, data) >= 0
-    features = None
-    if plan.group is not None:
-        features = next(iter(plan.store.read_chunk(plan.group, chunk).values()))
-        keep &= np.isfinite(features[:, 0])
     places = np.flatnonzero(keep)
     if only is not None:
         places = np.intersect1d(places, only)
     records = _records(plan, {name: data[name][places] for name in WANTED if name in data}, first + places)
-    return (records,) if features is None else (records, features[places])
+    return {RECORDS: records, **{file: rows[places] for file, rows in values.items()}}
+
+
+def _values(plan: Plan, group: str, chunk: int, seen: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+    """The vectors of a chunk's rows; those with an image must be finite, the others are fill values.
+
+    Raises:
+        DataError: names the first row that is not.
+    """
+    array = plan.store.groups[group].arrays[0].path
+    values = plan.store.read_chunk(group, chunk, (array,))[array]
+    sound = values[:, 0] != INT8_FILL if values.dtype == np.int8 else np.isfinite(values).all(axis=1)
+    broken = np.flatnonzero(seen & ~sound)
+    if len(broken):
+        row, vector = int(broken[0]) + plan.store.layout.bounds(chunk)[0], values[broken[0]]
+        bad = vector[~np.isfinite(vector)] if values.dtype != np.int8 else vector[:1]
+        raise DataError(
+            f"{plan.store.path}: row {row} in chunk {chunk} of {group} holds {bad[0]} in {len(bad)} of {len(vector)} "
+            f"places, though its image was read; {len(broken)} of {len(values)} rows of the chunk are so",
+            hint="the model that made them overflows: teach a new store with another --set precision=..., "
+            "or another model",
+        )
+    return values
 
 
 def _labels(plan: Plan, data: Arrays) -> IdArray:

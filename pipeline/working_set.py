@@ -11,6 +11,7 @@ import os
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from teachonce import working_files
-from teachonce.errors import EnvironmentFault, IncompleteError, IntegrityError
+from teachonce.embedding_codec import decode_embeddings
+from teachonce.errors import DataError, EnvironmentFault, IncompleteError, IntegrityError
 from teachonce.label_codec import GAP_FILL
 from teachonce.label_store import LabelStore
 from teachonce.progress import Reporter, Silent
@@ -26,7 +28,7 @@ from teachonce.selection import Selection
 from teachonce.store_format import LABELS
 from teachonce.store_sync import write_failed
 from teachonce.vocabulary import Vocabulary
-from teachonce.working_build import FEATURES, RECORDS, Plan, code_values, make_plan, write_arrays
+from teachonce.working_build import EMBEDDINGS, FEATURES, RECORDS, Plan, code_values, make_plan, write_arrays
 from teachonce.working_files import OpenFiles, set_digest
 
 VERSION = 1  # of the record format: another number never opens these files
@@ -43,6 +45,7 @@ class Batch:
     log_probs: npt.NDArray[np.float32]  # [B, k]
     log_residual: npt.NDArray[np.float32]  # [B, T]
     row: npt.NDArray[np.int64]  # [B] row of the store
+    embedding: npt.NDArray[np.float32] | None = None  # [B, D] unit image embeddings of the teacher
 
 
 class WorkingSet:
@@ -58,6 +61,7 @@ class WorkingSet:
         plan: how rows of the store become rows of the set.
         records: [N] one record a row, mapped into memory.
         features: [N, E] float16, mapped into memory; None in a set without a student.
+        embeddings: [N, D] the teacher's, coded as in the store, mapped into memory; None in a set without them.
     """
 
     def __init__(self, plan: Plan, files: OpenFiles) -> None:
@@ -70,6 +74,7 @@ class WorkingSet:
         self.without_class = int(files.about["without_class"])
         self.records = files.arrays[RECORDS]
         self.features = files.arrays.get(FEATURES)
+        self.embeddings = files.arrays.get(EMBEDDINGS)
         self._below = code_values(plan.store.gap_levels) if plan.top_k else np.zeros(0, np.float32)
         self.close = weakref.finalize(self, os.close, files.lock)
 
@@ -83,6 +88,37 @@ class WorkingSet:
         return column
 
     @property
+    def row_column(self) -> npt.NDArray[np.int64]:
+        """The row of the store of every row, [N], rising; reading it touches every record."""
+        return np.asarray(self.records["row"], np.int64)
+
+    @cached_property
+    def class_embeddings(self) -> npt.NDArray[np.float32]:
+        """The teacher's unit text features of the run's classes, [V, D]: with `embedding` they give its cosines.
+
+        Raises:
+            DataError: the store has no teacher.
+            IntegrityError: they are damaged.
+        """
+        self._require_teacher()
+        return self.plan.store.class_embeddings()[self.plan.run_class[:-1] >= 0]
+
+    @property
+    def teacher_scale(self) -> float:
+        """The teacher's own factor on the cosine.
+
+        Raises:
+            DataError: the store has no teacher.
+        """
+        self._require_teacher()
+        return float(self.plan.store.groups[LABELS].fingerprint["logit_scale"])
+
+    def _require_teacher(self) -> None:
+        store = self.plan.store
+        if "logit_scale" not in store.groups[LABELS].fingerprint:
+            raise DataError(f"{store.path} has no teacher of its own with class embeddings", hint=store.embedding_hint)
+
+    @property
     def has_labels(self) -> bool:
         """Whether any row has a label."""
         return self.without_class < len(self)
@@ -90,7 +126,9 @@ class WorkingSet:
     def batch(self, indices: npt.NDArray[np.int64]) -> Batch:
         """The rows with these numbers in the set, [B], in this order."""
         features = None if self.features is None else self.features.take(indices, axis=0)
-        return decode_records(self.records.take(indices), features, self._below, self.plan.restricted)
+        coded = None if self.embeddings is None else self.embeddings.take(indices, axis=0)
+        embedding = None if coded is None else decode_embeddings(coded)
+        return decode_records(self.records.take(indices), features, self._below, self.plan.restricted, embedding)
 
 
 def decode_records(
@@ -98,6 +136,7 @@ def decode_records(
     features: npt.NDArray[np.float16] | None,
     below: npt.NDArray[np.float32],
     padded: bool,
+    embedding: npt.NDArray[np.float32] | None = None,
 ) -> Batch:
     """Records as a batch.
 
@@ -106,20 +145,25 @@ def decode_records(
         features: [B, E], or None.
         below: nats below the row's best for each code, [256].
         padded: whether a row may have fewer classes than others.
+        embedding: [B, D], or None.
     """
     label, row = records["label"].astype(np.int64), records["row"].astype(np.int64)
     if "codes" not in (records.dtype.names or ()):
         nothing = np.zeros((len(records), 0), np.float32)
-        return Batch(features, label, nothing.astype(np.int32), nothing, nothing, row)
+        return Batch(features, label, nothing.astype(np.int32), nothing, nothing, row, embedding)
     codes, ids = records["codes"], records["class_ids"].astype(np.int32)
     if padded:
         ids[codes == GAP_FILL] = -1
     log_probs = records["top_log_prob"][:, None] - below.take(codes)
-    return Batch(features, label, ids, log_probs, records["log_residual"].copy(), row)
+    return Batch(features, label, ids, log_probs, records["log_residual"].copy(), row, embedding)
 
 
 def open_working_set(
-    store: LabelStore, student_digest: str | None, reporter: Reporter, selection: Selection | None = None
+    store: LabelStore,
+    student_digest: str | None,
+    reporter: Reporter,
+    selection: Selection | None = None,
+    embeddings: bool = False,
 ) -> WorkingSet:
     """Open the set of these rows and columns; it is made first if no run before has made it.
 
@@ -128,18 +172,20 @@ def open_working_set(
         student_digest: weights digest of the student whose features are wanted; None for labels alone.
         reporter: told about progress, about a set that had to be made again, and about rows without a class.
         selection: the rows, and how many and which of their classes; everything by default.
+        embeddings: whether the teacher's image embeddings are wanted besides.
 
     Raises:
-        DataError: the store has no features of this student; names the command that adds them.
+        DataError: the store has no features of this student or no embeddings, and the command that adds them is named;
+            or they are not finite in a row that has an image.
         IncompleteError: a chunk is not committed, or the disk is full.
         IntegrityError: a chunk is damaged.
         EnvironmentFault: neither the folder beside the store nor the cache folder can be written.
     """
-    plan = make_plan(store, student_digest, selection)
+    plan = make_plan(store, student_digest, selection, embeddings)
     identity = {
         "version": VERSION,
         "store": store.store_id(),
-        "groups": [LABELS, *([plan.group] if plan.group else [])],
+        "groups": [LABELS, *plan.columns.values()],
         "selection": None if selection is None else selection.digest,
     }
     beside, cache = working_files.folder_beside(store.path), working_files.folder_in_cache()

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from teachonce.clip_models import LoadedClip
 from teachonce.errors import UnsupportedModelError, UsageError
 from teachonce.model_spec import require_template
-from teachonce.text_tower import NameTokens, SlotPrompts, TextTower
+from teachonce.name_tokens import NameTokens
+from teachonce.slot_prompts import SlotPrompts
+from teachonce.text_tower import TextTower
 
 CHUNK = 512  # names encoded at once
 
@@ -78,8 +80,7 @@ def _tower_features(tower: TextTower, names: Sequence[str], before: str, after: 
 @torch.no_grad()  # not inference_mode: a classifier may become part of somebody's trained model
 def prompted_features(tower: TextTower, prompts: SlotPrompts, names: NameTokens) -> Tensor:
     """Unit text features of all names with the given prompts, [N, E], computed in pieces where the tower is."""
-    moved = {letter: x.to(tower.device) for letter, x in vars(prompts).items() if x is not None}
-    here = SlotPrompts(**moved)
+    here = prompts.apply(lambda x: x.to(tower.device))
     parts = [tower.features(here, names, chunk) for chunk in torch.split(torch.arange(names.count), CHUNK)]
     return names.expand(torch.cat(parts))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from teachonce.errors import DataError, FingerprintError, UsageError
+from teachonce.errors import DataError, UsageError
 from teachonce.manifests import load_manifest, require_root
 from teachonce.model_spec import parse_spec, require_template
 from teachonce.progress import Reporter
@@ -19,7 +20,10 @@ from teachonce.sample_index import SampleIndex, build_index, split_classes
 from teachonce.vocabulary import Vocabulary, load_vocabulary
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from teachonce.clip_models import LoadedClip
+    from teachonce.prompt_files import LoadedPrompts
     from teachonce.zeroshot import Scores
 
 
@@ -34,6 +38,8 @@ class EvaluateRequest:
     split: str = "val"
     vocabulary: str | None = None
     template: str = "a photo of a {}."
+    wise: float = 1.0
+    """Share of the prompts in class features mixed with the template's; 1: the prompts alone (WiSE-FT)."""
     per_class: Path | None = None
     batch_size: int = 128
     threads: int | None = None
@@ -56,6 +62,8 @@ class EvaluateResult:
     template: str | None
     run: str | None
     per_class: str | None
+    wise: float | None
+    """Share of the prompts in the class features; None without prompts."""
     baseline: dict[str, Any] | None
     """With prompts: top1, top5 and the template of the bare student on the same images."""
     digests: dict[str, str]
@@ -83,19 +91,23 @@ def evaluate(request: EvaluateRequest, reporter: Reporter) -> EvaluateResult:
 
     from teachonce.clip_models import load_clip, pick_device, tune_process  # heavy: only when the data is in order
     from teachonce.cluster import default_threads
+    from teachonce.prompt_files import load_prompts
 
     tune_process(request.threads or default_threads(1))
     clip = load_clip(request.student, pick_device())
     # Before the images: a template or a run that does not fit should not cost an hour of decoding first.
+    prompts = None if request.run is None else load_prompts(request.run).bound_to(clip)
     template_classes = _template_classes(clip, vocabulary, request.template)
-    prompt_classes = _prompt_classes(clip, vocabulary, request.run) if request.run is not None else None
-    features = _image_features(clip, index, root, request, reporter)
+    prompt_classes = None if prompts is None else _prompt_classes(prompts, vocabulary, template_classes, request.wise)
+    features = image_features(clip, index, root, request, reporter)
     good = np.isfinite(features[:, 0])
     if not good.any():
         raise DataError(f"none of the {len(index)} images of '{request.split}' could be decoded")
 
-    plain = _score(features[good], template_classes, labels[good])
-    ours = _score(features[good], prompt_classes, labels[good]) if prompt_classes is not None else plain
+    plain = ours = _score(features[good], template_classes, labels[good])
+    if prompts is not None and prompt_classes is not None:
+        seen = features if prompts.image is None else image_features(clip, index, root, request, reporter, prompts)
+        ours = _score(seen[good], prompt_classes, labels[good])
     if request.per_class is not None:
         _write_per_class(request.per_class, ours, labels[good], vocabulary)
     return _result(request, ours, plain, good, vocabulary, clip, index)
@@ -120,33 +132,31 @@ def _template_classes(clip: LoadedClip, vocabulary: Vocabulary, template: str) -
     return np.asarray(template_features(clip, vocabulary.names, template).cpu().numpy())
 
 
-def _prompt_classes(clip: LoadedClip, vocabulary: Vocabulary, run: Path) -> npt.NDArray[np.float32]:
-    from teachonce.prompts import load_prompts
-    from teachonce.text_tower import TextTower
-    from teachonce.zeroshot import prompted_features
-
-    loaded = load_prompts(run)
-    if loaded.meta.student_digest != clip.digest:
-        raise FingerprintError(
-            f"the prompts in {run} were trained for weights {loaded.meta.student_digest[:16]} ({loaded.meta.student}); "
-            f"'{clip.spec}' has weights {clip.digest[:16]}",
-            hint=f"use --student {loaded.meta.student}",
-        )
-    tower = TextTower.from_clip(clip.model, clip.tokenizer)
-    names = tower.tokenise(vocabulary.names, suffix=loaded.meta.suffix)
-    return np.asarray(prompted_features(tower, loaded.prompts, names).cpu().numpy())
-
-
-def _image_features(
-    clip: LoadedClip, index: SampleIndex, root: Path, request: EvaluateRequest, reporter: Reporter
+def _prompt_classes(
+    prompts: LoadedPrompts, vocabulary: Vocabulary, template: npt.NDArray[np.float32], share: float
 ) -> npt.NDArray[np.float32]:
-    """Unit image features of the split, [N, E]; NaN where an image failed."""
+    import torch
+
+    from teachonce.regularisers import wise
+
+    trained = prompts.classifier(vocabulary.names).cpu()
+    return np.asarray((trained if share == 1 else wise(torch.from_numpy(template), trained, share)).numpy())
+
+
+def image_features(
+    clip: LoadedClip, index: SampleIndex, root: Path, request: EvaluateRequest, reporter: Reporter,
+    prompts: LoadedPrompts | None = None,
+) -> npt.NDArray[np.float32]:  # fmt: skip
+    """Unit image features of the split, [N, E], with prompts in the image tower if given; NaN where an image failed."""
     from teachonce.feature_cache import SplitFeatures, cached_features, feature_key
 
-    def compute() -> SplitFeatures:
-        return SplitFeatures(_encode(clip, index, root, request, reporter))
+    encode = clip.encode_images if prompts is None else prompts.image_features
 
-    key = feature_key(index, root, clip.digest, clip.preprocess_text, str(clip.device.type))
+    def compute() -> SplitFeatures:
+        return SplitFeatures(_encode(clip, encode, index, root, request, reporter))
+
+    own = [] if prompts is None else [prompts.tensors_digest]
+    key = feature_key(index, root, clip.digest, clip.preprocess_text, str(clip.device.type), *own)
     found, cached = cached_features(key, compute)
     if cached:
         reporter.note(f"image features of {len(index)} samples come from the cache")
@@ -154,8 +164,9 @@ def _image_features(
 
 
 def _encode(
-    clip: LoadedClip, index: SampleIndex, root: Path, request: EvaluateRequest, reporter: Reporter
-) -> npt.NDArray[np.float32]:
+    clip: LoadedClip, encode: Callable[[Tensor], Tensor], index: SampleIndex, root: Path, request: EvaluateRequest,
+    reporter: Reporter,
+) -> npt.NDArray[np.float32]:  # fmt: skip
     from teachonce.clip_models import embedding_width
     from teachonce.cluster import default_threads
     from teachonce.image_batches import image_batches
@@ -171,7 +182,7 @@ def _encode(
             pixels = batch.pixels(0)
             stop = batch.start + len(batch)
             if pixels is not None:
-                features[batch.start : stop] = clip.encode_images(pixels).cpu().numpy()
+                features[batch.start : stop] = encode(pixels).cpu().numpy()
             for row, fault in batch.faults():
                 features[row] = np.nan
                 reporter.note(f"{index.key(row)}: {fault.reason}")
@@ -225,6 +236,7 @@ def _result(
         top1=top1, top5=float(ours.top5.mean()), n=n, classes=len(vocabulary), top1_interval=wilson(top1, n),
         tied_names=vocabulary.tied(), failed=int((~good).sum()), template=None if prompted else request.template,
         run=str(request.run) if prompted else None, per_class=str(request.per_class) if request.per_class else None,
+        wise=request.wise if prompted else None,
         baseline=baseline if prompted else None,
         digests={"student": clip.digest, "vocabulary": vocabulary.digest, "samples": index.digest},
     )  # fmt: skip

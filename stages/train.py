@@ -1,10 +1,11 @@
-"""train: learn prompts of a frozen student from a label store; no image is read and no teacher runs.
+"""train: learn prompts of a frozen student from a label store; no teacher runs, only image prompts read images.
 
 A run folder holds config.toml, events.jsonl, checkpoints/, prompts.safetensors + prompts.json and results.json.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -26,6 +27,7 @@ from teachonce.pairing import Expected, prove_pairing, require_origin
 from teachonce.progress import Reporter
 from teachonce.runlog import RunLog
 from teachonce.selection import Selection, load_selection
+from teachonce.store_format import EMBEDDING
 from teachonce.versions import package_versions
 from teachonce.working_set import WorkingSet, open_working_set
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from teachonce.checkpoint import Identity
     from teachonce.clip_models import LoadedClip
     from teachonce.training import Trainer
+    from teachonce.view_images import ViewImages
 
 BEFORE_MARKER = {"checkpoints", "events.jsonl"}  # what a run has written before config.toml marks it
 
@@ -54,7 +57,9 @@ class TrainRequest:
     split: str | None = None
     vocabulary: str | None = None
     root: Path | None = None
-    """Folder of the data: the bytes of some images are compared with what was taught."""
+    """Folder of the data: the bytes of some images are compared with what was taught; image prompts read all."""
+    init: Path | None = None
+    """Run or export whose prompts this run starts from; None: as the config says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +72,8 @@ class TrainResult:
     """Of this call; a resumed run's earlier part is not in it."""
     final_loss: float
     """Mean loss of the last logged steps."""
+    held_out_top1: float | None
+    """Of the result, on the samples that were kept apart; None where none were."""
     out: str
     prompts_digest: str
     """SHA-256 of prompts.safetensors."""
@@ -83,7 +90,7 @@ def train(request: TrainRequest, reporter: Reporter) -> TrainResult:
         UsageError: the loss became NaN or infinite (a smaller learning rate helps); the last checkpoint is kept.
     """
     began = time.monotonic()
-    parse_spec(request.student)
+    _check_request(request)
     _check_folder(request)
     store = LabelStore.open(request.labels)
     check_store(store, request.config)
@@ -91,30 +98,50 @@ def train(request: TrainRequest, reporter: Reporter) -> TrainResult:
     require_origin(store, expected, request.root)
     selection = None if request.selection is None else load_selection(request.selection, store)
 
+    import torch
+
     from teachonce.clip_models import load_clip, pick_device, tune_process  # heavy: only when all is in order
     from teachonce.cluster import default_threads
+    from teachonce.view_images import ViewImages
 
-    tune_process(request.threads or default_threads(1))
+    threads = request.threads or default_threads(1)
+    tune_process(threads)
+    torch.set_float32_matmul_precision("high" if request.config.tf32 else "highest")
     clip = load_clip(request.student, pick_device())
-    rows = open_working_set(store, clip.digest, reporter, selection)
-    try:
-        proved = prove_pairing(rows, request.config.seed, reporter, request.root)
-        trainer, identity = _build(request, rows, clip, selection, reporter)
+    config = request.config
+    features = clip.digest if config.tower == "text" or config.uses_frozen else None
+    rows = open_working_set(store, features, reporter, selection, config.supervision != "hard" and embedded(config))
+    with contextlib.ExitStack() as stack:
+        stack.callback(rows.close)
+        proved = prove_pairing(rows, config.seed, reporter, request.root)
+        images = None
+        if config.tower != "text" and request.root is not None:
+            images = stack.enter_context(contextlib.closing(ViewImages(store, request.root, clip, threads)))
+        trainer, identity = _build(request, rows, clip, images, selection, reporter)
         log = RunLog(request.out / "events.jsonl")
         first = _start(request, trainer, identity, log, reporter)
         log.write("pairing", step=first, rows_proved=proved, images_compared=request.root is not None)
         _loop(request, trainer, identity, log, first, reporter)
-        return _finish(request, trainer, clip, identity, time.monotonic() - began)
-    finally:
-        rows.close()
+        return _finish(request, trainer, identity, time.monotonic() - began)
+
+
+def embedded(config: TrainConfig) -> bool:
+    """Whether a run reads the teacher's image embeddings."""
+    return config.targets == "embedding"
 
 
 def check_store(store: LabelStore, config: TrainConfig) -> None:
     """Refuse a config that the store cannot serve, before anything heavy is loaded.
 
     Raises:
-        UsageError: soft labels from a store without a teacher, or at a temperature it has no tail for.
+        UsageError: soft labels from a store without a teacher, at a temperature it has no tail for, or fewer views
+            than a step should have.
+        DataError: the store keeps no embeddings of its teacher.
     """
+    views = store.layout.views
+    if config.views_per_step > views:
+        raise UsageError(f"views_per_step = {config.views_per_step}: {store.path} holds {views} of each sample",
+                         hint=f"use at most {views}, or teach a store with more --views")  # fmt: skip
     if config.supervision == "hard":
         return
     if not store.layout.top_k:
@@ -122,12 +149,27 @@ def check_store(store: LabelStore, config: TrainConfig) -> None:
             f"{store.path} was made without a teacher: it has no soft labels for supervision = '{config.supervision}'",
             hint="train with --supervision hard, or make a store with `teachonce teach ... --teacher MODEL`",
         )
-    if config.temperature not in store.layout.temperatures:
+    if embedded(config) and EMBEDDING not in store.groups:
+        raise DataError(f"{store.path} holds no image embeddings of its teacher for targets = 'embedding'",
+                        hint=store.embedding_hint)  # fmt: skip
+    if config.soft_tail and config.tau_teacher not in store.layout.temperatures:
         raise UsageError(
-            f"temperature = {config.temperature}: {store.path} holds the mass outside the top "
+            f"teacher temperature = {config.tau_teacher}: {store.path} holds the mass outside the top "
             f"{store.layout.top_k} for the temperatures {', '.join(map(str, store.layout.temperatures))} only",
-            hint="use one of these",
+            hint="use one of these, or --set targets=embedding with a store that keeps embeddings, or "
+            "--set tail=renormalise, which reads no tail",
         )
+
+
+def _check_request(request: TrainRequest) -> None:
+    """What can be known before a store is opened."""
+    parse_spec(request.student)
+    if request.config.tower != "text" and request.root is None:
+        raise UsageError(f"tower = '{request.config.tower}' reads images in training, and --root is missing",
+                         hint="give --root DATA, the folder that the store was taught from")  # fmt: skip
+    if request.init is not None and not request.init.is_dir():
+        raise UsageError(f"{request.init} is not a folder with prompts",
+                         hint="give the --out folder of `teachonce train` or of `teachonce import`")  # fmt: skip
 
 
 def _check_folder(request: TrainRequest) -> None:
@@ -161,26 +203,46 @@ def _check_folder(request: TrainRequest) -> None:
 
 
 def _build(
-    request: TrainRequest, rows: WorkingSet, clip: LoadedClip, selection: Selection | None, reporter: Reporter
-) -> tuple[Trainer, Identity]:
-    from teachonce.checkpoint import ALL_ROWS, Identity
-    from teachonce.text_tower import TextTower
+    request: TrainRequest, rows: WorkingSet, clip: LoadedClip, images: ViewImages | None, selection: Selection | None,
+    reporter: Reporter,
+) -> tuple[Trainer, Identity]:  # fmt: skip
+    from teachonce.checkpoint import ALL_ROWS, OWN_START, Identity
     from teachonce.training import Trainer
 
-    tower = TextTower.from_clip(clip.model, clip.tokenizer)
     store, vocabulary = rows.plan.store, rows.vocabulary
     if request.config.supervision != "soft" and not rows.has_labels:
         raise DataError(
             f"no row of {store.path} has a class that is in its vocabulary: there are no hard labels to train on",
             hint="train with --supervision soft, or teach with a vocabulary that holds the data's classes",
         )
-    trainer = Trainer(request.config, tower, vocabulary.names, rows, clip.logit_scale)
+    trainer = Trainer(request.config, clip, rows, images)
+    start = OWN_START if request.init is None else _start_from(request.init, trainer)
     reporter.note(
-        f"{trainer.learner.trainable_parameters()} trainable parameters, {len(rows)} rows, "
+        f"{trainer.student.trainable_parameters()} trainable parameters, {len(rows)} rows "
+        f"({len(trainer.order.held_out)} held out), {trainer.steps} steps of {trainer.order.steps_per_epoch} an epoch, "
         f"{len(vocabulary)} classes ({vocabulary.tied()} share a name)"
     )
     chosen = ALL_ROWS if selection is None else selection.digest
-    return trainer, Identity(request.config.digest(), rows.store_id, clip.digest, chosen)
+    return trainer, Identity(request.config.digest(), rows.store_id, clip.digest, chosen, start)
+
+
+def _start_from(folder: Path, trainer: Trainer) -> str:
+    """Put saved prompts in as the start; returns their digest."""
+    from teachonce.prompt_files import load_prompts
+
+    student = trainer.student
+    loaded = load_prompts(folder).bound_to(student.clip)
+    for tower, prompts in (("text", loaded.text), ("image", loaded.image)):
+        learner = student.learner(tower)
+        if learner is not None and prompts is not None:
+            learner.load_start(prompts)
+        elif (learner is None) != (prompts is None):
+            raise UsageError(f"the prompts in {folder} are of tower = '{loaded.meta.tower}', and this run's is "
+                             f"'{trainer.config.tower}'", hint=f"--set tower={loaded.meta.tower}")  # fmt: skip
+    if loaded.text is not None and loaded.meta.position != trainer.config.position:
+        raise UsageError(f"the prompts in {folder} stand {loaded.meta.position} the name, and this run's "
+                         f"{trainer.config.position}", hint=f"--set position={loaded.meta.position}")  # fmt: skip
+    return loaded.tensors_digest
 
 
 def _start(request: TrainRequest, trainer: Trainer, identity: Identity, log: RunLog, reporter: Reporter) -> int:
@@ -189,17 +251,18 @@ def _start(request: TrainRequest, trainer: Trainer, identity: Identity, log: Run
 
     checkpoints = request.out / "checkpoints"
     if request.resume:
-        step = load_checkpoint(checkpoints, trainer.learner, trainer.optimizer, identity)
+        step = load_checkpoint(checkpoints, trainer.learners, trainer.optimizer, identity, trainer.average.state())
         log.rewind(step)
         reporter.note(f"resuming {request.out} after step {step}")
         return step
     request.out.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(checkpoints, ignore_errors=True)  # of a run that was killed before its config marked it
     log.clear()
-    save_checkpoint(checkpoints, 0, trainer.learner, trainer.optimizer, identity)
+    save_checkpoint(checkpoints, 0, trainer.learners, trainer.optimizer, identity, trainer.average.state())
     log.write("start", step=0, teachonce=__version__, versions=package_versions(), labels=str(request.labels),
               student=request.student, **{f"{name}_digest": value for name, value in asdict(identity).items()},
-              trainable_parameters=trainer.learner.trainable_parameters())  # fmt: skip
+              steps=trainer.steps, steps_per_epoch=trainer.order.steps_per_epoch,
+              trainable_parameters=trainer.student.trainable_parameters())  # fmt: skip
     # The config is written last: it marks a folder that can be resumed.
     atomic_write_bytes(request.out / "config.toml", tomli_w.dumps(request.config.to_dict()).encode())
     return 0
@@ -209,49 +272,54 @@ def _loop(
     request: TrainRequest, trainer: Trainer, identity: Identity, log: RunLog, first: int, reporter: Reporter
 ) -> None:
     from teachonce.checkpoint import save_checkpoint
+    from teachonce.held_out import measure
     from teachonce.signals import deferred_signals
 
-    config, checkpoints = request.config, request.out / "checkpoints"
+    config, checkpoints, steps = request.config, request.out / "checkpoints", trainer.steps
     with deferred_signals() as stop_requested:
-        for step in range(first, config.steps):
+        for step in range(first, steps):
             losses = trainer.step(step)
             done = step + 1
-            if done % config.log_every == 0 or done == config.steps:
+            if done % config.log_every == 0 or done == steps:
                 log.write("step", step=done, **losses)
-                reporter.progress("train", done, config.steps, "steps", loss=round(losses["loss"], 4))
-            if done % config.checkpoint_every == 0 or done == config.steps or stop_requested():
-                save_checkpoint(checkpoints, done, trainer.learner, trainer.optimizer, identity)
+                reporter.progress("train", done, steps, "steps", loss=round(losses["loss"], 4))
+            if config.held_out and (done % config.evaluate_every == 0 or done == steps):
+                log.write("held_out", step=done, **asdict(measure(trainer)))
+            if done % config.checkpoint_every == 0 or done == steps or stop_requested():
+                state = trainer.average.state()
+                save_checkpoint(checkpoints, done, trainer.learners, trainer.optimizer, identity, state)
             if stop_requested():
                 reporter.note(f"stopped after step {done}; continue with --resume")
                 break
 
 
-def _finish(
-    request: TrainRequest, trainer: Trainer, clip: LoadedClip, identity: Identity, seconds: float
-) -> TrainResult:
+def _finish(request: TrainRequest, trainer: Trainer, identity: Identity, seconds: float) -> TrainResult:
     import torch
 
-    from teachonce.prompts import TENSORS_FILE, save_prompts
+    from teachonce.prompt_files import TENSORS_FILE, save_prompts
 
-    with torch.no_grad():
-        save_prompts(request.out, trainer.learner(), trainer.meta(clip.spec, clip.digest))
+    with torch.no_grad(), trainer.result() as student:
+        text, image = student.learner("text"), student.learner("image")
+        save_prompts(request.out, None if text is None else text(), None if image is None else image(), student.meta())
     digest = hashlib.sha256((request.out / TENSORS_FILE).read_bytes()).hexdigest()
-    losses = [e["loss"] for e in _logged(request.out)][-5:]
-    final = sum(losses) / len(losses) if losses else float("nan")
+    losses = [event["loss"] for event in _logged(request.out, "step")][-5:]
+    held_out = [event["top1"] for event in _logged(request.out, "held_out")]
     result = TrainResult(
-        steps=request.config.steps, trainable_parameters=trainer.learner.trainable_parameters(), seconds=seconds,
-        final_loss=final, out=str(request.out), prompts_digest=digest,
+        steps=trainer.steps, trainable_parameters=trainer.student.trainable_parameters(), seconds=seconds,
+        final_loss=sum(losses) / len(losses) if losses else float("nan"),
+        held_out_top1=held_out[-1] if held_out else None, out=str(request.out), prompts_digest=digest,
     )  # fmt: skip
     about: dict[str, Any] = {
-        "schema": 1, **asdict(result), "store_id": identity.store, "student_digest": clip.digest,
+        "schema": 1, **asdict(result), "store_id": identity.store, "student_digest": identity.student,
         "selection_digest": identity.selection, "vocabulary_digest": trainer.rows.vocabulary.digest,
+        "start": identity.start,
     }  # fmt: skip
     atomic_write_bytes(request.out / "results.json", (json.dumps(about, indent=1) + "\n").encode())
     return result
 
 
-def _logged(out: Path) -> list[dict[str, Any]]:
+def _logged(out: Path, kind: str) -> list[dict[str, Any]]:
     from teachonce.runlog import read_events
 
     file = out / "events.jsonl"
-    return [event for event in read_events(file) if event["event"] == "step"] if file.is_file() else []
+    return [event for event in read_events(file) if event["event"] == kind] if file.is_file() else []

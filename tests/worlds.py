@@ -179,7 +179,8 @@ class _InlineClient:
 
 
 @functools.lru_cache(maxsize=8)
-def _loaded_once(spec: str, device: str = "cpu") -> Any:
+def loaded_once(spec: str, device: str = "cpu") -> Any:
+    """`load_clip` that reads each model once. Import `teachonce.worker_models` before it takes `load_clip`'s place."""
     import teachonce.worker_models as worker_models  # holds the real function under its own name
 
     return worker_models.load_clip(spec, device)
@@ -213,7 +214,7 @@ def inline_tasks(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster, "open_cluster", no_cluster)
         patch.setattr(cluster, "run_tasks", run_here)
-        patch.setattr(clip_models, "load_clip", _loaded_once)
+        patch.setattr(clip_models, "load_clip", loaded_once)
         patch.setattr(cluster, "warm_up", lambda client, task: [])
         patch.setattr("os.fsync", lambda handle: None)  # no power fails here; faults/ watches the syncs
         yield

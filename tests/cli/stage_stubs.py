@@ -216,6 +216,7 @@ class TrainRequest:
     split: str | None = None
     vocabulary: str | None = None
     root: Path | None = None
+    init: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +225,29 @@ class TrainResult:
     trainable_parameters: int = 98304
     seconds: float = 60.0
     final_loss: float = float("inf")
+    held_out_top1: float | None = None
     out: Path = Path("run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportRequest:
+    checkpoint: Path
+    student: str
+    out: Path
+    position: Literal["before", "around", "after"] = "before"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportResult:
+    slots: int = 4
+    width: int = 512
+    position: str = "before"
+    epoch: int | None = 50
+    student_proved: bool = True
+    checkpoint: str = "model.pth.tar-50"
+    checkpoint_digest: str = "f00d"
+    out: str = "runs/coop"
+    prompts_digest: str = "f00d"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +285,7 @@ class EvaluateRequest:
     split: str = "val"
     vocabulary: str | None = None
     template: str = "a photo of a {}."
+    wise: float = 1.0
     per_class: Path | None = None
     batch_size: int = 128
     threads: int | None = None
@@ -279,6 +303,7 @@ class EvaluateResult:
     template: str | None = None
     run: str | None = None
     per_class: str | None = None
+    wise: float | None = None
     baseline: dict[str, Any] | None = None
 
 
@@ -331,7 +356,7 @@ class PlanResult:
 
 
 STAGES = ("index", "plan", "teach", "inspect", "verify", "relabel", "merge", "subset", "train", "cache", "evaluate")
-NAMES = (*STAGES, "demo", "rehearse")
+NAMES = (*STAGES, "import_", "demo", "rehearse")
 
 
 class Stubs:
@@ -356,8 +381,8 @@ class Stubs:
             return made
         if name == "plan":
             made.compare = lambda *asked: self._asked(*asked)  # type: ignore[attr-defined]
-        request = f"{name.capitalize()}Request"
-        result_type = globals()[f"{name.capitalize()}Result"]
+        request = f"{name.strip('_').capitalize()}Request"
+        result_type = globals()[f"{name.strip('_').capitalize()}Result"]
 
         def stage(request: Any, reporter: Any) -> Any:
             self.requests.append(request)

@@ -26,7 +26,8 @@ HEAVY = ("torch", "torchvision", "zarr", "dask", "distributed", "numpy", "open_c
 COMMANDS = sorted(app.EXAMPLES)
 MOST_OPTIONS = 15  # besides --json and --quiet
 # What to teach (11), where (3), what a run of days needs (5), rehearsals (2); plan takes the same, and its own 3.
-MORE_OPTIONS = {"teach": 21, "plan": 20}
+# What train learns (8), what its data must be (5), the run itself (3).
+MORE_OPTIONS = {"teach": 21, "plan": 20, "train": 16}
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 
 # The exit code and the heavy modules that one command line leaves loaded, as the last line of stderr.

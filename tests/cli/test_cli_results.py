@@ -25,6 +25,7 @@ LINES = {
     "verify": ("verify", "x.zarr"),
     "train": ("train", "x.zarr", "--student", "S", "--out", "run"),
     "evaluate": ("evaluate", "--student", "S", "--manifest", "m.toml"),
+    "import": ("import", "model.pth.tar-50", "--student", "S", "--out", "runs/coop"),
     "cache": ("cache", "list", "x.zarr"),
     "demo": ("demo",),
 }
@@ -186,7 +187,7 @@ def test_plan_takes_what_teach_takes(teachonce_here: Command, stubs: stage_stubs
 
 def test_evaluate_hands_every_option_on(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
     line = "evaluate run --student S --manifest m --root data --split test --vocabulary V --template {}"
-    line += " --per-class c.csv --set batch_size=4 --set threads=2"
+    line += " --wise 0.25 --per-class c.csv --set batch_size=4 --set threads=2"
     assert teachonce_here(*line.split()).code == 0
     assert stubs.requests[-1] == stage_stubs.EvaluateRequest(
         run=Path("run"),
@@ -196,6 +197,7 @@ def test_evaluate_hands_every_option_on(teachonce_here: Command, stubs: stage_st
         split="test",
         vocabulary="V",
         template="{}",
+        wise=0.25,
         per_class=Path("c.csv"),
         batch_size=4,
         threads=2,
@@ -216,11 +218,11 @@ def test_train_flags_win_over_set_and_set_over_the_file(
 
 
 def test_train_hands_on_what_the_store_must_be(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
-    line = "--select few.json --manifest m --split val --vocabulary V --root data"
+    line = "--select few.json --manifest m --split val --vocabulary V --root data --init first"
     assert teachonce_here(*LINES["train"], *line.split()).code == 0
     request = stubs.requests[-1]
     assert (request.selection, request.manifest, request.split) == (Path("few.json"), "m", "val")
-    assert (request.vocabulary, request.root) == ("V", Path("data"))
+    assert (request.vocabulary, request.root, request.init) == ("V", Path("data"), Path("first"))
 
 
 def test_cache_takes_an_action_and_perhaps_a_store(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:

@@ -17,9 +17,14 @@ import worlds
 from PIL import Image
 from worlds import IDS, NAMES, PHOTOS, Notes, World
 
-from teachonce.errors import DataError, UsageError
+from teachonce.clip_models import load_clip
+from teachonce.config import TrainConfig
+from teachonce.errors import DataError, FingerprintError, UsageError
 from teachonce.progress import Silent
+from teachonce.prompt_files import LoadedPrompts, load_prompts, save_prompts
 from teachonce.stages.evaluate import EvaluateRequest, EvaluateResult, evaluate
+from teachonce.student import PromptedStudent
+from teachonce.zeroshot import template_features
 
 
 @pytest.fixture(autouse=True)
@@ -161,3 +166,65 @@ def test_a_wrong_option_is_refused(change: dict[str, Any], message: str, world: 
     """Exit 2, before any image is decoded."""
     with pytest.raises(UsageError, match=message):
         run(world, student, **change)
+
+
+def moved_prompts(student: str, folder: Path, tower: Any) -> LoadedPrompts:
+    """Saved prompts that differ from their start in every tensor."""
+    clip = load_clip(student)
+    config = TrainConfig(tower=tower, image_length=2)
+    ours = PromptedStudent(config, clip, NAMES)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in ours.learners.parameters():
+            parameter.copy_(torch.randn(parameter.shape))
+        text, image = (None if x is None else x() for x in (ours.learner("text"), ours.learner("image")))
+    folder.mkdir()
+    save_prompts(folder, text, image, ours.meta())
+    return load_prompts(folder)
+
+
+@pytest.mark.parametrize("tower", ["text", "image", "both"])
+def test_prompts_of_either_tower_are_scored_as_one_would_by_hand(
+    tower: str, world: World, student: str, own_cache: Path, tmp_path: Path
+) -> None:
+    """Image by image and class by class through the loaded prompts; a second evaluation reads the cache."""
+    prompts = moved_prompts(student, tmp_path / "run", tower)
+    found = run(world, student, run=tmp_path / "run")
+    _, preprocess = open_clip.create_model_from_pretrained(student)
+    classes = prompts.classifier(NAMES)
+    right = []
+    for name, photo in world.photos.items():
+        image = preprocess(Image.open(io.BytesIO(photo)))[None]
+        best = int((prompts.image_features(image) @ classes.T).argmax())
+        label = IDS.index(name[:3])
+        same = [c for c in range(len(NAMES)) if NAMES[c].lower() == NAMES[label].lower()]
+        right.append((best in same) / len(same))
+    assert found.top1 == pytest.approx(np.mean(right), abs=1e-9)
+    assert found.baseline is not None and found.baseline["top1"] == run(world, student).top1
+    assert len(list((own_cache / "features").glob("*.npy"))) == (1 if tower == "text" else 2)
+    assert run(world, student, run=tmp_path / "run") == found
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_wise_mixes_class_features_with_the_templates(share: float, world: World, student: str, tmp_path: Path) -> None:
+    """0 is the template, 1 the prompts, between them the normalised mixture."""
+    prompts = moved_prompts(student, tmp_path / "run", "text")
+    found = run(world, student, run=tmp_path / "run", wise=share)
+    clip = load_clip(student)
+    mixed = share * prompts.classifier(NAMES) + (1 - share) * template_features(clip, NAMES, "a photo of a {}.")
+    classes = mixed / mixed.norm(dim=1, keepdim=True)
+    right = []
+    for name, photo in world.photos.items():
+        image = clip.encode_images(clip.prepare(Image.open(io.BytesIO(photo)))[None])
+        label = IDS.index(name[:3])
+        logits = (image @ classes.T)[0]
+        same = [c for c in range(len(NAMES)) if NAMES[c].lower() == NAMES[label].lower()]
+        right.append((float(logits.max()) - float(logits[same].max()) < 1e-6) / len(same))
+    assert found.wise == share and found.top1 == pytest.approx(np.mean(right), abs=1e-9)
+
+
+def test_prompts_of_another_student_are_refused(world: World, student: str, teacher: str, tmp_path: Path) -> None:
+    """Both weights are named."""
+    moved_prompts(student, tmp_path / "run", "text")
+    with pytest.raises(FingerprintError, match="belong to a student with weights"):
+        run(world, teacher, run=tmp_path / "run")

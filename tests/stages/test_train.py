@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import open_clip
 import pytest
 import torch
 import worlds
+from train_runs import killed_before
 
 from teachonce.config import TrainConfig, load_train_config
 from teachonce.errors import DataError, FingerprintError, TeachOnceError, UsageError
@@ -49,27 +48,6 @@ def steps_of(out: Path) -> list[dict[str, Any]]:
 def prompts_bytes(out: Path) -> str:
     """SHA-256 of the trained prompts."""
     return hashlib.sha256((out / "prompts.safetensors").read_bytes()).hexdigest()
-
-
-class Killed(BaseException):
-    """Stands for a process that ends in the middle of a step."""
-
-
-@contextmanager
-def killed_before(step: int) -> Iterator[None]:
-    """Runs inside die before they do this step."""
-    from teachonce.training import Trainer
-
-    real = Trainer.step
-
-    def dying(self: Trainer, number: int) -> dict[str, float]:
-        if number == step:
-            raise Killed
-        return real(self, number)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Trainer, "step", dying)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -108,36 +86,6 @@ def test_a_killed_run_resumes_bit_for_bit(stop: int, whole: Path, finished: Path
     run(finished, student, out, resume=True)
     assert prompts_bytes(out) == prompts_bytes(whole)
     assert steps_of(out) == steps_of(whole)
-
-
-CHOICES = """
-structure=shared, structure=unshared, depth=1, supervision=hard, supervision=hard+soft, supervision=soft, temperature=2,
-temperature=4, tail=ghost, tail=renormalise, candidates=all, candidates=sampled, candidates=sampled correction=none,
-optimizer=adamw, optimizer=sgd, schedule=cosine, schedule=constant, class_chunk=2, context=an image of the,
-weight_decay=0.1, soft_weight=0.5
-"""
-
-
-@pytest.mark.parametrize("choice", [" ".join(choice.split()) for choice in CHOICES.split(",")])
-def test_every_option_value_does_real_work(choice: str, finished: Path, student: str, tmp_path: Path) -> None:
-    """Each value trains: the loss is finite and every trained tensor moves."""
-    overrides = choice.split(" ") if choice.startswith("candidates") else [choice]
-    result = run(finished, student, tmp_path / "run", *overrides, "sampled_fill=2", "sampled_top=1", "steps=3")
-    assert np.isfinite(result.final_loss)
-    from safetensors.torch import load_file
-
-    trained = load_file(tmp_path / "run" / "prompts.safetensors")
-    for name, tensor in trained.items():
-        moved = tensor if name != "context" else tensor - initial_context(student, overrides)
-        assert (moved != 0).any(), name
-
-
-def initial_context(student: str, overrides: list[str]) -> torch.Tensor:
-    """Token embeddings of the words the slots began as."""
-    words = next((o.partition("=")[2] for o in overrides if o.startswith("context=")), "a photo of a")
-    model, _ = open_clip.create_model_from_pretrained(student)
-    with torch.no_grad():
-        return model.token_embedding(torch.tensor(open_clip.get_tokenizer(student).encode(words)))
 
 
 @pytest.mark.parametrize(("structure", "expected"), [("shared", 4 * 32), ("unshared", 4 * 32 * (1 + 1 + 2 + 2))])

@@ -84,6 +84,7 @@ def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     """The newest `KEEP` stay; the newest is the one that is loaded."""
     module = Prompted()
     optimizer = an_optimizer("adamw", module)
+    train(module, optimizer, 0, 1)
     for step in (9, 10, 100):
         save_checkpoint(tmp_path, step, module, optimizer, HERE)
     assert sorted(file.name for file in tmp_path.iterdir()) == [

@@ -1,256 +1,234 @@
-"""Prompts start at the hand-written context, every part of them learns, and saved prompts come back whole or not."""
+"""Prompts start where they should, are counted exactly, learn in their slots' own size, and can start from others."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from types import SimpleNamespace
+import functools
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
-from safetensors.torch import save as bytes_from_tensors
 from torch import Tensor
-from tower_reference import CONTEXT, NAMES, TOWERS, full_tokens, plain_features, tiny_clip, tokenizer
+from tower_reference import CONTEXT, NAMES, plain_features, random_prompts, tiny_clip, tokenizer
 
-from teachonce.errors import EnvironmentFault, FingerprintError, IntegrityError, TeachOnceError, UsageError
-from teachonce.files import atomic_write_bytes
-from teachonce.prompts import (
-    PromptLearner,
-    PromptMeta,
-    expected_parameters,
-    load_prompts,
-    save_prompts,
-)
-from teachonce.text_tower import SlotPrompts, TextTower
+from teachonce.errors import TeachOnceError, UsageError
+from teachonce.prompts import NOISE, PromptSpec, SlotLearner, text_learner
+from teachonce.slot_prompts import SlotPrompts
+from teachonce.structures import Structure, allocate
+from teachonce.text_tower import TextTower
+
+STRUCTURES: tuple[Structure, ...] = get_args(Structure)
+CARRIED = [x for x in STRUCTURES if x != "unshared-replace"]
 
 
+@functools.cache
 def make_tower(kind: str = "laion") -> TextTower:
     return TextTower.from_clip(tiny_clip(kind), tokenizer())
 
 
-def meta(**changes: object) -> PromptMeta:
-    """Metadata of prompts in all blocks of the `laion` tower."""
-    values = {
-        "structure": "unshared", "context": CONTEXT, "slots": 4, "depth": 0, "width": 48, "layers": 4,
-        "student": "local-dir:student", "student_digest": "d" * 64, "suffix": ".", "version": "0.1.0",
-    }  # fmt: skip
-    return PromptMeta(**{**values, **changes})  # type: ignore[arg-type]
+def detached(learner: SlotLearner) -> SlotPrompts:
+    prompts: SlotPrompts = learner()
+    return prompts.apply(torch.Tensor.detach)
 
 
-def trained(learner: PromptLearner) -> SlotPrompts:
+def learner_of(structure: Structure = "unshared", **spec: object) -> SlotLearner:
+    return text_learner(make_tower(), PromptSpec(structure=structure, **spec))  # type: ignore[arg-type]
+
+
+def train(learner: SlotLearner) -> SlotPrompts:
     """The learner's prompts after something has been learned."""
     with torch.no_grad():
         for number, parameter in enumerate(learner.parameters()):
             parameter.normal_(generator=torch.Generator().manual_seed(number))
-    prompts: SlotPrompts = learner()
-    return prompts
+    return detached(learner)
 
 
-@pytest.mark.parametrize("structure", ["shared", "unshared"])
-def test_before_the_first_step_the_prompts_are_the_hand_written_context(structure: str) -> None:
-    model = tiny_clip("laion")
-    tower = TextTower.from_clip(model, tokenizer())
-    learner = PromptLearner(tower, structure, CONTEXT)  # type: ignore[arg-type]
-    tokens = tower.tokenise(NAMES)
-    at_start = tower.features(learner(), tokens)
-    assert torch.equal(at_start, tower.features(SlotPrompts(tower.embed_words(CONTEXT)), tokens))
-    theirs = model.encode_text(full_tokens(model, NAMES), normalize=True)  # type: ignore[operator]
-    assert torch.allclose(at_start, theirs, rtol=0, atol=1e-5)
+def assert_same(found: SlotPrompts, expected: SlotPrompts) -> None:
+    assert found.replace == expected.replace and found.tensors().keys() == expected.tensors().keys()
+    for name, tensor in expected.tensors().items():
+        assert torch.allclose(found.tensors()[name], tensor, rtol=1e-5, atol=1e-5), name
 
 
-@pytest.mark.parametrize(
-    ("structure", "depth", "expected"),
-    [
-        ("shared", 0, 4 * 48),
-        ("shared", 3, 4 * 48),
-        ("unshared", 0, 4 * 48 * (1 + 3 + 2 * 4)),
-        ("unshared", 4, 4 * 48 * (1 + 3 + 2 * 4)),
-        ("unshared", 3, 4 * 48 * (1 + 3 + 2 * 3)),
-        ("unshared", 1, 4 * 48 * (1 + 1 + 2 * 1)),
-    ],
-)
-def test_the_number_of_parameters(structure: str, depth: int, expected: int) -> None:
-    learner = PromptLearner(make_tower(), structure, CONTEXT, depth)  # type: ignore[arg-type]
-    assert learner.trainable_parameters() == expected
-    assert expected_parameters(structure, 4, 48, 4, depth) == expected  # type: ignore[arg-type]
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_the_number_of_parameters_is_the_allocations(structure: Structure) -> None:
+    for depth in range(5):
+        learner = learner_of(structure, depth=depth)
+        assert learner.trainable_parameters() == allocate(structure, 4, depth).parameters(4, 48)
+        assert all(not parameter.any() for parameter in learner.parameters()), "every parameter starts at zero"
+        assert sorted(learner.state_dict()) == sorted(dict(learner.named_parameters())), "what follows is not kept"
+    assert learner_of("unshared").trainable_parameters() == 4 * 48 * (1 + 3 + 4 + 4)
+    assert learner_of("unshared-replace", depth=2).trainable_parameters() == 4 * 48 * (1 + 2 + 2 + 1)
 
 
 def test_a_tower_of_one_block_has_no_live_query() -> None:
-    learner = PromptLearner(make_tower("one_block"), "unshared", CONTEXT)
-    assert learner.query is None and learner().query is None
+    learner = text_learner(make_tower("one_block"), PromptSpec(structure="qkvr"))
+    assert sorted(dict(learner.named_parameters())) == ["context", "key", "value"]
     assert learner.trainable_parameters() == 4 * 32 * 3
 
 
-def test_a_depth_beyond_the_tower_is_refused() -> None:
-    with pytest.raises(UsageError, match="depth 5 .*4 blocks"):
-        PromptLearner(make_tower(), "unshared", CONTEXT, 5)
+@pytest.mark.parametrize("init", ["template", "words"])
+def test_the_start_is_the_hand_written_context(init: str) -> None:
+    tower = make_tower()
+    for structure in CARRIED:
+        prompts = learner_of(structure, init=init)()
+        assert prompts.context is not None and torch.equal(prompts.context, tower.embed_words(CONTEXT))
+        assert not any(x.any() for name, x in prompts.tensors().items() if name != "context")
+    states = tower.slot_states(CONTEXT)
+    assert_same(learner_of("unshared-replace", init=init)(), SlotPrompts(None, key=states, value=states, replace=True))
+    going_on = SlotPrompts(None, states[1:2], states[:2], states[:2], states[1:2], replace=True)
+    assert_same(learner_of("unshared-replace", init=init, depth=2)(), going_on)
 
 
-def test_a_count_that_disagrees_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("teachonce.prompts.expected_parameters", lambda *sizes: 1)
-    with pytest.raises(TeachOnceError, match="expected"):
-        PromptLearner(make_tower(), "shared", CONTEXT)
+def test_words_leave_further_slots_to_noise_and_replacing_prompts_to_what_that_leads_to() -> None:
+    tower = make_tower()
+    longer = learner_of("shared", init="words", length=7)()
+    assert longer.context is not None and longer.context.shape == (7, 48)
+    assert torch.equal(longer.context[:4], tower.embed_words(CONTEXT))
+    assert 0.7 * NOISE < longer.context[4:].std() < 1.3 * NOISE
+    replaced = learner_of("unshared-replace", init="words", length=7)
+    assert_same(replaced(), replace(replaced(), key=tower.block_inputs(longer), value=tower.block_inputs(longer)))
+    tokens = tower.tokenise(NAMES)
+    assert torch.allclose(tower.features(replaced(), tokens), tower.features(longer, tokens), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", sorted(TOWERS))
-@pytest.mark.parametrize("depth", [0, 1])
-def test_every_layer_letter_and_slot_learns_from_the_first_step(kind: str, depth: int) -> None:
-    tower = make_tower(kind)
-    learner = PromptLearner(tower, "unshared", CONTEXT, depth)
-    features = tower.features(learner(), tower.tokenise(["tench", "great white shark", "o'clock"]))
-    (features * torch.randn(features.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
-    for name, parameter in learner.named_parameters():
-        assert parameter.grad is not None
-        per_slot = parameter.grad.norm(dim=-1)
-        assert (per_slot > 1e-6).all(), f"{name}: {per_slot}"
+def test_a_random_start_has_the_right_size_everywhere_and_is_a_function_of_the_seed() -> None:
+    carried = detached(learner_of("qkvr", init="normal", length=60, seed=3))
+    assert carried.context is not None and abs(float(carried.context.std()) / NOISE - 1) < 0.1
+    assert not any(x.any() for name, x in carried.tensors().items() if name != "context")
+    sigma = make_tower().slot_scales(CONTEXT)
+    for layer_scale in (True, False):
+        drawn = detached(learner_of("unshared-replace", init="normal", length=60, depth=3, layer_scale=layer_scale))
+        for name, blocks in {"key": [0, 1, 2], "value": [0, 1, 2], "query": [2], "residual": [2]}.items():
+            sizes = drawn.tensors()[name].std(dim=(1, 2))
+            assert torch.allclose(sizes, sigma[blocks], rtol=0.1), name
+    everything = torch.cat([x.flatten(1) / sigma[0] for x in drawn.tensors().values()])
+    assert torch.corrcoef(everything).fill_diagonal_(0).abs().max() < 0.1, "each letter and block is drawn apart"
+    for structure in ("shared", "unshared-replace"):
+        first, again, other = (learner_of(structure, init="normal", seed=seed)().tensors() for seed in (1, 1, 2))
+        assert all(
+            torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name]) for name in first
+        )
 
 
 def test_prompts_are_measured_in_the_slots_own_size() -> None:
-    tower = make_tower()
-    learner = PromptLearner(tower, "unshared", CONTEXT, 2)
-    prompts, scales = trained(learner), tower.slot_scales(CONTEXT)
-    assert prompts.key is not None and learner.key is not None
-    assert torch.allclose(prompts.key[1], scales[1] * learner.key[1])
-    assert torch.allclose(prompts.context, tower.embed_words(CONTEXT) + scales[0] * learner.context)
-    assert sorted(learner.state_dict()) == ["context", "key", "query", "value"], (
-        "what follows from the student is not kept"
-    )
+    sigma, ones = make_tower().slot_scales(CONTEXT), torch.ones(4)
+    for layer_scale, unit in ((True, sigma), (False, ones)):
+        for structure, depth, blocks in (
+            ("qkvr", 2, {"context": [0], "query": [0, 1], "key": [0, 1], "value": [0, 1], "residual": [0, 1]}),
+            ("unshared-replace", 3, {"query": [2], "key": [0, 1, 2], "value": [0, 1, 2], "residual": [2]}),
+        ):
+            learner = learner_of(structure, depth=depth, layer_scale=layer_scale)  # type: ignore[arg-type]
+            start, after = learner().tensors(), train(learner).tensors()
+            assert after.keys() == blocks.keys()
+            for name, parameter in learner.named_parameters():
+                scale = unit[blocks[name]].view(-1, *[1] * (parameter.ndim - 1))
+                assert torch.allclose(after[name] - start[name], scale * parameter, rtol=1e-4, atol=1e-5), name
 
 
-def test_trained_prompts_equal_the_plain_reference() -> None:
-    model = tiny_clip("laion")
-    tower = TextTower.from_clip(model, tokenizer())
-    prompts = trained(PromptLearner(tower, "unshared", CONTEXT))
-    ours = tower.features(prompts, tower.tokenise(NAMES))
-    assert torch.allclose(ours, plain_features(model, prompts, NAMES), rtol=0, atol=1e-5)
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_trained_prompts_equal_the_plain_reference(structure: Structure) -> None:
+    prompts = train(learner_of(structure, depth=3))
+    ours = make_tower().features(prompts, make_tower().tokenise(NAMES[:6]))
+    assert torch.allclose(ours, plain_features(tiny_clip("laion"), prompts, NAMES[:6]), rtol=0, atol=1e-5)
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    save_prompts(tmp_path, trained(PromptLearner(make_tower(), "unshared", CONTEXT)), meta())
-    return tmp_path
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_learning_goes_on_from_given_prompts(structure: Structure) -> None:
+    for init in ("template", "normal"):
+        given = train(learner_of(structure, depth=2, init=init, seed=5))
+        learner = learner_of(structure, depth=2, init="words")
+        train(learner)  # what was there does not matter
+        learner.load_start(given)
+        assert_same(learner(), given)
 
 
-def test_saved_prompts_come_back_equal(saved: Path) -> None:
-    prompts = trained(PromptLearner(make_tower(), "unshared", CONTEXT))
-    loaded = load_prompts(saved)
-    assert loaded.meta == meta() and loaded.model == "local-dir:student"
-    for name, tensor in vars(prompts).items():
-        found = getattr(loaded.prompts, name)
-        assert found.dtype == torch.float32 and torch.equal(found, tensor)
-    assert sorted(path.name for path in saved.iterdir()) == ["prompts.json", "prompts.safetensors"]
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_shared_context_starts_every_structure(structure: Structure) -> None:
+    tower, tokens = make_tower(), make_tower().tokenise(NAMES)
+    shared = random_prompts(tower, "shared", 0)
+    for depth in (0, 1, 3):
+        learner = learner_of(structure, depth=depth)
+        learner.load_start(shared)
+        assert torch.allclose(tower.features(learner(), tokens), tower.features(shared, tokens), rtol=0, atol=2e-5)
 
 
-def test_shared_prompts_come_back_without_letters(tmp_path: Path) -> None:
-    save_prompts(tmp_path, PromptLearner(make_tower(), "shared", CONTEXT)(), meta(structure="shared"))
-    loaded = load_prompts(str(tmp_path)).prompts
-    assert loaded.query is None and loaded.key is None and loaded.value is None and loaded.context.shape == (4, 48)
+def test_carried_prompts_start_wider_carried_ones_and_replacing_ones_of_their_depth() -> None:
+    tower, tokens = make_tower(), make_tower().tokenise(NAMES)
+    given = random_prompts(tower, "kv", 2)
+    for structure, depth in (("unshared", 3), ("qkvr", 2), ("unshared-replace", 2), ("unshared-replace", 0)):
+        learner = learner_of(structure, depth=depth)  # type: ignore[arg-type]
+        learner.load_start(given)
+        assert torch.allclose(tower.features(learner(), tokens), tower.features(given, tokens), rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("file", ["prompts.safetensors", "prompts.json"])
-def test_every_flipped_byte_is_noticed(saved: Path, file: str) -> None:
-    path = saved / file
-    data = path.read_bytes()
-    for position in range(0, len(data), max(1, len(data) // 40)):
-        changed = bytearray(data)
-        changed[position] ^= 1
-        path.write_bytes(changed)
-        try:
-            same = load_prompts(saved).meta == meta() and json.loads(changed) == json.loads(data)
-        except IntegrityError as problem:
-            same = file in str(problem)
-        assert same, f"byte {position}"  # white space in the JSON is all that may change unnoticed
+@pytest.mark.parametrize(
+    ("given", "structure", "depth"),
+    [
+        ("unshared", "kv", 0),  # no query to take the given one
+        ("unshared", "unshared", 2),  # fewer blocks
+        ("unshared", "unshared-replace", 2),
+        ("kv", "shared", 0),
+        ("unshared-replace", "unshared", 0),
+        ("unshared-replace", "unshared-replace", 2),
+    ],
+)
+def test_prompts_with_more_than_there_is_room_for_are_refused(
+    given: Structure, structure: Structure, depth: int
+) -> None:
+    learner = learner_of(structure, depth=depth)
+    with pytest.raises(UsageError, match="cannot start prompts of") as problem:
+        learner.load_start(random_prompts(make_tower(), given, 0))
+    assert "shared" in problem.value.hint and not any(x.any() for x in learner.parameters())
 
 
-def test_a_cut_file_is_refused_with_both_digests(saved: Path) -> None:
-    path = saved / "prompts.safetensors"
-    expected = json.loads((saved / "prompts.json").read_text())["tensors_sha256"]
-    path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(IntegrityError, match=f"prompts.safetensors .*should be {expected} and is [0-9a-f]{{64}}"):
-        load_prompts(saved)
-    (saved / "prompts.json").write_text((saved / "prompts.json").read_text()[:100])
-    with pytest.raises(IntegrityError, match="not valid JSON"):
-        load_prompts(saved)
+@pytest.mark.parametrize("structure", ["shared", "unshared-replace"])
+def test_prompts_of_another_size_are_refused(structure: Structure) -> None:
+    for other in (random_prompts(make_tower(), "shared", 0, slots=3), random_prompts(make_tower("short"), "shared", 0)):
+        with pytest.raises(UsageError, match="cannot start prompts of"):
+            learner_of(structure).load_start(other)
 
 
-@pytest.mark.parametrize("key", ["student_digest", "suffix", "slots", "structure"])
-def test_edited_metadata_are_refused(saved: Path, key: str) -> None:
-    document = json.loads((saved / "prompts.json").read_text())
-    document["meta"][key] = 3 if key == "slots" else "other"
-    (saved / "prompts.json").write_text(json.dumps(document))
-    with pytest.raises(IntegrityError, match=r"prompts.json .*should be [0-9a-f]{64} and is [0-9a-f]{64}"):
-        load_prompts(saved)
+def test_a_gate_is_trained_counted_and_loaded() -> None:
+    gate = torch.tensor([0.5, -0.5])
+    start = SlotPrompts(torch.ones(3, 4), gate=gate)
+    learner = SlotLearner(allocate("unshared", 2, 0), start, torch.tensor([2.0, 3.0]))
+    assert learner.trainable_parameters() == 3 * 4 * (1 + 1 + 2 + 2) + 2
+    assert torch.equal(learner().tensors()["gate"], gate)
+    learner.load_start(SlotPrompts(torch.zeros(3, 4), gate=gate + 1))
+    assert torch.equal(learner.get_parameter("gate"), torch.ones(2)), "a gate is measured in itself"
+    with pytest.raises(UsageError):
+        learner.load_start(SlotPrompts(torch.zeros(3, 4)))
 
 
-def test_foreign_files_are_refused(saved: Path) -> None:
-    (saved / "prompts.safetensors").write_bytes(bytes_from_tensors({"context": torch.zeros(4, 48)}))
-    with pytest.raises(IntegrityError, match=r"prompts\.safetensors"):
-        load_prompts(saved)
-    for text in ("[]", "{}", '{"format": "another"}'):
-        (saved / "prompts.json").write_text(text)
-        with pytest.raises(IntegrityError, match="not a description of prompts"):
-            load_prompts(saved)
+@pytest.mark.parametrize(
+    ("spec", "message", "hint"),
+    [
+        ({"length": 5}, "5 slots cannot start as 'a photo of a', which has 4 tokens", "init = 'words'"),
+        ({"length": 3}, "3 slots cannot start", "length = 0"),
+        ({"length": 3, "init": "words"}, "3 slots are too few for the 4 tokens", "raise length"),
+        ({"length": -1, "init": "normal"}, "-1 slots: .*1 to 74", ""),
+        ({"length": 75, "init": "normal"}, "75 slots: .*1 to 74", ""),
+        ({"depth": 5}, "depth 5 .*4 blocks", "0 to 4"),
+        ({"context": " "}, "is empty", ""),
+        (
+            {"structure": "unshared-replace", "position": "after"},
+            "slots after the name have other states",
+            "init = 'words'",
+        ),
+        ({"structure": "unshared-replace", "position": "around"}, "slots around the name", "position = 'before'"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_a_way_out(spec: dict[str, object], message: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=message) as problem:
+        learner_of(**spec)  # type: ignore[arg-type]
+    assert hint in problem.value.hint
 
 
-def test_missing_prompts_are_a_usage_error_with_a_hint(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="nowhere") as problem:
-        load_prompts(tmp_path / "nowhere")
-    assert "teachonce train" in problem.value.hint
-    (saved / "prompts.safetensors").unlink()
-    with pytest.raises(UsageError, match=r"prompts\.safetensors"):
-        load_prompts(saved)
-
-
-def test_prompts_that_are_not_what_the_metadata_say_are_not_saved(tmp_path: Path) -> None:
-    prompts = PromptLearner(make_tower(), "unshared", CONTEXT, 2)()
-    for wrong in (meta(), meta(structure="shared"), meta(depth=2, slots=5)):
-        with pytest.raises(TeachOnceError, match="are not what"):
-            save_prompts(tmp_path, prompts, wrong)
-    save_prompts(tmp_path, prompts, meta(depth=2))
-
-
-def fake_loader(monkeypatch: pytest.MonkeyPatch, digest: str) -> list[str]:
-    """Let `load_clip` give the tiny model; returns the specs it is asked for."""
-    asked: list[str] = []
-
-    def load_clip(spec: str, device: str = "cpu") -> SimpleNamespace:
-        asked.append(spec)
-        return SimpleNamespace(model=tiny_clip("laion"), tokenizer=tokenizer(), digest=digest, spec=spec)
-
-    monkeypatch.setattr("teachonce.clip_models.load_clip", load_clip)
-    return asked
-
-
-def test_a_classifier_for_own_names(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = fake_loader(monkeypatch, "d" * 64)
-    loaded = load_prompts(saved)
-    assert not asked, "loading prompts must not load a model"
-    names = ["tench", "great white shark", "Tench"]
-    features: Tensor = loaded.classifier(names)
-    assert features.shape == (3, 32) and not features.requires_grad
-    assert torch.allclose(features, plain_features(tiny_clip("laion"), loaded.prompts, names), rtol=0, atol=1e-5)
-    assert torch.allclose(features.norm(dim=1), torch.ones(3))
-    loaded.classifier(["shark"])
-    assert asked == ["local-dir:student"], "the student is loaded once"
-
-
-def test_another_student_is_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = fake_loader(monkeypatch, "e" * 64)
-    with pytest.raises(FingerprintError, match="d{64}.*e{64}"):
-        load_prompts(saved, model="local-dir:elsewhere").classifier(["tench"])
-    assert asked == ["local-dir:elsewhere"]
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    atomic_write_bytes(path, b"old")
-
-    def full(handle: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(EnvironmentFault, match="No space left"):
-        atomic_write_bytes(path, b"new")
-    assert path.read_bytes() == b"old" and [x.name for x in tmp_path.iterdir()] == ["file"]
-    with pytest.raises(EnvironmentFault, match="nowhere"):
-        atomic_write_bytes(tmp_path / "nowhere" / "file", b"")
+def test_a_start_that_is_not_what_is_trained_is_a_bug() -> None:
+    ones, scales = torch.ones(3, 4), torch.ones(2)
+    stack: Tensor = ones.expand(2, -1, -1)
+    for start in (SlotPrompts(ones, key=stack), SlotPrompts(None, key=stack, value=stack, replace=True)):
+        with pytest.raises(TeachOnceError, match="were expected"):
+            SlotLearner(allocate("shared", 2, 0), start, scales)
+    with pytest.raises(TeachOnceError, match="a start of shape"):
+        SlotLearner(allocate("k", 2, 1), SlotPrompts(ones, key=stack), scales)

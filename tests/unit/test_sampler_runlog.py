@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teachonce.runlog import RunLog, read_events
-from teachonce.sampler import BLOCK, batch_at, epoch_order, row_order
+from teachonce.sampler import BLOCK, row_order
 
 
 @given(st.integers(1, 1000), st.integers(0, 2**63 - 1))
@@ -30,27 +30,6 @@ def test_row_order_mixes_blocks() -> None:
     starts = row_order(64 * BLOCK, 0)[::BLOCK] // BLOCK
     assert not np.array_equal(starts, np.arange(64))
     assert not np.array_equal(starts, row_order(64 * BLOCK, 1)[::BLOCK] // BLOCK)
-
-
-@given(st.integers(1, 300), st.integers(0, 2**63 - 1), st.integers(0, 5))
-def test_epoch_order_is_a_permutation_of_seed_and_epoch(samples: int, seed: int, epoch: int) -> None:
-    """Two integers give the order back: a resumed run needs nothing else."""
-    order = epoch_order(samples, seed, epoch)
-    assert np.array_equal(np.sort(order), np.arange(samples))
-    assert np.array_equal(order, epoch_order(samples, seed, epoch))
-    if samples > 50:
-        assert not np.array_equal(order, epoch_order(samples, seed, epoch + 1))
-        assert not np.array_equal(order, epoch_order(samples, seed ^ 1, epoch))
-
-
-@given(st.integers(1, 200), st.integers(1, 64))
-def test_the_batches_of_an_epoch_cover_it_once(samples: int, batch: int) -> None:
-    """Steps walk through the epochs without gap or overlap; only the last batch of an epoch is short."""
-    per_epoch = -(-samples // batch)
-    places = [batch_at(samples, batch, step) for step in range(2 * per_epoch)]
-    for epoch in (0, 1):
-        seen = [i for e, start in places if e == epoch for i in range(start, min(start + batch, samples))]
-        assert seen == list(range(samples))
 
 
 def test_events_are_lines_with_schema_time_and_name(tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ def misspelt(word: str) -> str:
     return word[:i] + word[i + 1] + word[i] + word[i + 2 :]
 
 
+YES_OR_NO = ("unlabelled", "layer_scale", "prograd", "tf32", "compile")
+
+
 @pytest.mark.parametrize(("kind", "name"), FIELDS)
 def test_a_misspelt_key_is_refused_with_the_right_one(kind: type, name: str) -> None:
     """One typo in any key: an error that says where, what, and what was probably meant."""
@@ -56,7 +59,7 @@ def test_a_wrong_type_is_refused_and_says_what_was_expected(kind: type, name: st
     assert "expected" in message or "is not allowed: known:" in message
 
 
-@pytest.mark.parametrize(("kind", "name"), [field for field in FIELDS if field[1] != "unlabelled"])
+@pytest.mark.parametrize(("kind", "name"), [field for field in FIELDS if field[1] not in YES_OR_NO])
 def test_true_is_no_number_and_no_choice(kind: type, name: str) -> None:
     """`true` counts as 1 in Python; only where a key is a yes or no it is meant."""
     with pytest.raises(UsageError, match=name):
@@ -81,12 +84,31 @@ def test_every_value_of_a_choice_is_accepted_and_others_are_not(name: str) -> No
     [("temperature", 0.0), ("temperature", float("nan")), ("learning_rate", -1.0), ("steps", 0), ("batch_size", 0),
      ("checkpoint_every", 0), ("log_every", 0), ("class_chunk", 0), ("depth", -1), ("soft_weight", -0.5),
      ("soft_weight", float("nan")), ("sampled_fill", -1), ("sampled_top", -1), ("weight_decay", -1.0),
-     ("warmup_steps", -1), ("seed", -1), ("momentum", 1.0), ("momentum", -0.1), ("context", "  ")],
+     ("warmup_steps", -1), ("seed", -1), ("momentum", 1.0), ("momentum", -0.1), ("context", "  "), ("length", -1),
+     ("image_length", 0), ("image_depth", -1), ("teacher_temperature", -1.0), ("label_smoothing", 1.0),
+     ("anchor_weight", -1.0), ("consistency_weight", float("inf")), ("sampled_backward", 0), ("clip_gradient", -1.0),
+     ("warmup_rate", -1.0), ("average_decay", 0.0), ("average_decay", 1.0), ("average_deviation", 0.0),
+     ("average_mean", -1.0), ("epochs", -1.0), ("views_per_step", 0), ("micro_batch", -1), ("held_out", 1.0),
+     ("evaluate_every", 0)],
 )  # fmt: skip
 def test_a_number_out_of_range_is_refused_with_its_name(name: str, value: object) -> None:
     """Ranges are checked where the config is read, not hours later."""
     with pytest.raises(UsageError, match=f"cfg: .*{name} must"):
         decode(TrainConfig, {name: value}, "cfg")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [({"prograd": True, "supervision": "soft"}, "prograd changes the gradient of the hard loss"),
+     ({"tower": "image", "anchor_weight": 1.0}, "anchor_weight"), ({"compile": True}, "compile is for the image tower"),
+     ({"tower": "image", "candidates": "all-sampled"}, "all-sampled"),
+     ({"prograd": True, "candidates": "all-sampled"}, "exact gradients"),
+     ({"candidates": "sampled", "correction": "log10", "consistency_weight": 1.0}, "log10")],
+)  # fmt: skip
+def test_values_that_make_no_sense_together_are_refused(given: dict[str, object], words: str) -> None:
+    """What would do nothing, or something else than its name says, is no silent choice."""
+    with pytest.raises(UsageError, match=words):
+        decode(TrainConfig, given, "cfg")
 
 
 def test_whole_numbers_pass_for_floats_and_floats_not_for_whole_numbers() -> None:
@@ -157,9 +179,12 @@ def test_the_digest_depends_on_every_value() -> None:
             other: object = next(v for v in typing.get_args(hint) if v != value)
         elif isinstance(value, str):
             other = value + " x"
+        elif isinstance(value, bool):
+            other = not value
         else:
-            other = value + 1 if field.name != "momentum" else 0.5
-        digests.add(dataclasses.replace(base, **{field.name: other}).digest())
+            other = 0.5 if isinstance(value, float) else value + 1  # no default is one half
+        beside = {"tower": "both"} if field.name == "compile" else {}  # goes with an image tower only
+        digests.add(dataclasses.replace(base, **{field.name: other}, **beside).digest())
     assert len(digests) == 1 + len(dataclasses.fields(TrainConfig))
 
 

@@ -1,18 +1,22 @@
-"""The fast text tower equals open_clip and a plain reference, in outputs and in every gradient; others are refused."""
+"""The fast text tower equals open_clip, computes nothing twice, and refuses towers on which it would be wrong."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import open_clip
 import pytest
 import torch
 from torch import Tensor, nn
-from tower_reference import CONTEXT, NAMES, TOWERS, VISION, full_tokens, plain_features, tiny_clip, tokenizer
+from tower_reference import CONTEXT, NAMES, TOWERS, VISION, full_tokens, random_prompts, tiny_clip, tokenizer
 
 from teachonce.errors import TeachOnceError, UnsupportedModelError, UsageError
-from teachonce.text_tower import SlotPrompts, TextTower
+from teachonce.slot_prompts import SlotPrompts
+from teachonce.structures import Position, Structure
+from teachonce.text_tower import TextTower
 
 MODELS = Path(__file__).parents[3] / "shared" / "models"
 KINDS = sorted(TOWERS)
@@ -21,21 +25,6 @@ KINDS = sorted(TOWERS)
 def fitting(tower: TextTower, names: list[str]) -> list[str]:
     """The names that the tower has room for behind four slots."""
     return [name for name in names if len(tokenizer().encode(name + ".")) + 6 <= tower.context_length]
-
-
-def random_prompts(tower: TextTower, depth: int, seed: int = 0) -> SlotPrompts:
-    """Prompts of a size that matters in `depth` blocks; depth 0 has the context only."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def leaf(*shape: int) -> Tensor:
-        return (0.5 * torch.randn(*shape, generator=generator)).requires_grad_()
-
-    context = (tower.embed_words(CONTEXT) + leaf(4, tower.width)).detach().requires_grad_()
-    if depth == 0:
-        return SlotPrompts(context)
-    queries = min(depth, tower.layers - 1)
-    letters = [leaf(layers, 4, tower.width) if layers else None for layers in (queries, depth, depth)]
-    return SlotPrompts(context, *letters)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -66,77 +55,60 @@ def test_real_models_equal_encode_text(name: str) -> None:
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("part", ["shared", "first", "half", "all"])
-def test_features_and_gradients_equal_the_plain_reference(kind: str, part: str) -> None:
-    model = tiny_clip(kind)
-    tower = TextTower.from_clip(model, tokenizer())
-    names = fitting(tower, NAMES)[::2]
-    depth = {"shared": 0, "first": 1, "half": max(1, tower.layers // 2), "all": tower.layers}[part]
-    prompts = random_prompts(tower, depth)
-    leaves = [x for x in vars(prompts).values() if x is not None]
-    ours = tower.features(prompts, tower.tokenise(names))
-    theirs = plain_features(model, prompts, names)
-    direction = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(1))
-    assert torch.allclose(ours, theirs, rtol=0, atol=1e-5)
-    found = torch.autograd.grad((ours * direction).sum(), leaves)
-    expected = torch.autograd.grad((theirs * direction).sum(), leaves)
-    for mine, reference in zip(found, expected, strict=True):
-        assert reference.norm() > 1e-3
-        assert (mine - reference).norm() <= 1e-5 * reference.norm()
-
-
-def test_a_query_prompt_in_the_last_block_would_be_dead() -> None:
-    model = tiny_clip("openai")
-    tower = TextTower.from_clip(model, tokenizer())
-    full = random_prompts(tower, tower.layers)
-    query = torch.zeros(tower.layers, 4, tower.width, requires_grad=True)
-    features = plain_features(model, SlotPrompts(full.context, query, full.key, full.value), NAMES[:5])
-    (gradient,) = torch.autograd.grad(features[:, 0].sum(), query)
-    assert (gradient[:-1].norm(dim=2) > 0).all() and not gradient[-1].any()
-    with pytest.raises(TeachOnceError, match="do not fit"):
-        tower.features(SlotPrompts(full.context, query), tower.tokenise(["tench"]))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_zero_prompts_change_no_bit(kind: str) -> None:
-    tower = TextTower.from_clip(tiny_clip(kind), tokenizer())
-    tokens = tower.tokenise(fitting(tower, NAMES))
-    context = random_prompts(tower, 0).context.detach()
-    shared = tower.features(SlotPrompts(context), tokens)
-    for depth in range(1, tower.layers + 1):
-        zeros = [
-            torch.zeros(n, 4, tower.width) if n else None for n in (min(depth, tower.layers - 1), depth, depth)
-        ]  # fmt: skip
-        assert torch.equal(tower.features(SlotPrompts(context, *zeros), tokens), shared)
-
-
 def test_chunks_and_company_do_not_matter() -> None:
     tower = TextTower.from_clip(tiny_clip("laion"), tokenizer())
-    prompts, tokens = random_prompts(tower, 2), tower.tokenise(NAMES)
-    whole = tower.features(prompts, tokens).detach()
-    for chunk in (torch.tensor([3]), torch.tensor([5, 0, 17]), torch.arange(len(NAMES)).flip(0)):
-        part = tower.features(prompts, tokens, chunk).detach()
-        assert torch.allclose(part, whole[chunk], rtol=0, atol=1e-6)
+    for structure, position in itertools.product(("qkvr", "unshared-replace"), get_args(Position)):
+        prompts, tokens = random_prompts(tower, structure, 2), tower.tokenise(NAMES, position=position)
+        whole = tower.features(prompts, tokens).detach()
+        for chunk in (torch.tensor([3]), torch.tensor([5, 0, 17]), torch.arange(len(NAMES)).flip(0)):
+            part = tower.features(prompts, tokens, chunk).detach()
+            assert torch.allclose(part, whole[chunk], rtol=0, atol=1e-6)
 
 
-def test_names_that_sound_alike_are_encoded_once() -> None:
-    tower = TextTower.from_clip(tiny_clip("openai"), tokenizer())
-    tokens = tower.tokenise(["Tench", "shark", "tench", " tench", "SHARK"])
-    assert tokens.count == 2 and tokens.inverse.tolist() == [0, 1, 0, 0, 1]
-    features = tokens.expand(tower.features(SlotPrompts(tower.embed_words(CONTEXT)), tokens))
-    assert len(features) == 5 and torch.equal(features[0], features[3]) and not torch.equal(features[0], features[1])
+def test_no_names_at_all_are_a_bug() -> None:
+    tower = TextTower.from_clip(tiny_clip("one_block"), tokenizer())
+    with pytest.raises(TeachOnceError, match="no names"):
+        tower.features(
+            random_prompts(tower, "shared", 0), tower.tokenise(["tench"]), torch.tensor([], dtype=torch.int64)
+        )
 
 
-@pytest.mark.parametrize("suffix", [".", "", ", a type of food.", "!"])
-def test_name_tokens_are_the_end_of_the_template_tokens(suffix: str) -> None:
-    tower = TextTower.from_clip(tiny_clip("openai"), tokenizer())
-    tokens = tower.tokenise(NAMES, suffix=suffix)
-    start = tokenizer().encode(CONTEXT)
-    for name, which in zip(NAMES, tokens.inverse.tolist(), strict=True):
-        ids = tokens.ids[tokens.offsets[which] : tokens.offsets[which + 1]].tolist()
-        assert start + ids == [*tokenizer().encode(f"{CONTEXT} {name}{suffix}"), 49407], name
-    assert len(tower.embed_words(CONTEXT)) == len(start) == 4
+def test_the_start_token_is_run_once_for_each_precision_and_in_inference_mode_too() -> None:
+    tower = TextTower.from_clip(tiny_clip("one_block"), tokenizer())
+    tokens, prompts = tower.tokenise(["tench"]), random_prompts(tower, "unshared", 0)
+    with torch.inference_mode():
+        first = tower.features(prompts, tokens)
+    features = tower.features(prompts, tokens)
+    features.sum().backward()
+    assert torch.equal(first, features) and prompts.key is not None and prompts.key.grad is not None
+    kept = dict(tower._start_tokens)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        tower.features(prompts, tokens)
+        tower.features(prompts, tokens)
+    assert len(kept) == 1 and len(tower._start_tokens) == 2
+
+
+def test_prompts_that_replace_every_state_run_no_slot_and_the_last_block_runs_end_tokens_only() -> None:
+    """Counted in rows through the blocks' MLPs, which every state passes."""
+    model = tiny_clip("laion")
+    tower = TextTower.from_clip(model, tokenizer())
+    rows: list[int] = []
+    for block in tower.blocks:
+        block.mlp.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    names = ["shark", "great white shark"]  # with full stop and EOT: 3 and 5 tokens
+
+    def counted(structure: Structure, depth: int, position: Position) -> list[int]:
+        prompts, tokens = random_prompts(tower, structure, depth), tower.tokenise(names, position=position)
+        tower.features(prompts, tokens)  # runs the start token
+        rows.clear()
+        tower.features(prompts, tokens)
+        return rows.copy()
+
+    assert counted("shared", 0, "before") == [4, 4, 4, 8, 8, 8, 2]
+    for position in get_args(Position):
+        assert counted("unshared-replace", 0, position) == [8, 8, 8, 2]
+    assert counted("unshared-replace", 2, "after") == [8, 16, 16, 2]  # a slot goes on from the second block
+    assert counted("unshared", 0, "around") == [2, 2, 2, 12, 12, 12, 2]
 
 
 def test_the_longest_name_that_fits_is_right_and_one_token_more_is_refused() -> None:
@@ -154,14 +126,6 @@ def test_the_longest_name_that_fits_is_right_and_one_token_more_is_refused() -> 
         tower.tokenise(names, slots=4)
     with pytest.raises(UsageError, match="class name 1 "):
         tower.tokenise(["tench", "fish " * 200])
-
-
-@pytest.mark.parametrize("name", ["", "   ", "\t", "\x00"])
-def test_empty_names_are_refused(name: str) -> None:
-    tower = TextTower.from_clip(tiny_clip("openai"), tokenizer())
-    for suffix in (".", ""):
-        with pytest.raises(UsageError, match="class name 1 .*empty"):
-            tower.tokenise(["tench", name], suffix=suffix)
 
 
 def test_other_unusable_texts_are_refused() -> None:

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from teachonce.text_tower import SlotPrompts
+from teachonce.slot_prompts import SlotPrompts
+from teachonce.structures import Structure, allocate
+from teachonce.text_tower import TextTower
 
 torch.set_num_threads(1)  # for models this small a second thread only waits
 
@@ -90,23 +92,56 @@ def text_part(model: Any) -> Any:
     return model.text if hasattr(model, "text") else model
 
 
-def full_tokens(model: Any, names: Sequence[str], template: str = CONTEXT + " {}.") -> Tensor:
+TEMPLATES = {"before": CONTEXT + " {}.", "around": "a photo {} of a.", "after": "{} " + CONTEXT + "."}
+
+
+def full_tokens(model: Any, names: Sequence[str], template: str = TEMPLATES["before"]) -> Tensor:
     """[N, context length], padded, as open_clip does it."""
     texts = [template.replace("{}", name) for name in names]
     tokens: Tensor = tokenizer()(texts, context_length=text_part(model).context_length)
     return tokens
 
 
-def plain_features(model: Any, prompts: SlotPrompts, names: Sequence[str]) -> Tensor:
-    """Unit features [N, E] of `{context} {name}.` with the slots' embeddings and per-layer letters replaced."""
-    text, tokens = text_part(model), full_tokens(model, names)
-    slots = slice(1, 1 + len(prompts.context))
-    x = text.token_embedding(tokens)
-    x = torch.cat([x[:, :1], prompts.context.expand(len(x), -1, -1), x[:, slots.stop :]], dim=1)
-    x = x + text.positional_embedding
+def plain_features(model: Any, prompts: SlotPrompts, names: Sequence[str], position: str = "before") -> Tensor:
+    """Unit features [N, E] of `{slots} {name}.`, or with the slots elsewhere, by `plain_run`."""
+    depth = len(prompts.key) if prompts.replace and prompts.key is not None else 0
+    letters: dict[str, dict[int, Tensor]] = {}
+    for letter in ("query", "key", "value", "residual"):
+        stack = getattr(prompts, letter)
+        first = depth - 1 if prompts.replace and letter in ("query", "residual") else 0
+        letters[letter] = {} if stack is None else {first + i: prompt for i, prompt in enumerate(stack)}
+    context = prompts.context
+    if context is None:  # what the slots hold at the input is replaced before anything reads it
+        assert prompts.key is not None
+        context = torch.full_like(prompts.key[0], 7.0)
+    return plain_run(model, context, letters, prompts.replace, names, position)
+
+
+def plain_run(
+    model: Any,
+    context: Tensor,
+    letters: dict[str, dict[int, Tensor]],
+    replaces: bool,
+    names: Sequence[str],
+    position: str = "before",
+) -> Tensor:
+    """Every position of every text through every block; any letter may have a prompt in any block, dead or not.
+
+    A letter's prompt in a block is added to the slot states, or stands in for them, for that letter only.
+    """
+    text = text_part(model)
+    slots = len(context)
+    front = {"before": slots, "around": slots // 2, "after": 0}[position]
+    tokens, places = _tokens_with_room(text.context_length, slots, front, names, position)
+    x = _put(text.token_embedding(tokens), places, context, add=False) + text.positional_embedding
     for layer, block in enumerate(text.transformer.resblocks):
-        q, k, v = (_letter(block, i, x, _at(stack, layer), slots) for i, stack in enumerate(_stacks(prompts)))
-        x = x + block.ls_1(block.attn.out_proj(_attention(q, k, v, block.attn.num_heads)))
+        q, k, v, residual = (
+            _put(x, places, letters[letter][layer], add=not replaces) if layer in letters[letter] else x
+            for letter in ("query", "key", "value", "residual")
+        )
+        weights, biases = block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3)
+        q, k, v = (block.ln_1(h) @ w.T + b for h, w, b in zip((q, k, v), weights, biases, strict=True))
+        x = residual + block.ls_1(block.attn.out_proj(_attention(q, k, v, block.attn.num_heads)))
         x = x + block.ls_2(block.mlp(block.ln_2(x)))
     pooled = text.ln_final(x)[torch.arange(len(x)), (tokens == 49407).int().argmax(1)]
     projection = text.text_projection
@@ -114,21 +149,25 @@ def plain_features(model: Any, prompts: SlotPrompts, names: Sequence[str]) -> Te
     return F.normalize(pooled, dim=-1)
 
 
-def _stacks(prompts: SlotPrompts) -> tuple[Tensor | None, ...]:
-    return prompts.query, prompts.key, prompts.value
+def _tokens_with_room(
+    length: int, slots: int, front: int, names: Sequence[str], position: str
+) -> tuple[Tensor, Tensor]:
+    """Padded token ids [N, length] with zeros at the slots, and where the slots are [N, M]."""
+    rows, places = [], []
+    encode = tokenizer().encode
+    for name in names:
+        own, end = (encode(name + "."), []) if position == "before" else (encode(name), encode("."))
+        row = [49406, *[0] * front, *own, *[0] * (slots - front), *end, 49407]
+        places.append([*range(1, 1 + front), *range(1 + front + len(own), 1 + slots + len(own))])
+        rows.append(row + [0] * (length - len(row)))
+    return torch.tensor(rows), torch.tensor(places)
 
 
-def _at(stack: Tensor | None, layer: int) -> Tensor | None:
-    return None if stack is None or layer >= len(stack) else stack[layer]
-
-
-def _letter(block: Any, letter: int, x: Tensor, prompt: Tensor | None, slots: slice) -> Tensor:
-    if prompt is not None:
-        shift = torch.zeros_like(x[0])
-        shift = shift.index_add(0, torch.arange(slots.start, slots.stop), prompt)
-        x = x + shift
-    weight, bias = block.attn.in_proj_weight.chunk(3)[letter], block.attn.in_proj_bias.chunk(3)[letter]
-    return block.ln_1(x) @ weight.T + bias
+def _put(x: Tensor, places: Tensor, prompt: Tensor, add: bool) -> Tensor:
+    """`prompt` [M, D] at the slots of every text, added to what is there or in its place."""
+    index = places[:, :, None].expand(-1, -1, x.shape[2])
+    source = prompt.expand(len(x), -1, -1)
+    return x.scatter_add(1, index, source) if add else x.scatter(1, index, source)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -137,3 +176,17 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
     mixed = scores.masked_fill(future, -torch.inf).softmax(-1) @ v
     return mixed.transpose(1, 2).flatten(2)
+
+
+def random_prompts(tower: TextTower, structure: Structure, depth: int, slots: int = 4, seed: int = 0) -> SlotPrompts:
+    """Prompts of a size that matters, as leaves that ask for gradients."""
+    allocation = allocate(structure, tower.layers, depth)
+    generator = torch.Generator().manual_seed(seed)
+    dtype = tower.positional_embedding.dtype
+
+    def leaf(*shape: int) -> Tensor:
+        return (0.5 * torch.randn(*shape, generator=generator, dtype=dtype)).requires_grad_()
+
+    letters = {letter: leaf(len(blocks), slots, tower.width) for letter, blocks in allocation.blocks.items()}
+    context = leaf(slots, tower.width) if allocation.context else None
+    return SlotPrompts(context, **letters, replace=allocation.replace)

@@ -1,0 +1,298 @@
+"""Cases `step` and `until`: steps from a store's cache against steps that do the same work on images each time.
+
+Both sides are the same code of `teachonce.training`; only where a batch comes from differs. Evaluation is not timed.
+
+Shapes: B rows, k classes a row, E the student's embedding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from train_parts import GIGA, StepResult, by_turns, count_flops, same_prompts, say, seconds_of, step_of, table
+
+from teachonce.clip_models import LoadedClip, load_clip, pick_device
+from teachonce.config import TrainConfig
+from teachonce.held_out import measure
+from teachonce.label_codec import CodecTables, decode, encode, max_error
+from teachonce.label_store import LabelStore
+from teachonce.progress import Silent
+from teachonce.teacher import head_of, soft_labels
+from teachonce.training import Trainer
+from teachonce.view_images import ViewImages
+from teachonce.views import EVALUATION, View
+from teachonce.working_set import Batch, WorkingSet, open_working_set
+
+AT_ONCE = 256  # images in a tower
+CACHE, STUDENT, TEACHER = "from cache", "+ student's images", "+ student and teacher"
+
+
+@dataclass(frozen=True)
+class TwoModels(LoadedClip):
+    """The inputs of two models from one decoded image, end to end: [1, 1, n]."""
+
+    other: LoadedClip | None = None
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """A photo's evaluation inputs for both."""
+        return self._together(image, EVALUATION)
+
+    def prepare_view(self, image: Image.Image, view: View) -> Tensor:
+        """One view for both."""
+        return self._together(image, view)
+
+    def apart(self, pixels: Tensor) -> list[Tensor]:
+        """The inputs of each model, [B, 3, H, W], from [B, 1, 1, n]."""
+        grey = Image.new("RGB", (64, 64))
+        shapes = [part.shape for part in self._inputs(grey, EVALUATION)]
+        parts = torch.split(pixels.flatten(1), [shape.numel() for shape in shapes], 1)
+        return [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _together(self, image: Image.Image, view: View) -> Tensor:
+        return torch.cat([part.flatten() for part in self._inputs(image, view)])[None, None]
+
+    def _inputs(self, image: Image.Image, view: View) -> list[Tensor]:
+        parts = [super().prepare_view(image, view)]
+        return parts if self.other is None else [*parts, self.other.prepare_view(image, view)]
+
+
+class ImageRows:
+    """A working set whose student features, and with a teacher whose top k, are made from images when asked for.
+
+    `live` = False: batches come from the cache, as for evaluation. `stored_form`: what is made is rounded as a store
+    does it, for the proof that both sides are equal.
+    """
+
+    def __init__(self, rows: WorkingSet, images: ViewImages, student: LoadedClip, teacher: LoadedClip | None) -> None:
+        self._rows, self._images, self._student, self._teacher = rows, images, student, teacher
+        self._models = two_models(student, teacher)
+        self._head = head_of(rows.class_embeddings, rows.teacher_scale, str(student.device))
+        self.live, self.stored_form = True, False
+        self.seconds: dict[str, list[float]] = {"images": [], "student": [], "teacher": []}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._rows, name)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def tables(self) -> CodecTables:
+        """What the store codes with; the order of classes changes no value."""
+        return CodecTables(np.arange(len(self._rows.vocabulary)), self._rows.plan.store.gap_levels)
+
+    def batch(self, places: np.ndarray) -> Batch:
+        """Rows, with labels from the cache and the rest from the images."""
+        stored = self._rows.batch(places)
+        if not self.live:
+            return stored
+        with self._timed("images"):
+            parts = self._models.apart(self._images.pixels(stored.row))
+        with self._timed("student"):
+            features = _encoded(self._student, parts[0]).cpu().numpy()
+        made = replace(stored, features=features.astype(np.float16) if self.stored_form else features)
+        if self._teacher is None:
+            return made
+        with self._timed("teacher"):
+            logits = self._head.logits(_encoded(self._teacher, parts[1]))
+            found = soft_labels(logits, stored.class_ids.shape[1], self._rows.temperatures)
+        if self.stored_form:
+            found = decode(encode(found, self.tables), self.tables)
+        return replace(made, class_ids=found.class_ids.astype(np.int32), log_probs=found.log_probs,
+                       log_residual=found.log_residual)  # fmt: skip
+
+    @contextlib.contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[part].append(time.perf_counter() - began)
+
+
+def two_models(student: LoadedClip, teacher: LoadedClip | None) -> TwoModels:
+    """The student as the one who prepares images, for the teacher too."""
+    fields = {name: value for name, value in vars(student).items() if not name.startswith("_")}
+    return TwoModels(**fields, other=teacher)
+
+
+def _encoded(clip: LoadedClip, pixels: Tensor) -> Tensor:
+    """Unit image features, [B, E]; on a GPU waits for them."""
+    found = torch.cat([clip.encode_images(part) for part in torch.split(pixels, AT_ONCE)])
+    if found.is_cuda:
+        torch.cuda.synchronize(found.device)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Sides:
+    """The same run three ways."""
+
+    trainers: dict[str, Trainer]
+    made: dict[str, ImageRows]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the runs are."""
+        return self.trainers[CACHE].device
+
+
+@contextlib.contextmanager
+def sides(given: argparse.Namespace, config: TrainConfig) -> Iterator[Sides]:
+    """Open the store, load both models, build the runs."""
+    store, device = LabelStore.open(given.labels), pick_device()
+    student, teacher = (load_clip(spec, device) for spec in (given.student, given.teacher))
+    rows = open_working_set(store, student.digest, Silent())
+    with contextlib.ExitStack() as stack:
+        stack.callback(rows.close)
+        made: dict[str, ImageRows] = {}
+        for name, own in ((STUDENT, None), (TEACHER, teacher)):
+            views = ViewImages(store, given.root, two_models(student, own), given.threads)
+            made[name] = ImageRows(rows, stack.enter_context(views), student, own)
+        sources = {CACHE: rows, **{name: cast(WorkingSet, source) for name, source in made.items()}}
+        yield Sides({name: Trainer(config, student, source) for name, source in sources.items()}, made)
+
+
+def step_config(given: argparse.Namespace, vocabulary: int, **changes: Any) -> TrainConfig:
+    """The candidates are the labels and a uniform fill: nothing that a rounded target could change."""
+    few = given.candidates < vocabulary
+    return TrainConfig(structure=given.structure, batch_size=given.batch, candidates="sampled" if few else "all",
+                       sampled_fill=given.candidates, sampled_top=0, seed=given.seed, **changes)  # fmt: skip
+
+
+def step_case(given: argparse.Namespace) -> None:
+    """A whole step from cache against the same with the images' part done in the step."""
+    vocabulary = LabelStore.open(given.labels).layout.classes
+    with sides(given, step_config(given, vocabulary)) as found:
+        trainers, numbers = found.trainers, dict.fromkeys(found.trainers, 0)
+        runs = list(trainers.values())
+
+        def one(name: str) -> StepResult:
+            result = step_of(trainers[name], numbers[name])
+            numbers[name] += 1
+            return result
+
+        flops = {name: count_flops(partial(one, name)) for name in trainers}
+        same_prompts(runs)
+        first = {name: one(name) for name in trainers}
+        same_prompts(runs)
+        rounded = _rounded(found, numbers, one)
+        for source in found.made.values():
+            source.seconds = {part: [] for part in source.seconds}
+        times = by_turns({name: partial(one, name) for name in trainers}, given.repeats, found.device)
+        say(f"### step: batch {given.batch}, {first[CACHE].candidates:,} candidates of {vocabulary:,} classes, "
+            f"{given.structure}, {given.threads} threads")  # fmt: skip
+        rows = []
+        for name, seconds in times.items():
+            parts = found.made[name].seconds if name in found.made else {}
+            shares = [f"{1000 * np.median(x):,.0f}" if x else "" for x in parts.values()] or [""] * 3
+            rows.append([name, f"{seconds:.3f}", f"{seconds / times[CACHE]:.1f}", f"{flops[name] / GIGA:,.1f}",
+                         f"{flops[name] / flops[CACHE]:.1f}", *shares])  # fmt: skip
+        table(["the step", "seconds, median", "over from cache", "GFLOP", "over from cache", "reading and decoding, ms",
+               "student, ms", "teacher and top k, ms"], rows)  # fmt: skip
+        say(
+            "Images are decoded within the step, on the given threads; what of it other cores could hide is in the table."
+        )
+        _say_equality(first, rounded)
+        _say_targets(found, numbers[CACHE])
+
+
+def _rounded(found: Sides, numbers: dict[str, int], one: Callable[[str], StepResult]) -> dict[str, StepResult]:
+    """A step of each side with what is made from images rounded as the store rounds it."""
+    for source in found.made.values():
+        source.stored_form = True
+    result = {name: one(name) for name in numbers}
+    for source in found.made.values():
+        source.stored_form = False
+    same_prompts(list(found.trainers.values()))
+    return result
+
+
+def _say_equality(first: dict[str, StepResult], rounded: dict[str, StepResult]) -> None:
+    rows = []
+    for name in (STUDENT, TEACHER):
+        errors = [*first[name].apart(first[CACHE]), *rounded[name].apart(rounded[CACHE])]
+        rows.append([name, *(f"{error:.1e}" for error in errors)])
+    table(["differs from the step from cache by, relative", "loss", "gradients", "loss, made values rounded as stored",
+           "gradients, likewise"], rows)  # fmt: skip
+
+
+def _say_targets(found: Sides, step: int) -> None:
+    """How far the stored targets are from those made in the step."""
+    source = found.made[TEACHER]
+    places = found.trainers[CACHE].order.at(step)[1]
+    made, stored = source.batch(places), found.trainers[CACHE].rows.batch(places)
+    features = np.abs(cast(Any, made.features) - cast(Any, stored.features).astype(np.float32)).max()
+    orders = [np.argsort(batch.class_ids, axis=1) for batch in (made, stored)]
+    ids, old_ids = (np.take_along_axis(b.class_ids, o, 1) for b, o in zip((made, stored), orders, strict=True))
+    same = (ids == old_ids).all(axis=1)
+    bound = max_error(made.log_probs, source.tables)
+    new, old, most = (np.take_along_axis(x, o, 1)[same] for x, o in
+                      ((made.log_probs, orders[0]), (stored.log_probs, orders[1]), (bound, orders[0])))  # fmt: skip
+    error = np.abs(new - old)
+    say(
+        f"Stored student features differ by at most {features:.1e}. {same.sum()} of {len(same)} rows have the same top "
+        f"{ids.shape[1]} classes; there log p differs by at most {error.max():.1e}, {(error / most).max():.2f} of the "
+        "error that the codec states for the value. Above 1: the store was made by `relabel`, from coded embeddings."
+    )
+
+
+def until_case(given: argparse.Namespace) -> None:
+    """The same run both ways, step by step in turn, until the same accuracy on held-out samples."""
+    vocabulary = LabelStore.open(given.labels).layout.classes
+    config = step_config(given, vocabulary, held_out=given.held_out, steps=given.most_steps)
+    with sides(given, config) as found:
+        wanted = {name: found.trainers[name] for name in (CACHE, TEACHER)}
+        for source in found.made.values():
+            source.live = False
+        starts = {name: measure(trainer).top1 for name, trainer in wanted.items()}
+        runs = {name: _Until(trainer, found.made.get(name), given) for name, trainer in wanted.items()}
+        for step in range(given.most_steps):
+            for run in runs.values():
+                run.take(step)
+            if all(run.reached for run in runs.values()):
+                break
+    say(f"### until: top-1 of {given.target} on {len(found.trainers[CACHE].order.held_out)} held-out rows, batch "
+        f"{given.batch}, measured every {given.every} steps, {given.threads} threads")  # fmt: skip
+    base = runs[CACHE].seconds
+    table(["run", "steps", "seconds", "over from cache", "top-1 before", "top-1 then", "last loss"],
+          [[name, str(run.steps), f"{run.seconds:.1f}", f"{run.seconds / base:.1f}", f"{starts[name]:.4f}",
+            f"{run.top1:.4f}" + ("" if run.reached else " (not reached)"), f"{run.loss:.4f}"]
+           for name, run in runs.items()])  # fmt: skip
+    say("Measuring is not timed, and images are not decoded ahead. Making the store, once for all runs, takes about as "
+        "long as the slow side's images of one epoch.")  # fmt: skip
+
+
+class _Until:
+    """A run on its way to an accuracy."""
+
+    def __init__(self, trainer: Trainer, made: ImageRows | None, given: argparse.Namespace) -> None:
+        self._trainer, self._made, self._given = trainer, made, given
+        self.steps, self.seconds, self.top1, self.loss, self.reached = 0, 0.0, 0.0, 0.0, False
+
+    def take(self, step: int) -> None:
+        """One more step, unless the run is there."""
+        if self.reached:
+            return
+        self._live(True)
+        self.seconds += seconds_of(lambda: self._step(step), self._trainer.device)
+        self._live(False)
+        self.steps = step + 1
+        if self.steps % self._given.every == 0:
+            self.top1 = measure(self._trainer).top1
+            self.reached = self.top1 >= self._given.target
+
+    def _step(self, step: int) -> None:
+        self.loss = self._trainer.step(step)["loss"]
+
+    def _live(self, live: bool) -> None:
+        if self._made is not None:
+            self._made.live = live

@@ -1,0 +1,153 @@
+"""Accuracy on a validation split against steps and seconds: one factor at a time around a base, several seeds.
+
+    python benchmarks/train_study.py --labels labels.zarr --student MODEL --root DATA --out study [--seeds 0,1,2]
+        [--steps 600 --every 100 --cells base,hard,... --processes 2]
+    python benchmarks/train_study.py --labels wide.zarr ... --cells sampled --seeds 0
+
+Every cell is the base with one thing changed. A cell that is done lies in --out as JSON and is not run again. The
+validation split is looked at only to draw the curve: the result of a run is its last step, and nothing is chosen here.
+Seconds are those of the training steps alone, without reading, evaluation and checkpoints; `--processes` run side by
+side, one thread each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from teachonce.clip_models import LoadedClip, load_clip, tune_process
+from teachonce.config import load_train_config
+from teachonce.label_store import LabelStore
+from teachonce.manifests import load_manifest
+from teachonce.progress import Silent
+from teachonce.sample_index import build_index, split_classes
+from teachonce.stages.evaluate import EvaluateRequest, image_features
+from teachonce.training import Trainer
+from teachonce.working_set import open_working_set
+from teachonce.zeroshot import equal_rows, score
+
+CELLS: dict[str, tuple[str, ...]] = {
+    "base": (),
+    "hard": ("supervision=hard",),
+    "soft": ("supervision=soft",),
+    "shared": ("structure=shared",),
+    "unshared-replace": ("structure=unshared-replace",),
+    "kv": ("structure=kv",),
+    "residual-uniform": ("tail=residual-uniform",),
+    "to-label": ("tail=to-label",),
+    "renormalise": ("tail=renormalise",),
+    "embedding": ("targets=embedding",),
+    "sampled": ("candidates=sampled", "sampled_fill=1000", "sampled_top=8"),
+}
+CURVE = (0, 25, 50, 100, 200, 300, 400, 500, 600)
+
+
+def validation(args: argparse.Namespace, clip: LoadedClip) -> tuple[torch.Tensor, list[str], torch.Tensor]:
+    """Image features of the split, the names of its classes, and the class of each image."""
+    manifest, root = load_manifest(args.manifest), Path(args.root)
+    index = build_index(manifest, args.split, root, Silent())
+    request = EvaluateRequest(run=None, student=args.student, manifest=args.manifest, root=root, threads=1)
+    features = torch.from_numpy(image_features(clip, index, root, request, Silent()))
+    return features, list(split_classes(manifest, args.split, root).ids), torch.from_numpy(index.label.astype(np.int64))
+
+
+def accuracy(trainer: Trainer, images: torch.Tensor, ids: list[str], labels: torch.Tensor) -> dict[str, float]:
+    """Top-1 among the split's own classes, and among all classes of the run where there are more."""
+    vocabulary = trainer.rows.vocabulary
+    own = torch.tensor([vocabulary.index[class_id] for class_id in ids])
+    with trainer.result() as student:
+        classes = student.class_features()
+    among = {"val": (classes[own], labels)}
+    if len(vocabulary) > len(own):
+        among["val among all names"] = (classes, own[labels])
+    return {name: float(score(images, c, of, equal_rows(c)).top1.mean()) for name, (c, of) in among.items()}
+
+
+def run_cell(args: argparse.Namespace, cell: str, seed: int) -> None:
+    """Train one cell with one seed and write its curve."""
+    file = Path(args.out) / f"{cell}-{seed}.json"
+    if file.exists():
+        return
+    tune_process(1)
+    clip = load_clip(args.student)
+    images, ids, labels = validation(args, clip)
+    overrides = [*CELLS[cell], f"steps={args.steps}", f"seed={seed}"]
+    config = load_train_config(None, overrides)
+    rows = open_working_set(LabelStore.open(Path(args.labels)), clip.digest, Silent(),
+                            embeddings=config.targets == "embedding")  # fmt: skip
+    trainer, curve, seconds = Trainer(config, clip, rows), [], 0.0
+    points = sorted({p for p in (*CURVE, args.steps) if p <= args.steps and (p % args.every == 0 or p < args.every)})
+    for step in range(args.steps + 1):
+        if step in points:
+            curve.append({"step": step, "seconds": seconds, **accuracy(trainer, images, ids, labels)})
+        if step < args.steps:
+            began = time.perf_counter()
+            trainer.step(step)
+            seconds += time.perf_counter() - began
+    about: dict[str, Any] = {"cell": cell, "seed": seed, "set": overrides, "rows": len(rows),
+                             "classes": len(rows.vocabulary), "curve": curve,
+                             "parameters": trainer.student.trainable_parameters()}  # fmt: skip
+    rows.close()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def table(out: Path, measure: str) -> str:
+    """Mean and spread over seeds at each step, in percent, as Markdown."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for file in sorted(out.glob("*.json")):
+        about = json.loads(file.read_text(encoding="utf-8"))
+        runs.setdefault(about["cell"], []).append(about)
+    order = [cell for cell in CELLS if cell in runs and measure in runs[cell][0]["curve"][0]]
+    if not order:
+        return ""
+    steps = [point["step"] for point in runs[order[0]][0]["curve"]]
+    lines = ["| cell | numbers | seeds | " + " | ".join(f"step {s}" for s in steps) + " | s a step |",
+             "|---" * (len(steps) + 4) + "|"]  # fmt: skip
+    for cell in order:
+        cells = []
+        for place in range(len(steps)):
+            values = [100 * run["curve"][place][measure] for run in runs[cell]]
+            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 and steps[place] else ""
+            cells.append(f"{statistics.mean(values):.2f}{spread}")
+        pace = statistics.median(run["curve"][-1]["seconds"] / steps[-1] for run in runs[cell])
+        lines.append(f"| {cell} | {runs[cell][0]['parameters']:,} | {len(runs[cell])} | " + " | ".join(cells)
+                     + f" | {pace:.3f} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("labels", "student", "root", "out"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--manifest", default="local-tars")
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--every", type=int, default=100)
+    parser.add_argument("--cells", default=",".join(cell for cell in CELLS if cell != "sampled"))
+    parser.add_argument("--processes", type=int, default=2)
+    args = parser.parse_args()
+    work = [(cell, int(seed)) for seed in args.seeds.split(",") for cell in args.cells.split(",")]
+    with ProcessPoolExecutor(args.processes, multiprocessing.get_context("spawn")) as pool:
+        for future in [pool.submit(run_cell, args, cell, seed) for cell, seed in work]:
+            future.result()
+    for measure in ("val", "val among all names"):
+        text = table(Path(args.out), measure)
+        if text:
+            sys.stdout.write(f"\nTop-1 in percent, {measure}\n\n{text}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""How prompts enter attention, and which of their tensors a tower can train at all.
+
+It holds no tensors: `slot_prompts` does. It loads nothing heavy, so that configs and `--help` can name the structures.
+
+Words: slots are the positions that hold prompts; letters are what a block makes of a slot (query, key, value) and the
+residual stream that goes on from it. L blocks, M slots, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from teachonce.errors import UsageError
+
+Letter = Literal["query", "key", "value", "residual"]
+Structure = Literal[
+    "shared", "unshared", "unshared-replace",
+    "q", "k", "v", "r", "qk", "qv", "qr", "kv", "kr", "vr", "qkr", "qvr", "kvr", "qkvr",
+]  # fmt: skip
+"""shared: one state a slot, at the input only (CoOp, arXiv 2109.01134; POMP, arXiv 2304.04704).
+unshared: query, key and value prompts added to the carried slot state in each block (RPP, arXiv 2409.06166).
+unshared-replace: prompts stand in for the slot state in each block; what the block makes of the slot is discarded.
+Letters (q, k, v, r = residual): as unshared, with these letters only; unshared is `qkv`."""
+Position = Literal["before", "around", "after"]
+"""Slots before the name, half of them on each side, or after it: CoOp's end, middle and front (arXiv 2109.01134)."""
+Init = Literal["template", "words", "normal"]
+"""What the slots hold before the first step; see `prompts`."""
+
+_LETTERS: Mapping[str, Letter] = {"q": "query", "k": "key", "v": "value", "r": "residual"}
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Which trained tensors a structure has on one tower. What could never get a gradient is not there."""
+
+    replace: bool
+    context: bool  # whether slot states at the input are trained
+    blocks: Mapping[Letter, range]  # blocks that have each letter; letters without any are absent
+
+    def parameters(self, slots: int, width: int) -> int:
+        """How many numbers are trained: M D for the context and M D for each letter of each block."""
+        return slots * width * (self.context + sum(map(len, self.blocks.values())))
+
+
+def allocate(structure: Structure, layers: int, depth: int) -> Allocation:
+    """The trained tensors of a structure on a tower of L blocks.
+
+    Carried letters are in the first `depth` blocks. Nobody reads what the last block makes of a slot, so it has
+    neither query nor residual. In `unshared-replace` nobody reads what a replaced block makes of a slot if the next
+    block replaces it again: only the last replaced block has a query and a residual, and only if a block follows. The
+    context would be replaced before anything reads it.
+
+    Args:
+        layers: L.
+        depth: the first `depth` blocks carry prompts; 0 means all. Without effect for `shared`.
+
+    Raises:
+        UsageError: the tower has fewer blocks than `depth`.
+    """
+    if not 0 <= depth <= layers:
+        raise UsageError(
+            f"depth {depth} is out of range: the student's tower has {layers} blocks (0 means all)",
+            hint=f"set depth to a number from 0 to {layers}",
+        )
+    depth = depth or layers
+    if structure == "unshared-replace":
+        leaving = range(depth - 1, depth) if depth < layers else range(0)
+        every = range(depth)
+        blocks: dict[Letter, range] = {"query": leaving, "key": every, "value": every, "residual": leaving}
+        return Allocation(True, False, _present(blocks))
+    letters = {"shared": "", "unshared": "qkv"}.get(structure, structure)
+    most: Mapping[str, int] = {"q": layers - 1, "r": layers - 1}
+    return Allocation(False, True, _present({_LETTERS[x]: range(min(depth, most.get(x, layers))) for x in letters}))
+
+
+def _present(blocks: Mapping[Letter, range]) -> dict[Letter, range]:
+    return {letter: where for letter, where in blocks.items() if where}

@@ -1,0 +1,154 @@
+"""Imported prompts classify as CoOp's own forward pass on open_clip does, and other stages take them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dassl_files
+import open_clip
+import pytest
+import torch
+import worlds
+from torch import Tensor, nn
+
+from teachonce import load_prompts
+from teachonce.clip_models import load_clip
+from teachonce.config import load_train_config
+from teachonce.errors import DataError, FingerprintError, UnsupportedModelError, UsageError
+from teachonce.progress import Silent
+from teachonce.stages.evaluate import EvaluateRequest, evaluate
+from teachonce.stages.import_ import ImportRequest, ImportResult, import_
+from teachonce.stages.train import TrainRequest, train
+
+NAMES = ("red fox", "blue jay", "green snake", "crane")
+SLOTS = 5  # an odd number: CoOp's middle rounds down
+
+
+def checkpoint_of(student: str, folder: Path, **options: Any) -> Path:
+    """What CoOp leaves of a run on the student with classes of its own."""
+    clip = load_clip(student)
+    filler = " ".join("X" * SLOTS)
+    tokens = open_clip.SimpleTokenizer()([f"{filler} {name}." for name in ("oak", "tea cup")], 32)
+    return dassl_files.saved(folder, dassl_files.dassl_checkpoint(clip.model, tokens, SLOTS), **options)
+
+
+def imported(student: str, folder: Path, **options: Any) -> ImportResult:
+    """Import a fresh checkpoint into `folder/out`."""
+    file = checkpoint_of(student, folder)
+    return import_(ImportRequest(checkpoint=file, student=student, out=folder / "out", **options), Silent())
+
+
+def coop_features(student: str, context: Tensor, position: str) -> Tensor:
+    """CoOp's forward pass: embed `X X X name.`, put the context in the X's places, run all of open_clip's tower."""
+    model, tokenizer = load_clip(student).model, open_clip.SimpleTokenizer()
+    filler = " ".join("X" * len(context))
+    rows = []
+    for name in NAMES:
+        tokens = tokenizer([f"{filler} {name}."], 32)
+        with torch.no_grad():
+            words = model.token_embedding(tokens)  # type: ignore[operator]
+        first, end = 1 + len(context), 1 + len(context) + len(tokenizer.encode(name))
+        start, own, rest = words[0, :1], words[0, first:end], words[0, end:]
+        half = len(context) // 2
+        parts = {
+            "before": [start, context, own, rest],
+            "around": [start, context[:half], own, context[half:], rest],
+            "after": [start, own, context, rest],
+        }[position]
+        whole = torch.cat(parts)[None]
+        handle = model.token_embedding.register_forward_hook(lambda *given, whole=whole: whole)  # type: ignore[union-attr]
+        with torch.no_grad():
+            rows.append(model.encode_text(tokens))  # type: ignore[operator]
+        handle.remove()
+    return nn.functional.normalize(torch.cat(rows), dim=-1)
+
+
+@pytest.mark.parametrize("position", ["before", "around", "after"])
+def test_the_classifier_is_that_of_coop(position: Any, student: str, tmp_path: Path) -> None:
+    """[SOS] context name . [EOS] through the whole of open_clip's own tower, in all of CoOp's three places."""
+    result = imported(student, tmp_path, position=position)
+    context = torch.load(result.checkpoint, weights_only=False)["state_dict"]["ctx"]
+    assert (result.slots, result.width, result.epoch, result.student_proved) == (SLOTS, 32, 50, True)
+    features = load_prompts(tmp_path / "out").classifier(NAMES)
+    expected = coop_features(student, context, position)
+    assert torch.allclose(features, expected, atol=2e-6, rtol=0)
+    assert (expected[:, None] - expected[None]).norm(dim=-1).fill_diagonal_(1).min() > 0.05, "names differ clearly"
+
+
+def test_the_folder_tells_where_it_is_from(student: str, tmp_path: Path) -> None:
+    """Digests of the file and of the prompts; what cannot be known is not made up."""
+    result = imported(student, tmp_path)
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == {"schema": 1, **vars(result)}
+    loaded = load_prompts(tmp_path / "out")
+    assert loaded.tensors_digest == result.prompts_digest and len(result.checkpoint_digest) == 64
+    assert loaded.meta.structure == "shared" and loaded.meta.context == "" and loaded.meta.student == student
+
+
+def test_evaluate_and_train_take_it(
+    student: str, world: worlds.World, finished: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    """It is scored like a run, and a run of any structure starts from it."""
+    imported(student, tmp_path)
+    out = tmp_path / "out"
+    scored = evaluate(EvaluateRequest(run=out, student=student, manifest=world.manifest(), root=world.root,
+                                      split="val", threads=1), Silent())  # fmt: skip
+    assert scored.n == worlds.PHOTOS
+    labels = worlds.copy_store(finished, tmp_path)
+    for structure in ("shared", "unshared"):
+        config = load_train_config(None, ["steps=1", "learning_rate=1e-12", f"structure={structure}", f"length={SLOTS}",
+                                          "init=normal", "warmup_steps=0"])  # fmt: skip
+        run = tmp_path / structure
+        train(TrainRequest(labels=labels, student=student, out=run, config=config, threads=1, init=out), Silent())
+        begun, own = (load_prompts(folder).classifier(NAMES) for folder in (run, out))
+        assert torch.allclose(begun, own, atol=1e-5)
+
+
+def test_another_student_is_refused_and_nothing_is_written(student: str, teacher: str, tmp_path: Path) -> None:
+    """The teacher has the same width of text: only the start token tells."""
+    file = checkpoint_of(student, tmp_path)
+    request = ImportRequest(checkpoint=file, student=teacher, out=tmp_path / "out")
+    with pytest.raises(FingerprintError, match="trained on another student: the start token's embedding differs"):
+        import_(request, Silent())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_student_that_is_not_proved_is_said(student: str, tmp_path: Path) -> None:
+    file, notes = dassl_files.saved(tmp_path, {"state_dict": {"ctx": torch.zeros(4, 32)}}), worlds.Notes()
+    result = import_(ImportRequest(checkpoint=file, student=student, out=tmp_path / "out"), notes)
+    assert not result.student_proved and result.epoch is None
+    assert len(notes.lines) == 1 and "only the width (32)" in notes.lines[0]
+
+
+def test_a_folder_with_anything_in_it_is_left_alone(student: str, tmp_path: Path) -> None:
+    """Said before a model is loaded; an empty folder is used."""
+    out = tmp_path / "out"
+    out.mkdir()
+    imported(student, tmp_path)
+    before = {file: file.read_bytes() for file in out.iterdir()}
+    with pytest.raises(UsageError, match="is not empty"):
+        imported(student, tmp_path)
+    assert {file: file.read_bytes() for file in out.iterdir()} == before
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="file is not empty"):
+        import_(ImportRequest(checkpoint=tmp_path / "x", student=student, out=tmp_path / "file"), Silent())
+
+
+def test_a_context_for_each_class_is_refused(student: str, tmp_path: Path) -> None:
+    file = dassl_files.saved(tmp_path, {"state_dict": {"ctx": torch.zeros(3, 4, 32)}})
+    with pytest.raises(DataError, match="other names have none"):
+        import_(ImportRequest(checkpoint=file, student=student, out=tmp_path / "out"), Silent())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_student_without_a_causal_tower_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same refusal as in training."""
+    spec = worlds.make_clip(tmp_path / "clip", 5)
+    config = tmp_path / "clip" / "open_clip_config.json"
+    changed = json.loads(config.read_text())
+    changed["model_cfg"]["text_cfg"]["no_causal_mask"] = True
+    config.write_text(json.dumps(changed))
+    file = dassl_files.saved(tmp_path, {"state_dict": {"ctx": torch.zeros(4, 32)}})
+    with pytest.raises(UnsupportedModelError):
+        import_(ImportRequest(checkpoint=file, student=spec, out=tmp_path / "out"), Silent())

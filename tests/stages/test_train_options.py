@@ -1,0 +1,300 @@
+"""Every value of every training option takes real steps, on a store that has all a run can ask for.
+
+What the parts compute is tested against brute force in tests/unit; here they are put together as a user would.
+"""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import worlds
+from safetensors import safe_open
+from train_runs import killed_before
+from worlds import World
+
+from teachonce import clip_models
+from teachonce.config import TrainConfig, load_train_config
+from teachonce.errors import DataError, FingerprintError, TeachOnceError, UsageError
+from teachonce.label_store import LabelStore
+from teachonce.progress import Silent
+from teachonce.prompt_files import load_prompts
+from teachonce.runlog import read_events
+from teachonce.stages.train import TrainRequest, TrainResult, train
+from teachonce.views import ViewPolicy
+
+STEPS = 4
+BASE = (f"steps={STEPS}", "batch_size=24", "checkpoint_every=100", "log_every=1", "warmup_steps=2", "image_length=2",
+        "sampled_fill=2", "sampled_top=1", "sampled_backward=3", "evaluate_every=2")  # fmt: skip
+# What else must be said for a value to do its work.
+BESIDE = {
+    ("correction", "*"): ["candidates=sampled"],
+    ("candidates", "all-sampled"): ["class_chunk=2"],
+    ("structure", "unshared-replace"): ["weight_decay=0.1"],
+    ("warmup", "constant"): ["warmup_rate=0.01"],
+    ("soft_schedule", "*"): ["supervision=soft"],
+    ("prograd", "*"): ["supervision=hard"],
+}
+NUMBERS = (
+    "length=6 init=words", "length=3 init=normal", "depth=1", "depth=1 structure=unshared-replace",
+    "image_depth=1 image_length=1 tower=image", "image_depth=1 tower=both structure=unshared-replace init=normal",
+    "soft_weight=0.5", "temperature=2", "teacher_temperature=2", "temperature=3 targets=embedding",
+    "temperature=3 tail=renormalise", "label_smoothing=0.1", "anchor_weight=8", "consistency_weight=1",
+    "anchor_weight=1 consistency_weight=1 prograd=true tower=both", "sampled_fill=0 candidates=sampled",
+    "sampled_top=3 candidates=sampled", "momentum=0 optimizer=sgd", "weight_decay=0.1", "clip_gradient=0.01",
+    "warmup_steps=0", "average_decay=0.5 averaging=ema", "average_mean=0.5 average_deviation=1 averaging=gaussian",
+    "epochs=0.5", "batch_size=7", "views_per_step=2", "micro_batch=5", "held_out=0.3", "class_chunk=2", "seed=3",
+    "context=an image of the",
+)  # fmt: skip
+
+
+def literal_values() -> Iterator[str]:
+    """`key=value`, with what belongs to it, for every allowed value of every option that is a choice."""
+    hints = typing.get_type_hints(TrainConfig)
+    for name, hint in hints.items():
+        values = ("false", "true") if hint is bool else typing.get_args(hint)
+        for value in values if name != "compile" else ("false",):  # true: in the slow set
+            beside = BESIDE.get((name, value), BESIDE.get((name, "*"), []))
+            yield " ".join([f"{name}={value}", *beside])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def student_in_memory() -> Iterator[None]:
+    """The tiny student is read from disk once a module."""
+    import teachonce.worker_models  # noqa: F401 - it must take the real load_clip before it is replaced
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clip_models, "load_clip", worlds.loaded_once)
+        yield
+
+
+@pytest.fixture(scope="module")
+def rich(world: World, teacher: str, student: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two views of each photo, soft labels, the teacher's embeddings and the student's features."""
+    path = tmp_path_factory.mktemp("rich") / "rich.zarr"
+    policy = ViewPolicy(views=2, seed=5)
+    worlds.teach_inline(world, path, teacher, students=(student,), top_k=4, embeddings="float16", views=policy,
+                        chunk_rows=20)  # fmt: skip
+    return path
+
+
+def run(labels: Path, student: str, out: Path, *overrides: str, **options: Any) -> TrainResult:
+    """Train in this process, one thread."""
+    config = load_train_config(None, [*BASE, *overrides])
+    request = TrainRequest(labels=labels, student=student, out=out, config=config, threads=1, **options)
+    return train(request, Silent())
+
+
+def log_softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Of each row, in the precision given."""
+    return np.asarray(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+
+
+def losses_of(out: Path) -> list[float]:
+    """The logged losses."""
+    return [event["loss"] for event in read_events(out / "events.jsonl") if event["event"] == "step"]
+
+
+def parameters_of(out: Path) -> dict[str, torch.Tensor]:
+    """What the newest checkpoint holds of the trained parameters."""
+    with safe_open(sorted((out / "checkpoints").iterdir())[-1], framework="pt") as opened:
+        names = [name for name in opened.keys() if name.startswith("parameter.")]  # noqa: SIM118
+        return {name: opened.get_tensor(name) for name in names}
+
+
+@pytest.mark.parametrize("choice", [*literal_values(), *NUMBERS])
+def test_every_option_value_does_real_work(choice: str, rich: Path, student: str, world: World, tmp_path: Path) -> None:
+    """The loss is finite, and every block of every trained tensor moves away from its start, which is zero."""
+    overrides = choice.split(" ") if not choice.startswith("context") else [choice]
+    result = run(rich, student, tmp_path / "run", *overrides, root=world.root)
+    assert np.isfinite(result.final_loss)
+    found = parameters_of(tmp_path / "run")
+    assert sum(tensor.numel() for tensor in found.values()) == result.trainable_parameters
+    for name, tensor in found.items():
+        stacked = tensor if tensor.ndim == 3 else tensor[None]
+        assert all((block != 0).any() for block in stacked), name
+
+
+def test_soft_loss_from_embeddings_is_the_whole_kl(rich: Path, student: str, tmp_path: Path) -> None:
+    """The first logged soft loss, of all rows, against KL in NumPy from what the store holds, at tau = 2."""
+    run(rich, student, tmp_path / "run", "targets=embedding", "temperature=2", "batch_size=70", "views_per_step=2",
+        "steps=1")  # fmt: skip
+    soft = next(e["soft"] for e in read_events(tmp_path / "run" / "events.jsonl") if e["event"] == "step")
+    store = LabelStore.open(rich)
+    (group,) = [name for name in store.groups if name.startswith("students/")]
+    clip = worlds.loaded_once(student)
+    from teachonce.zeroshot import template_features
+
+    text = template_features(clip, worlds.NAMES, worlds.TEMPLATE).double().numpy()
+    kept = [(store.embeddings(c), store.read_chunk(group, c)[f"{group}/features"]) for c in range(store.layout.chunks)]
+    teacher, ours = (np.concatenate(column).astype(np.float64) for column in zip(*kept, strict=True))
+    scale = float(store.groups["labels"].fingerprint["logit_scale"])
+    log_t = log_softmax(scale * teacher @ store.class_embeddings().T.astype(np.float64) / 2)
+    log_s = log_softmax(clip.logit_scale * ours @ text.T / 2)
+    expected = 4 * (np.exp(log_t) * (log_t - log_s)).sum(1).mean()
+    assert soft == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("more", ["", "tower=both", "prograd=true", "candidates=sampled correction=log10"])
+def test_micro_batches_change_only_the_order_of_summation(
+    more: str, rich: Path, student: str, world: World, tmp_path: Path
+) -> None:
+    """Rows in blocks of five give the losses of all rows at once, step after step."""
+    whole, blocks = tmp_path / "whole", tmp_path / "blocks"
+    run(rich, student, whole, *more.split(), root=world.root)
+    run(rich, student, blocks, *more.split(), "micro_batch=5", root=world.root)
+    assert losses_of(blocks) == pytest.approx(losses_of(whole), rel=2e-3)
+    assert losses_of(blocks)[:2] == pytest.approx(losses_of(whole)[:2], rel=1e-4)
+
+
+def test_image_prompts_begin_as_the_frozen_student(rich: Path, student: str, world: World, tmp_path: Path) -> None:
+    """With closed gates the first loss, from pixels, is that of the stored features, up to their float16."""
+    run(rich, student, tmp_path / "image", "tower=image", "supervision=hard", root=world.root)
+    run(rich, student, tmp_path / "text", "supervision=hard")
+    assert losses_of(tmp_path / "image")[0] == pytest.approx(losses_of(tmp_path / "text")[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_as_float32_does(
+    precision: str, rich: Path, student: str, world: World, tmp_path: Path
+) -> None:
+    """Four steps of both towers end near the float32 losses."""
+    run(rich, student, tmp_path / "half", f"precision={precision}", "tower=both", root=world.root)
+    run(rich, student, tmp_path / "whole", "tower=both", root=world.root)
+    assert losses_of(tmp_path / "half") == pytest.approx(losses_of(tmp_path / "whole"), rel=0.05)
+
+
+def test_held_out_accuracy_is_that_of_the_saved_prompts(rich: Path, student: str, tmp_path: Path) -> None:
+    """The last figure is top-1 by NumPy over rows that no step has seen, with the averaged prompts of the result."""
+    from teachonce.working_set import open_working_set
+
+    out = tmp_path / "run"
+    result = run(rich, student, out, "held_out=0.4", "averaging=ema", "average_decay=0.5")
+    from teachonce.sampler import TrainingOrder
+
+    clip = worlds.loaded_once(student)
+    rows = open_working_set(LabelStore.open(rich), clip.digest, Silent())
+    order = TrainingOrder(rows.row_column, 2, 24, 1, 0, 0.4)
+    batch = rows.batch(order.held_out)
+    assert batch.features is not None
+    classes = load_prompts(out).classifier(worlds.NAMES).numpy()
+    best = (batch.features.astype(np.float32) @ classes.T).argmax(1)
+    right = []
+    for row, label in zip(best, batch.label, strict=True):
+        same = [n for n in worlds.NAMES if n.lower() == worlds.NAMES[label].lower()]  # Crane and crane share the credit
+        right.append((worlds.NAMES[row].lower() == worlds.NAMES[label].lower()) / len(same))
+    assert result.held_out_top1 == pytest.approx(np.mean(right))
+    events = [e for e in read_events(out / "events.jsonl") if e["event"] == "held_out"]
+    assert [e["step"] for e in events] == [2, 4] and events[0]["rows"] == len(order.held_out)
+    rows.close()
+
+
+def test_a_run_may_start_from_the_prompts_of_another(rich: Path, student: str, tmp_path: Path) -> None:
+    """Its first loss is that of the given prompts, whatever structure continues; the start is part of its identity."""
+    first = tmp_path / "first"
+    run(rich, student, first, "structure=shared", "supervision=hard", "views_per_step=2", "batch_size=70")
+    again = ["supervision=hard", "views_per_step=2", "batch_size=70", "steps=1"]
+    run(rich, student, tmp_path / "shared", "structure=shared", *again, init=first)
+    run(rich, student, tmp_path / "unshared", *again, init=first)
+    run(rich, student, tmp_path / "replace", "structure=unshared-replace", *again, init=first)
+    expected = losses_of(tmp_path / "shared")[0]
+    assert expected < losses_of(first)[0]
+    assert losses_of(tmp_path / "unshared")[0] == pytest.approx(expected, rel=1e-4)
+    assert losses_of(tmp_path / "replace")[0] == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(FingerprintError, match="another start"):
+        run(rich, student, tmp_path / "shared", "structure=shared", *again, resume=True)
+
+
+REFUSED = [
+    ("a", ["tower=image"], {}, UsageError, "--root is missing"),
+    ("b", ["views_per_step=3"], {}, UsageError, "holds 2 of each sample"),
+    ("c", ["temperature=3"], {}, UsageError, "teacher temperature = 3.0"),
+    ("d", ["length=2"], {}, UsageError, "cannot start as"),
+    ("e", ["depth=3"], {}, UsageError, "2 blocks"),
+    ("f", ["length=29", "init=normal"], {}, UsageError, "class name|room"),
+    ("g", ["held_out=0.0001"], {}, DataError, "held"),
+    ("h", [], {"init": Path("nowhere")}, UsageError, "not a folder with prompts"),
+    ("i", ["position=after", "structure=unshared-replace"], {}, UsageError, "cannot start as them"),
+]
+
+
+@pytest.mark.parametrize(("name", "overrides", "options", "kind", "words"), REFUSED)
+def test_what_cannot_be_trained_is_refused_before_a_folder_is_made(
+    name: str, overrides: list[str], options: dict[str, Any], kind: type[TeachOnceError], words: str, rich: Path,
+    student: str, tmp_path: Path,
+) -> None:  # fmt: skip
+    """Each with what is wrong and what to do."""
+    with pytest.raises(kind, match=words) as caught:
+        run(rich, student, tmp_path / name, *overrides, **options)
+    assert caught.value.hint
+    assert not (tmp_path / name).exists()
+
+
+def test_embeddings_that_a_store_lacks_are_asked_for(finished: Path, student: str, tmp_path: Path) -> None:
+    """The hint is the teach option that stores them."""
+    with pytest.raises(DataError, match="holds no image embeddings") as caught:
+        run(finished, student, tmp_path / "run", "targets=embedding")
+    assert "--embeddings" in caught.value.hint
+    assert not (tmp_path / "run").exists()
+
+
+ALL_ON = ("tower=both", "averaging=gaussian", "micro_batch=7", "views_per_step=2", "held_out=0.3", "prograd=true",
+          "consistency_weight=1", "anchor_weight=1", "targets=embedding", "candidates=sampled", "soft_schedule=rise",
+          "label_smoothing=0.1", "clip_gradient=1", "steps=8", "checkpoint_every=3", "batch_size=20")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(rich: Path, student: str, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run with everything on: three steps an epoch."""
+    out = tmp_path_factory.mktemp("all-on") / "whole"
+    run(rich, student, out, *ALL_ON, root=world.root)
+    return out
+
+
+@pytest.mark.parametrize("stop", [1, 3, 6])
+def test_a_killed_run_with_everything_on_resumes_bit_for_bit(
+    stop: int, whole: Path, rich: Path, student: str, world: World, tmp_path: Path
+) -> None:
+    """Averages, held-out samples, views and image prompts included; twice interrupted."""
+    out = tmp_path / "run"
+    for number, at in enumerate((stop, 7)):
+        with killed_before(at):
+            run(rich, student, out, *ALL_ON, root=world.root, resume=number > 0)
+    run(rich, student, out, *ALL_ON, root=world.root, resume=True)
+    assert (out / "prompts.safetensors").read_bytes() == (whole / "prompts.safetensors").read_bytes()
+    assert losses_of(out) == losses_of(whole)
+
+
+def test_results_say_what_was_trained(rich: Path, student: str, world: World, tmp_path: Path) -> None:
+    """Steps from epochs, held-out accuracy and the start are in results.json."""
+    result = run(rich, student, tmp_path / "run", "epochs=1.5", "held_out=0.3")
+    about = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert about["steps"] == result.steps == losses_of(tmp_path / "run").__len__()
+    assert about["held_out_top1"] == result.held_out_top1 is not None
+    assert about["start"] == "of the config"
+
+
+@pytest.mark.slow
+def test_a_compiled_image_tower_trains_as_the_plain_one(
+    rich: Path, student: str, world: World, tmp_path: Path
+) -> None:
+    """The same losses up to rounding, also with a short last batch."""
+    run(rich, student, tmp_path / "plain", "tower=both", root=world.root)
+    run(rich, student, tmp_path / "compiled", "tower=both", "compile=true", root=world.root)
+    assert losses_of(tmp_path / "compiled") == pytest.approx(losses_of(tmp_path / "plain"), rel=1e-3)
+
+
+@pytest.mark.parametrize("recipe", ["rpp", "pomp-vitb16", "rpp-vitb16"])
+def test_every_shipped_recipe_trains(recipe: str, project: Path, rich: Path, student: str, tmp_path: Path) -> None:
+    """As it stands but for the number of steps, and of views, of which this store has two."""
+    file = project / "configs" / f"{recipe}.toml"
+    config = load_train_config(file, ["epochs=0", "steps=3", "views_per_step=2", "warmup_steps=1"])
+    request = TrainRequest(labels=rich, student=student, out=tmp_path / "run", config=config, threads=1)
+    assert np.isfinite(train(request, Silent()).final_loss)
+    assert all((tensor != 0).any() for tensor in parameters_of(tmp_path / "run").values())
