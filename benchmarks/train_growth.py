@@ -130,9 +130,9 @@ def all_case(given: argparse.Namespace) -> None:
 def _modes(given: argparse.Namespace, clip: LoadedClip) -> None:
     names, kinds = some_names(given.most_names), KINDS
     runs = {kind: made_up_trainer(config_of(given, kind), clip, names) for kind in kinds}
-    found: dict[str, StepResult] = {}
+    found: dict[Kind, StepResult] = {}
 
-    def one(kind: str) -> None:
+    def one(kind: Kind) -> None:
         found[kind] = step_of(runs[kind], 0)
 
     flops = {kind: count_flops(partial(one, kind)) for kind in kinds}
@@ -149,7 +149,7 @@ def _modes(given: argparse.Namespace, clip: LoadedClip) -> None:
     table(["candidates", "classes in the softmax", "seconds, median", "over sampled", "GFLOP", "over sampled",
            "loss differs from `all` by", "gradients, worst tensor, by"], rows)  # fmt: skip
     say(f"all-sampled pulls back {given.candidates:,} names on average: its loss is exact, its gradient unbiased. "
-        "sampled estimates both.")  # fmt: skip
+        "sampled estimates both. On real rows their errors differ: these are random.")  # fmt: skip
 
 
 def memory_case(given: argparse.Namespace) -> None:

@@ -23,10 +23,13 @@ from train_parts import GIGA, StepResult, by_turns, count_flops, same_prompts, s
 
 from teachonce.clip_models import LoadedClip, load_clip, pick_device
 from teachonce.config import TrainConfig
+from teachonce.embedding_codec import decode_embeddings, encode_embeddings
 from teachonce.held_out import measure
 from teachonce.label_codec import CodecTables, decode, encode, max_error
 from teachonce.label_store import LabelStore
+from teachonce.model_spec import EmbeddingKind
 from teachonce.progress import Silent
+from teachonce.store_format import LABELS
 from teachonce.teacher import head_of, soft_labels
 from teachonce.training import Trainer
 from teachonce.view_images import ViewImages
@@ -77,6 +80,10 @@ class ImageRows:
         self._rows, self._images, self._student, self._teacher = rows, images, student, teacher
         self._models = two_models(student, teacher)
         self._head = head_of(rows.class_embeddings, rows.teacher_scale, str(student.device))
+        about = rows.plan.store.groups[LABELS].fingerprint
+        self._kind: EmbeddingKind | None = about.get("embedding_kind")  # where labels were made from coded embeddings
+        if teacher is not None and about["teacher_digest"] != teacher.digest:
+            raise SystemExit(f"{rows.plan.store.path} was not taught by {teacher.spec}")
         self.live, self.stored_form = True, False
         self.seconds: dict[str, list[float]] = {"images": [], "student": [], "teacher": []}
 
@@ -104,8 +111,11 @@ class ImageRows:
         if self._teacher is None:
             return made
         with self._timed("teacher"):
-            logits = self._head.logits(_encoded(self._teacher, parts[1]))
-            found = soft_labels(logits, stored.class_ids.shape[1], self._rows.temperatures)
+            embeddings = _encoded(self._teacher, parts[1])
+            if self.stored_form and self._kind is not None:
+                coded = decode_embeddings(encode_embeddings(embeddings.cpu().numpy(), self._kind))
+                embeddings = torch.from_numpy(coded).to(embeddings.device)
+            found = soft_labels(self._head.logits(embeddings), stored.class_ids.shape[1], self._rows.temperatures)
         if self.stored_form:
             found = decode(encode(found, self.tables), self.tables)
         return replace(made, class_ids=found.class_ids.astype(np.int32), log_probs=found.log_probs,
@@ -198,9 +208,7 @@ def step_case(given: argparse.Namespace) -> None:
                          f"{flops[name] / flops[CACHE]:.1f}", *shares])  # fmt: skip
         table(["the step", "seconds, median", "over from cache", "GFLOP", "over from cache", "reading and decoding, ms",
                "student, ms", "teacher and top k, ms"], rows)  # fmt: skip
-        say(
-            "Images are decoded within the step, on the given threads; what of it other cores could hide is in the table."
-        )
+        say("Nothing is decoded ahead of its step; the column says what further cores could hide of it.")
         _say_equality(first, rounded)
         _say_targets(found, numbers[CACHE])
 
@@ -241,7 +249,7 @@ def _say_targets(found: Sides, step: int) -> None:
     say(
         f"Stored student features differ by at most {features:.1e}. {same.sum()} of {len(same)} rows have the same top "
         f"{ids.shape[1]} classes; there log p differs by at most {error.max():.1e}, {(error / most).max():.2f} of the "
-        "error that the codec states for the value. Above 1: the store was made by `relabel`, from coded embeddings."
+        "error that the codec states for the value. Above 1: its labels were made from coded embeddings, by `relabel`."
     )
 
 

@@ -135,7 +135,7 @@ def tower_case(given: argparse.Namespace) -> None:
             prompts = some_prompts(tower, structure, slots)
             sides: dict[str, Callable[[SlotPrompts], Tensor]] = {
                 "plain": plain.features, "truncated": short.features,
-                "ours": lambda p, own=tokens: tower.features(p, own),
+                "ours": partial(tower.features, names=tokens),
             }  # fmt: skip
             rows.append([structure, str(slots), *_compare(sides, prompts, targets, given.repeats)])
     say(f"### tower: 12 blocks of width 512, {len(names)} names, forward and backward, {given.threads} threads")

@@ -58,9 +58,8 @@ def sampled_candidates(
     """The rows' labels and best classes D, and a uniform draw of n others. A pure function of its arguments.
 
     ln, none: n classes are drawn from outside D without replacement. Inclusion is certain on D and n / (V - |D|)
-    elsewhere, the same for all rows, so with `ln` ln w is 0 on D and ln((V - |D|) / n) on the fill (the importance
-    weight of sampled softmax, Jean et al. 2015, arXiv 1412.2007). With `none` every ln w is 0. When no more than n
-    others exist, all are taken and all weigh 1.
+    elsewhere, so with `ln` ln w is 0 on D and ln((V - |D|) / n) on the fill (the importance weight of sampled softmax,
+    Jean et al. 2015, arXiv 1412.2007); with `none` 0 everywhere. When no more than n others exist, all are taken.
 
     log10: n classes are drawn from all V. Each row sees its own label and best classes (ln w = 0) and what was drawn,
     + log10((V - o) / (n - r)) with o its own classes and r those of them that were drawn (POMP, arXiv 2304.04704).

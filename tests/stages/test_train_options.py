@@ -281,9 +281,7 @@ def test_results_say_what_was_trained(rich: Path, student: str, world: World, tm
 
 
 @pytest.mark.slow
-def test_a_compiled_image_tower_trains_as_the_plain_one(
-    rich: Path, student: str, world: World, tmp_path: Path
-) -> None:
+def test_a_compiled_image_tower_trains_as_the_plain_one(rich: Path, student: str, world: World, tmp_path: Path) -> None:
     """The same losses up to rounding, also with a short last batch."""
     run(rich, student, tmp_path / "plain", "tower=both", root=world.root)
     run(rich, student, tmp_path / "compiled", "tower=both", "compile=true", root=world.root)

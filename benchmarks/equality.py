@@ -1,0 +1,121 @@
+"""How exactly the prompted towers equal plain ones: features and gradients of every structure, as a table.
+
+    python benchmarks/equality.py [--student MODEL]
+
+The plain towers are those of the tests: all 77 positions, or all tokens of the image, every letter of every slot
+in every block, explicit attention. Each figure is the worst over depths 0 (all), 1 and L - 1, and over all positions of
+the slots (text) or over closed, open and no gates (image). The gradient's is |g - g'| / |g'|, the worst of all trained
+tensors. --student adds a real model's text tower, and its image tower where that is a plain vision transformer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from teachonce.clip_models import load_clip
+from teachonce.errors import UnsupportedModelError
+from teachonce.image_prompts import image_learner
+from teachonce.image_tower import ImageTower
+from teachonce.prompts import PromptSpec
+from teachonce.structures import Init, Position, Structure
+from teachonce.text_tower import TextTower
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "unit"))
+import image_reference  # noqa: E402 - of the tests
+import tower_reference  # noqa: E402
+
+NAMES = ["tench", "great white shark", "jack-o'-lantern", "Boeing 747-400", "shark"]
+Errors = tuple[float, float]
+Case = Callable[[Structure], Errors]
+
+
+def errors(ours: Tensor, plain: Tensor, leaves: list[Tensor]) -> Errors:
+    """The largest difference of features, and the largest relative one of a gradient."""
+    direction = torch.randn(plain.shape, generator=torch.Generator().manual_seed(1)).to(plain)
+    grads = [torch.autograd.grad((x * direction).sum(), leaves, retain_graph=True) for x in (ours, plain)]
+    apart = [float((a - b).norm() / b.norm()) for a, b in zip(*grads, strict=True)]
+    return float((ours - plain).detach().abs().max()), max(apart)
+
+
+def worst(found: Iterator[Errors]) -> Errors:
+    """Of both figures, each by itself."""
+    features, gradients = zip(*found, strict=True)
+    return max(features), max(gradients)
+
+
+def text_case(model: nn.Module, tokenizer: Any, positions: tuple[Position, ...]) -> Case:
+    """A text tower against the plain one over all positions."""
+    tower = TextTower.from_clip(model, tokenizer)
+
+    def cases(structure: Structure) -> Iterator[Errors]:
+        for depth in (0, 1, tower.layers - 1):
+            for position in positions:
+                prompts = tower_reference.random_prompts(tower, structure, depth)
+                ours = tower.features(prompts, tower.tokenise(NAMES, position=position))
+                plain = tower_reference.plain_features(model, prompts, NAMES, position)
+                yield errors(ours, plain, list(prompts.tensors().values()))
+
+    return lambda structure: worst(cases(structure))
+
+
+def image_case(model: nn.Module) -> Case:
+    """An image tower against the plain one over all tokens."""
+    tower = ImageTower.from_clip(model)
+    size = tower.visual.image_size
+    pixels = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(5)).to(tower.visual.conv1.weight)
+
+    def cases(structure: Structure) -> Iterator[Errors]:
+        for depth in (0, 1, tower.layers - 1):
+            starts: tuple[tuple[Init, float], ...] = (("normal", 0.7), ("template", 0.7), ("template", 0.0))
+            for init, moved in starts:
+                learner = image_learner(tower, PromptSpec(structure=structure, init=init), 3, depth)
+                generator = torch.Generator().manual_seed(3)
+                with torch.no_grad():
+                    for name, parameter in learner.named_parameters():
+                        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+                        parameter.copy_((moved if name == "gate" else 0.7) * noise)
+                prompts = learner()
+                leaves = [p for n, p in learner.named_parameters() if moved or n == "gate"]  # closed: others have none
+                plain = image_reference.plain_features(model, prompts, pixels)
+                yield errors(tower.features(prompts, pixels), plain, leaves)
+
+    return lambda structure: worst(cases(structure))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--student", help="a model as open_clip names it")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    everywhere: tuple[Position, ...] = get_args(Position)
+    tokenizer = tower_reference.tokenizer()
+    columns: dict[str, Case] = {
+        "text, float64": text_case(tower_reference.tiny_clip("laion").double(), tokenizer, everywhere),
+        "text, float32": text_case(tower_reference.tiny_clip("openai"), tokenizer, everywhere),
+        "image, float64": image_case(image_reference.build("laion").double()),
+        "image, float32": image_case(image_reference.build("openai")),
+    }
+    if args.student:
+        clip = load_clip(args.student)
+        columns["student's text, float32"] = text_case(clip.model, clip.tokenizer, ("before",))
+        try:
+            columns["student's image, float32"] = image_case(clip.model)
+        except UnsupportedModelError as problem:
+            sys.stderr.write(f"no image tower to compare: {problem}\n")
+    head = "".join(f" {name}: features | gradient |" for name in columns)
+    sys.stdout.write(f"| structure |{head}\n{'|---' * (1 + 2 * len(columns))}|\n")
+    for structure in get_args(Structure):
+        cells = "".join(f" {a:.1e} | {b:.1e} |" for a, b in (case(structure) for case in columns.values()))
+        sys.stdout.write(f"| {structure} |{cells}\n")
+
+
+if __name__ == "__main__":
+    main()
