@@ -152,6 +152,23 @@ def autocast(device: torch.device, precision: Precision) -> Iterator[None]:
         yield
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Whether CUDA may compute float32 products and convolutions of this process in TF32."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextlib.contextmanager
+def exact_products() -> Iterator[None]:
+    """Inside, products of float32 are float32's own, also where `allow_tf32` allows TF32: of logits and losses."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def pick_device(index: int = 0) -> str:
     """`cuda:i` for the i-th worker of this machine when there is a GPU, else `cpu`."""
     if torch.cuda.is_available():

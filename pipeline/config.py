@@ -23,6 +23,7 @@ POSITIVE = (
     "temperature", "learning_rate", "steps", "batch_size", "views_per_step", "evaluate_every", "checkpoint_every",
     "log_every", "class_chunk", "sampled_backward", "image_length", "average_deviation", "average_decay",
 )  # fmt: skip
+LARGEST_RATE = 1e30  # beyond it, float32 overflows in the middle of an update
 NOT_NEGATIVE = (
     "length", "depth", "image_depth", "soft_weight", "teacher_temperature", "anchor_weight", "consistency_weight",
     "sampled_fill", "sampled_top", "weight_decay", "clip_gradient", "warmup_steps", "warmup_rate", "average_mean",
@@ -102,7 +103,7 @@ class TrainConfig:
     momentum: float = 0.9
     """sgd only."""
     weight_decay: float = 0.0
-    """Not applied to replaced prompts: the norm behind them makes their scale meaningless."""
+    """Pulls prompts towards where they started. Replaced ones have none: the norm behind them drops their scale."""
     clip_gradient: float = 0.0
     """Largest norm of the whole gradient; 0: no limit."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -165,6 +166,14 @@ class TrainConfig:
 
     def _check_together(self) -> None:
         """Values that would be without effect, or without meaning, beside another."""
+        if self.learning_rate > LARGEST_RATE:
+            raise ValueError(f"learning_rate must be at most {LARGEST_RATE:g}, found {self.learning_rate}")
+        if self.label_smoothing and self.supervision == "soft":
+            raise ValueError("label_smoothing changes the hard loss; supervision = 'soft' has none")
+        if self.label_smoothing and self.candidates == "sampled" and self.correction != "ln":
+            raise ValueError("label_smoothing is a mean over the vocabulary, which only correction = 'ln' estimates")
+        if self.weight_decay and self.structure == "unshared-replace":
+            raise ValueError("weight_decay means nothing to replaced prompts: the norm behind them drops their scale")
         if self.prograd and self.supervision == "soft":
             raise ValueError("prograd changes the gradient of the hard loss; supervision = 'soft' has none")
         if self.tower == "image" and self.anchor_weight:

@@ -16,7 +16,7 @@ from teachonce.zeroshot import equal_rows, score
 if TYPE_CHECKING:
     from teachonce.training import Trainer
 
-AT_ONCE = 1024  # rows
+AT_ONCE = 1024  # rows, where the config sets no limit
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ def measure(trainer: Trainer) -> HeldOutScore:
         classes = student.class_features().cpu()
         inverse = equal_rows(classes)
         right = 0.0
-        for start in range(0, len(places), AT_ONCE):
-            part = slice(start, start + AT_ONCE)
+        size = trainer.config.micro_batch or AT_ONCE
+        for start in range(0, len(places), size):
+            part = slice(start, start + size)
             images = trainer.image_features(trainer.rows.batch(places[part])).cpu()
             own = torch.from_numpy(labels[part].astype(np.int64))
             right += float(score(images, classes, own, inverse).top1.sum())

@@ -4,8 +4,8 @@ It does not read stores, choose candidates or average over rows. All maths is fl
 
 Candidates weigh ln w inside the softmax: ln p_c = s_c - ln sum_j w_j exp(s_j), the probability of c itself, not of
 the w classes that it stands for. A weight of -inf means: no candidate of this row. Homonyms have one logit between
-them; how the teacher's mass is split among them then adds a constant to the KL and nothing to its gradient, so only
-the cross-entropy knows them.
+them; in `dense_rows`, how the teacher's mass is split among them adds a constant to the KL and nothing to its gradient.
+`ghost_rows` and `renormalise_rows` take them as classes of their own. Only the cross-entropy knows them.
 
 Shapes: B rows, K candidates, k stored teacher classes a row, V classes of the vocabulary, G candidates of one name.
 """
@@ -21,8 +21,9 @@ _NONE = -torch.inf  # the log of nothing
 
 
 def hard_rows(
-    logits: Tensor, log_weight: Tensor, labels: Tensor, groups: Tensor | None = None, smoothing: float = 0.0
-) -> Tensor:
+    logits: Tensor, log_weight: Tensor, labels: Tensor, groups: Tensor | None = None, smoothing: float = 0.0,
+    most_tied: int | None = None,
+) -> Tensor:  # fmt: skip
     """Cross-entropy with the label, in nats.
 
     Classes that share the label's name cannot be told apart by text, so a row costs -ln of the sum of softmax(s + ln w)
@@ -35,6 +36,7 @@ def hard_rows(
         labels: [B] int64 columns of the candidates, -1 for none.
         groups: [K] int64, equal for candidates with the same name; None if all names differ.
         smoothing: eps, in [0, 1].
+        most_tied: size of the largest group, where it is known: a GPU need not be asked for it.
 
     Returns:
         [B]; 0 for a row without a label, or whose label is no candidate of the row.
@@ -47,7 +49,7 @@ def hard_rows(
     if groups is None:
         log_label = weighted.gather(1, label)[:, 0]
     else:
-        members, real = _members(groups, label)
+        members, real = _members(groups, label, most_tied)
         log_label = weighted.gather(1, members).masked_fill(~(real & has_label[:, None]), _NONE)
         log_label = log_label.masked_fill(~has_label[:, None], 0.0).logsumexp(1)
     loss = log_total - log_label
@@ -150,13 +152,14 @@ def _weighted(scores: Tensor, log_weight: Tensor) -> Tensor:
     return scores + log_weight
 
 
-def _members(groups: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+def _members(groups: Tensor, label: Tensor, most: int | None) -> tuple[Tensor, Tensor]:
     """The columns that share each label's name, [B, G], and which of the entries are some."""
     order = groups.argsort(stable=True)
     ordered, wanted = groups[order], groups[label]
     first = torch.searchsorted(ordered, wanted)
     last = torch.searchsorted(ordered, wanted, right=True)
-    place = first + torch.arange(int((last - first).max()), device=groups.device)
+    most = int((last - first).max()) if most is None else most
+    place = first + torch.arange(most, device=groups.device)
     return order[place.clamp(max=len(groups) - 1)], place < last
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -37,6 +39,7 @@ class StepClasses:
     stands_for: Tensor  # [K] ln of how many classes each stands for
     columns: Tensor  # [V] int64, where a class is among the candidates, or -1
     groups: Tensor  # [K] int64, equal for candidates with the same name
+    most_tied: int  # of the groups, the size of the largest
 
     def of_rows(self, rows: slice) -> Tensor:
         """Log weights of a block of rows, [K] or [B, K]."""
@@ -89,7 +92,8 @@ class Objective:
         found: dict[str, Tensor] = {}
         if self.config.supervision != "soft":
             place = torch.where(block.label >= 0, classes.columns[block.label], -1)
-            hard = hard_rows(logits_BK, log_weight, place, classes.groups, self.config.label_smoothing)
+            hard = hard_rows(logits_BK, log_weight, place, classes.groups, self.config.label_smoothing,
+                             classes.most_tied)  # fmt: skip
             found["hard"] = hard.sum() / max(1, counts.labelled)
         if self.config.supervision != "hard":
             found["soft"] = self._soft(logits_BK, log_weight, block, classes).sum() / counts.rows
@@ -103,17 +107,27 @@ class Objective:
             raise DataError("the anchor needs the class features of the hand-written template")
         return anchor(features_KE, self.frozen[classes.classes], classes.stands_for, len(classes.columns))
 
-    def directions(self, losses: dict[str, Tensor], soft_weight: float) -> list[Tensor]:
-        """Sums of losses whose gradients are wanted apart: all; with ProGrad the hard, the others, the general one."""
+    def weights(self, soft_weight: float) -> dict[str, float]:
+        """How much each loss counts, with the weight of the soft loss at this step."""
         config = self.config
-        weights = {"hard": 1.0, "soft": soft_weight, "consistency": config.consistency_weight,
-                   "anchor": config.anchor_weight}  # fmt: skip
-        parts = {name: weights[name] * loss for name, loss in losses.items() if weights[name]}
-        if not config.prograd:
-            return [_sum(list(parts.values()), losses)]
-        hard = parts.pop("hard", None)
-        return [_sum([] if hard is None else [hard], losses), _sum(list(parts.values()), losses),
-                _sum([losses["consistency"]] if "consistency" in losses else [], losses)]  # fmt: skip
+        return {
+            "hard": 1.0,
+            "soft": soft_weight,
+            "consistency": config.consistency_weight,
+            "anchor": config.anchor_weight,
+        }
+
+    def directions(self, losses: dict[str, Tensor], weights: dict[str, float]) -> list[Tensor]:
+        """Sums of losses whose gradients are wanted apart.
+
+        Returns:
+            The weighted sum of all; with ProGrad the hard loss, the general one, and the sum of the rest if any.
+        """
+        parts = {name: weights[name] * loss for name, loss in losses.items()}
+        if not self.config.prograd:
+            return [torch.stack(list(parts.values())).sum()]
+        rest = [part for name, part in parts.items() if name != "hard" and weights[name]]
+        return [parts["hard"], losses["consistency"], *([torch.stack(rest).sum()] if rest else [])]
 
     def _soft(self, logits_BK: Tensor, log_weight: Tensor, block: Block, classes: StepClasses) -> Tensor:
         config, tau = self.config, self.config.temperature
@@ -142,32 +156,23 @@ class Objective:
         return dense_rows(log_p, logits_BK, log_weight, 1.0)
 
 
-def block_of(batch: Batch, rows: slice, device: torch.device, temperature: int | None, frozen_images: bool) -> Block:
-    """Some rows of a batch on the device.
+def block_of(batch: Batch, rows: slice, device: torch.device, temperature: int | None, config: TrainConfig) -> Block:
+    """What a config reads of some rows of a batch, on the device.
 
     Args:
         temperature: column of `log_residual` that is used; None: none, it reads as nothing outside the top k.
-        frozen_images: whether the stored features are wanted.
     """
-    ids = torch.from_numpy(batch.class_ids[rows])
-    residual = torch.full((len(ids),), -torch.inf)
-    if temperature is not None:
-        residual = torch.from_numpy(batch.log_residual[rows, temperature])
+
+    def here(column: npt.NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(column[rows]).to(device, non_blocking=True)
+
     targets = None
-    if ids.shape[1]:
-        log_probs = torch.from_numpy(batch.log_probs[rows])
-        targets = SoftTargets(ids.to(device).long(), log_probs.to(device), residual.to(device))
-    features = batch.features if frozen_images else None
-    return Block(
-        rows=rows,
-        label=torch.from_numpy(batch.label[rows]).to(device),
-        targets=targets,
-        embedding=None if batch.embedding is None else torch.from_numpy(batch.embedding[rows]).to(device),
-        frozen_images=None if features is None else torch.from_numpy(features[rows]).to(device).float(),
-    )
-
-
-def _sum(parts: list[Tensor], losses: dict[str, Tensor]) -> Tensor:
-    if parts:
-        return torch.stack(parts).sum()
-    return next(iter(losses.values())) * 0.0
+    if config.supervision != "hard" and config.targets == "top-k" and batch.class_ids.shape[1]:
+        ids = here(batch.class_ids).long()
+        tail = torch.full((len(ids),), -torch.inf, device=device)
+        if temperature is not None:
+            tail = here(batch.log_residual[:, temperature])
+        targets = SoftTargets(ids, here(batch.log_probs), tail)
+    frozen = here(batch.features).float() if config.uses_frozen and batch.features is not None else None
+    embedding = None if batch.embedding is None else here(batch.embedding)
+    return Block(rows, here(batch.label), targets, embedding, frozen)

@@ -172,8 +172,9 @@ def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 def replacing(allocation: Allocation, carried: SlotPrompts, states_LMD: Tensor) -> SlotPrompts:
     """The prompts of `unshared-replace` that stand for carried ones: P'[l] = h[l] + P[l].
 
-    A tower gives both the same features if no carried letter lies beyond the replaced blocks. So at depth = L all
-    carried structures with both keys and values, and replace, are one class of functions.
+    A text tower gives both the same features if the slots stand before the name and no carried letter lies beyond the
+    replaced blocks. So at depth = L all carried structures with both keys and values, and replace, are one class of
+    functions there. Where slot states depend on the name or on the image, no constant stands for them.
 
     Args:
         states_LMD: the carried states h, `block_inputs` of the carried prompts.

@@ -30,6 +30,10 @@ class RunLog:
                     stream.write(b"\n")
             stream.write(line.encode() + b"\n")
 
+    def read(self, event: str) -> list[dict[str, Any]]:
+        """All whole lines of one kind; none where there is no log yet."""
+        return [line for line in read_events(self._file) if line["event"] == event] if self._file.is_file() else []
+
     def clear(self) -> None:
         """Start over."""
         self._file.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from teachonce.config import TrainConfig
 
 
 def learning_rate(config: TrainConfig, steps: int, step: int) -> float:
-    """Warm-up for `warmup_steps`, then constant or a half cosine to zero at the last step.
+    """Warm-up for `warmup_steps`, then constant or a half cosine that would be zero one step after the last.
 
     Args:
         steps: of the whole run.

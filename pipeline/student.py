@@ -101,6 +101,18 @@ class PromptedStudent:
         with self.autocast():
             return self._image_forward(learner(), pixels.to(self.clip.device, non_blocking=True))
 
+    @torch.no_grad()
+    def is_sound(self) -> bool:
+        """Whether the prompts as they are make numbers: the features of one name and of one grey image are finite."""
+        text, image, found = self.learner("text"), self.learner("image"), []
+        with self.autocast():
+            if text is not None:
+                found.append(self.text.features(text(), self.names, torch.tensor([0])))
+            if image is not None and self.image is not None:
+                grey = torch.zeros(1, 3, *self.image.visual.image_size, device=self.clip.device)
+                found.append(self.image.features(image(), grey))
+        return all(bool(features.isfinite().all()) for features in found)
+
     def meta(self) -> PromptMeta:
         """What the prompts are and what they belong to."""
         config, text, image = self.config, self.learner("text"), self.learner("image")

@@ -8,7 +8,7 @@ Shapes: B rows of a step, K candidates, n distinct names among them, V classes, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from teachonce.averaging import PromptAverage
 from teachonce.candidates import Candidates, all_candidates, sampled_candidates
-from teachonce.clip_models import LoadedClip
+from teachonce.clip_models import LoadedClip, exact_products
 from teachonce.config import TrainConfig
 from teachonce.errors import DataError, UsageError
 from teachonce.objective import Counts, Objective, StepClasses, Teacher, block_of
@@ -37,7 +37,7 @@ class _Gradients:
     """What the blocks of a step add up to; one entry a direction (see `Objective.directions`)."""
 
     losses: dict[str, Tensor]
-    features: list[Tensor]  # [n, E], of the distinct names
+    features: list[list[Tensor]]  # one [n, E], of the distinct names
     images: list[list[Tensor]]  # of the image tower's parameters
 
 
@@ -63,8 +63,10 @@ class Trainer:
         numbers = rows.records["row"].astype(np.int64)
         self.order = TrainingOrder(numbers, rows.plan.store.layout.views, config.batch_size, config.views_per_step,
                                    config.seed, config.held_out)  # fmt: skip
-        epochs = math.ceil(config.epochs * self.order.steps_per_epoch)
-        self.steps = epochs or config.steps
+        self.steps = math.ceil(config.epochs * self.order.steps_per_epoch) or config.steps
+        if config.warmup == "constant" and config.warmup_steps >= self.steps:
+            raise UsageError(f"warmup_steps = {config.warmup_steps}: all {self.steps} steps of the run would be at the "
+                             f"warm-up's rate", hint=f"an epoch has {self.order.steps_per_epoch} steps")  # fmt: skip
         self.learners = self.student.learners
         self.optimizer = _optimizer(config, self.student)
         self.average = PromptAverage(config.averaging, self.steps, config.average_decay, config.average_mean,
@@ -81,33 +83,59 @@ class Trainer:
             step: from 0; decides the batch, the candidates and the learning rate.
 
         Returns:
-            The losses in nats, the norm of the gradient, the learning rate and the number of candidates.
+            The losses in nats, the norm of the gradient before it is clipped, the learning rate, the number of
+            candidates and how many of them are there for certain.
 
         Raises:
             UsageError: the loss or a gradient is NaN or infinite; nothing was updated.
         """
         batch = self.rows.batch(self.order.at(step)[1])
-        self._look_ahead(step + 1)
         candidates = self._candidates(batch, step)
         text = self._text_pass(candidates)
-        weight = soft_weight(self.config, self.steps, step)
-        found = self._gradients(batch, text, self._step_classes(candidates), weight)
+        weights = self.objective.weights(soft_weight(self.config, self.steps, step))
+        found = self._gradients(step, batch, text, self._step_classes(candidates), weights)
         named = dict(self.learners.named_parameters())
         gradient = self._combined(text, found, step)
-        loss = sum((self._weights(weight)[name] * float(value) for name, value in found.losses.items()), 0.0)
-        self._require_finite(loss, dict(zip(named, gradient, strict=True)), step, batch)
+        size = torch.stack([part.double().square().sum() for part in gradient]).sum().sqrt()
+        norm, *values = torch.stack([size, *(loss.double() for loss in found.losses.values())]).tolist()
+        losses = dict(zip(found.losses, values, strict=True))
+        loss = sum(weights[name] * value for name, value in losses.items())
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise self._not_finite(step, loss, dict(zip(named, gradient, strict=True)), batch)
+        if 0 < self.config.clip_gradient < norm:
+            gradient = [part * (self.config.clip_gradient / norm) for part in gradient]
+        rate = learning_rate(self.config, self.steps, step)
+        self._update(named, gradient, rate)
+        self.average.update(step, named)
+        return {"loss": loss, **losses, "gradient_norm": norm, "learning_rate": rate,
+                "candidates": len(candidates.classes), "forced": candidates.forced}  # fmt: skip
+
+    def _update(self, named: dict[str, nn.Parameter], gradient: list[Tensor], rate: float) -> None:
         for parameter, part in zip(named.values(), gradient, strict=True):
             parameter.grad = part
-        limit = self.config.clip_gradient or math.inf
-        norm = float(nn.utils.clip_grad_norm_(list(named.values()), limit))
-        rate = learning_rate(self.config, self.steps, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        self.average.update(step, named)
-        parts = {name: float(value) for name, value in found.losses.items()}
-        return {"loss": loss, **parts, "gradient_norm": norm, "learning_rate": rate,
-                "candidates": len(candidates.classes)}  # fmt: skip
+
+    def require_sound(self, steps: int) -> None:
+        """Refuse prompts that are no longer numbers, or from which a tower makes none.
+
+        An update that is too large shows in the next loss only; this is asked before a checkpoint is written.
+
+        Args:
+            steps: that are finished, for the message.
+
+        Raises:
+            UsageError: the prompts as they are, or their average, give features that are NaN or infinite.
+        """
+        sound = all(bool(p.isfinite().all()) for p in self.learners.parameters())
+        with self.result() as student:
+            sound = sound and student.is_sound()
+        if not (sound and self.student.is_sound()):
+            raise UsageError(
+                f"after {steps} steps the prompts give features that are not numbers; the last checkpoint is kept",
+                hint="use a smaller learning_rate or a longer warm-up in a new run",
+            )
 
     @contextmanager
     def result(self) -> Iterator[PromptedStudent]:
@@ -137,33 +165,51 @@ class Trainer:
             raise DataError("this working set was opened without a student: there are no image features to train on")
         return torch.from_numpy(batch.features).to(self.device).float()
 
-    def _gradients(self, batch: Batch, text: TextPass | FixedPass, classes: StepClasses, weight: float) -> _Gradients:
+    def _gradients(
+        self, step: int, batch: Batch, text: TextPass | FixedPass, classes: StepClasses, weights: dict[str, float]
+    ) -> _Gradients:
         """Losses and their gradients on the class features and on the image prompts, block by block."""
-        total = len(batch.label)
+        total, on_images = len(batch.label), self.student.parameters("image")
         counts = Counts(total, int((batch.label >= 0).sum()))
-        size = self.config.micro_batch or total
         found = _Gradients({}, [], [])
-        for start in range(0, total, size):
-            rows = slice(start, min(start + size, total))
-            part = _part(batch, rows)
-            images = self.image_features(part)
+        for start in range(0, total, self._block_size(total)):
+            rows = slice(start, min(start + self._block_size(total), total))
+            images = self._block_images(step, batch, rows)
             leaf = images.detach().requires_grad_(images.requires_grad)
-            block = block_of(batch, rows, self.device, self._temperature, self.config.uses_frozen)
-            features = text.features[text.place]
-            losses = self.objective.rows(features, leaf, block, classes, counts)
-            if start == 0 and self.config.anchor_weight:
-                losses["anchor"] = self.objective.anchor(features, classes)
-            directions = self.objective.directions(losses, weight)
-            for number, direction in enumerate(directions):
-                last = number + 1 == len(directions)
-                on_text, on_images = _gradients_of(direction, text.features, leaf, keep=not last)
-                _add(found.features, number, [on_text])
-                if on_images is not None:
-                    parameters = self.student.parameters("image")
-                    _add_lists(found.images, number, pulled_back(images, parameters, on_images, keep=not last))
+            block = block_of(batch, rows, self.device, self._temperature, self.config)
+            with exact_products():
+                features = text.features[text.place]
+                losses = self.objective.rows(features, leaf, block, classes, counts)
+                if start == 0 and self.config.anchor_weight:
+                    losses["anchor"] = self.objective.anchor(features, classes)
+                parts = [
+                    _gradients_of(loss, text.features, leaf) for loss in self.objective.directions(losses, weights)
+                ]
+            _add(found.features, [[part[0]] for part in parts])
+            if images.requires_grad:
+                last = len(parts) - 1
+                pulled = [pulled_back(images, on_images, part[1], keep=i < last) for i, part in enumerate(parts)]
+                _add(found.images, pulled)
             for name, value in losses.items():
-                found.losses[name] = found.losses.get(name, torch.zeros(())) + value.detach().cpu()
+                found.losses[name] = value.detach() + found.losses.get(name, torch.zeros_like(value))
         return found
+
+    def _block_size(self, rows: int) -> int:
+        """How many rows are in memory at once."""
+        return self.config.micro_batch or rows
+
+    def _block_images(self, step: int, batch: Batch, rows: slice) -> Tensor:
+        """Image features of some rows of a step, [B, E]; the images of the rows after them are read meanwhile."""
+        if self.images is None:
+            return self.image_features(_part(batch, rows))
+        pixels = self.images.pixels(batch.row[rows])
+        ahead = batch.row[rows.stop : rows.stop + self._block_size(len(batch.row))]
+        if not len(ahead) and step + 1 < self.steps:
+            places = self.order.at(step + 1)[1]
+            ahead = self.rows.records["row"][places[: self._block_size(len(places))]]
+        if len(ahead):
+            self.images.prefetch(ahead.astype(np.int64))
+        return self.student.image_features(pixels)
 
     def _combined(self, text: TextPass | FixedPass, found: _Gradients, step: int) -> list[Tensor]:
         """The gradient of every parameter, in the order of `learners.named_parameters()`."""
@@ -171,16 +217,16 @@ class Trainer:
         sample = None
         if self.config.candidates == "all-sampled":
             sample = PoissonSample(self.config.sampled_backward, self.config.seed, step)
-        parts = text.pull_back(on_text, found.features, sample) if on_text else [[] for _ in found.features]
-        whole = [[*t, *i] for t, i in zip(parts, found.images or [[] for _ in parts], strict=True)]
+        none: list[list[Tensor]] = [[] for _ in found.features]
+        parts = none
+        if isinstance(text, TextPass):
+            parts = text.pull_back(on_text, [features for (features,) in found.features], sample)
+        whole = [[*t, *i] for t, i in zip(parts, found.images or none, strict=True)]
         if not self.config.prograd:
             return whole[0]
-        hard, rest, general = whole
-        return [a + b for a, b in zip(project(hard, general), rest, strict=True)]
-
-    def _weights(self, weight: float) -> dict[str, float]:
-        config = self.config
-        return {"hard": 1.0, "soft": weight, "consistency": config.consistency_weight, "anchor": config.anchor_weight}
+        hard, general, *rest = whole
+        kept = project(hard, general)
+        return [a + b for a, b in zip(kept, rest[0], strict=True)] if rest else kept
 
     def _candidates(self, batch: Batch, step: int) -> Candidates:
         config, vocabulary = self.config, len(self.rows.vocabulary)
@@ -202,7 +248,7 @@ class Trainer:
         move = self.device
         groups = self.student.names.inverse[candidates.classes]
         return StepClasses(candidates.classes.to(move), candidates.log_weight.to(move), candidates.stands_for.to(move),
-                           candidates.columns().to(move), groups.to(move))  # fmt: skip
+                           candidates.columns().to(move), groups.to(move), int(groups.bincount().max()))  # fmt: skip
 
     def _text_pass(self, candidates: Candidates) -> TextPass | FixedPass:
         student, learner = self.student, self.student.learner("text")
@@ -210,11 +256,6 @@ class Trainer:
             return FixedPass(student.frozen_classes, candidates.classes.to(self.device))
         return TextPass(student.text, learner, student.names, candidates.classes, self.config.class_chunk,
                         student.autocast)  # fmt: skip
-
-    def _look_ahead(self, step: int) -> None:
-        """Start reading the images of the next step."""
-        if self.images is not None and step < self.steps:
-            self.images.prefetch(self.rows.records["row"][self.order.at(step)[1]].astype(np.int64))
 
     @property
     def _temperature(self) -> int | None:
@@ -229,12 +270,12 @@ class Trainer:
     def _frozen(self) -> Tensor | None:
         return self.student.frozen_classes if self.config.uses_frozen or self.config.anchor_weight else None
 
-    def _require_finite(self, loss: float, gradients: dict[str, Tensor], step: int, batch: Batch) -> None:
+    def _not_finite(self, step: int, loss: float, gradients: dict[str, Tensor], batch: Batch) -> UsageError:
         bad = [name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())]
-        if math.isfinite(loss) and not bad:
-            return
-        what = f"the gradient of {', '.join(bad)} is not finite" if math.isfinite(loss) else f"the loss became {loss}"
-        raise UsageError(
+        what = f"the loss became {loss}"
+        if math.isfinite(loss):
+            what = f"the gradient of {', '.join(bad)} is not finite" if bad else "the gradient is too large for float32"
+        return UsageError(
             f"step {step}: {what}; nothing was updated and the last checkpoint is kept (rows {batch.row[:8].tolist()})",
             hint="use a smaller learning_rate or a longer warm-up in a new run",
         )
@@ -246,33 +287,30 @@ def _part(batch: Batch, rows: slice) -> Batch:
     return Batch(**{name: None if column is None else column[rows] for name, column in columns.items()})  # type: ignore[arg-type]
 
 
-def _gradients_of(loss: Tensor, features: Tensor, images: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
-    """The gradient of a loss on class features (zeros where they are fixed) and on image features (None if fixed)."""
+def _gradients_of(loss: Tensor, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of a loss on class features and on image features; zeros where it reaches none."""
     wanted = [x for x in (features, images) if x.requires_grad]
-    found: tuple[Tensor | None, ...] = (None,) * len(wanted)
-    if loss.requires_grad:
-        found = torch.autograd.grad(loss, wanted, retain_graph=keep, allow_unused=True)
-    whole = {id(x): torch.zeros_like(x) if part is None else part for x, part in zip(wanted, found, strict=True)}
-    return whole.get(id(features), torch.zeros_like(features)), whole.get(id(images))
+    found = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
+    by_input = {id(x): part for x, part in zip(wanted, found, strict=True) if part is not None}
+    on_features, on_images = (by_input.get(id(x)) for x in (features, images))
+    return (
+        torch.zeros_like(features) if on_features is None else on_features,
+        torch.zeros_like(images) if on_images is None else on_images,
+    )
 
 
-def _add(sums: list[Tensor], number: int, parts: Sequence[Tensor]) -> None:
-    if number == len(sums):
-        sums.append(parts[0])
-    else:
-        sums[number] = sums[number] + parts[0]
-
-
-def _add_lists(sums: list[list[Tensor]], number: int, parts: list[Tensor]) -> None:
-    if number == len(sums):
-        sums.append(parts)
-    else:
-        sums[number] = [a + b for a, b in zip(sums[number], parts, strict=True)]
+def _add(sums: list[list[Tensor]], parts: list[list[Tensor]]) -> None:
+    """Add to sums that begin empty."""
+    if not sums:
+        sums.extend(parts)
+        return
+    for own, more in zip(sums, parts, strict=True):
+        own[:] = [a + b for a, b in zip(own, more, strict=True)]
 
 
 def _optimizer(config: TrainConfig, student: PromptedStudent) -> torch.optim.Optimizer:
     parameters = list(student.learners.parameters())
-    decay = 0.0 if config.structure == "unshared-replace" else config.weight_decay
+    decay = config.weight_decay
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=decay)
     return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=decay)

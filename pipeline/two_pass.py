@@ -170,12 +170,6 @@ class FixedPass:
     def __init__(self, features: Tensor, classes: Tensor) -> None:
         self.features, self.place = features, classes.to(features.device)
 
-    def pull_back(
-        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], sample: PoissonSample | None = None
-    ) -> list[list[Tensor]]:
-        """Zero for every parameter, as in `TextPass`."""
-        return [[_zeros(parameter) for parameter in parameters] for _ in gradients]
-
 
 def pulled_back(outputs: Tensor, parameters: Sequence[Tensor], gradient: Tensor, keep: bool = False) -> list[Tensor]:
     """The gradient with respect to parameters, given that with respect to outputs.

@@ -66,12 +66,10 @@ class _Sample:
 
 @dataclass(eq=False)
 class _Ahead:
-    """A step that was begun before it was asked for."""
+    """Rows that were begun before they were asked for."""
 
     rows: Rows
     pixels: Future[Tensor]
-    taken: int = 0
-    """How many of its rows were handed out."""
 
 
 class ViewImages:
@@ -111,17 +109,14 @@ class ViewImages:
             OSError: the disk or the network failed on every try.
         """
         rows = np.asarray(rows, np.int64)
-        for step in self._ahead:
-            part = slice(step.taken, step.taken + len(rows))
-            if len(rows) and np.array_equal(step.rows[part], rows):
-                step.taken = part.stop
-                if step.taken == len(step.rows):
-                    self._ahead.remove(step)
-                return step.pixels.result()[part]
+        for begun in self._ahead:
+            if np.array_equal(begun.rows, rows):
+                self._ahead.remove(begun)
+                return begun.pixels.result()
         return self._steps.submit(self._step, rows).result()
 
     def prefetch(self, rows: Rows) -> None:
-        """Begin with rows that `pixels` will ask for in the same order, at once or in parts; problems show there."""
+        """Begin with rows that `pixels` will ask for, in the same order; problems show there."""
         rows = np.array(rows, np.int64)  # a copy: the caller may reuse its buffer
         self._ahead.append(_Ahead(rows, self._steps.submit(self._step, rows)))
         while len(self._ahead) > READ_AHEAD:

@@ -80,6 +80,8 @@ def evaluate(request: EvaluateRequest, reporter: Reporter) -> EvaluateResult:
     """
     parse_spec(request.student)
     require_template(request.template)
+    if request.run is None and request.wise != 1:
+        raise UsageError("--wise mixes prompts with the template, and no RUN was given", hint="give a run folder")
     manifest = load_manifest(request.manifest)
     root = require_root(manifest, request.root)
     if request.run is not None and not request.run.is_dir():
@@ -97,6 +99,9 @@ def evaluate(request: EvaluateRequest, reporter: Reporter) -> EvaluateResult:
     clip = load_clip(request.student, pick_device())
     # Before the images: a template or a run that does not fit should not cost an hour of decoding first.
     prompts = None if request.run is None else load_prompts(request.run).bound_to(clip)
+    if prompts is not None and prompts.image is not None and request.wise != 1:
+        raise UsageError(f"--wise {request.wise:g} mixes class features only, and the prompts in {request.run} change "
+                         "images too", hint="leave --wise out")  # fmt: skip
     template_classes = _template_classes(clip, vocabulary, request.template)
     prompt_classes = None if prompts is None else _prompt_classes(prompts, vocabulary, template_classes, request.wise)
     features = image_features(clip, index, root, request, reporter)

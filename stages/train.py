@@ -97,20 +97,26 @@ def train(request: TrainRequest, reporter: Reporter) -> TrainResult:
     expected = Expected(manifest=request.manifest, split=request.split, vocabulary=request.vocabulary)
     require_origin(store, expected, request.root)
     selection = None if request.selection is None else load_selection(request.selection, store)
+    _check_top(store, selection, request.config)
 
-    import torch
-
-    from teachonce.clip_models import load_clip, pick_device, tune_process  # heavy: only when all is in order
+    from teachonce.clip_models import (  # heavy: only when all is in order
+        allow_tf32,
+        load_clip,
+        pick_device,
+        tune_process,
+    )
     from teachonce.cluster import default_threads
     from teachonce.view_images import ViewImages
 
     threads = request.threads or default_threads(1)
     tune_process(threads)
-    torch.set_float32_matmul_precision("high" if request.config.tf32 else "highest")
+    allow_tf32(request.config.tf32)
     clip = load_clip(request.student, pick_device())
     config = request.config
     features = clip.digest if config.tower == "text" or config.uses_frozen else None
-    rows = open_working_set(store, features, reporter, selection, config.supervision != "hard" and embedded(config))
+    rows = open_working_set(
+        store, features, reporter, selection, config.supervision != "hard" and config.targets == "embedding"
+    )
     with contextlib.ExitStack() as stack:
         stack.callback(rows.close)
         proved = prove_pairing(rows, config.seed, reporter, request.root)
@@ -122,12 +128,7 @@ def train(request: TrainRequest, reporter: Reporter) -> TrainResult:
         first = _start(request, trainer, identity, log, reporter)
         log.write("pairing", step=first, rows_proved=proved, images_compared=request.root is not None)
         _loop(request, trainer, identity, log, first, reporter)
-        return _finish(request, trainer, identity, time.monotonic() - began)
-
-
-def embedded(config: TrainConfig) -> bool:
-    """Whether a run reads the teacher's image embeddings."""
-    return config.targets == "embedding"
+        return _finish(request, trainer, identity, log, time.monotonic() - began)
 
 
 def check_store(store: LabelStore, config: TrainConfig) -> None:
@@ -149,7 +150,7 @@ def check_store(store: LabelStore, config: TrainConfig) -> None:
             f"{store.path} was made without a teacher: it has no soft labels for supervision = '{config.supervision}'",
             hint="train with --supervision hard, or make a store with `teachonce teach ... --teacher MODEL`",
         )
-    if embedded(config) and EMBEDDING not in store.groups:
+    if config.targets == "embedding" and EMBEDDING not in store.groups:
         raise DataError(f"{store.path} holds no image embeddings of its teacher for targets = 'embedding'",
                         hint=store.embedding_hint)  # fmt: skip
     if config.soft_tail and config.tau_teacher not in store.layout.temperatures:
@@ -159,6 +160,16 @@ def check_store(store: LabelStore, config: TrainConfig) -> None:
             hint="use one of these, or --set targets=embedding with a store that keeps embeddings, or "
             "--set tail=renormalise, which reads no tail",
         )
+
+
+def _check_top(store: LabelStore, selection: Selection | None, config: TrainConfig) -> None:
+    """Refuse sampled candidates with more of the teacher's best classes than a row has (none without a teacher)."""
+    top_k = store.layout.top_k
+    if selection is not None and selection.top_k is not None:
+        top_k = min(top_k, selection.top_k)
+    if config.candidates == "sampled" and config.sampled_top > top_k and store.layout.top_k:
+        raise UsageError(f"sampled_top = {config.sampled_top}: soft labels of {store.path} have {top_k} classes here",
+                         hint=f"--set sampled_top={top_k}, or a store with a larger --top-k")  # fmt: skip
 
 
 def _check_request(request: TrainRequest) -> None:
@@ -239,6 +250,11 @@ def _start_from(folder: Path, trainer: Trainer) -> str:
         elif (learner is None) != (prompts is None):
             raise UsageError(f"the prompts in {folder} are of tower = '{loaded.meta.tower}', and this run's is "
                              f"'{trainer.config.tower}'", hint=f"--set tower={loaded.meta.tower}")  # fmt: skip
+    carried = loaded.text is not None and not loaded.text.replace
+    if carried and trainer.config.structure == "unshared-replace" and trainer.config.position != "before":
+        raise UsageError(f"the prompts in {folder} are carried; slots {trainer.config.position} the name have other "
+                         "states for every name: unshared-replace cannot start as them",
+                         hint="--set position=before with prompts of that position, or another structure")  # fmt: skip
     if loaded.text is not None and loaded.meta.position != trainer.config.position:
         raise UsageError(f"the prompts in {folder} stand {loaded.meta.position} the name, and this run's "
                          f"{trainer.config.position}", hint=f"--set position={loaded.meta.position}")  # fmt: skip
@@ -272,10 +288,11 @@ def _loop(
     request: TrainRequest, trainer: Trainer, identity: Identity, log: RunLog, first: int, reporter: Reporter
 ) -> None:
     from teachonce.checkpoint import save_checkpoint
-    from teachonce.held_out import measure
     from teachonce.signals import deferred_signals
 
     config, checkpoints, steps = request.config, request.out / "checkpoints", trainer.steps
+    if first:
+        _measure(trainer, log, first)  # what a stop right after the checkpoint left out
     with deferred_signals() as stop_requested:
         for step in range(first, steps):
             losses = trainer.step(step)
@@ -283,17 +300,30 @@ def _loop(
             if done % config.log_every == 0 or done == steps:
                 log.write("step", step=done, **losses)
                 reporter.progress("train", done, steps, "steps", loss=round(losses["loss"], 4))
-            if config.held_out and (done % config.evaluate_every == 0 or done == steps):
-                log.write("held_out", step=done, **asdict(measure(trainer)))
-            if done % config.checkpoint_every == 0 or done == steps or stop_requested():
+            stopping = stop_requested()
+            if done % config.checkpoint_every == 0 or done == steps or stopping:
+                trainer.require_sound(done)
                 state = trainer.average.state()
                 save_checkpoint(checkpoints, done, trainer.learners, trainer.optimizer, identity, state)
+            if not stopping:
+                _measure(trainer, log, done)
             if stop_requested():
                 reporter.note(f"stopped after step {done}; continue with --resume")
                 break
 
 
-def _finish(request: TrainRequest, trainer: Trainer, identity: Identity, seconds: float) -> TrainResult:
+def _measure(trainer: Trainer, log: RunLog, done: int) -> None:
+    """Write the held-out accuracy of a step that asks for it, once."""
+    from teachonce.held_out import measure
+
+    config = trainer.config
+    if not config.held_out or (done % config.evaluate_every and done != trainer.steps):
+        return
+    if all(event["step"] != done for event in log.read("held_out")):
+        log.write("held_out", step=done, **asdict(measure(trainer)))
+
+
+def _finish(request: TrainRequest, trainer: Trainer, identity: Identity, log: RunLog, seconds: float) -> TrainResult:
     import torch
 
     from teachonce.prompt_files import TENSORS_FILE, save_prompts
@@ -302,8 +332,8 @@ def _finish(request: TrainRequest, trainer: Trainer, identity: Identity, seconds
         text, image = student.learner("text"), student.learner("image")
         save_prompts(request.out, None if text is None else text(), None if image is None else image(), student.meta())
     digest = hashlib.sha256((request.out / TENSORS_FILE).read_bytes()).hexdigest()
-    losses = [event["loss"] for event in _logged(request.out, "step")][-5:]
-    held_out = [event["top1"] for event in _logged(request.out, "held_out")]
+    losses = [event["loss"] for event in log.read("step")][-5:]
+    held_out = [event["top1"] for event in log.read("held_out")]
     result = TrainResult(
         steps=trainer.steps, trainable_parameters=trainer.student.trainable_parameters(), seconds=seconds,
         final_loss=sum(losses) / len(losses) if losses else float("nan"),
@@ -316,10 +346,3 @@ def _finish(request: TrainRequest, trainer: Trainer, identity: Identity, seconds
     }  # fmt: skip
     atomic_write_bytes(request.out / "results.json", (json.dumps(about, indent=1) + "\n").encode())
     return result
-
-
-def _logged(out: Path, kind: str) -> list[dict[str, Any]]:
-    from teachonce.runlog import read_events
-
-    file = out / "events.jsonl"
-    return [event for event in read_events(file) if event["event"] == kind] if file.is_file() else []

@@ -223,6 +223,15 @@ def test_wise_mixes_class_features_with_the_templates(share: float, world: World
     assert found.wise == share and found.top1 == pytest.approx(np.mean(right), abs=1e-9)
 
 
+def test_wise_is_refused_where_it_would_mean_something_else(world: World, student: str, tmp_path: Path) -> None:
+    """Without prompts there is nothing to mix; with image prompts 0 would not be the bare student."""
+    moved_prompts(student, tmp_path / "run", "both")
+    with pytest.raises(UsageError, match="no RUN was given"):
+        run(world, student, wise=0.5)
+    with pytest.raises(UsageError, match="images too"):
+        run(world, student, run=tmp_path / "run", wise=0.5)
+
+
 def test_prompts_of_another_student_are_refused(world: World, student: str, teacher: str, tmp_path: Path) -> None:
     """Both weights are named."""
     moved_prompts(student, tmp_path / "run", "text")

@@ -13,10 +13,11 @@ import open_clip
 import pytest
 import torch
 import worlds
+from safetensors import safe_open
 from train_runs import killed_before
 
 from teachonce.config import TrainConfig, load_train_config
-from teachonce.errors import DataError, FingerprintError, TeachOnceError, UsageError
+from teachonce.errors import DataError, FingerprintError, UsageError
 from teachonce.label_store import LabelStore
 from teachonce.progress import Silent
 from teachonce.runlog import read_events
@@ -93,8 +94,6 @@ def test_only_the_prompts_are_trained(
     structure: str, expected: int, finished: Path, student: str, tmp_path: Path
 ) -> None:
     """The exact count (4 slots, width 32, 2 layers, no query in the last), and nothing else in the checkpoint."""
-    from safetensors import safe_open
-
     result = run(finished, student, tmp_path / "run", f"structure={structure}", "optimizer=sgd")
     assert result.trainable_parameters == expected
     newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
@@ -112,13 +111,39 @@ def test_chunks_of_classes_change_only_the_order_of_summation(
     assert ours == pytest.approx(theirs, rel=2e-4)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step(finished: Path, student: str, tmp_path: Path) -> None:
-    """The last good checkpoint stays, and the message says what to change."""
-    with pytest.raises(TeachOnceError, match="nothing was updated") as caught:
-        run(finished, student, tmp_path / "run", "learning_rate=1e30", "warmup_steps=0")
-    assert "learning_rate" in caught.value.hint
-    assert not (tmp_path / "run" / "prompts.safetensors").exists()
-    assert list((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
+@pytest.mark.parametrize(("rate", "steps"), [("1e30", 18), ("1e30", 1), ("1e25", 1)])
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(
+    rate: str, steps: int, finished: Path, student: str, tmp_path: Path
+) -> None:
+    """Also when only the very last update was too large: what is kept gives numbers, and resuming says so again."""
+    out, wild = tmp_path / "run", (f"learning_rate={rate}", "warmup_steps=0", "optimizer=sgd", "checkpoint_every=1")
+    for resume in (False, True):
+        with pytest.raises(UsageError, match="nothing was updated|features that are not numbers") as caught:
+            run(finished, student, out, *wild, f"steps={steps}", resume=resume)
+        assert "learning_rate" in caught.value.hint
+        assert not (out / "prompts.safetensors").exists() and not (out / "results.json").exists()
+        newest = sorted((out / "checkpoints").iterdir())[-1]
+        with safe_open(newest, framework="pt") as opened:
+            kept = {name: opened.get_tensor(name) for name in opened.keys() if name.startswith("parameter.")}  # noqa: SIM118
+        assert kept and all(bool(tensor.isfinite().all()) for tensor in kept.values())
+        assert int(newest.stem.partition("-")[2]) == 0  # the first update is already too large
+
+
+def test_an_infinite_loss_updates_nothing(finished: Path, student: str, tmp_path: Path) -> None:
+    """NaN in the loss: the parameters and the optimiser keep their bits, whether the step is logged or not."""
+    from teachonce.losses import hard_rows
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UsageError, match="nothing was updated"):
+        calls = []
+
+        def broken(*given: Any) -> torch.Tensor:
+            calls.append(1)
+            return hard_rows(*given) * (float("nan") if len(calls) == 3 else 1.0)
+
+        patch.setattr("teachonce.objective.hard_rows", broken)
+        run(finished, student, tmp_path / "run", "checkpoint_every=1", "log_every=5", "supervision=hard")
+    newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    assert newest.stem == "step-00000002"
 
 
 def test_what_cannot_be_resumed_is_refused(whole: Path, finished: Path, student: str, tmp_path: Path) -> None:
@@ -150,17 +175,15 @@ def test_a_run_killed_before_its_first_step_starts_again(
     assert steps_of(out) == steps_of(whole)
 
 
-def test_a_run_belongs_to_its_store(whole: Path, finished: Path, student: str, tmp_path: Path) -> None:
-    """Resuming on a store with other content is refused and names the store."""
-    copy = tmp_path / "run"
+def test_a_run_belongs_to_its_store(whole: Path, world: Any, teacher: str, student: str, tmp_path: Path) -> None:
+    """Resuming on a store with other content is refused and names the store; the run stays as it was."""
+    copy, other = tmp_path / "run", tmp_path / "other.zarr"
     shutil.copytree(whole, copy)
-    newest = sorted((copy / "checkpoints").iterdir())[-1]
-    from teachonce import checkpoint
-
-    foreign = checkpoint.Identity(config("steps=18").digest(), "0" * 32, "1" * 64)
-    module, optimizer = torch.nn.Linear(1, 1), None
-    with pytest.raises(FingerprintError, match="another store and another student"):
-        checkpoint.load_checkpoint(newest.parent, module, optimizer, foreign)  # type: ignore[arg-type]
+    worlds.teach_inline(world, other, teacher, students=(student,), top_k=4)
+    before = {file.name: file.read_bytes() for file in copy.iterdir() if file.is_file()}
+    with pytest.raises(FingerprintError, match="another store"):
+        run(other, student, copy, resume=True)
+    assert {file.name: file.read_bytes() for file in copy.iterdir() if file.is_file()} == before
 
 
 def test_a_store_must_hold_what_the_config_needs(finished: Path, student: str, teacher: str, tmp_path: Path) -> None:

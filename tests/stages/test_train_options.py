@@ -36,7 +36,6 @@ BASE = (f"steps={STEPS}", "batch_size=24", "checkpoint_every=100", "log_every=1"
 BESIDE = {
     ("correction", "*"): ["candidates=sampled"],
     ("candidates", "all-sampled"): ["class_chunk=2"],
-    ("structure", "unshared-replace"): ["weight_decay=0.1"],
     ("warmup", "constant"): ["warmup_rate=0.01"],
     ("soft_schedule", "*"): ["supervision=soft"],
     ("prograd", "*"): ["supervision=hard"],
@@ -207,6 +206,8 @@ def test_a_run_may_start_from_the_prompts_of_another(rich: Path, student: str, t
     assert expected < losses_of(first)[0]
     assert losses_of(tmp_path / "unshared")[0] == pytest.approx(expected, rel=1e-4)
     assert losses_of(tmp_path / "replace")[0] == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(UsageError, match="unshared-replace cannot start as them"):
+        run(rich, student, tmp_path / "no", "structure=unshared-replace", "position=after", "init=words", init=first)
     with pytest.raises(FingerprintError, match="another start"):
         run(rich, student, tmp_path / "shared", "structure=shared", *again, resume=True)
 
@@ -220,6 +221,8 @@ REFUSED = [
     ("f", ["length=29", "init=normal"], {}, UsageError, "class name|room"),
     ("g", ["held_out=0.0001"], {}, DataError, "held"),
     ("h", [], {"init": Path("nowhere")}, UsageError, "not a folder with prompts"),
+    ("j", ["candidates=sampled", "sampled_top=5"], {}, UsageError, "sampled_top = 5: soft labels of .* have 4 classes"),
+    ("k", ["warmup=constant", "warmup_steps=9", "epochs=1"], {}, UsageError, "warmup_steps = 9: all 3 steps"),
     ("i", ["position=after", "structure=unshared-replace"], {}, UsageError, "cannot start as them"),
 ]
 

@@ -101,7 +101,10 @@ def test_a_number_out_of_range_is_refused_with_its_name(name: str, value: object
     ("given", "words"),
     [({"prograd": True, "supervision": "soft"}, "prograd changes the gradient of the hard loss"),
      ({"tower": "image", "anchor_weight": 1.0}, "anchor_weight"), ({"compile": True}, "compile is for the image tower"),
-     ({"tower": "image", "candidates": "all-sampled"}, "all-sampled"),
+     ({"tower": "image", "candidates": "all-sampled"}, "all-sampled"), ({"learning_rate": 1e31}, "learning_rate"),
+     ({"label_smoothing": 0.1, "supervision": "soft"}, "label_smoothing"),
+     ({"label_smoothing": 0.1, "candidates": "sampled", "correction": "none"}, "label_smoothing"),
+     ({"weight_decay": 0.1, "structure": "unshared-replace"}, "weight_decay"),
      ({"prograd": True, "candidates": "all-sampled"}, "exact gradients"),
      ({"candidates": "sampled", "correction": "log10", "consistency_weight": 1.0}, "log10")],
 )  # fmt: skip
