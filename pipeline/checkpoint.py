@@ -111,7 +111,7 @@ def load_checkpoint(
 
 def _require_identity(file: Path, about: Mapping[str, str], identity: Identity) -> None:
     try:
-        stored = {"selection": ALL_ROWS} | dict(json.loads(about["identity"]))
+        stored = dict(json.loads(about["identity"]))
     except (ValueError, TypeError) as problem:
         raise _damaged(file, f"its identity cannot be read: {problem}") from problem
     different = [name for name, value in vars(identity).items() if stored.get(name) != value]
