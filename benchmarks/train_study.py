@@ -7,7 +7,7 @@
 Every cell is the base with one thing changed. A cell that is done lies in --out as JSON and is not run again. The
 validation split is looked at only to draw the curve: the result of a run is its last step, and nothing is chosen here.
 Seconds are those of the training steps alone, without reading, evaluation and checkpoints; `--processes` run side by
-side, one thread each.
+side, one thread each. `--pace N` trains nothing: it times N steps of every cell by turns, in one process.
 """
 
 from __future__ import annotations
@@ -102,6 +102,25 @@ def run_cell(args: argparse.Namespace, cell: str, seed: int) -> None:
     file.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
+def pace(args: argparse.Namespace) -> str:
+    """Median seconds of a step of every cell, measured by turns, as Markdown."""
+    tune_process(1)
+    clip, store = load_clip(args.student), LabelStore.open(Path(args.labels))
+    trainers, seconds = {}, dict[str, list[float]]()
+    for cell in args.cells.split(","):
+        config = load_train_config(None, CELLS[cell])
+        rows = open_working_set(store, clip.digest, Silent(), embeddings=config.targets == "embedding")
+        trainers[cell] = Trainer(config, clip, rows)
+    for step in range(args.pace + 1):  # the first is not counted: it makes what is made once
+        for cell, trainer in trainers.items():
+            began = time.perf_counter()
+            trainer.step(step)
+            seconds.setdefault(cell, []).append(time.perf_counter() - began)
+    medians = {cell: statistics.median(taken[1:]) for cell, taken in seconds.items()}
+    return "| cell | " + " | ".join(medians) + f" |\n|{'---|' * (len(medians) + 1)}\n| ms a step | " + " | ".join(
+        f"{1000 * value:.0f}" for value in medians.values()) + " |"  # fmt: skip
+
+
 def table(out: Path, measure: str) -> str:
     """Mean and spread over seeds at each step, in percent, as Markdown."""
     runs: dict[str, list[dict[str, Any]]] = {}
@@ -138,7 +157,11 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=100)
     parser.add_argument("--cells", default=",".join(cell for cell in CELLS if cell != "sampled"))
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--pace", type=int, default=0)
     args = parser.parse_args()
+    if args.pace:
+        sys.stdout.write(pace(args) + "\n")
+        return
     work = [(cell, int(seed)) for seed in args.seeds.split(",") for cell in args.cells.split(",")]
     with ProcessPoolExecutor(args.processes, multiprocessing.get_context("spawn")) as pool:
         for future in [pool.submit(run_cell, args, cell, seed) for cell, seed in work]:
