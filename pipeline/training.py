@@ -64,6 +64,9 @@ class Trainer:
         self.order = TrainingOrder(numbers, rows.plan.store.layout.views, config.batch_size, config.views_per_step,
                                    config.seed, config.held_out)  # fmt: skip
         self.steps = math.ceil(config.epochs * self.order.steps_per_epoch) or config.steps
+        if self.steps == 1 and config.soft_schedule != "constant":
+            raise UsageError(f"soft_schedule = '{config.soft_schedule}' needs more than the one step of this run",
+                             hint="raise steps or epochs, or set soft_schedule = 'constant'")  # fmt: skip
         if config.warmup == "constant" and config.warmup_steps >= self.steps:
             raise UsageError(f"warmup_steps = {config.warmup_steps}: all {self.steps} steps of the run would be at the "
                              f"warm-up's rate", hint=f"an epoch has {self.order.steps_per_epoch} steps")  # fmt: skip

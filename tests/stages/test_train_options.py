@@ -222,6 +222,7 @@ REFUSED = [
     ("g", ["held_out=0.0001"], {}, DataError, "held"),
     ("h", [], {"init": Path("nowhere")}, UsageError, "not a folder with prompts"),
     ("j", ["candidates=sampled", "sampled_top=5"], {}, UsageError, "sampled_top = 5: soft labels of .* have 4 classes"),
+    ("l", ["steps=1", "soft_schedule=rise"], {}, UsageError, "more than the one step"),
     ("k", ["warmup=constant", "warmup_steps=9", "epochs=1"], {}, UsageError, "warmup_steps = 9: all 3 steps"),
     ("i", ["position=after", "structure=unshared-replace"], {}, UsageError, "cannot start as them"),
 ]

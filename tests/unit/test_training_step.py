@@ -6,6 +6,7 @@ and draw between the config and the parameters, not the parts, which have tests 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from teachonce.clip_models import LoadedClip
 from teachonce.config import TrainConfig
 from teachonce.label_store import LabelStore
 from teachonce.progress import Silent
+from teachonce.sampler import TrainingOrder
 from teachonce.training import Trainer
 from teachonce.two_pass import PoissonSample
 from teachonce.view_images import ViewImages
@@ -110,7 +112,9 @@ class Bench:
     def both(self, step: int = STEP, moved: int = 0, **options: Any) -> tuple[Trainer, dict[str, float], Told]:
         """One step of a run, what it reported, and the same by the reference."""
         trainer, plain = self.trainer(moved, **options), self.plain(**options)
-        before, batch = named(trainer), self.rows.batch(trainer.order.at(step)[1])
+        config = trainer.config
+        order = TrainingOrder(self.rows.row_column, 2, config.batch_size, config.views_per_step, config.seed, 0.0)
+        before, batch = named(trainer), self.rows.batch(order.at(step)[1])
         return trainer, trainer.step(step), plain.at(before, batch, step, STEPS)
 
 
@@ -122,6 +126,9 @@ def bench(world: World, teacher: str, student: str, tmp_path_factory: pytest.Tem
                         views=ViewPolicy(views=2, seed=5), chunk_rows=20)  # fmt: skip
     clip, store = worlds.loaded_once(student), LabelStore.open(path)
     rows = open_working_set(store, clip.digest, Silent(), embeddings=True)
+    clip = replace(clip, model=copy.deepcopy(clip.model))
+    with torch.no_grad():
+        clip.model.logit_scale.fill_(math.log(5.0))  # the teacher's is 8: neither may stand for the other
     with ViewImages(store, world.root, clip, threads=1) as images:
         yield Bench(clip, rows, images)
     rows.close()
