@@ -305,11 +305,10 @@ def _loop(
                 trainer.require_sound(done)
                 state = trainer.average.state()
                 save_checkpoint(checkpoints, done, trainer.learners, trainer.optimizer, identity, state)
-            if not stopping:
-                _measure(trainer, log, done)
-            if stop_requested():
+            if stopping:  # asked once a step: a signal that comes after the checkpoint waits for the next one
                 reporter.note(f"stopped after step {done}; continue with --resume")
                 break
+            _measure(trainer, log, done)
 
 
 def _measure(trainer: Trainer, log: RunLog, done: int) -> None:

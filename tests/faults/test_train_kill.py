@@ -8,12 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from teachonce import held_out
 from teachonce.config import load_train_config
+from teachonce.held_out import HeldOutScore
 from teachonce.progress import Silent
 from teachonce.runlog import read_events
 from teachonce.stages.train import TrainRequest, train
+from teachonce.training import Trainer
 
 SETTINGS = ["steps=400", "batch_size=16", "checkpoint_every=7", "log_every=1", "seed=3"]
 
@@ -70,3 +76,40 @@ def test_sigterm_then_kill_then_the_same_prompts(finished: Path, student: str, t
         [e["loss"] for e in read_events(folder / "events.jsonl") if e["event"] == "step"] for folder in (out, whole)
     ]
     assert losses[0] == losses[1]
+
+
+class Stopped(BaseException):
+    """What the handler of the process raises."""
+
+
+def test_a_signal_while_held_out_samples_are_measured_costs_one_step(
+    finished: Path, student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes after the question of this step: the next step is done and checkpointed; resumed, the log is whole."""
+    settings = ["steps=6", "batch_size=16", "checkpoint_every=100", "held_out=0.3", "evaluate_every=1", "log_every=1"]
+    config = load_train_config(None, settings)
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped
+
+    def measure(trainer: Trainer) -> HeldOutScore:
+        if not any(tmp_path.glob("sent")):
+            (tmp_path / "sent").touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(trainer)
+
+    real = held_out.measure
+    first = TrainRequest(labels=finished, student=student, out=tmp_path / "run", config=config, threads=1)
+    monkeypatch.setattr(held_out, "measure", measure)
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(Stopped):
+            train(
+                TrainRequest(labels=finished, student=student, out=tmp_path / "run", config=config, threads=1), Silent()
+            )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert sorted((tmp_path / "run" / "checkpoints").iterdir())[-1].stem == "step-00000002"
+    train(replace(first, resume=True), Silent())
+    measured = [e["step"] for e in read_events(tmp_path / "run" / "events.jsonl") if e["event"] == "held_out"]
+    assert measured == [1, 2, 3, 4, 5, 6]
