@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from teachonce.clip_models import LoadedClip
-from teachonce.errors import UnsupportedModelError, UsageError
+from teachonce.errors import DataError, UnsupportedModelError, UsageError
 from teachonce.model_spec import require_template
 from teachonce.name_tokens import NameTokens
 from teachonce.slot_prompts import SlotPrompts
@@ -128,7 +128,15 @@ def score(images_NE: Tensor, classes_CE: Tensor, labels_N: Tensor, inverse_C: Te
         classes_CE: unit text features.
         labels_N: class index of each image.
         inverse_C: from `equal_rows`; logits are computed once for each number.
+
+    Raises:
+        DataError: features that are NaN or infinite: no comparison with NaN holds, so they would count as right.
     """
+    for what, features in (("image", images_NE), ("class", classes_CE)):
+        bad = int((~features.isfinite().all(1)).sum())
+        if bad:
+            raise DataError(f"{bad} of {len(features)} {what} features are not numbers: nothing can be scored by them",
+                            hint="check the student's weights and the prompts: one of them gives NaN")  # fmt: skip
     count = int(inverse_C.max()) + 1
     first = torch.full((count,), len(inverse_C)).scatter_reduce(0, inverse_C, torch.arange(len(inverse_C)), "amin")
     size = torch.bincount(inverse_C, minlength=count).double()

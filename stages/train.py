@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 import time
 import tomllib
@@ -209,8 +210,22 @@ def _check_folder(request: TrainRequest) -> None:
     held = {item.name for item in request.out.iterdir()} if request.out.exists() else set()
     if marker.is_file():
         raise UsageError(f"{request.out} holds a run", hint="continue it with --resume, or give another --out")
-    if held - BEFORE_MARKER:
+    if held - BEFORE_MARKER or not _is_ours(request.out):
         raise UsageError(f"{request.out} is not empty and holds no run", hint="give another --out; nothing was changed")
+
+
+def _is_ours(out: Path) -> bool:
+    """Whether what is called as a run calls it is a run's: it would be removed."""
+    checkpoints, log = out / "checkpoints", out / "events.jsonl"
+    own = r"\.?step-\d{8}\.safetensors.*"  # and drafts of them
+    if checkpoints.is_symlink() or (checkpoints.exists() and not checkpoints.is_dir()):
+        return False
+    if checkpoints.is_dir() and not all(re.fullmatch(own, item.name) for item in checkpoints.iterdir()):
+        return False
+    if not log.exists():
+        return True
+    head = log.read_bytes()[:4096].partition(b"\n")[0]
+    return not head or b'"event": "start"' in head
 
 
 def _build(

@@ -204,3 +204,16 @@ def test_the_run_folder_tells_all(whole: Path) -> None:
     assert load_train_config(whole / "config.toml") == config()
     first = read_events(whole / "events.jsonl")[0]
     assert first["event"] == "start" and first["store_digest"] == results["store_id"]
+
+
+@pytest.mark.parametrize("name", ["checkpoints/my-model.pt", "events.jsonl"])
+def test_files_that_only_have_a_runs_names_are_not_removed(
+    name: str, finished: Path, student: str, tmp_path: Path
+) -> None:
+    """Somebody else's checkpoints or log: refused, and still there."""
+    mine = tmp_path / "mine" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("precious")
+    with pytest.raises(UsageError, match="not empty and holds no run"):
+        run(finished, student, tmp_path / "mine")
+    assert mine.read_text() == "precious"

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teachonce.clip_models import LoadedClip, load_clip, weights_digest
-from teachonce.errors import EnvironmentFault, UsageError
+from teachonce.errors import DataError, EnvironmentFault, UsageError
 from teachonce.feature_cache import SplitFeatures, cached_features, feature_key
 from teachonce.model_spec import parse_spec
 from teachonce.zeroshot import equal_rows, score, template_features, wilson
@@ -245,3 +245,12 @@ def test_the_digest_covers_the_activation() -> None:
     """The same weights with another activation are another model."""
     plain, quick = torch.nn.Sequential(torch.nn.GELU()), torch.nn.Sequential(torch.nn.SiLU())
     assert weights_digest(plain) != weights_digest(quick)
+
+
+@pytest.mark.parametrize("which", ["image", "class"])
+def test_features_that_are_not_numbers_are_never_right(which: str) -> None:
+    """No comparison with NaN holds, so they would score 1."""
+    images, classes = torch.eye(3), torch.eye(3)
+    (images if which == "image" else classes)[1, 0] = float("nan")
+    with pytest.raises(DataError, match=f"1 of 3 {which} features"):
+        score(images, classes, torch.arange(3), torch.arange(3))
