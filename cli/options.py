@@ -234,6 +234,9 @@ SubsetTopK = Annotated[
 SampleClasses = Annotated[
     Path | None, typer.Option("--classes", metavar="FILE", help="Samples of these classes only: one class id a line.")
 ]
+AllNames = Annotated[
+    bool, typer.Option("--all-names", help="With --classes: keep all the store's names in the softmax.")
+]
 
 Student = Annotated[str, typer.Option("--student", metavar="MODEL", help=f"The frozen student, {MODEL_HELP}.")]
 TrainStudent = Annotated[

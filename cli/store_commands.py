@@ -138,6 +138,7 @@ def subset(
     seed: options.SubsetSeed = 0,
     top_k: options.SubsetTopK = None,
     classes: options.SampleClasses = None,
+    all_names: options.AllNames = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:
@@ -149,7 +150,8 @@ def subset(
     def run_stage(output: Output) -> DataclassInstance:
         from teachonce.stages import subset as stage
 
-        request = stage.SubsetRequest(labels=labels, out=out, shots=shots, seed=seed, top_k=top_k, classes=classes)
+        request = stage.SubsetRequest(labels=labels, out=out, shots=shots, seed=seed, top_k=top_k, classes=classes,
+                                      all_names=all_names)  # fmt: skip
         return stage.subset(request, output)
 
     return job("subset", json, quiet, run_stage)

@@ -41,7 +41,9 @@ class Rule:
     top_k: int | None = None
     """Classes of each soft label that are used, the most probable ones."""
     classes: tuple[str, ...] | None = None
-    """Only samples of these classes."""
+    """Only samples of these classes; the run knows their names only."""
+    all_names: bool = False
+    """With `classes`: the run knows every name of the store, though it sees samples of these classes only."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +52,7 @@ class Selection:
 
     top_k: int | None
     classes: tuple[str, ...] | None
-    """The classes whose samples were chosen from; None: all."""
+    """The classes that the run knows; None: all of the store."""
     samples: npt.NDArray[np.uint32]
     """Chosen samples by their number in the manifest's own order, rising."""
     digest: str
@@ -170,6 +172,9 @@ def choose(store: LabelStore, rule: Rule, reporter: Reporter) -> Chosen:
 def _check_rule(rule: Rule, store: LabelStore) -> None:
     if rule.shots is None and rule.top_k is None and rule.classes is None:
         raise UsageError("nothing to select: give --shots, --classes or --top-k")
+    if rule.all_names and rule.classes is None:
+        raise UsageError("--all-names keeps the names of classes that --classes leaves out, and there is no --classes",
+                         hint="add --classes FILE, or leave --all-names out")  # fmt: skip
     if rule.shots is not None and rule.shots < 1:
         raise UsageError(f"--shots must be at least 1, found {rule.shots}")
     if not 0 <= rule.seed < 2**64:
@@ -226,11 +231,16 @@ def save_selection(path: Path, store: LabelStore, rule: Rule, chosen: Chosen) ->
             "samples": fingerprint["samples"],
             "vocabulary_digest": fingerprint.get("vocabulary_digest"),
         },
-        "rule": asdict(rule),
+        "rule": _stated(rule),
         "samples": chosen.samples.tolist(),
         "keys": list(chosen.keys),
     }
     return _write_once(path, document)
+
+
+def _stated(rule: Rule) -> dict[str, Any]:
+    """What a file says of a rule; `all_names` came later, and files without it keep their digests."""
+    return {key: value for key, value in asdict(rule).items() if key != "all_names" or value}
 
 
 def _write_once(path: Path, document: dict[str, Any]) -> str:
@@ -276,7 +286,8 @@ def load_selection(path: Path, store: LabelStore) -> Selection:
             hint=f"teachonce subset {store.path} --out FILE.json with a smaller --top-k",
         )
     samples = _samples(lists["samples"], store.layout.rows // store.layout.views, path)
-    return Selection(rule.top_k, rule.classes, samples, head.digest, rule.shots, rule.seed)
+    known = None if rule.all_names else rule.classes
+    return Selection(rule.top_k, known, samples, head.digest, rule.shots, rule.seed)
 
 
 def _samples(listed: Any, count: int, path: Path) -> npt.NDArray[np.uint32]:

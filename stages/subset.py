@@ -24,6 +24,7 @@ class SubsetRequest:
     seed: int = 0
     top_k: int | None = None
     classes: Path | None = None
+    all_names: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,8 @@ def subset(request: SubsetRequest, reporter: Reporter) -> SubsetResult:
         raise UsageError(f"--out {request.out}: the name of a selection ends in .json")
     store = LabelStore.open(request.labels)
     classes = None if request.classes is None else read_class_ids(request.classes, store.vocabulary())
-    rule = Rule(shots=request.shots, seed=request.seed, top_k=request.top_k, classes=classes)
+    rule = Rule(shots=request.shots, seed=request.seed, top_k=request.top_k, classes=classes,
+                all_names=request.all_names)  # fmt: skip
     chosen = choose(store, rule, reporter)
     if chosen.short:
         reporter.note(f"{len(chosen.short)} classes have fewer than {request.shots} samples; all of theirs are taken")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from teachonce.progress import Silent
 from teachonce.selection import load_selection
 from teachonce.stages.relabel import RelabelRequest, relabel
 from teachonce.stages.subset import SubsetRequest, SubsetResult, subset
+from teachonce.working_set import open_working_set
 
 
 def run(labels: Path, out: Path, **options: Any) -> SubsetResult:
@@ -72,6 +74,26 @@ def test_classes_and_top_k(finished: Path, tmp_path: Path) -> None:
     assert selection.classes == ("n02", "n05") and selection.top_k == 5 and result.samples == 2 * PER_CLASS
     label = dict(zip(*(all_arrays(finished)[name].tolist() for name in ("sample", "label")), strict=True))
     assert {label[sample] for sample in selection.samples.tolist()} == {1, 4}
+
+
+def test_samples_of_some_classes_among_all_names(finished: Path, student: str, tmp_path: Path) -> None:
+    """all_names: the rows of two classes, with the labels and soft labels that they have among all classes."""
+    (tmp_path / "some.txt").write_text("n05\nn02\n")
+    run(finished, tmp_path / "a.json", classes=tmp_path / "some.txt", all_names=True)
+    store = LabelStore.open(worlds.copy_store(finished, tmp_path))
+    selection = load_selection(tmp_path / "a.json", store)
+    assert selection.classes is None and len(selection.samples) == 2 * PER_CLASS
+    with (
+        closing(open_working_set(store, None, Silent(), selection)) as some,
+        closing(open_working_set(store, None, Silent())) as every,
+    ):
+        assert some.vocabulary == every.vocabulary and set(some.label_column.tolist()) == {1, 4}
+        places = np.flatnonzero(np.isin(every.row_column, some.row_column))
+        ours, theirs = some.batch(np.arange(len(some))), every.batch(places)
+        for name in ("class_ids", "log_probs", "log_residual", "label", "row"):
+            assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
+    with pytest.raises(UsageError, match="there is no --classes"):
+        run(finished, tmp_path / "b.json", shots=1, all_names=True)
 
 
 def test_failed_images_are_not_chosen(world: World, teacher: str, tmp_path: Path) -> None:
