@@ -95,7 +95,8 @@ def load_checkpoint(
     """
     files = _files(folder)
     if not files:
-        raise UsageError(f"{folder} holds no checkpoint: there is nothing to resume", hint="start without --resume")
+        raise UsageError(f"{folder} holds no checkpoint: there is nothing to resume",
+                         hint="restore it, or give another --out")  # fmt: skip
     file = files[-1]
     tensors, about = _read(file)
     _require_identity(file, about, identity)

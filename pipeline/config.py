@@ -14,11 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from teachonce.config_effects import without_effect
 from teachonce.errors import UsageError, did_you_mean
 from teachonce.model_spec import Precision
-from teachonce.strict import decode
+from teachonce.strict import decode, toml_value
 from teachonce.structures import Init, Position, Structure
 
+NEXT = (
+    "--set KEY=VALUE changes one key; `teachonce train --print-config` lists them all, docs/training.md explains them"
+)
 POSITIVE = (
     "temperature", "learning_rate", "steps", "batch_size", "views_per_step", "evaluate_every", "checkpoint_every",
     "log_every", "class_chunk", "sampled_backward", "image_length", "average_deviation", "average_decay",
@@ -78,7 +82,11 @@ class TrainConfig:
     label_smoothing: float = 0.0
     """Share of the hard label that is spread over the whole vocabulary."""
 
-    anchor_weight: float = 0.0
+    hard_over: Literal["all", "seen"] = "all"
+    """seen: only classes with samples compete in the hard loss; other names take part in the soft loss and in what
+    follows, so that cross-entropy does not teach that they never occur."""
+
+    anchor_weight: float = 5.0
     """mu: times the mean squared distance of class features from those of the template (KgCoOp, arXiv 2303.13283)."""
     consistency_weight: float = 0.0
     """beta: times KL from the frozen student's own zero-shot softmax (PromptSRC, arXiv 2307.06948)."""
@@ -163,6 +171,7 @@ class TrainConfig:
         if not self.context.strip():
             raise ValueError("context must hold at least one word: its tokens are the slots")
         self._check_together()
+        self._check_learns()
 
     def _check_together(self) -> None:
         """Values that would be without effect, or without meaning, beside another."""
@@ -176,8 +185,8 @@ class TrainConfig:
             raise ValueError("weight_decay means nothing to replaced prompts: the norm behind them drops their scale")
         if self.prograd and self.supervision == "soft":
             raise ValueError("prograd changes the gradient of the hard loss; supervision = 'soft' has none")
-        if self.tower == "image" and self.anchor_weight:
-            raise ValueError("anchor_weight holds text features; with tower = 'image' they do not move")
+        if self.label_smoothing and self.hard_over == "seen":
+            raise ValueError("label_smoothing spreads over the whole vocabulary; hard_over = 'seen' leaves some out")
         if self.tower == "image" and self.candidates == "all-sampled":
             raise ValueError("candidates = 'all-sampled' saves text gradients; with tower = 'image' there are none")
         if self.compile and self.tower == "text":
@@ -186,6 +195,36 @@ class TrainConfig:
             raise ValueError("prograd compares exact gradients; candidates = 'all-sampled' has estimates")
         if self.candidates == "sampled" and self.correction == "log10" and self.uses_frozen:
             raise ValueError("correction = 'log10' is no estimate of a sum over all classes, as self-consistency needs")
+
+    def _check_learns(self) -> None:
+        """Values with which every loss is a constant, whatever the prompts."""
+        if self.supervision == "soft" and not (self.soft_weight or self.consistency_weight):
+            raise ValueError("soft_weight = 0 with supervision = 'soft' leaves no loss: nothing would be learned")
+        if self._sees_only_labels:
+            beside = "batch_size = 1" if self.correction != "log10" else "correction = 'log10'"
+            raise ValueError(f"sampled_fill = 0 and sampled_top = 0 with {beside} leave each row its own label as the "
+                             "only candidate: nothing would be learned")  # fmt: skip
+
+    @property
+    def _sees_only_labels(self) -> bool:
+        """Whether a row's label is its only candidate, so that every loss over candidates is a constant.
+
+        With ln and none, the labels of a step's other samples are candidates too; views of one sample share their own.
+        """
+        nothing_drawn = self.candidates == "sampled" and not self.sampled_fill and not self.sampled_top
+        return nothing_drawn and (self.correction == "log10" or self.batch_size == 1)
+
+    def without_effect(self) -> list[str]:
+        """One sentence a key that is not at its default and has no effect beside the others.
+
+        These are no errors: a base config that a grid varies may set them all.
+        """
+        return without_effect(self.to_dict(), TrainConfig().to_dict())
+
+    @property
+    def anchors(self) -> bool:
+        """Whether class features are held near the template's; with image prompts alone they do not move."""
+        return self.anchor_weight > 0 and self.tower != "image"
 
     @property
     def uses_frozen(self) -> bool:
@@ -223,33 +262,32 @@ def load_train_config(file: Path | None, overrides: Sequence[str] = ()) -> Train
     if file is not None:
         where = str(file)
         data = _read_toml(file)
-        decode(TrainConfig, data, where)  # what is wrong in the file is reported as the file's
+        decode(TrainConfig, data, where, hint=NEXT)  # what is wrong in the file is reported as the file's
         where = "--set"
     for override in overrides:
         key, value = _parse_override(override)
         data[key] = value
-    return decode(TrainConfig, data, where)
+    return decode(TrainConfig, data, where, hint=NEXT)
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as problem:
-        raise UsageError(f"cannot read the config {file}: {problem.strerror or problem}") from problem
+        raise UsageError(f"cannot read the config {file}: {problem.strerror or problem}",
+                         hint="`teachonce train --print-config > FILE.toml` writes one") from problem  # fmt: skip
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise UsageError(f"{file} is not valid TOML: {problem}") from problem
+        raise UsageError(f"{file} is not valid TOML: {problem}",
+                         hint="`teachonce train --print-config` shows how one is written") from problem  # fmt: skip
 
 
 def _parse_override(override: str) -> tuple[str, Any]:
     """`key=value` where value is written as in TOML; a bare word counts as a string."""
     key, equals, text = override.partition("=")
     if not equals:
-        raise UsageError(f"--set {override}: expected key=value")
+        raise UsageError(f"--set {override}: expected key=value", hint=NEXT)
     key = key.strip()
     known = [field.name for field in dataclasses.fields(TrainConfig)]
     if key not in known:
-        raise UsageError(f"--set {override}: unknown key '{key}': {did_you_mean(key, known)}")
-    try:
-        return key, tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key, text.strip()
+        raise UsageError(f"--set {override}: unknown key '{key}': {did_you_mean(key, known)}", hint=NEXT)
+    return key, toml_value(text)

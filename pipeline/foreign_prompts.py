@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from teachonce.errors import DataError, FingerprintError, IntegrityError, UsageError
 from teachonce.text_tower import TextTower
 
+EXAMPLE = ".../prompt_learner/model.pth.tar-50"
 _SHOWN = 8  # names in a message
 _ROUNDING = 2.0**-10  # relative; a start token that was kept in float16 is off by half of it
 
@@ -78,13 +79,14 @@ def read_foreign(file: Path) -> ForeignPrompts:
         DataError: it holds no context, one for each class, or one that is not finite.
     """
     if not file.is_file():
-        raise UsageError(f"{file} is no file", hint="give the checkpoint itself: .../prompt_learner/model.pth.tar-50")
+        raise UsageError(f"{file} is no file", hint=f"give the checkpoint itself: {EXAMPLE}")
     with open(file, "rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     loaded = _load(file)
     state = loaded.get("state_dict") if isinstance(loaded, Mapping) else None
     if not isinstance(state, Mapping):
-        raise DataError(f"{file} is no checkpoint of Dassl: expected a 'state_dict', found {_names(loaded)}")
+        raise DataError(f"{file} is no checkpoint of Dassl: expected a 'state_dict', found {_names(loaded)}",
+                        hint=f"give the checkpoint itself: {EXAMPLE}")  # fmt: skip
     if "ctx" not in state:
         raise DataError(f"{file} holds no context: expected 'ctx' in its state_dict, found {_names(state)}",
                         hint="give the prompt learner of a CoOp or POMP run")  # fmt: skip
@@ -115,7 +117,8 @@ def prove_student(prompts: ForeignPrompts, tower: TextTower, file: Path) -> bool
         if number not in (None, own[what]):
             raise _other_student(file, f"{what} {number} there, {own[what]} here")
     if slots > tower.most_slots:
-        raise DataError(f"{file}: {slots} slots leave no room for a name; this student has room for {tower.most_slots}")
+        raise DataError(f"{file}: {slots} slots leave no room for a name; this student has room for {tower.most_slots}",
+                        hint="give a run with fewer slots (TRAINER.COOP.N_CTX)")  # fmt: skip
     if prompts.start is None:
         return False
     off = float((prompts.start - start).abs().max() / start.abs().max())
@@ -131,6 +134,7 @@ def _other_student(file: Path, difference: str) -> FingerprintError:
 
 def _load(file: Path) -> Any:
     """What torch.load makes of the file with tensors and plain values allowed only."""
+    zipped = False
     try:
         zipped = zipfile.is_zipfile(file)
         if zipped:
@@ -146,11 +150,16 @@ def _load(file: Path) -> Any:
         if blocked:
             raise IntegrityError(
                 f"{file} holds more than tensors and what Dassl keeps beside them: {blocked[1]}; nothing of it was run",
-                hint="where the file is from and trusted, save its state_dict alone: torch.save({'state_dict': ...})",
+                hint="where it was trained, save its state_dict alone: torch.save({'state_dict': ...}, FILE)",
             ) from problem
-        why = (str(problem).splitlines() or [repr(problem)])[0]
-        raise IntegrityError(f"{file} cannot be read as a checkpoint of torch.save: {why}",
-                             hint="copy or download it again") from problem  # fmt: skip
+        # What torch says to this is not passed on: it advises to read the file without any protection.
+        why = (
+            "it is a damaged zip archive" if zipped else "it is no zip archive, and no pickle of tensors as before 1.6"
+        )
+        raise IntegrityError(
+            f"{file} cannot be read as a checkpoint of torch.save: {why} ({type(problem).__name__})",
+            hint=f"give {EXAMPLE} of a CoOp or POMP run; if it is one, copy or download it again",
+        ) from problem
 
 
 def _require_whole(file: Path) -> None:

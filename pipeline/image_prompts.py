@@ -39,7 +39,10 @@ def image_learner(tower: ImageTower, spec: PromptSpec, length: int, depth: int) 
     """
     if length < 1:
         raise UsageError(f"{length} slots in the image tower", hint="set image_length to 1 or more")
-    allocation = allocate(spec.structure, tower.layers, depth)
+    try:
+        allocation = allocate(spec.structure, tower.layers, depth)
+    except UsageError as problem:
+        raise UsageError(f"image_depth: {problem.message}", problem.hint.replace("depth", "image_depth")) from None
     sigma_L = tower.patch_scales()
     generator = torch.Generator().manual_seed(spec.seed)  # on the CPU: the same numbers on every device
     noise = torch.randn(length, tower.width, generator=generator).to(sigma_L)

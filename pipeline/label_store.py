@@ -36,6 +36,7 @@ from teachonce.strict import decode
 from teachonce.vocabulary import Vocabulary, parse_tsv
 
 Arrays = dict[str, npt.NDArray[Any]]
+NO_STORE = "give a .zarr folder that `teachonce teach`, `relabel` or `merge` has written"
 READ_ERRORS = (ValueError, RuntimeError, OSError, KeyError, TypeError, zarr.errors.BaseZarrError)
 
 
@@ -64,9 +65,9 @@ class LabelStore:
             root = open_group(path, writable)
             about: Any = root.attrs["teachonce"]
         except READ_ERRORS as problem:
-            raise DataError(f"{path} is not a label store: {problem}") from problem
+            raise DataError(f"{path} is not a label store: {problem}", hint=NO_STORE) from problem
         if not isinstance(about, dict) or about.get("format") != store_format.FORMAT:
-            raise DataError(f"{path} is not a label store: its attributes are those of something else")
+            raise DataError(f"{path} is not a label store: its attributes are those of something else", hint=NO_STORE)
         version = about.get("version")
         if version not in store_format.READABLE_VERSIONS:
             raise IntegrityError(

@@ -79,9 +79,10 @@ def encode_text(tokenizer: Any, text: str, where: str, nothing: Sequence[int] = 
     """
     ids: list[int] = tokenizer.encode(text)
     if not ids or ids == nothing:
-        raise UsageError(f"{where} is empty: the tokenizer finds no word in it")
+        raise UsageError(f"{where} is empty: the tokenizer finds no word in it", hint="give it at least one word")
     if max(ids) >= min(tokenizer.sot_token_id, tokenizer.eot_token_id):
-        raise UsageError(f"{where} holds a special token of the tokenizer, which would end the text early")
+        raise UsageError(f"{where} holds a special token of the tokenizer, which would end the text early",
+                         hint="write it in words, without <...> of the tokenizer's own")  # fmt: skip
     return ids
 
 
@@ -95,7 +96,7 @@ def tokenise_names(tokenizer: Any, names: Sequence[str], suffix: str, position: 
         UsageError: no names; a name that is empty or holds a special token.
     """
     if not names:
-        raise UsageError("no class names were given")
+        raise UsageError("no class names were given", hint="give a list of at least one name")
     end: list[int] = tokenizer.encode(suffix)
     if end:
         encode_text(tokenizer, suffix, f"the ending {suffix!r}")  # no special token

@@ -73,10 +73,14 @@ class Objective:
         scale: the student's logit scale.
         teacher: for targets = "embedding".
         frozen: [V, E] the bare student's class features, for the regularisers.
+        seen: [V] bool, the classes that compete in the hard loss; None: all.
     """
 
-    def __init__(self, config: TrainConfig, scale: float, teacher: Teacher | None, frozen: Tensor | None) -> None:
-        self.config, self.scale, self.teacher, self.frozen = config, scale, teacher, frozen
+    def __init__(
+        self, config: TrainConfig, scale: float, teacher: Teacher | None, frozen: Tensor | None,
+        seen: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self.config, self.scale, self.teacher, self.frozen, self.seen = config, scale, teacher, frozen, seen
 
     def rows(
         self, features_KE: Tensor, images_BE: Tensor, block: Block, classes: StepClasses, counts: Counts
@@ -92,7 +96,10 @@ class Objective:
         found: dict[str, Tensor] = {}
         if self.config.supervision != "soft":
             place = torch.where(block.label >= 0, classes.columns[block.label], -1)
-            hard = hard_rows(logits_BK, log_weight, place, classes.groups, self.config.label_smoothing,
+            compete = log_weight
+            if self.seen is not None:
+                compete = log_weight.masked_fill(~self.seen[classes.classes], -torch.inf)
+            hard = hard_rows(logits_BK, compete, place, classes.groups, self.config.label_smoothing,
                              classes.most_tied)  # fmt: skip
             found["hard"] = hard.sum() / max(1, counts.labelled)
         if self.config.supervision != "hard":

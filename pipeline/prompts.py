@@ -193,7 +193,7 @@ def text_learner(tower: TextTower, spec: PromptSpec) -> SlotLearner:
         UsageError: an empty or too long context, a depth beyond the tower, a length that does not go with the start.
     """
     allocation = allocate(spec.structure, tower.layers, spec.depth)
-    words = tower.embed_words(spec.context).detach()
+    words = _words(tower, spec.context)
     slots = spec.length or len(words)
     _check_length(spec, len(words), tower)
     sigma_L = tower.slot_scales(spec.context)
@@ -225,9 +225,19 @@ def _replacing_noise(
     return SlotPrompts(context=None, replace=True, **drawn)
 
 
+def _words(tower: TextTower, context: str) -> Tensor:
+    """Its token embeddings; what is wrong with them is a key's fault here."""
+    try:
+        return tower.embed_words(context).detach()
+    except UsageError as problem:
+        hint = f"set context to words of at most {tower.most_slots} tokens; a shorter one leaves more room for names"
+        raise UsageError(problem.message, hint=hint) from problem
+
+
 def _check_length(spec: PromptSpec, tokens: int, tower: TextTower) -> None:
     if spec.length < 0 or spec.length > tower.most_slots:
-        raise UsageError(f"{spec.length} slots: the text tower has room for 1 to {tower.most_slots} (0: the context's)")
+        raise UsageError(f"length = {spec.length} slots: the text tower has room for 1 to {tower.most_slots}",
+                         hint="set length = 0 for as many as the context has tokens, or a smaller one")  # fmt: skip
     slots = spec.length or tokens
     if spec.init == "template" and slots != tokens:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Let a loop finish its step before Ctrl-C or SIGTERM takes effect.
+"""Let a loop finish its step before Ctrl-C, SIGTERM or whoever runs it in a thread stops it.
 
 It decides nothing itself: whoever asks `requested` saves what must be saved and then lets the signal through.
 """
@@ -13,7 +13,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from teachonce.errors import IncompleteError
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_THREAD = threading.local()
 
 
 @contextmanager
@@ -21,11 +24,17 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
     """Hold back the first SIGINT or SIGTERM; yields a function that says whether one came.
 
     When the block ends, the signal is sent again to the handler that was there before. A second signal is not held
-    back. Outside the main thread nothing is changed, because Python delivers signals only there.
+    back. Outside the main thread Python delivers no signals: there `stopped_by` says whom to ask.
+
+    Raises:
+        IncompleteError: at the end of the block, in a thread that was asked to stop.
     """
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        asked: list[bool] = []
+        yield lambda: _asked(asked)
+        if asked:
+            raise IncompleteError("stopped before the end, as was asked", hint="the same command continues it")
         return
     # A signal that is ignored, as nohup and background jobs have it, stays ignored.
     before: dict[int, Any] = {n: handler for n in SIGNALS if (handler := signal.getsignal(n)) is not signal.SIG_IGN}
@@ -44,6 +53,23 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
         _restore(before)
         if caught:
             os.kill(os.getpid(), caught[0])
+
+
+@contextmanager
+def stopped_by(asked: Callable[[], bool]) -> Iterator[None]:
+    """Inside, loops of this thread, which is not the main one, end after the step in which `asked` becomes true."""
+    _THREAD.asked = asked
+    try:
+        yield
+    finally:
+        _THREAD.asked = None
+
+
+def _asked(came: list[bool]) -> bool:
+    question = getattr(_THREAD, "asked", None)
+    if not came and question is not None and question():
+        came.append(True)
+    return bool(came)
 
 
 def _restore(handlers: dict[int, Any]) -> None:

@@ -9,7 +9,6 @@ import fcntl
 import json
 import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -17,9 +16,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
-
 from teachonce.errors import IncompleteError
+from teachonce.processes import ProcessMark, lives, this_process
 from teachonce.progress import Reporter
 from teachonce.remote import refuse_writes
 from teachonce.store_sync import write_failed
@@ -28,14 +26,9 @@ HEARTBEAT_S = 10.0
 
 
 @dataclass(frozen=True)
-class LockOwner:
+class LockOwner(ProcessMark):
     """Who holds a store."""
 
-    host: str
-    pid: int
-    started: float
-    """When the process began, in seconds since the machine did: a pid alone may have been given to another process,
-    and the wall clock may jump."""
     token: int
 
 
@@ -75,7 +68,7 @@ def hold(store: Path, reporter: Reporter, force: bool = False) -> Iterator[int]:
     token = secrets.randbits(63)
     path = lock_path(store)
     path.parent.mkdir(parents=True, exist_ok=True)
-    owner = LockOwner(socket.gethostname(), os.getpid(), process_start(os.getpid()), token)
+    owner = LockOwner(**asdict(this_process()), token=token)
     _take(store, path, owner, reporter, force)
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(path, stop), daemon=True, name="store-lock")
@@ -122,7 +115,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _remove_dead(store: Path, path: Path, reporter: Reporter, force: bool) -> None:
     owner = read_owner(store)
-    if owner is not None and not force and not _is_dead(owner):
+    if owner is not None and not force and lives(owner) is not False:
         age = 0.0
         with suppress(OSError):  # it may be freed right now
             age = max(0.0, time.time() - path.stat().st_mtime)
@@ -133,30 +126,6 @@ def _remove_dead(store: Path, path: Path, reporter: Reporter, force: bool) -> No
     path.unlink(missing_ok=True)
     if owner is not None:
         reporter.note(f"reclaimed the lock that a dead process ({owner.pid}) left on {store}")
-
-
-def _is_dead(owner: LockOwner) -> bool:
-    if owner.host != socket.gethostname():
-        return False  # cannot be known from here
-    try:
-        process = psutil.Process(owner.pid)
-        # A zombie has ended; in a container nobody may ever reap it.
-        return bool(process.status() == psutil.STATUS_ZOMBIE or abs(process_start(owner.pid) - owner.started) > 2.0)
-    except psutil.NoSuchProcess:
-        return True
-
-
-def process_start(pid: int) -> float:
-    """When a process began, on a clock that nobody sets: seconds since boot where the system tells, else since 1970.
-
-    Raises:
-        psutil.NoSuchProcess: it has ended.
-    """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return float(psutil.Process(pid).create_time())
-    return int(stat.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")  # field 22 of proc(5)
 
 
 def _beat(path: Path, stop: threading.Event) -> None:

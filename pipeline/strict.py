@@ -6,6 +6,8 @@ It does not read files and knows no particular config: `config` and `manifests` 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import tomllib
 import types
 import typing
 from collections.abc import Mapping
@@ -16,7 +18,9 @@ from teachonce.errors import UsageError, did_you_mean
 T = TypeVar("T")
 
 
-def decode(kind: type[T], data: Mapping[str, Any], where: str, error: type[UsageError] | Any = UsageError) -> T:
+def decode(
+    kind: type[T], data: Mapping[str, Any], where: str, error: type[UsageError] | Any = UsageError, hint: str = ""
+) -> T:
     """Build the dataclass `kind` from `data`.
 
     Args:
@@ -25,10 +29,13 @@ def decode(kind: type[T], data: Mapping[str, Any], where: str, error: type[Usage
         data: the parsed table.
         where: file and section, for messages.
         error: the error class to raise.
+        hint: what whoever wrote the table can do next.
 
     Raises:
         error: an unknown key (with the nearest known one), a missing key, a wrong type, a value not allowed.
     """
+    if hint:
+        error = functools.partial(error, hint=hint)
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in data:
@@ -44,6 +51,15 @@ def decode(kind: type[T], data: Mapping[str, Any], where: str, error: type[Usage
         return kind(**values)
     except ValueError as problem:  # raised by __post_init__, which checks ranges
         raise error(f"{where}: {problem}") from problem
+
+
+def toml_value(text: str) -> Any:
+    """What `text` means on the right side of a line of TOML; a bare word, or what is no value, is a string."""
+    try:
+        found = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+    return found["value"] if len(found) == 1 else text.strip()  # several: the text held further lines
 
 
 def _value(hint: Any, value: Any, where: str, error: Any) -> Any:
@@ -78,7 +94,10 @@ def _choice(allowed: tuple[Any, ...], value: Any, where: str, error: Any) -> Any
 
 def _scalar(hint: Any, value: Any, where: str, error: Any) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as problem:
+            raise error(f"{where}: expected float, found an int beyond all floats") from problem
     if isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
         return value
     raise error(f"{where}: expected {hint.__name__}, found {_kind(value)} {value!r}")

@@ -77,7 +77,7 @@ class Trainer:
         if config.held_out and not (rows.label_column[self.order.held_out] >= 0).any():
             raise DataError("no held-out sample has a class of the vocabulary: there is nothing to measure",
                             hint="set held_out to a larger share, or to 0")  # fmt: skip
-        self.objective = Objective(config, clip.logit_scale, self._teacher(), self._frozen())
+        self.objective = Objective(config, clip.logit_scale, self._teacher(), self._frozen(), self._seen())
 
     def step(self, step: int) -> dict[str, float]:
         """Do one step.
@@ -103,6 +103,8 @@ class Trainer:
         norm, *values = torch.stack([size, *(loss.double() for loss in found.losses.values())]).tolist()
         losses = dict(zip(found.losses, values, strict=True))
         loss = sum(weights[name] * value for name, value in losses.items())
+        if norm == 0 and step == self._first_telling and self._counts(weights, batch):
+            raise self._nothing_to_learn(step)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise self._not_finite(step, loss, dict(zip(named, gradient, strict=True)), batch)
         if 0 < self.config.clip_gradient < norm:
@@ -112,6 +114,25 @@ class Trainer:
         self.average.update(step, named)
         return {"loss": loss, **losses, "gradient_norm": norm, "learning_rate": rate,
                 "candidates": len(candidates.classes), "forced": candidates.forced}  # fmt: skip
+
+    @property
+    def _first_telling(self) -> int:
+        """The first step in which every loss of the run counts: a weight that rises from 0 begins with the second."""
+        return int(self.config.supervision != "hard" and self.config.soft_schedule == "rise")
+
+    def _counts(self, weights: dict[str, float], batch: Batch) -> bool:
+        """Whether a gradient of zero tells something: with hard labels alone, a batch may by chance have none."""
+        soft = self.config.supervision != "hard" and weights["soft"] > 0
+        return soft or bool((batch.label >= 0).any())
+
+    def _nothing_to_learn(self, step: int) -> UsageError:
+        keys = ("supervision", "targets", "tail", "candidates")
+        said = ", ".join(f"{key} = {getattr(self.config, key)!r}" for key in keys)
+        return UsageError(
+            f"step {step}: the gradient of every parameter is exactly zero: there is nothing to learn with {said} and "
+            f"{len(self.rows.vocabulary)} classes; nothing was updated",
+            hint="another supervision, tail or start, or a store or selection with more classes",
+        )
 
     def _update(self, named: dict[str, nn.Parameter], gradient: list[Tensor], rate: float) -> None:
         for parameter, part in zip(named.values(), gradient, strict=True):
@@ -155,6 +176,14 @@ class Trainer:
                 for name, parameter in named.items():
                     parameter.copy_(kept[name])
 
+    def warnings(self) -> list[str]:
+        """What is no error, and what a user should know: one sentence each."""
+        config = self.config
+        if config.warmup == "linear" and config.warmup_steps > self.steps:
+            return [f"the learning rate rises for {config.warmup_steps} steps and this run has {self.steps}: "
+                    f"it never reaches {config.learning_rate:g}"]  # fmt: skip
+        return []
+
     @property
     def device(self) -> torch.device:
         """Where the student is."""
@@ -183,7 +212,7 @@ class Trainer:
             with exact_products():
                 features = text.features[text.place]
                 losses = self.objective.rows(features, leaf, block, classes, counts)
-                if start == 0 and self.config.anchor_weight:
+                if start == 0 and self.config.anchors:
                     losses["anchor"] = self.objective.anchor(features, classes)
                 parts = [
                     _gradients_of(loss, text.features, leaf) for loss in self.objective.directions(losses, weights)
@@ -236,7 +265,7 @@ class Trainer:
         if config.candidates != "sampled":
             return all_candidates(vocabulary)
         best = batch.class_ids[:, : config.sampled_top]
-        return sampled_candidates(
+        found = sampled_candidates(
             batch.label,
             best,
             config.sampled_fill,
@@ -246,6 +275,11 @@ class Trainer:
             config.correction,
             self.student.names.inverse.numpy(),
         )
+        if not len(found.classes):
+            raise UsageError(f"step {step}: there is no candidate: no row has a label that is in the vocabulary, and "
+                             f"sampled_top = {config.sampled_top} and sampled_fill = {config.sampled_fill} add none",
+                             hint="raise sampled_fill or sampled_top")  # fmt: skip
+        return found
 
     def _step_classes(self, candidates: Candidates) -> StepClasses:
         move = self.device
@@ -271,16 +305,26 @@ class Trainer:
         return Teacher(torch.from_numpy(self.rows.class_embeddings).to(self.device), self.rows.teacher_scale)
 
     def _frozen(self) -> Tensor | None:
-        return self.student.frozen_classes if self.config.uses_frozen or self.config.anchor_weight else None
+        return self.student.frozen_classes if self.config.uses_frozen or self.config.anchors else None
+
+    def _seen(self) -> Tensor | None:
+        if self.config.hard_over == "all":
+            return None
+        labels = torch.from_numpy(self.rows.label_column.astype(np.int64))
+        return torch.bincount(labels[labels >= 0], minlength=len(self.rows.vocabulary)).to(self.device) > 0
 
     def _not_finite(self, step: int, loss: float, gradients: dict[str, Tensor], batch: Batch) -> UsageError:
         bad = [name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())]
         what = f"the loss became {loss}"
         if math.isfinite(loss):
             what = f"the gradient of {', '.join(bad)} is not finite" if bad else "the gradient is too large for float32"
+        hint = "use a smaller learning_rate or a longer warm-up in a new run"
+        if step == 0:  # nothing has been updated yet
+            hint = ("not the learning rate, which has changed nothing yet: look at temperature, teacher_temperature, "
+                    "the weights of the losses, precision, and `teachonce verify` for the store")  # fmt: skip
         return UsageError(
             f"step {step}: {what}; nothing was updated and the last checkpoint is kept (rows {batch.row[:8].tolist()})",
-            hint="use a smaller learning_rate or a longer warm-up in a new run",
+            hint=hint,
         )
 
 

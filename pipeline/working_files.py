@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from teachonce.errors import IntegrityError, TeachOnceError
 from teachonce.feature_cache import cache_folder
+from teachonce.file_lock import locked
 from teachonce.ledger import fingerprint_digest
 from teachonce.progress import Reporter
 from teachonce.remote import is_remote
@@ -128,7 +129,7 @@ def open_files(folder: Path, digest: str) -> OpenFiles | None:
         IntegrityError: it is damaged; says what is.
     """
     place = folder / digest
-    lock = _locked(place / ABOUT, fcntl.LOCK_SH)
+    lock = locked(place / ABOUT, fcntl.LOCK_SH)
     if lock is None:
         if place.exists():
             raise IntegrityError(f"{place / ABOUT} is missing")
@@ -154,10 +155,10 @@ def building(folder: Path, digest: str, reporter: Reporter) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{digest}.lock"
-    lock = _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB, create=True)
+    lock = locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB, create=True)
     if lock is None:
         reporter.note("another process is making this working set: waiting for it")
-        lock = _locked(path, fcntl.LOCK_EX, create=True)
+        lock = locked(path, fcntl.LOCK_EX, create=True)
     try:
         for left in folder.glob(f"{digest}.*-*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -225,11 +226,11 @@ def stored_sets(folder: Path) -> list[StoredSet]:
 def clear(place: Path) -> bool:
     """Throw a set, or what a build left, away, unless a process reads or builds it; returns whether it went."""
     build_file = place.with_name(f"{_name(place)}.lock")
-    lock = _locked(build_file, fcntl.LOCK_EX | fcntl.LOCK_NB, create=True)
+    lock = locked(build_file, fcntl.LOCK_EX | fcntl.LOCK_NB, create=True)
     if lock is None:
         return False
     try:
-        reader = _locked(place / ABOUT, fcntl.LOCK_EX | fcntl.LOCK_NB)  # keeps new readers out until it is gone
+        reader = locked(place / ABOUT, fcntl.LOCK_EX | fcntl.LOCK_NB)  # keeps new readers out until it is gone
         if reader is None and (place / ABOUT).exists():
             return False
         discard(place)
@@ -243,53 +244,13 @@ def clear(place: Path) -> bool:
     return True
 
 
-def _locked(path: Path, how: int, create: bool = False) -> int | None:
-    """A descriptor of the file with this lock on it; None when the file is not there, or held by another (LOCK_NB)."""
-    while True:
-        try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT if create else os.O_RDONLY, 0o666)
-        except (FileNotFoundError, NotADirectoryError):
-            if create:
-                raise
-            return None
-        try:
-            free = _flock(handle, how)
-            # While this process waited the file may have been thrown away: then its lock protects nothing.
-            there = free and _is_at(handle, path)
-        except BaseException:
-            os.close(handle)
-            raise
-        if there:
-            return handle
-        os.close(handle)
-        if not free:
-            return None
-
-
-def _flock(handle: int, how: int) -> bool:
-    try:
-        fcntl.flock(handle, how)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks: as if alone
-        return True
-    return True
-
-
-def _is_at(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
 def _busy(place: Path) -> bool:
     """Whether a process reads the set, or builds it where it is no set yet."""
     whole = place.name == _name(place)
     path = place / ABOUT if whole else place.with_name(f"{_name(place)}.lock")
     if not path.exists():
         return False
-    lock = _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock = locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
     if lock is not None:
         os.close(lock)
     return lock is None

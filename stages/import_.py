@@ -5,18 +5,27 @@ The folder holds prompts.safetensors + prompts.json and results.json; `evaluate`
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from teachonce import __version__
-from teachonce.errors import UsageError
+from teachonce.errors import DataError, EnvironmentFault, UsageError
 from teachonce.files import atomic_write_bytes
 from teachonce.model_spec import parse_spec
 from teachonce.progress import Reporter
 from teachonce.structures import Position
 
+if TYPE_CHECKING:
+    from teachonce.slot_prompts import SlotPrompts
+    from teachonce.text_tower import TextTower
+
+RESULTS_FILE = "results.json"
+PROBES = ("fox", "cup", "map")  # names that try out a context: a token each
 SUFFIX = "."  # CoOp and POMP end every prompt with a full stop
 
 
@@ -56,17 +65,17 @@ def import_(request: ImportRequest, reporter: Reporter) -> ImportResult:
     Raises:
         UsageError: no such file, or the folder is not empty.
         IntegrityError: the file is damaged, or holds objects that would have to be run.
-        DataError: it holds no context that any name can use.
+        DataError: it holds no context that any name can use, or one that leads to NaN.
+        EnvironmentFault: the folder cannot be made or written to; nothing is left of it.
         FingerprintError: it was trained on another student.
         UnsupportedModelError: the student's text tower cannot carry prompts.
     """
     parse_spec(request.student)
-    if request.out.exists() and (not request.out.is_dir() or any(request.out.iterdir())):
-        raise UsageError(f"{request.out} is not empty", hint="give another --out; nothing was changed")
+    _check_out(request.out)
 
     from teachonce.clip_models import load_clip  # heavy: only when all is in order
     from teachonce.foreign_prompts import prove_student, read_foreign
-    from teachonce.prompt_files import TENSORS_FILE, PromptMeta, save_prompts
+    from teachonce.prompt_files import META_FILE, TENSORS_FILE, PromptMeta, save_prompts
     from teachonce.slot_prompts import SlotPrompts
     from teachonce.text_tower import TextTower
 
@@ -82,13 +91,59 @@ def import_(request: ImportRequest, reporter: Reporter) -> ImportResult:
     meta = PromptMeta(structure="shared", context="", init="normal", position=request.position, slots=slots, depth=0,
                       width=width, layers=tower.layers, student=clip.spec, student_digest=clip.digest, suffix=SUFFIX,
                       version=__version__)  # fmt: skip
-    request.out.mkdir(parents=True, exist_ok=True)
-    save_prompts(request.out, SlotPrompts(context=prompts.context), None, meta)
-    result = ImportResult(
-        slots=slots, width=width, position=request.position, epoch=prompts.epoch, student_proved=proved,
-        checkpoint=str(request.checkpoint), checkpoint_digest=prompts.digest, out=str(request.out),
-        prompts_digest=hashlib.sha256((request.out / TENSORS_FILE).read_bytes()).hexdigest(),
-    )  # fmt: skip
-    document = {"schema": 1, **asdict(result)}
-    atomic_write_bytes(request.out / "results.json", (json.dumps(document, indent=1) + "\n").encode())
+    learnt = SlotPrompts(context=prompts.context)
+    _require_sound(request, learnt, tower)
+    with _nothing_half_done(request.out, (TENSORS_FILE, META_FILE, RESULTS_FILE)):
+        save_prompts(request.out, learnt, None, meta)
+        result = ImportResult(
+            slots=slots, width=width, position=request.position, epoch=prompts.epoch, student_proved=proved,
+            checkpoint=str(request.checkpoint), checkpoint_digest=prompts.digest, out=str(request.out),
+            prompts_digest=hashlib.sha256((request.out / TENSORS_FILE).read_bytes()).hexdigest(),
+        )  # fmt: skip
+        document = {"schema": 1, **asdict(result)}
+        atomic_write_bytes(request.out / RESULTS_FILE, (json.dumps(document, indent=1) + "\n").encode())
     return result
+
+
+def _check_out(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; --out is a folder", hint="give another --out; nothing was changed")
+    if out.exists() and any(out.iterdir()):
+        raise UsageError(f"{out} is not empty", hint="give another --out; nothing was changed")
+
+
+def _require_sound(request: ImportRequest, prompts: SlotPrompts, tower: TextTower) -> None:
+    """Refuse a context, finite itself, behind which the student makes no numbers of a name."""
+    from teachonce.zeroshot import prompted_features
+
+    try:
+        names = tower.tokenise(PROBES, SUFFIX, prompts.slots, request.position)
+    except UsageError as problem:
+        raise DataError(f"{request.checkpoint}: {prompts.slots} slots leave no room for a name: {problem.message}",
+                        hint="give a run with fewer slots (TRAINER.COOP.N_CTX)") from problem  # fmt: skip
+    if not bool(prompted_features(tower, prompts, names).isfinite().all()):
+        raise DataError(
+            f"{request.checkpoint}: with its context, class features of {request.student} are not numbers; the largest "
+            f"entry is {float(prompts.tensors()['context'].abs().max()):.3g}",
+            hint="its training has diverged: give an earlier checkpoint",
+        )
+
+
+@contextlib.contextmanager
+def _nothing_half_done(out: Path, files: tuple[str, ...]) -> Iterator[None]:
+    """Make a folder that is filled inside; whatever fails there takes away the files and the folders made for them."""
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise EnvironmentFault(f"cannot make {out}: {problem.strerror or problem}",
+                                   hint="give another --out") from problem  # fmt: skip
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for file in files:
+                (out / file).unlink(missing_ok=True)
+            for folder in made:
+                folder.rmdir()
+        raise

@@ -8,21 +8,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
-import shutil
 import time
-import tomllib
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
-from teachonce import __version__
+from teachonce import __version__, run_folder
 from teachonce.config import TrainConfig
-from teachonce.errors import DataError, FingerprintError, IntegrityError, UsageError
+from teachonce.errors import DataError, TeachOnceError, UsageError
 from teachonce.files import atomic_write_bytes
 from teachonce.label_store import LabelStore
+from teachonce.live_log import LogTo, open_sinks, require_packages
 from teachonce.model_spec import parse_spec
 from teachonce.pairing import Expected, prove_pairing, require_origin
 from teachonce.progress import Reporter
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from teachonce.clip_models import LoadedClip
     from teachonce.training import Trainer
     from teachonce.view_images import ViewImages
-
-BEFORE_MARKER = {"checkpoints", "events.jsonl"}  # what a run has written before config.toml marks it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +59,8 @@ class TrainRequest:
     """Folder of the data: the bytes of some images are compared with what was taught; image prompts read all."""
     init: Path | None = None
     """Run or export whose prompts this run starts from; None: as the config says."""
+    log: tuple[LogTo, ...] = ()
+    """Where figures go besides events.jsonl; no part of what the run is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +70,9 @@ class TrainResult:
     steps: int
     trainable_parameters: int
     seconds: float
-    """Of this call; a resumed run's earlier part is not in it."""
-    final_loss: float
-    """Mean loss of the last logged steps."""
+    """Of all calls that worked on the run; what a killed one did after its last checkpoint is not in it."""
+    final_loss: float | None
+    """Mean loss of the last logged steps; None where the log holds none."""
     held_out_top1: float | None
     """Of the result, on the samples that were kept apart; None where none were."""
     out: str
@@ -92,7 +92,27 @@ def train(request: TrainRequest, reporter: Reporter) -> TrainResult:
     """
     began = time.monotonic()
     _check_request(request)
-    _check_folder(request)
+    if request.resume:
+        _check_folder(request)
+    else:
+        run_folder.holds_run(request.out)  # refuses what is not ours: no lock is laid there
+    if not request.out.exists():  # it is made when all else is in order
+        return _train(request, lambda: _owned(request), began, reporter)
+    with _owned(request):
+        return _train(request, contextlib.nullcontext, began, reporter)
+
+
+@contextlib.contextmanager
+def _owned(request: TrainRequest) -> Iterator[None]:
+    """The run folder is this process's own, and is still one that may be begun or resumed."""
+    with run_folder.only_writer(request.out):
+        _check_folder(request)  # again: another process may have come first
+        yield
+
+
+def _train(
+    request: TrainRequest, own: Callable[[], AbstractContextManager[None]], began: float, reporter: Reporter
+) -> TrainResult:
     store = LabelStore.open(request.labels)
     check_store(store, request.config)
     expected = Expected(manifest=request.manifest, split=request.split, vocabulary=request.vocabulary)
@@ -125,11 +145,20 @@ def train(request: TrainRequest, reporter: Reporter) -> TrainResult:
         if config.tower != "text" and request.root is not None:
             images = stack.enter_context(contextlib.closing(ViewImages(store, request.root, clip, threads)))
         trainer, identity = _build(request, rows, clip, images, selection, reporter)
-        log = RunLog(request.out / "events.jsonl")
+        stack.enter_context(own())
+        log = RunLog(request.out / run_folder.LOG, open_sinks(request.log, request.out))
+        stack.callback(log.close)
         first = _start(request, trainer, identity, log, reporter)
+        recorded = _recorded(request, trainer) if first == trainer.steps else None
+        if recorded is not None:
+            reporter.note(f"{request.out} is finished: nothing is left to do")
+            return recorded
+        if request.resume:
+            log.rewind(first)
+            reporter.note(f"resuming {request.out} after step {first}")
         log.write("pairing", step=first, rows_proved=proved, images_compared=request.root is not None)
-        _loop(request, trainer, identity, log, first, reporter)
-        return _finish(request, trainer, identity, log, time.monotonic() - began)
+        _loop(request, trainer, identity, log, first, reporter, began)
+        return _finish(request, trainer, identity, log)
 
 
 def check_store(store: LabelStore, config: TrainConfig) -> None:
@@ -164,10 +193,14 @@ def check_store(store: LabelStore, config: TrainConfig) -> None:
 
 
 def _check_top(store: LabelStore, selection: Selection | None, config: TrainConfig) -> None:
-    """Refuse sampled candidates with more of the teacher's best classes than a row has (none without a teacher)."""
+    """Refuse what needs more of the teacher's best classes than a row has (none without a teacher)."""
     top_k = store.layout.top_k
     if selection is not None and selection.top_k is not None:
         top_k = min(top_k, selection.top_k)
+    if top_k == 1 and config.supervision != "hard" and config.targets == "top-k" and config.tail == "renormalise":
+        raise UsageError(f"tail = 'renormalise': soft labels of {store.path} have one class here, which renormalised "
+                         "is certain whatever the prompts: nothing would be learned from them",
+                         hint="use another --set tail=..., or more classes of each soft label")  # fmt: skip
     if config.candidates == "sampled" and config.sampled_top > top_k and store.layout.top_k:
         raise UsageError(f"sampled_top = {config.sampled_top}: soft labels of {store.path} have {top_k} classes here",
                          hint=f"--set sampled_top={top_k}, or a store with a larger --top-k")  # fmt: skip
@@ -175,6 +208,7 @@ def _check_top(store: LabelStore, selection: Selection | None, config: TrainConf
 
 def _check_request(request: TrainRequest) -> None:
     """What can be known before a store is opened."""
+    require_packages(request.log)
     parse_spec(request.student)
     if request.config.tower != "text" and request.root is None:
         raise UsageError(f"tower = '{request.config.tower}' reads images in training, and --root is missing",
@@ -185,47 +219,10 @@ def _check_request(request: TrainRequest) -> None:
 
 
 def _check_folder(request: TrainRequest) -> None:
-    marker = request.out / "config.toml"
     if request.resume:
-        if not marker.is_file():
-            raise UsageError(f"{request.out} holds no run: there is nothing to resume", hint="start without --resume")
-        try:
-            stored = tomllib.loads(marker.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-            raise IntegrityError(f"{marker} is damaged: {problem}", hint="restore it, or start a new run") from problem
-        wanted = request.config.to_dict()
-        different = [
-            f"{key}: there {stored.get(key)!r}, here {wanted.get(key)!r}"
-            for key in sorted(stored.keys() | wanted.keys())
-            if stored.get(key) != wanted.get(key)
-        ]
-        if different:
-            raise FingerprintError(
-                f"{request.out} was started with another config:\n  " + "\n  ".join(different),
-                hint=f"resume with --config {marker}",
-            )
-        return
-    if request.out.exists() and not request.out.is_dir():
-        raise UsageError(f"{request.out} is a file; --out is a folder", hint="give another --out")
-    held = {item.name for item in request.out.iterdir()} if request.out.exists() else set()
-    if marker.is_file():
-        raise UsageError(f"{request.out} holds a run", hint="continue it with --resume, or give another --out")
-    if held - BEFORE_MARKER or not _is_ours(request.out):
-        raise UsageError(f"{request.out} is not empty and holds no run", hint="give another --out; nothing was changed")
-
-
-def _is_ours(out: Path) -> bool:
-    """Whether what is called as a run calls it is a run's: it would be removed."""
-    checkpoints, log = out / "checkpoints", out / "events.jsonl"
-    own = r"\.?step-\d{8}\.safetensors.*"  # and drafts of them
-    if checkpoints.is_symlink() or (checkpoints.exists() and not checkpoints.is_dir()):
-        return False
-    if checkpoints.is_dir() and not all(re.fullmatch(own, item.name) for item in checkpoints.iterdir()):
-        return False
-    if not log.exists():
-        return True
-    head = log.read_bytes()[:4096].partition(b"\n")[0]
-    return not head or b'"event": "start"' in head
+        run_folder.require_same(request.out, request.config.to_dict())
+    else:
+        run_folder.require_new(request.out)
 
 
 def _build(
@@ -243,6 +240,13 @@ def _build(
         )
     trainer = Trainer(request.config, clip, rows, images)
     start = OWN_START if request.init is None else _start_from(request.init, trainer)
+    frozen = trainer.student.frozen_classes if request.config.tower == "image" else None
+    if not trainer.student.is_sound() or (frozen is not None and not bool(frozen.isfinite().all())):
+        whose = request.student if request.init is None else f"{request.student} with the prompts in {request.init}"
+        raise DataError(f"the start gives no numbers: features of {whose} are NaN or infinite",
+                        hint="give another student, or prompts that are sound")  # fmt: skip
+    for nothing in (*request.config.without_effect(), *trainer.warnings()):
+        reporter.note(f"note: {nothing}")
     reporter.note(
         f"{trainer.student.trainable_parameters()} trainable parameters, {len(rows)} rows "
         f"({len(trainer.order.held_out)} held out), {trainer.steps} steps of {trainer.order.steps_per_epoch} an epoch, "
@@ -261,7 +265,10 @@ def _start_from(folder: Path, trainer: Trainer) -> str:
     for tower, prompts in (("text", loaded.text), ("image", loaded.image)):
         learner = student.learner(tower)
         if learner is not None and prompts is not None:
-            learner.load_start(prompts)
+            try:
+                learner.load_start(prompts)
+            except UsageError as problem:
+                raise UsageError(f"the prompts in {folder}, {tower} tower: {problem.message}", problem.hint) from None
         elif (learner is None) != (prompts is None):
             raise UsageError(f"the prompts in {folder} are of tower = '{loaded.meta.tower}', and this run's is "
                              f"'{trainer.config.tower}'", hint=f"--set tower={loaded.meta.tower}")  # fmt: skip
@@ -280,32 +287,30 @@ def _start(request: TrainRequest, trainer: Trainer, identity: Identity, log: Run
     """Make or reopen the run folder; returns the first step to do."""
     from teachonce.checkpoint import load_checkpoint, save_checkpoint
 
-    checkpoints = request.out / "checkpoints"
+    checkpoints = request.out / run_folder.CHECKPOINTS
     if request.resume:
-        step = load_checkpoint(checkpoints, trainer.learners, trainer.optimizer, identity, trainer.average.state())
-        log.rewind(step)
-        reporter.note(f"resuming {request.out} after step {step}")
-        return step
-    request.out.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(checkpoints, ignore_errors=True)  # of a run that was killed before its config marked it
+        return load_checkpoint(checkpoints, trainer.learners, trainer.optimizer, identity, trainer.average.state())
+    run_folder.clear(request.out)
     log.clear()
     save_checkpoint(checkpoints, 0, trainer.learners, trainer.optimizer, identity, trainer.average.state())
     log.write("start", step=0, teachonce=__version__, versions=package_versions(), labels=str(request.labels),
               student=request.student, **{f"{name}_digest": value for name, value in asdict(identity).items()},
               steps=trainer.steps, steps_per_epoch=trainer.order.steps_per_epoch,
-              trainable_parameters=trainer.student.trainable_parameters())  # fmt: skip
+              trainable_parameters=trainer.student.trainable_parameters(),
+              no_effect=request.config.without_effect())  # fmt: skip
     # The config is written last: it marks a folder that can be resumed.
-    atomic_write_bytes(request.out / "config.toml", tomli_w.dumps(request.config.to_dict()).encode())
+    atomic_write_bytes(request.out / run_folder.CONFIG, tomli_w.dumps(request.config.to_dict()).encode())
     return 0
 
 
 def _loop(
-    request: TrainRequest, trainer: Trainer, identity: Identity, log: RunLog, first: int, reporter: Reporter
-) -> None:
+    request: TrainRequest, trainer: Trainer, identity: Identity, log: RunLog, first: int, reporter: Reporter,
+    began: float,
+) -> None:  # fmt: skip
     from teachonce.checkpoint import save_checkpoint
     from teachonce.signals import deferred_signals
 
-    config, checkpoints, steps = request.config, request.out / "checkpoints", trainer.steps
+    config, checkpoints, steps = request.config, request.out / run_folder.CHECKPOINTS, trainer.steps
     if first:
         _measure(trainer, log, first)  # what a stop right after the checkpoint left out
     with deferred_signals() as stop_requested:
@@ -320,6 +325,8 @@ def _loop(
                 trainer.require_sound(done)
                 state = trainer.average.state()
                 save_checkpoint(checkpoints, done, trainer.learners, trainer.optimizer, identity, state)
+                log.write("checkpoint", step=done, seconds=round(time.monotonic() - began, 3))
+                began = time.monotonic()
             if stopping:  # asked once a step: a signal that comes after the checkpoint waits for the next one
                 reporter.note(f"stopped after step {done}; continue with --resume")
                 break
@@ -337,7 +344,7 @@ def _measure(trainer: Trainer, log: RunLog, done: int) -> None:
         log.write("held_out", step=done, **asdict(measure(trainer)))
 
 
-def _finish(request: TrainRequest, trainer: Trainer, identity: Identity, log: RunLog, seconds: float) -> TrainResult:
+def _finish(request: TrainRequest, trainer: Trainer, identity: Identity, log: RunLog) -> TrainResult:
     import torch
 
     from teachonce.prompt_files import TENSORS_FILE, save_prompts
@@ -345,18 +352,37 @@ def _finish(request: TrainRequest, trainer: Trainer, identity: Identity, log: Ru
     with torch.no_grad(), trainer.result() as student:
         text, image = student.learner("text"), student.learner("image")
         save_prompts(request.out, None if text is None else text(), None if image is None else image(), student.meta())
-    digest = hashlib.sha256((request.out / TENSORS_FILE).read_bytes()).hexdigest()
     losses = [event["loss"] for event in log.read("step")][-5:]
     held_out = [event["top1"] for event in log.read("held_out")]
     result = TrainResult(
-        steps=trainer.steps, trainable_parameters=trainer.student.trainable_parameters(), seconds=seconds,
-        final_loss=sum(losses) / len(losses) if losses else float("nan"),
-        held_out_top1=held_out[-1] if held_out else None, out=str(request.out), prompts_digest=digest,
+        steps=trainer.steps, trainable_parameters=trainer.student.trainable_parameters(),
+        seconds=round(sum(event["seconds"] for event in log.read("checkpoint")), 3),
+        final_loss=sum(losses) / len(losses) if losses else None, held_out_top1=held_out[-1] if held_out else None,
+        out=str(request.out),
+        prompts_digest=hashlib.sha256((request.out / TENSORS_FILE).read_bytes()).hexdigest(),
     )  # fmt: skip
     about: dict[str, Any] = {
         "schema": 1, **asdict(result), "store_id": identity.store, "student_digest": identity.student,
         "selection_digest": identity.selection, "vocabulary_digest": trainer.rows.vocabulary.digest,
         "start": identity.start,
     }  # fmt: skip
-    atomic_write_bytes(request.out / "results.json", (json.dumps(about, indent=1) + "\n").encode())
+    text_of = json.dumps(about, indent=1, allow_nan=False)
+    atomic_write_bytes(request.out / run_folder.RESULTS, (text_of + "\n").encode())
     return result
+
+
+def _recorded(request: TrainRequest, trainer: Trainer) -> TrainResult | None:
+    """What a finished run has written of itself; None where it does not agree with the prompts that lie there."""
+    from teachonce.prompt_files import load_prompts
+
+    found = run_folder.read_results(request.out)
+    names = [field.name for field in fields(TrainResult)]
+    if found is None or not set(names) <= found.keys() or found["steps"] != trainer.steps:
+        return None
+    try:
+        sound = load_prompts(request.out).tensors_digest == found["prompts_digest"]
+    except TeachOnceError:
+        sound = False  # what is lost or damaged is written again
+    if not sound:
+        return None
+    return replace(TrainResult(**{name: found[name] for name in names}), out=str(request.out))

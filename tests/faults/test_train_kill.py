@@ -17,6 +17,7 @@ from teachonce import held_out
 from teachonce.config import load_train_config
 from teachonce.held_out import HeldOutScore
 from teachonce.progress import Silent
+from teachonce.run_folder import LOCK
 from teachonce.runlog import read_events
 from teachonce.stages.train import TrainRequest, train
 from teachonce.training import Trainer
@@ -76,6 +77,83 @@ def test_sigterm_then_kill_then_the_same_prompts(finished: Path, student: str, t
         [e["loss"] for e in read_events(folder / "events.jsonl") if e["event"] == "step"] for folder in (out, whole)
     ]
     assert losses[0] == losses[1]
+
+
+# The command in a process that sends itself a signal where `save_prompts` is called, before or after it.
+IN_FINISH = """
+import os, signal, sys
+import teachonce.prompt_files as files
+real, when = files.save_prompts, sys.argv.pop(1)
+def save(*given):
+    if when == "before":
+        os.kill(os.getpid(), signal.SIGTERM)
+    real(*given)
+    os.kill(os.getpid(), signal.SIGTERM)
+files.save_prompts = save
+from teachonce.cli.app import run
+sys.exit(run(sys.argv[1:]))
+"""
+# One in which Ctrl-C is not ignored, as it is in what a shell starts in the background.
+INTERRUPTIBLE = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from teachonce.cli.app import run
+sys.exit(run(sys.argv[1:]))
+"""
+SHORT = ["steps=30", "batch_size=16", "checkpoint_every=7", "log_every=1", "seed=3"]
+
+
+def as_user(code: str, before: list[str], labels: Path, student: str, out: Path, steps: int) -> subprocess.Popen[bytes]:
+    """`teachonce train` behind a few lines of Python."""
+    settings = [word for setting in (*SHORT, f"steps={steps}", "threads=1") for word in ("--set", setting)]
+    command = [*before, "train", str(labels), "--student", student, "--out", str(out), *settings]
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *command], stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
+def resumed(labels: Path, student: str, out: Path, steps: int) -> bytes:
+    """The prompts once the run has gone on to its end; nothing of a lock stays."""
+    config = load_train_config(None, [*SHORT, f"steps={steps}"])
+    train(TrainRequest(labels=labels, student=student, out=out, config=config, threads=1, resume=True), Silent())
+    assert not (out / LOCK).exists()
+    return (out / "prompts.safetensors").read_bytes()
+
+
+def uninterrupted(labels: Path, student: str, out: Path, steps: int) -> bytes:
+    """The prompts of a run that nobody stopped."""
+    config = load_train_config(None, [*SHORT, f"steps={steps}"])
+    train(TrainRequest(labels=labels, student=student, out=out, config=config, threads=1), Silent())
+    return (out / "prompts.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_sigterm_while_the_result_is_written_costs_nothing(
+    when: str, finished: Path, student: str, tmp_path: Path
+) -> None:
+    """Exit 143 without results.json, before and after the prompts; resumed, they have equal bits."""
+    out = tmp_path / "run"
+    process = as_user(IN_FINISH, [when], finished, student, out, 30)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 143, errors.decode()
+    assert (out / "prompts.safetensors").exists() == (when == "after") and not (out / "results.json").exists()
+    assert resumed(finished, student, out, 30) == uninterrupted(finished, student, tmp_path / "whole", 30)
+    assert (out / "results.json").is_file()
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_training_checkpoints_and_exits_130(finished: Path, student: str, tmp_path: Path) -> None:
+    """The step is finished and kept; resumed, the prompts have equal bits."""
+    out = tmp_path / "run"
+    process = as_user(INTERRUPTIBLE, [], finished, student, out, 300)
+    wait_for_step(out, 12, process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors.decode()
+    reached = max(event.get("step", 0) for event in read_events(out / "events.jsonl"))
+    assert (out / "checkpoints" / f"step-{reached:08d}.safetensors").is_file() and reached < 300
+    assert resumed(finished, student, out, 300) == uninterrupted(finished, student, tmp_path / "whole", 300)
 
 
 class Stopped(BaseException):

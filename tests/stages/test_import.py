@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from teachonce import load_prompts
 from teachonce.clip_models import load_clip
 from teachonce.config import load_train_config
-from teachonce.errors import DataError, FingerprintError, UnsupportedModelError, UsageError
+from teachonce.errors import DataError, EnvironmentFault, FingerprintError, UnsupportedModelError, UsageError
 from teachonce.progress import Silent
 from teachonce.stages.evaluate import EvaluateRequest, evaluate
 from teachonce.stages.import_ import ImportRequest, ImportResult, import_
@@ -131,8 +132,55 @@ def test_a_folder_with_anything_in_it_is_left_alone(student: str, tmp_path: Path
         imported(student, tmp_path)
     assert {file: file.read_bytes() for file in out.iterdir()} == before
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UsageError, match="file is not empty"):
+    with pytest.raises(UsageError, match="file is a file; --out is a folder"):
         import_(ImportRequest(checkpoint=tmp_path / "x", student=student, out=tmp_path / "file"), Silent())
+    assert (tmp_path / "file").read_text() == "mine"
+    with pytest.raises(EnvironmentFault, match="cannot make") as caught:
+        import_(ImportRequest(checkpoint=checkpoint_of(student, tmp_path), student=student,
+                              out=tmp_path / "file" / "deep" / "er"), Silent())  # fmt: skip
+    assert caught.value.hint and (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("largest", [1e30, 3e38])
+def test_a_context_that_makes_no_numbers_is_refused(largest: float, student: str, tmp_path: Path) -> None:
+    """Every entry is finite, and the features of a name behind it are NaN: said before the folder is made."""
+    context = torch.full((4, 32), largest) * torch.randn(4, 32, generator=torch.Generator().manual_seed(0)).sign()
+    file = dassl_files.saved(tmp_path, {"state_dict": {"ctx": context}})
+    with pytest.raises(DataError, match="class features of .* are not numbers") as caught:
+        import_(ImportRequest(checkpoint=file, student=student, out=tmp_path / "deep" / "out"), Silent())
+    assert "earlier checkpoint" in caught.value.hint and not (tmp_path / "deep").exists()
+
+
+def test_slots_that_leave_no_room_for_name_and_full_stop_are_refused(student: str, tmp_path: Path) -> None:
+    """One slot fewer than positions would leave room for a name without its full stop."""
+    file = dassl_files.saved(tmp_path, {"state_dict": {"ctx": torch.ones(29, 32)}})
+    with pytest.raises(DataError, match="29 slots leave no room for a name") as caught:
+        import_(ImportRequest(checkpoint=file, student=student, out=tmp_path / "out"), Silent())
+    assert caught.value.hint and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("failing", ["prompts.safetensors", "prompts.json", "results.json"])
+@pytest.mark.parametrize("there", [False, True])
+def test_a_failed_write_leaves_nothing(
+    failing: str, there: bool, student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk at any of the three files: an empty folder stays and is empty, folders that were made go."""
+    out = tmp_path / "deep" / "out"
+    if there:
+        out.mkdir(parents=True)
+    file, replace = checkpoint_of(student, tmp_path), os.replace
+
+    def full(source: Any, target: Any) -> None:
+        if Path(target).name == failing:
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", full)
+        with pytest.raises(EnvironmentFault, match="No space left"):
+            import_(ImportRequest(checkpoint=file, student=student, out=out), Silent())
+    assert (list(out.iterdir()) == []) if there else not (tmp_path / "deep").exists()
+    assert import_(ImportRequest(checkpoint=file, student=student, out=out), Silent()).slots == SLOTS
 
 
 def test_a_context_for_each_class_is_refused(student: str, tmp_path: Path) -> None:

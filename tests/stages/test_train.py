@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ import worlds
 from safetensors import safe_open
 from train_runs import killed_before
 
+from teachonce import run_folder
 from teachonce.config import TrainConfig, load_train_config
-from teachonce.errors import DataError, FingerprintError, UsageError
+from teachonce.errors import DataError, FingerprintError, IncompleteError, IntegrityError, UsageError
 from teachonce.label_store import LabelStore
 from teachonce.progress import Silent
 from teachonce.runlog import read_events
+from teachonce.selection import Rule, choose, save_selection
 from teachonce.stages.train import TrainRequest, TrainResult, train
 from teachonce.store_format import student_group
 
@@ -168,11 +172,164 @@ def test_a_run_killed_before_its_first_step_starts_again(
 ) -> None:
     """What it left without a config.toml holds nothing: the same command begins anew and gives the same prompts."""
     out = tmp_path / "run"
-    shutil.copytree(whole / "checkpoints", out / "checkpoints")
-    shutil.copy(whole / "events.jsonl", out)
+    with killed_before(0):
+        run(finished, student, out)
+    (out / "config.toml").unlink()
     run(finished, student, out)
     assert prompts_bytes(out) == prompts_bytes(whole)
     assert steps_of(out) == steps_of(whole)
+
+
+def test_a_run_whose_config_is_lost_keeps_its_checkpoints(
+    whole: Path, finished: Path, student: str, tmp_path: Path
+) -> None:
+    """Neither --resume nor a new start touches them."""
+    out = tmp_path / "run"
+    shutil.copytree(whole / "checkpoints", out / "checkpoints")
+    shutil.copy(whole / "events.jsonl", out)
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    for resume in (True, False):
+        with pytest.raises(IntegrityError, match=r"at step 18 whose config\.toml is lost"):
+            run(finished, student, out, resume=resume)
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+
+
+def test_a_run_that_another_process_works_on_is_left_alone(
+    whole: Path, finished: Path, student: str, tmp_path: Path
+) -> None:
+    """Also where it began while this one was loading; nothing is left of the lock."""
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    for resume in (True, False):
+        with run_folder.only_writer(out), pytest.raises(IncompleteError, match=f"process {os.getpid()} on"):
+            run(finished, student, out, resume=resume)
+    late = tmp_path / "late"
+    real = run_folder.only_writer
+    with pytest.MonkeyPatch.context() as patch, real(late), pytest.raises(IncompleteError):
+        there = Path.exists
+        patch.setattr(Path, "exists", lambda self, **more: self != late and there(self, **more))
+        run(finished, student, late)
+    assert not (out / run_folder.LOCK).exists() and list(late.iterdir()) == []
+
+
+def test_resuming_a_finished_run_changes_nothing(whole: Path, finished: Path, student: str, tmp_path: Path) -> None:
+    """The recorded result comes back; other prompts, or none, are written again."""
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    before = {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()}
+    result = run(finished, student, out, resume=True)
+    assert result.seconds == json.loads(before["results.json"])["seconds"] and result.out == str(out)
+    assert {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()} == before
+    (out / "prompts.safetensors").write_bytes(b"damaged")
+    run(finished, student, out, resume=True)
+    assert prompts_bytes(out) == prompts_bytes(whole)
+
+
+def test_a_run_without_its_log_has_no_last_loss(whole: Path, finished: Path, student: str, tmp_path: Path) -> None:
+    """null in results.json, which other programs can parse; the prompts are the same."""
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    (out / "events.jsonl").unlink()
+    (out / "results.json").unlink()
+    assert run(finished, student, out, resume=True).final_loss is None
+    assert json.loads((out / "results.json").read_text())["final_loss"] is None
+    assert prompts_bytes(out) == prompts_bytes(whole)
+
+
+def test_seconds_are_those_of_all_calls(finished: Path, student: str, tmp_path: Path) -> None:
+    """What was done up to the last checkpoint before a kill is in the sum."""
+    out = tmp_path / "run"
+    with killed_before(10):
+        run(finished, student, out)
+    earlier = sum(e["seconds"] for e in read_events(out / "events.jsonl") if e["event"] == "checkpoint")
+    began = time.monotonic()
+    result = run(finished, student, out, resume=True)
+    assert 0 < earlier < result.seconds < earlier + time.monotonic() - began + 0.01
+
+
+@pytest.mark.parametrize("supervision", ["soft", "hard+soft"])
+def test_one_renormalised_class_teaches_nothing(supervision: str, finished: Path, student: str, tmp_path: Path) -> None:
+    """Refused before a folder is made, where a selection keeps one class of each soft label."""
+    one = tmp_path / "one.json"
+    store = LabelStore.open(finished)
+    rule = Rule(top_k=1)
+    save_selection(one, store, rule, choose(store, rule, Silent()))
+    chosen = config(f"supervision={supervision}", "tail=renormalise")
+    request = TrainRequest(labels=finished, student=student, out=tmp_path / "run", config=chosen, threads=1,
+                           selection=one)  # fmt: skip
+    with pytest.raises(UsageError, match="nothing would be learned"):
+        train(request, Silent())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_in_which_nothing_can_be_learned_stops_before_an_update(
+    finished: Path, student: str, tmp_path: Path
+) -> None:
+    """A vocabulary of one class: its softmax is 1 whatever the prompts."""
+    one, store = tmp_path / "one.json", LabelStore.open(finished)
+    rule = Rule(classes=(worlds.IDS[0],))
+    save_selection(one, store, rule, choose(store, rule, Silent()))
+    request = TrainRequest(labels=finished, student=student, out=tmp_path / "run", config=config("supervision=hard"),
+                           threads=1, selection=one)  # fmt: skip
+    with pytest.raises(UsageError, match="step 0: .*there is nothing to learn with supervision = 'hard'.* 1 classes"):
+        train(request, Silent())
+    assert not steps_of(tmp_path / "run")
+
+
+def test_a_soft_weight_that_rises_from_zero_is_no_reason_to_stop(finished: Path, student: str, tmp_path: Path) -> None:
+    """The first gradient of a purely soft run is zero by its own schedule."""
+    run(finished, student, tmp_path / "run", "supervision=soft", "soft_schedule=rise", "steps=3")
+    assert [step["gradient_norm"] > 0 for step in steps_of(tmp_path / "run")] == [False, True, True]
+
+
+def test_a_first_loss_that_is_no_number_does_not_blame_the_learning_rate(
+    finished: Path, student: str, tmp_path: Path
+) -> None:
+    """Nothing was updated yet: the temperature is named instead."""
+    with pytest.raises(UsageError, match="step 0: the loss became") as caught:
+        run(finished, student, tmp_path / "run", "temperature=1e30", "tail=renormalise")
+    assert "temperature" in caught.value.hint and "smaller learning_rate" not in caught.value.hint
+
+
+def test_a_start_that_gives_no_numbers_makes_no_folder(finished: Path, student: str, tmp_path: Path) -> None:
+    """The student is named."""
+    from teachonce.student import PromptedStudent
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(DataError, match="the start gives no numbers") as caught:
+        patch.setattr(PromptedStudent, "is_sound", lambda self: False)
+        run(finished, student, tmp_path / "run")
+    assert student in caught.value.message and not (tmp_path / "run").exists()
+
+
+def test_prompts_that_do_not_fit_are_refused_by_folder_and_tower(
+    whole: Path, finished: Path, student: str, tmp_path: Path
+) -> None:
+    """`--init` of a run with more letters than this one."""
+    request = TrainRequest(labels=finished, student=student, out=tmp_path / "run", config=config("structure=shared"),
+                           threads=1, init=whole)  # fmt: skip
+    with pytest.raises(UsageError, match=f"the prompts in {whole}, text tower: .*cannot start"):
+        train(request, Silent())
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_image_depth_out_of_range_is_called_by_its_key(
+    world: Any, finished: Path, student: str, tmp_path: Path
+) -> None:
+    """Not `depth`, which is the text tower's."""
+    request = TrainRequest(labels=finished, student=student, out=tmp_path / "run", threads=1, root=world.root,
+                           config=config("tower=image", "image_depth=9"))  # fmt: skip
+    with pytest.raises(UsageError, match="image_depth") as caught:
+        train(request, Silent())
+    assert caught.value.hint.startswith("set image_depth") and not (tmp_path / "run").exists()
+
+
+def test_what_has_no_effect_is_told_and_logged(finished: Path, student: str, tmp_path: Path) -> None:
+    """Keys that do nothing, and a warm-up that is never over."""
+    notes, chosen = worlds.Notes(), config("momentum=0.5", "warmup_steps=50", "steps=2")
+    train(TrainRequest(labels=finished, student=student, out=tmp_path / "run", config=chosen, threads=1), notes)
+    told = "\n".join(notes.lines)
+    assert "momentum has no effect" in told and "it never reaches 0.03" in told
+    assert read_events(tmp_path / "run" / "events.jsonl")[0]["no_effect"] == chosen.without_effect() != []
 
 
 def test_a_run_belongs_to_its_store(whole: Path, world: Any, teacher: str, student: str, tmp_path: Path) -> None:
@@ -194,6 +351,21 @@ def test_a_store_must_hold_what_the_config_needs(finished: Path, student: str, t
         run(finished, teacher, tmp_path / "b")
     assert "--student" in caught.value.hint
     assert student_group("0" * 64) not in LabelStore.open(finished).groups
+
+
+@pytest.mark.parametrize("lost", ["prompts.json", "prompts.safetensors", "results.json"])
+def test_what_a_finished_run_has_lost_is_written_again(
+    lost: str, whole: Path, finished: Path, student: str, tmp_path: Path
+) -> None:
+    """From its last checkpoint, the same bytes."""
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    (out / lost).unlink()
+    result = run(finished, student, out, resume=True)
+    assert prompts_bytes(out) == prompts_bytes(whole) == result.prompts_digest
+    assert (out / "prompts.json").read_bytes() == (whole / "prompts.json").read_bytes()
+    kept, again = (json.loads((folder / "results.json").read_text()) for folder in (whole, out))
+    assert {**again, "out": "", "seconds": 0} == {**kept, "out": "", "seconds": 0}
 
 
 def test_the_run_folder_tells_all(whole: Path) -> None:

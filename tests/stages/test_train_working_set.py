@@ -14,7 +14,7 @@ import worlds
 
 from teachonce import working_build
 from teachonce.config import load_train_config
-from teachonce.errors import FingerprintError, IntegrityError
+from teachonce.errors import FingerprintError, IntegrityError, UsageError
 from teachonce.label_store import LabelStore
 from teachonce.progress import Silent
 from teachonce.runlog import read_events
@@ -105,8 +105,15 @@ def test_a_selection_is_part_of_the_run(store: Path, student: str, tmp_path: Pat
 @pytest.mark.parametrize("rule", [{"top_k": 2}, {"classes": ("n01", "n05", "n03")}, {"shots": 3, "top_k": 1}], ids=str)
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_rule_trains(rule: dict[str, Any], choice: str, store: Path, student: str, tmp_path: Path) -> None:
-    """Finite losses; with classes the run knows these names only, in the vocabulary's order."""
+    """Finite losses; with classes the run knows these names only, in the vocabulary's order.
+
+    One class a row, renormalised, is certain whatever the prompts: that is refused.
+    """
     file = select(store, tmp_path / "s.json", **rule)
+    if "renormalise" in choice and rule.get("top_k") == 1:
+        with pytest.raises(UsageError, match="nothing would be learned"):
+            run(store, student, tmp_path / "run", *choice.split(), selection=file)
+        return
     run(store, student, tmp_path / "run", *choice.split(), selection=file)
     events = [e for e in read_events(tmp_path / "run" / "events.jsonl") if e["event"] == "step"]
     assert len(events) == 12 and all(np.isfinite(e["loss"]) for e in events)

@@ -177,7 +177,7 @@ class PlainStep:
             assert batch.features is not None
             frozen = (self.scale * torch.from_numpy(batch.features).double() @ self.frozen.T).softmax(1)
             parts["consistency"] = divergence(frozen, logits, log_weight, 1.0).mean()
-        if config.anchor_weight:
+        if config.anchor_weight and config.tower != "image":
             parts["anchor"] = (drawn.stands_for * (text - self.frozen).square().sum(1)).sum() / len(self.names)
         return parts
 
@@ -185,6 +185,11 @@ class PlainStep:
         """Cross-entropy with all classes of the label's name, and with the whole vocabulary for the smoothed share."""
         labelled = label >= 0
         logits, log_weight, label = logits[labelled], log_weight[labelled], label[labelled]
+        if self.config.hard_over == "seen":
+            unseen = sorted(set(range(len(self.names))) - set(self.rows.label_column.tolist()))
+            log_weight = log_weight.clone()
+            log_weight[:, unseen] = -torch.inf
+            logits = logits.masked_fill(log_weight == -torch.inf, -1e9)
         log_p = log_student(logits, log_weight, 1.0)
         same = self.name_of[label][:, None] == self.name_of[None]
         wanted = -(log_p + log_weight).masked_fill(~same, -torch.inf).logsumexp(1)

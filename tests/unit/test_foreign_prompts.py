@@ -229,6 +229,20 @@ def test_a_cut_off_file_is_refused(share: float, legacy: bool, checkpoint: Check
         read_foreign(file)
 
 
+@pytest.mark.parametrize(
+    "data", [b"hello world\n", b"", b"\x80\x02garbage", b"PK\x03\x04" * 9, b"\x80\x02}q\x00.", b"l."]
+)
+def test_what_torch_advises_is_not_passed_on(data: bytes, tmp_path: Path) -> None:
+    """A file that is no checkpoint is called so; nobody is told to read it without protection."""
+    file = tmp_path / "notes.txt"
+    file.write_bytes(data)
+    with pytest.raises((IntegrityError, DataError), match=r"notes\.txt") as caught:
+        read_foreign(file)
+    said = f"{caught.value.message} {caught.value.hint}".lower()
+    assert "weights" not in said and "trusted" not in said and "torch.load" not in said
+    assert "prompt_learner/model.pth.tar" in caught.value.hint
+
+
 def test_no_flipped_bit_of_the_context_passes(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """Anywhere in the file: our error, or the context as it was."""
     wanted, rng = checkpoint["state_dict"]["ctx"].clone(), random.Random(0)

@@ -11,16 +11,17 @@ from typing import Any, Literal
 
 import pytest
 
+from teachonce.cli.settings import EvaluateSettings, settings
 from teachonce.config import TrainConfig, load_train_config
 from teachonce.errors import DataError, UsageError, did_you_mean
 from teachonce.manifests import Manifest, Split, load_manifest
-from teachonce.strict import decode
+from teachonce.strict import decode, toml_value
 
 SPLIT = {"format": "webdataset", "path": "a/*.tar", "label": "cls", "classes": "b.tsv", "samples": 3,
-         "unlabelled": False, "archives": 2, "known_bad": ["a"]}  # fmt: skip
+         "unlabelled": False, "archives": 2, "known_bad": ["a"], "images": "", "part": ""}  # fmt: skip
 MANIFEST: dict[str, Any] = {
     "schema": 1, "name": "n", "title": "t", "classes": "c.tsv", "splits": {"train": SPLIT}, "licence": "l", "get": "g",
-    "about": "a", "digests": {"a.tar": "md5:0"},
+    "about": "a", "digests": {"a.tar": "md5:0"}, "names": "", "template": "{}",
 }  # fmt: skip
 COMPLETE: dict[type, dict[str, Any]] = {
     TrainConfig: TrainConfig().to_dict(),
@@ -31,7 +32,9 @@ FIELDS = [(kind, field.name) for kind in COMPLETE for field in dataclasses.field
 
 
 def misspelt(word: str) -> str:
-    """The word with two neighbouring letters swapped."""
+    """The word with two neighbouring letters swapped; of a short one, where that may give another, the last doubled."""
+    if len(word) <= 4:
+        return word + word[-1]
     i = next(i for i in range(1, len(word) - 1) if word[i] != word[i + 1])
     return word[:i] + word[i + 1] + word[i] + word[i + 2 :]
 
@@ -100,7 +103,8 @@ def test_a_number_out_of_range_is_refused_with_its_name(name: str, value: object
 @pytest.mark.parametrize(
     ("given", "words"),
     [({"prograd": True, "supervision": "soft"}, "prograd changes the gradient of the hard loss"),
-     ({"tower": "image", "anchor_weight": 1.0}, "anchor_weight"), ({"compile": True}, "compile is for the image tower"),
+     ({"hard_over": "seen", "label_smoothing": 0.1}, "label_smoothing"),
+     ({"compile": True}, "compile is for the image tower"),
      ({"tower": "image", "candidates": "all-sampled"}, "all-sampled"), ({"learning_rate": 1e31}, "learning_rate"),
      ({"label_smoothing": 0.1, "supervision": "soft"}, "label_smoothing"),
      ({"label_smoothing": 0.1, "candidates": "sampled", "correction": "none"}, "label_smoothing"),
@@ -208,6 +212,53 @@ def test_an_unreadable_manifest_is_a_data_error_that_names_it(tmp_path: Path, co
     file.write_bytes(content)
     with pytest.raises(DataError, match="bad.toml"):
         load_manifest(str(file))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [("steps=abc", "expected int, found str 'abc'"), ("steps=1.5", r"expected int, found float 1\.5"),
+     ("steps=true", "expected int, found bool True"), ("temperature=hot", "expected float, found str 'hot'"),
+     ("context=5", "expected str, found int 5"), ("context=2020-01-01", "expected str, found date"),
+     ("tf32=1", "expected bool, found int 1"), ("tf32=yes", "expected bool, found str 'yes'"),
+     ("steps=[1]", r"expected int, found list \[1\]"), ("steps=", "expected int, found str ''"),
+     ("supervision=5", "5 is not allowed"), ("supervision=harder", "did you mean 'hard'"), ("stepz=1", "mean 'steps'"),
+     ("=1", "unknown key"), ("steps", "expected key=value"), ("steps=0", "steps must be above 0"),
+     ("learning_rate=nan", "learning_rate must be above 0"), (f"temperature=1{'0' * 400}", "beyond all floats"),
+     ("steps=5\nseed=7", "expected int, found str"), ("soft_weight=0 supervision=soft", "expected float, found str")],
+)  # fmt: skip
+def test_a_wrong_override_says_what_was_expected_and_what_to_do(override: str, words: str) -> None:
+    """Type expected and found, or the range; and where the keys are listed."""
+    with pytest.raises(UsageError, match=words) as caught:
+        load_train_config(None, [override])
+    assert str(caught.value).startswith("--set") and "--set KEY=VALUE" in caught.value.hint
+
+
+def test_a_mistake_in_a_config_file_has_a_next_step(tmp_path: Path) -> None:
+    """Whether it cannot be read or holds a value out of range."""
+    file = tmp_path / "c.toml"
+    for text in ("steps = 0", "steps = ", "stepz = 1"):
+        file.write_text(text)
+        with pytest.raises(UsageError, match=re.escape("c.toml")) as caught:
+            load_train_config(file)
+        assert "teachonce train --print-config" in caught.value.hint
+
+
+def test_the_settings_of_other_commands_say_which_keys_there_are() -> None:
+    """`evaluate --set batch_size=0` and its like."""
+    for override in ("batch_size=0", "batch_size=a", "batchsize=1", "batch_size"):
+        with pytest.raises(UsageError) as caught:
+            settings(EvaluateSettings, [override])
+        assert "batch_size, threads" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("5", 5), (" 5 ", 5), ("a photo", "a photo"), ('"5"', "5"), ("true", True), ("1e3", 1000.0), ("", ""),
+     ("5\nb = 6", "5\nb = 6"), ("[1, 2]", [1, 2])],
+)  # fmt: skip
+def test_a_value_is_toml_or_a_bare_word(text: str, value: object) -> None:
+    """Text that brings further lines of TOML along is no value: they would be dropped in silence."""
+    assert toml_value(text) == value
 
 
 def test_suggestions_list_what_is_known_when_nothing_is_near() -> None:

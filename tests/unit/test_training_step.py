@@ -57,6 +57,9 @@ CASES: dict[str, dict[str, Any]] = {
     "embedding at two temperatures": {"targets": "embedding", "temperature": 1.5, "teacher_temperature": 3.0},
     "smoothing": {"supervision": "hard", "label_smoothing": 0.2},
     "anchor": {"anchor_weight": 3.0},
+    "no anchor": {"anchor_weight": 0.0},
+    "hard over seen classes": {"hard_over": "seen", "anchor_weight": 0.0},
+    "hard over seen classes, sampled": {**DRAWN, "hard_over": "seen"},
     "self-consistency": {"consistency_weight": 0.7},
     "two views": {"views_per_step": 2},
     "parameters in the tower's own units": {"layer_scale": False},
@@ -193,7 +196,7 @@ def test_a_step_without_any_label_follows_the_teacher_alone(bench: Bench, monkey
     """The hard loss is 0 then, and its gradient too."""
     real: Callable[[Any], Batch] = bench.rows.batch
     monkeypatch.setattr(bench.rows, "batch", lambda places: replace(b := real(places), label=np.full_like(b.label, -1)))
-    trainer, reported, told = bench.both()
+    trainer, reported, told = bench.both(anchor_weight=0.0)
     require_same(gradients(trainer), told.gradient)
     assert reported["hard"] == 0.0 and reported["loss"] == reported["soft"] > 0
 

@@ -1,0 +1,134 @@
+"""A key that is said to have no effect has none on a real run, and has one where the reason is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import worlds
+from worlds import World
+
+from teachonce import clip_models
+from teachonce.config import load_train_config
+from teachonce.config_effects import RULES
+from teachonce.errors import UsageError
+from teachonce.progress import Silent
+from teachonce.runlog import read_events
+from teachonce.stages.train import TrainRequest, train
+
+BASE = ("steps=3", "batch_size=24", "checkpoint_every=100", "log_every=1", "warmup_steps=1")
+SOFT = ("soft_schedule=rise", "temperature=2", "teacher_temperature=2", "targets=embedding", "tail=to-label")
+
+FEW = "candidates=sampled sampled_top=1 batch_size=2"  # so that there are others than labels to draw
+
+
+class Case(NamedTuple):
+    """Values that do nothing where the `on` hold, and something where the `off` do."""
+
+    on: str
+    off: str
+    values: tuple[str, ...]
+
+
+CASES = (
+    Case("supervision=hard", "", ("soft_weight=0.5", *SOFT)),
+    Case("soft_weight=0", "", SOFT),
+    Case("supervision=soft", "", ("hard_over=seen",)),
+    Case("tower=image", "", ("anchor_weight=1",)),
+    Case("targets=embedding", "", ("tail=to-label",)),
+    Case("", f"{FEW} sampled_fill=2", ("correction=none", "sampled_fill=3", "sampled_top=3")),
+    Case(f"{FEW} sampled_fill=0", f"{FEW} sampled_fill=2", ("correction=none",)),
+    Case("", "candidates=all-sampled class_chunk=2", ("sampled_backward=1",)),
+    Case("", "tower=both", ("image_length=2", "image_depth=1")),
+    Case("tower=image", "", ("length=6", "depth=1", "position=after", "class_chunk=3")),
+    Case("structure=shared tower=both", "tower=both", ("depth=1", "image_depth=1")),
+    Case("", "tower=image", ("init=words",)),
+    Case("", "optimizer=sgd", ("momentum=0.5",)),
+    Case("", "warmup=constant", ("warmup_rate=0.01",)),
+    Case("warmup_steps=0", "warmup_steps=1", ("warmup=constant",)),
+    Case("warmup=constant warmup_steps=0", "warmup=constant", ("warmup_rate=0.01",)),
+    Case("warmup_steps=3", "warmup_steps=0", ("schedule=constant",)),
+    Case("", "averaging=ema", ("average_decay=0.5",)),
+    Case("", "averaging=gaussian", ("average_mean=0.2", "average_deviation=0.5")),
+    Case("epochs=0.5", "", ("steps=2",)),
+    Case("", "held_out=0.3", ("evaluate_every=1",)),
+)  # fmt: skip
+PAIRS = [(case, value) for case in CASES for value in case.values]
+Fingerprint = tuple[object, ...]
+
+
+@pytest.fixture(scope="module")
+def outcome(
+    world: World, teacher: str, student: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Fingerprint]]:
+    """What a run with some overrides comes to, computed once: prompts, losses, measurements; or its refusal."""
+    import teachonce.worker_models  # noqa: F401 - it must take the real load_clip before it is replaced
+
+    folder = tmp_path_factory.mktemp("effects")
+    worlds.teach_inline(world, folder / "rich.zarr", teacher, students=(student,), top_k=4, embeddings="float16",
+                        chunk_rows=worlds.PHOTOS)  # fmt: skip
+    known: dict[str, Fingerprint] = {}
+
+    def run(overrides: str) -> Fingerprint:
+        out = folder / f"run-{len(known)}"
+        config = load_train_config(None, [*BASE, *overrides.split()])
+        request = TrainRequest(labels=folder / "rich.zarr", student=student, out=out, config=config, threads=1,
+                               root=world.root)  # fmt: skip
+        try:
+            train(request, Silent())
+        except UsageError as problem:
+            return ("refused", str(problem))
+        events = read_events(out / "events.jsonl")
+        losses = [event["loss"] for event in events if event["event"] == "step"]
+        measured = [event["step"] for event in events if event["event"] == "held_out"]
+        return (out / "prompts.safetensors").read_bytes(), losses, measured
+
+    def once(overrides: str) -> Fingerprint:
+        key = overrides.strip()
+        if key not in known:
+            known[key] = run(key)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clip_models, "load_clip", worlds.loaded_once)
+        patch.setattr("os.fsync", lambda handle: None)
+        yield once
+
+
+def told(overrides: str, value: str) -> bool:
+    """Whether the config says that the key has no effect."""
+    key = value.partition("=")[0]
+    sentences = load_train_config(None, [*BASE, *overrides.split(), value]).without_effect()
+    return any(sentence.split(" ")[0] == key for sentence in sentences)
+
+
+def test_every_rule_is_tried_with_every_key() -> None:
+    """A new rule needs a run that shows it."""
+    tried = {(key, rule) for case, value in PAIRS for rule in range(len(RULES)) for key in RULES[rule].keys
+             if key == value.partition("=")[0] and RULES[rule].holds(values_of(case.on))}  # fmt: skip
+    wanted = {(key, rule) for rule in range(len(RULES)) for key in RULES[rule].keys}
+    assert wanted == tried
+
+
+def values_of(overrides: str) -> dict[str, Any]:
+    """All values of a config."""
+    return load_train_config(None, [*BASE, *overrides.split()]).to_dict()
+
+
+@pytest.mark.parametrize(("case", "value"), PAIRS)
+def test_what_is_said_to_have_no_effect_changes_no_bit(
+    case: Case, value: str, outcome: Callable[[str], Fingerprint]
+) -> None:
+    """Prompts, losses and the steps that are measured."""
+    assert told(case.on, value)
+    plain = outcome(case.on)
+    assert plain[0] != "refused"
+    assert outcome(f"{case.on} {value}") == plain
+
+
+@pytest.mark.parametrize(("case", "value"), [pair for pair in PAIRS if pair[1] != "class_chunk=3"])
+def test_without_the_reason_it_has_an_effect(case: Case, value: str, outcome: Callable[[str], Fingerprint]) -> None:
+    """Something differs, or it is refused. `class_chunk` bounds memory and changes no more than rounding."""
+    assert not told(case.off, value)
+    assert outcome(f"{case.off} {value}") != outcome(case.off)
