@@ -27,11 +27,11 @@ import torch
 
 from teachonce.clip_models import LoadedClip, load_clip, tune_process
 from teachonce.config import load_train_config
+from teachonce.evaluation_features import Work, image_features
 from teachonce.label_store import LabelStore
 from teachonce.manifests import load_manifest
 from teachonce.progress import Silent
 from teachonce.sample_index import build_index, split_classes
-from teachonce.stages.evaluate import EvaluateRequest, image_features
 from teachonce.training import Trainer
 from teachonce.working_set import open_working_set
 from teachonce.zeroshot import equal_rows, score
@@ -56,8 +56,7 @@ def validation(args: argparse.Namespace, clip: LoadedClip) -> tuple[torch.Tensor
     """Image features of the split, the names of its classes, and the class of each image."""
     manifest, root = load_manifest(args.manifest), Path(args.root)
     index = build_index(manifest, args.split, root, Silent())
-    request = EvaluateRequest(run=None, student=args.student, manifest=args.manifest, root=root, threads=1)
-    features = torch.from_numpy(image_features(clip, index, root, request, Silent()))
+    features = torch.from_numpy(image_features(clip, index, root, Work(threads=1), Silent()))
     return features, list(split_classes(manifest, args.split, root).ids), torch.from_numpy(index.label.astype(np.int64))
 
 

@@ -20,7 +20,16 @@ from typing import Annotated, NoReturn
 import typer
 
 import teachonce
-from teachonce.cli import commands, data_commands, prompt_commands, store_commands
+from teachonce.cli import (
+    commands,
+    data_commands,
+    grid_commands,
+    prompt_commands,
+    report_commands,
+    share_commands,
+    status_commands,
+    store_commands,
+)
 from teachonce.cli.console import Failure, Output
 from teachonce.cli.jobs import Job
 from teachonce.errors import EnvironmentFault, TeachOnceError, UsageError
@@ -41,8 +50,14 @@ EXAMPLES = {  # each fits one line of an 80-column terminal, so that it can be c
     "subset": "teachonce subset labels.zarr --out few.json --shots 16",
     "train": "teachonce train labels.zarr --student ViT-B-16/openai --out runs/first",
     "import": "teachonce import model.pth.tar-50 --student ViT-B-16/openai --out runs/coop",
+    "status": "teachonce status runs/first --watch 10",
     "cache": "teachonce cache list labels.zarr",
     "evaluate": "teachonce evaluate runs/first --student ViT-B-16/openai --manifest set.toml",
+    "ablate": "teachonce ablate grid.toml --labels l.zarr --student ViT-B-16/openai --out g",
+    "show": "teachonce show runs",
+    "report": "teachonce report grid --out report.html",
+    "export": "teachonce export runs/first --out shared --classes classes.tsv",
+    "pack": "teachonce pack labels.zarr --out labels.tar",
     "demo": "teachonce demo --out teachonce-demo",
 }
 ALIASES = {"eval": "evaluate"}
@@ -71,7 +86,8 @@ def _register() -> None:
 def command_named(name: str) -> Callable[..., Job]:
     """The function of a command; that of `import`, a word of Python, ends in an underscore."""
     function = f"{name}_" if keyword.iskeyword(name) else name
-    modules = (commands, store_commands, data_commands, prompt_commands)
+    modules = (commands, store_commands, data_commands, prompt_commands, status_commands, share_commands, grid_commands,
+               report_commands)  # fmt: skip
     found: Callable[..., Job] = next(getattr(module, function) for module in modules if hasattr(module, function))
     return found
 

@@ -35,6 +35,7 @@ HEARTBEAT_SECONDS = 30.0
 """A job log shows life this often: often enough to trust, rare enough for an overnight file."""
 
 HEARTBEAT_VARIABLE = "TEACHONCE_HEARTBEAT"
+SHARES = ("top1", "top5", "template_top1", "macro", "gain", "share")  # shown in percent
 PIPE_WIDTH = 160  # a pipe has no width; at Rich's 80 columns a table of results would be folded
 
 
@@ -136,6 +137,7 @@ class Output:
         console = Console(file=sys.stdout, highlight=False, width=width)
         with console.capture() as captured:
             report = values.pop("fidelity", None)
+            values.pop("details", None)  # for programs
             for part in [*render(values), *(charts.fidelity(report) if report else [])]:
                 console.print(part)
         self.text(captured.get())
@@ -319,7 +321,7 @@ def show(key: str, value: Any) -> str:
         return ", ".join(f"{label(name)} {show(name, item)}" for name, item in value.items()) or "none"
     if isinstance(value, (list, tuple)):
         return ", ".join(show(key, item) for item in value) or "none"
-    if isinstance(value, float) and key.rpartition(".")[2].startswith(("top1", "top5")):
+    if isinstance(value, float) and key.rpartition(".")[2].startswith(SHARES):
         return f"{100 * value:.2f}%"
     return number(value) if isinstance(value, (int, float)) else str(value)
 

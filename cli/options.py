@@ -16,10 +16,12 @@ import typer
 from teachonce.cli.settings import EvaluateSettings, MergeSettings, RelabelSettings, TeachSettings, keys_of
 from teachonce.config import TrainConfig
 from teachonce.errors import UsageError, did_you_mean
+from teachonce.live_log import LogTo
 from teachonce.model_spec import EmbeddingKind
 
 T = TypeVar("T")
 CacheAction = typing.Literal["list", "clear"]
+Among = typing.Literal["classes", "all"]
 
 
 def listed_numbers(text: str | None, name: str) -> tuple[float, ...] | None:
@@ -96,7 +98,44 @@ ManifestArgument = Annotated[
 ]
 ManifestOption = Annotated[str | None, typer.Option("--manifest", metavar="M", help="The same as MANIFEST.")]
 EvaluateManifest = Annotated[
-    str, typer.Option("--manifest", metavar="M", help="A manifest file, or the name of a shipped one.")
+    str | None, typer.Option("--manifest", metavar="M", help="A manifest file, or the name of a shipped one.")
+]
+EvaluateProtocol = Annotated[
+    str | None,
+    typer.Option("--protocol", metavar="P", help="Sets that make one table: cross-dataset, domain-generalisation, "
+                 "in-vocabulary, base-to-novel, or a file."),
+]  # fmt: skip
+EvaluateSplit = Annotated[
+    str | None,
+    typer.Option("--split", metavar="S", help="Split of the manifest to read.  \\[default: val]", show_default=False),
+]
+EvaluateClasses = Annotated[
+    str | None,
+    typer.Option("--classes", metavar="FILE", help="Only images of these classes: one class id a line; or base, novel, "
+                 "timm:NAME."),
+]  # fmt: skip
+EvaluateAmong = Annotated[
+    Among | None,
+    typer.Option("--among", help="With --classes: whether their names compete, or all of the vocabulary.  "
+                 "\\[default: classes]", show_default=False),
+]  # fmt: skip
+Without = Annotated[
+    Path | None,
+    typer.Option("--without", metavar="FILE", help="Take the names of these classes, and homonyms, out of the "
+                 "competition."),
+]  # fmt: skip
+EvaluateTemplate = Annotated[
+    str | None,
+    typer.Option("--template", metavar="T", help="The sentence around a class name, with {} for it; by default the "
+                 "manifest's."),
+]  # fmt: skip
+Credits = Annotated[
+    Path | None,
+    typer.Option("--credits", metavar="FILE.npy", help="Also write each image's credit, 0 to 1, here; the template's "
+                 "beside it."),
+]  # fmt: skip
+SkipMissing = Annotated[
+    bool, typer.Option("--skip-missing", help="With --protocol: sets that are not there do not change the exit code.")
 ]
 IndexSplit = Annotated[
     str | None, typer.Option("--split", metavar="S", help="Only this split of the manifest.", show_default=False)
@@ -159,7 +198,6 @@ Vocabulary = Annotated[
     str | None,
     typer.Option("--vocabulary", metavar="V", help="Class list, if not the manifest's own."),
 ]
-Template = Annotated[str, typer.Option("--template", metavar="T", help="Sentence around a class name, {} is the name.")]
 
 Templates = Annotated[
     list[str] | None,
@@ -263,6 +301,10 @@ Steps = Annotated[int | None, typer.Option("--steps", metavar="N", min=1, help="
 Init = Annotated[
     Path | None,
     typer.Option("--init", metavar="RUN", help="Start from these prompts: a run, an export, or what import made."),
+]
+Log = Annotated[
+    LogTo | None,
+    typer.Option("--log", help="Also write curves for TensorBoard to RUN/tensorboard; events.jsonl is always written."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")]

@@ -6,14 +6,13 @@ It opens no file and checks only what can be known without a stage.
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from teachonce.errors import UsageError, did_you_mean
 from teachonce.model_spec import Precision
-from teachonce.strict import decode
+from teachonce.strict import decode, toml_value
 
 T = TypeVar("T")
 
@@ -54,6 +53,7 @@ class EvaluateSettings:
 
     batch_size: int = 128
     threads: int | None = None
+    cache: bool = True
 
     def __post_init__(self) -> None:
         """Raises ValueError for a number out of range."""
@@ -107,15 +107,13 @@ def settings(kind: type[T], overrides: Sequence[str]) -> T:
         UsageError: no `=`, an unknown key, a wrong type, a value out of range.
     """
     data: dict[str, Any] = {}
+    keys = f"--set KEY=VALUE, with a key of {', '.join(keys_of(kind))}"
     for override in overrides:
         key, equals, text = (part.strip() for part in override.partition("="))
         if not equals:
-            raise UsageError(f"--set {override}: expected key=value: {did_you_mean(key, keys_of(kind))}")
-        try:
-            data[key] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            data[key] = text
-    return decode(kind, data, "--set")
+            raise UsageError(f"--set {override}: expected key=value: {did_you_mean(key, keys_of(kind))}", hint=keys)
+        data[key] = toml_value(text)
+    return decode(kind, data, "--set", hint=keys)
 
 
 def split_overrides(kind: type[Any], overrides: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -2,10 +2,10 @@
 
 Reading order: manifests, vocabulary, images (what is taught on); clip_models, teacher (who teaches);
 label_codec, label_store, ledger (what is kept); structures, slot_prompts, text_tower, image_tower, prompts,
-candidates, losses (what learns); prompt_files (what people take home); zeroshot (what it is worth).
-`teachonce.stages` puts them in order, `teachonce.cli` parses and renders.
+candidates, losses (what learns); prompt_files (what people take home); zeroshot (what it is worth);
+adapter, hub, packing (how others get it). `teachonce.stages` puts them in order, `teachonce.cli` parses and renders.
 
-This module imports nothing heavy: `teachonce.load_prompts` loads torch when it is called.
+This module imports nothing heavy: what it offers loads torch when it is asked for.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_prompts"]
+__all__ = ["__version__", "load_prompts", "prompted_model"]
 
 if TYPE_CHECKING:
+    from teachonce.adapter import prompted_model as prompted_model
     from teachonce.prompt_files import load_prompts as load_prompts
 
 
@@ -24,4 +25,8 @@ def __getattr__(name: str) -> Any:
         from teachonce.prompt_files import load_prompts
 
         return load_prompts
+    if name == "prompted_model":
+        from teachonce.adapter import prompted_model
+
+        return prompted_model
     raise AttributeError(f"module 'teachonce' has no attribute '{name}'")

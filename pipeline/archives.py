@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 from teachonce.errors import DataError, did_you_mean
 from teachonce.manifests import Manifest, Split
@@ -56,9 +56,15 @@ def archive_parts(manifest: Manifest, split: Split, root: Path, classes: Vocabul
         DataError: nothing matches the split's path, or an outer archive cannot be read.
     """
     if split.format == "image-folder":
-        for class_id in classes.ids:
-            if (root / split.path / class_id).is_dir():
-                yield Part(root / split.path / class_id, class_id)
+        for number, class_id in enumerate(classes.ids):
+            name = str(number) if split.label == "number" else class_id
+            if (root / split.path / name).is_dir():
+                yield Part(root / split.path / name, name)
+        return
+    if split.listed:
+        from teachonce.coop_splits import listed_parts  # which builds on this module
+
+        yield from listed_parts(split, root, classes)
         return
     for path in _archive_paths(manifest, split, root):
         if split.format == "nested-tars":
@@ -93,7 +99,11 @@ def scan(split: Split, part: Part, classes: Vocabulary) -> Iterator[Found]:
         DataError: it cannot be read, is cut off, holds an unknown class, or a sample without a label.
     """
     if split.format == "image-folder":
-        return _scan_folder(part, classes.index[part.name])
+        return _scan_folder(part, int(part.name) if split.label == "number" else classes.index[part.name])
+    if split.listed:
+        from teachonce.coop_splits import ListedPart, scan_listed
+
+        return scan_listed(cast(ListedPart, part))
     if split.format == "webdataset":
         return _scan_webdataset(part, split, classes)
     if split.format == "folder-tars":

@@ -26,6 +26,7 @@ from teachonce.model_spec import Precision, parse_spec
 from teachonce.views import View, ViewTransform, view_transform
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_taken = [0]  # the number of the GPU that this process uses, among those it sees
 
 
 @dataclass(frozen=True)
@@ -169,11 +170,18 @@ def exact_products() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def pick_device(index: int = 0) -> str:
-    """`cuda:i` for the i-th worker of this machine when there is a GPU, else `cpu`."""
+def pick_device(index: int | None = None) -> str:
+    """`cuda:i` for the i-th worker of this machine when there is a GPU, else `cpu`; None: as `take_device` was told."""
     if torch.cuda.is_available():
-        return f"cuda:{index % torch.cuda.device_count()}"
+        return f"cuda:{(_taken[-1] if index is None else index) % torch.cuda.device_count()}"
     return "cpu"
+
+
+def take_device(index: int) -> None:
+    """Make the GPU of the i-th worker of this machine the one that this process uses from now on."""
+    _taken[:] = [index]
+    if torch.cuda.is_available():
+        torch.cuda.set_device(index % torch.cuda.device_count())
 
 
 def tune_process(threads: int) -> None:

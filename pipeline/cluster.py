@@ -36,10 +36,15 @@ CLOSE_SECONDS = 10  # a scheduler that does not answer must not hold up the end 
 
 
 @contextmanager
-def open_cluster(spec: ClusterSpec, reporter: Reporter) -> Iterator[Client]:
+def open_cluster(spec: ClusterSpec, reporter: Reporter, threads: int = THREADS_PER_WORKER) -> Iterator[Client]:
     """A client of the cluster that `spec` names; what was started here is gone when the block ends.
 
     An existing scheduler and its workers are left alone: only this run's tasks are taken back.
+
+    Args:
+        spec: where the workers come from.
+        reporter: told of what a person should know.
+        threads: tasks that each worker started here runs at once.
 
     Raises:
         UsageError: the cluster description says something that is not understood.
@@ -49,17 +54,18 @@ def open_cluster(spec: ClusterSpec, reporter: Reporter) -> Iterator[Client]:
         with _existing_scheduler(spec.scheduler, reporter) as client:
             yield client
     elif spec.file is not None:
-        with _described(load_description(spec.file), reporter) as client:
+        with _described(load_description(spec.file), reporter, threads) as client:
             yield client
     else:
-        with local_cluster(spec.workers or 1) as client:
+        with local_cluster(spec.workers or 1, threads=threads) as client:
             yield client
 
 
 @contextmanager
 def local_cluster(
-    workers: int, environment: Mapping[str, str] | None = None, adaptive: Adaptive | None = None
-) -> Iterator[Client]:
+    workers: int, environment: Mapping[str, str] | None = None, adaptive: Adaptive | None = None,
+    threads: int = THREADS_PER_WORKER,
+) -> Iterator[Client]:  # fmt: skip
     """Worker processes on this machine, gone when the block ends.
 
     The workers end by themselves within seconds when this process is killed.
@@ -70,7 +76,7 @@ def local_cluster(
     with (
         dask.config.set(settings),
         LocalCluster(
-            n_workers=adaptive.minimum if adaptive else workers, threads_per_worker=THREADS_PER_WORKER, processes=True,
+            n_workers=adaptive.minimum if adaptive else workers, threads_per_worker=threads, processes=True,
             memory_limit=0, dashboard_address="127.0.0.1:0", silence_logs=50,
         ) as cluster,
         Client(cluster) as client,
@@ -116,16 +122,17 @@ def _existing_scheduler(address: str, reporter: Reporter) -> Iterator[Client]:
 
 
 @contextmanager
-def _described(description: Description, reporter: Reporter) -> Iterator[Client]:
+def _described(description: Description, reporter: Reporter, threads: int) -> Iterator[Client]:
     patience = {PATIENCE_KEY: description.patience} if description.patience else {}
     with dask.config.set(patience):
         if isinstance(description, LocalDescription):
-            with local_cluster(description.workers or 1, description.environment, description.adaptive) as client:
+            given = description.workers or 1, description.environment, description.adaptive
+            with local_cluster(*given, threads) as client:
                 yield client
         else:
             from teachonce.cluster_jobs import started  # needs a package that is not always there
 
-            with dask.config.set(own_settings()), _quiet(), started(description, reporter) as cluster:
+            with dask.config.set(own_settings()), _quiet(), started(description, reporter, threads) as cluster:
                 client = Client(cluster, set_as_default=False)
                 try:
                     yield client

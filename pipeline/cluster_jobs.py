@@ -26,8 +26,10 @@ DASHBOARD = "127.0.0.1:0"  # any free port: several runs share a login node, and
 
 
 @contextmanager
-def started(description: SlurmDescription | CudaDescription, reporter: Reporter) -> Iterator[Any]:
-    """The Dask cluster of a description, gone when the block ends.
+def started(
+    description: SlurmDescription | CudaDescription, reporter: Reporter, threads: int = THREADS_PER_WORKER
+) -> Iterator[Any]:
+    """The Dask cluster of a description, whose workers run `threads` tasks at once; gone when the block ends.
 
     Raises:
         EnvironmentFault: its package is not installed, or the cluster cannot be started.
@@ -35,8 +37,8 @@ def started(description: SlurmDescription | CudaDescription, reporter: Reporter)
     kind = description.kind
     refused: list[Exception] = []
     try:
-        cluster = (slurm_cluster(description, refused) if isinstance(description, SlurmDescription)
-                   else cuda_cluster(description))  # fmt: skip
+        cluster = (slurm_cluster(description, refused, threads) if isinstance(description, SlurmDescription)
+                   else cuda_cluster(description, threads))  # fmt: skip
     except (OSError, RuntimeError, ValueError) as problem:
         raise EnvironmentFault(f"the {kind} cluster could not be started: {problem}",
                                hint="docs/cluster.md has a description that works") from problem  # fmt: skip
@@ -65,7 +67,9 @@ async def _submitted(cluster: Any) -> None:
     await cluster
 
 
-def slurm_cluster(description: SlurmDescription, refused: list[Exception] | None = None) -> Any:
+def slurm_cluster(
+    description: SlurmDescription, refused: list[Exception] | None = None, threads: int = THREADS_PER_WORKER
+) -> Any:
     """dask-jobqueue's SLURMCluster, one worker process a job; no job is submitted yet.
 
     Workers leave by themselves before SLURM ends their job: one that is killed counts as a failure of its tasks.
@@ -73,6 +77,7 @@ def slurm_cluster(description: SlurmDescription, refused: list[Exception] | None
     Args:
         description: of the jobs.
         refused: is told why SLURM took a job not, which dask-jobqueue only logs.
+        threads: tasks that a worker runs at once.
     """
     jobqueue = _package("dask_jobqueue", "slurm")
     lifetime, stagger = description.lifetime_seconds()
@@ -81,7 +86,7 @@ def slurm_cluster(description: SlurmDescription, refused: list[Exception] | None
     # The last one counts: dask-jobqueue asks for one thread a core, and ours are decoding threads of a task. Memory is
     # watched by SLURM: what models take is nothing that Dask could spill.
     own = {
-        "nthreads": str(THREADS_PER_WORKER),
+        "nthreads": str(threads),
         "memory-limit": "0",
         "lifetime": f"{lifetime}s",
         "lifetime-stagger": f"{stagger}s",
@@ -125,10 +130,10 @@ def _job_class(jobqueue: Any, refused: list[Exception]) -> Any:
     return Job
 
 
-def cuda_cluster(description: CudaDescription) -> Any:
+def cuda_cluster(description: CudaDescription, threads: int = THREADS_PER_WORKER) -> Any:
     """dask-cuda's LocalCUDACluster: one worker a GPU, which sees that GPU only."""
     cuda = _package("dask_cuda", "cuda")
-    options: dict[str, Any] = {"threads_per_worker": THREADS_PER_WORKER, "memory_limit": 0,
+    options: dict[str, Any] = {"threads_per_worker": threads, "memory_limit": 0,
                                "dashboard_address": DASHBOARD}  # fmt: skip
     if description.devices:
         options["CUDA_VISIBLE_DEVICES"] = list(description.devices)

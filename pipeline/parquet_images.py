@@ -30,8 +30,8 @@ KEPT_GROUPS = 4  # row groups in memory at a time: some 100 images each, as the 
 _PROBLEMS = (pa.ArrowException, OSError)
 
 
-def class_names(path: Path) -> tuple[str, ...]:
-    """The class names that the `datasets` library writes into a file's schema.
+def class_names(path: Path, column: str) -> tuple[str, ...]:
+    """The class names that the `datasets` library writes into a file's schema: those of the column, or the first.
 
     Raises:
         DataError: there are none.
@@ -43,7 +43,8 @@ def class_names(path: Path) -> tuple[str, ...]:
     if not named:
         raise DataError(f"{path} names no classes: expected a ClassLabel feature in its schema",
                         hint="give the manifest a class list: classes = \"classes.tsv\"")  # fmt: skip
-    return tuple(map(str, named[0]))
+    own = features.get(column)
+    return tuple(map(str, own["names"] if isinstance(own, dict) and "names" in own else named[0]))
 
 
 def image_column(schema: Any, path: Path) -> str:

@@ -1,6 +1,6 @@
 """Save and load prompts: the two files that people take home.
 
-It trains nothing (`prompts` does) and fetches nothing except the student model itself.
+It trains nothing (`prompts` does) and fetches nothing except the student model itself, and files of a hub id.
 
 Shapes: M slots, L blocks, D width, B images, C names, E embedding.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +22,10 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as bytes_from_tensors
 from torch import Tensor
 
-from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
+from teachonce.errors import EnvironmentFault, FingerprintError, IntegrityError, TeachOnceError, UsageError
+from teachonce.export_sums import SUMS_FILE, require_unchanged
 from teachonce.files import atomic_write_bytes
+from teachonce.hub import fetch, hub_id_of
 from teachonce.slot_prompts import SlotPrompts
 from teachonce.strict import decode
 from teachonce.structures import Init, Position, Structure, allocate
@@ -36,6 +38,8 @@ TENSORS_FILE = "prompts.safetensors"
 META_FILE = "prompts.json"
 _FORMAT = "teachonce-prompts-2"  # tensors `text.context`, `text.key`, ..., `image.context`, ...
 _FIRST_FORMAT = "teachonce-prompts-1"  # text prompts only, tensors without a tower's name
+
+WRITTEN: Position = "before"  # where a hand-written context stands, wherever slots would
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,17 +83,21 @@ class LoadedPrompts:
     def classifier(self, names: Sequence[str]) -> Tensor:
         """Unit text features of class names, [C, E] float32. The first call loads the student.
 
-        Prompts of the image tower alone go with the names in the hand-written context.
+        Prompts of the image tower alone go with the names in the hand-written context, in front of them.
 
         Raises:
             FingerprintError: the student's weights are not the ones the prompts were trained on.
-            UsageError: no names; a name that is empty or too long.
+            UsageError: no list of names; a name that is no text, blank or too long.
         """
+        own = _require_names(names)
         from teachonce.zeroshot import prompted_features  # brings open_clip, as the student does
 
-        prompts = self.text or SlotPrompts(context=self._text_tower.embed_words(self.meta.context))
-        tokens = self._text_tower.tokenise(names, self.meta.suffix, prompts.slots, self.meta.position)
-        return prompted_features(self._text_tower, prompts, tokens)
+        tower = self._text_tower
+        if self.text is None:
+            prompts, position = SlotPrompts(context=tower.embed_words(self.meta.context)), WRITTEN
+        else:
+            prompts, position = self.text, self.meta.position
+        return prompted_features(tower, prompts, tower.tokenise(own, self.meta.suffix, prompts.slots, position))
 
     @torch.no_grad()
     def image_features(self, pixels: Tensor) -> Tensor:
@@ -125,7 +133,11 @@ class LoadedPrompts:
 
         if self.student is not None:
             return self.student
-        loaded = self.bound_to(load_clip(self.model)).student
+        try:
+            loaded = self.bound_to(load_clip(self.model)).student
+        except (UsageError, EnvironmentFault) as problem:
+            problem.hint = f"say where the student is: load_prompts(..., model='local-dir:PATH'); {problem.hint}"
+            raise
         if loaded is None:
             raise TeachOnceError("no student was loaded")
         return loaded
@@ -135,6 +147,30 @@ class LoadedPrompts:
         from teachonce.text_tower import TextTower
 
         return TextTower.from_clip(self._student.model, self._student.tokenizer)
+
+
+def _require_names(names: object) -> list[str]:
+    """Class names as a list.
+
+    Raises:
+        UsageError: one text, which would count as its letters; nothing to go through; no name; a name that is no text
+            or blank.
+    """
+    hint = 'classifier(["tench", "great white shark"])'
+    if isinstance(names, (str, bytes)):
+        raise UsageError(f"classifier takes a list of class names, found one {type(names).__name__} {names!r}",
+                         hint=f"classifier([{names!r}])" if isinstance(names, str) else hint)  # fmt: skip
+    if not isinstance(names, Iterable):
+        raise UsageError(f"classifier takes a list of class names, found {type(names).__name__}", hint=hint)
+    found = list(names)
+    if not found:
+        raise UsageError("classifier takes at least one class name, found none", hint=hint)
+    for index, name in enumerate(found):
+        if not isinstance(name, str):
+            raise UsageError(f"class name {index} is no text: found {type(name).__name__} {name!r}", hint=hint)
+        if not name.strip():
+            raise UsageError(f"class name {index} is blank: {name!r}", hint=hint)
+    return found
 
 
 def save_prompts(folder: Path, text: SlotPrompts | None, image: SlotPrompts | None, meta: PromptMeta) -> None:
@@ -163,17 +199,21 @@ def save_prompts(folder: Path, text: SlotPrompts | None, image: SlotPrompts | No
 
 
 def load_prompts(folder: str | Path, model: str | None = None) -> LoadedPrompts:
-    """Read saved prompts and check that they are whole. No model is loaded and no network is used.
+    """Read saved prompts and check that they are whole. No model is loaded; the network is used for a hub id only.
 
     Args:
-        folder: a run folder or an exported one.
+        folder: a run folder or an exported one; or `OWNER/NAME`, `OWNER/NAME@REVISION` on the Hugging Face hub, where
+            no such folder is here (`hf-hub:` before it says so outright).
         model: where the student is, if not where it was in training; its weights must be the same.
 
     Raises:
-        UsageError: no prompts in the folder.
+        UsageError: no prompts in the folder, no such folder or repository.
         IntegrityError: a file was changed, cut short, or is not one of this project.
+        EnvironmentFault: the hub cannot be reached.
     """
-    folder = Path(folder)
+    hub_id = hub_id_of(folder)
+    folder = Path(folder) if hub_id is None else fetch(hub_id, (META_FILE, TENSORS_FILE, SUMS_FILE))
+    require_unchanged(folder)
     document = _read_document(folder / META_FILE)
     meta = decode(PromptMeta, document["meta"], f"{folder / META_FILE}: meta", IntegrityError)
     file = folder / TENSORS_FILE

@@ -18,11 +18,12 @@ import numpy.typing as npt
 
 from teachonce.archives import IMAGE_EXTENSIONS, Found, Part, archive_parts, scan
 from teachonce.errors import DataError
-from teachonce.manifests import Manifest, Split, require_root
+from teachonce.manifests import LINES, Manifest, Split, require_root
 from teachonce.progress import Reporter
 from teachonce.vocabulary import Vocabulary, folder_vocabulary, load_vocabulary, parse_tsv
 
 FEW_PARTS = 16
+_CLASSES_OF = {"schema": "parquet", "folders": "image-folder", "split": "coop-split"}
 
 
 @dataclass(frozen=True)
@@ -103,31 +104,41 @@ class _Columns:
 
 
 def split_classes(manifest: Manifest, split_name: str, root: Path) -> Vocabulary:
-    """The class list that the labels of a split index.
+    """The class list that the labels of a split index, with the manifest's own names where it has some.
 
     Raises:
         DataError: it is missing or malformed.
     """
-    spec = manifest.classes_of(split_name)
-    split = manifest.split(split_name)
+    from teachonce.coop_splits import renamed  # which builds on `archives`
+
+    classes = _class_list(manifest, manifest.split(split_name), manifest.classes_of(split_name), root)
+    return renamed(classes, root / manifest.names) if manifest.names else classes
+
+
+def _class_list(manifest: Manifest, split: Split, spec: str, root: Path) -> Vocabulary:
+    from teachonce.coop_splits import lines_vocabulary, split_vocabulary
+
+    if spec in _CLASSES_OF and split.format != _CLASSES_OF[spec]:
+        raise DataError(f"manifest '{manifest.name}': classes = \"{spec}\" needs the format {_CLASSES_OF[spec]}")
     if spec == "schema":
         return _schema_classes(manifest, split, root)
-    if spec != "folders":
-        return load_vocabulary(spec, root)
-    if split.format != "image-folder":
-        raise DataError(f"manifest '{manifest.name}': classes = \"folders\" needs the format image-folder")
-    return folder_vocabulary(root / split.path)
+    if spec == "folders":
+        return folder_vocabulary(root / split.path)
+    if spec == "split":
+        return split_vocabulary(root / split.path)
+    if spec.startswith(LINES):
+        return lines_vocabulary(root / spec[len(LINES) :])
+    return load_vocabulary(spec, root)
 
 
 def _schema_classes(manifest: Manifest, split: Split, root: Path) -> Vocabulary:
-    if split.format != "parquet":
-        raise DataError(f"manifest '{manifest.name}': classes = \"schema\" needs the format parquet")
     files = sorted(root.glob(split.path))
     if not files:
         raise DataError(f"no archive matches {root / split.path}", hint=manifest.get)
     from teachonce.parquet_images import class_names  # pyarrow is an extra
 
-    return parse_tsv("".join(f"{name}\t{name.replace('_', ' ')}\n" for name in class_names(files[0])), str(files[0]))
+    names = class_names(files[0], split.label)
+    return parse_tsv("".join(f"{name}\t{name.replace('_', ' ')}\n" for name in names), str(files[0]))
 
 
 def build_index(manifest: Manifest, split_name: str, root: Path | None, reporter: Reporter) -> SampleIndex:

@@ -23,6 +23,7 @@ from teachonce.errors import DataError, EnvironmentFault, UsageError, did_you_me
 from teachonce.remote import clear_errors
 
 RULES = ("distinct", "first-lemma")
+HALVES = ("base", "novel")
 
 
 @dataclass(frozen=True)
@@ -110,12 +111,16 @@ def load_vocabulary(spec: str, root: Path | None = None) -> Vocabulary:
 def read_class_ids(path: Path, vocabulary: Vocabulary) -> tuple[str, ...]:
     """The classes that a file names, one id a line; what follows a tab (a name) is for people.
 
+    Where there is no such file, `base` and `novel` are the halves of the vocabulary.
+
     Returns:
         The ids in the order of the vocabulary, whatever their order in the file.
 
     Raises:
         DataError: the file cannot be read, names no class, names one twice, or one that the vocabulary lacks.
     """
+    if str(path) in HALVES and not path.is_file():
+        return half_of(vocabulary, str(path))
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as problem:
@@ -131,6 +136,12 @@ def read_class_ids(path: Path, vocabulary: Vocabulary) -> tuple[str, ...]:
         raise DataError(f"{path}: the class id '{twice[0]}' comes {ids.count(twice[0])} times; once is meant")
     require_classes(ids, vocabulary, str(path))
     return tuple(sorted(ids, key=vocabulary.index.__getitem__))
+
+
+def half_of(vocabulary: Vocabulary, which: str) -> tuple[str, ...]:
+    """The first half of the classes in their order (`base`) or the rest (`novel`); base has the odd one, as in CoOp."""
+    middle = -(-len(vocabulary) // 2)
+    return vocabulary.ids[:middle] if which == "base" else vocabulary.ids[middle:]
 
 
 def require_classes(ids: Sequence[str], vocabulary: Vocabulary, where: str) -> None:

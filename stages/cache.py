@@ -6,6 +6,7 @@ Everything it clears is made again when it is needed. What a process has open is
 from __future__ import annotations
 
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -33,7 +34,7 @@ class CacheEntry:
     """Something kept."""
 
     path: str
-    kind: Literal["working set", "unfinished", "features"]
+    kind: Literal["working set", "unfinished", "features", "results"]
     store: str
     """Name of the label store of a working set."""
     bytes: int
@@ -63,7 +64,7 @@ def cache(request: CacheRequest, reporter: Reporter) -> CacheResult:
         DataError: there is no such store.
     """
     if request.labels is None:
-        entries = _working_sets(folder_in_cache()) + _features()
+        entries = _working_sets(folder_in_cache()) + _evaluations()
     else:
         folder = folder_beside(request.labels)
         if not request.labels.exists() and not folder.exists():
@@ -93,24 +94,32 @@ def _working_sets(folder: Path) -> tuple[CacheEntry, ...]:
     )  # fmt: skip
 
 
-def _features() -> tuple[CacheEntry, ...]:
-    """Image features of evaluation splits."""
-    folder = cache_folder() / "features"
+def _evaluations() -> tuple[CacheEntry, ...]:
+    """Image features of evaluation splits, and what models made of them."""
     entries = []
-    for file in sorted(folder.glob("*.npy")) if folder.is_dir() else []:
-        try:
-            rows = len(np.load(file, mmap_mode="r", allow_pickle=False))
-        except (OSError, ValueError, EOFError):
-            rows = None  # damaged: `evaluate` computes it again
-        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(file.stat().st_mtime))
-        entries.append(CacheEntry(path=str(file), kind="features", store="", bytes=file.stat().st_size, rows=rows,
-                                  created=created, in_use=False))  # fmt: skip
+    kinds: tuple[tuple[Literal["features", "results"], str], ...] = (("features", "*.npy"), ("results", "*.npz"))
+    for kind, pattern in kinds:
+        for file in sorted((cache_folder() / kind).glob(pattern)):
+            created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(file.stat().st_mtime))
+            entries.append(CacheEntry(path=str(file), kind=kind, store="", bytes=file.stat().st_size, rows=_rows(file),
+                                      created=created, in_use=False))  # fmt: skip
     return tuple(entries)
+
+
+def _rows(file: Path) -> int | None:
+    """Images of an entry; None where it is damaged: `evaluate` computes it again."""
+    try:
+        if file.suffix == ".npy":
+            return len(np.load(file, mmap_mode="r", allow_pickle=False))
+        with np.load(file, allow_pickle=False) as arrays:
+            return len(arrays["decoded"])
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return None
 
 
 def _clear(entry: CacheEntry) -> bool:
     path = Path(entry.path)
-    if entry.kind != "features":
+    if entry.kind not in ("features", "results"):
         return clear(path)
     path.with_suffix(".sha256").unlink(missing_ok=True)
     path.unlink(missing_ok=True)

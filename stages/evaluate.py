@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from teachonce.errors import DataError, UsageError
-from teachonce.manifests import load_manifest, require_root
+from teachonce.errors import UsageError
+from teachonce.evaluation_scores import Labels, Outcomes, class_table, confused_pairs, figures, paired
+from teachonce.evaluation_sets import Among, EvaluationSet, SetChoice, open_set
+from teachonce.files import atomic_write_bytes
+from teachonce.manifests import load_manifest
 from teachonce.model_spec import parse_spec, require_template
 from teachonce.progress import Reporter
-from teachonce.sample_index import SampleIndex, build_index, split_classes
-from teachonce.vocabulary import Vocabulary, load_vocabulary
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from teachonce.contender import Contender
 
-    from teachonce.clip_models import LoadedClip
-    from teachonce.prompt_files import LoadedPrompts
-    from teachonce.zeroshot import Scores
+SCHEMA = 1
+SHOWN = 8  # splits in a hint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +36,23 @@ class EvaluateRequest:
     root: Path | None = None
     split: str = "val"
     vocabulary: str | None = None
-    template: str = "a photo of a {}."
+    template: str | None = None
+    """None: the manifest's."""
     wise: float = 1.0
     """Share of the prompts in class features mixed with the template's; 1: the prompts alone (WiSE-FT)."""
+    classes: Path | str | None = None
+    """Images of these classes only: a file of ids, `base`, `novel`, `timm:NAME`, or `all`."""
+    among: Among = "classes"
+    """Whose names compete where `classes` is given: theirs, or those of the whole vocabulary."""
+    without: Path | None = None
+    """Classes whose names compete no more, nor those of their homonyms."""
     per_class: Path | None = None
+    credits: Path | None = None
+    """Write each image's credit to NAME.top1.npy, with prompts also the template's to NAME.template.top1.npy."""
+    protocol: str | None = None
+    """Of which protocol this is a part, for the result."""
+    cache: bool = True
+    """Whether features and outcomes may come from, and go to, the user's cache."""
     batch_size: int = 128
     threads: int | None = None
 
@@ -51,197 +63,169 @@ class EvaluateResult:
 
     top1: float
     top5: float
+    macro: float
+    """Mean over classes with images of their top-1."""
+    ece: float
+    """Expected calibration error at the model's own logit scale, 15 bins of equally many images."""
+    nll: float
+    """Mean -ln p of the image's class, nats."""
     n: int
     classes: int
+    """Names that compete."""
+    classes_seen: int
+    """Of these, with at least one image."""
     top1_interval: tuple[float, float]
     """Wilson, 95 %."""
     tied_names: int
     """Classes that share their name with another: m of them share the credit, 1/m each."""
     failed: int
     """Images that could not be decoded; they are not in n."""
+    left_out: int
+    """Images of the split that were not asked for: of other classes, of names taken out, without a class."""
     template: str | None
     run: str | None
-    per_class: str | None
     wise: float | None
     """Share of the prompts in the class features; None without prompts."""
     baseline: dict[str, Any] | None
-    """With prompts: top1, top5 and the template of the bare student on the same images."""
+    """With prompts: top1, top5, macro, ece, nll and the template of the bare student on the same images."""
+    paired: dict[str, float | int] | None
+    """With prompts: images that only they, or only the template, got right, and McNemar's exact p."""
+    protocol: str | None
+    manifest: str
+    split: str
+    chosen: str
+    """Which classes, and among which names."""
+    templates: tuple[str, ...]
+    names_digest: str
+    """Of the ids and names that compete."""
     digests: dict[str, str]
-    """Of the student's weights, the class names and the samples."""
+    """Of the student's weights, the whole vocabulary, the classified samples, the prompts."""
+    per_class: str | None
+    credits: str | None
+    confused: tuple[dict[str, Any], ...]
+    """The classes most often taken for one other, with the share of their images."""
+    schema: int = SCHEMA
 
 
 def evaluate(request: EvaluateRequest, reporter: Reporter) -> EvaluateResult:
-    """Classify every image of a split among all classes of the vocabulary.
+    """Classify images of a split among the names that compete.
 
     Raises:
-        UsageError: unknown split, bad template.
+        UsageError: unknown split, bad template, options that would do nothing.
         DataError: missing or broken data, a class of the split that the vocabulary lacks.
         FingerprintError: the prompts belong to another student.
     """
+    check(request)
+    with _next_step("--vocabulary takes a TSV file of ids and names, or timm:NAME"):
+        data = open_set(set_choice(request), reporter)
+    from teachonce.contender import load_contender  # heavy: only when the data is in order
+
+    who = load_contender(request.student, request.run, request.wise, request.threads)
+    return score_set(request, data, who, reporter)
+
+
+def check(request: EvaluateRequest) -> None:
+    """Refuse what can be refused before any data is looked at.
+
+    Raises:
+        UsageError: no such model, template or run, or a mixture without prompts.
+    """
     parse_spec(request.student)
-    require_template(request.template)
+    if request.template is not None:
+        require_template(request.template)
     if request.run is None and request.wise != 1:
         raise UsageError("--wise mixes prompts with the template, and no RUN was given", hint="give a run folder")
-    manifest = load_manifest(request.manifest)
-    root = require_root(manifest, request.root)
     if request.run is not None and not request.run.is_dir():
         raise UsageError(f"{request.run} is not a run folder", hint="give the --out folder of `teachonce train`")
-    own = split_classes(manifest, request.split, root)
-    vocabulary = load_vocabulary(request.vocabulary, root) if request.vocabulary else own
-    index = build_index(manifest, request.split, root, reporter)
-    labels = _labels(index, own, vocabulary)
+    with _next_step("--manifest takes a TOML file, or the name of a shipped manifest"):
+        manifest = load_manifest(request.manifest)
+    with _next_step(f"--split {' or '.join(list(manifest.splits)[:SHOWN])}"):
+        manifest.split(request.split)
 
-    from teachonce.clip_models import load_clip, pick_device, tune_process  # heavy: only when the data is in order
-    from teachonce.cluster import default_threads
-    from teachonce.prompt_files import load_prompts
 
-    tune_process(request.threads or default_threads(1))
-    clip = load_clip(request.student, pick_device())
-    # Before the images: a template or a run that does not fit should not cost an hour of decoding first.
-    prompts = None if request.run is None else load_prompts(request.run).bound_to(clip)
-    if prompts is not None and prompts.image is not None and request.wise != 1:
-        raise UsageError(f"--wise {request.wise:g} mixes class features only, and the prompts in {request.run} change "
-                         "images too", hint="leave --wise out")  # fmt: skip
-    template_classes = _template_classes(clip, vocabulary, request.template)
-    prompt_classes = None if prompts is None else _prompt_classes(prompts, vocabulary, template_classes, request.wise)
-    features = image_features(clip, index, root, request, reporter)
-    good = np.isfinite(features[:, 0])
-    if not good.any():
-        raise DataError(f"none of the {len(index)} images of '{request.split}' could be decoded")
+@contextlib.contextmanager
+def _next_step(hint: str) -> Iterator[None]:
+    """Say what to do about an error of a part that does not know the options of this command."""
+    try:
+        yield
+    except UsageError as problem:
+        if problem.hint:
+            raise
+        raise type(problem)(problem.message, hint=hint) from problem
 
-    plain = ours = _score(features[good], template_classes, labels[good])
-    if prompts is not None and prompt_classes is not None:
-        seen = features if prompts.image is None else image_features(clip, index, root, request, reporter, prompts)
-        ours = _score(seen[good], prompt_classes, labels[good])
+
+def set_choice(request: EvaluateRequest) -> SetChoice:
+    """The part of a request that says what is classified among what."""
+    return SetChoice(
+        manifest=request.manifest, root=request.root, split=request.split, vocabulary=request.vocabulary,
+        classes=request.classes, among=request.among, without=request.without,
+    )  # fmt: skip
+
+
+def score_set(request: EvaluateRequest, data: EvaluationSet, who: Contender, reporter: Reporter) -> EvaluateResult:
+    """Score prompts and template, or the template alone, on one set, and write what was asked for.
+
+    Raises:
+        DataError: no image could be decoded, or features are not numbers.
+        UsageError: a name or the template is too long.
+    """
+    from teachonce.contender import judge
+    from teachonce.evaluation_features import Work
+
+    template = request.template or data.manifest.template
+    work = Work(batch_size=request.batch_size, threads=request.threads, cache=request.cache)
+    sides = [who] if who.prompts is None else [who.bare, who]
+    with _next_step("shorten --template, or the names in --vocabulary"):
+        judged = judge(sides, data, template, work, reporter)
+    good, ours = judged[-1].decoded, judged[-1].outcomes
+    beside = judged[0].outcomes if len(sides) > 1 else None
+    labels = data.labels[good]
     if request.per_class is not None:
-        _write_per_class(request.per_class, ours, labels[good], vocabulary)
-    return _result(request, ours, plain, good, vocabulary, clip, index)
+        _write(request.per_class, class_table(ours, beside, labels, data.candidates))
+    if request.credits is not None:
+        _write_credits(request.credits, ours, beside)
+    return _result(request, data, who, template, labels, ours, beside)
 
 
-def _labels(index: SampleIndex, own: Vocabulary, vocabulary: Vocabulary) -> npt.NDArray[np.int64]:
-    """Class index in the vocabulary of every sample, [N]."""
-    used = np.unique(index.label)
-    absent = [own.ids[i] for i in used if own.ids[i] not in vocabulary.index]
-    if absent:
-        raise DataError(
-            f"{len(absent)} classes of the split are not in the vocabulary, the first is '{absent[0]}'",
-            hint="give a --vocabulary that holds every class of the split",
-        )
-    mapping = np.array([vocabulary.index.get(class_id, -1) for class_id in own.ids])
-    return mapping[index.label]
+def credit_file(path: Path, side: str = "") -> Path:
+    """NAME.top1.npy, or NAME.template.top1.npy, beside each other, for NAME, NAME.npy or NAME.top1.npy."""
+    stem = path.name.removesuffix(".npy").removesuffix(".top1")
+    return path.with_name(f"{stem}{side}.top1.npy")
 
 
-def _template_classes(clip: LoadedClip, vocabulary: Vocabulary, template: str) -> npt.NDArray[np.float32]:
-    from teachonce.zeroshot import template_features
-
-    return np.asarray(template_features(clip, vocabulary.names, template).cpu().numpy())
-
-
-def _prompt_classes(
-    prompts: LoadedPrompts, vocabulary: Vocabulary, template: npt.NDArray[np.float32], share: float
-) -> npt.NDArray[np.float32]:
-    import torch
-
-    from teachonce.regularisers import wise
-
-    trained = prompts.classifier(vocabulary.names).cpu()
-    return np.asarray((trained if share == 1 else wise(torch.from_numpy(template), trained, share)).numpy())
+def _write_credits(path: Path, ours: Outcomes, beside: Outcomes | None) -> None:
+    for side, found in (("", ours), (".template", beside)):
+        if found is not None:
+            buffer = io.BytesIO()
+            np.save(buffer, found.top1.astype(np.float32), allow_pickle=False)
+            _write(credit_file(path, side), buffer.getvalue())
 
 
-def image_features(
-    clip: LoadedClip, index: SampleIndex, root: Path, request: EvaluateRequest, reporter: Reporter,
-    prompts: LoadedPrompts | None = None,
-) -> npt.NDArray[np.float32]:  # fmt: skip
-    """Unit image features of the split, [N, E], with prompts in the image tower if given; NaN where an image failed."""
-    from teachonce.feature_cache import SplitFeatures, cached_features, feature_key
-
-    encode = clip.encode_images if prompts is None else prompts.image_features
-
-    def compute() -> SplitFeatures:
-        return SplitFeatures(_encode(clip, encode, index, root, request, reporter))
-
-    own = [] if prompts is None else [prompts.tensors_digest]
-    key = feature_key(index, root, clip.digest, clip.preprocess_text, str(clip.device.type), *own)
-    found, cached = cached_features(key, compute)
-    if cached:
-        reporter.note(f"image features of {len(index)} samples come from the cache")
-    return found.features
-
-
-def _encode(
-    clip: LoadedClip, encode: Callable[[Tensor], Tensor], index: SampleIndex, root: Path, request: EvaluateRequest,
-    reporter: Reporter,
-) -> npt.NDArray[np.float32]:  # fmt: skip
-    from teachonce.clip_models import embedding_width
-    from teachonce.cluster import default_threads
-    from teachonce.image_batches import image_batches
-    from teachonce.images import ImageReader
-
-    features = np.full((len(index), embedding_width(clip)), np.nan, np.float32)
-    threads = request.threads or default_threads(1)
-    with (
-        ImageReader(index, root) as reader,
-        image_batches(reader, len(index), [clip], request.batch_size, threads) as batches,
-    ):
-        for batch in batches:
-            pixels = batch.pixels(0)
-            stop = batch.start + len(batch)
-            if pixels is not None:
-                features[batch.start : stop] = encode(pixels).cpu().numpy()
-            for row, fault in batch.faults():
-                features[row] = np.nan
-                reporter.note(f"{index.key(row)}: {fault.reason}")
-            reporter.progress("evaluate", stop, len(index), "images")
-    return features
-
-
-def _score(
-    features: npt.NDArray[np.float32],
-    classes: npt.NDArray[np.float32],
-    labels: npt.NDArray[np.int64],
-) -> Scores:
-    import torch
-
-    from teachonce.zeroshot import equal_rows, score
-
-    text = torch.from_numpy(classes)
-    return score(torch.from_numpy(features), text, torch.from_numpy(labels), equal_rows(text))
-
-
-def _write_per_class(file: Path, scores: Scores, labels: npt.NDArray[np.int64], vocabulary: Vocabulary) -> None:
-    """One line a class that has images: id, name, n, top1, top5, the class it is most often taken for."""
-    from teachonce.files import atomic_write_bytes
-
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "name", "n", "top1", "top5", "most_confused_with", "confused_share"])
-    for class_index in np.unique(labels):
-        mine = labels == class_index
-        wrong = scores.predicted[mine & (scores.top1 == 0)]
-        names, counts = np.unique(wrong, return_counts=True)
-        confused = vocabulary.names[names[counts.argmax()]] if len(names) else ""
-        share = counts.max() / mine.sum() if len(names) else 0.0
-        top1, top5 = scores.top1[mine].mean(), scores.top5[mine].mean()
-        class_id, name = vocabulary.ids[class_index], vocabulary.names[class_index]
-        writer.writerow([class_id, name, mine.sum(), f"{top1:.4f}", f"{top5:.4f}", confused, f"{share:.4f}"])
+def _write(file: Path, data: bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_bytes(file, text.getvalue().encode())
+    atomic_write_bytes(file, data)
 
 
 def _result(
-    request: EvaluateRequest, ours: Scores, plain: Scores, good: npt.NDArray[np.bool_],
-    vocabulary: Vocabulary, clip: LoadedClip, index: SampleIndex,
+    request: EvaluateRequest, data: EvaluationSet, who: Contender, template: str, labels: Labels, ours: Outcomes,
+    beside: Outcomes | None,
 ) -> EvaluateResult:  # fmt: skip
     from teachonce.zeroshot import wilson
 
-    n, prompted = int(good.sum()), request.run is not None
-    top1 = float(ours.top1.mean())
-    baseline = {"top1": float(plain.top1.mean()), "top5": float(plain.top5.mean()), "template": request.template}
+    names, prompted, found = data.candidates, who.prompts is not None, figures(ours, labels)
+    digests = {"student": who.clip.digest, "vocabulary": data.vocabulary.digest, "samples": data.samples.digest}
+    digests |= {"prompts": who.prompts.tensors_digest} if who.prompts is not None else {}
     return EvaluateResult(
-        top1=top1, top5=float(ours.top5.mean()), n=n, classes=len(vocabulary), top1_interval=wilson(top1, n),
-        tied_names=vocabulary.tied(), failed=int((~good).sum()), template=None if prompted else request.template,
-        run=str(request.run) if prompted else None, per_class=str(request.per_class) if request.per_class else None,
-        wise=request.wise if prompted else None,
-        baseline=baseline if prompted else None,
-        digests={"student": clip.digest, "vocabulary": vocabulary.digest, "samples": index.digest},
+        top1=found["top1"], top5=found["top5"], macro=found["macro"], ece=found["ece"], nll=found["nll"],
+        n=len(labels), classes=len(names), classes_seen=len(np.unique(labels)),
+        top1_interval=wilson(found["top1"], len(labels)), tied_names=names.tied(),
+        failed=len(data.rows) - len(labels), left_out=data.left_out, template=None if prompted else template,
+        run=str(request.run) if prompted else None, wise=request.wise if prompted else None,
+        baseline=None if beside is None else {**figures(beside, labels), "template": template},
+        paired=None if beside is None else paired(ours, beside), protocol=request.protocol,
+        manifest=data.manifest.name, split=data.split, chosen=data.in_words, templates=(template,),
+        names_digest=names.digest, digests=digests,
+        per_class=None if request.per_class is None else str(request.per_class),
+        credits=None if request.credits is None else str(credit_file(request.credits)),
+        confused=tuple(confused_pairs(ours, labels, names)),
     )  # fmt: skip

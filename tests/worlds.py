@@ -201,7 +201,7 @@ def inline_tasks(
     import teachonce.cluster as cluster
 
     @contextmanager
-    def no_cluster(spec: Any, reporter: Any) -> Iterator[_InlineClient]:
+    def no_cluster(spec: Any, reporter: Any, threads: int = 2) -> Iterator[_InlineClient]:
         yield _InlineClient()
 
     def run_here(

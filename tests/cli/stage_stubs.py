@@ -190,6 +190,7 @@ class SubsetRequest:
     seed: int = 0
     top_k: int | None = None
     classes: Path | None = None
+    all_names: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +218,7 @@ class TrainRequest:
     vocabulary: str | None = None
     root: Path | None = None
     init: Path | None = None
+    log: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +250,73 @@ class ImportResult:
     checkpoint_digest: str = "f00d"
     out: str = "runs/coop"
     prompts_digest: str = "f00d"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusRequest:
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusResult:
+    kind: str = "train"
+    path: str = "run"
+    state: str = "finished"
+    process: dict[str, Any] | None = None
+    step: int = 600
+    steps: int | None = 600
+    losses: dict[str, float] = field(default_factory=lambda: {"loss": 1.25})
+    learning_rate: float | None = 0.5
+    gradient_norm: float | None = None
+    held_out: dict[str, float] | None = None
+    steps_per_second: float | None = 8.0
+    checkpoint: int | None = 600
+    resumed: int = 0
+    last_sign: str | None = "2026-01-01T00:00:00Z"
+    seconds_since_sign: float | None = 2.0
+    seconds_left: float | None = None
+    estimated_end: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    run: Path
+    out: Path
+    classes: str | None = None
+    student: str | None = None
+    licence: str | None = None
+    push: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    out: str = "shared"
+    files: tuple[str, ...] = ("README.md", "SHA256SUMS")
+    prompts_digest: str = "f00d"
+    classes: int | None = 120
+    width: int | None = 256
+    tied_names: int | None = 0
+    reloaded: bool = True
+    pushed: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackRequest:
+    source: Path
+    out: Path | None = None
+    check: bool = False
+    unpack: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackResult:
+    kind: str = "label-store"
+    name: str = "labels.zarr"
+    id: str = "f00d"
+    files: int = 664
+    bytes: int = 1000
+    digest: str = "f00d"
+    out: str | None = "labels.tar"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,11 +353,44 @@ class EvaluateRequest:
     root: Path | None
     split: str = "val"
     vocabulary: str | None = None
-    template: str = "a photo of a {}."
+    template: str | None = None
     wise: float = 1.0
+    classes: str | None = None
+    among: str = "classes"
+    without: Path | None = None
     per_class: Path | None = None
+    credits: Path | None = None
+    cache: bool = True
     batch_size: int = 128
     threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolRequest:
+    protocol: str
+    run: Path | None
+    student: str
+    root: Path | None
+    manifest: str | None = None
+    split: str | None = None
+    vocabulary: str | None = None
+    classes: str | None = None
+    without: Path | None = None
+    template: str | None = None
+    wise: float = 1.0
+    per_class: Path | None = None
+    credits: Path | None = None
+    skip_missing: bool = False
+    cache: bool = True
+    batch_size: int = 128
+    threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolResult:
+    sets: tuple[dict[str, Any], ...] = ({"set": "pets", "top1": 0.25, "gain": -0.5},)
+    details: dict[str, Any] = field(default_factory=lambda: {"pets": {"nll": 1.2345}})
+    exit_code: int = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,6 +407,78 @@ class EvaluateResult:
     per_class: str | None = None
     wise: float | None = None
     baseline: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateRequest:
+    grid: Path
+    labels: Path
+    student: str
+    out: Path
+    dry_run: bool = False
+    retry_failed: bool = False
+    cluster: Any = None
+    root: Path | None = None
+    force_unlock: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateResult:
+    cells: dict[str, int] = field(default_factory=lambda: {"finished": 3, "failed": 1, "skipped": 2, "missing": 0})
+    failures: tuple[dict[str, str], ...] = ({"name": "steps=5 seed=0", "message": "the loss became nan"},)
+    exit_code: int = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportRequest:
+    folder: Path
+    out: Path
+    labels: Path | None = None
+    root: Path | None = None
+    student: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportResult:
+    headline: tuple[str, ...] = ("3 runs of 1 setting.",)
+    runs: int = 3
+    settings: int = 1
+    not_counted: int = 0
+    best: str = "base"
+    out: str = "report.html"
+    bytes: int = 300000
+    files: str = "report-files"
+    files_written: int = 12
+    seconds: float = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowRequest:
+    path: Path
+
+
+SHOWN = {
+    "number": 1, "setting": "[red]base", "is_base": True, "seeds": [0, 1], "changes": {}, "seconds": 61.0,
+    "trainable_parameters": 12288, "final_loss": 2.0, "loss": [3.0, 2.5, 2.0],
+    "measures": {"held_out": {"top1": 0.4, "spread": 0.01, "difference": None, "verdict": "base"}},
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowResult:
+    kind: str = "runs"
+    path: str = "runs"
+    title: str = "runs"
+    question: str = ""
+    runs: int = 2
+    best: str | None = "base"
+    measures: tuple[str, ...] = ("held_out",)
+    settings: tuple[dict[str, Any], ...] = (SHOWN,)
+    headline: tuple[str, ...] = ("2 runs of 1 setting.",)
+    not_counted: tuple[dict[str, str], ...] = ({"name": "r3", "kind": "damaged", "why": "cut short", "hint": ""},)
+    config: dict[str, Any] = field(default_factory=lambda: {"steps": 60})
+    figures: dict[str, Any] = field(default_factory=dict)
+    next: str = "teachonce report runs --out report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,7 +530,19 @@ class PlanResult:
 
 
 STAGES = ("index", "plan", "teach", "inspect", "verify", "relabel", "merge", "subset", "train", "cache", "evaluate")
-NAMES = (*STAGES, "import_", "demo", "rehearse")
+NAMES = (
+    *STAGES,
+    "ablate",
+    "status",
+    "export",
+    "pack",
+    "report",
+    "show",
+    "import_",
+    "demo",
+    "rehearse",
+    "evaluate_protocol",
+)
 
 
 class Stubs:
@@ -379,6 +565,10 @@ class Stubs:
         if name == "rehearse":
             made.rehearse_half = lambda *asked: self._asked(*asked)  # type: ignore[attr-defined]
             return made
+        if name == "evaluate_protocol":
+            made.ProtocolRequest = ProtocolRequest  # type: ignore[attr-defined]
+            made.evaluate_protocol = self._protocol  # type: ignore[attr-defined]
+            return made
         if name == "plan":
             made.compare = lambda *asked: self._asked(*asked)  # type: ignore[attr-defined]
         request = f"{name.strip('_').capitalize()}Request"
@@ -394,6 +584,10 @@ class Stubs:
         setattr(made, request, globals()[request])
         setattr(made, name, stage)
         return made
+
+    def _protocol(self, request: Any, reporter: Any) -> Any:
+        self.requests.append(request)
+        return ProtocolResult()
 
     def _asked(self, *asked: Any) -> Any:
         """A stage that takes something else than one request."""

@@ -26,6 +26,7 @@ LINES = {
     "train": ("train", "x.zarr", "--student", "S", "--out", "run"),
     "evaluate": ("evaluate", "--student", "S", "--manifest", "m.toml"),
     "import": ("import", "model.pth.tar-50", "--student", "S", "--out", "runs/coop"),
+    "status": ("status", "run"),
     "cache": ("cache", "list", "x.zarr"),
     "demo": ("demo",),
 }
@@ -187,7 +188,8 @@ def test_plan_takes_what_teach_takes(teachonce_here: Command, stubs: stage_stubs
 
 def test_evaluate_hands_every_option_on(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
     line = "evaluate run --student S --manifest m --root data --split test --vocabulary V --template {}"
-    line += " --wise 0.25 --per-class c.csv --set batch_size=4 --set threads=2"
+    line += " --wise 0.25 --classes novel --among all --without held.tsv --per-class c.csv --credits c.npy"
+    line += " --set batch_size=4 --set threads=2 --set cache=false"
     assert teachonce_here(*line.split()).code == 0
     assert stubs.requests[-1] == stage_stubs.EvaluateRequest(
         run=Path("run"),
@@ -198,10 +200,39 @@ def test_evaluate_hands_every_option_on(teachonce_here: Command, stubs: stage_st
         vocabulary="V",
         template="{}",
         wise=0.25,
+        classes="novel",
+        among="all",
+        without=Path("held.tsv"),
         per_class=Path("c.csv"),
+        credits=Path("c.npy"),
+        cache=False,
         batch_size=4,
         threads=2,
     )
+    assert teachonce_here("evaluate", "--student", "S", "--manifest", "m").code == 0
+    assert stubs.requests[-1] == stage_stubs.EvaluateRequest(run=None, student="S", manifest="m", root=None)
+
+
+def test_a_protocol_is_another_stage_with_its_own_exit_code(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
+    line = "evaluate run --student S --protocol p --root data --manifest m --split test --classes base --without w.tsv"
+    line += " --vocabulary V --template {} --wise 0.5 --per-class c --credits d --skip-missing --set cache=false"
+    ended = teachonce_here(*line.split())
+    assert ended.code == 5 and "-50.00%" in ended.out and "1.2345" not in ended.out
+    assert stubs.requests[-1] == stage_stubs.ProtocolRequest(
+        protocol="p", run=Path("run"), student="S", root=Path("data"), manifest="m", split="test", vocabulary="V",
+        classes="base", without=Path("w.tsv"), template="{}", wise=0.5, per_class=Path("c"), credits=Path("d"),
+        skip_missing=True, cache=False,
+    )  # fmt: skip
+    assert teachonce_here(*line.split(), "--json").document["details"] == {"pets": {"nll": 1.2345}}
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [("--protocol p --among all", "--among"), ("--manifest m --skip-missing", "--skip-missing"), ("", "--protocol")],
+)
+def test_evaluate_takes_a_manifest_or_a_protocol(line: str, word: str, teachonce_here: Command) -> None:
+    ended = teachonce_here("evaluate", "--student", "S", *line.split())
+    assert ended.code == 2 and word in ended.err
 
 
 def test_train_flags_win_over_set_and_set_over_the_file(

@@ -22,7 +22,7 @@ def shipped(tree: Path, folders: Mapping[str, str]) -> set[str]:
         root = tree / folder
         files = set(root.rglob("*.py"))
         if folder in ("data_manifests", "configs"):
-            files |= set(root.rglob("*.toml"))
+            files |= set(root.rglob("*.toml")) | set(root.rglob("*.tsv"))
         if folder == "pipeline":
             files |= {file for file in (root / "assets").rglob("*") if file.is_file()} | {root / "py.typed"}
         names |= {f"{package}/{file.relative_to(root).as_posix()}" for file in files}

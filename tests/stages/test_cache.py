@@ -15,7 +15,7 @@ import worlds
 
 from teachonce import working_files
 from teachonce.errors import DataError
-from teachonce.feature_cache import SplitFeatures, cached_features
+from teachonce.feature_cache import SplitFeatures, cached_features, keep_arrays
 from teachonce.label_store import LabelStore
 from teachonce.progress import Silent
 from teachonce.stages.cache import CacheRequest, cache
@@ -114,8 +114,11 @@ def test_without_a_store_the_users_cache_is_meant(store: LabelStore, own_cache: 
     working_files.folder_beside(store.path).write_text("")
     open_working_set(store, None, Silent()).close()
     cached_features("f00d", lambda: SplitFeatures(np.ones((5, 3), np.float32)))
+    keep_arrays("beef", {"decoded": np.ones(4, np.bool_)})
+    (own_cache / "results/half.npz").write_bytes(b"PK half a file")
     listed = cache(CacheRequest(action="list"), Silent())
-    assert [(e.kind, e.rows) for e in listed.entries] == [("working set", 30), ("features", 5)]
+    kinds = [("working set", 30), ("features", 5), ("results", 4), ("results", None)]
+    assert [(e.kind, e.rows) for e in listed.entries] == kinds
     assert cache(CacheRequest(action="clear"), Silent()).freed == listed.bytes
     assert not [file for file in own_cache.rglob("*") if file.is_file()]
 

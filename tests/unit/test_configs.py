@@ -1,11 +1,14 @@
-"""The shipped recipes are valid, and the default one says what the defaults are."""
+"""The shipped recipes and grids are valid, and the default one says what the defaults are."""
 
 from __future__ import annotations
 
 import tomllib
 from importlib import resources
+from pathlib import Path
 
 from teachonce.config import TrainConfig
+from teachonce.grid import load_grid
+from teachonce.grid_cells import expand
 from teachonce.strict import decode
 
 
@@ -18,8 +21,12 @@ def test_the_default_recipe_lists_every_key_with_its_default() -> None:
 
 
 def test_every_shipped_recipe_is_valid() -> None:
-    """No recipe has a key or value that training would refuse."""
+    """No recipe has a key or value that training would refuse, and no grid a cell that could not be configured."""
     files = [file for file in resources.files("teachonce.configs").iterdir() if file.name.endswith(".toml")]
-    assert files
+    grids = [file for file in files if "schema" in tomllib.loads(file.read_text(encoding="utf-8"))]
+    assert grids and len(grids) < len(files)
     for file in files:
-        decode(TrainConfig, tomllib.loads(file.read_text(encoding="utf-8")), file.name)
+        if file in grids:
+            assert len(expand(load_grid(Path(file.name.removesuffix(".toml"))))) > 1
+        else:
+            decode(TrainConfig, tomllib.loads(file.read_text(encoding="utf-8")), file.name)

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -234,6 +234,51 @@ def test_image_prompts_alone_go_with_the_hand_written_context(tmp_path: Path, mo
     model = tiny_clip("laion")
     expected = model.encode_text(full_tokens(model, NAMES), normalize=True)  # type: ignore[operator]
     assert torch.allclose(load_prompts(tmp_path).classifier(NAMES), expected, rtol=0, atol=1e-5)
+
+
+def test_image_prompts_trained_beside_slots_elsewhere_have_the_context_in_front_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`position` is about text slots. Training classified by the hand-written context before the names."""
+    fake_loader(monkeypatch, "d" * 64)
+    about = meta(tower="image", structure="shared", slots=0, position="after", **IMAGE)
+    save_prompts(tmp_path, None, image_prompts("shared"), about)
+    model = tiny_clip("laion")
+    expected = model.encode_text(full_tokens(model, NAMES), normalize=True)  # type: ignore[operator]
+    assert torch.allclose(load_prompts(tmp_path).classifier(NAMES), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [("tench", "found one str 'tench'"), (b"tench", "found one bytes"), (None, "found NoneType"), (3, "found int"),
+     ([], "found none"), (iter(()), "found none"), (["tench", 3], "class name 1 is no text: found int 3"),
+     ([None], "class name 0 is no text"), (["tench", " \n"], "class name 1 is blank"), ([""], "class name 0 is blank"),
+     (["\x00"], "class name 0 .* is empty"), (["&nbsp;"], "is empty"), (["<end_of_text>"], "special token"),
+     (["very " * 80], "takes 82 tokens")],
+)  # fmt: skip
+def test_what_is_no_list_of_names_is_refused(
+    names: Any, words: str, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text would count as its letters; the hint shows what to write."""
+    fake_loader(monkeypatch, "d" * 64)
+    with pytest.raises(UsageError, match=words) as caught:
+        load_prompts(saved).classifier(names)
+    assert caught.value.hint
+    if names == "tench":
+        assert caught.value.hint == "classifier(['tench'])"
+
+
+def test_odd_characters_and_any_iterable_make_finite_features(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """Other scripts, emoji, accents, line breaks, half a surrogate pair: all are tokens of their bytes."""
+    fake_loader(monkeypatch, "d" * 64)
+    odd = ["日本", "\U0001f600", "é", "a\nb", "tench\tfish", "\u200b", "\ud800", "Ωmega", "x" * 30, "it's", '"']
+    loaded = load_prompts(saved)
+    features = loaded.classifier(odd)
+    assert features.shape == (len(odd), 32) and bool(features.isfinite().all())
+    assert torch.equal(loaded.classifier(name for name in odd), features)
+    assert torch.equal(loaded.classifier(["a\nb"]), loaded.classifier(("a b",)))
 
 
 def test_image_features_are_the_students_own_without_image_prompts(

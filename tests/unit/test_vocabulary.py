@@ -17,6 +17,7 @@ from teachonce.vocabulary import (
     folder_vocabulary,
     load_vocabulary,
     parse_tsv,
+    read_class_ids,
     spoken,
 )
 
@@ -134,3 +135,13 @@ def test_folders_as_a_vocabulary(tmp_path: Path) -> None:
         folder_vocabulary(tmp_path / "gone")
     with pytest.raises(DataError, match="holds no class"):
         folder_vocabulary(tmp_path / "ant")
+
+
+def test_base_and_novel_are_halves_unless_a_file_has_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the list, the odd class in base."""
+    monkeypatch.chdir(tmp_path)
+    vocabulary = Vocabulary(("c", "a", "b"), ("x", "y", "z"))
+    assert read_class_ids(Path("base"), vocabulary) == ("c", "a")
+    assert read_class_ids(Path("novel"), vocabulary) == ("b",)
+    Path("base").write_text("b\n")
+    assert read_class_ids(Path("base"), vocabulary) == ("b",)

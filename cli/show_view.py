@@ -1,0 +1,95 @@
+"""What `show` prints for a person: a table of settings with a spark line each, and the result in sentences.
+
+It looks at no folder: every figure comes from the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from teachonce.cli.console import duration, number, records, render, show
+
+BARS = "▁▂▃▄▅▆▇█"
+HEADLINES = 2  # the counts and the choice; the table says the rest
+MARKS = {"better": ("▲", "green"), "worse": ("▼", "red"), "alike": ("●", "dim"), "untested": ("×", "dim")}
+
+
+def view(values: Mapping[str, Any]) -> RenderableType:
+    """The whole answer, from the keys of its JSON document."""
+    head = Text.assemble((values["title"], "bold"), f"  {values['path']}")
+    parts: list[RenderableType] = [head]
+    if values["question"]:
+        parts.append(Text(values["question"], style="dim"))
+    if values["settings"]:
+        parts.append(_settings(values))
+    if values["config"]:
+        told = ", ".join(f"{key}={show(key, value)}" for key, value in values["config"].items())
+        parts.append(Text.assemble(("not as by default: ", "cyan"), told))
+    parts += [Text(sentence) for sentence in values["headline"][:HEADLINES]]
+    if values["figures"]:
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for key, value in values["figures"].items():
+            table.add_row(Text(key, style="cyan"), Text(show(key, value)))
+        parts.append(table)
+    if values["not_counted"]:
+        parts.append(records("not counted", values["not_counted"]))
+    if values["next"]:
+        parts.append(Text.assemble(("next: ", "bold cyan"), values["next"]))
+    return Group(*parts)
+
+
+def written(values: Mapping[str, Any]) -> RenderableType:
+    """What `report` prints: the result in sentences, then what was written where."""
+    figures = {key: value for key, value in values.items() if key != "headline"}
+    return Group(*(Text(sentence) for sentence in values["headline"]), *render(figures))
+
+
+def _settings(values: Mapping[str, Any]) -> Table:
+    table = Table(pad_edge=False)
+    table.add_column("#", justify="right")
+    table.add_column("setting", overflow="fold")
+    table.add_column("seeds", justify="right")
+    for measure in values["measures"]:
+        table.add_column(Text(measure.replace("_", " ")), justify="right", no_wrap=True)
+    table.add_column("loss", no_wrap=True)
+    table.add_column("time", justify="right")
+    table.add_column("trained", justify="right")
+    ends = _ends([setting["loss"] for setting in values["settings"]])
+    for setting in values["settings"]:
+        style = "bold" if setting["setting"] == values["best"] else ""
+        table.add_row(
+            str(setting["number"]), Text(setting["setting"], style=style), str(len(setting["seeds"])),
+            *(_figure(setting["measures"].get(measure)) for measure in values["measures"]),
+            sparkline(setting["loss"], *ends), duration(setting["seconds"]), number(setting["trainable_parameters"]),
+        )  # fmt: skip
+    return table
+
+
+def _figure(found: Mapping[str, Any] | None) -> Text:
+    """`44.9 ±0.6 ▲+4.9`: mean and spread in percent, and the difference to the base in points."""
+    if found is None:
+        return Text("-")
+    text = Text(f"{100 * found['top1']:.1f}")
+    if found["spread"] is not None:
+        text.append(f" ±{100 * found['spread']:.1f}", style="dim")
+    if found["verdict"] in MARKS and found["difference"] is not None:
+        mark, style = MARKS[found["verdict"]]
+        text.append(f" {mark}{100 * found['difference']:+.1f}", style=style)
+    return text
+
+
+def _ends(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
+    points = [point for curve in curves for point in curve]
+    return (min(points), max(points)) if points else (0.0, 0.0)
+
+
+def sparkline(points: Sequence[float], low: float, high: float) -> str:
+    """A curve in one line of text, between ends that all curves of a table share."""
+    if not points or high <= low:
+        return BARS[0] * len(points)
+    return "".join(BARS[round((len(BARS) - 1) * (point - low) / (high - low))] for point in points)

@@ -1,0 +1,160 @@
+"""export: a folder that others can use: prompts, class weights, model card, digests; proved by loading it again."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from teachonce import __version__
+from teachonce.errors import IntegrityError, UsageError
+from teachonce.export_folder import new_folder, require_new
+from teachonce.export_sums import CARD_FILE, SUMS_FILE, require_unchanged, write_sums
+from teachonce.hub import parse_hub_id
+from teachonce.model_spec import parse_spec
+from teachonce.progress import Reporter
+from teachonce.vocabulary import Vocabulary, load_vocabulary
+
+if TYPE_CHECKING:
+    from teachonce.export_facts import ExportFacts
+    from teachonce.prompt_files import LoadedPrompts
+
+CONFIG_FILE = "config.toml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """What to export; see `teachonce export --help`."""
+
+    run: Path
+    out: Path
+    classes: str | None = None
+    """Class list of the weights; None: no weights. The run records a digest of its names, not the names."""
+    student: str | None = None
+    """Where the student is, if not where it was in training."""
+    licence: str | None = None
+    """Of the prompts."""
+    push: str | None = None
+    """Repository on the Hugging Face hub to upload to."""
+    threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """What came out."""
+
+    out: str
+    files: tuple[str, ...]
+    prompts_digest: str
+    """SHA-256 of prompts.safetensors."""
+    classes: int | None
+    """Rows of the class weights; None without."""
+    width: int | None
+    tied_names: int | None
+    """Classes that share their name with another: their rows are equal."""
+    reloaded: bool
+    """Whether the folder was loaded again and gave the same class features, bit for bit; without weights, loaded."""
+    pushed: str | None
+    """Address on the hub."""
+
+
+def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
+    """Write the folder beside its place, load it again, compare, and only then give it its name.
+
+    Raises:
+        UsageError: RUN holds no prompts; --out is not empty; a bad repository id; a name too long for the tower.
+        DataError: a broken class list.
+        IntegrityError: the run, or an evaluation in it, was damaged or changed; the reload gives other features.
+        FingerprintError: the student, a result or an evaluation belongs to other prompts.
+        EnvironmentFault: the disk is full; the hub cannot be reached (the folder stays).
+    """
+    if request.push is not None and parse_hub_id(request.push).revision is not None:
+        raise UsageError(f"'{request.push}': what is pushed has no revision yet", hint="leave out what follows the @")
+    if request.student is not None:
+        parse_spec(request.student)
+    require_new(request.out)
+    classes = None if request.classes is None else load_vocabulary(request.classes)
+
+    from teachonce.export_facts import gather  # heavy: only when the request is in order
+    from teachonce.prompt_files import load_prompts
+
+    prompts = load_prompts(request.run, request.student)
+    facts = gather(request.run, prompts, request.licence, __version__)
+    if classes is not None:
+        prompts = _with_student(prompts, request)
+    else:
+        reporter.note("no --classes: the run records no names, so that class weights are left out; add --classes FILE "
+                      "for a weight matrix")  # fmt: skip
+    with new_folder(request.out) as folder:
+        facts, names = _write(folder, request, prompts, facts, classes)
+        _prove(folder, prompts, classes)
+    pushed = None
+    if request.push is not None:
+        from teachonce.hub import push
+
+        repo = parse_hub_id(request.push).repo
+        pushed = push(request.out, repo, f"Prompts {facts.prompts_digest[:12]}, exported by teachonce {__version__}")
+        reporter.note(f"pushed to {pushed}; a repository that was new is private until you publish it there")
+    about = facts.class_weights or {}
+    return ExportResult(
+        out=str(request.out), files=names, prompts_digest=facts.prompts_digest, classes=about.get("classes"),
+        width=about.get("width"), tied_names=about.get("tied_names"), reloaded=True, pushed=pushed,
+    )  # fmt: skip
+
+
+def _with_student(prompts: LoadedPrompts, request: ExportRequest) -> LoadedPrompts:
+    from teachonce.clip_models import load_clip, pick_device, tune_process
+    from teachonce.cluster import default_threads
+
+    tune_process(request.threads or default_threads(1))
+    return prompts.bound_to(load_clip(prompts.model, pick_device()))
+
+
+def _write(
+    folder: Path, request: ExportRequest, prompts: LoadedPrompts, facts: ExportFacts, classes: Vocabulary | None
+) -> tuple[ExportFacts, tuple[str, ...]]:
+    """Fill the folder; returns the facts with those of the weights, and the names of all files."""
+    import hashlib
+
+    from teachonce.export_facts import FACTS_FILE
+    from teachonce.export_weights import write_weights
+    from teachonce.model_card import model_card
+    from teachonce.prompt_files import META_FILE, TENSORS_FILE
+
+    names = [TENSORS_FILE, META_FILE]
+    if (request.run / CONFIG_FILE).is_file():  # an imported checkpoint has none
+        names.append(CONFIG_FILE)
+    for name in names:
+        (folder / name).write_bytes((request.run / name).read_bytes())
+    if classes is not None:
+        weights = prompts.classifier(classes.names).cpu().numpy()
+        names += write_weights(folder, weights, classes)
+        digest = hashlib.sha256(classes.to_tsv()).hexdigest()
+        about = {"classes": len(classes), "width": weights.shape[1], "tied_names": classes.tied(), "digest": digest}
+        facts = dataclasses.replace(facts, class_weights=about)
+    (folder / FACTS_FILE).write_text(facts.to_json(), encoding="utf-8")
+    place = request.out.name if request.push is None else parse_hub_id(request.push).repo
+    (folder / CARD_FILE).write_text(model_card(facts, place), encoding="utf-8")
+    names += [FACTS_FILE, CARD_FILE]
+    write_sums(folder, names)
+    return facts, tuple(sorted([*names, SUMS_FILE]))
+
+
+def _prove(folder: Path, prompts: LoadedPrompts, classes: Vocabulary | None) -> None:
+    """Load what was written as others will: the same prompts, and the same class features to the bit."""
+    import numpy as np
+
+    from teachonce.export_weights import ARRAY_FILE
+    from teachonce.prompt_files import load_prompts
+
+    require_unchanged(folder, whole=True)
+    again = load_prompts(folder)
+    same = again.tensors_digest == prompts.tensors_digest and again.meta == prompts.meta
+    if same and classes is not None and prompts.student is not None:
+        stored = np.load(folder / ARRAY_FILE, allow_pickle=False)
+        features = again.bound_to(prompts.student).classifier(classes.names).cpu().numpy()
+        same = stored.dtype == np.float32 and stored.tobytes() == features.tobytes()
+    if not same:
+        raise IntegrityError("the exported folder, loaded again, gives other prompts or other class features",
+                             hint="export again; if it comes again, the disk or its memory is faulty")  # fmt: skip
