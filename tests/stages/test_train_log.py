@@ -36,8 +36,8 @@ def curves(out: Path) -> dict[str, list[tuple[int, Any]]]:
 def logged(out: Path) -> dict[str, list[tuple[int, Any]]]:
     """The same from events.jsonl."""
     events = read_events(out / "events.jsonl")
-    told = {f"train/{name}": [(e["step"], e[name]) for e in events if e["event"] == "step"]
-            for name in ("loss", "hard", "soft", "anchor", "learning_rate", "gradient_norm", "candidates", "forced")}  # fmt: skip
+    figures = ("loss", "hard", "soft", "anchor", "learning_rate", "gradient_norm", "candidates", "forced")
+    told = {f"train/{name}": [(e["step"], e[name]) for e in events if e["event"] == "step"] for name in figures}
     for name in ("top1", "rows"):
         told[f"held_out/{name}"] = [(e["step"], e[name]) for e in events if e["event"] == "held_out"]
     return told
