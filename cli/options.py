@@ -290,7 +290,10 @@ Supervision = Annotated[
     typer.Option("--supervision", metavar="S", help=f"What is learnt from: {_choices('supervision')}."),
 ]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE.toml", help="Training configuration; flags and --set win.")
+    Path | None,
+    typer.Option(
+        "--config", metavar="FILE.toml", help="Training configuration, or a shipped one: rpp, rpp-vitb16, pomp-vitb16."
+    ),
 ]
 TrainSet = Annotated[
     list[str] | None,

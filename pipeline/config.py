@@ -11,6 +11,7 @@ import json
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -252,7 +253,7 @@ class TrainConfig:
 
 
 def load_train_config(file: Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Defaults, then the TOML file, then `key=value` overrides.
+    """Defaults, then the TOML file or the shipped recipe of that name, then `key=value` overrides.
 
     Raises:
         UsageError: file missing or not TOML, unknown key, wrong type, value out of range.
@@ -260,6 +261,7 @@ def load_train_config(file: Path | None, overrides: Sequence[str] = ()) -> Train
     data: dict[str, Any] = {}
     where = "--set"
     if file is not None:
+        file = shipped_config(file)
         where = str(file)
         data = _read_toml(file)
         decode(TrainConfig, data, where, hint=NEXT)  # what is wrong in the file is reported as the file's
@@ -268,6 +270,14 @@ def load_train_config(file: Path | None, overrides: Sequence[str] = ()) -> Train
         key, value = _parse_override(override)
         data[key] = value
     return decode(TrainConfig, data, where, hint=NEXT)
+
+
+def shipped_config(file: Path) -> Path:
+    """The file itself, or, where there is none and it is a bare name, the shipped recipe or grid of that name."""
+    if file.exists() or len(file.parts) > 1:
+        return file
+    found = Path(str(resources.files("teachonce.configs"))) / f"{file.name.removesuffix('.toml')}.toml"
+    return found if found.is_file() else file
 
 
 def _read_toml(file: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from teachonce.config import TrainConfig
+from teachonce.config import TrainConfig, shipped_config
 from teachonce.errors import UsageError, did_you_mean
 from teachonce.model_spec import require_template
 from teachonce.strict import decode
@@ -161,7 +161,7 @@ def load_grid(file: Path) -> Grid:
         UsageError: the file or its `config` cannot be read, an unknown table, key or value; says where, and what is
             near.
     """
-    file = _shipped(file)
+    file = shipped_config(file)
     data, where = _read(file), str(file)
     tables = {name: data.pop(name, {}) for name in ("base", "axes", "data")}
     lists = {name: data.pop(name, []) for name in ("exclude", "cells")}
@@ -195,14 +195,6 @@ def _read(file: Path) -> dict[str, Any]:
         raise UsageError(f"cannot read the grid {file}: {problem.strerror or problem}") from problem
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise UsageError(f"{file} is not valid TOML: {problem}") from problem
-
-
-def _shipped(file: Path) -> Path:
-    """The file itself, or the shipped one that is called so."""
-    if file.exists() or len(file.parts) > 1:
-        return file
-    found = Path(str(resources.files("teachonce.configs"))) / f"{file.name.removesuffix('.toml')}.toml"
-    return found if found.is_file() else file
 
 
 def _defaults() -> Values:

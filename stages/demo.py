@@ -49,7 +49,7 @@ class DemoResult:
 
 
 def demo(request: DemoRequest, reporter: Reporter) -> DemoResult:
-    """Make the world and the models, then teach, verify, train four cells and evaluate them.
+    """Make the world and the models, then teach, verify, train four cells, evaluate them and report.
 
     Raises:
         IntegrityError: the store does not verify.
@@ -63,20 +63,21 @@ def demo(request: DemoRequest, reporter: Reporter) -> DemoResult:
 
     out = request.out
     out.mkdir(parents=True, exist_ok=True)
-    reporter.note("1/5 drawing a small labelled image world")
+    reporter.note("1/6 drawing a small labelled image world")
     world = write_world(out / "world", reporter=reporter)
     reporter.note(
         f"    {world.images} images of {world.seen_classes} classes; {world.unseen_classes} more are held out"
     )
     models = unpack_models(out / "models")
     _teach_and_verify(request, models, reporter)
-    reporter.note("4/5 training: shared or unshared prompts, with hard or hard and soft labels")
+    reporter.note("4/6 training: shared or unshared prompts, with hard or hard and soft labels")
     runs = [_train(out, models, *cell, reporter) for cell in _cells(request.seeds)]
-    reporter.note("5/5 evaluating on seen and on held-out classes")
+    reporter.note("5/6 evaluating on seen and on held-out classes")
     table = _table(out, models, runs, reporter)
     paths = {
         "images": str(out / "world"), "models": str(out / "models"), "label store": str(out / "labels.zarr"),
         "runs": str(out / "runs"), "table": str(out / "table.csv"), "results": str(out / "results.json"),
+        "report": _report(out, models, reporter),
     }  # fmt: skip
     result = DemoResult(table=tuple(table), paths=paths, seconds=time.monotonic() - began)
     _write(out, result)
@@ -99,7 +100,7 @@ def _teach_and_verify(request: DemoRequest, models: DemoModels, reporter: Report
     from teachonce.stages.verify import VerifyRequest, verify
 
     labels = request.out / "labels.zarr"
-    reporter.note("2/5 teach: the teacher runs once, the store keeps its top 100 classes of every image")
+    reporter.note("2/6 teach: the teacher runs once, the store keeps its top 100 classes of every image")
     taught = teach(
         TeachRequest(
             manifest=MANIFEST, root=request.out / "world", labels=labels, teacher=models.teacher,
@@ -108,7 +109,7 @@ def _teach_and_verify(request: DemoRequest, models: DemoModels, reporter: Report
         reporter,
     )  # fmt: skip
     reporter.note(f"    {taught.rows_ok} rows, {taught.bytes_per_row['labels']:.0f} bytes a row for the labels")
-    reporter.note("3/5 verify: every chunk against the ledger")
+    reporter.note("3/6 verify: every chunk against the ledger")
     checked = verify(VerifyRequest(labels=labels), reporter)
     if not checked.ok:
         first = checked.faults[0]
@@ -161,6 +162,16 @@ def _table(
     return rows
 
 
+def _report(out: Path, models: DemoModels, reporter: Reporter) -> str:
+    """The page about all runs; returns its path."""
+    from teachonce.stages.report import ReportRequest, report
+
+    reporter.note("6/6 report")
+    request = ReportRequest(folder=out / "runs", out=out / "report.html", labels=out / "labels.zarr",
+                            root=out / "world", student=models.student)  # fmt: skip
+    return report(request, reporter).out
+
+
 def _row(
     name: str, out: Path, model: str, runs: list[Path] | list[None], parameters: int, reporter: Reporter
 ) -> dict[str, Any]:
@@ -176,11 +187,16 @@ def _row(
 
 
 def _evaluate(out: Path, model: str, run: Path | None, split: str, reporter: Reporter) -> EvaluateResult:
+    """One evaluation; what it says of a run is kept in the run's folder, where `report` and `export` look for it."""
     from teachonce.stages.evaluate import EvaluateRequest, evaluate
 
-    return evaluate(
-        EvaluateRequest(run=run, student=model, manifest=MANIFEST, root=out / "world", split=split), reporter
-    )
+    request = EvaluateRequest(run=run, student=model, manifest=MANIFEST, root=out / "world", split=split)
+    result = evaluate(request, reporter)
+    if run is not None:
+        file = run / "evaluations" / f"{split}.json"
+        file.parent.mkdir(exist_ok=True)
+        atomic_write_bytes(file, (json.dumps({"schema": 1, **asdict(result)}, indent=1) + "\n").encode())
+    return result
 
 
 def _write(out: Path, result: DemoResult) -> None:

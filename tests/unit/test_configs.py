@@ -6,7 +6,10 @@ import tomllib
 from importlib import resources
 from pathlib import Path
 
-from teachonce.config import TrainConfig
+import pytest
+
+from teachonce.config import TrainConfig, load_train_config
+from teachonce.errors import UsageError
 from teachonce.grid import load_grid
 from teachonce.grid_cells import expand
 from teachonce.strict import decode
@@ -30,3 +33,14 @@ def test_every_shipped_recipe_is_valid() -> None:
             assert len(expand(load_grid(Path(file.name.removesuffix(".toml"))))) > 1
         else:
             decode(TrainConfig, tomllib.loads(file.read_text(encoding="utf-8")), file.name)
+
+
+def test_a_shipped_recipe_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With or without .toml; a file of that name here wins; a path is never looked up elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    assert load_train_config(Path("pomp-vitb16")) == load_train_config(Path("pomp-vitb16.toml"))
+    assert load_train_config(Path("pomp-vitb16")).optimizer == "sgd"
+    (tmp_path / "rpp.toml").write_text("seed = 9\n")
+    assert load_train_config(Path("rpp.toml")).seed == 9
+    with pytest.raises(UsageError, match="cannot read the config"):
+        load_train_config(Path("here/rpp"))
