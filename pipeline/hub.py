@@ -101,7 +101,7 @@ def push(folder: Path, repo: str, message: str) -> str:
     except _faults() as problem:
         raise EnvironmentFault(
             f"{folder} is whole and stays, but could not be pushed to the hub as '{repo}': {_first_line(problem)}",
-            hint=f"hf auth login, check the network, then: hf upload {repo} {folder}",
+            hint=f"hf auth login, check the network, then: hf upload {repo} {folder} --private",
         ) from problem
     return address
 

@@ -22,7 +22,14 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as bytes_from_tensors
 from torch import Tensor
 
-from teachonce.errors import EnvironmentFault, FingerprintError, IntegrityError, TeachOnceError, UsageError
+from teachonce.errors import (
+    EnvironmentFault,
+    FingerprintError,
+    IncompleteError,
+    IntegrityError,
+    TeachOnceError,
+    UsageError,
+)
 from teachonce.export_sums import SUMS_FILE, require_unchanged
 from teachonce.files import atomic_write_bytes
 from teachonce.hub import fetch, hub_id_of
@@ -208,11 +215,13 @@ def load_prompts(folder: str | Path, model: str | None = None) -> LoadedPrompts:
 
     Raises:
         UsageError: no prompts in the folder, no such folder or repository.
+        IncompleteError: the run in the folder is not finished.
         IntegrityError: a file was changed, cut short, or is not one of this project.
         EnvironmentFault: the hub cannot be reached.
     """
     hub_id = hub_id_of(folder)
     folder = Path(folder) if hub_id is None else fetch(hub_id, (META_FILE, TENSORS_FILE, SUMS_FILE))
+    _require_finished(folder)
     require_unchanged(folder)
     document = _read_document(folder / META_FILE)
     meta = decode(PromptMeta, document["meta"], f"{folder / META_FILE}: meta", IntegrityError)
@@ -229,6 +238,13 @@ def load_prompts(folder: str | Path, model: str | None = None) -> LoadedPrompts:
         raise IntegrityError(f"{file} holds {_shapes(tensors)}, which is not what {META_FILE} describes: {meta}")
     text, image = (_prompts_of(tower, tensors, meta.structure) for tower in ("text", "image"))
     return LoadedPrompts(text, image, meta, model or meta.student, document["tensors_sha256"])
+
+
+def _require_finished(folder: Path) -> None:
+    """A run that was stopped has checkpoints and no prompts yet."""
+    if (folder / "checkpoints").is_dir() and (folder / "config.toml").is_file() and not (folder / META_FILE).exists():
+        raise IncompleteError(f"{folder} is a run that is not finished: it has no prompts yet",
+                              hint=f"teachonce status {folder} says where it is; `train --resume` ends it")  # fmt: skip
 
 
 def _prompts_of(tower: str, tensors: dict[str, Tensor], structure: Structure) -> SlotPrompts | None:

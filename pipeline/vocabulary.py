@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.util
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -189,6 +190,11 @@ def _checked(ids: Sequence[str], names: Sequence[str], where: str) -> Vocabulary
     twice = [class_id for class_id, count in Counter(ids).items() if count > 1]
     if twice:
         raise DataError(f"{where}: the class id '{twice[0]}' comes {ids.count(twice[0])} times; ids must be unique")
+    for class_id, name in zip(ids, names, strict=True):
+        kinds = {unicodedata.category(letter) for letter in name}
+        if "Cc" in kinds or kinds <= {"Cf", "Zs"}:
+            raise DataError(f"{where}: the name of class '{class_id}' is {name!r}: it has control characters, or "
+                            "nothing that can be seen", hint="write the name as one would say it")  # fmt: skip
     return Vocabulary(tuple(ids), tuple(names))
 
 

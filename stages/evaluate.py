@@ -180,6 +180,10 @@ def score_set(request: EvaluateRequest, data: EvaluationSet, who: Contender, rep
     good, ours = judged[-1].decoded, judged[-1].outcomes
     beside = judged[0].outcomes if len(sides) > 1 else None
     labels = data.labels[good]
+    bare = len(data.candidates) - len(np.unique(labels))
+    if bare and request.vocabulary is None and request.among == "classes":
+        reporter.note(f"{bare} of {len(data.candidates)} classes have no image in '{data.split}'; their names compete "
+                      "all the same")  # fmt: skip
     if request.per_class is not None:
         _write(request.per_class, class_table(ours, beside, labels, data.candidates))
     if request.credits is not None:

@@ -145,3 +145,11 @@ def test_base_and_novel_are_halves_unless_a_file_has_the_name(tmp_path: Path, mo
     assert read_class_ids(Path("novel"), vocabulary) == ("b",)
     Path("base").write_text("b\n")
     assert read_class_ids(Path("base"), vocabulary) == ("b",)
+
+
+@pytest.mark.parametrize("name", ["x\x00y", "\u200b", "\u200b \u2060"])
+def test_a_name_that_cannot_be_seen_is_refused(name: str) -> None:
+    """It would make a class of nothing."""
+    with pytest.raises(DataError, match="the name of class 'n2'"):
+        parse_tsv(f"n1\tred fox\nn2\t{name}\n", "classes.tsv")
+    assert parse_tsv("n1\trobe d’été 👗\n", "classes.tsv").names == ("robe d’été 👗",)
