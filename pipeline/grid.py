@@ -110,8 +110,8 @@ class Choose:
         """Raises ValueError unless exactly one way is given."""
         if (self.by is None) != bool(self.weights):
             raise ValueError('give either by = "NAME" or weights = {NAME = 1, ...}')
-        if any(not weight > 0 for weight in self.weights.values()):
-            raise ValueError("weights must be above 0")
+        if any(not 0 < weight < float("inf") for weight in self.weights.values()):
+            raise ValueError("weights must be above 0 and finite")
         if HELD_OUT in self.measures and self.metric != "top1":
             raise ValueError(f"of the held-out samples there is top1 only, found metric = '{self.metric}'")
 

@@ -61,7 +61,20 @@ def expand(grid: Grid) -> tuple[Cell, ...]:
                          hint="correct it, or take it out")  # fmt: skip
     if not cells:
         raise UsageError(f"{grid.file}: no cell is left: [[exclude]] matches all of them")
+    _require_one_setting_a_name(grid, cells)
     return tuple(cells)
+
+
+def _require_one_setting_a_name(grid: Grid, cells: Sequence[Cell]) -> None:
+    """Seeds of one name are averaged: they must differ in nothing else."""
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        other = first.setdefault(cell.group, cell)
+        if other.changes != cell.changes:
+            raise UsageError(
+                f"{grid.file}: two settings are called '{cell.group}': {dict(other.changes)} and {dict(cell.changes)}",
+                hint="give the [[cells]] entry another name",
+            )
 
 
 def _settings(grid: Grid) -> Iterator[tuple[str | None, Values, tuple[int, ...]]]:

@@ -88,7 +88,10 @@ class GridFolder:
                                      hint="restore it; the runs below cells/ are not touched")  # fmt: skip
             return found
         held = {item.name for item in self.path.iterdir()} if self.path.exists() else set()
-        if {name for name in held if not name.startswith("grid.json.lock")} - OURS or "cells" in held:
+        foreign = {name for name in held if not name.startswith("grid.json.lock")} - OURS
+        cells = list((self.path / "cells").iterdir()) if "cells" in held else []
+        # A lost grid.json costs nothing: cells are found by their digests.
+        if foreign or not all((cell / "cell.json").is_file() for cell in cells):
             raise UsageError(f"{self.path} is not empty and holds no grid",
                              hint="give another --out; nothing was changed")  # fmt: skip
         return None

@@ -133,7 +133,35 @@ def read_folder(path: Path) -> Folder:
         reasons = [f"{entry.name}: {entry.kind}, {entry.why}" for entry in folder.unusable[:3]]
         found = f"; of {len(folder.unusable)} others, {'; '.join(reasons)}" if reasons else ""
         raise DataError(f"{path} holds no finished run{found}", hint=EMPTY_HINT)
-    return folder
+    return _of_one_set(folder)
+
+
+def _of_one_set(folder: Folder) -> Folder:
+    """Without evaluations of other images or names than most runs have under the same name: they cannot be compared."""
+    others = []
+    for measure in folder.measures:
+        named = [run.evaluations[measure] for run in folder.runs if measure in run.evaluations]
+        usual = Counter(map(_set_of, named)).most_common(1)[0][0] if named else None
+        for run in folder.runs:
+            if measure in run.evaluations and _set_of(run.evaluations[measure]) != usual:
+                others.append((run.name, measure))
+    if not others:
+        return folder
+    told = [Unusable(name, "damaged", f"'{measure}' is of other images or names than that of other runs: not compared")
+            for name, measure in others]  # fmt: skip
+    groups = [
+        dataclasses.replace(group, runs=tuple(
+            dataclasses.replace(run, evaluations={
+                key: value for key, value in run.evaluations.items() if (run.name, key) not in others
+            }) for run in group.runs
+        )) for group in folder.groups
+    ]  # fmt: skip
+    return dataclasses.replace(folder, groups=tuple(groups), unusable=(*folder.unusable, *told))
+
+
+def _set_of(evaluation: Evaluation) -> tuple[str, ...]:
+    digests = _mapping(evaluation.about.get("digests"))
+    return str(digests.get("samples")), str(evaluation.about.get("names_digest")), str(evaluation.about.get("n"))
 
 
 def _read_grid(path: Path, grid: Mapping[str, Any]) -> Folder:

@@ -5,7 +5,7 @@ It loads the student and opens the store and the evaluation sets; it writes noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +21,7 @@ from teachonce.grid_needs import Need, cell_digest, need_of, short_digest, teach
 from teachonce.label_store import LabelStore
 from teachonce.model_spec import absolute_spec, parse_spec
 from teachonce.progress import Reporter
+from teachonce.stages.ablate_sets import open_sets, require_measured_so
 from teachonce.store_format import LABELS, student_group
 from teachonce.vocabulary import HALVES
 
@@ -137,7 +138,7 @@ def prepare(request: AblateRequest, reporter: Reporter) -> Prepared:
                               hint=f"run the same `{store.maker}` again to complete the store")  # fmt: skip
     needs = _checked(cells, lambda cell: _need(cell, store, request, grid))
     evaluations = tuple(_evaluation(grid, evaluation) for evaluation in grid.evaluations)
-    _check_sets(evaluations, request, reporter)
+    sets = open_sets(evaluations, request.student, request.root, reporter)
 
     # Heavy: only when the files are in order. Dask comes first: it minds which loggers are there when it is imported.
     from teachonce.cluster import threads_of
@@ -157,6 +158,7 @@ def prepare(request: AblateRequest, reporter: Reporter) -> Prepared:
     student = absolute_spec(request.student)
     found = Prepared(grid, folder, store, student, clip, evaluations, _distinct(planned, grid, reporter))
     folder.require_ours(found.document())
+    require_measured_so(folder, [planned.digest for planned in found.cells], evaluations, sets)
     return found
 
 
@@ -215,21 +217,6 @@ def _evaluation(grid: Grid, evaluation: Evaluation) -> Evaluation:
     root = None if evaluation.root is None else str(beside(grid.file, evaluation.root).resolve())
     found["manifest"] = str(manifest.resolve()) if manifest.is_file() else evaluation.manifest
     return replace(evaluation, **found, root=root)
-
-
-def _check_sets(evaluations: Iterable[Evaluation], request: AblateRequest, reporter: Reporter) -> None:
-    """Open every evaluation set once: what is not there should not be found out after hours of training."""
-    from teachonce.evaluation_sets import open_set
-    from teachonce.stages.ablate_cell import evaluate_request
-    from teachonce.stages.evaluate import check, set_choice
-
-    for evaluation in evaluations:
-        wanted = evaluate_request(evaluation, request.student, request.root)
-        try:
-            check(wanted)
-            open_set(set_choice(wanted), reporter)
-        except TeachOnceError as problem:
-            raise type(problem)(f"[[evaluate]] {evaluation.name}: {problem.message}", problem.hint) from problem
 
 
 class _Trial:

@@ -149,6 +149,8 @@ def _train(
         log = RunLog(request.out / run_folder.LOG, open_sinks(request.log, request.out))
         stack.callback(log.close)
         first = _start(request, trainer, identity, log, reporter)
+        if not (request.out / run_folder.LOG).is_file():
+            reporter.note(f"{request.out / run_folder.LOG} is gone: what happened up to step {first} is not known")
         recorded = _recorded(request, trainer) if first == trainer.steps else None
         if recorded is not None:
             reporter.note(f"{request.out} is finished: nothing is left to do")

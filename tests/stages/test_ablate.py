@@ -231,3 +231,55 @@ def test_two_workers_of_dask_give_the_same_prompts(done: Path, finished: Path, s
 def test_base_alone_is_a_grid(finished: Path, student: str, tmp_path: Path) -> None:
     result = run(write(tmp_path / "grid.toml", BASE), finished, student, tmp_path / "out")
     assert result.cells["finished"] == 1 and grids.prompts_of(tmp_path / "out")
+
+
+def changed(done: Path, tmp_path: Path, old: str, new: str) -> Path:
+    """A copy of the finished grid's folder, and beside it the grid with something changed."""
+    shutil.copytree(done / "out", tmp_path / "out")
+    for file in done.glob("*.t*"):
+        shutil.copy(file, tmp_path)
+    text = (tmp_path / "grid.toml").read_text()
+    assert old in text
+    (tmp_path / "grid.toml").write_text(text.replace(old, new, 1))
+    return tmp_path
+
+
+def test_a_result_of_another_set_under_the_same_name_is_refused(
+    done: Path, world: World, finished: Path, student: str, tmp_path: Path
+) -> None:
+    """Also where grid.json knows nothing of it any more, because the evaluation was taken out in between."""
+    here = changed(done, tmp_path, 'name = "dev"', 'name = "dev"\nclasses = "some.tsv"')
+    (here / "some.tsv").write_text("n01\nn02\n")
+    before = (here / "out/grid.json").read_bytes()
+    with pytest.raises(FingerprintError, match="evaluation dev"):
+        run(here / "grid.toml", finished, student, here / "out")
+    (here / "out/grid.json").write_text(json.dumps(json.loads(before) | {"evaluations": []}))
+    with pytest.raises(FingerprintError, match="is not of the evaluation 'dev' as the grid has it now") as caught:
+        run(here / "grid.toml", finished, student, here / "out")
+    assert "names: there" in caught.value.message and "images: there" in caught.value.message
+
+
+def test_a_class_file_that_was_edited_is_noticed(
+    done: Path, finished: Path, student: str, tmp_path: Path, world: World
+) -> None:
+    """The path is the same, what it holds is not: figures of two sets are never averaged."""
+    here = changed(done, tmp_path, 'name = "dev"', 'name = "few"\nclasses = "some.tsv"')
+    text = (here / "grid.toml").read_text().replace("dev = 3", "few = 3")
+    (here / "grid.toml").write_text(text)
+    (here / "some.tsv").write_text("n01\nn02\n")
+    assert run(here / "grid.toml", finished, student, here / "out").exit_code == 0
+    (here / "some.tsv").write_text("n01\nn02\nn03\n")
+    with pytest.raises(FingerprintError, match="is not of the evaluation 'few'"):
+        run(here / "grid.toml", finished, student, here / "out")
+
+
+def test_a_lost_grid_json_costs_nothing(done: Path, finished: Path, student: str, tmp_path: Path) -> None:
+    """Cells are found by their digests; a folder that only looks like a grid's is still refused."""
+    shutil.copytree(done / "out", tmp_path / "out")
+    (tmp_path / "out/grid.json").unlink()
+    result = run(done / "grid.toml", finished, student, tmp_path / "out")
+    assert result.cells == {"finished": 0, "failed": 0, "skipped": 4, "missing": 0}
+    assert prompts_of(tmp_path / "out") == prompts_of(done / "out")
+    (tmp_path / "mine/cells/a").mkdir(parents=True)
+    with pytest.raises(UsageError, match="not empty and holds no grid"):
+        run(done / "grid.toml", finished, student, tmp_path / "mine")

@@ -174,3 +174,16 @@ def test_a_file_that_is_no_grid(tmp_path: Path) -> None:
 def test_weights_are_shares_of_the_choice(tmp_path: Path) -> None:
     found = grid(tmp_path, "[choose]\nweights = {held_out = 1, dev = 3}\n[[evaluate]]\nname = 'dev'\nmanifest = 'm'\n")
     assert found.choose is not None and found.choose.measures == {"held_out": 0.25, "dev": 0.75}
+
+
+@pytest.mark.parametrize("name", ["base", "structure=shared"])
+def test_seeds_of_one_name_differ_in_nothing_else(name: str, tmp_path: Path) -> None:
+    """They are averaged: a further setting cannot hide among the seeds of another."""
+    text = f'[axes]\nstructure = ["unshared", "shared"]\n[[cells]]\nname = "{name}"\nseed = 9\nsteps = 7\n'
+    with pytest.raises(UsageError, match=f"two settings are called '{name}'"):
+        cells(tmp_path, text)
+
+
+def test_a_weight_that_is_no_number_cannot_choose(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="above 0 and finite"):
+        grid(tmp_path, "[axes]\nseed = [0]\n[choose]\nweights = { held_out = inf }\n")

@@ -38,15 +38,18 @@ def test_verdicts_are_those_of_the_paired_test(tmp_path: Path) -> None:
     assert line.template_images is not None
 
 
-def test_credits_of_other_images_are_never_compared(tmp_path: Path) -> None:
+def test_evaluations_of_other_images_are_never_compared(tmp_path: Path) -> None:
     grid = write_grid(tmp_path / "grid")
     folder = read_folder(grid)
     for run in folder.groups[1].runs:
         file = run.folder / "evaluations" / "dev-unseen.json"
         about = json.loads(file.read_text())
         file.write_text(json.dumps(about | {"digests": {"samples": "others"}}))
-    lines = measures(read_folder(grid))[1].lines
-    assert [line.images is None for line in lines] == [True, True, False, False]
+    found = read_folder(grid)
+    assert [line.images is None for line in measures(found)[1].lines] == [True, False, False]
+    assert all("dev-unseen" not in run.evaluations for run in found.groups[1].runs)
+    told = [entry for entry in found.unusable if "other images or names" in entry.why]
+    assert [entry.name for entry in told] == [run.name for run in folder.groups[1].runs]
 
 
 def test_runs_in_any_folder_are_grouped_by_config_without_the_seed(tmp_path: Path) -> None:
