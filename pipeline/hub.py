@@ -13,6 +13,7 @@ from pathlib import Path
 from teachonce.errors import EnvironmentFault, UsageError
 
 SCHEME = "hf-hub:"
+OPTION = "--"  # of another program: hf
 _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[^\s@]+))?")
 
 
@@ -101,7 +102,7 @@ def push(folder: Path, repo: str, message: str) -> str:
     except _faults() as problem:
         raise EnvironmentFault(
             f"{folder} is whole and stays, but could not be pushed to the hub as '{repo}': {_first_line(problem)}",
-            hint=f"hf auth login, check the network, then: hf upload {repo} {folder} --private",
+            hint=f"hf auth login, check the network, then: hf upload {repo} {folder} {OPTION}private",
         ) from problem
     return address
 

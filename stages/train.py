@@ -149,8 +149,6 @@ def _train(
         log = RunLog(request.out / run_folder.LOG, open_sinks(request.log, request.out))
         stack.callback(log.close)
         first = _start(request, trainer, identity, log, reporter)
-        if not (request.out / run_folder.LOG).is_file():
-            reporter.note(f"{request.out / run_folder.LOG} is gone: what happened up to step {first} is not known")
         recorded = _recorded(request, trainer) if first == trainer.steps else None
         if recorded is not None:
             reporter.note(f"{request.out} is finished: nothing is left to do")
@@ -291,7 +289,10 @@ def _start(request: TrainRequest, trainer: Trainer, identity: Identity, log: Run
 
     checkpoints = request.out / run_folder.CHECKPOINTS
     if request.resume:
-        return load_checkpoint(checkpoints, trainer.learners, trainer.optimizer, identity, trainer.average.state())
+        step = load_checkpoint(checkpoints, trainer.learners, trainer.optimizer, identity, trainer.average.state())
+        if not (request.out / run_folder.LOG).is_file():
+            reporter.note(f"{request.out / run_folder.LOG} is gone: what happened up to step {step} is not known")
+        return step
     run_folder.clear(request.out)
     log.clear()
     save_checkpoint(checkpoints, 0, trainer.learners, trainer.optimizer, identity, trainer.average.state())
