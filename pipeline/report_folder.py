@@ -16,7 +16,7 @@ from typing import Any
 
 from teachonce.config import TrainConfig
 from teachonce.errors import DataError
-from teachonce.run_reader import Evaluation, Run, Unusable, number, read_evaluation, read_json, read_run
+from teachonce.run_reader import Evaluation, Run, Unusable, mapping, number, read_evaluation, read_json, read_run
 
 DEPTH = 3  # levels of folders below the given one that are searched for runs
 HELD_OUT = "held_out"
@@ -95,7 +95,7 @@ class Folder:
 
     def base_value(self, key: str) -> Any:
         """A key's value in the base: of its config, else as the grid says; None where neither has it."""
-        return self.base.config.get(key, _mapping(self.grid.get("base")).get(key))
+        return self.base.config.get(key, mapping(self.grid.get("base")).get(key))
 
     @property
     def measures(self) -> list[str]:
@@ -160,7 +160,7 @@ def _of_one_set(folder: Folder) -> Folder:
 
 
 def _set_of(evaluation: Evaluation) -> tuple[str, ...]:
-    digests = _mapping(evaluation.about.get("digests"))
+    digests = mapping(evaluation.about.get("digests"))
     return str(digests.get("samples")), str(evaluation.about.get("names_digest")), str(evaluation.about.get("n"))
 
 
@@ -176,7 +176,7 @@ def _read_grid(path: Path, grid: Mapping[str, Any]) -> Folder:
             unusable.append(found)
     groups = [
         Group(
-            name=name, changes=_mapping(cells[0][0].get("changes")), runs=tuple(run for _, run in cells),
+            name=name, changes=mapping(cells[0][0].get("changes")), runs=tuple(run for _, run in cells),
             is_base=cells[0][0].get("is_base") is True,
             no_effect=tuple(map(str, cells[0][0].get("no_effect") or ())),
         )
@@ -186,8 +186,8 @@ def _read_grid(path: Path, grid: Mapping[str, Any]) -> Folder:
         nearest = min(groups, key=lambda group: len(group.changes))
         groups = [dataclasses.replace(group, is_base=group is nearest) for group in groups]
     groups.sort(key=lambda group: not group.is_base)
-    results = _mapping(read_json(path / "results.json"))
-    chosen = _mapping(results.get("chosen")).get("group")
+    results = mapping(read_json(path / "results.json"))
+    chosen = mapping(results.get("chosen")).get("group")
     return Folder(
         path=path, title=str(grid.get("title") or path.name), question=str(grid.get("question") or ""), grid=grid,
         groups=tuple(groups), unusable=tuple(unusable), once=tuple(_names(grid, once=True)),
@@ -219,8 +219,8 @@ def _names(grid: Mapping[str, Any], once: bool) -> list[str]:
 
 
 def _choice(grid: Mapping[str, Any]) -> dict[str, float]:
-    choose = _mapping(grid.get("choose"))
-    weights = _mapping(choose.get("weights")) or ({str(choose["by"]): 1.0} if choose.get("by") else {})
+    choose = mapping(grid.get("choose"))
+    weights = mapping(choose.get("weights")) or ({str(choose["by"]): 1.0} if choose.get("by") else {})
     known = {name: float(share) for name, share in weights.items() if isinstance(share, (int, float)) and share > 0}
     return {name: share / sum(known.values()) for name, share in known.items()}
 
@@ -298,10 +298,6 @@ def _most_common(values: Sequence[Any], default: Any) -> Any:
 def _shown(value: Any) -> str:
     text = str(value)
     return f"{text[:12]}" if re.fullmatch(r"[0-9a-f]{32,}", text) else text
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def dictionaries(value: Any) -> list[Mapping[str, Any]]:

@@ -6,13 +6,13 @@ It reads no clock: a report of the same folder is the same to the byte.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from teachonce.report_folder import Folder
-from teachonce.run_reader import number
+from teachonce.run_reader import mapping, number
 
 DIGESTS = {
     "label store": "store_id", "student's weights": "student_digest", "class names": "vocabulary_digest",
@@ -46,8 +46,8 @@ def origin(folder: Folder, command: str) -> Origin:
     ]
     facts += [(what, _each(run.results.get(key) for run in folder.runs)) for what, key in DIGESTS.items()]
     facts.append(("teachonce", _each(start.get("teachonce") for start in starts)))
-    packages = dict.fromkeys(name for start in starts for name in _mapping(start.get("versions")))
-    facts += [(name, _each(_mapping(start.get("versions")).get(name) for start in starts)) for name in packages]
+    packages = dict.fromkeys(name for start in starts for name in mapping(start.get("versions")))
+    facts += [(name, _each(mapping(start.get("versions")).get(name) for start in starts)) for name in packages]
     facts += _dates(folder)
     return Origin(tuple(_commands(folder, command)), tuple((what, tuple(values)) for what, values in facts if values))
 
@@ -82,7 +82,3 @@ def _moments(time: float) -> list[str]:
 
 def _each(values: Iterable[Any]) -> list[str]:
     return list(dict.fromkeys(str(value) for value in values if value is not None))
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from teachonce.report_folder import HELD_OUT, Folder, Group
-from teachonce.run_reader import FIGURES, ClassFigures, Evaluation
+from teachonce.run_reader import FIGURES, ClassFigures, Evaluation, mapping
 from teachonce.statistics import LEVEL, Paired, Summary, against_constant, bootstrap, holm, paired, summarise
 
 Verdict = Literal["base", "better", "worse", "alike", "untested"]
@@ -146,7 +146,7 @@ def _over_images(
 ) -> Interval | None:
     """Interval of the difference over images, seeds averaged first; None without the same images in all of them."""
     samples = {
-        (e.n, str(_mapping(e.about.get("digests")).get("samples")), str(e.about.get("names_digest")))
+        (e.n, str(mapping(e.about.get("digests")).get("samples")), str(e.about.get("names_digest")))
         for e in (*ours, *theirs)
     }
     own, other = [e.credits for e in ours], [which(e) for e in theirs]
@@ -154,10 +154,6 @@ def _over_images(
     if len(samples) != 1 or not here or not there or len(here) < len(own) or len(there) < len(other):
         return None
     return bootstrap(np.mean(here, axis=0, dtype=np.float64), np.mean(there, axis=0, dtype=np.float64))
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def class_gains(group: Group, key: str) -> tuple[ClassGain, ...]:

@@ -290,6 +290,11 @@ def read_json(file: Path) -> Any:
         return None
 
 
+def mapping(value: Any) -> Mapping[str, Any]:
+    """A table; an empty one for anything else."""
+    return value if isinstance(value, Mapping) else {}
+
+
 def number(value: Any) -> float | None:
     """A finite number; None for anything else."""
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

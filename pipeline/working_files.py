@@ -12,7 +12,6 @@ Who reads a set holds a shared lock on its about.json, so that nobody clears it 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import mmap
 import os
@@ -30,7 +29,7 @@ import numpy.typing as npt
 
 from teachonce.errors import IntegrityError, TeachOnceError
 from teachonce.feature_cache import cache_folder
-from teachonce.file_lock import locked
+from teachonce.file_lock import ALONE, ALONE_OR_NOT, SHARED, locked
 from teachonce.ledger import fingerprint_digest
 from teachonce.progress import Reporter
 from teachonce.remote import is_remote
@@ -129,7 +128,7 @@ def open_files(folder: Path, digest: str) -> OpenFiles | None:
         IntegrityError: it is damaged; says what is.
     """
     place = folder / digest
-    lock = locked(place / ABOUT, fcntl.LOCK_SH)
+    lock = locked(place / ABOUT, SHARED)
     if lock is None:
         if place.exists():
             raise IntegrityError(f"{place / ABOUT} is missing")
@@ -155,10 +154,10 @@ def building(folder: Path, digest: str, reporter: Reporter) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{digest}.lock"
-    lock = locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB, create=True)
+    lock = locked(path, ALONE_OR_NOT, create=True)
     if lock is None:
         reporter.note("another process is making this working set: waiting for it")
-        lock = locked(path, fcntl.LOCK_EX, create=True)
+        lock = locked(path, ALONE, create=True)
     try:
         for left in folder.glob(f"{digest}.*-*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -226,11 +225,11 @@ def stored_sets(folder: Path) -> list[StoredSet]:
 def clear(place: Path) -> bool:
     """Throw a set, or what a build left, away, unless a process reads or builds it; returns whether it went."""
     build_file = place.with_name(f"{_name(place)}.lock")
-    lock = locked(build_file, fcntl.LOCK_EX | fcntl.LOCK_NB, create=True)
+    lock = locked(build_file, ALONE_OR_NOT, create=True)
     if lock is None:
         return False
     try:
-        reader = locked(place / ABOUT, fcntl.LOCK_EX | fcntl.LOCK_NB)  # keeps new readers out until it is gone
+        reader = locked(place / ABOUT, ALONE_OR_NOT)  # keeps new readers out until it is gone
         if reader is None and (place / ABOUT).exists():
             return False
         discard(place)
@@ -250,7 +249,7 @@ def _busy(place: Path) -> bool:
     path = place / ABOUT if whole else place.with_name(f"{_name(place)}.lock")
     if not path.exists():
         return False
-    lock = locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock = locked(path, ALONE_OR_NOT)
     if lock is not None:
         os.close(lock)
     return lock is None

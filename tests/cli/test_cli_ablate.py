@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import prompt_stubs
 import pytest
 import stage_stubs
 
@@ -31,7 +32,9 @@ def test_every_option_reaches_the_stage(
     ended = teachonce_here(*LINE.split(), *more.split())
     given: dict[str, Any] = {"cluster": ClusterSpec(), **made}
     assert stubs.requests == [
-        stage_stubs.AblateRequest(grid=Path("grid.toml"), labels=Path("x.zarr"), student="S", out=Path("grid"), **given)
+        prompt_stubs.AblateRequest(
+            grid=Path("grid.toml"), labels=Path("x.zarr"), student="S", out=Path("grid"), **given
+        )
     ]
     assert ended.code == 5 and "the loss became nan" in ended.out
 

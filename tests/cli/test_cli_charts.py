@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
-from stage_stubs import FIDELITY
+from store_stubs import FIDELITY
 
 from teachonce.cli import charts
 

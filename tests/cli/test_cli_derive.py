@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import stage_stubs
-from stage_stubs import MergeRequest, RelabelRequest, SubsetRequest
+from store_stubs import MergeRequest, RelabelRequest, SubsetRequest
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import prompt_stubs
 import pytest
 import stage_stubs
 
@@ -18,7 +19,7 @@ Command = Callable[..., Any]
 @pytest.mark.parametrize("position", ["before", "around", "after"])
 def test_all_options_reach_the_stage(position: Any, teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
     assert teachonce_here(*LINE, "--position", position).code == 0
-    assert stubs.requests[-1] == stage_stubs.ImportRequest(
+    assert stubs.requests[-1] == prompt_stubs.ImportRequest(
         checkpoint=Path("model.pth.tar-50"), student="S", out=Path("runs/coop"), position=position
     )
 

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import prompt_stubs
 import pytest
 import stage_stubs
+import store_stubs
 
 from teachonce.config import TrainConfig
 
@@ -35,7 +37,7 @@ LINES = {
 @pytest.mark.parametrize("name", sorted(LINES))
 def test_json_is_one_document_with_all_of_the_result(name: str, teachonce_here: Command) -> None:
     ended = teachonce_here(*LINES[name], "--json")
-    result = getattr(stage_stubs, f"{name.capitalize()}Result")()
+    result = stage_stubs.named(f"{name.capitalize()}Result")()
     assert ended.code == 0
     assert ended.document["schema"] == 1
     assert ended.document["command"] == name
@@ -51,7 +53,7 @@ def test_json_has_no_values_that_json_does_not_know(teachonce_here: Command) -> 
 
 def test_json_knows_the_scalars_of_numpy(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
     np = pytest.importorskip("numpy")
-    stubs.result = stage_stubs.EvaluateResult(top1=np.float32(0.5), n=np.int64(7))
+    stubs.result = prompt_stubs.EvaluateResult(top1=np.float32(0.5), n=np.int64(7))
     document = teachonce_here(*LINES["evaluate"], "--json").document
     assert (document["top1"], document["n"]) == (0.5, 7)
 
@@ -86,8 +88,8 @@ def test_text_from_data_is_not_taken_for_markup(teachonce_here: Command) -> None
 def test_verify_lists_faults_and_ends_with_its_code(
     code: int, teachonce_here: Command, stubs: stage_stubs.Stubs
 ) -> None:
-    fault = stage_stubs.Fault(where="labels chunk 2", expected="ab12", found="cd34")
-    stubs.result = stage_stubs.VerifyResult(ok=False, faults=(fault,), exit_code=code)
+    fault = store_stubs.Fault(where="labels chunk 2", expected="ab12", found="cd34")
+    stubs.result = store_stubs.VerifyResult(ok=False, faults=(fault,), exit_code=code)
     ended = teachonce_here(*LINES["verify"])
     assert ended.code == code
     assert all(word in ended.out for word in ("labels chunk 2", "ab12", "cd34"))
@@ -112,7 +114,7 @@ def test_the_manifest_is_given_either_way(
     line: tuple[str, ...], teachonce_here: Command, stubs: stage_stubs.Stubs
 ) -> None:
     assert teachonce_here(*line, "--labels", "x.zarr").code == 0
-    assert stubs.requests[-1] == stage_stubs.TeachRequest(
+    assert stubs.requests[-1] == store_stubs.TeachRequest(
         manifest="m.toml", root=None, labels=Path("x.zarr"), teacher=None
     )
 
@@ -124,7 +126,7 @@ def test_the_manifest_is_given_once(teachonce_here: Command) -> None:
 
 def test_index_hands_every_option_on_and_ends_with_its_code(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
     fault = {"split": "val", "where": "[a].tar", "expected": "7 archives", "found": "6"}
-    stubs.result = stage_stubs.IndexResult(faults=(fault,), exit_code=3)
+    stubs.result = store_stubs.IndexResult(faults=(fault,), exit_code=3)
     ended = teachonce_here("index", "m", "--root", "data", "--split", "val", "--digests")
     assert ended.code == 3 and "[a].tar" in ended.out and "7 archives" in ended.out
     asked = stubs.requests[-1]
@@ -139,7 +141,7 @@ def test_teach_hands_every_option_on(teachonce_here: Command, stubs: stage_stubs
     line += " --template {} --top-k 5 --embeddings float16 --workers 2 --chunk-rows 64 --force-unlock"
     line += " --set threads=1 --set batch_size=8 --set precision=bf16 --set max_failed_share=0.5"
     assert teachonce_here(*line.split()).code == 0
-    assert stubs.requests[-1] == stage_stubs.TeachRequest(
+    assert stubs.requests[-1] == store_stubs.TeachRequest(
         manifest="m",
         root=Path("data"),
         split="val",
@@ -177,8 +179,8 @@ def test_plan_takes_what_teach_takes(teachonce_here: Command, stubs: stage_stubs
     assert teachonce_here("teach", *line.split()).code == 0
     assert teachonce_here("plan", *line.split(), "--rate", "90", "--out", "p.json").code == 0
     taught, planned = stubs.requests[-2:]
-    assert planned == stage_stubs.PlanRequest(teach=taught, rate=90.0, seconds=30.0, out=Path("p.json"))
-    stubs.result = stage_stubs.PlanResult(fits=False, exit_code=6)
+    assert planned == store_stubs.PlanRequest(teach=taught, rate=90.0, seconds=30.0, out=Path("p.json"))
+    stubs.result = store_stubs.PlanResult(fits=False, exit_code=6)
     ended = teachonce_here("plan", *line.split(), "--json")
     assert ended.code == 6 and json.loads(ended.out)["fits"] is False
     stubs.result = None
@@ -191,7 +193,7 @@ def test_evaluate_hands_every_option_on(teachonce_here: Command, stubs: stage_st
     line += " --wise 0.25 --classes novel --among all --without held.tsv --per-class c.csv --credits c.npy"
     line += " --set batch_size=4 --set threads=2 --set cache=false"
     assert teachonce_here(*line.split()).code == 0
-    assert stubs.requests[-1] == stage_stubs.EvaluateRequest(
+    assert stubs.requests[-1] == prompt_stubs.EvaluateRequest(
         run=Path("run"),
         student="S",
         manifest="m",
@@ -210,7 +212,7 @@ def test_evaluate_hands_every_option_on(teachonce_here: Command, stubs: stage_st
         threads=2,
     )
     assert teachonce_here("evaluate", "--student", "S", "--manifest", "m").code == 0
-    assert stubs.requests[-1] == stage_stubs.EvaluateRequest(run=None, student="S", manifest="m", root=None)
+    assert stubs.requests[-1] == prompt_stubs.EvaluateRequest(run=None, student="S", manifest="m", root=None)
 
 
 def test_a_protocol_is_another_stage_with_its_own_exit_code(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
@@ -218,7 +220,7 @@ def test_a_protocol_is_another_stage_with_its_own_exit_code(teachonce_here: Comm
     line += " --vocabulary V --template {} --wise 0.5 --per-class c --credits d --skip-missing --set cache=false"
     ended = teachonce_here(*line.split())
     assert ended.code == 5 and "-50.00%" in ended.out and "1.2345" not in ended.out
-    assert stubs.requests[-1] == stage_stubs.ProtocolRequest(
+    assert stubs.requests[-1] == prompt_stubs.ProtocolRequest(
         protocol="p", run=Path("run"), student="S", root=Path("data"), manifest="m", split="test", vocabulary="V",
         classes="base", without=Path("w.tsv"), template="{}", wise=0.5, per_class=Path("c"), credits=Path("d"),
         skip_missing=True, cache=False,
@@ -260,16 +262,16 @@ def test_cache_takes_an_action_and_perhaps_a_store(teachonce_here: Command, stub
     for line in ("cache list", "cache clear x.zarr"):
         assert teachonce_here(*line.split()).code == 0
     assert stubs.requests == [
-        stage_stubs.CacheRequest(action="list"), stage_stubs.CacheRequest(action="clear", labels=Path("x.zarr")),
+        store_stubs.CacheRequest(action="list"), store_stubs.CacheRequest(action="clear", labels=Path("x.zarr")),
     ]  # fmt: skip
     assert teachonce_here("cache").code == 2
 
 
 def test_demo_hands_every_option_on(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
     assert teachonce_here("demo").code == 0
-    assert stubs.requests[-1] == stage_stubs.DemoRequest(out=Path("teachonce-demo"))
+    assert stubs.requests[-1] == prompt_stubs.DemoRequest(out=Path("teachonce-demo"))
     assert teachonce_here("demo", "--out", "d", "--seeds", "2", "--workers", "2", "--train-models", "t").code == 0
-    assert stubs.requests[-1] == stage_stubs.DemoRequest(out=Path("d"), seeds=2, workers=2, train_models=Path("t"))
+    assert stubs.requests[-1] == prompt_stubs.DemoRequest(out=Path("d"), seeds=2, workers=2, train_models=Path("t"))
 
 
 def test_print_config_needs_no_store_and_reads_back(

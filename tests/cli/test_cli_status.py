@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import prompt_stubs
 import pytest
 import stage_stubs
 
@@ -16,7 +17,7 @@ from teachonce.cli.status_view import view
 
 Command = Callable[..., Any]
 
-RUN = stage_stubs.StatusResult(
+RUN = prompt_stubs.StatusResult(
     state="running", process={"host": "box", "pid": 7, "alive": True}, step=150, checkpoint=100,
     held_out={"top1": 0.5, "step": 100, "best_top1": 0.625, "best_step": 50}, seconds_left=56.0,
     estimated_end="2026-01-01T00:00:56Z",

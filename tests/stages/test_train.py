@@ -23,7 +23,6 @@ from teachonce.config import TrainConfig, load_train_config
 from teachonce.errors import DataError, FingerprintError, IncompleteError, IntegrityError, UsageError
 from teachonce.label_store import LabelStore
 from teachonce.progress import Silent
-from teachonce.prompt_files import load_prompts
 from teachonce.runlog import read_events
 from teachonce.selection import Rule, choose, save_selection
 from teachonce.stages.train import TrainRequest, TrainResult, train
@@ -390,12 +389,3 @@ def test_files_that_only_have_a_runs_names_are_not_removed(
     with pytest.raises(UsageError, match="not empty and holds no run"):
         run(finished, student, tmp_path / "mine")
     assert mine.read_text() == "precious"
-
-
-def test_a_run_that_is_not_finished_says_so(finished: Path, student: str, tmp_path: Path) -> None:
-    """To whoever asks for its prompts: they come once it has ended."""
-    with killed_before(5):
-        run(finished, student, tmp_path / "run")
-    with pytest.raises(IncompleteError, match="not finished") as caught:
-        load_prompts(tmp_path / "run")
-    assert "--resume" in caught.value.hint

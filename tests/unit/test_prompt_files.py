@@ -16,7 +16,14 @@ from tower_reference import CONTEXT, full_tokens, plain_features, random_prompts
 
 import teachonce
 from teachonce.clip_models import LoadedClip
-from teachonce.errors import EnvironmentFault, FingerprintError, IntegrityError, TeachOnceError, UsageError
+from teachonce.errors import (
+    EnvironmentFault,
+    FingerprintError,
+    IncompleteError,
+    IntegrityError,
+    TeachOnceError,
+    UsageError,
+)
 from teachonce.files import atomic_write_bytes
 from teachonce.prompt_files import LoadedPrompts, PromptMeta, load_prompts, save_prompts
 from teachonce.slot_prompts import SlotPrompts
@@ -328,3 +335,12 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
     assert path.read_bytes() == b"old" and [x.name for x in tmp_path.iterdir()] == ["file"]
     with pytest.raises(EnvironmentFault, match="nowhere"):
         atomic_write_bytes(tmp_path / "nowhere" / "file", b"")
+
+
+def test_a_run_that_is_not_finished_says_so(tmp_path: Path) -> None:
+    """To whoever asks for its prompts: they come once it has ended."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.toml").write_text("seed = 0\n")
+    with pytest.raises(IncompleteError, match="not finished") as caught:
+        load_prompts(tmp_path)
+    assert "--resume" in caught.value.hint
