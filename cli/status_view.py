@@ -79,9 +79,10 @@ def _run(values: Mapping[str, Any]) -> Iterator[Line]:
 
 def _grid(values: Mapping[str, Any]) -> Iterator[Line]:
     cells = values["cells"]
-    total = sum(cells[name] for name in ("finished", "running", "failed", "waiting"))
+    total = sum(cells[name] for name in ("finished", "running", "failed", "damaged", "waiting"))
     yield "cells", _bar(cells["finished"], total, "finished")
-    yield "others", ", ".join(f"{cells[name]} {name}" for name in ("running", "failed", "waiting"))
+    others = ["running", "failed", *(["damaged"] if cells["damaged"] else []), "waiting"]
+    yield "others", ", ".join(f"{cells[name]} {name}" for name in others)
     if values["seconds_per_cell"]:
         yield "a cell took", duration(values["seconds_per_cell"])
     yield from _ends(values)

@@ -16,17 +16,18 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
 from teachonce.files import atomic_write_bytes
 from teachonce.runlog import RunLog
 
 SCHEMA = 1
-State = Literal["finished", "failed", "missing"]
+State = Literal["finished", "failed", "missing", "damaged"]
 OURS = {"grid.json", "cells", "stores", "selections", "final", "results.json", "events.jsonl", "locks", "stop"}
 
 
@@ -162,22 +163,31 @@ class CellFolder:
             )
         return found
 
+    def damage(self) -> IntegrityError | None:
+        """What is wrong with a finished run whose prompts are no longer those that it wrote."""
+        try:
+            self.results()
+        except IntegrityError as problem:
+            return problem
+        return None
+
     def lacking(self, evaluations: Sequence[str]) -> list[str]:
         """The evaluations that are not there, or not whole."""
         return [name for name in evaluations if read_document(self.evaluation(name)) is None]
 
     def state(self, evaluations: Sequence[str]) -> State:
-        """Where the cell stands; `missing` also while it runs or when it was interrupted.
-
-        Raises:
-            IntegrityError: as `results`.
-        """
+        """Where the cell stands; `missing` also while it runs or when it was interrupted."""
+        if self.damage() is not None:
+            return "damaged"
         if self.results() is not None and not self.lacking(evaluations):
             return "finished"
         return "missing" if self.problem() is None else "failed"
 
     def problem(self) -> dict[str, Any] | None:
-        """failure.json."""
+        """What the cell is listed with: its damage, else failure.json."""
+        damage = self.damage()
+        if damage is not None:
+            return {"kind": type(damage).__name__, "message": damage.message, "hint": damage.hint}
         if not self.failure.is_file():
             return None
         unread = {"kind": "IntegrityError", "message": f"{self.failure} is damaged", "hint": ""}
@@ -201,6 +211,11 @@ class CellFolder:
             re.fullmatch(r"step-(\d{8})\.safetensors", file.name) for file in (self.path / "checkpoints").glob("*")
         ]
         return max((int(name[1]) for name in names if name), default=0)
+
+
+def count_states(states: Iterable[State]) -> dict[str, int]:
+    """How many cells are in each state."""
+    return {state: 0 for state in get_args(State)} | Counter(states)
 
 
 def read_document(file: Path) -> dict[str, Any] | None:

@@ -30,12 +30,12 @@ from teachonce.store_lock import lock_path, read_owner
 
 ONCE = "chosen"  # evaluations that only the chosen cell gets
 
-CellState = Literal["finished", "running", "failed", "interrupted", "waiting"]
+CellState = Literal["finished", "running", "failed", "damaged", "interrupted", "waiting"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellStatus:
-    """One cell that runs, was interrupted or failed."""
+    """One cell that runs, was interrupted, failed or is damaged."""
 
     name: str
     digest: str
@@ -61,9 +61,10 @@ class GridStatus:
     process: Worker | None
     """The `ablate` that holds the grid, alive or not; None: the grid is free."""
     cells: dict[str, int]
-    """How many are `finished`, `running`, `failed` and `waiting`; `interrupted` ones are counted among the waiting."""
+    """How many are `finished`, `running`, `failed`, `damaged` and `waiting`; `interrupted` ones are also counted among
+    the waiting."""
     open_cells: tuple[CellStatus, ...]
-    """Those that run, were interrupted or failed."""
+    """Those that run, were interrupted, failed or are damaged."""
     seconds_per_cell: float | None
     """Mean over the finished ones."""
     last_sign: str | None
@@ -120,7 +121,7 @@ def grid_status(folder: Path, now: float) -> GridStatus:
     end = ending(left or 0.0, max(1, counts["running"]) if left is not None else None, now, now, state)
     return GridStatus(
         path=str(folder), title=str(about.get("title", "")), state=state, process=worker, cells=counts,
-        open_cells=tuple(_told(cell) for cell in cells if cell.state in ("running", "interrupted", "failed")),
+        open_cells=tuple(_told(cell) for cell in cells if cell.state not in ("finished", "waiting")),
         seconds_per_cell=seconds, last_sign=iso(sign) if sign is not None else None,
         seconds_since_sign=round(silent, 1) if sign is not None else None,
         seconds_left=end.seconds_left, estimated_end=end.estimated_end,
@@ -134,6 +135,8 @@ def _started(events: Sequence[Mapping[str, Any]], token: int) -> set[str]:
 
 
 def _cell(folder: CellFolder, about: Mapping[str, Any], wanted: Sequence[str], at_work: bool, now: float) -> _Cell:
+    if folder.damage() is not None:
+        return _Cell("damaged", about, problem=folder.problem())
     results = read_document(folder.path / RESULTS)
     if results is not None and not folder.lacking(wanted):
         seconds = results.get("seconds")
@@ -148,7 +151,7 @@ def _cell(folder: CellFolder, about: Mapping[str, Any], wanted: Sequence[str], a
 
 
 def _counts(cells: Sequence[_Cell]) -> dict[str, int]:
-    found = {name: sum(cell.state == name for cell in cells) for name in ("finished", "running", "failed")}
+    found = {name: sum(cell.state == name for cell in cells) for name in ("finished", "running", "failed", "damaged")}
     interrupted = sum(cell.state == "interrupted" for cell in cells)
     waiting = interrupted + sum(cell.state == "waiting" for cell in cells)
     return found | {"waiting": waiting, "interrupted": interrupted}
@@ -180,7 +183,9 @@ def _left(cells: Sequence[_Cell], seconds: float | None) -> float | None:
 def _state(grid: GridFolder, worker: Worker | None, counts: Mapping[str, int], silent: float) -> State:
     todo = counts["running"] + counts["waiting"]
     done = worker is None and not todo and read_document(grid.results) is not None
-    return state_of(worker, done, any(counts[name] for name in ("finished", "running", "failed")), silent, 0.0)
+    return state_of(
+        worker, done, any(counts[name] for name in ("finished", "running", "failed", "damaged")), silent, 0.0
+    )
 
 
 def _told(cell: _Cell) -> CellStatus:

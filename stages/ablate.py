@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from teachonce.errors import IncompleteError
+from teachonce.errors import IncompleteError, IntegrityError
 from teachonce.grid_choice import Choice, choose
-from teachonce.grid_folder import SCHEMA, GridFolder, State, read_document, write_document
+from teachonce.grid_folder import SCHEMA, GridFolder, State, count_states, read_document, write_document
 from teachonce.progress import Reporter
 from teachonce.runlog import read_events
 from teachonce.stages.ablate_prepare import AblateRequest, Planned, Prepared, prepare
@@ -38,8 +38,8 @@ class AblateResult:
     """What became of the cells."""
 
     cells: dict[str, int]
-    """`finished` in this call, `skipped` because they were finished before, `failed`, and `missing`: not run to their
-    end."""
+    """`finished` in this call, `skipped` because they were finished before, `failed`, `missing`: not run to their
+    end, and `damaged`: no longer what their run wrote; those are left as they are."""
     failures: tuple[dict[str, str], ...]
     """name, digest, message and hint of each failed cell."""
     chosen: dict[str, Any] | None
@@ -51,7 +51,9 @@ class AblateResult:
 
     @property
     def exit_code(self) -> int:
-        """5 while a cell or an evaluation is left to do."""
+        """4 while a cell is damaged, 5 while a cell or an evaluation is left to do."""
+        if self.cells["damaged"]:
+            return IntegrityError.exit_code
         return IncompleteError.exit_code if self.cells["failed"] or self.cells["missing"] or self._final_lacks() else 0
 
     def _final_lacks(self) -> bool:
@@ -230,14 +232,13 @@ def _result(run: _Run, choice: Choice | None, final: list[dict[str, Any]], secon
     failures = []
     for planned in prepared.cells:
         problem = prepared.folder.cell(planned.digest).problem()
-        if problem is not None and (now[planned.digest] == "failed" or planned.digest in lacking):
+        if problem is not None and (now[planned.digest] in ("failed", "damaged") or planned.digest in lacking):
             failures.append({"name": planned.cell.name, "digest": planned.digest, "message": str(problem["message"]),
                              "hint": str(problem.get("hint", ""))})  # fmt: skip
     skipped = sum(run.before[digest] == "finished" for digest in now)
-    count = {state: sum(found == state for found in now.values()) for state in ("finished", "failed", "missing")}
+    count = count_states(now.values())
     result = AblateResult(
-        cells={"finished": count["finished"] - skipped, "failed": count["failed"], "skipped": skipped,
-               "missing": count["missing"]},
+        cells=count | {"finished": count["finished"] - skipped, "skipped": skipped},
         failures=tuple(failures), chosen=None if choice is None else asdict(choice), final=tuple(final),
         seconds=seconds, out=str(run.request.out),
     )  # fmt: skip

@@ -18,7 +18,7 @@ from teachonce import working_files
 from teachonce.cluster_spec import ClusterSpec, LocalDescription, load_description
 from teachonce.config import TrainConfig
 from teachonce.errors import TeachOnceError
-from teachonce.grid_folder import GridFolder
+from teachonce.grid_folder import GridFolder, count_states
 from teachonce.progress import Reporter
 from teachonce.runlog import read_events
 from teachonce.stages.ablate_prepare import AblateRequest, Planned, Prepared
@@ -35,7 +35,7 @@ class AblatePlan:
 
     title: str
     cells: dict[str, int]
-    """How many are `finished`, `failed` and `missing`."""
+    """How many are `finished`, `failed`, `missing` and `damaged`."""
     to_run: int
     """Cells that the same command without --dry-run runs."""
     derived: tuple[str, ...]
@@ -82,7 +82,7 @@ def plan(prepared: Prepared, request: AblateRequest, reporter: Reporter) -> Abla
     at_once = max(1, min(workers or 1, len(todo)))
     return AblatePlan(
         title=prepared.grid.title,
-        cells={state: sum(found == state for found in now.values()) for state in ("finished", "failed", "missing")},
+        cells=count_states(now.values()),
         to_run=len(todo), derived=tuple(wanted(todo, prepared.folder)),
         evaluations=tuple(e.name + (" (chosen cells only)" if e.only else "") for e in prepared.evaluations),
         seconds=None if total is None else total / at_once, measured=pace.said, workers=workers,

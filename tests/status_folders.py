@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def make_grid(folder: Path, cells: dict[str, str], dead: ProcessMark, owner: Pro
         at_work = state in ("running", "again", "evaluating")
         events += [event("cell_start", 1.0, digest=digest, token=2)]
         events += [event("cell_start", 2.0, digest=digest, token=1)] if at_work else []
-        reached = 100 if state in ("finished", "not evaluated", "evaluating") else 50
+        reached = 100 if state in ("finished", "damaged", "not evaluated", "evaluating") else 50
         make_run(cell, HERE if at_work else dead, reached, time.time() - 20)
         (cell / "cell.json").write_text(json.dumps(about))
         if state in ("failed", "again"):
@@ -96,8 +97,10 @@ def make_grid(folder: Path, cells: dict[str, str], dead: ProcessMark, owner: Pro
                 json.dumps({"schema": 1, "kind": "UsageError", "message": "it broke", "hint": "mend it", "time": 1.0})
             )
         if reached == 100:
-            (cell / "results.json").write_text(json.dumps({"schema": 1, "steps": 100, "seconds": 20.0}))
-        if state == "finished":
+            results = {"schema": 1, "steps": 100, "seconds": 20.0, "prompts_digest": sha256(b"prompts").hexdigest()}
+            (cell / "results.json").write_text(json.dumps(results))
+            (cell / "prompts.safetensors").write_bytes(b"edited" if state == "damaged" else b"prompts")
+        if state in ("finished", "damaged"):
             (cell / "evaluations").mkdir()
             (cell / "evaluations/dev.json").write_text('{"schema": 1}')
             events += [event("cell_done", 3.0, digest=digest, token=2, seconds=20.0)]

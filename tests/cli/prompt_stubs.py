@@ -184,7 +184,9 @@ class AblateRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class AblateResult:
-    cells: dict[str, int] = field(default_factory=lambda: {"finished": 3, "failed": 1, "skipped": 2, "missing": 0})
+    cells: dict[str, int] = field(
+        default_factory=lambda: {"finished": 3, "failed": 1, "skipped": 2, "missing": 0, "damaged": 0}
+    )
     failures: tuple[dict[str, str], ...] = ({"name": "steps=5 seed=0", "message": "the loss became nan"},)
     exit_code: int = 5
 

@@ -46,5 +46,5 @@ def test_two_ways_to_workers_are_refused(teachonce_here: Callable[..., Any]) -> 
 
 def test_the_document_has_the_counts(teachonce_here: Callable[..., Any]) -> None:
     document = teachonce_here(*LINE.split(), "--json").document
-    assert document["cells"] == {"finished": 3, "failed": 1, "skipped": 2, "missing": 0}
+    assert document["cells"] == {"finished": 3, "failed": 1, "skipped": 2, "missing": 0, "damaged": 0}
     assert document["command"] == "ablate" and document["schema"] == 1

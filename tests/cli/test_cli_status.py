@@ -36,7 +36,8 @@ CELL = {"name": "tail=ghost", "digest": "ab", "state": "failed", "step": 5, "ste
         "seconds_since_sign": 5.0, "loss": 1.5, "problem": "[red]it broke", "hint": "mend it"}  # fmt: skip
 GRID: dict[str, Any] = {
     "kind": "ablate", "path": "grid", "title": "t", "state": "running", "process": None,
-    "cells": {"finished": 3, "running": 1, "failed": 1, "waiting": 2, "interrupted": 0}, "open_cells": [CELL],
+    "cells": {"finished": 3, "running": 1, "failed": 1, "damaged": 0, "waiting": 2, "interrupted": 0},
+    "open_cells": [CELL],
     "seconds_per_cell": 90.0, "last_sign": None, "seconds_since_sign": None, "seconds_left": None,
     "estimated_end": None,
 }  # fmt: skip

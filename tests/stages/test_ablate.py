@@ -40,7 +40,10 @@ def done(world: World, finished: Path, student: str, tmp_path_factory: pytest.Te
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TEACHONCE_CACHE", str(folder / "cache"))
         result = run(write(folder / "grid.toml", text), finished, student, folder / "out")
-        assert result.cells == {"finished": 4, "failed": 0, "skipped": 0, "missing": 0} and result.exit_code == 0
+        assert (
+            result.cells == {"finished": 4, "failed": 0, "skipped": 0, "missing": 0, "damaged": 0}
+            and result.exit_code == 0
+        )
         yield folder
 
 
@@ -93,7 +96,7 @@ def test_what_is_finished_is_never_run_again_nor_touched(done: Path, finished: P
 
     before = times()
     result, _ = again(done, finished, student, retry_failed=True)
-    assert result.cells == {"finished": 0, "failed": 0, "skipped": 4, "missing": 0} and times() == before
+    assert result.cells == {"finished": 0, "failed": 0, "skipped": 4, "missing": 0, "damaged": 0} and times() == before
     assert result.exit_code == 0 and result.chosen is not None
 
 
@@ -103,7 +106,7 @@ def test_a_grid_may_grow_and_keeps_what_it_has(done: Path, finished: Path, stude
     (tmp_path / "grid.toml").write_text(text)
     before, notes = prompts_of(tmp_path / "out"), Notes()
     result = run(tmp_path / "grid.toml", finished, student, tmp_path / "out", notes)
-    assert result.cells == {"finished": 2, "failed": 0, "skipped": 4, "missing": 0}
+    assert result.cells == {"finished": 2, "failed": 0, "skipped": 4, "missing": 0, "damaged": 0}
     assert before.items() <= prompts_of(tmp_path / "out").items() and len(prompts_of(tmp_path / "out")) == 6
 
 
@@ -147,10 +150,17 @@ def test_a_folder_of_another_grid_is_refused_with_the_differences(
 
 def test_prompts_changed_by_hand_are_noticed(done: Path, finished: Path, student: str, tmp_path: Path) -> None:
     shutil.copytree(done / "out", tmp_path / "out")
-    file = sorted((tmp_path / "out/cells").glob("*/prompts.safetensors"))[0]
-    file.write_bytes(file.read_bytes()[:-1] + b"x")
-    with pytest.raises(IntegrityError, match="is not what its run wrote"):
-        run(done / "grid.toml", finished, student, tmp_path / "out")
+    """The cell is listed and left as it is; what the grid lacks besides is run all the same."""
+    changed, lost = sorted((tmp_path / "out/cells").iterdir())[:2]
+    file = changed / "prompts.safetensors"
+    bad = file.read_bytes()[:-1] + b"x"
+    file.write_bytes(bad)
+    shutil.rmtree(lost)
+    result = run(done / "grid.toml", finished, student, tmp_path / "out", retry_failed=True)
+    assert result.cells == {"finished": 1, "failed": 0, "skipped": 2, "missing": 0, "damaged": 1}
+    (told,) = result.failures
+    assert told["digest"] == changed.name and "is not what its run wrote" in told["message"]
+    assert result.exit_code == IntegrityError.exit_code and result.chosen is None and file.read_bytes() == bad
 
 
 def test_a_failed_cell_is_told_leaves_the_others_alone_and_runs_again_on_request(
@@ -167,7 +177,9 @@ def test_a_failed_cell_is_told_leaves_the_others_alone_and_runs_again_on_request
 
     monkeypatch.setattr(train_stage, "train", breaking)
     result = run(grid, finished, student, tmp_path / "out")
-    assert result.cells == {"finished": 2, "failed": 2, "skipped": 0, "missing": 0} and result.exit_code == 5
+    assert (
+        result.cells == {"finished": 2, "failed": 2, "skipped": 0, "missing": 0, "damaged": 0} and result.exit_code == 5
+    )
     assert {(f["name"], f["message"]) for f in result.failures} == {
         ("structure=shared seed=0", "RuntimeError: out of memory"),
         ("structure=shared seed=1", "step 3: the loss became nan"),
@@ -175,9 +187,14 @@ def test_a_failed_cell_is_told_leaves_the_others_alone_and_runs_again_on_request
     kept = prompts_of(tmp_path / "out")
     monkeypatch.setattr(train_stage, "train", real)
     result = run(grid, finished, student, tmp_path / "out")  # not asked for
-    assert result.cells == {"finished": 0, "failed": 2, "skipped": 2, "missing": 0} and len(result.failures) == 2
+    assert (
+        result.cells == {"finished": 0, "failed": 2, "skipped": 2, "missing": 0, "damaged": 0}
+        and len(result.failures) == 2
+    )
     result = run(grid, finished, student, tmp_path / "out", retry_failed=True)
-    assert result.cells == {"finished": 2, "failed": 0, "skipped": 2, "missing": 0} and result.exit_code == 0
+    assert (
+        result.cells == {"finished": 2, "failed": 0, "skipped": 2, "missing": 0, "damaged": 0} and result.exit_code == 0
+    )
     assert kept.items() <= prompts_of(tmp_path / "out").items()
     assert not list((tmp_path / "out").glob("cells/*/failure.json"))
 
@@ -207,13 +224,17 @@ def test_a_dry_run_lists_and_estimates_and_writes_nothing(
     before = sorted(tmp_path.rglob("*"))
     plan = run(grid, shared, student, tmp_path / "out", dry_run=True, cluster=ClusterSpec(workers=2))
     assert sorted(tmp_path.rglob("*")) == before
-    assert plan.cells == {"finished": 0, "failed": 0, "missing": 8} and plan.to_run == 8 and plan.workers == 2
+    assert (
+        plan.cells == {"finished": 0, "failed": 0, "missing": 8, "damaged": 0}
+        and plan.to_run == 8
+        and plan.workers == 2
+    )
     assert "timed: 3 steps of cell 'base seed=0'" in plan.measured and plan.seconds > 0
     assert len(plan.derived) == 1 and "shots 2" in plan.derived[0]
     text = (done / "grid.toml").read_text().replace("seed = [0, 1]", "seed = [0, 1, 2]")
     (tmp_path / "more.toml").write_text(text)
     plan = run(tmp_path / "more.toml", finished, student, done / "out", dry_run=True)
-    assert plan.cells == {"finished": 4, "failed": 0, "missing": 2} and "of 4 cells here" in plan.measured
+    assert plan.cells == {"finished": 4, "failed": 0, "missing": 2, "damaged": 0} and "of 4 cells here" in plan.measured
     assert [cell["state"] for cell in plan.plan] == ["finished", "finished", "missing"] * 2
     assert again(done, finished, student, dry_run=True)[0].seconds == 0
 
@@ -222,7 +243,7 @@ def test_two_workers_of_dask_give_the_same_prompts(done: Path, finished: Path, s
     grid = write(tmp_path / "grid.toml", TWO)
     wanted = request(grid, finished, student, tmp_path / "out", cluster=ClusterSpec(workers=2))
     result = ablate(wanted, Notes())
-    assert result.cells == {"finished": 4, "failed": 0, "skipped": 0, "missing": 0}
+    assert result.cells == {"finished": 4, "failed": 0, "skipped": 0, "missing": 0, "damaged": 0}
     assert prompts_of(tmp_path / "out") == prompts_of(done / "out")
     open_cells: dict[str, int] = {}  # the quicker worker may take all four, but each has one at a time
     for event in read_events(tmp_path / "out/events.jsonl"):
@@ -284,7 +305,7 @@ def test_a_lost_grid_json_costs_nothing(done: Path, finished: Path, student: str
     shutil.copytree(done / "out", tmp_path / "out")
     (tmp_path / "out/grid.json").unlink()
     result = run(done / "grid.toml", finished, student, tmp_path / "out")
-    assert result.cells == {"finished": 0, "failed": 0, "skipped": 4, "missing": 0}
+    assert result.cells == {"finished": 0, "failed": 0, "skipped": 4, "missing": 0, "damaged": 0}
     assert prompts_of(tmp_path / "out") == prompts_of(done / "out")
     (tmp_path / "mine/cells/a").mkdir(parents=True)
     with pytest.raises(UsageError, match="not empty and holds no grid"):

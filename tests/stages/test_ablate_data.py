@@ -54,7 +54,7 @@ def test_selections_are_made_once_and_read_by_the_cells_that_ask_for_them(
         "[[cells]]\nname = 'same k'\ndata.top_k = 5\n"  # fmt: skip
     notes = Notes()
     result = run(write(tmp_path / "grid.toml", text), finished, student, tmp_path / "out", notes)
-    assert result.cells == {"finished": 8, "failed": 0, "skipped": 0, "missing": 0}, result.failures
+    assert result.cells == {"finished": 8, "failed": 0, "skipped": 0, "missing": 0, "damaged": 0}, result.failures
     assert any("'same k seed=0' is the same run as 'base seed=0'" in line for line in notes.lines)
     files = list((tmp_path / "out/selections").glob("*.json"))
     assert len(files) == 5 and not (tmp_path / "out/stores").exists()

@@ -117,7 +117,9 @@ def test_a_grid_counts_its_cells_and_its_time(tmp_path: Path, dead: ProcessMark)
     found = look(make_grid(tmp_path / "grid", states, dead, owner=HERE))
     assert isinstance(found, GridStatus) and (found.kind, found.state, found.title) == ("ablate", "running", "a grid")
     assert found.process is not None and found.process.alive is True
-    assert found.cells == {"finished": 1, "running": 2, "failed": 1, "waiting": 2, "interrupted": 1}
+    assert found.cells == {
+        "finished": 1, "running": 2, "failed": 1, "damaged": 0, "waiting": 2, "interrupted": 1
+    }  # fmt: skip
     told = {cell.digest: cell for cell in found.open_cells}
     assert {digest: cell.state for digest, cell in told.items()} == {
         "b": "running", "c": "running", "d": "failed", "e": "interrupted"
@@ -128,6 +130,14 @@ def test_a_grid_counts_its_cells_and_its_time(tmp_path: Path, dead: ProcessMark)
     assert found.seconds_per_cell == 20.0
     assert found.seconds_left == pytest.approx((0.5 * 20 * 3 + 20) / 2, abs=0.1)
     assert found.estimated_end is not None
+
+
+def test_a_finished_cell_that_was_changed_is_damaged(tmp_path: Path, dead: ProcessMark) -> None:
+    """It is not counted as finished, and what to do about it is said."""
+    found = look(make_grid(tmp_path / "grid", {"a": "finished", "b": "damaged"}, dead))
+    assert (found.cells["finished"], found.cells["damaged"]) == (1, 1)
+    (told,) = found.open_cells
+    assert told.state == "damaged" and "is not what its run wrote" in str(told.problem) and "restore" in str(told.hint)
 
 
 def test_a_grid_without_a_finished_cell_goes_by_its_steps(tmp_path: Path, dead: ProcessMark) -> None:
@@ -154,6 +164,7 @@ def test_a_grid_whose_driver_died_has_stopped(driver: str, tmp_path: Path, dead:
         ({"a": "finished", "b": "not evaluated"}, False, True, "stopped"),
         ({"a": "finished", "b": "failed"}, False, True, "finished"),
         ({"a": "finished", "b": "finished"}, False, True, "finished"),
+        ({"a": "finished", "b": "damaged"}, False, True, "finished"),
         ({"a": "finished", "b": "finished"}, True, False, "running"),
     ],
 )

@@ -72,8 +72,10 @@ def test_prompts_that_are_not_of_the_run_are_an_error(tmp_path: Path) -> None:
     cell(GridFolder(tmp_path), "a", 0.5)
     place = GridFolder(tmp_path).cell("a")
     (place.path / "prompts.safetensors").write_bytes(b"else")
+    assert place.state([]) == "damaged"
+    assert "restore it, or remove" in str((place.problem() or {})["hint"])
     with pytest.raises(IntegrityError, match="is not what its run wrote"):
-        place.state([])
+        place.results()
 
 
 def test_documents_hold_null_for_what_is_no_number(tmp_path: Path) -> None:
