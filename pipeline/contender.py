@@ -21,7 +21,7 @@ from teachonce.errors import DataError, UsageError
 from teachonce.evaluation_features import Work, image_identity, set_features
 from teachonce.evaluation_scores import Outcomes, outcomes
 from teachonce.evaluation_sets import EvaluationSet
-from teachonce.feature_cache import digest_key, feature_key, keep_arrays, kept_arrays
+from teachonce.feature_cache import CACHE_VARIABLE, cache_problem, digest_key, feature_key, keep_arrays, kept_arrays
 from teachonce.progress import Reporter
 from teachonce.prompt_files import LoadedPrompts, load_prompts
 from teachonce.regularisers import wise
@@ -122,10 +122,18 @@ def judge(
         None if have is not None else side.class_features(data.candidates.names, template)
         for side, have in zip(sides, kept, strict=True)
     ]
+    if work.cache and None in kept and (problem := cache_problem()):
+        reporter.note(
+            f"nothing is kept for next time: {problem}; point {CACHE_VARIABLE} at a folder that can be written"
+        )
     found: list[Judged] = []
+    features: dict[tuple[str, ...], npt.NDArray[np.float32]] = {}  # prompts for names leave images as they are
     for side, key, have, classes in zip(sides, keys, kept, names, strict=True):
         if have is None and classes is not None:
-            have = _classified(side, data, classes, work, reporter)
+            tower = tuple(image_identity(side.clip, side.prompts))
+            if tower not in features:
+                features[tower] = set_features(data, side.clip, side.prompts, work, reporter)
+            have = _classified(side, data, classes, features[tower])
             if work.cache:
                 keep_arrays(key, {_DECODED: have.decoded, **have.outcomes.arrays()})
         found += [have] if have is not None else []
@@ -133,9 +141,8 @@ def judge(
 
 
 def _classified(
-    side: Contender, data: EvaluationSet, classes: npt.NDArray[np.float32], work: Work, reporter: Reporter
+    side: Contender, data: EvaluationSet, classes: npt.NDArray[np.float32], features: npt.NDArray[np.float32]
 ) -> Judged:
-    features = set_features(data, side.clip, side.prompts, work, reporter)
     good = np.isfinite(features[:, 0])
     if not good.any():
         raise DataError(f"none of the {len(good)} images of '{data.split}' could be decoded")

@@ -87,3 +87,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f"did you mean '{near[0]}'?"
     return "known: " + ", ".join(choices)
+
+
+def neither_file_nor_name(given: str, what: str, shipped: Iterable[str]) -> UsageError:
+    """The error for a `what` that is given by path or by the name of a shipped one, and is neither."""
+    names = sorted(shipped)
+    near = did_you_mean(given, names)
+    others = "one of these names" if near.startswith("known") else "one of: " + ", ".join(names)
+    return UsageError(f"'{given}' is neither a {what} file nor the name of one: {near}",
+                      hint=f"give the path of a .toml file, or {others}")  # fmt: skip

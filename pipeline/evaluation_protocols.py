@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from teachonce.errors import DataError, UsageError, did_you_mean
+from teachonce.errors import DataError, UsageError, neither_file_nor_name
 from teachonce.evaluation_sets import Among
 from teachonce.strict import decode
 from teachonce.vocabulary import HALVES
@@ -93,10 +93,7 @@ def load_protocol(name_or_path: str) -> Protocol:
             text, where = path.read_text(encoding="utf-8"), str(path)
         protocol = decode(Protocol, tomllib.loads(text), where)
     except OSError as problem:
-        raise UsageError(
-            f"'{name_or_path}' is neither a protocol file nor the name of one: {did_you_mean(name_or_path, shipped)}",
-            hint="give the path of a .toml file, or one of: " + ", ".join(sorted(shipped)),
-        ) from problem
+        raise neither_file_nor_name(name_or_path, "protocol", shipped) from problem
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise UsageError(f"{where} is not valid TOML: {problem}") from problem
     return replace(protocol, sets=tuple(_beside(item, path.parent) for item in protocol.sets))

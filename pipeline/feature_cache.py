@@ -42,6 +42,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "teachonce"
 
 
+def cache_problem() -> str | None:
+    """Why nothing can be kept; None where it can."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        return f"{folder}: {problem.strerror}"
+    return None if os.access(folder, os.W_OK | os.X_OK) else f"{folder}: it cannot be written"
+
+
 def feature_key(index: SampleIndex, root: Path, *parts: str) -> str:
     """What features depend on: the samples, the size and time of every archive, and the model's own `parts`."""
     archives = [[name, (stat := (root / name).stat()).st_size, stat.st_mtime_ns] for name in index.archives]

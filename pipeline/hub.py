@@ -46,10 +46,12 @@ def hub_id_of(place: str | Path) -> HubId | None:
     """The hub id that a person means, or None for a path: what exists here is a path, and so is any `Path`.
 
     Raises:
-        UsageError: it begins with `hf-hub:` and goes on as no id does.
+        UsageError: it begins with `hf-hub:` and goes on as no id does, or is no text.
     """
     if isinstance(place, Path):
         return None
+    if not isinstance(place, str):
+        raise UsageError(f"{place!r} is no place of prompts", hint="give a run folder or a hub id OWNER/NAME, as text")
     if place.startswith(SCHEME):
         return parse_hub_id(place)
     return parse_hub_id(place) if _ID.fullmatch(place) and not Path(place).exists() else None

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from teachonce.errors import DataError, UsageError, did_you_mean
+from teachonce.errors import DataError, UsageError, did_you_mean, neither_file_nor_name
 from teachonce.model_spec import require_template
 from teachonce.remote import is_folder
 from teachonce.strict import decode
@@ -157,10 +157,7 @@ def load_manifest(name_or_path: str) -> Manifest:
     elif name_or_path in shipped:
         text, where = shipped[name_or_path].read_text(encoding="utf-8"), f"manifest {name_or_path}"
     else:
-        raise UsageError(
-            f"'{name_or_path}' is neither a manifest file nor the name of one: {did_you_mean(name_or_path, shipped)}",
-            hint="give the path of a .toml file, or one of: " + ", ".join(sorted(shipped)),
-        )
+        raise neither_file_nor_name(name_or_path, "manifest", shipped)
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as problem:

@@ -12,6 +12,7 @@ from typing import Any
 
 from teachonce.report_folder import HELD_OUT, Folder
 from teachonce.report_tables import Line, Measure
+from teachonce.run_reader import mapping
 from teachonce.statistics import LEVEL, Paired, smallest_telling
 
 MOST_NAMED = 5  # settings that one sentence names
@@ -147,13 +148,16 @@ def _choice(folder: Folder, tables: Sequence[Measure], best: str, rule: Mapping[
     names = [titles.get(key, key) for key in rule]
     if len({round(share, 6) for share in rule.values()}) > 1:
         names = [f"{name} ({100 * share:.0f} %)" for name, share in zip(names, rule.values(), strict=True)]
-    on = f"mean over seeds on {' and '.join([', '.join(names[:-1]), names[-1]] if names[1:] else names)}"
+    # Tables are of top-1, so without the grid's own choice the best is looked for by that.
+    declared = str(mapping(folder.grid.get("choose")).get("metric") or "top1")
+    metric = {"top1": "top-1", "macro": "macro accuracy"}.get(declared, declared) if folder.chosen else "top-1"
+    on = f"{metric}, mean over seeds on {' and '.join([', '.join(names[:-1]), names[-1]] if names[1:] else names)}"
     if best == folder.base.name:
         return f"The grid chose the base itself: no setting has a higher {on}." if folder.chosen else \
             f"The base itself has the highest {on}."  # fmt: skip
     lines = [line for table in tables if table.key in rule and (line := table.line(best))]
     known = any(line.verdict == "better" for line in lines)
-    doubt = "" if known else "; the paired tests do not tell it from the base, so this may be chance"
+    doubt = "" if known else "; paired tests of top-1 do not tell it from the base, so this may be chance"
     return (f"The grid chose “{best}” by its {on}" if folder.chosen else f"“{best}” has the highest {on}") + f"{doubt}."
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 from worlds import IDS, NAMES, PHOTOS, Notes, World
 
 from teachonce.errors import DataError, UsageError
+from teachonce.evaluation_features import set_features
 from teachonce.progress import Silent
 from teachonce.prompt_files import load_prompts
 from teachonce.stages.evaluate import EvaluateRequest, EvaluateResult, evaluate
@@ -277,6 +278,27 @@ def test_results_are_kept_by_digests(
     assert notes.lines.count("results on 70 images come from the cache") == 5
     run(world, student, run=prompts, per_class=tmp_path / "again.csv", credits=tmp_path / "again")
     assert (tmp_path / "again.csv").is_file() and (tmp_path / "again.top1.npy").is_file()
+
+
+@pytest.mark.parametrize("cache", ["a file", "asked not to"])
+def test_without_a_cache_images_are_read_once_and_the_person_is_told(
+    cache: str, world: World, student: str, prompts: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts for names leave images as they are: template and prompts share one pass. The result is the same."""
+    first, read = run(world, student, run=prompts), []
+
+    def count(*given: Any) -> Any:
+        read.append(1)
+        return set_features(*given)
+
+    monkeypatch.setattr("teachonce.contender.set_features", count)
+    broken = own_cache.with_name("file")
+    broken.write_text("")
+    monkeypatch.setenv("TEACHONCE_CACHE", str(broken))
+    notes = Notes()
+    assert run(world, student, notes, run=prompts, cache=cache == "a file") == first and read == [1]
+    told = [line for line in notes.lines if "nothing is kept for next time" in line]
+    assert len(told) == (cache == "a file") and all(str(broken) in line for line in told)
 
 
 @pytest.mark.parametrize("damage", ["cut", "bit", "foreign", "no digest", "empty"])

@@ -75,6 +75,13 @@ def test_what_is_no_id_is_a_path(text: str) -> None:
         hub_id_of(f"hf-hub:{text}")
 
 
+@pytest.mark.parametrize("place", [None, 7, b"user/repo"])
+def test_what_is_no_text_is_refused(place: Any) -> None:
+    """From Python anything can come."""
+    with pytest.raises(UsageError, match="is no place of prompts"):
+        teachonce.load_prompts(place)
+
+
 def test_what_is_here_is_never_looked_up(
     shared: Path, asked: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -177,6 +177,16 @@ def test_the_headline_says_what_the_tables_say(tmp_path: Path) -> None:
     assert "chose “structure=kv”" in words.choice
 
 
+@pytest.mark.parametrize(("chosen", "metric"), [("structure=kv", "macro accuracy"), (None, "top-1")])
+def test_the_metric_of_the_choice_is_named(chosen: str | None, metric: str, tmp_path: Path) -> None:
+    """The grid's where it has chosen; before that the tables', which are of top-1."""
+    folder = read_folder(write_grid(tmp_path / "grid", chosen="structure=kv"))
+    rule = {"by": "dev", "metric": "macro"}
+    folder = dataclasses.replace(folder, chosen=chosen, grid={**folder.grid, "choose": rule})
+    tables = measures(folder)
+    assert f" {metric}, mean over seeds on " in headline(folder, tables, *best_group(folder, tables)).choice
+
+
 def test_a_choice_that_changed_is_told(tmp_path: Path) -> None:
     grid = write_grid(tmp_path / "grid", once=("val",), chosen="structure=kv")
     results = json.loads((grid / "results.json").read_text())
