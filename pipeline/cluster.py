@@ -71,6 +71,7 @@ def local_cluster(
     The workers end by themselves within seconds when this process is killed.
     """
     settings = own_settings() | {
+        "distributed.worker.preload": ["teachonce.worker_signals"],
         "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT | dict(environment or {})  # before the process starts
     }
     with (

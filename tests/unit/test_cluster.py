@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import sys
 import time
 import types
@@ -167,6 +169,19 @@ def test_an_existing_scheduler_loses_a_worker_and_then_itself(tmp_path: Path) ->
             for _ in run_tasks(client, slowly, [(i,) for i in range(200)], "two"):
                 processes[0].kill()
         assert time.monotonic() - began < 60 and "run the same command again" in caught.value.hint
+
+
+def test_ctrl_c_is_the_drivers_to_act_on() -> None:
+    """A terminal sends it to the workers as well: they go on, and take tasks, until the driver closes them."""
+
+    def ctrl_c() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with open_cluster(ClusterSpec(workers=1), Silent()) as client:
+        before = client.run(os.getpid)
+        client.run(ctrl_c)
+        assert client.submit(sum, [1, 2]).result(timeout=30) == 3
+        assert client.run(os.getpid) == before, "the same process"
 
 
 def test_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:
