@@ -57,7 +57,7 @@ def feature_key(index: SampleIndex, root: Path, *parts: str) -> str:
     archives = [[name, (stat := (root / name).stat()).st_size, stat.st_mtime_ns] for name in index.archives]
     for name in index.archives:
         if (root / name).is_dir():  # a file that is written anew does not change the time of its folder
-            files = sorted((entry.name, entry.stat().st_mtime_ns) for entry in os.scandir(root / name))
+            files = sorted((entry.name, entry.stat().st_mtime_ns) for entry in (root / name).iterdir())
             archives.append([name, *files])
     return digest_key(index.digest, archives, parts)
 

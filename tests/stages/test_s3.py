@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from worlds import PHOTOS, World, all_arrays, files_of, inline_tasks, request_for
+from worlds import PHOTOS, Notes, World, all_arrays, files_of, inline_tasks, request_for
 
 import teachonce.remote as remote
 from teachonce.config import TrainConfig
@@ -20,6 +20,7 @@ from teachonce.errors import DataError, EnvironmentFault, UsageError
 from teachonce.label_store import LabelStore
 from teachonce.progress import Silent
 from teachonce.remote import is_remote, location
+from teachonce.stages.evaluate import EvaluateRequest, evaluate
 from teachonce.stages.inspect import InspectRequest, inspect
 from teachonce.stages.teach import teach
 from teachonce.stages.train import TrainRequest, train
@@ -180,3 +181,17 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EnvironmentFault, match="s3fs") as caught:
         location("s3://b/c")
     assert "teachonce[s3]" in caught.value.hint
+
+
+@pytest.mark.parametrize("layout", ["wds", "tars", "folders"])
+def test_evaluation_on_s3(
+    layout: str, s3: Any, world: World, student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same figures as from a disk; asked again, they come from the cache."""
+    monkeypatch.setenv("TEACHONCE_CACHE", str(tmp_path / "cache"))
+    found, notes = [], Notes()
+    for root in (world.root, location(f"{BUCKET}/data"), location(f"{BUCKET}/data")):
+        request = EvaluateRequest(run=None, student=student, manifest=world.manifest(layout), root=root, threads=1)
+        found.append(evaluate(request, notes))
+    assert found[0].n == PHOTOS and found[1].top1 == found[0].top1 and found[2] == found[1]
+    assert sum("come from the cache" in line for line in notes.lines) == 1
