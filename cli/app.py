@@ -116,6 +116,7 @@ _register()
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command line and leave the process with its exit code."""
+    _open_closed_streams()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -133,12 +134,28 @@ def run(arguments: Sequence[str]) -> int:
                 return int(job or 0)
             output = Output(job.command, json=job.json, quiet=job.quiet)
             return job.work(output)
+    except SystemExit as left:
+        if not isinstance(left.__context__, BrokenPipeError):
+            raise
+        return 0  # whoever read --help or `status --watch` has seen enough
     except (Exception, KeyboardInterrupt, Terminated) as problem:  # noqa: BLE001 - the last place that can explain it
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exception(problem)
         failure = describe(problem, arguments)
         output.failure(failure)
         return failure.exit_code
+
+
+def _open_closed_streams() -> None:
+    """Lead nowhere what was closed before we began (`>&-`): the next file that is opened would take its number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
 
 
 def describe(problem: BaseException, arguments: Sequence[str] = ()) -> Failure:
@@ -164,7 +181,7 @@ def describe(problem: BaseException, arguments: Sequence[str] = ()) -> Failure:
 def _environment_fault(problem: BaseException) -> EnvironmentFault | None:
     """The fault of the machine behind an exception that no stage has explained, if it is one."""
     if isinstance(problem, OSError):
-        where = problem.filename or "a file that the system does not name"
+        where = problem.filename or "standard output, or a file that the system does not name"
         if problem.errno in (errno.ENOSPC, errno.EDQUOT):
             return EnvironmentFault(f"no space left to write {where}", "free some space, then run the same command")
         if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

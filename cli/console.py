@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from teachonce.cli import charts
-from teachonce.errors import UsageError
+from teachonce.errors import EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -47,6 +47,14 @@ class Failure:
     message: str
     hint: str
     exit_code: int
+
+
+class Aside(Console):
+    """What is said on stderr. Nobody has to listen: when the reader of a pipe leaves, the work goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Say the rest to nobody. Rich would end the program."""
+        to_nowhere(sys.stderr)
 
 
 class Pace:
@@ -148,13 +156,21 @@ class Output:
         self.text(json_module.dumps({**head, **plain(values)}, allow_nan=False) + "\n")
 
     def text(self, text: str) -> None:
-        """Write to stdout; a reader that left early (`| head`) is no error: the work is done."""
+        """Write to stdout; a reader that left early (`| head`) is no error: the work is done.
+
+        Raises:
+            EnvironmentFault: it cannot be written, as on a full disk.
+        """
         try:
             sys.stdout.write(text)
             sys.stdout.flush()
         except BrokenPipeError:
-            # The interpreter flushes stdout once more when it ends; let that go nowhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            to_nowhere(sys.stdout)
+        except OSError as problem:
+            to_nowhere(sys.stdout)
+            raise EnvironmentFault(f"standard output cannot be written: {problem.strerror}",
+                                   hint="the work is done; send the output elsewhere, and run this again to see it",
+            ) from problem  # fmt: skip
 
     @property
     def json(self) -> bool:
@@ -164,15 +180,15 @@ class Output:
     def failure(self, failure: Failure) -> None:
         """Show an error on stderr and, with `--json`, as the document on stdout."""
         self.close()
-        with contextlib.suppress(BrokenPipeError):
-            self._say(Text.assemble(("error: ", "bold red"), failure.message))
-            if failure.hint:
-                self._say(Text.assemble(("next: ", "bold cyan"), failure.hint))
+        self._say(Text.assemble(("error: ", "bold red"), failure.message))
+        if failure.hint:
+            self._say(Text.assemble(("next: ", "bold cyan"), failure.hint))
         if self._json:
-            self.document({"error": dataclasses.asdict(failure)})
+            with contextlib.suppress(EnvironmentFault):  # which is the failure that has just been said
+                self.document({"error": dataclasses.asdict(failure)})
 
     def _say(self, text: Text) -> None:
-        console = self._bars.console if self._bars is not None else Console(stderr=True, highlight=False)
+        console = self._bars.console if self._bars is not None else Aside(stderr=True, highlight=False)
         console.print(text, soft_wrap=True)  # a path must survive being copied
 
     def _is_due(self, pace: Pace, now: float, at_end: bool) -> bool:
@@ -201,7 +217,14 @@ def new_bars() -> Progress:
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24))
     pace = TextColumn("{task.fields[pace]}", markup=False)
-    return Progress(*columns, pace, console=Console(stderr=True, highlight=False))
+    return Progress(*columns, pace, console=Aside(stderr=True, highlight=False))
+
+
+def to_nowhere(stream: Any) -> None:
+    """From here on the stream leads nowhere, also when the interpreter flushes it at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def on_terminal(stream: Any) -> bool:

@@ -143,6 +143,43 @@ def test_a_signal_unwinds_the_stage(
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("line", "code"), [("inspect x.zarr --json", 6), ("inspect x.zarr", 6), ("nonsense --json", 2)]
+)
+def test_a_full_stdout_is_said(line: str, code: int, stubbed_command: list[str]) -> None:
+    """The work is done and its result is lost: that is an error, and one without a traceback."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*stubbed_command, *line.split()], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert done.returncode == code and done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
+    assert code != 6 or "standard output" in done.stderr
+
+
+@pytest.mark.parametrize("numbers", [[1], [2], [0, 1, 2]])
+def test_closed_streams_are_no_error(numbers: list[int], stubbed_command: list[str]) -> None:
+    """As `>&-` leaves them; nothing that the command opens takes their place."""
+
+    def close() -> None:
+        for number in numbers:
+            os.close(number)
+
+    command = [*stubbed_command, "inspect", "x.zarr"]
+    assert subprocess.run(command, preexec_fn=close, stdout=subprocess.DEVNULL, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(("line", "code"), [("--help", 0), ("train --help", 0), ("nonsense", 2)])
+def test_nobody_has_to_read_what_is_said(line: str, code: int, stubbed_command: list[str]) -> None:
+    """`--help | head -1`; an error whose reader has gone keeps its exit code."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run([*stubbed_command, *line.split()], stdout=write, stderr=write, timeout=60)
+    finally:
+        os.close(write)
+    assert done.returncode == code
+
+
 def test_a_reader_that_leaves_early_is_no_error(stubbed_command: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)  # what `| head -0` does
