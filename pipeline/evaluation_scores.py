@@ -23,6 +23,7 @@ Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 _COLUMNS = ("id", "name", "n", "top1", "top5", "most_confused_with", "confused_share", "confused_id", "nll",
             "template_top1", "gain")  # fmt: skip
+TABLE_HEADER = ",".join(_COLUMNS)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from teachonce.errors import IntegrityError
+from teachonce.errors import IntegrityError, UsageError
 from teachonce.files import atomic_write_bytes
 from teachonce.progress import Reporter
 
@@ -52,6 +52,7 @@ def demo(request: DemoRequest, reporter: Reporter) -> DemoResult:
     """Make the world and the models, then teach, verify, train four cells, evaluate them and report.
 
     Raises:
+        UsageError: the folder holds something else.
         IntegrityError: the store does not verify.
         TeachOnceError: what the stages raise.
     """
@@ -62,6 +63,7 @@ def demo(request: DemoRequest, reporter: Reporter) -> DemoResult:
     from teachonce.demo_world import write_world
 
     out = request.out
+    _require_place(out)
     out.mkdir(parents=True, exist_ok=True)
     reporter.note("1/6 drawing a small labelled image world")
     world = write_world(out / "world", reporter=reporter)
@@ -82,6 +84,17 @@ def demo(request: DemoRequest, reporter: Reporter) -> DemoResult:
     result = DemoResult(table=tuple(table), paths=paths, seconds=time.monotonic() - began)
     _write(out, result)
     return result
+
+
+def _require_place(out: Path) -> None:
+    """A new or empty folder, or that of a demo, whose world comes first and goes on where it was stopped."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is not a folder", hint="give another --out")
+    held = [item.name for item in out.iterdir()] if out.exists() else []
+    begun = "world" in held or all(name.startswith(".world.") for name in held)
+    if not begun:
+        raise UsageError(f"--out {out} is not empty, and no demo was run there; nothing was changed",
+                         hint="give a new folder as --out")  # fmt: skip
 
 
 def _train_models(folder: Path, reporter: Reporter, began: float) -> DemoResult:

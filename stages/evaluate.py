@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from teachonce.errors import UsageError
-from teachonce.evaluation_scores import Labels, Outcomes, class_table, confused_pairs, figures, paired
+from teachonce.evaluation_scores import TABLE_HEADER, Labels, Outcomes, class_table, confused_pairs, figures, paired
 from teachonce.evaluation_sets import Among, EvaluationSet, SetChoice, open_set
 from teachonce.files import atomic_write_bytes
 from teachonce.manifests import load_manifest
@@ -128,7 +128,7 @@ def check(request: EvaluateRequest) -> None:
     """Refuse what can be refused before any data is looked at.
 
     Raises:
-        UsageError: no such model, template or run, or a mixture without prompts.
+        UsageError: no such model, template or run, a mixture without prompts, or a file that would be overwritten.
     """
     parse_spec(request.student)
     if request.template is not None:
@@ -141,6 +141,19 @@ def check(request: EvaluateRequest) -> None:
         manifest = load_manifest(request.manifest)
     with _next_step(f"--split {' or '.join(list(manifest.splits)[:SHOWN])}"):
         manifest.split(request.split)
+    if request.per_class is not None:
+        _require_ours(request.per_class)
+
+
+def _require_ours(table: Path) -> None:
+    """Refuse to write a table of classes over anything but one."""
+    head = b""
+    if table.is_file():
+        with open(table, "rb") as file:
+            head = file.readline(len(TABLE_HEADER) + 2)
+    if table.exists() and head.strip() != TABLE_HEADER.encode():
+        raise UsageError(f"--per-class {table}: this is there already, and no table of classes; nothing was changed",
+                         hint="give the path of a new .csv")  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import pytest
 import worlds
 
 from teachonce import demo_world
+from teachonce.errors import UsageError
 from teachonce.progress import Silent
 from teachonce.stages import demo as stage
 
@@ -54,6 +55,17 @@ def test_a_small_demo_leaves_all_it_names(small: Path) -> None:
     assert again.table == result.table
     rewritten = [file.parent.name for file, time in prompts.items() if file.stat().st_mtime_ns != time]
     assert rewritten == ["shared-hard-0"]
+
+
+@pytest.mark.parametrize("there", ["results.json", "x/y", ""])
+def test_a_demo_stays_out_of_other_folders(there: str, small: Path) -> None:
+    """A run, a stray folder, a file: nothing is written beside what is there."""
+    place = small / there
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text("mine")
+    with pytest.raises(UsageError, match="nothing was changed|is not a folder"):
+        stage.demo(stage.DemoRequest(out=small), Silent())
+    assert place.read_text() == "mine" and (not there or len(list(small.iterdir())) == 1)
 
 
 @pytest.mark.slow

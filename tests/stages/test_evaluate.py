@@ -79,6 +79,21 @@ def test_accuracy_equals_brute_force(layout: str, world: World, student: str, br
     assert json.loads(json.dumps(asdict(found)))["n"] == PHOTOS
 
 
+@pytest.mark.parametrize("there", [b"SECRET", b"", b"id,name\n", None])
+def test_a_table_of_classes_overwrites_nothing_but_one(
+    there: bytes | None, world: World, student: str, tmp_path: Path
+) -> None:
+    """Prompts, a class list, an empty file, a folder: refused before any work; an older table is replaced."""
+    file = tmp_path / "x.csv"
+    file.mkdir() if there is None else file.write_bytes(there)
+    with pytest.raises(UsageError, match=r"x\.csv: this is there already"):
+        run(world, student, per_class=file)
+    assert there is None or file.read_bytes() == there
+    run(world, student, per_class=tmp_path / "own.csv")
+    run(world, student, per_class=tmp_path / "own.csv", classes="base")
+    assert len((tmp_path / "own.csv").read_text().splitlines()) < len(IDS)
+
+
 def test_the_table_of_classes_adds_up(world: World, student: str, brute: dict[str, np.ndarray], tmp_path: Path) -> None:
     """One line a class with images: its figures are those of its photos, and their mean is the whole."""
     file = tmp_path / "deep/er/table.csv"
