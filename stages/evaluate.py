@@ -201,7 +201,17 @@ def score_set(request: EvaluateRequest, data: EvaluationSet, who: Contender, rep
         _write(request.per_class, class_table(ours, beside, labels, data.candidates))
     if request.credits is not None:
         _write_credits(request.credits, ours, beside)
-    return _result(request, data, who, template, labels, ours, beside)
+    result = _result(request, data, who, template, labels, ours, beside)
+    reporter.note(in_short(result))
+    return result
+
+
+def in_short(result: EvaluateResult) -> str:
+    """What one wants to know first, on one line."""
+    text = f"{result.manifest} {result.split}, {result.n:,} images, {result.classes:,} names: top-1 {result.top1:.1%}"
+    if result.baseline is None or result.paired is None:
+        return text
+    return f"{text}, template {result.baseline['top1']:.1%}, McNemar p {result.paired['p']:.2g}"
 
 
 def credit_file(path: Path, side: str = "") -> Path:

@@ -142,7 +142,11 @@ def test_the_csv_has_the_templates_column_and_the_gain(
     world: World, student: str, prompts: Path, tmp_path: Path, template: Brute
 ) -> None:
     """Without prompts both are empty; the confused class's id stands beside its name."""
-    run(world, student, run=prompts, per_class=tmp_path / "ours.csv")
+    notes = Notes()
+    found = run(world, student, notes, run=prompts, per_class=tmp_path / "ours.csv")
+    assert found.baseline is not None and found.paired is not None
+    figures = (f"top-1 {found.top1:.1%}", f"template {found.baseline['top1']:.1%}", f"p {found.paired['p']:.2g}")
+    assert all(figure in notes.lines[-1] for figure in figures), "what one wants to know first"
     lines = list(csv.DictReader((tmp_path / "ours.csv").read_text().splitlines()))
     credit = template.among(list(range(8)))["credit"]
     for line in lines:
