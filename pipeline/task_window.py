@@ -42,7 +42,7 @@ def run_tasks(
     name: str,
     reporter: Reporter | None = None,
 ) -> Iterator[R]:
-    """Results of `task(*a)` for every `a`, in the order they are ready; a future is released once its result is seen.
+    """Results of `task(*a)` for every `a`, begun in their order, in the order they are ready; a future is released once its result is seen.
 
     Twice as many tasks as the cluster has threads are under way at a time, as workers come and go. What a worker that
     died or left had before it is run again elsewhere. A task that raised is tried again after a while; one whose
@@ -138,7 +138,8 @@ class _Window(Generic[R]):
         """Hand a task over to Dask."""
         tries = item.errors + item.deaths + item.alone
         key = f"{self._name}-{item.number}" + (f"-again{tries}" if tries else "")
-        future = self._client.submit(_attempt, self._task, *item.args, key=key, pure=False)
+        # Dask promises no order of what was submitted one by one; what was begun before must not wait for what is new.
+        future = self._client.submit(_attempt, self._task, *item.args, key=key, pure=False, priority=-item.number)
         self._running[key] = item, future
         future.add_done_callback(self._done.put)
 

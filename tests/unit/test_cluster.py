@@ -15,7 +15,7 @@ import pytest
 from hand_cluster import by_hand, free_port, stand_in_slurm
 from worlds import Notes
 
-from teachonce.cluster import default_threads, open_cluster, run_tasks, threads_of, worker_index
+from teachonce.cluster import default_threads, open_cluster, run_tasks, threads_of, warm_up, worker_index
 from teachonce.cluster_jobs import cuda_cluster, slurm_cluster, started
 from teachonce.cluster_spec import ClusterSpec, CudaDescription, load_description
 from teachonce.errors import EnvironmentFault, IncompleteError, UsageError
@@ -182,6 +182,22 @@ def test_ctrl_c_is_the_drivers_to_act_on() -> None:
         client.run(ctrl_c)
         assert client.submit(sum, [1, 2]).result(timeout=30) == 3
         assert client.run(os.getpid) == before, "the same process"
+
+
+def test_tasks_begin_in_their_order() -> None:
+    """Also those that wait while a worker is busy with something else, as when it imports what it needs."""
+
+    def begun(number: int) -> tuple[float, int]:
+        at = time.monotonic()
+        time.sleep(0.02)
+        return at, number
+
+    with open_cluster(ClusterSpec(workers=2), Silent(), threads=1) as client:
+        warm = warm_up(client, lambda: time.sleep(2))
+        found = sorted(run_tasks(client, begun, [(number,) for number in range(12)], "order"))
+        del warm
+    order = [number for _, number in found]
+    assert all(abs(number - place) <= 1 for place, number in enumerate(order)), order
 
 
 def test_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:
