@@ -90,8 +90,9 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         """Raises ValueError for a name that cannot be one of a file, or a share that is none."""
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name):
-            raise ValueError(f"name must be letters, digits, '-', '_' or '.', found {self.name!r}")
+        # No dots: what lies beside a result, such as NAME.template.top1.npy, could be that of another evaluation.
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", self.name):
+            raise ValueError(f"name must be letters, digits, '-' or '_', at most 64, found {self.name!r}")
         if self.name == HELD_OUT:
             raise ValueError(f"the name '{HELD_OUT}' means the held-out samples of the training data")
         if not 0 <= self.wise <= 1:
@@ -112,6 +113,8 @@ class Choose:
             raise ValueError('give either by = "NAME" or weights = {NAME = 1, ...}')
         if any(not 0 < weight < float("inf") for weight in self.weights.values()):
             raise ValueError("weights must be above 0 and finite")
+        if self.weights and not sum(self.weights.values()) < float("inf"):
+            raise ValueError("weights add up to infinity: only their ratios count, so use smaller ones")
         if HELD_OUT in self.measures and self.metric != "top1":
             raise ValueError(f"of the held-out samples there is top1 only, found metric = '{self.metric}'")
 
@@ -213,7 +216,7 @@ def _recipe(name: str | None, file: Path) -> Values:
     shipped = sorted(item.name for item in folder.iterdir() if item.name.endswith(".toml"))
     wanted = name if name.endswith(".toml") else f"{name}.toml"
     if wanted not in shipped:
-        raise UsageError(f"{file}: config: there is no {path}, and no shipped recipe is called '{name}': "
+        raise UsageError(f"{file}: config: there is no {path.absolute()}, and no shipped recipe is called '{name}': "
                          f"{did_you_mean(wanted, shipped)}")  # fmt: skip
     return _checked(tomllib.loads((folder / wanted).read_text(encoding="utf-8")), wanted)
 

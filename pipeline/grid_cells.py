@@ -123,7 +123,8 @@ def _shown(value: Any) -> str:
 def _prompts(name: str, file: Path, where: str) -> Path:
     folder = beside(file, name)
     if not folder.is_dir():
-        raise UsageError(f"{where}: {INIT}: {folder} is not a folder with prompts: {did_you_mean(name, WORDS)}",
+        near = did_you_mean(name, WORDS)
+        raise UsageError(f"{where}: {INIT}: {folder.absolute()} is not a folder with prompts: {near}",
                          hint="give the --out folder of `teachonce train`, or of `teachonce import`")  # fmt: skip
     return folder.resolve()
 
@@ -156,7 +157,7 @@ def located(name: str, file: Path, where: str, words: Sequence[str] = ()) -> str
         return str(path.resolve())
     if name.startswith("timm:") or name in words:
         return name
-    raise DataError(f"{where}: there is no {path}: {did_you_mean(name, (*words, *_files(file.parent)))}",
+    raise DataError(f"{where}: there is no {path.absolute()}: {did_you_mean(name, (*words, *_files(file.parent)))}",
                     hint="a path is relative to the grid's own folder")  # fmt: skip
 
 

@@ -27,6 +27,8 @@ from teachonce.files import atomic_write_bytes
 from teachonce.runlog import RunLog
 
 SCHEMA = 1
+RETRY = "once the cause is mended run the same command with --retry-failed"
+OTHER_OUT = "give another --out"  # of `train`: its --out is a cell here
 State = Literal["finished", "failed", "missing", "damaged"]
 OURS = {"grid.json", "cells", "stores", "selections", "final", "results.json", "events.jsonl", "locks", "stop"}
 
@@ -190,16 +192,20 @@ class CellFolder:
             return {"kind": type(damage).__name__, "message": damage.message, "hint": damage.hint}
         if not self.failure.is_file():
             return None
-        unread = {"kind": "IntegrityError", "message": f"{self.failure} is damaged", "hint": ""}
-        return read_document(self.failure) or unread
+        unread = {"kind": "IntegrityError", "message": f"{self.failure} is damaged: why the cell failed is lost",
+                  "hint": f"the same command with --retry-failed tries it again; or remove {self.path}"}  # fmt: skip
+        found = read_document(self.failure) or unread
+        return found if found.get("hint") else found | {"hint": RETRY}
 
     def fail(self, problem: BaseException) -> dict[str, Any]:
         """Write down why an attempt failed; returns it."""
         ours = isinstance(problem, TeachOnceError)
-        said = problem.message if isinstance(problem, TeachOnceError) else f"{type(problem).__name__}: {problem}"
+        said, hint = f"{type(problem).__name__}: {problem}", ""
+        if isinstance(problem, TeachOnceError):
+            here = f"remove {self.path} to train this cell again"
+            said, hint = problem.message, problem.hint.replace(OTHER_OUT, here)
         document = {
-            "schema": SCHEMA, "kind": type(problem).__name__, "message": said,
-            "hint": problem.hint if isinstance(problem, TeachOnceError) else "", "ours": ours,
+            "schema": SCHEMA, "kind": type(problem).__name__, "message": said, "hint": hint, "ours": ours,
             "time": round(time.time(), 3),
         }  # fmt: skip
         write_document(self.failure, document)

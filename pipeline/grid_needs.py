@@ -22,6 +22,8 @@ from teachonce.selection import Rule
 from teachonce.store_format import EMBEDDING, LABELS
 from teachonce.vocabulary import Vocabulary, load_vocabulary
 
+CLASSES_TAKES = "takes a file of ids that the class list has, one a line; `base`, `novel` or timm:NAME"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Derivation:
@@ -103,7 +105,10 @@ def need_of(cell: Cell, store: LabelStore, root: Path | None) -> Need:
     kept = min(store.layout.top_k, len(vocabulary)) if derivation is None or not derivation.top_k else derivation.top_k
     classes = None
     if data.classes:
-        classes = class_ids(data.classes, store.label_classes(), vocabulary)
+        try:
+            classes = class_ids(data.classes, store.label_classes(), vocabulary)
+        except DataError as problem:  # its hint speaks of --classes, which is no option here
+            raise DataError(problem.message, hint=f"data.classes {CLASSES_TAKES}") from problem
     fewer = data.top_k if 0 < data.top_k < kept else None
     need = Need(derivation=derivation, rule=None)
     if data.shots or fewer or classes is not None:
@@ -188,3 +193,14 @@ def teach_command(store: LabelStore, added: str) -> str:
     if store.layout.views > 1:
         parts.append(f"--views {store.layout.views}")
     return " ".join([*parts, added]) + " (with the --root and settings that it was made with)"
+
+
+def student_command(store: LabelStore, spec: str) -> str:
+    """How a store gets the image features of a student: `teach` writes them, and what derives stores copies them."""
+    if store.maker == "teachonce teach":
+        return teach_command(store, f"--student {spec}")
+    about = store.groups[LABELS].fingerprint["about"]
+    parents = [*about.get("parents", ()), *([about["parent"]] if "parent" in about else [])]
+    names = " or ".join(str(parent["name"]) for parent in parents) or "its parent"
+    return (f"add them to the store that it was made from: the `teachonce teach ...` that wrote {names}, with "
+            f"--student {spec}; then run the same `{store.maker}` again, which copies them over")  # fmt: skip

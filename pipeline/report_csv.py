@@ -20,19 +20,22 @@ def tables(folder: Folder, measures: Sequence[Measure], fidelity: Mapping[str, A
     """All CSV files of a report by name."""
     found = {
         "settings.csv": _settings(measures), "runs.csv": _runs(folder), "curves.csv": _curves(folder),
-        "configs.csv": _configs(folder), "classes.csv": _classes(folder),
+        "classes.csv": _classes(folder),
     }  # fmt: skip
     if fidelity is not None:
         found["fidelity.csv"] = list(fidelity["by_k"])
-    return {name: _written(rows) for name, rows in found.items() if rows}
+    return {name: _table(rows) for name, rows in found.items() if rows} | {"configs.csv": _written(_configs(folder))}
 
 
-def _written(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    text = io.StringIO()
+def _table(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Rows by the names of their columns."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: _figure(value) for key, value in row.items()} for row in rows)
+    return _written([columns, *([row.get(column) for column in columns] for row in rows)])
+
+
+def _written(lines: Iterable[Sequence[Any]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([_figure(value) for value in line] for line in lines)
     return text.getvalue().encode()
 
 
@@ -42,8 +45,9 @@ def _figure(value: Any) -> Any:
 
 def _settings(measures: Sequence[Measure]) -> list[dict[str, Any]]:
     return [
-        {"measure": measure.key, "images": measure.n, **_line(line)} for measure in measures for line in measure.lines
-    ]
+        {"measure": measure.key, "images": measure.n, "images_most": measure.most, **_line(line)}
+        for measure in measures for line in measure.lines
+    ]  # fmt: skip
 
 
 def _line(line: Line) -> dict[str, Any]:
@@ -72,7 +76,8 @@ def _runs(folder: Folder) -> list[dict[str, Any]]:
                 "seconds": run.seconds, "trainable_parameters": run.results.get("trainable_parameters"),
                 "final_loss": run.results.get("final_loss"),
             }  # fmt: skip
-            rows.append({**head, "measure": HELD_OUT, "top1": run.results.get("held_out_top1")})
+            held_out = {"images": run.held_out_rows, "top1": run.results.get("held_out_top1")}
+            rows.append({**head, "measure": HELD_OUT, **held_out})
             rows += [{**head, "measure": name, "images": e.n, **e.figures} for name, e in run.evaluations.items()]
     return rows
 
@@ -92,12 +97,14 @@ def _curves(folder: Folder) -> list[dict[str, Any]]:
     return rows
 
 
-def _configs(folder: Folder) -> list[dict[str, Any]]:
+def _configs(folder: Folder) -> list[list[Any]]:
+    """A line a key, a column a setting; a name that is a column already, such as `key`, gets the setting's number."""
+    columns = ["key"]
+    for number, group in enumerate(folder.groups, 1):
+        columns.append(f"{group.name} ({number})" if group.name in columns else group.name)
     keys = list(dict.fromkeys(key for group in folder.groups for key in (*group.config, *group.changes)))
-    return [
-        {"key": key, **{group.name: group.changes.get(key, group.config.get(key)) for group in folder.groups}}
-        for key in keys if key != "seed"
-    ]  # fmt: skip
+    return [columns, *([key, *(group.changes.get(key, group.config.get(key)) for group in folder.groups)]
+                       for key in keys if key != "seed")]  # fmt: skip
 
 
 def _classes(folder: Folder) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,11 +73,11 @@ class Folder:
     once: tuple[str, ...] = ()
     """Evaluations that the grid gave to the base and the chosen setting only, after the choice."""
     chosen: str | None = None
-    """The setting that the grid chose by its own rule."""
+    """The setting that the grid chose by its own rule; None where it has more cells or another rule since."""
     choice: Mapping[str, float] = field(default_factory=dict)
     """By which measures, with their shares."""
     earlier: tuple[str, ...] = ()
-    """Settings that the grid had chosen before, when it had fewer cells: what is measured once was measured on them."""
+    """Settings that the grid had chosen before it was changed: what is measured once was measured on them."""
 
     @property
     def runs(self) -> list[Run]:
@@ -133,7 +134,14 @@ def read_folder(path: Path) -> Folder:
         reasons = [f"{entry.name}: {entry.kind}, {entry.why}" for entry in folder.unusable[:3]]
         found = f"; of {len(folder.unusable)} others, {'; '.join(reasons)}" if reasons else ""
         raise DataError(f"{path} holds no finished run{found}", hint=EMPTY_HINT)
-    return _of_one_set(folder)
+    return _of_one_set(_without_foreign(folder))
+
+
+def _without_foreign(folder: Folder) -> Folder:
+    """Credits that were not read are told."""
+    told = [Unusable(run.name, "damaged", f"'{name}': {why}: its images are not compared")
+            for run in folder.runs for name, found in run.evaluations.items() for why in found.foreign]  # fmt: skip
+    return dataclasses.replace(folder, unusable=(*folder.unusable, *told))
 
 
 def _of_one_set(folder: Folder) -> Folder:
@@ -187,13 +195,34 @@ def _read_grid(path: Path, grid: Mapping[str, Any]) -> Folder:
         groups = [dataclasses.replace(group, is_base=group is nearest) for group in groups]
     groups.sort(key=lambda group: not group.is_base)
     results = mapping(read_json(path / "results.json"))
-    chosen = mapping(results.get("chosen")).get("group")
+    stored = mapping(results.get("chosen"))
+    holds = not unusable and _is_choice_of(stored, results, grid)
+    earlier = [*dictionaries(results.get("earlier_choices")), *([] if holds or not stored else [stored])]
     return Folder(
         path=path, title=str(grid.get("title") or path.name), question=str(grid.get("question") or ""), grid=grid,
         groups=tuple(groups), unusable=tuple(unusable), once=tuple(_names(grid, once=True)),
-        chosen=chosen if chosen in [group.name for group in groups] else None, choice=_choice(grid),
-        earlier=tuple(str(entry.get("group")) for entry in dictionaries(results.get("earlier_choices"))),
+        chosen=str(stored["group"]) if holds else None, choice=_choice(grid),
+        earlier=tuple(str(entry.get("group")) for entry in earlier),
     )  # fmt: skip
+
+
+def _is_choice_of(chosen: Mapping[str, Any], results: Mapping[str, Any], grid: Mapping[str, Any]) -> bool:
+    """Whether a choice was made among the cells that the grid has now, by the rule that it has now.
+
+    grid.json is written when `ablate` begins, results.json when it ends: after a kill they may be of two grids.
+    """
+    digests: dict[str, list[str]] = {}
+    for cell in dictionaries(grid["cells"]):
+        digests.setdefault(str(cell.get("group")), []).append(str(cell.get("digest")))
+    counts = mapping(results.get("cells"))
+    whole = sum(number(counts.get(state)) or 0 for state in ("finished", "skipped")) == len(grid["cells"])
+    own, told = digests.get(str(chosen.get("group"))), chosen.get("cells")
+    same_cells = own is not None and isinstance(told, list) and sorted(own) == sorted(map(str, told))
+    same_settings = set(mapping(chosen.get("ranking"))) == set(digests)
+    rule, by = _choice(grid), mapping(chosen.get("by"))
+    same_rule = rule.keys() == by.keys() and all(math.isclose(rule[name], number(by[name]) or 0.0) for name in rule)
+    same_metric = chosen.get("metric") == mapping(grid.get("choose")).get("metric")
+    return whole and same_cells and same_settings and same_rule and same_metric
 
 
 def _read_cell(path: Path, cell: Mapping[str, Any], name: str, grid: Mapping[str, Any]) -> Run | Unusable:
@@ -275,10 +304,12 @@ def _grouped(runs: Sequence[Run]) -> list[Group]:
               for name in names}  # fmt: skip
     distance = {key: sum(setting.get(name) != common[name] for name in common) for key, setting in settings.items()}
     base = min(settings, key=lambda key: (distance[key], -len(members[key])))
-    groups = []
+    groups: list[Group] = []
     for key, setting in settings.items():
         changes = {name: setting.get(name) for name in common if setting.get(name) != settings[base].get(name)}
         name = " ".join(f"{change}={_shown(value)}" for change, value in changes.items()) or "base"
+        if name in [group.name for group in groups]:  # values that differ may look alike
+            name += f" ({len(groups) + 1})"
         groups.append(Group(name=name, changes=changes, runs=tuple(members[key]), is_base=key == base))
     return sorted(groups, key=lambda group: not group.is_base)
 

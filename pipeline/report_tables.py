@@ -53,7 +53,9 @@ class Measure:
     once: bool
     """Only the base and the chosen setting were measured, after the choice."""
     n: int | None
-    """Images."""
+    """Images; of held-out rows, of which each seed keeps other ones apart, the fewest that a run has."""
+    most: int | None
+    """The most that a run has."""
     classes: int | None
     template: Mapping[str, float]
     """Figures of the bare student; empty where they were not measured."""
@@ -104,9 +106,10 @@ def _measure(folder: Folder, key: str) -> Measure:
     corrected = holm([None if line.paired is None else line.paired.p for line in lines])
     lines = [replace(line, corrected=p, verdict=_verdict(line, p)) for line, p in zip(lines, corrected, strict=True)]
     classes = sample.about.get("classes") if sample else None
+    counts = [sample.n] if sample else [run.held_out_rows for run in folder.runs if run.held_out_rows]
     return Measure(
         key=key, title="held-out samples" if key == HELD_OUT else key, once=key in folder.once,
-        n=sample.n if sample else next((run.held_out_rows for run in folder.runs if run.held_out_rows), None),
+        n=min(counts, default=None), most=max(counts, default=None),
         classes=classes if isinstance(classes, int) else None, template=sample.template if sample else {},
         lines=tuple(lines), about=sample.about if sample else {},
     )  # fmt: skip

@@ -152,17 +152,20 @@ def _choice(folder: Folder, tables: Sequence[Measure], best: str, rule: Mapping[
     declared = str(mapping(folder.grid.get("choose")).get("metric") or "top1")
     metric = {"top1": "top-1", "macro": "macro accuracy"}.get(declared, declared) if folder.chosen else "top-1"
     on = f"{metric}, mean over seeds on {' and '.join([', '.join(names[:-1]), names[-1]] if names[1:] else names)}"
+    waits = "" if folder.chosen or not folder.choice else " The grid has not chosen: its own choice comes last, once " \
+        "`ablate` has finished all cells."  # fmt: skip
     if best == folder.base.name:
         return f"The grid chose the base itself: no setting has a higher {on}." if folder.chosen else \
-            f"The base itself has the highest {on}."  # fmt: skip
+            f"The base itself has the highest {on}.{waits}"  # fmt: skip
     lines = [line for table in tables if table.key in rule and (line := table.line(best))]
     known = any(line.verdict == "better" for line in lines)
     doubt = "" if known else "; paired tests of top-1 do not tell it from the base, so this may be chance"
-    return (f"The grid chose “{best}” by its {on}" if folder.chosen else f"“{best}” has the highest {on}") + f"{doubt}."
+    said = f"The grid chose “{best}” by its {on}" if folder.chosen else f"“{best}” has the highest {on}"
+    return f"{said}{doubt}.{waits}"
 
 
 def _statement(table: Measure, best: str) -> Statement:
-    of = [_many(table.n, "row" if table.key == HELD_OUT else "image")] if table.n else []
+    of = [_rows(table)] if table.n else []
     of += [f"{table.classes:,} names"] if table.classes else []
     of += ["measured once, after the choice"] if table.once else []
     title = f"On {table.title}" + (f" ({', '.join(of)})" if of else "")
@@ -179,6 +182,13 @@ def _statement(table: Measure, best: str) -> Statement:
         if lines:
             found.append((heading, _named(lines)))
     return Statement(title, tuple(lead), tuple(found))
+
+
+def _rows(table: Measure) -> str:
+    """How many rows or images: each seed may hold out another number."""
+    fewest, most = table.n or 0, table.most or 0
+    word = "row" if table.key == HELD_OUT else "image"
+    return _many(most, word) if fewest == most else f"{fewest:,} to {most:,} {word}s, by seed"
 
 
 def _template(line: Line, table: Measure) -> str:
@@ -218,8 +228,10 @@ def _cautions(folder: Folder, tables: Sequence[Measure]) -> list[str]:
     found = []
     if folder.earlier:
         named = ", ".join(f"“{name}”" for name in dict.fromkeys(folder.earlier))
-        found.append(f"The choice has changed since the grid was first finished: before, it was {named}. What should "
-                     "be measured once was measured more often.")  # fmt: skip
+        now = "The choice has changed since the grid was first finished: before, it was" if folder.chosen else \
+            "An earlier choice of the grid was"  # fmt: skip
+        more = "measured more often" if folder.chosen else "measured for it already"
+        found.append(f"{now} {named}. What should be measured once was {more}.")
     pairs: list[Paired] = [line.paired for table in tables for line in table.lines if line.paired is not None]
     tested = [pair for pair in pairs if pair.p is not None]
     if not tested:

@@ -22,6 +22,7 @@ from teachonce.runlog import read_events
 
 FIGURES = ("top1", "top5", "macro", "ece", "nll")
 TENSORS = "prompts.safetensors"
+ROUNDING = 1e-6  # of the mean of credits, which are written as float32
 IDLE = "pairing"  # the event with which every call of `train` begins its work
 
 
@@ -62,6 +63,8 @@ class Evaluation:
     credits: npt.NDArray[np.float32] | None = None
     """[n] credit of each image."""
     template_credits: npt.NDArray[np.float32] | None = None
+    foreign: tuple[str, ...] = ()
+    """Credits beside it that are not its own, in words; they are not read."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -241,13 +244,14 @@ def read_evaluation(file: Path, name: str) -> Evaluation | None:
     figures, n = _figures(about), number(about.get("n"))
     if "top1" not in figures or n is None or n < 1:
         return None
-    baseline = about.get("baseline")
+    template = _figures(mapping(about.get("baseline")))
     beside = file.parent / file.stem
+    credits, foreign = _credits(Path(f"{beside}.top1.npy"), int(n), figures["top1"])
+    template_credits, more = _credits(Path(f"{beside}.template.top1.npy"), int(n), template.get("top1"))
     return Evaluation(
-        name=name, figures=figures, template=_figures(baseline) if isinstance(baseline, dict) else {}, n=int(n),
-        about=about, classes=_class_figures(Path(f"{beside}.csv")),
-        credits=_credits(Path(f"{beside}.top1.npy"), int(n)),
-        template_credits=_credits(Path(f"{beside}.template.top1.npy"), int(n)),
+        name=name, figures=figures, template=template, n=int(n), about=about,
+        classes=_class_figures(Path(f"{beside}.csv")), credits=credits, template_credits=template_credits,
+        foreign=(*foreign, *more),
     )  # fmt: skip
 
 
@@ -272,14 +276,21 @@ def _template_of(line: Mapping[str, str]) -> float | None:
     return float(text) if text else None
 
 
-def _credits(file: Path, n: int) -> npt.NDArray[np.float32] | None:
+def _credits(file: Path, n: int, top1: float | None) -> tuple[npt.NDArray[np.float32] | None, tuple[str, ...]]:
+    """The credit of each of n images, whose mean is `top1`; without one that fits, what is wrong with the file."""
     try:
         credits = np.load(file)
+    except FileNotFoundError:
+        return None, ()
     except (OSError, ValueError, EOFError):
-        return None
+        return None, (f"{file.name} cannot be read",)
     if not isinstance(credits, np.ndarray) or credits.dtype.kind != "f" or credits.shape != (n,):
-        return None
-    return credits.astype(np.float32) if np.isfinite(credits).all() else None
+        return None, (f"{file.name} is not the credit of {n} images",)
+    mean = float(credits.mean(dtype=np.float64))
+    if top1 is None or not abs(mean - top1) <= ROUNDING:  # also where the mean is no number
+        said = "no top-1" if top1 is None else f"{top1:.6g}"
+        return None, (f"{file.name} has the mean {mean:.6g}, and the result says {said}",)
+    return credits.astype(np.float32), ()
 
 
 def read_json(file: Path) -> Any:

@@ -42,7 +42,9 @@ def run_tasks(
     name: str,
     reporter: Reporter | None = None,
 ) -> Iterator[R]:
-    """Results of `task(*a)` for every `a`, begun in their order, in the order they are ready; a future is released once its result is seen.
+    """Results of `task(*a)` for every `a`: begun in their order, handed back as they are ready.
+
+    A future is released once its result is seen.
 
     Twice as many tasks as the cluster has threads are under way at a time, as workers come and go. What a worker that
     died or left had before it is run again elsewhere. A task that raised is tried again after a while; one whose

@@ -85,7 +85,8 @@ def make_plan(store: LabelStore, student_digest: str | None, selection: Selectio
     whole = store.vocabulary()
     kept = np.arange(len(whole))
     if selection is not None and selection.classes is not None:
-        kept = np.array([i for i, class_id in enumerate(whole.ids) if class_id in set(selection.classes)], np.int64)
+        wanted = set(selection.classes)
+        kept = np.array([i for i, class_id in enumerate(whole.ids) if class_id in wanted], np.int64)
     run_class = np.full(len(whole) + 1, -1)
     run_class[kept] = np.arange(len(kept))
     vocabulary = Vocabulary(tuple(whole.ids[i] for i in kept), tuple(whole.names[i] for i in kept))

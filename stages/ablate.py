@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from teachonce.errors import IncompleteError, IntegrityError
 from teachonce.grid_choice import Choice, choose
-from teachonce.grid_folder import SCHEMA, GridFolder, State, count_states, read_document, write_document
+from teachonce.grid_folder import RETRY, SCHEMA, GridFolder, State, count_states, read_document, write_document
 from teachonce.progress import Reporter
 from teachonce.runlog import read_events
 from teachonce.stages.ablate_prepare import AblateRequest, Planned, Prepared, prepare
@@ -48,6 +48,8 @@ class AblateResult:
     """Evaluations that only chosen cells and the base get."""
     seconds: float
     out: str
+    next: str = ""
+    """What to run where something is left to do; empty where nothing is."""
 
     @property
     def exit_code(self) -> int:
@@ -240,13 +242,22 @@ def _result(run: _Run, choice: Choice | None, final: list[dict[str, Any]], secon
     result = AblateResult(
         cells=count | {"finished": count["finished"] - skipped, "skipped": skipped},
         failures=tuple(failures), chosen=None if choice is None else asdict(choice), final=tuple(final),
-        seconds=seconds, out=str(run.request.out),
+        seconds=seconds, out=str(run.request.out), next=_next(count, bool(lacking)),
     )  # fmt: skip
+    if count["failed"]:
+        run.reporter.note(f"{count['failed']} cells have failed: {result.next}")
     old = read_document(prepared.folder.results) or {}
     group = None if choice is None else choice.group
     earlier = [before for before in _choices(old) if before["group"] != group]
     write_document(prepared.folder.results, {"schema": SCHEMA, **asdict(result), "earlier_choices": earlier})
     return result
+
+
+def _next(count: Mapping[str, int], lacking: bool) -> str:
+    """What to run, for cells that failed, were not run to their end, or lack what only chosen cells get."""
+    if count["failed"]:
+        return f"{RETRY}; a setting that cannot work is left out with [[exclude]]"
+    return AGAIN if count["missing"] or lacking else ""
 
 
 def _choices(results: Mapping[str, Any]) -> list[dict[str, Any]]:

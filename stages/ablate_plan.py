@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,8 +20,9 @@ from teachonce.cluster_spec import ClusterSpec, LocalDescription, load_descripti
 from teachonce.config import TrainConfig
 from teachonce.errors import TeachOnceError
 from teachonce.grid_folder import GridFolder, count_states
-from teachonce.progress import Reporter
+from teachonce.progress import Reporter, Silent
 from teachonce.runlog import read_events
+from teachonce.selection import Selection, choose, load_selection, save_selection
 from teachonce.stages.ablate_prepare import AblateRequest, Planned, Prepared
 
 if TYPE_CHECKING:
@@ -77,8 +79,10 @@ def plan(prepared: Prepared, request: AblateRequest, reporter: Reporter) -> Abla
     runs = {"missing", "failed"} if request.retry_failed else {"missing"}
     todo = [planned for planned in prepared.cells if now[planned.digest] in runs]
     workers = _workers(request.cluster)
-    pace = _measured(prepared, request, reporter) if todo else _Pace({}, None, 0.0, "nothing is left to run")
-    total = _seconds(prepared, todo, pace)
+    selections = _Selections(prepared)
+    nothing = _Pace({}, None, 0.0, "nothing is left to run")
+    pace = _measured(prepared, request, selections, reporter) if todo else nothing
+    total = _seconds(prepared, todo, pace, selections)
     at_once = max(1, min(workers or 1, len(todo)))
     return AblatePlan(
         title=prepared.grid.title,
@@ -105,7 +109,28 @@ def _workers(cluster: ClusterSpec) -> int | None:
     return description.most_workers if isinstance(description, LocalDescription) else None
 
 
-def _seconds(prepared: Prepared, todo: Sequence[Planned], pace: _Pace) -> float | None:
+class _Selections:
+    """The selections of cells, as `ablate` would make them; nothing of them is kept on the disk."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._prepared = prepared
+        self._made: dict[str, Selection] = {}
+
+    def of(self, planned: Planned) -> Selection | None:
+        """That of a cell whose store is there; None where it uses all of it."""
+        digest, rule = planned.need.selection_digest, planned.need.rule
+        if digest is None or rule is None:
+            return None
+        if digest not in self._made:
+            store = self._prepared.store
+            with tempfile.TemporaryDirectory() as place:
+                file = Path(place) / "selection.json"
+                save_selection(file, store, rule, choose(store, rule, Silent()))
+                self._made[digest] = load_selection(file, store)
+        return self._made[digest]
+
+
+def _seconds(prepared: Prepared, todo: Sequence[Planned], pace: _Pace, selections: _Selections) -> float | None:
     """Of all cells, one after the other."""
     if not todo:
         return 0.0
@@ -114,20 +139,24 @@ def _seconds(prepared: Prepared, todo: Sequence[Planned], pace: _Pace) -> float 
         step = pace.of_group.get(planned.cell.group, pace.of_any)
         if step is None:
             return None
-        left = _steps(prepared, planned) - prepared.folder.cell(planned.digest).step()
+        left = _steps(prepared, planned, selections) - prepared.folder.cell(planned.digest).step()
         total += max(0, left) * step + pace.besides
     return total
 
 
-def _steps(prepared: Prepared, planned: Planned) -> int:
+def _steps(prepared: Prepared, planned: Planned, selections: _Selections) -> int:
     config, layout = planned.cell.config, prepared.store.layout
     if not config.epochs:
         return config.steps
     samples = layout.rows // layout.views
-    return max(1, round(config.epochs * samples / config.batch_size))
+    selection = selections.of(planned) if planned.need.derivation is None else None
+    if selection is not None:
+        samples = len(selection.samples)
+    trained = max(1, round(samples * (1 - config.held_out)))
+    return max(1, math.ceil(config.epochs * math.ceil(trained / config.batch_size)))
 
 
-def _measured(prepared: Prepared, request: AblateRequest, reporter: Reporter) -> _Pace:
+def _measured(prepared: Prepared, request: AblateRequest, selections: _Selections, reporter: Reporter) -> _Pace:
     """From finished cells where there are any, else from a few steps of the base."""
     found: dict[str, list[float]] = {}
     for planned in prepared.cells:
@@ -140,8 +169,11 @@ def _measured(prepared: Prepared, request: AblateRequest, reporter: Reporter) ->
         return _Pace(groups, median(groups.values()), _besides(prepared.folder),
                      f"measured: seconds a step and for evaluations of {count} cells here")  # fmt: skip
     base = next((p for p in prepared.cells if p.cell.is_base), prepared.cells[0])
+    if base.need.derivation is not None:  # other names, other cost: what the store has would tell nothing
+        return _Pace({}, None, 0.0, f"not timed: cell '{base.cell.name}' can be timed only once its store is derived "
+                     f"({base.need.derivation.words()}), that is after the first cell")  # fmt: skip
     reporter.note(f"timing {TIMED_STEPS} steps of cell '{base.cell.name}' on this machine")
-    step = _timed_step(prepared, base, request)
+    step = _timed_step(prepared, base, request, selections)
     left_out = "; evaluations are not in it" if prepared.always else ""
     return _Pace({}, step, 0.0, f"timed: {TIMED_STEPS} steps of cell '{base.cell.name}' on this machine{left_out}")
 
@@ -161,21 +193,21 @@ def _besides(folder: GridFolder) -> float:
     return median(e["seconds"] - e["train_seconds"] for e in done) if done else 0.0
 
 
-def _timed_step(prepared: Prepared, planned: Planned, request: AblateRequest) -> float:
-    """Seconds of a step on the first rows of the store, in a folder that is gone afterwards."""
+def _timed_step(prepared: Prepared, planned: Planned, request: AblateRequest, selections: _Selections) -> float:
+    """Seconds of a step on the first rows that the cell uses, in a folder that is gone afterwards."""
     from teachonce.clip_models import load_clip, pick_device, tune_process
     from teachonce.cluster import default_threads
     from teachonce.training import Trainer
     from teachonce.view_images import ViewImages
 
-    config, threads = planned.cell.config, default_threads(request.cluster.workers or 1)
-    if planned.need.derivation is not None:
-        config = replace(config, tail="renormalise")  # the store may have no tail at this temperature yet
+    threads = default_threads(request.cluster.workers or 1)
+    # Of a few rows a small share may hold out none, and an epoch of them is no epoch of the cell.
+    config = replace(planned.cell.config, held_out=0.0, epochs=0.0, steps=_steps(prepared, planned, selections))
     tune_process(threads)
     device = pick_device()
     clip = prepared.clip if device == "cpu" else load_clip(prepared.student, device)
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
-        rows = _some_rows(prepared, config, Path(place))
+        rows = _some_rows(prepared, config, selections.of(planned), Path(place))
         stack.callback(rows.close)
         images = None
         if config.tower != "text" and request.root is not None:
@@ -188,16 +220,18 @@ def _timed_step(prepared: Prepared, planned: Planned, request: AblateRequest) ->
         return (time.monotonic() - began) / TIMED_STEPS
 
 
-def _some_rows(prepared: Prepared, config: TrainConfig, place: Path) -> WorkingSet:
+def _some_rows(prepared: Prepared, config: TrainConfig, selection: Selection | None, place: Path) -> WorkingSet:
     """A working set of the first chunks that are enough for a few steps."""
     from teachonce.working_build import RECORDS, make_plan, rows_of_chunk
     from teachonce.working_set import WorkingSet
 
     store = prepared.store
     features = prepared.clip.digest if config.tower == "text" or config.uses_frozen else None
-    chosen = make_plan(store, features, None, config.supervision != "hard" and config.targets == "embedding")
+    chosen = make_plan(store, features, selection, config.supervision != "hard" and config.targets == "embedding")
     parts, count = [], 0
     for chunk in range(store.layout.chunks):
+        if selection is not None and not np.isin(store.samples(*store.layout.bounds(chunk)), selection.samples).any():
+            continue
         parts.append(rows_of_chunk(chosen, chunk))
         count += len(parts[-1][RECORDS])
         if count >= config.batch_size * config.views_per_step * (TIMED_STEPS + 1):

@@ -17,7 +17,7 @@ from teachonce.errors import DataError, IncompleteError, TeachOnceError, UsageEr
 from teachonce.grid import HELD_OUT, Evaluation, Grid, beside, load_grid
 from teachonce.grid_cells import Cell, expand, located
 from teachonce.grid_folder import SCHEMA, GridFolder
-from teachonce.grid_needs import Need, cell_digest, need_of, short_digest, teach_command
+from teachonce.grid_needs import Need, cell_digest, need_of, short_digest, student_command
 from teachonce.label_store import LabelStore
 from teachonce.model_spec import absolute_spec, parse_spec
 from teachonce.progress import Reporter
@@ -138,7 +138,7 @@ def prepare(request: AblateRequest, reporter: Reporter) -> Prepared:
                               hint=f"run the same `{store.maker}` again to complete the store")  # fmt: skip
     needs = _checked(cells, lambda cell: _need(cell, store, request, grid))
     evaluations = tuple(_evaluation(grid, evaluation) for evaluation in grid.evaluations)
-    sets = open_sets(evaluations, request.student, request.root, reporter)
+    sets = open_sets(evaluations, request.student, request.root, grid.file, reporter)
 
     # Heavy: only when the files are in order. Dask comes first: it minds which loggers are there when it is imported.
     from teachonce.cluster import threads_of
@@ -178,10 +178,9 @@ def _checked(cells: Sequence[Cell], check: Callable[[Cell], R]) -> list[R]:
         first = problems[0][1]
         shown = "".join(f"\n  cell '{cell.name}': {problem.message}" for cell, problem in problems[:MOST_SHOWN])
         more = f"\n  and {len(problems) - MOST_SHOWN} more" if len(problems) > MOST_SHOWN else ""
-        raise type(first)(
-            f"{len(problems)} of {len(cells)} cells cannot run; nothing was started:{shown}{more}",
-            hint=f"{first.hint or 'change the grid'}; or leave such cells out with [[exclude]]",
-        )
+        others = "; or leave such cells out with [[exclude]]" if len(problems) < len(cells) else ""
+        raise type(first)(f"{len(problems)} of {len(cells)} cells cannot run; nothing was started:{shown}{more}",
+                          hint=(first.hint or "change the grid") + others)  # fmt: skip
     return found
 
 
@@ -250,7 +249,7 @@ class _Trial:
         raise DataError(
             f"{store.path} holds no image features of this student (weights {clip.digest[:16]}); it holds those of: "
             f"{', '.join(known) or 'none'}",
-            hint=teach_command(store, f"--student {clip.spec}"),
+            hint=student_command(store, clip.spec),
         )
 
     def _try(self, config: TrainConfig, prompts: Path | None) -> str | None:

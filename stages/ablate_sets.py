@@ -6,6 +6,7 @@ evaluation that was taken out and put back changed, would put figures of differe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,21 @@ from teachonce.grid import Evaluation
 from teachonce.grid_folder import GridFolder, read_document
 from teachonce.progress import Reporter
 
+# Options of `evaluate` that are keys of a grid; --root is an option of `ablate` too.
+_OPTION = re.compile(r"--(manifest|split|vocabulary|classes|among|without|template|wise)\b")
+
 
 def open_sets(
-    evaluations: Iterable[Evaluation], student: str, root: Path | None, reporter: Reporter
+    evaluations: Iterable[Evaluation], student: str, root: Path | None, file: Path, reporter: Reporter
 ) -> dict[str, dict[str, Any]]:
     """Open every evaluation set once: what is not there should not be found out after hours of training.
+
+    Args:
+        evaluations: of the grid.
+        student: by which models are asked for.
+        root: of data for which an evaluation names none.
+        file: the grid.
+        reporter: told about progress.
 
     Returns:
         By evaluation, what its results must say of themselves.
@@ -38,7 +49,9 @@ def open_sets(
             check(wanted)
             data = open_set(set_choice(wanted), reporter)
         except TeachOnceError as problem:
-            raise type(problem)(f"[[evaluate]] {evaluation.name}: {problem.message}", problem.hint) from problem
+            said, hint = _OPTION.sub(r"`\1 =`", problem.message), _OPTION.sub(r"`\1 =`", problem.hint)
+            where = f" (in that [[evaluate]] of {file})" if hint != problem.hint else ""
+            raise type(problem)(f"[[evaluate]] {evaluation.name}: {said}", hint + where) from problem
         found[evaluation.name] = {
             "images": data.samples.digest, "names": data.candidates.digest, "split": data.split,
             "templates": [evaluation.template or data.manifest.template], "wise": evaluation.wise,

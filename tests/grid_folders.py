@@ -52,7 +52,7 @@ SETTINGS = (BASE, BETTER, WORSE, SAME)
 def write_run(
     folder: Path, seed: int = 0, changes: Mapping[str, Any] | None = None, top1: float = 0.4, seconds: float = 40.0,
     parameters: int = 12288, steps: int = 120, log_every: int = 5, student: str = "local-dir:student",
-    labels: str = "labels.zarr",
+    labels: str = "labels.zarr", rows: int = 900,
 ) -> Path:  # fmt: skip
     """A finished run whose held-out accuracy ends at `top1`."""
     own = {key: value for key, value in (changes or {}).items() if not key.startswith("data.") and key != "init"}
@@ -72,7 +72,7 @@ def write_run(
         events.append({"event": "step", "time": time, "step": step, "loss": round(loss, 5)})
         if step % (4 * log_every) == 0:
             reached = top1 - 0.12 * np.exp(-5 * share) * (1 - share)
-            events.append({"event": "held_out", "time": time, "step": step, "top1": round(reached, 5), "rows": 900})
+            events.append({"event": "held_out", "time": time, "step": step, "top1": round(reached, 5), "rows": rows})
     (folder / "events.jsonl").write_text("".join(json.dumps({"schema": 1} | event) + "\n" for event in events))
     (folder / "prompts.safetensors").write_bytes(f"prompts of {folder.name}".encode())
     results = {
@@ -161,8 +161,17 @@ def write_grid(
     results = {
         "schema": 1,
         "cells": {"finished": len(cells), "failed": 0, "skipped": 0},
-        "chosen": chosen and {"group": chosen},
+        "chosen": chosen and _choice(chosen, cells, ["held_out", *evaluations]),
         "seconds": 9,
     }
     (out / "results.json").write_text(json.dumps(results))
     return out
+
+
+def _choice(group: str, cells: Sequence[Mapping[str, Any]], by: Sequence[str]) -> dict[str, Any]:
+    """A choice of the grid, as `ablate` writes it, but for its figures."""
+    return {
+        "group": group, "value": 0.5, "by": {name: 1 / len(by) for name in by}, "metric": "top1", "figures": {},
+        "cells": [cell["digest"] for cell in cells if cell["group"] == group],
+        "ranking": {str(cell["group"]): 0.5 for cell in cells},
+    }  # fmt: skip

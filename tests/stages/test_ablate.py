@@ -19,6 +19,7 @@ from teachonce.cluster_spec import ClusterSpec
 from teachonce.config import load_train_config
 from teachonce.errors import DataError, FingerprintError, IncompleteError, IntegrityError, UsageError
 from teachonce.prompt_files import load_prompts
+from teachonce.report_folder import read_folder
 from teachonce.runlog import read_events
 from teachonce.stages import ablate as ablate_stage
 from teachonce.stages import train as train_stage
@@ -184,17 +185,24 @@ def test_a_failed_cell_is_told_leaves_the_others_alone_and_runs_again_on_request
         ("structure=shared seed=0", "RuntimeError: out of memory"),
         ("structure=shared seed=1", "step 3: the loss became nan"),
     }
-    kept = prompts_of(tmp_path / "out")
+    hints = {f["name"]: f["hint"] for f in result.failures}
+    assert hints["structure=shared seed=1"] == "use a smaller learning_rate"
+    assert "--retry-failed" in hints["structure=shared seed=0"], "of an error that has no hint of its own"
+    kept, notes = prompts_of(tmp_path / "out"), Notes()
     monkeypatch.setattr(train_stage, "train", real)
-    result = run(grid, finished, student, tmp_path / "out")  # not asked for
+    result = run(grid, finished, student, tmp_path / "out", notes)  # not asked for
     assert (
         result.cells == {"finished": 0, "failed": 2, "skipped": 2, "missing": 0, "damaged": 0}
         and len(result.failures) == 2
     )
+    assert "--retry-failed" in result.next and "[[exclude]]" in result.next
+    assert notes.lines[-1] == f"2 cells have failed: {result.next}"
+    assert document(tmp_path / "out/results.json")["next"] == result.next
     result = run(grid, finished, student, tmp_path / "out", retry_failed=True)
     assert (
         result.cells == {"finished": 2, "failed": 0, "skipped": 2, "missing": 0, "damaged": 0} and result.exit_code == 0
     )
+    assert result.next == ""
     assert kept.items() <= prompts_of(tmp_path / "out").items()
     assert not list((tmp_path / "out").glob("cells/*/failure.json"))
 
@@ -209,6 +217,31 @@ def test_an_interrupted_cell_goes_on_from_its_checkpoint_with_the_same_bytes(
     assert not prompts_of(tmp_path / "out") and len(list((tmp_path / "out").glob("cells/*/checkpoints"))) == 1
     result = run(grid, finished, student, tmp_path / "out")
     assert result.cells["finished"] == 4 and prompts_of(tmp_path / "out") == prompts_of(done / "out")
+
+
+def test_a_cell_with_a_damaged_config_is_told_to_be_removed(finished: Path, student: str, tmp_path: Path) -> None:
+    """Its --out is not the grid's: another one would help nobody."""
+    grid = write(tmp_path / "grid.toml", BASE)
+    run(grid, finished, student, tmp_path / "out")
+    (cell,) = (tmp_path / "out/cells").iterdir()
+    (cell / "results.json").unlink()
+    (cell / "config.toml").write_text("steps = = 3")
+    (told,) = run(grid, finished, student, tmp_path / "out").failures
+    assert f"remove {cell} to train this cell again" in told["hint"] and "--out" not in told["hint"]
+    shutil.rmtree(cell)
+    assert run(grid, finished, student, tmp_path / "out").cells["finished"] == 1
+
+
+def test_the_report_takes_the_choice_for_that_of_this_grid_until_it_grows(
+    done: Path, finished: Path, student: str, tmp_path: Path
+) -> None:
+    """A grid that was extended and then killed has chosen nothing yet."""
+    shutil.copytree(done / "out", tmp_path / "out")
+    assert read_folder(tmp_path / "out").chosen == document(done / "out/results.json")["chosen"]["group"]
+    text = (done / "grid.toml").read_text().replace("seed = [0, 1]", "seed = [0, 1, 2]")
+    with killed_before(3):
+        run(write_whole(tmp_path / "grid.toml", text), finished, student, tmp_path / "out")
+    assert read_folder(tmp_path / "out").chosen is None
 
 
 def test_two_processes_do_not_run_one_grid(done: Path, finished: Path, student: str) -> None:
@@ -258,6 +291,12 @@ def test_two_workers_of_dask_give_the_same_prompts(done: Path, finished: Path, s
 def test_base_alone_is_a_grid(finished: Path, student: str, tmp_path: Path) -> None:
     result = run(write(tmp_path / "grid.toml", BASE), finished, student, tmp_path / "out")
     assert result.cells["finished"] == 1 and grids.prompts_of(tmp_path / "out")
+
+
+def write_whole(file: Path, text: str) -> Path:
+    """A grid file that has its head already."""
+    file.write_text(text)
+    return file
 
 
 def changed(done: Path, tmp_path: Path, old: str, new: str) -> Path:

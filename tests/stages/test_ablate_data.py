@@ -17,6 +17,8 @@ from teachonce import clip_models
 from teachonce.errors import DataError, IncompleteError, TeachOnceError, UsageError
 from teachonce.label_store import LabelStore
 from teachonce.selection import load_selection
+from teachonce.stages.merge import MergeRequest, merge
+from teachonce.stages.relabel import RelabelRequest, relabel
 from teachonce.working_set import WorkingSet
 
 PLAIN = BASE.replace("held_out = 0.2\n", "")
@@ -130,11 +132,12 @@ def test_a_start_from_prompts_is_part_of_the_cell(finished: Path, student: str, 
          "teachonce teach tiny-wds --split train .*--top-k 5 --embeddings int8"),
         ("[data]\ntop_k = 7\n", "keeps no embeddings of its teacher.*top_k 7", "--embeddings int8"),
         ("[data]\ntop_k = 9\n", "there are 8 classes", "use at most 8"),
-        ("[data]\ntemplate = '{}!'\n", "keeps no embeddings", r"\[\[exclude\]\]"),
+        ("[data]\ntemplate = '{}!'\n", "keeps no embeddings", r"--embeddings int8 \([^)]*\)$"),
+        ("[axes]\n'data.template' = ['', '{}!']\n", "1 of 2 cells.*keeps no embeddings", r"\[\[exclude\]\]$"),
         ("[axes]\ntargets = ['top-k', 'embedding']\n", "holds no image embeddings", "--embeddings int8"),
         ("[axes]\nviews_per_step = [2]\n", "views_per_step = 2", "more --views"),
         ("[axes]\nlength = [0, 40]\n", "40 slots: the text tower has room", "exclude"),
-        ("[axes]\ndepth = [5]\n", "depth", "exclude"),
+        ("[axes]\ndepth = [5]\n", "depth", "set depth to a number from 0 to 2$"),
         ("[axes]\ntower = ['image']\n", "--root is missing", "--root DATA"),
         ("candidates = 'sampled'\nsampled_top = 3\n[data]\ntop_k = 2\n", "sampled_top = 3: soft labels have 2",
          "sampled_top = 2"),
@@ -142,6 +145,7 @@ def test_a_start_from_prompts_is_part_of_the_cell(finished: Path, student: str, 
         ("warmup = 'constant'\nwarmup_steps = 9\n", "cell 'base seed=0' cannot run.*warmup_steps = 9", "epoch"),
         ("[data]\nclasses = 'novel'\nall_names = false\n[[cells]]\nname = 'x'\ndata.classes = 'timm:nothing'\n",
          "cell 'x seed=0'.*ships no class list 'nothing'", "exclude"),
+        ("[data]\nclasses = 'timm:imagenet'\n", "1000 classes of 'timm:imagenet'", "^data.classes takes a file"),
     ],
 )  # fmt: skip
 def test_a_cell_that_cannot_run_is_refused_before_anything_starts(
@@ -168,6 +172,11 @@ def test_missing_data_of_an_evaluation_are_found_before_training(
             student,
             tmp_path / "out",
         )
+    (tmp_path / "few.tsv").write_text("n01\tdog\nn02\tbird\n")
+    grid = write(tmp_path / "grid.toml", BASE + evaluation(world, "far", vocabulary="few.tsv"))
+    with pytest.raises(DataError, match=r"far: 5 classes of the split are not in the vocabulary") as caught:
+        run(grid, finished, student, tmp_path / "out")
+    assert caught.value.hint.startswith("give a `vocabulary =` that holds every class of the split (in that [[eval")
     with pytest.raises(DataError, match="classes: there is no"):
         run(write(tmp_path / "grid.toml", BASE + evaluation(world, "far", classes="no.tsv")), finished, student,
             tmp_path / "out")  # fmt: skip
@@ -189,3 +198,33 @@ def test_cells_that_differ_only_in_what_has_no_effect_are_told(finished: Path, s
     assert any(
         "'momentum=0.5 seed=0' differs from 'base seed=0' only in what has no effect" in line for line in notes.lines
     )
+
+
+@pytest.mark.parametrize("maker", ["relabel", "merge"])
+def test_a_derived_store_gets_a_student_from_the_store_that_was_taught(
+    maker: str, world: World, teacher: str, student: str, tmp_path: Path
+) -> None:
+    """What the refusal says helps: features are added where images were, and copied by the command that derives."""
+
+    def teach(*students: str) -> None:
+        worlds.teach_inline(world, tmp_path / "a.zarr", teacher, top_k=5, embeddings="int8", students=students)
+
+    def derive() -> None:
+        if maker == "relabel":
+            relabel(RelabelRequest(parent=tmp_path / "a.zarr", labels=tmp_path / "child.zarr", top_k=3), Notes())
+        else:
+            parents = (tmp_path / "a.zarr", tmp_path / "b.zarr")
+            merge(MergeRequest(parents=parents, labels=tmp_path / "child.zarr"), Notes())
+
+    worlds.teach_inline(world, tmp_path / "b.zarr", student, top_k=5, embeddings="int8")
+    teach()
+    derive()
+    grid = write(tmp_path / "grid.toml", PLAIN)
+    with pytest.raises(DataError, match="holds no image features of this student") as caught:
+        run(grid, tmp_path / "child.zarr", student, tmp_path / "out")
+    hint = caught.value.hint
+    assert "`teachonce teach ...` that wrote a.zarr" in hint and f"--student {student}" in hint
+    assert f"the same `teachonce {maker}` again" in hint and "exclude" not in hint
+    teach(student)
+    derive()
+    assert run(grid, tmp_path / "child.zarr", student, tmp_path / "out").cells["finished"] == 1

@@ -143,6 +143,7 @@ def test_files_are_found_beside_the_grid_and_words_stay_words(tmp_path: Path) ->
         ("base = 3\n", "base: expected a table, found 3"),
         ("design = 'all'\n", "design: 'all' is not allowed"),
         ("[[evaluate]]\nname = 'a/b'\nmanifest = 'm'\n", "name must be letters"),
+        ("[[evaluate]]\nname = 'a.template'\nmanifest = 'm'\n", "name must be letters, digits, '-' or '_'"),
         ("[[evaluate]]\nname = 'held_out'\nmanifest = 'm'\n", "means the held-out samples"),
         ("[[evaluate]]\nname = 'a'\nmanifest = 'm'\nwise = 2\n", r"wise must be in \[0, 1\]"),
         ("[[evaluate]]\nname = 'a'\n", r"evaluate\[0\]: the key 'manifest' is missing"),
@@ -151,6 +152,7 @@ def test_files_are_found_beside_the_grid_and_words_stay_words(tmp_path: Path) ->
         ("[choose]\nby = 'held_out'\nmetric = 'macro'\n", "of the held-out samples there is top1 only"),
         ("[choose]\nmetric = 'top1'\n", "give either by"),
         ("[choose]\nweights = {held_out = 0}\n", "weights must be above 0"),
+        ("[choose]\nweights = {held_out = 1e308, a = 1e308}\n", "weights add up to infinity"),
         ("[choose]\nby = 'a'\n[[evaluate]]\nname = 'a'\nmanifest = 'm'\nonly = 'chosen'\n", "it cannot choose"),
     ],
 )  # fmt: skip
@@ -187,3 +189,21 @@ def test_seeds_of_one_name_differ_in_nothing_else(name: str, tmp_path: Path) -> 
 def test_a_weight_that_is_no_number_cannot_choose(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="above 0 and finite"):
         grid(tmp_path, "[axes]\nseed = [0]\n[choose]\nweights = { held_out = inf }\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[data]\nclasses = 'nope.tsv'\n", "nope.tsv"),
+        ("[axes]\ninit = ['nope']\n", "nope"),
+        ("config = 'nope.toml'\n", "nope.toml"),
+    ],
+)
+def test_what_is_not_there_is_named_with_the_folder_that_was_looked_in(
+    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the grid was given by a bare name."""
+    (tmp_path / "grid.toml").write_text(HEAD + text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TeachOnceError, match=str(tmp_path / said)):
+        expand(load_grid(Path("grid.toml")))

@@ -12,6 +12,7 @@ import pytest
 from grid_folders import BASE, BETTER, SAME, SETTINGS, WORSE, Setting, write_evaluation, write_grid, write_run
 
 from teachonce.errors import DataError
+from teachonce.report_csv import tables as csv_tables
 from teachonce.report_curves import MOST_LINES, band, panels
 from teachonce.report_folder import Folder, read_folder
 from teachonce.report_tables import best_group, class_gains, measures
@@ -75,6 +76,30 @@ def test_a_run_folder_alone_is_a_report_of_one(tmp_path: Path) -> None:
     write_run(tmp_path / "run")
     folder = read_folder(tmp_path / "run")
     assert len(folder.runs) == 1 and [run.name for run in folder.runs] == ["run"]
+
+
+def test_settings_that_look_alike_keep_names_of_their_own(tmp_path: Path) -> None:
+    """Of a digest a name shows the first digits."""
+    for name, end in (("one", "0"), ("two", "1"), ("three", "2")):
+        results = write_run(tmp_path / name) / "results.json"
+        results.write_text(results.read_text().replace("5" * 32, "5" * 31 + end))
+    names = [group.name for group in read_folder(tmp_path).groups]
+    assert len(set(names)) == 3 and names[0] == "base"
+
+
+def test_held_out_rows_are_counted_for_every_run(tmp_path: Path) -> None:
+    """Each seed keeps other samples apart, and not the same number of them."""
+    for seed, rows in enumerate((28, 27, 28)):
+        write_run(tmp_path / f"s{seed}", seed, rows=rows)
+    folder = read_folder(tmp_path)
+    (table,) = measures(folder)
+    assert (table.n, table.most) == (27, 28)
+    assert headline(folder, (table,), "base", {}).statements[0].title.endswith("(27 to 28 rows, by seed)")
+    lines = {name: data.decode().splitlines() for name, data in csv_tables(folder, (table,), None).items()}
+    assert lines["settings.csv"][0].startswith("measure,images,images_most,")
+    assert lines["settings.csv"][1].startswith("held_out,27,28,")
+    place = lines["runs.csv"][0].split(",").index("images")
+    assert [line.split(",")[place] for line in lines["runs.csv"][1:]] == ["28", "27", "28"]
 
 
 def test_links_in_circles_end(tmp_path: Path) -> None:
@@ -193,6 +218,49 @@ def test_a_choice_that_changed_is_told(tmp_path: Path) -> None:
     (grid / "results.json").write_text(json.dumps(results | {"earlier_choices": [{"group": "base"}]}))
     folder = read_folder(grid)
     assert any("choice has changed" in line for line in headline(folder, measures(folder), "base", {}).cautions)
+
+
+@pytest.mark.parametrize("what", ["rule", "weights", "metric", "seed", "setting", "removed", "unfinished", "no cells"])
+def test_a_choice_of_another_grid_or_rule_is_none_of_this_one(what: str, tmp_path: Path) -> None:
+    """grid.json is written first: a grid that was changed and then killed still has the results.json of before."""
+    grid = write_grid(tmp_path / "grid", once=("val",), chosen="soft_weight=2.0")
+    document, results = (json.loads((grid / name).read_text()) for name in ("grid.json", "results.json"))
+    assert read_folder(grid).chosen == "soft_weight=2.0"
+    cells = document["cells"]
+    if what in ("rule", "weights", "metric"):
+        document["choose"] |= {"rule": {"by": "held_out", "weights": {}}, "weights": {"weights": {"held_out": 1}},
+                               "metric": {"metric": "macro"}}[what]  # fmt: skip
+    elif what == "seed":  # finished, but the kill came before the choice
+        results["chosen"]["cells"].pop()
+    elif what == "setting":
+        del results["chosen"]["ranking"]["structure=kv"]
+        results["cells"]["finished"] -= 3
+    elif what == "removed":
+        document["cells"] = [cell for cell in cells if cell["group"] != "structure=kv"]
+    elif what == "unfinished":
+        (grid / "cells" / cells[4]["digest"] / "results.json").unlink()
+    else:
+        results["chosen"] |= {"cells": 3, "by": [], "ranking": None}
+    (grid / "grid.json").write_text(json.dumps(document))
+    (grid / "results.json").write_text(json.dumps(results))
+    folder = read_folder(grid)
+    assert (folder.chosen, folder.earlier) == (None, ("soft_weight=2.0",))
+    tables = measures(folder)
+    words = headline(folder, tables, *best_group(folder, tables))
+    assert "has the highest top-1" in words.choice and "The grid has not chosen" in words.choice
+    assert any("earlier choice of the grid was “soft_weight=2.0”" in line for line in words.cautions)
+
+
+def test_credits_of_something_else_are_told_and_compare_no_images(tmp_path: Path) -> None:
+    grid = write_grid(tmp_path / "grid", settings=(BASE, BETTER))
+    (run, *_) = read_folder(grid).groups[1].runs
+    shutil.copy(run.folder / "evaluations/dev-unseen.top1.npy", run.folder / "evaluations/dev-unseen.template.top1.npy")
+    folder = read_folder(grid)
+    (told,) = folder.unusable
+    assert (told.name, told.kind) == (run.name, "damaged") and "dev-unseen.template.top1.npy has the mean" in told.why
+    assert len(folder.runs) == 6
+    line = measures(folder)[1].lines[1]
+    assert line.template_images is None and line.images is not None
 
 
 def test_a_band_is_mean_and_spread_of_the_seeds(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from grid_folders import BASE, BETTER, NAMES, ODD_NAMES, SAME, WORSE, Setting, write_grid
 
+from teachonce.report_csv import tables as csv_tables
 from teachonce.report_folder import read_folder
 from teachonce.report_page import Report, build
 from teachonce.report_svg import canvas, render
@@ -143,6 +144,16 @@ def test_csv_files_hold_what_the_page_shows(odd: Report) -> None:
     assert {row["name"] for row in tables["classes.csv"]} == set(ODD_NAMES)
     assert len([row for row in tables["runs.csv"] if row["measure"] == "held_out"]) == 9
     assert {row["setting"] for row in tables["curves.csv"]} == {"base", BETTER.group, ODD_GROUP}
+
+
+def test_a_setting_may_be_called_like_a_column(tmp_path: Path) -> None:
+    """configs.csv has a column a setting: none takes the place of another, or of the keys."""
+    odd = [Setting(group=name, changes={"steps": 7 + i}, seeds=(0,)) for i, name in enumerate(("key", "key (2)"))]
+    folder = read_folder(write_grid(tmp_path / "grid", [BASE, *odd], ()))
+    found = list(csv.DictReader(io.StringIO(csv_tables(folder, (), None)["configs.csv"].decode())))
+    steps = next(row for row in found if row["key"] == "steps")
+    assert list(steps) == ["key", "base", "key (2)", "key (2) (3)"]
+    assert [steps[name] for name in list(steps)[1:]] == ["120", "7", "8"]
 
 
 def test_plots_say_in_words_what_they_show() -> None:

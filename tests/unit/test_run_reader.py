@@ -117,6 +117,21 @@ def test_credits_that_are_pickled_or_of_other_images_are_not_read(tmp_path: Path
     assert found is not None and found.credits is None and found.template_credits is None
 
 
+@pytest.mark.parametrize("name", ["val.top1.npy", "val.template.top1.npy"])
+def test_credits_that_are_not_of_the_recorded_figure_are_not_read(name: str, tmp_path: Path) -> None:
+    """One image of 240 is more than rounding: another evaluation wrote the file, or another call of this one."""
+    write_evaluation(tmp_path / "val.json", top1=0.5)
+    credits = np.load(tmp_path / name)
+    credits[np.flatnonzero(credits)[0]] = 0
+    np.save(tmp_path / name, credits)
+    found = read_evaluation(tmp_path / "val.json", "val")
+    assert found is not None and len(found.foreign) == 1 and name in found.foreign[0]
+    assert (found.credits is None, found.template_credits is None) == (name == "val.top1.npy", name != "val.top1.npy")
+    (tmp_path / name).unlink()  # what is not there is not damaged
+    found = read_evaluation(tmp_path / "val.json", "val")
+    assert found is not None and found.foreign == ()
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"top1": 0.5}', '{"top1": "0.5", "n": 3}', '{"top1": NaN, "n": 3}'])
 def test_half_an_evaluation_is_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "val.json").write_text(text)
