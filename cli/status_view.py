@@ -53,7 +53,11 @@ def _store(values: Mapping[str, Any]) -> Iterator[Line]:
             yield "damaged", f"{unreadable} ledger records; `teachonce verify {values['path']}` says which"
     yield from _ends(values)
     if values["state"] == "stopped":
-        yield "next", f"the same `{values['made_by']}` again goes on from here"
+        whole = values["chunks"] is not None and values["chunks_committed"] == values["chunks"]
+        left = (
+            f"only reads all chunks back, as `teachonce verify {values['path']}` does" if whole else "goes on from here"
+        )
+        yield "next", f"the same `{values['made_by']}` again {left}"
 
 
 def _run(values: Mapping[str, Any]) -> Iterator[Line]:

@@ -66,8 +66,9 @@ def test_a_run_is_told_in_words(teachonce_here: Command, stubs: stage_stubs.Stub
 def test_a_store_is_told_in_words() -> None:
     text = text_of(STORE)
     for words in ("stopped: nobody works on it", "2 of 8 committed", "200 of 800, 3 failed, 10 rows/s", "embedding 3",
-                  "1 ledger records", "1m 00s at this pace", "1h 01m ago", "the same `teachonce teach`"):  # fmt: skip
+                  "1 ledger records", "1m 00s at this pace", "1h 01m ago", "the same `teachonce teach` again goes on from here"):  # fmt: skip
         assert words in text, words
+    assert "only reads all chunks back" in text_of(STORE | {"chunks_committed": 8})
     nothing = STORE | {"chunks": None, "rows": None, "groups": [], "rows_per_second": None, "state": "starting"}
     assert "none yet" in text_of(nothing)
 
@@ -77,6 +78,8 @@ def test_a_grid_is_told_in_words() -> None:
     for words in ("3 of 7 finished", "1 running, 1 failed, 2 waiting", "1m 30s", "tail=ghost", "5/10",
                   "[red]it broke (mend it)"):  # fmt: skip
         assert words in text, words
+    damaged = GRID | {"cells": {**GRID["cells"], "waiting": 1, "damaged": 1}}
+    assert "3 of 7 finished" in text_of(damaged) and "1 failed, 1 damaged, 1 waiting" in text_of(damaged)
 
 
 @pytest.mark.parametrize("json_wanted", [False, True])
