@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -248,8 +248,13 @@ class TrainConfig:
 
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 of the canonical JSON of all values."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return config_digest(self.to_dict())
+
+
+def config_digest(values: Mapping[str, Any]) -> str:
+    """`TrainConfig.digest` of values as a file holds them, whichever version wrote it."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load_train_config(file: Path | None, overrides: Sequence[str] = ()) -> TrainConfig:

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from teachonce.model_spec import LOCAL_DIR, EmbeddingKind, parse_spec
+
+# Fields of a store's label fingerprint that say which job it was, and those without which it is another one entirely.
+JOB = ("manifest", "manifest_digest", "split", "vocabulary_digest", "views", "shots", "top_k", "precision", "templates",
+       "teacher_digest")  # fmt: skip
+ANOTHER = {"manifest", "manifest_digest", "split", "teacher_digest"}
 
 if TYPE_CHECKING:
     from teachonce.rehearsal import Rehearsal
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
 SLOWER, FASTER = 0.75, 1.25
 SHARED = 0.8  # of their sum, that workers of one machine reach at least
 BYTES_SPREAD = 0.08  # small chunks compress a little worse than large ones, and few photos are not all photos
+MOST_SHOWN = 40  # characters of a value in a message
 IN_TURN = ("wait", "forward", "top_k", "write")
 
 
@@ -82,6 +88,36 @@ def stated_bytes(
             size = 1.0 if embeddings == "int8" else 2.0
             found.append(_bytes("embeddings", rows * 0.8 * size * unknown[0], rows * 1.05 * size * unknown[1]))
     return found
+
+
+def job_of(fingerprint: Mapping[str, Any], groups: Iterable[str]) -> dict[str, Any]:
+    """What a plan keeps of the store that it is for, to be held against the one that was taught.
+
+    Args:
+        fingerprint: of the labels, as far as it is known.
+        groups: the column groups that the run fills; none where they are not known.
+    """
+    known = {name: fingerprint[name] for name in JOB if name in fingerprint}
+    return {"shots": None, **known, "groups": sorted(groups)}
+
+
+def differences(planned: Mapping[str, Any], taught: Mapping[str, Any]) -> dict[str, str]:
+    """In words, by field, what `job_of` tells otherwise; fields that only one of them knows are passed over."""
+    found = {}
+    for name in (name for name in JOB if name in planned and name in taught):
+        of_another_run = name == "top_k" and not planned[name]  # a student is added to what a teacher has labelled
+        if planned[name] != taught[name] and not of_another_run:
+            found[name] = f"{name} {_told(planned[name])} planned, {_told(taught[name])} taught"
+    ours, theirs = set(planned.get("groups", ())), set(taught["groups"])
+    for what, lacking in (("not taught", ours - theirs), ("not planned", theirs - ours)):
+        if lacking and ours:
+            found[what] = f"{', '.join(sorted(lacking))} {what}"
+    return found
+
+
+def _told(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def _bytes(part: str, low: float, high: float) -> Estimate:

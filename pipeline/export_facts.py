@@ -7,10 +7,12 @@ Only what is recorded is said, and no path of this machine: of local files and f
 from __future__ import annotations
 
 import json
+import tomllib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from teachonce.config import config_digest
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError
 from teachonce.label_store import LabelStore
 from teachonce.manifests import load_manifest, shipped_manifests
@@ -20,7 +22,7 @@ from teachonce.runlog import RunLog
 from teachonce.store_format import LABELS
 from teachonce.strict import decode
 
-FACTS_FILE = "export.json"
+FACTS_FILE, CONFIG_FILE = "export.json", "config.toml"
 _RUN_KEYS = ("steps", "trainable_parameters", "final_loss", "held_out_top1", "selection_digest", "start")
 _IMPORT_KEYS = ("checkpoint_digest", "epoch", "student_proved")
 _SCORE_KEYS = (
@@ -89,10 +91,11 @@ def gather(run: Path, prompts: LoadedPrompts, licence: str | None, version: str)
     """Read what a run folder, or an export, records.
 
     Raises:
-        IntegrityError: a file of the run is damaged.
+        IntegrityError: a file of the run is damaged, or its config was changed after the run.
         FingerprintError: results or an evaluation in the folder belong to other prompts.
     """
     meta = prompts.meta
+    _require_own_config(run)
     if (run / FACTS_FILE).is_file():  # made of an export, for other names: the run's facts are in it
         origin, training, data, evaluations, recorded = _recorded(run / FACTS_FILE)
         licence = licence or recorded
@@ -109,6 +112,26 @@ def gather(run: Path, prompts: LoadedPrompts, licence: str | None, version: str)
         student_digest=meta.student_digest, structure=_structure(meta), origin=origin, training=training, data=data,
         evaluations=evaluations,
     )  # fmt: skip
+
+
+def _require_own_config(run: Path) -> None:
+    """What stands in config.toml must be what the run began with, where its log still tells."""
+    file = run / CONFIG_FILE
+    if not file.is_file():  # an imported checkpoint has none
+        return
+    hint = "put it back as it was, from a backup or an earlier export; or train again with another --out"
+    try:
+        config = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise IntegrityError(f"{file} cannot be read: {problem}", hint=hint) from problem
+    log = run / "events.jsonl"
+    try:
+        starts = RunLog(log).read("start")
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise IntegrityError(f"{log} cannot be read: {problem}", hint="put it back from a backup") from problem
+    own = config_digest(config)
+    if starts and starts[0].get("config_digest", own) != own:
+        raise IntegrityError(f"{file} is not what the run began with: {log} has another digest of it", hint=hint)
 
 
 def _recorded(file: Path) -> tuple[str, dict[str, Any], DataFacts, tuple[dict[str, Any], ...], str | None]:

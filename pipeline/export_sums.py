@@ -84,7 +84,8 @@ def require_unchanged(folder: Path, whole: bool = False) -> None:
     """Compare the files of an export with its list; without a list there is nothing to compare. The card may differ.
 
     Args:
-        whole: also refuse files that are listed and not there; else a part of what was shared is enough.
+        whole: also refuse files that are listed and not there, and any that are there and not listed; else a part of
+            what was shared is enough.
 
     Raises:
         IntegrityError: names the first file that is another, or the list itself.
@@ -92,6 +93,8 @@ def require_unchanged(folder: Path, whole: bool = False) -> None:
     if not (folder / SUMS_FILE).is_file():
         return
     sums = read_sums(folder / SUMS_FILE)
+    if whole:
+        _require_listed(folder, sums)
     for name in EXPORTED:
         if name not in sums and (folder / name).exists():
             raise IntegrityError(f"{folder / SUMS_FILE} does not list {name}, which lies beside it: one of them was "
@@ -106,3 +109,13 @@ def require_unchanged(folder: Path, whole: bool = False) -> None:
                 f"{file} is not what was exported: its SHA-256 should be {digest} and is {found}",
                 hint=AGAIN,
             )
+
+
+def _require_listed(folder: Path, sums: Mapping[str, str]) -> None:
+    """Refuse what lies in the folder and is not in its list: nobody vouches for it."""
+    there = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_symlink() or file.is_file())
+    more = sorted(set(there) - sums.keys() - {SUMS_FILE, *EXPORTED})  # of its own files the next check speaks
+    if more:
+        others = f" and {len(more) - 1} more" if len(more) > 1 else ""
+        raise IntegrityError(f"{folder / SUMS_FILE} does not list {more[0]}{others}: `teachonce export` wrote nothing "
+                             "like it", hint="take it out of the folder")  # fmt: skip

@@ -176,7 +176,11 @@ def _require_whole(file: Path) -> None:
 
 def _context(file: Path, ctx: Any) -> Tensor:
     if not _is_plain(ctx):
-        raise DataError(f"{file}: 'ctx' is no tensor of floating-point numbers: found {type(ctx).__name__}")
+        kind = type(ctx).__name__
+        if isinstance(ctx, Tensor):
+            kind += f" of {ctx.dtype}" + (f", {ctx.layout}, on {ctx.device}" if ctx.is_floating_point() else "")
+        raise DataError(f"{file}: 'ctx' is no tensor of floating-point numbers: found {kind}",
+                        hint=f"give the checkpoint that training wrote: {EXAMPLE}")  # fmt: skip
     if ctx.ndim == 3:
         raise DataError(
             f"{file} holds a context of its own for each of its {ctx.shape[0]} classes, {list(ctx.shape)}; other names "

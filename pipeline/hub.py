@@ -5,6 +5,7 @@ Nothing here runs unless a hub id is asked for. huggingface_hub keeps its own ca
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from teachonce.errors import EnvironmentFault, UsageError
 
 SCHEME = "hf-hub:"
+MOST_LETTERS = 200  # of an id; the hub takes fewer
 OPTION = "--"  # of another program: hf
 _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[^\s@]+))?")
 
@@ -37,8 +39,9 @@ def parse_hub_id(text: str) -> HubId:
         UsageError: it is none of these.
     """
     match = _ID.fullmatch(text.removeprefix(SCHEME))
-    if match is None:
-        raise UsageError(f"'{text}' is no id of the Hugging Face hub: expected OWNER/NAME or OWNER/NAME@REVISION")
+    if match is None or len(text) > MOST_LETTERS:
+        raise UsageError(f"{text[:MOST_LETTERS]!r} is no id of the Hugging Face hub: expected OWNER/NAME or "
+                         "OWNER/NAME@REVISION", hint="copy it from the head of the repository's page")  # fmt: skip
     return HubId(match["repo"], match["revision"])
 
 
@@ -54,7 +57,8 @@ def hub_id_of(place: str | Path) -> HubId | None:
         raise UsageError(f"{place!r} is no place of prompts", hint="give a run folder or a hub id OWNER/NAME, as text")
     if place.startswith(SCHEME):
         return parse_hub_id(place)
-    return parse_hub_id(place) if _ID.fullmatch(place) and not Path(place).exists() else None
+    is_id = len(place) <= MOST_LETTERS and _ID.fullmatch(place) is not None
+    return parse_hub_id(place) if is_id and not os.path.exists(place) else None
 
 
 def fetch(hub_id: HubId, names: Sequence[str]) -> Path:

@@ -30,7 +30,7 @@ from teachonce.sample_index import SampleIndex
 from teachonce.staging import stage_array
 from teachonce.store_format import EMBEDDING, LABELS, ArraySpec, Layout
 from teachonce.store_groups import Group, group_arrays, other_groups
-from teachonce.store_header import array_digest, check_header, read_header, static_faults
+from teachonce.store_header import RESTORE, array_digest, check_header, read_header, static_faults
 from teachonce.store_sync import sync, sync_up, write_failed
 from teachonce.strict import decode
 from teachonce.vocabulary import Vocabulary, parse_tsv
@@ -167,7 +167,7 @@ class LabelStore:
         try:
             part = np.asarray(self.root["index/sample"][start // views : stop // views])  # type: ignore[index]
         except READ_ERRORS as problem:
-            raise IntegrityError(f"{self.path}/index/sample cannot be read: {problem}") from problem
+            raise IntegrityError(f"{self.path}/index/sample cannot be read: {problem}", hint=RESTORE) from problem
         return np.repeat(part, views)
 
     def static(self, name: str) -> npt.NDArray[Any]:
@@ -179,10 +179,10 @@ class LabelStore:
         try:
             data = np.asarray(self.root[name][...])  # type: ignore[index]
         except READ_ERRORS as problem:
-            raise IntegrityError(f"{self.path}/{name} cannot be read: {problem}") from problem
+            raise IntegrityError(f"{self.path}/{name} cannot be read: {problem}", hint=RESTORE) from problem
         if array_digest(name, data) != read_header(self.path, self.root)["arrays"].get(name):
             raise IntegrityError(f"{self.path}/{name} is not what was written; a lost chunk reads as zeros",
-                                 hint="restore the store from a backup")  # fmt: skip
+                                 hint=RESTORE)  # fmt: skip
         return data
 
     def static_faults(self) -> list[tuple[str, str, str]]:
@@ -198,7 +198,7 @@ class LabelStore:
             key_start = int(self.root["index/key_ends"][start - 1]) if start else 0  # type: ignore[index,arg-type]
             keys = np.asarray(self.root["index/key_bytes"][key_start : int(part["key_ends"][-1])])  # type: ignore[index]
         except READ_ERRORS as problem:
-            raise IntegrityError(f"{self.path}/index cannot be read: {problem}") from problem
+            raise IntegrityError(f"{self.path}/index cannot be read: {problem}", hint=RESTORE) from problem
         ends = (part["key_ends"] - np.uint64(key_start)).astype(np.uint64)
         return SampleIndex(self._archives, part["archive"], part["offset"], part["size"], part["label"], keys, ends)
 

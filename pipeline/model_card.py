@@ -22,6 +22,7 @@ _KNOWN_LICENCES = re.compile(
     r"(a|l)?gpl-[23]\.[01]|mpl-2\.0|openrail|cdla-(permissive|sharing)-[12]\.0"
 )
 """Ids that the hub knows; other texts are `other`."""
+LOSS = "loss, mean of the last 5 logged steps"  # as `train` takes it
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|])")
 
 
@@ -88,7 +89,7 @@ def _structure_rows(structure: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _training_rows(training: dict[str, Any]) -> Iterator[tuple[str, str]]:
     words = {
-        "steps": "training steps", "trainable_parameters": "trained numbers", "final_loss": "last loss",
+        "steps": "training steps", "trainable_parameters": "trained numbers", "final_loss": LOSS,
         "checkpoint_digest": "imported checkpoint, SHA-256", "epoch": "its epoch",
         "student_proved": "whether it holds the student's own start token",
         "selection_digest": "selection of rows, SHA-256", "start": "started from the prompts, SHA-256",

@@ -163,8 +163,10 @@ class _Seen:
         name = entry.name
         parts = name.split("/")
         above = {"/".join(parts[:i]) for i in range(1, len(parts))}
+        placed = True
         if self.head is None:
-            placed = name == HEAD_FILE
+            if name != HEAD_FILE:
+                raise _not_whole(self.pack, HEAD_FILE)
         else:
             placed = not self.listed and (name == SUMS_FILE or name.startswith(f"{self.head.name}/"))
         twice = name in self.sums or name in self.folders or bool(above & self.sums.keys())
@@ -177,8 +179,7 @@ class _Seen:
     def compare(self) -> tuple[PackHead, str]:
         """Hold what was found against the list."""
         if self.head is None or not self.listed:
-            lacking = HEAD_FILE if self.head is None else SUMS_FILE
-            raise IntegrityError(f"{self.pack} is no pack, or not a whole one: it lacks {lacking}", hint=FOREIGN)
+            raise _not_whole(self.pack, HEAD_FILE if self.head is None else SUMS_FILE)
         try:
             listed = parse_sums(self.listed.decode(), f"{self.pack}: {SUMS_FILE}")
         except UnicodeDecodeError as problem:
@@ -212,6 +213,11 @@ def _pass(pack: Path, target: Target | None, reporter: Reporter) -> tuple[PackHe
             seen.bytes += entry.size
             reporter.progress("check", min(seen.bytes, seen.head.bytes), seen.head.bytes, "bytes")
     return seen.compare()
+
+
+def _not_whole(pack: Path, lacking: str) -> IntegrityError:
+    first = ", which every pack begins with" if lacking == HEAD_FILE else ""
+    return IntegrityError(f"{pack} is no pack, or not a whole one: it lacks {lacking}{first}", hint=FOREIGN)
 
 
 def _head(pack: Path, data: bytes) -> PackHead:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,12 +31,13 @@ from teachonce.errors import (
     TeachOnceError,
     UsageError,
 )
-from teachonce.export_sums import SUMS_FILE, require_unchanged
+from teachonce.export_sums import AGAIN, SUMS_FILE, require_unchanged
 from teachonce.files import atomic_write_bytes
 from teachonce.hub import fetch, hub_id_of
 from teachonce.slot_prompts import SlotPrompts
 from teachonce.strict import decode
 from teachonce.structures import Init, Position, Structure, allocate
+from teachonce.vocabulary import is_visible, shown
 
 if TYPE_CHECKING:
     from teachonce.clip_models import LoadedClip
@@ -46,6 +48,10 @@ META_FILE = "prompts.json"
 _FORMAT = "teachonce-prompts-2"  # tensors `text.context`, `text.key`, ..., `image.context`, ...
 _FIRST_FORMAT = "teachonce-prompts-1"  # text prompts only, tensors without a tower's name
 
+_PLACE = (
+    f"give a folder with {TENSORS_FILE} and {META_FILE}: a run of `teachonce train`, or an export of one; or "
+    "OWNER/NAME, OWNER/NAME@REVISION on the hub"
+)
 WRITTEN: Position = "before"  # where a hand-written context stands, wherever slots would
 
 
@@ -175,8 +181,8 @@ def _require_names(names: object) -> list[str]:
     for index, name in enumerate(found):
         if not isinstance(name, str):
             raise UsageError(f"class name {index} is no text: found {type(name).__name__} {name!r}", hint=hint)
-        if not name.strip():
-            raise UsageError(f"class name {index} is blank: {name!r}", hint=hint)
+        if not is_visible(name.strip()):
+            raise UsageError(f"class name {index} is blank or invisible: {name!r}", hint=hint)
     return found
 
 
@@ -219,8 +225,7 @@ def load_prompts(folder: str | Path, model: str | None = None) -> LoadedPrompts:
         IntegrityError: a file was changed, cut short, or is not one of this project.
         EnvironmentFault: the hub cannot be reached.
     """
-    hub_id = hub_id_of(folder)
-    folder = Path(folder) if hub_id is None else fetch(hub_id, (META_FILE, TENSORS_FILE, SUMS_FILE))
+    folder = _folder_of(folder)
     _require_finished(folder)
     require_unchanged(folder)
     document = _read_document(folder / META_FILE)
@@ -240,6 +245,16 @@ def load_prompts(folder: str | Path, model: str | None = None) -> LoadedPrompts:
     return LoadedPrompts(text, image, meta, model or meta.student, document["tensors_sha256"])
 
 
+def _folder_of(place: str | Path) -> Path:
+    hub_id = hub_id_of(place)
+    if hub_id is not None:
+        return fetch(hub_id, (META_FILE, TENSORS_FILE, SUMS_FILE))
+    if not str(place) or not os.path.isdir(place):  # also of names that no system takes: too long, with a NUL
+        no_id = ", nor is it an id OWNER/NAME of the Hugging Face hub" if isinstance(place, str) else ""
+        raise UsageError(f"cannot read prompts from {shown(str(place))}: there is no such folder{no_id}", hint=_PLACE)
+    return Path(place)
+
+
 def _require_finished(folder: Path) -> None:
     """A run that was stopped has checkpoints and no prompts yet."""
     if (folder / "checkpoints").is_dir() and (folder / "config.toml").is_file() and not (folder / META_FILE).exists():
@@ -256,11 +271,12 @@ def _read_document(file: Path) -> dict[str, Any]:
     try:
         document = json.loads(_read(file))
     except ValueError as problem:
-        raise IntegrityError(f"{file} is not valid JSON: {problem}") from problem
+        raise IntegrityError(f"{file} is not valid JSON: {problem}", hint=AGAIN) from problem
     keys = {"format", "tensors_sha256", "meta", "document_sha256"}
     known = (_FORMAT, _FIRST_FORMAT)
     if not isinstance(document, dict) or set(document) != keys or document["format"] not in known:
-        raise IntegrityError(f"{file} is not a description of prompts: expected the format {' or '.join(known)}")
+        raise IntegrityError(f"{file} is not a description of prompts: expected the format {' or '.join(known)}",
+                             hint=AGAIN)  # fmt: skip
     body = {key: value for key, value in document.items() if key != "document_sha256"}
     _compare(file, document["document_sha256"], _document_digest(body))
     return document
@@ -272,7 +288,7 @@ def _read(file: Path) -> bytes:
     except OSError as problem:
         raise UsageError(
             f"cannot read {file}: {problem.strerror or problem}",
-            hint=f"give a folder with {TENSORS_FILE} and {META_FILE}: a run of `teachonce train`, or an export of one",
+            hint=_PLACE,
         ) from problem
 
 
@@ -280,7 +296,7 @@ def _compare(file: Path, expected: object, found: str) -> None:
     if expected != found:
         raise IntegrityError(
             f"{file} is not what was written: its SHA-256 should be {expected} and is {found}",
-            hint="copy it again, or export it again from its run",
+            hint=AGAIN,
         )
 
 

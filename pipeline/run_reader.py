@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from teachonce.config import config_digest
 from teachonce.runlog import read_events
 
 FIGURES = ("top1", "top5", "macro", "ece", "nll")
@@ -196,8 +197,7 @@ def _has_figures(results: Mapping[str, Any]) -> bool:
 
 def _require_same_config(config: Mapping[str, Any], start: Mapping[str, Any]) -> None:
     """What stands in config.toml must be what the run began with, or its figures would be shown for another config."""
-    text = json.dumps(config, sort_keys=True, separators=(",", ":"), default=str)
-    own = hashlib.sha256(text.encode()).hexdigest()[:16]
+    own = config_digest(config)
     if start.get("config_digest", own) != own:
         raise _NoRun("damaged", "config.toml is not what the run began with (events.jsonl has another digest)")
 

@@ -21,6 +21,8 @@ from teachonce.remote import read_bytes
 
 STATIC = ("vocabulary", "label_classes", "class_embeddings", "class_order", "gap_levels")
 HEADER_FILE = "ledger/zarr.json"
+RESTORE = "restore the file from a backup, or delete the store and run the command that made it again"
+"""What helps where a part is damaged that no command writes a second time."""
 
 
 def write_header(path: Path, root: zarr.Group, arrays: dict[str, str] | None = None) -> None:
@@ -59,16 +61,19 @@ def read_header(path: Path, root: zarr.Group) -> dict[str, Any]:
         stated = header["digest"]
     except (KeyError, TypeError, ValueError, zarr.errors.BaseZarrError) as problem:
         raise IntegrityError(
-            f"{path / HEADER_FILE}: the ledger's header is missing or damaged: {problem!r}"
+            f"{path / HEADER_FILE}: the ledger's header is missing or damaged: {problem!r}", hint=RESTORE
         ) from problem
     try:
         whole = json.loads(read_bytes(path / HEADER_FILE) or b"")
     except (OSError, ValueError) as problem:
-        raise IntegrityError(f"{path / HEADER_FILE}: the ledger's header is damaged: {problem}") from problem
+        raise IntegrityError(
+            f"{path / HEADER_FILE}: the ledger's header is damaged: {problem}", hint=RESTORE
+        ) from problem
     # The digest covers the attributes; this covers the rest of the file.
     rest_is_sound = whole.get("zarr_format") == 3 and whole.get("node_type") == "group"
     if fingerprint_digest(body) != stated or not rest_is_sound:
-        raise IntegrityError(f"{path / HEADER_FILE}: the ledger's header is damaged: it does not match its own digest")
+        raise IntegrityError(f"{path / HEADER_FILE}: the ledger's header is damaged: it does not match its own digest",
+                             hint=RESTORE)  # fmt: skip
     return body
 
 

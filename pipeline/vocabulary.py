@@ -25,6 +25,7 @@ from teachonce.remote import clear_errors
 
 RULES = ("distinct", "first-lemma")
 HALVES = ("base", "novel")
+MOST_SHOWN = 80  # characters of a line or name in a message
 
 
 @dataclass(frozen=True)
@@ -65,19 +66,34 @@ def parse_tsv(text: str, where: str) -> Vocabulary:
     """Read `id TAB name` lines.
 
     Raises:
-        DataError: a line without both fields, an id that comes twice, no line at all.
+        DataError: a line without both fields or with more, an id that comes twice, no line at all.
     """
     ids: list[str] = []
     names: list[str] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(_lines(text), 1):
         if not line.strip():
             continue
-        class_id, tab, name = line.partition("\t")
-        if not tab or not class_id.strip() or not name.strip():
-            raise DataError(f"{where}, line {number}: expected `id TAB name`, found {line!r}")
+        class_id, _, name = line.partition("\t")
+        name, _, more = name.partition("\t")
+        if not class_id.strip() or not name.strip() or more.strip():
+            too_many = "; what follows a second tab is part of no name" if more.strip() else ""
+            raise DataError(f"{where}, line {number}: expected `id TAB name`, found {shown(line)}{too_many}",
+                            hint="a class list holds one class a line: its id, one tab, its name")  # fmt: skip
+        if _has_control(name):  # before white space is joined: some of them count as such
+            raise _odd_name(f"{where}, line {number}", class_id.strip(), name)
         ids.append(class_id.strip())
         names.append(" ".join(name.split()))
     return _checked(ids, names, where)
+
+
+def _lines(text: str) -> list[str]:
+    """Lines that end in LF or CR LF; `str.splitlines` would cut at a dozen other characters too."""
+    return [line.removesuffix("\r") for line in text.split("\n")]
+
+
+def shown(text: str) -> str:
+    """A line or a name in quotes, without the end of a long one."""
+    return repr(text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "...")
 
 
 def load_vocabulary(spec: str, root: Path | None = None) -> Vocabulary:
@@ -129,7 +145,7 @@ def read_class_ids(path: Path, vocabulary: Vocabulary) -> tuple[str, ...]:
             f"cannot read the class file {path}: {problem}",
             hint="a class file holds one class id a line; a tab and a name may follow",
         ) from problem
-    ids = [line.partition("\t")[0].strip() for line in text.splitlines() if line.strip()]
+    ids = [line.partition("\t")[0].strip() for line in _lines(text) if line.strip()]
     if not ids:
         raise DataError(f"{path} names no class: expected one class id a line")
     twice = [class_id for class_id, count in Counter(ids).items() if count > 1]
@@ -158,7 +174,7 @@ def require_classes(ids: Sequence[str], vocabulary: Vocabulary, where: str) -> N
     more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
     raise DataError(
         f"{where}: {len(unknown)} class ids are not in the vocabulary: {', '.join(near)}{more}",
-        hint="use the ids of the class list that the store was made with",
+        hint="give ids of the class list in use, one a line; the id is what stands before the tab there",
     )
 
 
@@ -191,26 +207,40 @@ def _checked(ids: Sequence[str], names: Sequence[str], where: str) -> Vocabulary
     if twice:
         raise DataError(f"{where}: the class id '{twice[0]}' comes {ids.count(twice[0])} times; ids must be unique")
     for class_id, name in zip(ids, names, strict=True):
-        kinds = {unicodedata.category(letter) for letter in name}
-        if "Cc" in kinds or kinds <= {"Cf", "Zs"}:
-            raise DataError(f"{where}: the name of class '{class_id}' is {name!r}: it has control characters, or "
-                            "nothing that can be seen", hint="write the name as one would say it")  # fmt: skip
+        if _has_control(name) or not is_visible(name):
+            raise _odd_name(where, class_id, name)
     return Vocabulary(tuple(ids), tuple(names))
+
+
+def _has_control(name: str) -> bool:
+    return any(unicodedata.category(letter) == "Cc" for letter in name)
+
+
+def is_visible(name: str) -> bool:
+    """Whether a name has more than spaces and characters that format others."""
+    return not {unicodedata.category(letter) for letter in name} <= {"Cf", "Zs", "Zl", "Zp"}
+
+
+def _odd_name(where: str, class_id: str, name: str) -> DataError:
+    return DataError(f"{where}: the name of class '{class_id}' is {shown(name)}: it has control characters, or "
+                     "nothing that can be seen", hint="write the name as one would say it")  # fmt: skip
 
 
 def _load_timm(spec: str) -> Vocabulary:
     name, _, rule = spec[len("timm:") :].partition("/")
     rule = rule or "distinct"
     if rule not in RULES:
-        raise UsageError(f"{spec}: unknown naming rule '{rule}': {did_you_mean(rule, RULES)}")
+        raise UsageError(f"{spec}: unknown naming rule '{rule}': {did_you_mean(rule, RULES)}",
+                         hint="write timm:NAME, or timm:NAME/RULE with a rule of " + " or ".join(RULES))  # fmt: skip
     folder = _timm_info_folder()
     suffix = "_synsets.txt"
     known = sorted(path.name[: -len(suffix)] for path in folder.glob(f"*{suffix}"))
     if name not in known:
-        raise UsageError(f"{spec}: timm ships no class list '{name}': {did_you_mean(name, known)}")
+        raise UsageError(f"{spec}: timm ships no class list '{name}': {did_you_mean(name, known)}",
+                         hint="give timm:NAME of a list that timm ships, or a TSV file (id TAB name)")  # fmt: skip
     ids = (folder / f"{name}{suffix}").read_text(encoding="utf-8").split()
     lemmas: dict[str, list[str]] = {}
-    for line in (folder / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8").splitlines():
+    for line in (folder / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8").split("\n"):
         class_id, _, text = line.partition("\t")
         lemmas[class_id] = [lemma.strip() for lemma in text.split(",") if lemma.strip()]
     missing = [class_id for class_id in ids if not lemmas.get(class_id)]

@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from teachonce.errors import DataError
-from teachonce.feature_cache import cache_folder
+from teachonce.errors import DataError, EnvironmentFault
+from teachonce.feature_cache import CACHE_VARIABLE, cache_folder
 from teachonce.progress import Reporter
 from teachonce.working_files import clear, folder_beside, folder_in_cache, stored_sets
 
@@ -62,8 +62,12 @@ def cache(request: CacheRequest, reporter: Reporter) -> CacheResult:
 
     Raises:
         DataError: there is no such store.
+        EnvironmentFault: the user's cache folder is none.
     """
     if request.labels is None:
+        if cache_folder().exists() and not cache_folder().is_dir():
+            raise EnvironmentFault(f"the cache folder {cache_folder()} is no folder",
+                                   hint=f"set {CACHE_VARIABLE} to a folder, or remove that file")  # fmt: skip
         entries = _working_sets(folder_in_cache()) + _evaluations()
     else:
         folder = folder_beside(request.labels)

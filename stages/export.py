@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from teachonce import __version__
-from teachonce.errors import IntegrityError, UsageError
+from teachonce.errors import DataError, IntegrityError, UsageError
 from teachonce.export_folder import new_folder, require_new
 from teachonce.export_sums import CARD_FILE, SUMS_FILE, require_unchanged, write_sums
 from teachonce.hub import parse_hub_id
 from teachonce.model_spec import parse_spec
 from teachonce.progress import Reporter
-from teachonce.vocabulary import Vocabulary, load_vocabulary
+from teachonce.vocabulary import Vocabulary, load_vocabulary, shown
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from teachonce.export_facts import ExportFacts
     from teachonce.prompt_files import LoadedPrompts
-
-CONFIG_FILE = "config.toml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +64,10 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     """Write the folder beside its place, load it again, compare, and only then give it its name.
 
     Raises:
-        UsageError: RUN holds no prompts; --out is not empty; a bad repository id; a name too long for the tower.
-        DataError: a broken class list.
-        IntegrityError: the run, or an evaluation in it, was damaged or changed; the reload gives other features.
+        UsageError: RUN holds no prompts; --out is not empty; a bad repository id.
+        DataError: a broken class list, or a name in it that is too long for the tower.
+        IntegrityError: the run, its config, or an evaluation in it, was damaged or changed; the reload gives other
+            features.
         FingerprintError: the student, a result or an evaluation belongs to other prompts.
         EnvironmentFault: the disk is full; the hub cannot be reached (the folder stays).
     """
@@ -117,7 +119,7 @@ def _write(
     """Fill the folder; returns the facts with those of the weights, and the names of all files."""
     import hashlib
 
-    from teachonce.export_facts import FACTS_FILE
+    from teachonce.export_facts import CONFIG_FILE, FACTS_FILE
     from teachonce.export_weights import write_weights
     from teachonce.model_card import model_card
     from teachonce.prompt_files import META_FILE, TENSORS_FILE
@@ -128,7 +130,7 @@ def _write(
     for name in names:
         (folder / name).write_bytes((request.run / name).read_bytes())
     if classes is not None:
-        weights = prompts.classifier(classes.names).cpu().numpy()
+        weights = _weights(prompts, classes, str(request.classes))
         names += write_weights(folder, weights, classes)
         digest = hashlib.sha256(classes.to_tsv()).hexdigest()
         about = {"classes": len(classes), "width": weights.shape[1], "tied_names": classes.tied(), "digest": digest}
@@ -139,6 +141,22 @@ def _write(
     names += [FACTS_FILE, CARD_FILE]
     write_sums(folder, names)
     return facts, tuple(sorted([*names, SUMS_FILE]))
+
+
+def _weights(prompts: LoadedPrompts, classes: Vocabulary, where: str) -> npt.NDArray[np.float32]:
+    """Features of the names; a name that the text tower cannot take is a fault of its list."""
+    try:
+        weights: npt.NDArray[np.float32] = prompts.classifier(classes.names).cpu().numpy()
+        return weights
+    except UsageError as problem:
+        for index, (class_id, name) in enumerate(zip(classes.ids, classes.names, strict=True)):
+            start = f"class name {index} ({name!r}) "
+            if problem.message.startswith(start):
+                why = problem.message.removeprefix(start)
+                too_long = "is too long: it " if why.startswith("takes") else ""
+                raise DataError(f"{where}: the name of class '{class_id}', {shown(name)}, {too_long}{why}",
+                                hint="write the name as one would say it, in few words") from problem  # fmt: skip
+        raise
 
 
 def _prove(folder: Path, prompts: LoadedPrompts, classes: Vocabulary | None) -> None:

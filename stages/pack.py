@@ -9,7 +9,7 @@ from typing import Literal
 from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
 from teachonce.export_folder import require_new
 from teachonce.export_sums import SUMS_FILE, digest_of, is_plain, require_unchanged
-from teachonce.packing import TAR, PackHead, check_pack, require_no_file, unpack, write_pack
+from teachonce.packing import HEAD_FILE, TAR, PackHead, check_pack, require_no_file, unpack, write_pack
 from teachonce.packing_entries import files_of
 from teachonce.progress import Reporter
 from teachonce.remote import is_remote
@@ -48,7 +48,7 @@ def pack(request: PackRequest, reporter: Reporter) -> PackResult:
     """Verify, pack and read back; or only check; or unpack into a new folder.
 
     Raises:
-        UsageError: options that do not go together, something at --out, no such source.
+        UsageError: options that do not go together, something at --out, no such source, no pack where one is meant.
         DataError: the source is neither a label store nor an export.
         IncompleteError: chunks of the store are missing.
         IntegrityError: the source, or the pack, is not what was written.
@@ -58,13 +58,31 @@ def pack(request: PackRequest, reporter: Reporter) -> PackResult:
         raise UsageError(f"{request.source} is not on a disk of this machine", hint="copy it here, then pack it")
     if request.check and (request.out is not None or request.unpack):
         raise UsageError("--check writes nothing: leave out --out and --unpack")
-    if request.check:
-        return _result(*check_pack(request.source, reporter), None)
-    if request.out is None:
+    if request.out is None and not request.check:
         raise UsageError("Missing option '--out'", "teachonce pack --help")
+    if request.check or request.unpack:
+        _require_pack(request.source)
+    if request.out is None:
+        return _result(*check_pack(request.source, reporter), None)
     if request.unpack:
         return _result(*unpack(request.source, request.out, _require_same, reporter), request.out)
     return _pack(request.source, request.out, reporter)
+
+
+def _require_pack(source: Path) -> None:
+    """Refuse what is to be packed first."""
+    if (source / HEAD_FILE).exists():
+        return
+    hint = f"teachonce pack {source} --out {source.resolve().name}{TAR} makes one"
+    if (source / STORE_FILE).is_file():
+        what = "a label store"
+    elif (source / META_FILE).is_file():
+        exported = (source / SUMS_FILE).is_file()
+        what = "an export" if exported else "a run"
+        hint = hint if exported else f"teachonce export {source} --out DIR, then teachonce pack DIR"
+    else:
+        return
+    raise UsageError(f"{source} is {what} and no pack: --check and --unpack take what `teachonce pack` wrote", hint)
 
 
 def _pack(source: Path, out: Path, reporter: Reporter) -> PackResult:
@@ -97,18 +115,18 @@ def _pack(source: Path, out: Path, reporter: Reporter) -> PackResult:
 
 
 def _verified_store(source: Path, reporter: Reporter) -> str:
-    from teachonce.stages.verify import VerifyRequest, verify  # zarr
+    from teachonce.stages.verify import VerifyRequest, examine  # zarr
 
-    checked = verify(VerifyRequest(labels=source), reporter)
+    checked, next_step = examine(VerifyRequest(labels=source), reporter)
     if checked.ok:
         return _store_id(source)
     first = checked.faults[0]
     problem = f"{first.where}: expected {first.expected}, found {first.found}"
     if checked.exit_code == IncompleteError.exit_code:
         raise IncompleteError(f"{source} is not complete: {checked.chunks_missing} chunks are missing; {problem}",
-                              hint="run the command that makes the store again, then pack")  # fmt: skip
+                              hint=f"{next_step}, then pack")  # fmt: skip
     raise IntegrityError(f"{source} is damaged: {len(checked.faults)} faults, the first: {problem}",
-                         hint=f"teachonce verify {source} --repair, then make what is lost again")  # fmt: skip
+                         hint=f"{next_step}, then pack")  # fmt: skip
 
 
 def _verified_export(source: Path) -> str:

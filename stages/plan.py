@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Any
 from teachonce.cluster_spec import ClusterSpec, load_description
 from teachonce.errors import DataError, EnvironmentFault, UsageError
 from teachonce.estimate import (
+    ANOTHER,
     IN_TURN,
     Estimate,
     all_workers,
+    differences,
     embedding_width_of,
+    job_of,
     row_rates,
     stated_bytes,
     store_bytes,
@@ -110,11 +113,12 @@ def plan(request: PlanRequest, reporter: Reporter) -> PlanResult:
     layout = new_layout(samples * wanted.views.views, len(wanted.vocabulary), wanted.top_k, TEMPERATURES,
                         wanted.chunk_rows, wanted.views.views)  # fmt: skip
     models = {} if request.rate is not None else load_models(ask, reporter)
-    probe = None if request.rate is not None else _probe(request, wanted, models, reporter)
+    probe = None if request.rate is not None else _probe(request, wanted, models, samples, reporter)
     layout, there = _there(wanted, layout, models)
     result = _result(request, wanted, layout, there, probe, samples, counted)
     if request.out is not None:
-        document = {"kind": KIND, "schema": SCHEMA, **dataclasses.asdict(result)}
+        job = job_of(fingerprint_of(wanted, models), {LABELS, *models} if models else ())
+        document = {"kind": KIND, "schema": SCHEMA, "job": job, **dataclasses.asdict(result)}
         atomic_write_bytes(request.out, (json.dumps(document, indent=1) + "\n").encode())
     return result
 
@@ -129,11 +133,14 @@ def _samples(wanted: WantedStore, reporter: Reporter) -> tuple[int, str]:
     return len(few_shot_samples(index, wanted.shots, wanted.seed)), f"{wanted.shots} shots drawn from {len(index)}"
 
 
-def _probe(request: PlanRequest, wanted: WantedStore, models: dict[str, LoadedClip], reporter: Reporter) -> Rehearsal:
+def _probe(
+    request: PlanRequest, wanted: WantedStore, models: dict[str, LoadedClip], samples: int, reporter: Reporter
+) -> Rehearsal:
     from teachonce.rehearsal import rehearse
 
-    index = few_samples(wanted.manifest, wanted.split, wanted.root, PROBE_SAMPLES)
-    reporter.note(f"trying {len(index)} images at most, for {request.seconds:.0f} seconds")
+    most = min(PROBE_SAMPLES, samples)
+    index = few_samples(wanted.manifest, wanted.split, wanted.root, most)
+    reporter.note(f"trying {min(most, len(index))} images at most, for {request.seconds:.0f} seconds")
     job = rehearsal_job(request.teach, models)
     return rehearse(wanted, models, index, job, request.seconds, reporter)
 
@@ -300,6 +307,7 @@ def compare(plan_file: Path, labels: Path, reporter: Reporter) -> CompareResult:
 
     Raises:
         DataError: the file is no plan.
+        UsageError: the store was taught from other data, or by another teacher.
     """
     try:
         document: Any = json.loads(plan_file.read_text(encoding="utf-8"))
@@ -313,6 +321,7 @@ def compare(plan_file: Path, labels: Path, reporter: Reporter) -> CompareResult:
     if there:
         reporter.note(f"{there} chunks were there before the plan: bytes are compared with what was to be added")
     store = LabelStore.open(labels)
+    _require_same_job(document, store, plan_file, reporter)
     outcome = {"rows": float(store.layout.rows), "chunks": float(store.layout.chunks)} | _outcome(store, there)
     planned = {"rows": Estimate(what="rows", low=rows, high=rows, unit="rows"),
                "chunks": Estimate(what="chunks", low=chunks, high=chunks, unit="chunks")} | planned  # fmt: skip
@@ -323,6 +332,21 @@ def compare(plan_file: Path, labels: Path, reporter: Reporter) -> CompareResult:
     )  # fmt: skip
     complete = len(store.committed(LABELS)) == store.layout.chunks
     return CompareResult(labels=str(labels), source=document["source"], complete=complete, compared=found)
+
+
+def _require_same_job(document: dict[str, Any], store: LabelStore, plan_file: Path, reporter: Reporter) -> None:
+    """Say what was taught otherwise than it was planned, and refuse what was never planned."""
+    job = document.get("job")
+    taught = job_of(store.groups[LABELS].fingerprint, store.groups)
+    found = differences(job, taught) if isinstance(job, dict) else {}
+    if set(found) & ANOTHER:
+        raise UsageError(f"{plan_file} is the plan of another job than {store.path}: {'; '.join(found.values())}",
+                         hint="give the store that was taught after this plan, or plan this one")  # fmt: skip
+    if document["rows"] != store.layout.rows:
+        found["rows"] = f"rows {document['rows']} planned, {store.layout.rows} taught"
+    if found:
+        reporter.note(f"{store.path} was not taught as it was planned, so that figures may differ: "
+                      f"{'; '.join(found.values())}")  # fmt: skip
 
 
 def _outcome(store: LabelStore, there: int) -> dict[str, float]:

@@ -72,7 +72,7 @@ class TrainResult:
     seconds: float
     """Of all calls that worked on the run; what a killed one did after its last checkpoint is not in it."""
     final_loss: float | None
-    """Mean loss of the last logged steps; None where the log holds none."""
+    """Mean loss of the last 5 logged steps; None where the log holds none."""
     held_out_top1: float | None
     """Of the result, on the samples that were kept apart; None where none were."""
     out: str

@@ -21,6 +21,7 @@ from teachonce.label_store import Arrays, LabelStore, key_digest
 from teachonce.model_spec import parse_spec
 from teachonce.progress import Reporter
 from teachonce.store_format import EMBEDDING, LABELS, STATUS_FILL
+from teachonce.store_header import RESTORE
 from teachonce.store_lock import hold
 
 DEFAULT_SAMPLE = 256
@@ -82,6 +83,14 @@ def verify(request: VerifyRequest, reporter: Reporter) -> VerifyResult:
         UsageError: --teacher without --root, or --sample without --teacher.
         FingerprintError: the teacher is not the one that made the store.
     """
+    found, next_step = examine(request, reporter)
+    if next_step:
+        reporter.note(f"next: {next_step}")
+    return found
+
+
+def examine(request: VerifyRequest, reporter: Reporter) -> tuple[VerifyResult, str]:
+    """The same, with what to do next in words instead of a note; empty where nothing is to be done."""
     _check(request)
     if request.repair:
         LabelStore.open(request.labels)  # before a lock is laid beside something that is no store
@@ -101,13 +110,14 @@ def _check(request: VerifyRequest) -> None:
             raise UsageError(f"--sample must be at least 1, found {request.sample}")
 
 
-def _verify(request: VerifyRequest, reporter: Reporter) -> VerifyResult:
+def _verify(request: VerifyRequest, reporter: Reporter) -> tuple[VerifyResult, str]:
     store = LabelStore.open(request.labels, writable=request.repair)
     faults = [Fault(*fault) for fault in store.static_faults()]
     # Else the contents of chunks are not judged by it: `repair` must not drop what is sound.
-    index_is_sound = not faults
+    fixed, index_is_sound = len(faults), not faults
     checked = missing = dropped = 0
     for group in store.groups:
+        before = len(faults)
         for chunk, (problems, absent) in enumerate(_check_group(store, group, index_is_sound)):
             missing += absent
             checked += not absent
@@ -116,19 +126,28 @@ def _verify(request: VerifyRequest, reporter: Reporter) -> VerifyResult:
                 dropped += 1
                 problems = problems[:1]  # one fault a dropped chunk: the exit code counts them against each other
             faults += problems
-            reporter.progress(f"verify {group}", chunk + 1, store.layout.chunks, "chunks", faults=len(faults))
+            reporter.progress(f"verify {group}", chunk + 1, store.layout.chunks, "chunks", faults=len(faults) - before)
     again: dict[str, float] = {}
     if request.teacher is not None and not faults:  # what is damaged is not worth the teacher's time
         again, wrong = _run_teacher(store, request, reporter)
         faults += wrong
-    elif faults and not request.repair:
-        reporter.note(f"next: teachonce verify {request.labels} --repair, then the same `{store.maker}` again")
     if dropped:
-        reporter.note(f"took {dropped} chunks out of the ledger; run the same `{store.maker}` again to rebuild them")
-    return VerifyResult(
+        reporter.note(f"took {dropped} chunks out of the ledger")
+    found = VerifyResult(
         ok=not faults, chunks_checked=checked, chunks_missing=missing, chunks_dropped=dropped,
         faults=tuple(faults), labels=str(request.labels), teacher=again,
     )  # fmt: skip
+    return found, "" if again else _next_step(store, found, fixed)
+
+
+def _next_step(store: LabelStore, found: VerifyResult, fixed: int) -> str:
+    """What mends a store of whose faults so many are in parts that are written only once."""
+    steps = [RESTORE] if fixed else []
+    if len(found.faults) > fixed + found.chunks_missing + found.chunks_dropped:
+        steps.append(f"teachonce verify {found.labels} --repair")
+    if len(found.faults) > fixed:
+        steps.append(f"run the same `{store.maker}` again: it writes what is lost")
+    return ", then ".join(steps)
 
 
 def _run_teacher(store: LabelStore, request: VerifyRequest, reporter: Reporter) -> tuple[dict[str, float], list[Fault]]:

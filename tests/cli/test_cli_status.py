@@ -66,7 +66,8 @@ def test_a_run_is_told_in_words(teachonce_here: Command, stubs: stage_stubs.Stub
 def test_a_store_is_told_in_words() -> None:
     text = text_of(STORE)
     for words in ("stopped: nobody works on it", "2 of 8 committed", "200 of 800, 3 failed, 10 rows/s", "embedding 3",
-                  "1 ledger records", "1m 00s at this pace", "1h 01m ago", "the same `teachonce teach` again goes on from here"):  # fmt: skip
+                  "1 ledger records", "1m 00s at this pace", "1h 01m ago",
+                  "the same `teachonce teach` again goes on from here"):  # fmt: skip
         assert words in text, words
     assert "only reads all chunks back" in text_of(STORE | {"chunks_committed": 8})
     nothing = STORE | {"chunks": None, "rows": None, "groups": [], "rows_per_second": None, "state": "starting"}

@@ -14,11 +14,11 @@ import pytest
 import worlds
 
 from teachonce import working_files
-from teachonce.errors import DataError
+from teachonce.errors import DataError, EnvironmentFault
 from teachonce.feature_cache import SplitFeatures, cached_features, keep_arrays
 from teachonce.label_store import LabelStore
 from teachonce.progress import Silent
-from teachonce.stages.cache import CacheRequest, cache
+from teachonce.stages.cache import Action, CacheRequest, cache
 from teachonce.working_set import open_working_set
 
 
@@ -121,6 +121,15 @@ def test_without_a_store_the_users_cache_is_meant(store: LabelStore, own_cache: 
     assert [(e.kind, e.rows) for e in listed.entries] == kinds
     assert cache(CacheRequest(action="clear"), Silent()).freed == listed.bytes
     assert not [file for file in own_cache.rglob("*") if file.is_file()]
+
+
+@pytest.mark.parametrize("action", ["list", "clear"])
+def test_a_cache_folder_that_is_a_file_is_said(action: Action, own_cache: Path) -> None:
+    """It is not an empty cache."""
+    own_cache.write_text("mine")
+    with pytest.raises(EnvironmentFault, match=f"{own_cache} is no folder") as caught:
+        cache(CacheRequest(action=action), Silent())
+    assert "TEACHONCE_CACHE" in caught.value.hint and own_cache.read_text() == "mine"
 
 
 def test_a_store_that_is_not_there_is_said(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from worlds import IDS, NAMES, Notes, World
 
 import teachonce
 from teachonce.clip_models import load_clip
+from teachonce.config import load_train_config
 from teachonce.errors import DataError, EnvironmentFault, FingerprintError, IntegrityError, UsageError
 from teachonce.export_sums import digest_of
 from teachonce.progress import Silent
@@ -140,8 +141,8 @@ def test_the_card_may_be_edited_and_parts_may_be_missing(shared: Path, tmp_path:
 
 
 def test_odd_names_are_kept_in_order(run: Path, tmp_path: Path) -> None:
-    """Unicode, tabs, doubled spaces and doubled names."""
-    lines = ["a\tcafé au lait\n", "b\tred\tfox\n", "c\t日本  犬 🦊\n", "d\tred fox\n", "e\tU.S. dollar's “quote”\n"]
+    """Unicode, odd and doubled spaces and doubled names."""
+    lines = ["a\tcafé au lait\n", "b\tred\u2028fox\n", "c\t日本  犬 🦊\n", "d\tred fox\n", "e\tU.S. dollar's “quote”\n"]
     (tmp_path / "names.tsv").write_text("".join(lines), encoding="utf-8")
     found = exported(run, tmp_path / "out", tmp_path / "names.tsv")
     assert (found.classes, found.tied_names) == (5, 2) and found.reloaded
@@ -156,8 +157,10 @@ def test_odd_names_are_kept_in_order(run: Path, tmp_path: Path) -> None:
     ("text", "error", "message"),
     [("a\tfox\na\tjay\n", DataError, "'a' comes 2 times"), ("fox\njay\n", DataError, "id TAB name"),
      ("", DataError, "no class"), ("a\t \n", DataError, "id TAB name"),
-     ("a\t" + "fox " * 40 + "\n", UsageError, "room for"),
-     ("a\t<end_of_text>\n", UsageError, "special token"), ("a\tfox\u2028jay\n", DataError, "id TAB name")],
+     ("a\tjay\nb\t" + "fox " * 40 + "\n", DataError,
+      r"names.tsv: the name of class 'b', 'fox .{0,80}\.\.\.', is too long: it takes"),
+     ("a\t<end_of_text>\n", DataError, "names.tsv: the name of class 'a', .* holds a special token"),
+     ("a\tfox\tjay\n", DataError, "id TAB name")],
 )  # fmt: skip
 def test_names_that_no_weights_can_be_made_of(
     text: str, error: type[Exception], message: str, run: Path, tmp_path: Path
@@ -290,6 +293,25 @@ def test_results_of_other_prompts_are_refused(
     file.unlink()
     (copy / "results.json").write_text(json.dumps({"steps": 1, "prompts_digest": "f00d"}))
     with pytest.raises(FingerprintError, match="about other prompts"):
+        exported(copy, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_that_was_changed_after_the_run_is_not_exported(run: Path, tmp_path: Path) -> None:
+    """Other steps than the run began with, no TOML, no text: refused by name, and nothing is written."""
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    file, log = copy / "config.toml", copy / "events.jsonl"
+    text = file.read_text()
+    log.write_text(json.dumps({"event": "start", "step": 0, "config_digest": load_train_config(file).digest()}) + "\n")
+    exported(copy, tmp_path / "sound")
+    for data in (text.replace("seed = 0", "seed = 7"), text + "x = = 3", "\udcff"):
+        file.write_bytes(data.encode(errors="surrogateescape"))
+        with pytest.raises(IntegrityError, match="config.toml (is not what the run began|cannot be read)") as caught:
+            exported(copy, tmp_path / "out")
+        assert "train again" in caught.value.hint
+    file.write_text(text)
+    log.write_bytes(b"\xff\n")
+    with pytest.raises(IntegrityError, match="events.jsonl cannot be read"):
         exported(copy, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -20,6 +20,17 @@ from teachonce.stages.verify import VerifyRequest, verify
 from teachonce.store_format import LABELS
 
 
+class Seen(worlds.Notes):
+    """Keeps the faults that progress tells of, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.faults: set[object] = set()
+
+    def progress(self, what: str, done: int, total: int, unit: str, **figures: float | int | str) -> None:
+        self.faults.add(figures["faults"])
+
+
 def test_inspect_tells_what_is_there(finished: Path, student: str) -> None:
     """Counts, fingerprint, students, and statistics that equal those of the decoded arrays."""
     found = inspect(InspectRequest(labels=finished, samples=4), Silent())
@@ -196,3 +207,45 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
             inspect(InspectRequest(labels=path), Silent())
         with pytest.raises(DataError, match=str(path)):
             verify(VerifyRequest(labels=path), Silent())
+
+
+@pytest.mark.parametrize("name", ["label_classes", "vocabulary", "index/label", "index/sample"])
+def test_damage_that_no_command_mends_is_not_sent_to_one(
+    name: str, world: World, teacher: str, student: str, finished: Path, tmp_path: Path
+) -> None:
+    """A flipped byte in a part that is written once: every command says backup or anew, none says --repair."""
+    store = worlds.copy_store(finished, tmp_path)
+    file = store / name / "c/0"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    for repair in (False, True):
+        seen = Seen()
+        assert verify(VerifyRequest(labels=store, repair=repair), seen).exit_code == 4
+        assert [line for line in seen.lines if "from a backup, or delete the store" in line] and seen.faults == {0}
+        assert not any("--repair" in line for line in seen.lines)
+    with pytest.raises(IntegrityError, match=name.partition("/")[0]) as caught:
+        if name == "index/sample":
+            LabelStore.open(store).samples(0, 5)
+        elif name == "index/label":
+            LabelStore.open(store).index_of_chunk(0)
+        else:
+            inspect(InspectRequest(labels=store), Silent())
+    assert "from a backup, or delete the store" in caught.value.hint
+
+
+def test_verify_says_what_mends_each_kind_of_damage(finished: Path, tmp_path: Path) -> None:
+    """Missing chunks need the maker alone; damaged ones --repair before; a lost class list a backup before both."""
+    store = worlds.copy_store(finished, tmp_path)
+    LabelStore.open(store, writable=True).drop(LABELS, 5)
+    steps = []
+    for change in (None, store / "gaps/c/1/0", store / "vocabulary/c/0"):
+        if change is not None:
+            change.unlink()
+        seen = Seen()
+        verify(VerifyRequest(labels=store), seen)
+        steps.append(seen.lines)
+    again = "run the same `teachonce teach` again: it writes what is lost"
+    repair = f"teachonce verify {store} --repair, then {again}"
+    backup = "restore the file from a backup, or delete the store and run the command that made it again"
+    assert steps == [[f"next: {again}"], [f"next: {repair}"], [f"next: {backup}, then {repair}"]]

@@ -94,8 +94,15 @@ def test_a_store_that_is_not_sound_is_not_packed(finished: Path, tmp_path: Path)
     data = bytearray(chunk.read_bytes())
     data[len(data) // 2] ^= 4
     chunk.write_bytes(data)
-    with pytest.raises(IntegrityError, match="is damaged: 1 faults, the first: .*chunk 0"):
+    notes = Notes()
+    with pytest.raises(IntegrityError, match="is damaged: 1 faults, the first: .*chunk 0") as caught:
+        pack(PackRequest(source=store, out=tmp_path / "p.tar"), notes)
+    assert "--repair" in caught.value.hint and notes.lines == [], "said once"
+    store = worlds.copy_store(finished, tmp_path)
+    (store / "label_classes/c/0").write_bytes(b"")
+    with pytest.raises(IntegrityError, match="is damaged: 1 faults, the first: .*label_classes") as caught:
         packed(store, tmp_path / "p.tar")
+    assert "from a backup" in caught.value.hint and "--repair" not in caught.value.hint
     assert [item.name for item in tmp_path.iterdir()] == ["copy.zarr"]
 
 
@@ -118,6 +125,13 @@ def test_what_is_no_finished_thing_is_not_packed(shared: Path, finished: Path, t
     (copy / "classes.tsv").unlink()
     with pytest.raises(IntegrityError, match="classes.tsv is not what was exported"):
         packed(copy, tmp_path / "p.tar")
+    shutil.copy(shared / "classes.tsv", copy)
+    (copy / "more").mkdir()
+    (copy / "more/extra.txt").write_text("x")
+    with pytest.raises(IntegrityError, match="SHA256SUMS does not list more/extra.txt") as changed:
+        packed(copy, tmp_path / "p.tar")
+    assert "take it out" in changed.value.hint
+    assert teachonce.load_prompts(copy).text is not None, "loading minds its own files only"
     with pytest.raises(DataError, match="neither a label store nor an export"):
         packed(tmp_path, tmp_path.parent / "p.tar")
     for source in (tmp_path / "nowhere", shared / "README.md"):
@@ -136,6 +150,27 @@ def test_what_is_no_finished_thing_is_not_packed(shared: Path, finished: Path, t
 def test_options_that_do_not_go_together(options: dict[str, Any], finished: Path) -> None:
     with pytest.raises(UsageError, match="--check writes nothing|Missing option '--out'"):
         packed(finished, options.pop("out", None), **options)
+
+
+@pytest.mark.parametrize("options", [{"check": True}, {"unpack": True, "out": Path("out")}], ids=str)
+def test_what_is_to_be_packed_first_is_no_pack(
+    options: dict[str, Any], finished: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store, an export, a run: exit 2 and the command that makes a pack. A pack that lost its head is damaged."""
+    monkeypatch.chdir(tmp_path)
+    for source, what in ((finished, "a label store"), (shared, "an export"), (shared.parent / "run", "a run")):
+        with pytest.raises(UsageError, match=f"is {what} and no pack") as caught:
+            packed(source, **options)
+        step = f"pack {source} --out {source.name}.tar" if what != "a run" else f"export {source} --out DIR"
+        assert f"teachonce {step}" in caught.value.hint
+    packed(shared, tmp_path / "pack")
+    (tmp_path / "pack/digests.json").unlink()
+    with tarfile.open(tmp_path / "plain.tar", "w") as tar:
+        tar.add(shared / "classes.tsv", "shared/classes.tsv")
+    for name in ("pack", "plain.tar"):
+        with pytest.raises(IntegrityError, match=f"{name} is no pack, or not a whole one: it lacks digests.json"):
+            packed(tmp_path / name, **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_is_replaced(shared: Path, tmp_path: Path) -> None:

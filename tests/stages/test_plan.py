@@ -165,12 +165,44 @@ def test_a_plan_is_compared_with_its_outcome(world: World, teacher: str, finishe
     } <= set(found)
     for c in compared.compared:
         assert c.inside == (c.low <= c.outcome <= c.high) and c.outcome > 0
-    other = compare(file, finished, Silent())
+    notes = worlds.Notes()
+    other = compare(file, finished, notes)
     assert {c.what: c for c in other.compared}["rows"].inside, "the same photos"
+    assert len(notes.lines) == 1 and "students/" in notes.lines[0] and notes.lines[0].endswith(" not planned")
     for text in ("{}", "[1]", "no", json.dumps(json.loads(file.read_text()) | {"schema": 9})):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(DataError, match="no plan"):
             compare(tmp_path / "bad.json", finished, Silent())
+
+
+def test_what_was_taught_otherwise_is_said_before_the_figures(
+    world: World, teacher: str, student: str, tmp_path: Path
+) -> None:
+    """Every option that differs, with both values; another teacher or split is another job. The same: no word."""
+    file, notes = tmp_path / "plan.json", worlds.Notes()
+    planned(world, tmp_path / "a.zarr", teacher, top_k=5, shots=2, out=file)
+    teach_inline(world, tmp_path / "a.zarr", teacher, top_k=5, shots=2)
+    compare(file, tmp_path / "a.zarr", notes)
+    assert notes.lines == []
+    teach_inline(world, tmp_path / "b.zarr", teacher, top_k=4, shots=3, templates=("a {}",))
+    compare(file, tmp_path / "b.zarr", notes)
+    (said,) = notes.lines
+    for words in ("rows 14 planned, 21 taught", '{"shots": 2, "seed": 0} planned, {"shots": 3, "seed": 0} taught',
+                  "top_k 5 planned, 4 taught", 'templates ["a photo of a {}."] planned, ["a {}"] taught'):  # fmt: skip
+        assert words in said
+    teach_inline(world, tmp_path / "c.zarr", student, top_k=5, shots=2)
+    with pytest.raises(UsageError, match="plan of another job than .*teacher_digest"):
+        compare(file, tmp_path / "c.zarr", Silent())
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "job"}))
+    compare(file, tmp_path / "b.zarr", notes)
+    assert notes.lines[1].endswith(": rows 14 planned, 21 taught"), "a plan of an earlier version"
+
+
+def test_no_more_images_are_tried_than_the_job_has(world: World, teacher: str, tmp_path: Path) -> None:
+    notes = worlds.Notes()
+    request = request_for(world, tmp_path / "a.zarr", teacher, shots=2)
+    plan(PlanRequest(teach=request, seconds=1.0), notes)
+    assert any("trying 14 images at most" in line for line in notes.lines)
 
 
 def halves(world: World, labels: Path, half: Any, teacher: str | None, **options: Any) -> RehearseResult:

@@ -141,7 +141,7 @@ REFUSED: dict[str, Callable[[Checkpoint], Any]] = {
     "128 of 128 numbers": tensors(ctx=torch.full((4, 32), torch.inf)),
     r"of shape \[slots, width\], found \[32\]": tensors(ctx=torch.zeros(32)),
     r"found \[0, 32\]": tensors(ctx=torch.zeros(0, 32)),
-    "no tensor of floating-point numbers: found Tensor": tensors(ctx=torch.zeros(4, 32, dtype=torch.int8)),
+    "tensor of floating-point numbers: found Tensor of torch.int8": tensors(ctx=torch.zeros(4, 32, dtype=torch.int8)),
     "numbers: found list": tensors(ctx=[[0.0]]),
     "floating-point numbers": tensors(ctx=torch.zeros(4, 32).to_sparse()),
     "floating-point numbers: found": tensors(ctx=torch.zeros(4, 32, device="meta")),

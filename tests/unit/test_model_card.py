@@ -52,6 +52,7 @@ def test_everything_recorded_is_said() -> None:
                   'teachonce.load_prompts("user/repo")', "2 classes share their name", "120 x 512", "62.50 % top-1",
                   "sha256sum -c SHA256SUMS", "Not tested", "these 120 names only"):  # fmt: skip
         assert words in card, words
+    assert ["loss, mean of the last 5 logged steps", "1.25"] in tables(card), "`status` shows the last one alone"
     wanted = ["in-vocabulary", "set, val", "120", "600", "50.00 %", "45.00 % to 55.00 %", "48.75 %", "0.062",
               "37.50 % (a drawing of a {}.)"]  # fmt: skip
     assert wanted in tables(card)

@@ -148,8 +148,9 @@ def test_a_cut_file_is_refused_with_both_digests(saved: Path) -> None:
     with pytest.raises(IntegrityError, match=f"prompts.safetensors .*should be {expected} and is [0-9a-f]{{64}}"):
         load_prompts(saved)
     (saved / "prompts.json").write_text((saved / "prompts.json").read_text()[:100])
-    with pytest.raises(IntegrityError, match="not valid JSON"):
+    with pytest.raises(IntegrityError, match="not valid JSON") as caught:
         load_prompts(saved)
+    assert "export it again" in caught.value.hint
 
 
 @pytest.mark.parametrize("key", ["student_digest", "suffix", "slots", "structure"])
@@ -169,6 +170,20 @@ def test_foreign_files_are_refused(saved: Path) -> None:
         (saved / "prompts.json").write_text(text)
         with pytest.raises(IntegrityError, match="not a description of prompts"):
             load_prompts(saved)
+
+
+@pytest.mark.parametrize(
+    "place", ["", "a/b/c", "a/b@", "a/b@x@y", "a\0b", "x" * 5000, "a/" + "b" * 5000, "nowhere", "prompts.json"]
+)
+def test_what_is_neither_a_folder_nor_an_id_says_what_was_expected(
+    place: str, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our own error, whatever the text; it is short, and tells of both ways."""
+    monkeypatch.chdir(saved)
+    with pytest.raises(UsageError, match="cannot read prompts from .* nor is it an id OWNER/NAME") as caught:
+        load_prompts(place)
+    assert "teachonce train" in caught.value.hint and "OWNER/NAME@REVISION" in caught.value.hint
+    assert len(caught.value.message) < 300 and "\0" not in caught.value.message
 
 
 def test_missing_prompts_are_a_usage_error_with_a_hint(saved: Path, tmp_path: Path) -> None:
@@ -260,6 +275,7 @@ def test_image_prompts_trained_beside_slots_elsewhere_have_the_context_in_front_
     [("tench", "found one str 'tench'"), (b"tench", "found one bytes"), (None, "found NoneType"), (3, "found int"),
      ([], "found none"), (iter(()), "found none"), (["tench", 3], "class name 1 is no text: found int 3"),
      ([None], "class name 0 is no text"), (["tench", " \n"], "class name 1 is blank"), ([""], "class name 0 is blank"),
+     (["\u200b"], "class name 0 is .*invisible: .*u200b"), (["\u200b \u2060"], "invisible"),
      (["\x00"], "class name 0 .* is empty"), (["&nbsp;"], "is empty"), (["<end_of_text>"], "special token"),
      (["very " * 80], "takes 82 tokens")],
 )  # fmt: skip
@@ -280,7 +296,7 @@ def test_odd_characters_and_any_iterable_make_finite_features(
 ) -> None:  # fmt: skip
     """Other scripts, emoji, accents, line breaks, half a surrogate pair: all are tokens of their bytes."""
     fake_loader(monkeypatch, "d" * 64)
-    odd = ["日本", "\U0001f600", "é", "a\nb", "tench\tfish", "\u200b", "\ud800", "Ωmega", "x" * 30, "it's", '"']
+    odd = ["日本", "\U0001f600", "é", "a\nb", "tench\tfish", "a\u200bb", "\ud800", "Ωmega", "x" * 30, "it's", '"']
     loaded = load_prompts(saved)
     features = loaded.classifier(odd)
     assert features.shape == (len(odd), 32) and bool(features.isfinite().all())

@@ -87,12 +87,15 @@ def test_tsv_there_and_back() -> None:
     assert again == vocabulary and again.digest == vocabulary.digest
     assert parse_tsv("\n n1 \t red   fox \n\nn2\tblå fisk\n", "x") == vocabulary
     assert parse_tsv("n1\tred fox\r\nn2\tblå fisk\r\n", "x") == vocabulary
+    assert parse_tsv("n1\tred\u2028fox\t\nn2\tblå\xa0fisk", "x") == vocabulary, "only LF and CR LF end a line"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [("a\tx\nb\n", "f.tsv, line 2: expected `id TAB name`"), ("a\t\n", "line 1"), ("\tx\n", "line 1"),
-     ("", "holds no class"), ("a\tx\na\ty\n", "'a' comes 2 times")],
+     ("a\tx\nb\ty\tremark\n", "f.tsv, line 2: expected `id TAB name`, found 'b\\ty\\tremark'; what follows"),
+     ("a\tx\x1cb\ty\n", "f.tsv, line 1: expected `id TAB name`"), ("a\tx\x0by\n", "control characters"),
+     ("a\tx\u2028b\ty\n", "f.tsv, line 1"), ("", "holds no class"), ("a\tx\na\ty\n", "'a' comes 2 times")],
 )  # fmt: skip
 def test_a_malformed_class_list_is_refused_with_its_line(text: str, message: str) -> None:
     """Half lines, empty files and doubled ids are data errors."""
@@ -119,10 +122,12 @@ def test_relative_files_are_looked_for_below_the_root(tmp_path: Path) -> None:
 
 def test_wrong_timm_lists_and_rules_are_answered_with_the_nearest() -> None:
     """Exit 2 and a suggestion."""
-    with pytest.raises(UsageError, match="no class list 'imagenet2k': did you mean"):
+    with pytest.raises(UsageError, match="no class list 'imagenet2k': did you mean") as caught:
         load_vocabulary("timm:imagenet2k")
-    with pytest.raises(UsageError, match="naming rule 'distinkt': did you mean 'distinct'"):
+    assert "timm:NAME" in caught.value.hint and "--vocabulary" not in caught.value.hint
+    with pytest.raises(UsageError, match="naming rule 'distinkt': did you mean 'distinct'") as caught:
         load_vocabulary("timm:imagenet22k/distinkt")
+    assert "timm:NAME/RULE" in caught.value.hint
 
 
 def test_folders_as_a_vocabulary(tmp_path: Path) -> None:
@@ -145,6 +150,17 @@ def test_base_and_novel_are_halves_unless_a_file_has_the_name(tmp_path: Path, mo
     assert read_class_ids(Path("novel"), vocabulary) == ("b",)
     Path("base").write_text("b\n")
     assert read_class_ids(Path("base"), vocabulary) == ("b",)
+
+
+def test_class_ids_are_what_stands_before_the_first_tab(tmp_path: Path) -> None:
+    """What follows is for people, however many tabs and odd characters; another id is answered without a store."""
+    vocabulary, file = Vocabulary(("a", "b"), ("x", "y")), tmp_path / "ids.tsv"
+    file.write_bytes("b\tone\u2028two\tthree\r\n\na\n".encode())
+    assert read_class_ids(file, vocabulary) == ("a", "b")
+    file.write_text("c\n")
+    with pytest.raises(DataError, match="'c'") as caught:
+        read_class_ids(file, vocabulary)
+    assert "store" not in caught.value.hint and "one a line" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["x\x00y", "\u200b", "\u200b \u2060"])
