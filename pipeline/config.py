@@ -278,8 +278,11 @@ def load_train_config(file: Path | None, overrides: Sequence[str] = ()) -> Train
 
 
 def shipped_config(file: Path) -> Path:
-    """The file itself, or, where there is none and it is a bare name, the shipped recipe or grid of that name."""
-    if file.exists() or len(file.parts) > 1:
+    """The file itself, or, where there is none and it is a bare name, the shipped recipe or grid of that name.
+
+    A folder is no file: `ablate study-small --out study-small` is run a second time beside what it wrote.
+    """
+    if (file.exists() and not file.is_dir()) or len(file.parts) > 1:
         return file
     found = Path(str(resources.files("teachonce.configs"))) / f"{file.name.removesuffix('.toml')}.toml"
     return found if found.is_file() else file

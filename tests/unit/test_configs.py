@@ -44,3 +44,7 @@ def test_a_shipped_recipe_is_found_by_its_name(tmp_path: Path, monkeypatch: pyte
     assert load_train_config(Path("rpp.toml")).seed == 9
     with pytest.raises(UsageError, match="cannot read the config"):
         load_train_config(Path("here/rpp"))
+    (tmp_path / "pomp-vitb16").mkdir()  # a run that was called after its recipe
+    assert load_train_config(Path("pomp-vitb16")).optimizer == "sgd"
+    (tmp_path / "study-small").mkdir()  # what the documented command leaves, and finds when it is run again
+    assert load_grid(Path("study-small")).title
