@@ -15,6 +15,7 @@ from rich.text import Text
 from teachonce.cli.console import duration, number, records, render, show
 
 BARS = "▁▂▃▄▅▆▇█"
+SIDE_BY_SIDE = 3  # measures; more take the place of the settings' names
 HEADLINES = 2  # the counts and the choice; the table says the rest
 MARKS = {"better": ("▲", "green"), "worse": ("▼", "red"), "alike": ("●", "dim"), "untested": ("×", "dim")}
 
@@ -26,7 +27,7 @@ def view(values: Mapping[str, Any]) -> RenderableType:
     if values["question"]:
         parts.append(Text(values["question"], style="dim"))
     if values["settings"]:
-        parts.append(_settings(values))
+        parts += _settings(values)
     if values["config"]:
         told = ", ".join(f"{key}={show(key, value)}" for key, value in values["config"].items())
         parts.append(Text.assemble(("not as by default: ", "cyan"), told))
@@ -49,23 +50,34 @@ def written(values: Mapping[str, Any]) -> RenderableType:
     return Group(*(Text(sentence) for sentence in values["headline"]), *render(figures))
 
 
-def _settings(values: Mapping[str, Any]) -> Table:
+def _settings(values: Mapping[str, Any]) -> list[Table]:
+    """One table, or several where there are many measures; cost stands in the last."""
+    measures: list[str] = list(values["measures"])
+    parts = [measures[at : at + SIDE_BY_SIDE] for at in range(0, len(measures), SIDE_BY_SIDE)] or [[]]
+    return [_table(values, part, cost=part is parts[-1]) for part in parts]
+
+
+def _table(values: Mapping[str, Any], measures: Sequence[str], cost: bool) -> Table:
     table = Table(pad_edge=False)
-    table.add_column("#", justify="right")
-    table.add_column("setting", overflow="fold")
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("setting", overflow="fold", min_width=12)
     table.add_column("seeds", justify="right")
-    for measure in values["measures"]:
+    for measure in measures:
         table.add_column(Text(measure.replace("_", " ")), justify="right", no_wrap=True)
-    table.add_column("loss", no_wrap=True)
-    table.add_column("time", justify="right")
-    table.add_column("trained", justify="right")
+    if cost:
+        table.add_column("loss", no_wrap=True)
+        table.add_column("time", justify="right")
+        table.add_column("trained", justify="right")
     ends = _ends([setting["loss"] for setting in values["settings"]])
     for setting in values["settings"]:
+        if not cost and not any(setting["measures"].get(measure) for measure in measures):
+            continue  # what only chosen settings get
         style = "bold" if setting["setting"] == values["best"] else ""
+        price = (sparkline(setting["loss"], *ends), duration(setting["seconds"]),
+                 number(setting["trainable_parameters"])) if cost else ()  # fmt: skip
         table.add_row(
             str(setting["number"]), Text(setting["setting"], style=style), str(len(setting["seeds"])),
-            *(_figure(setting["measures"].get(measure)) for measure in values["measures"]),
-            sparkline(setting["loss"], *ends), duration(setting["seconds"]), number(setting["trainable_parameters"]),
+            *(_figure(setting["measures"].get(measure)) for measure in measures), *price,
         )  # fmt: skip
     return table
 
