@@ -28,6 +28,8 @@ from teachonce.runlog import RunLog
 
 SCHEMA = 1
 RETRY = "once the cause is mended run the same command with --retry-failed"
+PLACES = {"root", "manifest", "vocabulary", "classes", "without"}
+"""Of an evaluation: where something lies. What is there is compared by content, with the results of the cells."""
 OTHER_OUT = "give another --out"  # of `train`: its --out is a cell here
 State = Literal["finished", "failed", "missing", "damaged"]
 OURS = {"grid.json", "cells", "stores", "selections", "final", "results.json", "events.jsonl", "locks", "stop"}
@@ -123,7 +125,7 @@ class GridFolder:
         for entry in wanted["evaluations"]:
             old = before.get(entry["name"], entry)
             different += [f"evaluation {entry['name']}: {key}: there {old.get(key)!r}, here {value!r}"
-                          for key, value in entry.items() if key != "root" and old.get(key) != value]  # fmt: skip
+                          for key, value in entry.items() if key not in PLACES and old.get(key) != value]  # fmt: skip
         if different:
             raise FingerprintError(
                 f"{self.path} holds another grid ({stored.get('title')!r}, labels {stored.get('labels')}, student "

@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teachonce.errors import IncompleteError, IntegrityError
@@ -49,7 +50,7 @@ class AblateResult:
     seconds: float
     out: str
     next: str = ""
-    """What to run where something is left to do; empty where nothing is."""
+    """What to run: what is left to do, else what shows the results."""
 
     @property
     def exit_code(self) -> int:
@@ -242,7 +243,7 @@ def _result(run: _Run, choice: Choice | None, final: list[dict[str, Any]], secon
     result = AblateResult(
         cells=count | {"finished": count["finished"] - skipped, "skipped": skipped},
         failures=tuple(failures), chosen=None if choice is None else asdict(choice), final=tuple(final),
-        seconds=seconds, out=str(run.request.out), next=_next(count, bool(lacking)),
+        seconds=seconds, out=str(run.request.out), next=_next(count, bool(lacking), run.request.out),
     )  # fmt: skip
     if count["failed"]:
         run.reporter.note(f"{count['failed']} cells have failed: {result.next}")
@@ -253,11 +254,15 @@ def _result(run: _Run, choice: Choice | None, final: list[dict[str, Any]], secon
     return result
 
 
-def _next(count: Mapping[str, int], lacking: bool) -> str:
-    """What to run, for cells that failed, were not run to their end, or lack what only chosen cells get."""
+def _next(count: Mapping[str, int], lacking: bool, out: Path) -> str:
+    """What to run: for cells that failed, were not run to their end, lack what only chosen cells get; else to look."""
     if count["failed"]:
         return f"{RETRY}; a setting that cannot work is left out with [[exclude]]"
-    return AGAIN if count["missing"] or lacking else ""
+    if count["damaged"]:
+        return "restore or remove what is damaged, then run the same command again"
+    return (
+        AGAIN if count["missing"] or lacking else f"teachonce report {out} --out report.html; or teachonce show {out}"
+    )
 
 
 def _choices(results: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -99,6 +99,8 @@ def test_a_folder_belongs_to_one_store_and_student_and_its_evaluations_keep_thei
     folder.require_ours(wanted)
     write_document(folder.grid, wanted)
     folder.require_ours(wanted | {"evaluations": [entry | {"root": "/b"}, {"name": "more", "split": "x"}]})
+    moved = {"classes": "/other/environment/study-dev.tsv", "manifest": "/b/m.toml"}  # a shipped grid, installed anew
+    folder.require_ours(wanted | {"evaluations": [entry | moved]})
     with pytest.raises(FingerprintError, match=r"label store: there 's', here 't'\n  evaluation dev: split: there"):
         folder.require_ours(wanted | {"content_id": "t", "evaluations": [entry | {"split": "test"}]})
     folder.grid.write_text("{")
