@@ -317,7 +317,7 @@ def test_a_result_of_another_set_under_the_same_name_is_refused(
     here = changed(done, tmp_path, 'name = "dev"', 'name = "dev"\nclasses = "some.tsv"')
     (here / "some.tsv").write_text("n01\nn02\n")
     before = (here / "out/grid.json").read_bytes()
-    with pytest.raises(FingerprintError, match="evaluation dev"):
+    with pytest.raises(FingerprintError, match="evaluation 'dev'"):
         run(here / "grid.toml", finished, student, here / "out")
     (here / "out/grid.json").write_text(json.dumps(json.loads(before) | {"evaluations": []}))
     with pytest.raises(FingerprintError, match="is not of the evaluation 'dev' as the grid has it now") as caught:
