@@ -72,8 +72,8 @@ def local_cluster(
     """
     settings = own_settings() | {
         "distributed.worker.preload": ["teachonce.worker_signals"],
-        "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT
-        | dict(environment or {}),  # before the process starts
+        # Before the process starts:
+        "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT | dict(environment or {}),
     }
     with (
         dask.config.set(settings),

@@ -14,11 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from teachonce.model_spec import LOCAL_DIR, EmbeddingKind, parse_spec
 
-# Fields of a store's label fingerprint that say which job it was, and those without which it is another one entirely.
-JOB = ("manifest", "manifest_digest", "split", "vocabulary_digest", "views", "shots", "top_k", "precision", "templates",
-       "teacher_digest")  # fmt: skip
-ANOTHER = {"manifest", "manifest_digest", "split", "teacher_digest"}
-
 if TYPE_CHECKING:
     from teachonce.rehearsal import Rehearsal
 
@@ -28,6 +23,10 @@ SLOWER, FASTER = 0.75, 1.25
 SHARED = 0.8  # of their sum, that workers of one machine reach at least
 BYTES_SPREAD = 0.08  # small chunks compress a little worse than large ones, and few photos are not all photos
 MOST_SHOWN = 40  # characters of a value in a message
+# Fields of a store's label fingerprint that say which job it was, and those without which it is another one entirely.
+JOB = ("manifest", "manifest_digest", "split", "vocabulary_digest", "views", "shots", "top_k", "precision", "templates",
+       "teacher_digest")  # fmt: skip
+ANOTHER = {"manifest", "manifest_digest", "split", "teacher_digest"}
 IN_TURN = ("wait", "forward", "top_k", "write")
 
 

@@ -181,11 +181,13 @@ class CellFolder:
 
     def state(self, evaluations: Sequence[str]) -> State:
         """Where the cell stands; `missing` also while it runs or when it was interrupted."""
-        if self.damage() is not None:
+        try:
+            trained = self.results() is not None
+        except IntegrityError:
             return "damaged"
-        if self.results() is not None and not self.lacking(evaluations):
+        if trained and not self.lacking(evaluations):
             return "finished"
-        return "missing" if self.problem() is None else "failed"
+        return "failed" if self.failure.is_file() else "missing"
 
     def problem(self) -> dict[str, Any] | None:
         """What the cell is listed with: its damage, else failure.json."""
