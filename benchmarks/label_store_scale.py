@@ -26,10 +26,9 @@ from teachonce.label_codec import CodedTopK, TopK, encode
 from teachonce.label_store import Arrays, LabelStore, key_digest
 from teachonce.progress import Silent
 from teachonce.sample_index import SampleIndex
-from teachonce.sampler import row_order
 from teachonce.stages.inspect import InspectRequest, inspect
 from teachonce.stages.verify import VerifyRequest, verify
-from teachonce.store_create import create_store
+from teachonce.store_create import create_store, row_order
 from teachonce.store_format import LABELS, new_layout
 from teachonce.store_size import bytes_per_row
 from teachonce.teacher import soft_labels

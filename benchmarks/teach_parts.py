@@ -34,9 +34,8 @@ from teachonce.images import ImageFault, ImageReader, decode
 from teachonce.label_store import Arrays, LabelStore
 from teachonce.progress import Silent
 from teachonce.sample_index import SampleIndex
-from teachonce.sampler import row_order
 from teachonce.stages import teach
-from teachonce.store_create import create_store
+from teachonce.store_create import create_store, row_order
 from teachonce.store_format import LABELS, new_layout
 from teachonce.store_lock import hold
 from teachonce.vocabulary import Vocabulary

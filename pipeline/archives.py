@@ -9,44 +9,17 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import IO, cast
 
+from teachonce.coop_splits import ListedPart, listed_parts, scan_listed
 from teachonce.errors import DataError, did_you_mean
-from teachonce.manifests import Manifest, Split
+from teachonce.manifests import Format, Manifest, Split
+from teachonce.places import IMAGE_EXTENSIONS, UNKNOWN, Found, Part, extension
 from teachonce.remote import opened
 from teachonce.vocabulary import Vocabulary
-
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
-UNKNOWN = -1  # the label of a sample whose class nobody states
-
-
-class Found(NamedTuple):
-    """One image as a scan meets it; turned into columns at once."""
-
-    key: str
-    offset: int
-    """Of its bytes in the archive; in parquet files the number of its row."""
-    size: int
-    """Bytes; 0 in parquet files, where only reading the image would tell."""
-    label: int
-
-
-@dataclass(frozen=True)
-class Part:
-    """What is scanned in one go: an archive, a tar inside a tar, or a class folder."""
-
-    archive: Path
-    name: str
-    """The part's own name, without extension: the class id where the layout says so."""
-    start: int = 0
-    end: int | None = None
-    """Bytes of the archive that hold this part; None: to its end."""
-
-    def __str__(self) -> str:
-        return str(self.archive) if self.end is None else f"{self.archive} ({self.name}.tar in it)"
 
 
 def archive_parts(manifest: Manifest, split: Split, root: Path, classes: Vocabulary) -> Iterator[Part]:
@@ -55,22 +28,37 @@ def archive_parts(manifest: Manifest, split: Split, root: Path, classes: Vocabul
     Raises:
         DataError: nothing matches the split's path, or an outer archive cannot be read.
     """
-    if split.format == "image-folder":
-        for number, class_id in enumerate(classes.ids):
-            name = str(number) if split.label == "number" else class_id
-            if (root / split.path / name).is_dir():
-                yield Part(root / split.path / name, name)
-        return
-    if split.listed:
-        from teachonce.coop_splits import listed_parts  # which builds on this module
+    yield from LAYOUTS[split.format].parts(manifest, split, root, classes)
 
-        yield from listed_parts(split, root, classes)
-        return
+
+def scan(split: Split, part: Part, classes: Vocabulary) -> Iterator[Found]:
+    """The images of a part, in their order.
+
+    Raises:
+        DataError: it cannot be read, is cut off, holds an unknown class, or a sample without a label.
+    """
+    return LAYOUTS[split.format].scan(split, part, classes)
+
+
+def _class_folders(manifest: Manifest, split: Split, root: Path, classes: Vocabulary) -> Iterator[Part]:
+    for number, class_id in enumerate(classes.ids):
+        name = str(number) if split.label == "number" else class_id
+        if (root / split.path / name).is_dir():
+            yield Part(root / split.path / name, name)
+
+
+def _listed_folders(manifest: Manifest, split: Split, root: Path, classes: Vocabulary) -> Iterator[Part]:
+    yield from listed_parts(split, root, classes)
+
+
+def _archives(manifest: Manifest, split: Split, root: Path, classes: Vocabulary) -> Iterator[Part]:
     for path in _archive_paths(manifest, split, root):
-        if split.format == "nested-tars":
-            yield from _inner_tars(path)
-        else:
-            yield Part(path, path.stem)
+        yield Part(path, path.stem)
+
+
+def _nested_archives(manifest: Manifest, split: Split, root: Path, classes: Vocabulary) -> Iterator[Part]:
+    for path in _archive_paths(manifest, split, root):
+        yield from _inner_tars(path)
 
 
 def _archive_paths(manifest: Manifest, split: Split, root: Path) -> list[Path]:
@@ -92,29 +80,6 @@ def _inner_tars(path: Path) -> Iterator[Part]:
             yield Part(path, name[: -len(".tar")], member.offset_data, member.offset_data + member.size)
 
 
-def scan(split: Split, part: Part, classes: Vocabulary) -> Iterator[Found]:
-    """The images of a part, in their order.
-
-    Raises:
-        DataError: it cannot be read, is cut off, holds an unknown class, or a sample without a label.
-    """
-    if split.format == "image-folder":
-        return _scan_folder(part, int(part.name) if split.label == "number" else classes.index[part.name])
-    if split.listed:
-        from teachonce.coop_splits import ListedPart, scan_listed
-
-        return scan_listed(cast(ListedPart, part))
-    if split.format == "webdataset":
-        return _scan_webdataset(part, split, classes)
-    if split.format == "folder-tars":
-        return _scan_folder_tar(part, split, classes)
-    if split.format == "parquet":
-        from teachonce.parquet_images import scan_parquet  # pyarrow is an extra
-
-        return scan_parquet(part, split, classes)
-    return _scan_class_tar(part, _class_of(part.name, str(part), classes))
-
-
 def _class_of(class_id: str, where: str, classes: Vocabulary) -> int:
     if class_id not in classes.index:
         known = classes.ids if len(classes) <= 20 else classes.ids[:3] + ("...",)
@@ -122,12 +87,8 @@ def _class_of(class_id: str, where: str, classes: Vocabulary) -> int:
     return classes.index[class_id]
 
 
-def extension(name: str) -> str:
-    """What follows the last dot, in lower case."""
-    return name.rpartition(".")[2].lower()
-
-
-def _scan_folder(part: Part, label: int) -> Iterator[Found]:
+def _scan_folder(split: Split, part: Part, classes: Vocabulary) -> Iterator[Found]:
+    label = int(part.name) if split.label == "number" else classes.index[part.name]
     for entry in sorted(_files(part.archive)):
         if extension(entry[0]) in IMAGE_EXTENSIONS:
             yield Found(f"{part.name}/{entry[0]}", 0, entry[1], label)
@@ -185,14 +146,15 @@ def _require_end(file: IO[bytes], part: Part, offset: int) -> None:
                         hint="fetch the archive again")  # fmt: skip
 
 
-def _scan_class_tar(part: Part, label: int) -> Iterator[Found]:
+def _scan_class_tar(split: Split, part: Part, classes: Vocabulary) -> Iterator[Found]:
+    label = _class_of(part.name, str(part), classes)
     for member in tar_members(part):
         name = member.name.rpartition("/")[2]
         if extension(name) in IMAGE_EXTENSIONS:
             yield Found(f"{part.name}/{name.rpartition('.')[0]}", member.offset_data, member.size, label)
 
 
-def _scan_folder_tar(part: Part, split: Split, classes: Vocabulary) -> Iterator[Found]:
+def _scan_folder_tar(split: Split, part: Part, classes: Vocabulary) -> Iterator[Found]:
     """Members lie in class folders, however deep below others: CLASS/NAME.jpg."""
     for member in tar_members(part):
         folder, _, name = member.name.rpartition("/")
@@ -206,7 +168,7 @@ def _scan_folder_tar(part: Part, split: Split, classes: Vocabulary) -> Iterator[
             yield Found(f"{class_id}/{stem}", member.offset_data, member.size, label)
 
 
-def _scan_webdataset(part: Part, split: Split, classes: Vocabulary) -> Iterator[Found]:
+def _scan_webdataset(split: Split, part: Part, classes: Vocabulary) -> Iterator[Found]:
     """Members of one sample are adjacent and share the name up to the first dot (the WebDataset convention)."""
     key, image, label = "", None, None
     suffix, _, field = split.label.partition(":")
@@ -259,3 +221,34 @@ def _parse_label(text: bytes, field: str, where: str, classes: Vocabulary) -> in
     elif word in classes.index:
         return classes.index[word]
     raise DataError(f"{where} is {word!r}: expected a class id or a number below {len(classes)}")
+
+
+def _scan_listed(split: Split, part: Part, classes: Vocabulary) -> Iterator[Found]:
+    return scan_listed(cast(ListedPart, part))
+
+
+def _scan_parquet(split: Split, part: Part, classes: Vocabulary) -> Iterator[Found]:
+    from teachonce.parquet_images import scan_parquet  # pyarrow is an extra
+
+    return scan_parquet(part, split, classes)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the images of one format are met: the parts of a split, and the images of a part."""
+
+    parts: Callable[[Manifest, Split, Path, Vocabulary], Iterator[Part]]
+    scan: Callable[[Split, Part, Vocabulary], Iterator[Found]]
+
+
+LAYOUTS: Mapping[Format, Layout] = {
+    "image-folder": Layout(_class_folders, _scan_folder),
+    "class-tars": Layout(_archives, _scan_class_tar),
+    "nested-tars": Layout(_nested_archives, _scan_class_tar),
+    "folder-tars": Layout(_archives, _scan_folder_tar),
+    "webdataset": Layout(_archives, _scan_webdataset),
+    "parquet": Layout(_archives, _scan_parquet),
+    "coop-split": Layout(_listed_folders, _scan_listed),
+    "image-list": Layout(_listed_folders, _scan_listed),
+}
+"""Every format that a manifest may name: a new layout is a line here and its name in `manifests.Format`."""

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from teachonce.clip_models import LoadedClip, embedding_width, tune_process
-from teachonce.cluster import default_threads
 from teachonce.columns import Column, column
 from teachonce.delivery import ChunkReport
 from teachonce.errors import DataError, EnvironmentFault
 from teachonce.image_batches import ImageBatch, ImageBatches, image_batches
 from teachonce.images import ImageFault, ImageReader
 from teachonce.label_store import Arrays, LabelStore, key_digest
+from teachonce.machine import default_threads
 from teachonce.made_up import MadeUpBatches
 from teachonce.model_spec import LOCAL_DIR, Precision
 from teachonce.phases import PhaseClock

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from teachonce.errors import EnvironmentFault
 from teachonce.model_spec import Precision, parse_spec
-from teachonce.views import View, ViewTransform, view_transform
+from teachonce.view_transform import ViewTransform
+from teachonce.views import View
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _taken = [0]  # the number of the GPU that this process uses, among those it sees
@@ -63,7 +64,8 @@ class LoadedClip:
 
     @cached_property
     def _view_transform(self) -> ViewTransform:
-        return view_transform(self)
+        visual: Any = self.model.visual
+        return ViewTransform(self.preprocess, visual.preprocess_cfg)
 
     def prepare_view(self, image: Image.Image, view: View) -> Tensor:
         """One view of a decoded image to the model's input, [3, H, W] float32."""

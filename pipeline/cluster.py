@@ -26,11 +26,12 @@ from teachonce.cluster_spec import (
     load_description,
 )
 from teachonce.errors import EnvironmentFault
+from teachonce.machine import default_threads
 from teachonce.progress import Reporter
 from teachonce.scheduler_check import require_same_version
 from teachonce.task_window import ALLOWED_FAILURES, PATIENCE_KEY, run_tasks
 
-__all__ = ["ClusterSpec", "default_threads", "local_cluster", "open_cluster", "run_tasks", "threads_of", "warm_up",
+__all__ = ["ClusterSpec", "local_cluster", "open_cluster", "run_tasks", "threads_of", "warm_up",
            "worker_index"]  # fmt: skip
 CLOSE_SECONDS = 10  # a scheduler that does not answer must not hold up the end of a run
 
@@ -202,9 +203,3 @@ def threads_of(spec: ClusterSpec) -> int | None:
     if isinstance(description, LocalDescription):
         return default_threads(description.most_workers)
     return description.cores if description.kind == "slurm" else None
-
-
-def default_threads(workers: int) -> int:
-    """CPU threads a worker may use: an equal share of the cores this process may run on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // workers)

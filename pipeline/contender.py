@@ -13,19 +13,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 import teachonce
 from teachonce.clip_models import LoadedClip, load_clip, pick_device, tune_process
-from teachonce.cluster import default_threads
 from teachonce.errors import DataError, UsageError
 from teachonce.evaluation_features import Work, image_identity, set_features
 from teachonce.evaluation_scores import Outcomes, outcomes
 from teachonce.evaluation_sets import EvaluationSet
-from teachonce.feature_cache import CACHE_VARIABLE, cache_problem, digest_key, feature_key, keep_arrays, kept_arrays
+from teachonce.feature_cache import digest_key, feature_key, keep_arrays, kept_arrays
+from teachonce.machine import CACHE_VARIABLE, cache_problem, default_threads, package_versions
 from teachonce.progress import Reporter
 from teachonce.prompt_files import LoadedPrompts, load_prompts
-from teachonce.regularisers import wise
-from teachonce.versions import package_versions
 from teachonce.zeroshot import template_features
 
 _FORM = 1  # of kept outcomes: raised when what is computed changes
@@ -160,3 +161,23 @@ def _key(side: Contender, data: EvaluationSet, template: str) -> str:
     chosen = [data.samples.digest, data.candidates.digest, data.labels.tolist()]
     versions = {"teachonce": teachonce.__version__, **package_versions()}
     return digest_key(_FORM, images, chosen, side.identity(template), versions)
+
+
+def wise(frozen: Tensor, trained: Tensor, alpha: float) -> Tensor:
+    """Unit features between the frozen and the trained ones: norm((1 - alpha) f0 + alpha f).
+
+    WiSE-FT (arXiv 2109.01903) in its form on the outputs; 0 is the frozen student, 1 the trained one.
+
+    Args:
+        frozen, trained: [C, E] unit.
+        alpha: in [0, 1].
+
+    Raises:
+        UsageError: alpha is out of range.
+    """
+    if not 0 <= alpha <= 1:
+        raise UsageError(
+            f"the share of the trained features must be between 0 and 1, found {alpha}",
+            hint="0 is the hand-written context, 1 the trained prompts",
+        )
+    return F.normalize(torch.lerp(frozen.float(), trained.float(), alpha), dim=-1)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from teachonce.archives import IMAGE_EXTENSIONS, Found, Part, extension
 from teachonce.errors import DataError, did_you_mean
 from teachonce.manifests import Split
+from teachonce.places import IMAGE_EXTENSIONS, Found, Part, extension
 from teachonce.vocabulary import Vocabulary
 
 PARTS = ("train", "val", "test")

@@ -27,7 +27,6 @@ MOST_SHOWN = 40  # characters of a value in a message
 JOB = ("manifest", "manifest_digest", "split", "vocabulary_digest", "views", "shots", "top_k", "precision", "templates",
        "teacher_digest")  # fmt: skip
 ANOTHER = {"manifest", "manifest_digest", "split", "teacher_digest"}
-IN_TURN = ("wait", "forward", "top_k", "write")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,12 @@ import numpy.typing as npt
 from torch import Tensor
 
 from teachonce.clip_models import LoadedClip, embedding_width
-from teachonce.cluster import default_threads
 from teachonce.errors import DataError
 from teachonce.evaluation_sets import EvaluationSet
 from teachonce.feature_cache import SplitFeatures, cached_features, feature_key, kept_features
 from teachonce.image_batches import image_batches
 from teachonce.images import ImageReader
+from teachonce.machine import default_threads
 from teachonce.progress import Reporter
 from teachonce.prompt_files import LoadedPrompts
 from teachonce.sample_index import SampleIndex

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,9 @@ import numpy.typing as npt
 
 from teachonce.errors import EnvironmentFault
 from teachonce.files import atomic_write_bytes
+from teachonce.machine import cache_folder
 from teachonce.sample_index import SampleIndex
 
-CACHE_VARIABLE = "TEACHONCE_CACHE"
 FEATURES, RESULTS = "features", "results"  # folders below the cache folder
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -33,23 +32,6 @@ class SplitFeatures:
     """Unit image features of a split; NaN rows where an image failed."""
 
     features: npt.NDArray[np.float32]  # [N, E]
-
-
-def cache_folder() -> Path:
-    """$TEACHONCE_CACHE, or teachonce below the user's cache folder."""
-    if os.environ.get(CACHE_VARIABLE):
-        return Path(os.environ[CACHE_VARIABLE])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "teachonce"
-
-
-def cache_problem() -> str | None:
-    """Why nothing can be kept; None where it can."""
-    folder = cache_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        return f"{folder}: {problem.strerror}"
-    return None if os.access(folder, os.W_OK | os.X_OK) else f"{folder}: it cannot be written"
 
 
 def feature_key(index: SampleIndex, root: Path, *parts: str) -> str:

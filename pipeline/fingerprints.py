@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from teachonce import __version__
 from teachonce.label_codec import CODEC_VERSION
+from teachonce.machine import package_versions
 from teachonce.manifests import Manifest
 from teachonce.model_spec import Precision
-from teachonce.sampler import BLOCK
-from teachonce.versions import package_versions
+from teachonce.store_create import BLOCK
 from teachonce.views import ViewPolicy
 from teachonce.vocabulary import Vocabulary
 

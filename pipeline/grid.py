@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 from teachonce.config import TrainConfig, shipped_config
 from teachonce.errors import UsageError, did_you_mean
-from teachonce.model_spec import require_template
 from teachonce.strict import decode
 from teachonce.structures import Init
+from teachonce.vocabulary import require_template
 
 DATA = "data."
 SEED = "seed"

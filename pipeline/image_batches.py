@@ -12,20 +12,31 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
-from teachonce.clip_models import LoadedClip
 from teachonce.images import DECODE_ERRORS, UNDECODABLE, ImageFault, ImageReader, decode
 from teachonce.views import NO_VIEW, View, ViewPolicy, draw_view, view_params
 
 READ_AHEAD = 2  # batches that are decoded while one is in the model
 ONE_VIEW = ViewPolicy()
 Item = list[Tensor] | ImageFault
+
+
+class ViewTaker(Protocol):
+    """What a batch has to know of a model: where it runs, and how it takes a view of an image."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+
+    def prepare_view(self, image: Image.Image, view: View) -> Tensor:
+        """One view of a decoded image as the model's input, [3, H, W] float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +71,7 @@ class ImageBatch:
 def image_batches(
     reader: ImageReader,
     samples: int,
-    models: Sequence[LoadedClip],
+    models: Sequence[ViewTaker],
     batch_size: int,
     threads: int,
     policy: ViewPolicy = ONE_VIEW,
@@ -81,7 +92,7 @@ class ImageBatches:
     """An iterator of batches that keeps READ_AHEAD of them in the making."""
 
     def __init__(
-        self, reader: ImageReader, samples: int, models: Sequence[LoadedClip], per_batch: int, threads: int,
+        self, reader: ImageReader, samples: int, models: Sequence[ViewTaker], per_batch: int, threads: int,
         policy: ViewPolicy,
     ) -> None:  # fmt: skip
         self._reader, self._models, self._policy = reader, models, policy
@@ -148,7 +159,7 @@ class _Loaded:
     seconds: tuple[float, float]
 
 
-def _load(reader: ImageReader, sample: int, models: Sequence[LoadedClip], policy: ViewPolicy) -> _Loaded:
+def _load(reader: ImageReader, sample: int, models: Sequence[ViewTaker], policy: ViewPolicy) -> _Loaded:
     began = time.perf_counter()
     data = reader.read(sample)
     read = time.perf_counter()

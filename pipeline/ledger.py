@@ -6,13 +6,19 @@ chunk's index, so that a swapped, stale or foreign chunk file is as visible as a
 
 from __future__ import annotations
 
-import hashlib
 import json
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import field
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +29,12 @@ from teachonce.store_format import FORMAT_VERSION
 
 COMMITTED = 1
 PHASES = ("read", "decode", "wait", "forward", "top_k", "write")
+IN_TURN = (
+    "wait",
+    "forward",
+    "top_k",
+    "write",
+)  # the phases of a task that follow each other; the others run beside them
 PLAIN_HEAD = 5  # state, run token, time in microseconds, rows ok, rows failed; before format version 3 that was all
 HEAD = PLAIN_HEAD + len(PHASES)  # then two words of digest an array
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from teachonce.errors import DataError, UsageError, did_you_mean, neither_file_nor_name
-from teachonce.model_spec import require_template
 from teachonce.remote import is_folder
 from teachonce.strict import decode
+from teachonce.vocabulary import require_template
 
 # What decides the samples and labels of a split, and so its digest; keys of the second line count where they are used.
 _ALWAYS = ("format", "path", "label", "classes", "samples")

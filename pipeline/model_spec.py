@@ -44,18 +44,3 @@ def absolute_spec(spec: str) -> str:
     if spec.startswith(LOCAL_DIR):
         return LOCAL_DIR + str(Path(spec[len(LOCAL_DIR) :]).resolve())
     return spec
-
-
-def require_template(template: str) -> tuple[str, str]:
-    """The text before and after the class name.
-
-    Raises:
-        UsageError: the template has not exactly one `{}`.
-    """
-    before, hole, after = template.partition("{}")
-    if not hole or "{}" in after:
-        raise UsageError(
-            f"the template {template!r} must hold exactly one {{}} for the class name",
-            hint='for example --template "a photo of a {}."',
-        )
-    return before, after

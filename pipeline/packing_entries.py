@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
-from teachonce.archives import Part, tar_members
+from teachonce.archives import tar_members
 from teachonce.errors import DataError, IntegrityError, UsageError
 from teachonce.export_sums import is_plain
+from teachonce.places import Part
 
 BLOCK = 1 << 20  # bytes of the one buffer that files go through
 FOREIGN = "give what `teachonce pack` wrote, from a source that you trust"

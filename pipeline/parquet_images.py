@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from teachonce.archives import UNKNOWN, Found, Part
 from teachonce.errors import DataError, EnvironmentFault
 from teachonce.manifests import Split
+from teachonce.places import UNKNOWN, Found, Part
 from teachonce.vocabulary import Vocabulary
 
 try:

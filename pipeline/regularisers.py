@@ -12,9 +12,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-
-from teachonce.errors import UsageError
 
 
 def anchor(features: Tensor, frozen: Tensor, stands_for: Tensor, vocabulary: int) -> Tensor:
@@ -31,26 +28,6 @@ def anchor(features: Tensor, frozen: Tensor, stands_for: Tensor, vocabulary: int
     """
     distance = (features.float() - frozen.float()).square().sum(1)
     return (stands_for.exp() * distance).sum() / vocabulary
-
-
-def wise(frozen: Tensor, trained: Tensor, alpha: float) -> Tensor:
-    """Unit features between the frozen and the trained ones: norm((1 - alpha) f0 + alpha f).
-
-    WiSE-FT (arXiv 2109.01903) in its form on the outputs; 0 is the frozen student, 1 the trained one.
-
-    Args:
-        frozen, trained: [C, E] unit.
-        alpha: in [0, 1].
-
-    Raises:
-        UsageError: alpha is out of range.
-    """
-    if not 0 <= alpha <= 1:
-        raise UsageError(
-            f"the share of the trained features must be between 0 and 1, found {alpha}",
-            hint="0 is the hand-written context, 1 the trained prompts",
-        )
-    return F.normalize(torch.lerp(frozen.float(), trained.float(), alpha), dim=-1)
 
 
 def project(gradient: Sequence[Tensor], general: Sequence[Tensor]) -> list[Tensor]:

@@ -20,18 +20,17 @@ from PIL import Image
 
 from teachonce.chunk_task import TeachJob, run_chunk
 from teachonce.clip_models import LoadedClip, tune_process
-from teachonce.cluster import default_threads
 from teachonce.delivery import deliver
 from teachonce.fingerprints import ORDER_SEED, TEMPERATURES
 from teachonce.image_batches import image_batches
 from teachonce.images import ImageReader
 from teachonce.label_store import LabelStore
 from teachonce.ledger import PHASES
+from teachonce.machine import default_threads
 from teachonce.progress import Reporter, Silent
 from teachonce.remote import absolute
 from teachonce.sample_index import SampleIndex
-from teachonce.sampler import row_order
-from teachonce.store_create import create_store
+from teachonce.store_create import create_store, row_order
 from teachonce.store_format import LABELS, new_layout
 from teachonce.store_lock import hold
 from teachonce.store_size import bytes_per_row

@@ -26,7 +26,7 @@ from typing import Any
 from teachonce.config import TrainConfig
 from teachonce.errors import EnvironmentFault, FingerprintError, IncompleteError, IntegrityError, UsageError
 from teachonce.file_lock import ALONE_OR_NOT, locked
-from teachonce.processes import this_process
+from teachonce.machine import this_process
 
 CONFIG, CHECKPOINTS, LOG, RESULTS = "config.toml", "checkpoints", "events.jsonl", "results.json"
 LOCK = ".teachonce.lock"

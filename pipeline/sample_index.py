@@ -16,9 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from teachonce.archives import IMAGE_EXTENSIONS, Found, Part, archive_parts, scan
+from teachonce.archives import archive_parts, scan
 from teachonce.errors import DataError
 from teachonce.manifests import LINES, Manifest, Split, require_root
+from teachonce.places import IMAGE_EXTENSIONS, Found, Part
 from teachonce.progress import Reporter
 from teachonce.vocabulary import Vocabulary, folder_vocabulary, load_vocabulary, parse_tsv
 

@@ -17,20 +17,6 @@ from teachonce.errors import DataError, TeachOnceError, UsageError
 Places = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
-BLOCK = 64  # consecutive samples that stay together in a store: reads stay mostly sequential
-
-
-def row_order(samples: int, seed: int) -> npt.NDArray[np.int64]:
-    """The samples in row order: blocks of the archive order, permuted, so that a chunk mixes many classes.
-
-    Returns:
-        [samples], a permutation of range(samples).
-    """
-    blocks = -(-samples // BLOCK)
-    starts = np.random.Generator(np.random.Philox(key=seed)).permutation(blocks) * BLOCK
-    order = (starts[:, None] + np.arange(BLOCK)[None]).ravel()
-    return np.asarray(order[order < samples], dtype=np.int64)
-
 
 class TrainingOrder:
     """Which rows of a working set make each step of a run, and which samples no step ever sees.

@@ -11,8 +11,8 @@ from distributed import Client
 
 from teachonce import __version__
 from teachonce.errors import EnvironmentFault
+from teachonce.machine import package_versions
 from teachonce.progress import Reporter
-from teachonce.versions import package_versions
 
 ANSWER_SECONDS = 60  # a busy worker answers between two batches
 WAIT_KEY = "teachonce.wait-for-workers"

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from teachonce.processes import ProcessMark, lives
+from teachonce.machine import ProcessMark, lives
 
 State = Literal["starting", "running", "stopped", "finished", "unknown"]
 """starting: nothing is done yet. stopped: work is left and nobody does it. unknown: whoever does it is on another

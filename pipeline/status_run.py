@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from teachonce.processes import ProcessMark
+from teachonce.machine import ProcessMark
 from teachonce.run_folder import CHECKPOINTS, LOCK, LOG, RESULTS
 from teachonce.status_figures import (
     State,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from teachonce.errors import IntegrityError
-from teachonce.estimate import IN_TURN
+from teachonce.ledger import IN_TURN
 from teachonce.status_figures import State, Worker, ending, iso, newest, state_of, worker_of
 from teachonce.store_lock import lock_path, read_owner
 

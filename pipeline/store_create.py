@@ -29,6 +29,8 @@ from teachonce.store_header import read_header, write_header
 from teachonce.store_sync import sync, sync_tree, sync_up, write_failed
 from teachonce.vocabulary import Vocabulary
 
+BLOCK = 64  # consecutive samples that stay together in a store: reads stay mostly sequential
+
 INDEX_COLUMNS = ("archive", "offset", "size", "label", "key_bytes", "key_ends")
 
 
@@ -178,3 +180,15 @@ def _create_arrays(root: zarr.Group, name: str, specs: tuple[ArraySpec, ...], la
         store_format.create_rows_array(root, spec, layout)
     root.require_group("ledger")
     create_ledger(root, name, layout.chunks, len(specs))
+
+
+def row_order(samples: int, seed: int) -> npt.NDArray[np.int64]:
+    """The samples in row order: blocks of the archive order, permuted, so that a chunk mixes many classes.
+
+    Returns:
+        [samples], a permutation of range(samples).
+    """
+    blocks = -(-samples // BLOCK)
+    starts = np.random.Generator(np.random.Philox(key=seed)).permutation(blocks) * BLOCK
+    order = (starts[:, None] + np.arange(BLOCK)[None]).ravel()
+    return np.asarray(order[order < samples], dtype=np.int64)

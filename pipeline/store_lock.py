@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from teachonce.errors import IncompleteError
-from teachonce.processes import ProcessMark, lives, this_process
+from teachonce.machine import ProcessMark, lives, this_process
 from teachonce.progress import Reporter
 from teachonce.remote import refuse_writes
 from teachonce.store_sync import write_failed

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from teachonce.archives import Part
 from teachonce.errors import DataError
 from teachonce.manifests import Manifest, Split
+from teachonce.places import Part
 from teachonce.progress import Reporter
 from teachonce.sample_index import Collected, SampleIndex, collect, doubled_keys, split_classes
 from teachonce.vocabulary import Vocabulary

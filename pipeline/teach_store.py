@@ -26,9 +26,8 @@ from teachonce.manifests import Manifest
 from teachonce.model_spec import EmbeddingKind, Precision
 from teachonce.progress import Reporter
 from teachonce.sample_index import SampleIndex, build_index
-from teachonce.sampler import row_order
 from teachonce.selection import few_shot_samples, save_shots
-from teachonce.store_create import add_embedding, add_student, create_store
+from teachonce.store_create import add_embedding, add_student, create_store, row_order
 from teachonce.store_format import EMBEDDING, LABELS, new_layout
 from teachonce.views import ViewPolicy
 from teachonce.vocabulary import Vocabulary

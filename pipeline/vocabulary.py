@@ -277,3 +277,18 @@ def _timm_info_folder() -> Path:
     if found is None or found.origin is None:
         raise EnvironmentFault("the package timm, which carries the ImageNet class lists, is not installed")
     return Path(found.origin).parent / "data" / "_info"
+
+
+def require_template(template: str) -> tuple[str, str]:
+    """The text before and after the class name.
+
+    Raises:
+        UsageError: the template has not exactly one `{}`.
+    """
+    before, hole, after = template.partition("{}")
+    if not hole or "{}" in after:
+        raise UsageError(
+            f"the template {template!r} must hold exactly one {{}} for the class name",
+            hint='for example --template "a photo of a {}."',
+        )
+    return before, after

@@ -28,9 +28,9 @@ import numpy as np
 import numpy.typing as npt
 
 from teachonce.errors import IntegrityError, TeachOnceError
-from teachonce.feature_cache import cache_folder
 from teachonce.file_lock import ALONE, ALONE_OR_NOT, SHARED, locked
 from teachonce.ledger import fingerprint_digest
+from teachonce.machine import cache_folder
 from teachonce.progress import Reporter
 from teachonce.remote import is_remote
 from teachonce.store_sync import sync, sync_tree

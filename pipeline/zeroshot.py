@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from teachonce.clip_models import LoadedClip
 from teachonce.errors import DataError, UnsupportedModelError, UsageError
-from teachonce.model_spec import require_template
 from teachonce.name_tokens import NameTokens
 from teachonce.slot_prompts import SlotPrompts
 from teachonce.text_tower import TextTower
+from teachonce.vocabulary import require_template
 
 CHUNK = 512  # names encoded at once
 

@@ -263,7 +263,7 @@ def _require_life(job: CellJob, folder: GridFolder, cell: CellFolder) -> None:
 
 
 def _where() -> dict[str, Any]:
-    from teachonce.processes import this_process
+    from teachonce.machine import this_process
 
     mark = this_process()
     return {"host": mark.host, "pid": mark.pid}

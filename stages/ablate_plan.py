@@ -196,7 +196,7 @@ def _besides(folder: GridFolder) -> float:
 def _timed_step(prepared: Prepared, planned: Planned, request: AblateRequest, selections: _Selections) -> float:
     """Seconds of a step on the first rows that the cell uses, in a folder that is gone afterwards."""
     from teachonce.clip_models import load_clip, pick_device, tune_process
-    from teachonce.cluster import default_threads
+    from teachonce.machine import default_threads
     from teachonce.training import Trainer
     from teachonce.view_images import ViewImages
 

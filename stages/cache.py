@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from teachonce.errors import DataError, EnvironmentFault
-from teachonce.feature_cache import CACHE_VARIABLE, cache_folder
+from teachonce.machine import CACHE_VARIABLE, cache_folder
 from teachonce.progress import Reporter
 from teachonce.working_files import clear, folder_beside, folder_in_cache, stored_sets
 

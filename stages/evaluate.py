@@ -16,8 +16,9 @@ from teachonce.evaluation_scores import TABLE_HEADER, Labels, Outcomes, class_ta
 from teachonce.evaluation_sets import Among, EvaluationSet, SetChoice, open_set
 from teachonce.files import atomic_write_bytes
 from teachonce.manifests import load_manifest
-from teachonce.model_spec import parse_spec, require_template
+from teachonce.model_spec import parse_spec
 from teachonce.progress import Reporter
+from teachonce.vocabulary import require_template
 
 if TYPE_CHECKING:
     from teachonce.contender import Contender

@@ -107,7 +107,7 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
 
 def _with_student(prompts: LoadedPrompts, request: ExportRequest) -> LoadedPrompts:
     from teachonce.clip_models import load_clip, pick_device, tune_process
-    from teachonce.cluster import default_threads
+    from teachonce.machine import default_threads
 
     tune_process(request.threads or default_threads(1))
     return prompts.bound_to(load_clip(prompts.model, pick_device()))

@@ -21,12 +21,12 @@ from teachonce.derived_store import STUDENTS, Rows, content_id, copy_groups, fil
 from teachonce.errors import DataError, FingerprintError, UsageError
 from teachonce.label_codec import CODEC_VERSION
 from teachonce.label_store import Arrays, LabelStore, key_digest
+from teachonce.machine import package_versions
 from teachonce.progress import Reporter
 from teachonce.store_create import create_child
 from teachonce.store_format import EMBEDDING, LABELS, new_layout
 from teachonce.store_lock import hold
 from teachonce.store_size import bytes_per_row
-from teachonce.versions import package_versions
 
 if TYPE_CHECKING:
     from teachonce.teacher import TeacherHead

@@ -17,7 +17,6 @@ from teachonce.cluster_spec import ClusterSpec, load_description
 from teachonce.errors import DataError, EnvironmentFault, UsageError
 from teachonce.estimate import (
     ANOTHER,
-    IN_TURN,
     Estimate,
     all_workers,
     differences,
@@ -30,7 +29,7 @@ from teachonce.estimate import (
 from teachonce.files import atomic_write_bytes
 from teachonce.fingerprints import TEMPERATURES
 from teachonce.label_store import LabelStore
-from teachonce.ledger import require_fingerprint
+from teachonce.ledger import IN_TURN, require_fingerprint
 from teachonce.manifests import load_manifest, require_root
 from teachonce.progress import Reporter
 from teachonce.sample_index import build_index, few_samples, split_classes

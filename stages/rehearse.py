@@ -66,7 +66,8 @@ def rehearse_half(request: TeachRequest, half: Half, seconds: float, reporter: R
             threads=done.threads, device=done.device, failed=0, seconds=time.monotonic() - began,
             bottleneck=_slowest(rates) + ", images aside",
         )  # fmt: skip
-    from teachonce.cluster import default_threads, threads_of
+    from teachonce.cluster import threads_of
+    from teachonce.machine import default_threads
     from teachonce.rehearsal import input_rates
 
     threads = request.threads or threads_of(cluster_of(request)) or default_threads(1)

@@ -17,14 +17,14 @@ from teachonce.derived_store import content_id, copy_groups, fill, open_child, o
 from teachonce.errors import FingerprintError, UsageError
 from teachonce.label_codec import CODEC_VERSION
 from teachonce.label_store import Arrays, LabelStore
-from teachonce.model_spec import parse_spec, require_template
+from teachonce.machine import package_versions
+from teachonce.model_spec import parse_spec
 from teachonce.progress import Reporter
 from teachonce.store_create import create_child
 from teachonce.store_format import EMBEDDING, LABELS, Layout, new_layout
 from teachonce.store_lock import hold
 from teachonce.store_size import bytes_per_row
-from teachonce.versions import package_versions
-from teachonce.vocabulary import Vocabulary, load_vocabulary, read_class_ids, take_classes
+from teachonce.vocabulary import Vocabulary, load_vocabulary, read_class_ids, require_template, take_classes
 
 if TYPE_CHECKING:
     from teachonce.label_codec import FloatArray

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from teachonce.delivery import ChunkReport, deliver
 from teachonce.errors import DataError
 from teachonce.label_store import LabelStore
-from teachonce.ledger import PHASES
+from teachonce.ledger import IN_TURN, PHASES
 from teachonce.manifests import load_manifest, require_root
 from teachonce.model_spec import absolute_spec
 from teachonce.progress import Reporter
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["TeachRequest", "TeachResult", "teach"]  # the request comes from its own file
 
-IN_TURN = ("wait", "forward", "top_k", "write")  # phases of a task that follow each other
 ADVICE = {
     "read": "the archives are read slowly; local disks, or more --workers on other machines",
     "decode": "more --set threads=N, or more workers: decoding runs on CPU cores only",

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from teachonce.cluster_spec import ClusterSpec
 from teachonce.errors import UsageError
 from teachonce.manifests import Manifest
-from teachonce.model_spec import EmbeddingKind, Precision, parse_spec, require_template
+from teachonce.model_spec import EmbeddingKind, Precision, parse_spec
 from teachonce.progress import Reporter
 from teachonce.store_format import EMBEDDING, LABELS, student_group
 from teachonce.teach_store import WantedStore
 from teachonce.views import ViewPolicy
-from teachonce.vocabulary import Vocabulary
+from teachonce.vocabulary import Vocabulary, require_template
 
 if TYPE_CHECKING:
     from teachonce.clip_models import LoadedClip
@@ -112,7 +112,7 @@ def top_k_of(request: TeachRequest, vocabulary: Vocabulary) -> int:
 def load_models(request: TeachRequest, reporter: Reporter) -> dict[str, LoadedClip]:
     """The models by the column group they fill."""
     from teachonce.clip_models import load_clip, pick_device, tune_process
-    from teachonce.cluster import default_threads
+    from teachonce.machine import default_threads
 
     tune_process(default_threads(1))
     models = {}

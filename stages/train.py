@@ -23,13 +23,13 @@ from teachonce.errors import DataError, TeachOnceError, UsageError
 from teachonce.files import atomic_write_bytes
 from teachonce.label_store import LabelStore
 from teachonce.live_log import LogTo, open_sinks, require_packages
+from teachonce.machine import package_versions
 from teachonce.model_spec import parse_spec
 from teachonce.pairing import Expected, prove_pairing, require_origin
 from teachonce.progress import Reporter
 from teachonce.runlog import RunLog
 from teachonce.selection import Selection, load_selection
 from teachonce.store_format import EMBEDDING
-from teachonce.versions import package_versions
 from teachonce.working_set import WorkingSet, open_working_set
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _train(
         pick_device,
         tune_process,
     )
-    from teachonce.cluster import default_threads
+    from teachonce.machine import default_threads
     from teachonce.view_images import ViewImages
 
     threads = request.threads or default_threads(1)

@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from teachonce.processes import ProcessMark, process_start, this_process
+from teachonce.machine import ProcessMark, process_start, this_process
 from teachonce.progress import Silent
 from teachonce.stages.status import StatusRequest, status
 from teachonce.store_lock import lock_path

@@ -306,9 +306,8 @@ def synthetic_store(
     import torch
 
     from teachonce.label_store import key_digest
-    from teachonce.sampler import row_order
     from teachonce.soft_chunk import SoftChunk
-    from teachonce.store_create import create_store
+    from teachonce.store_create import create_store, row_order
     from teachonce.store_format import LABELS, new_layout
     from teachonce.vocabulary import Vocabulary
 

@@ -19,7 +19,7 @@ from status_folders import AWAY, HERE, dead_process, event, look, make_run, writ
 
 from teachonce.errors import DataError, IncompleteError, IntegrityError, TeachOnceError
 from teachonce.label_store import LabelStore
-from teachonce.processes import ProcessMark, lives
+from teachonce.machine import ProcessMark, lives
 from teachonce.progress import Silent
 from teachonce.stages.status import StatusRequest, status
 from teachonce.status_store import StoreStatus, store_status

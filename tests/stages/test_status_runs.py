@@ -12,7 +12,7 @@ import pytest
 from status_folders import AWAY, HERE, dead_process, event, look, make_grid, make_run
 
 from teachonce.errors import IntegrityError
-from teachonce.processes import ProcessMark
+from teachonce.machine import ProcessMark
 from teachonce.progress import Silent
 from teachonce.status_grid import GridStatus
 from teachonce.status_run import RunStatus

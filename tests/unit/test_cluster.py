@@ -15,10 +15,11 @@ import pytest
 from hand_cluster import by_hand, free_port, stand_in_slurm
 from worlds import Notes
 
-from teachonce.cluster import default_threads, open_cluster, run_tasks, threads_of, warm_up, worker_index
+from teachonce.cluster import open_cluster, run_tasks, threads_of, warm_up, worker_index
 from teachonce.cluster_jobs import cuda_cluster, slurm_cluster, started
 from teachonce.cluster_spec import ClusterSpec, CudaDescription, load_description
 from teachonce.errors import EnvironmentFault, IncompleteError, UsageError
+from teachonce.machine import default_threads
 from teachonce.progress import Silent
 
 SLURM = """

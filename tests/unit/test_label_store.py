@@ -16,8 +16,7 @@ from teachonce.errors import DataError, FingerprintError, IncompleteError, Integ
 from teachonce.label_codec import TopK, encode, max_error
 from teachonce.label_store import LabelStore
 from teachonce.ledger import require_fingerprint
-from teachonce.sampler import row_order
-from teachonce.store_create import add_student, create_store
+from teachonce.store_create import add_student, create_store, row_order
 from teachonce.store_format import LABELS, Layout, label_arrays
 from teachonce.store_size import bytes_per_row
 from teachonce.vocabulary import Vocabulary

@@ -23,7 +23,7 @@ from worlds import Notes
 
 from teachonce.errors import IncompleteError
 from teachonce.ledger import COMMITTED, Record, chunk_digest, fingerprint_digest, from_row, to_row
-from teachonce.processes import process_start
+from teachonce.machine import process_start
 from teachonce.progress import Silent
 from teachonce.store_lock import LockOwner, hold, lock_path, read_owner, require_token
 

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from teachonce.candidates import all_candidates, sampled_candidates
+from teachonce.contender import wise
 from teachonce.errors import UsageError
-from teachonce.regularisers import anchor, project, wise
+from teachonce.regularisers import anchor, project
 
 
 def unit(seed: int, count: int = 60, width: int = 8) -> Tensor:

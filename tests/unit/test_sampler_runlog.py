@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teachonce.runlog import RunLog, read_events
-from teachonce.sampler import BLOCK, row_order
+from teachonce.store_create import BLOCK, row_order
 
 
 @given(st.integers(1, 1000), st.integers(0, 2**63 - 1))

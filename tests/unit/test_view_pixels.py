@@ -19,7 +19,8 @@ from torchvision.transforms.autoaugment import _apply_op as torchvision_op
 from worlds import encoded, make_photo
 
 from teachonce.clip_models import load_clip
-from teachonce.views import EVALUATION, OPS, View, ViewPolicy, ViewTransform, apply_op, draw_view
+from teachonce.view_transform import ViewTransform, apply_op
+from teachonce.views import EVALUATION, OPS, View, ViewPolicy, draw_view
 
 PLAIN = ViewPolicy(views=4)
 STRONG = ViewPolicy(views=4, seed=7, scale=(0.5, 1.0), randaugment=(2, 9))

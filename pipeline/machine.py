@@ -1,16 +1,22 @@
-"""Which process did something, and whether it still lives: what locks and logs keep of it.
+"""The machine this process runs on: who runs, how many cores are its share, what is installed, where its caches are.
 
-It ends no process and asks nothing about other machines.
+It imports nothing heavy and reads no data.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import socket
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
+
+CACHE_VARIABLE = "TEACHONCE_CACHE"
+
+PACKAGES = ("torch", "open_clip_torch", "timm", "torchvision", "pillow", "zarr", "numcodecs", "numpy", "dask")
 
 CLOCK_SLACK_S = 2.0  # two readings of one process's start may differ by so much
 
@@ -55,3 +61,37 @@ def process_start(pid: int) -> float:
     except (FileNotFoundError, ProcessLookupError):
         return float(psutil.Process(pid).create_time())
     return int(stat.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")  # field 22 of proc(5)
+
+
+def package_versions() -> dict[str, str]:
+    """Package -> installed version, and Python's own."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def default_threads(workers: int) -> int:
+    """CPU threads a worker may use: an equal share of the cores this process may run on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // workers)
+
+
+def cache_folder() -> Path:
+    """$TEACHONCE_CACHE, or teachonce below the user's cache folder."""
+    if os.environ.get(CACHE_VARIABLE):
+        return Path(os.environ[CACHE_VARIABLE])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "teachonce"
+
+
+def cache_problem() -> str | None:
+    """Why nothing can be kept; None where it can."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        return f"{folder}: {problem.strerror}"
+    return None if os.access(folder, os.W_OK | os.X_OK) else f"{folder}: it cannot be written"

@@ -1,0 +1,44 @@
+"""Where images lie: what a scan of any layout gives, and which file endings are images.
+
+It opens nothing; `archives` and the readers of listed images and parquet files do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
+UNKNOWN = -1  # the label of a sample whose class nobody states
+
+
+class Found(NamedTuple):
+    """One image as a scan meets it; turned into columns at once."""
+
+    key: str
+    offset: int
+    """Of its bytes in the archive; in parquet files the number of its row."""
+    size: int
+    """Bytes; 0 in parquet files, where only reading the image would tell."""
+    label: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is scanned in one go: an archive, a tar inside a tar, or a class folder."""
+
+    archive: Path
+    name: str
+    """The part's own name, without extension: the class id where the layout says so."""
+    start: int = 0
+    end: int | None = None
+    """Bytes of the archive that hold this part; None: to its end."""
+
+    def __str__(self) -> str:
+        return str(self.archive) if self.end is None else f"{self.archive} ({self.name}.tar in it)"
+
+
+def extension(name: str) -> str:
+    """What follows the last dot, in lower case."""
+    return name.rpartition(".")[2].lower()
