@@ -19,15 +19,14 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from teachonce.clip_models import load_clip
 from teachonce.errors import UnsupportedModelError
-from teachonce.image_prompts import image_learner
-from teachonce.image_tower import ImageTower
-from teachonce.prompts import PromptSpec
-from teachonce.structures import Init, Position, Structure
-from teachonce.text_tower import TextTower
+from teachonce.models.clip import load_clip
+from teachonce.models.image_tower import ImageTower
+from teachonce.models.learner import PromptSpec, image_learner
+from teachonce.models.structures import Init, Position, Structure
+from teachonce.models.text_tower import TextTower
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "unit"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 import image_reference  # noqa: E402 - of the tests
 import tower_reference  # noqa: E402
 

@@ -24,15 +24,16 @@ import torch
 from numcodecs import Blosc, blosc
 from readers import CONTAINERS, Columns
 
-from teachonce.label_codec import TopK
-from teachonce.label_store import LabelStore, key_digest
-from teachonce.sample_index import SampleIndex
-from teachonce.soft_chunk import SoftChunk
-from teachonce.store_create import create_store
-from teachonce.store_format import LABELS, new_layout
-from teachonce.store_size import bytes_per_row
-from teachonce.teacher import soft_labels
-from teachonce.vocabulary import Vocabulary
+from teachonce.data.index import SampleIndex
+from teachonce.data.vocabulary import Vocabulary
+from teachonce.labels.codec import TopK
+from teachonce.labels.create import create_store
+from teachonce.labels.format import LABELS, new_layout
+from teachonce.labels.ledger import key_digest
+from teachonce.labels.size import bytes_per_row
+from teachonce.labels.store import LabelStore
+from teachonce.teaching.soft_chunk import SoftChunk
+from teachonce.teaching.teacher import soft_labels
 
 CLASSES, WIDTH, K, BATCH = 21_841, 256, 100, 1024
 Teacher = tuple[np.ndarray, np.ndarray, float, int]  # images [N, D], classes [C, D], logit scale, rows of a chunk

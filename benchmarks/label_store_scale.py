@@ -22,25 +22,26 @@ import numpy as np
 import torch
 from numcodecs import blosc
 
-from teachonce.label_codec import CodedTopK, TopK, encode
-from teachonce.label_store import Arrays, LabelStore, key_digest
-from teachonce.progress import Silent
-from teachonce.sample_index import SampleIndex
+from teachonce.core.progress import Silent
+from teachonce.data.index import SampleIndex
+from teachonce.data.vocabulary import Vocabulary
+from teachonce.labels.codec import CodedTopK, TopK, encode
+from teachonce.labels.create import create_store, row_order
+from teachonce.labels.format import LABELS, new_layout
+from teachonce.labels.ledger import key_digest
+from teachonce.labels.size import bytes_per_row
+from teachonce.labels.store import Arrays, LabelStore
+from teachonce.rows.working_set import open_working_set
 from teachonce.stages.inspect import InspectRequest, inspect
 from teachonce.stages.verify import VerifyRequest, verify
-from teachonce.store_create import create_store, row_order
-from teachonce.store_format import LABELS, new_layout
-from teachonce.store_size import bytes_per_row
-from teachonce.teacher import soft_labels
-from teachonce.vocabulary import Vocabulary
-from teachonce.working_set import open_working_set
+from teachonce.teaching.teacher import soft_labels
 
 CLASSES, K, POOL = 21_841, 100, 16_384
 
 
 def pool(class_order: np.ndarray, levels: np.ndarray) -> CodedTopK:
     """Coded rows of random logits whose best classes cluster, as like names do."""
-    from teachonce.label_codec import CodecTables
+    from teachonce.labels.codec import CodecTables
 
     rng = np.random.default_rng(0)
     parts = []

@@ -15,13 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from teachonce.label_codec import TopK, encode
-from teachonce.label_store import LabelStore, key_digest
-from teachonce.progress import Silent
-from teachonce.sample_index import SampleIndex
-from teachonce.store_create import create_store
-from teachonce.store_format import LABELS, new_layout
-from teachonce.working_set import open_working_set
+from teachonce.core.progress import Silent
+from teachonce.data.index import SampleIndex
+from teachonce.labels.codec import TopK, encode
+from teachonce.labels.create import create_store
+from teachonce.labels.format import LABELS, new_layout
+from teachonce.labels.ledger import key_digest
+from teachonce.labels.store import LabelStore
+from teachonce.rows.working_set import open_working_set
 
 CHUNK = 16_384
 

@@ -22,17 +22,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teachonce.candidates import Candidates, Correction, all_candidates, sampled_candidates
-from teachonce.clip_models import load_clip, pick_device
-from teachonce.label_store import LabelStore
-from teachonce.losses import dense_rows, hard_rows
-from teachonce.name_tokens import NameTokens
-from teachonce.progress import Silent
-from teachonce.prompts import PromptSpec, SlotLearner, text_learner
-from teachonce.targets import embedding_columns
-from teachonce.text_tower import TextTower
-from teachonce.two_pass import PoissonSample, TextPass
-from teachonce.working_set import open_working_set
+from teachonce.core.progress import Silent
+from teachonce.labels.store import LabelStore
+from teachonce.models.clip import load_clip, pick_device
+from teachonce.models.learner import PromptSpec, SlotLearner, text_learner
+from teachonce.models.text_tower import TextTower
+from teachonce.models.tokens import NameTokens
+from teachonce.rows.working_set import open_working_set
+from teachonce.training.candidates import Candidates, Correction, all_candidates, sampled_candidates
+from teachonce.training.losses import dense_rows, hard_rows
+from teachonce.training.targets import embedding_columns
+from teachonce.training.two_pass import PoissonSample, TextPass
 
 LOSSES = ("hard", "soft")
 

@@ -26,20 +26,20 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from teachonce.chunk_task import TeachJob, _Images, _row_arrays, _stage
-from teachonce.clip_models import load_clip, tune_process
-from teachonce.delivery import ChunkReport
-from teachonce.image_batches import image_batches
-from teachonce.images import ImageFault, ImageReader, decode
-from teachonce.label_store import Arrays, LabelStore
-from teachonce.progress import Silent
-from teachonce.sample_index import SampleIndex
+from teachonce.core.locks import hold
+from teachonce.core.progress import Silent
+from teachonce.data.batches import image_batches
+from teachonce.data.index import SampleIndex
+from teachonce.data.reader import ImageFault, ImageReader, decode
+from teachonce.data.vocabulary import Vocabulary
+from teachonce.labels.create import create_store, row_order
+from teachonce.labels.format import LABELS, new_layout
+from teachonce.labels.store import Arrays, LabelStore
+from teachonce.models.clip import load_clip, tune_process
 from teachonce.stages import teach
-from teachonce.store_create import create_store, row_order
-from teachonce.store_format import LABELS, new_layout
-from teachonce.store_lock import hold
-from teachonce.vocabulary import Vocabulary
-from teachonce.worker_models import worker_head, worker_models
+from teachonce.teaching.chunk import TeachJob, _Images, _row_arrays, _stage
+from teachonce.teaching.delivery import ChunkReport
+from teachonce.teaching.worker import worker_head, worker_models
 
 K, TEMPERATURES = 100, (1.0, 2.0, 4.0)
 

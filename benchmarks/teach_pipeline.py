@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 from teach_parts import Bench, Run, bare_decode, bare_forward, digest_of, empty_store, enlarged, made_up_clip, warm
 
-from teachonce.cluster import local_cluster
-from teachonce.ledger import PHASES
-from teachonce.manifests import load_manifest
-from teachonce.progress import Silent
-from teachonce.sample_index import SampleIndex, build_index, split_classes
-from teachonce.vocabulary import Vocabulary
+from teachonce.cluster.client import local_cluster
+from teachonce.core.progress import Silent
+from teachonce.data.index import SampleIndex, build_index, split_classes
+from teachonce.data.manifests import load_manifest
+from teachonce.data.vocabulary import Vocabulary
+from teachonce.labels.ledger import PHASES
 
 NAMES = 21_841
 CORES = sorted(os.sched_getaffinity(0))

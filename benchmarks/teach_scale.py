@@ -37,17 +37,17 @@ from teach_parts import (
     warm,
 )
 
-from teachonce import chunk_task
-from teachonce.cluster import local_cluster, run_tasks
-from teachonce.label_store import LabelStore
-from teachonce.manifests import load_manifest
-from teachonce.progress import Silent
-from teachonce.sample_index import build_index, split_classes
+from teachonce.cluster.client import local_cluster, run_tasks
+from teachonce.core.locks import hold
+from teachonce.core.progress import Silent
+from teachonce.data.index import build_index, split_classes
+from teachonce.data.manifests import load_manifest
+from teachonce.data.vocabulary import Vocabulary
+from teachonce.labels.format import LABELS
+from teachonce.labels.size import bytes_per_row
+from teachonce.labels.store import LabelStore
 from teachonce.stages import teach
-from teachonce.store_format import LABELS
-from teachonce.store_lock import hold
-from teachonce.store_size import bytes_per_row
-from teachonce.vocabulary import Vocabulary
+from teachonce.teaching import chunk as chunk_task
 
 POINTS = 10
 

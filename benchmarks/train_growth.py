@@ -31,9 +31,9 @@ from train_parts import (
     table,
 )
 
-from teachonce.clip_models import LoadedClip, load_clip, pick_device, tune_process
-from teachonce.config import TrainConfig
-from teachonce.training import Trainer
+from teachonce.models.clip import LoadedClip, load_clip, pick_device, tune_process
+from teachonce.training.config import TrainConfig
+from teachonce.training.trainer import Trainer
 
 Kind = Literal["all", "all-sampled", "sampled"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

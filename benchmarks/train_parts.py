@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from teachonce.clip_models import LoadedClip
-from teachonce.config import TrainConfig
-from teachonce.training import Trainer
-from teachonce.vocabulary import Vocabulary, load_vocabulary
-from teachonce.working_set import Batch, WorkingSet
+from teachonce.data.vocabulary import Vocabulary, load_vocabulary
+from teachonce.models.clip import LoadedClip
+from teachonce.rows.working_set import Batch, WorkingSet
+from teachonce.training.config import TrainConfig
+from teachonce.training.trainer import Trainer
 
 NAMES = "timm:imagenet22k/first-lemma"
 GIGA = 1e9

@@ -25,7 +25,7 @@ from train_parts import say
 from train_store import step_case, until_case
 from train_towers import flops_case, tower_case
 
-from teachonce.clip_models import tune_process
+from teachonce.models.clip import tune_process
 
 CASES: dict[str, tuple[Callable[[argparse.Namespace], None], tuple[str, ...]]] = {
     "tower": (tower_case, ()),

@@ -1,6 +1,7 @@
 """Cases `step` and `until`: steps from a store's cache against steps that do the same work on images each time.
 
-Both sides are the same code of `teachonce.training`; only where a batch comes from differs. Evaluation is not timed.
+Both sides are the same code of `teachonce.training.trainer`; only where a batch comes from differs. Evaluation is not
+timed.
 
 Shapes: B rows, k classes a row, E the student's embedding.
 """
@@ -21,20 +22,20 @@ from PIL import Image
 from torch import Tensor
 from train_parts import GIGA, StepResult, by_turns, count_flops, same_prompts, say, seconds_of, step_of, table
 
-from teachonce.clip_models import LoadedClip, load_clip, pick_device
-from teachonce.config import TrainConfig
-from teachonce.embedding_codec import decode_embeddings, encode_embeddings
-from teachonce.held_out import measure
-from teachonce.label_codec import CodecTables, decode, encode, max_error
-from teachonce.label_store import LabelStore
-from teachonce.model_spec import EmbeddingKind
-from teachonce.progress import Silent
-from teachonce.store_format import LABELS
-from teachonce.teacher import head_of, soft_labels
-from teachonce.training import Trainer
-from teachonce.view_images import ViewImages
-from teachonce.views import EVALUATION, View
-from teachonce.working_set import Batch, WorkingSet, open_working_set
+from teachonce.core.progress import Silent
+from teachonce.data.views import EVALUATION, View
+from teachonce.labels.codec import CodecTables, decode, encode, max_error
+from teachonce.labels.embeddings import decode_embeddings, encode_embeddings
+from teachonce.labels.format import LABELS
+from teachonce.labels.store import LabelStore
+from teachonce.models.clip import LoadedClip, load_clip, pick_device
+from teachonce.models.spec import EmbeddingKind
+from teachonce.rows.images import ViewImages
+from teachonce.rows.working_set import Batch, WorkingSet, open_working_set
+from teachonce.teaching.teacher import head_of, soft_labels
+from teachonce.training.config import TrainConfig
+from teachonce.training.held_out import measure
+from teachonce.training.trainer import Trainer
 
 AT_ONCE = 256  # images in a tower
 CACHE, STUDENT, TEACHER = "from cache", "+ student's images", "+ student and teacher"

@@ -25,16 +25,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from teachonce.clip_models import LoadedClip, load_clip, tune_process
-from teachonce.config import load_train_config
-from teachonce.evaluation_features import Work, image_features
-from teachonce.label_store import LabelStore
-from teachonce.manifests import load_manifest
-from teachonce.progress import Silent
-from teachonce.sample_index import build_index, split_classes
-from teachonce.training import Trainer
-from teachonce.working_set import open_working_set
-from teachonce.zeroshot import equal_rows, score
+from teachonce.core.progress import Silent
+from teachonce.data.index import build_index, split_classes
+from teachonce.data.manifests import load_manifest
+from teachonce.evaluation.features import Work, image_features
+from teachonce.labels.store import LabelStore
+from teachonce.models.classifier import equal_rows, score
+from teachonce.models.clip import LoadedClip, load_clip, tune_process
+from teachonce.rows.working_set import open_working_set
+from teachonce.training.config import load_train_config
+from teachonce.training.trainer import Trainer
 
 BASE = ("anchor_weight=0",)  # as when docs/training.md's tables were made
 CELLS: dict[str, tuple[str, ...]] = {

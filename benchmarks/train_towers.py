@@ -20,14 +20,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from train_parts import CONTEXT, GIGA, apart, by_turns, count_flops, made_up_clip, most_apart, say, some_names, table
 
-from teachonce.clip_models import LoadedClip, autocast
-from teachonce.model_spec import Precision
-from teachonce.name_tokens import NameTokens
-from teachonce.prompts import PromptSpec, text_learner
-from teachonce.slot_prompts import SlotPrompts
-from teachonce.structures import Structure
-from teachonce.text_tower import TextTower
-from teachonce.two_pass import TextPass
+from teachonce.models.clip import LoadedClip, autocast
+from teachonce.models.learner import PromptSpec, text_learner
+from teachonce.models.slots import SlotPrompts
+from teachonce.models.spec import Precision
+from teachonce.models.structures import Structure
+from teachonce.models.text_tower import TextTower
+from teachonce.models.tokens import NameTokens
+from teachonce.training.two_pass import TextPass
 
 STRUCTURES: tuple[Structure, ...] = ("shared", "unshared", "unshared-replace")
 SLOTS = (4, 16)

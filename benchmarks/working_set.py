@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from teachonce.label_codec import default_gap_levels
-from teachonce.progress import Silent
-from teachonce.working_build import RECORDS, code_values, record_dtype
-from teachonce.working_files import ArrayWriter, building, draft, open_files, publish, set_digest
-from teachonce.working_set import Batch, decode_records
+from teachonce.core.progress import Silent
+from teachonce.labels.codec import default_gap_levels
+from teachonce.rows.build import RECORDS, code_values, record_dtype
+from teachonce.rows.files import ArrayWriter, building, draft, open_files, publish, set_digest
+from teachonce.rows.working_set import Batch, decode_records
 
 CLASSES, TEMPERATURES, BLOCK = 21_841, 3, 50_000
 IDENTITY = {"benchmark": "working set"}

@@ -7,28 +7,38 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import keyword
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
 import teachonce
-from teachonce.cli import (
-    commands,
-    data_commands,
-    grid_commands,
-    prompt_commands,
-    report_commands,
-    share_commands,
-    status_commands,
-    store_commands,
+from teachonce.cli.commands import (
+    ablate,
+    cache,
+    demo,
+    evaluate,
+    export,
+    import_,
+    index,
+    inspect,
+    merge,
+    pack,
+    plan,
+    relabel,
+    report,
+    show,
+    status,
+    subset,
+    teach,
+    train,
+    verify,
 )
 from teachonce.cli.console import Failure, Output
 from teachonce.cli.jobs import Job
@@ -60,6 +70,27 @@ EXAMPLES = {  # each fits one line of an 80-column terminal, so that it can be c
     "pack": "teachonce pack labels.zarr --out labels.tar",
     "demo": "teachonce demo --out teachonce-demo",
 }
+COMMANDS: Mapping[str, Callable[..., Job]] = {
+    "index": index.index,
+    "plan": plan.plan,
+    "teach": teach.teach,
+    "inspect": inspect.inspect,
+    "verify": verify.verify,
+    "relabel": relabel.relabel,
+    "merge": merge.merge,
+    "subset": subset.subset,
+    "train": train.train,
+    "import": import_.import_,
+    "status": status.status,
+    "cache": cache.cache,
+    "evaluate": evaluate.evaluate,
+    "ablate": ablate.ablate,
+    "show": show.show,
+    "report": report.report,
+    "export": export.export,
+    "pack": pack.pack,
+    "demo": demo.demo,
+}
 ALIASES = {"eval": "evaluate"}
 
 app = typer.Typer(
@@ -77,19 +108,10 @@ class Terminated(BaseException):
 
 
 def _register() -> None:
-    for name, example in EXAMPLES.items():
-        app.command(name, epilog=f"\b\nExample:\n  {example}")(command_named(name))
+    for name, command in COMMANDS.items():
+        app.command(name, epilog=f"\b\nExample:\n  {EXAMPLES[name]}")(command)
     for alias, name in ALIASES.items():
-        app.command(alias, hidden=True, epilog=f"\b\nExample:\n  {EXAMPLES[name]}")(command_named(name))
-
-
-def command_named(name: str) -> Callable[..., Job]:
-    """The function of a command; that of `import`, a word of Python, ends in an underscore."""
-    function = f"{name}_" if keyword.iskeyword(name) else name
-    modules = (commands, store_commands, data_commands, prompt_commands, status_commands, share_commands, grid_commands,
-               report_commands)  # fmt: skip
-    found: Callable[..., Job] = next(getattr(module, function) for module in modules if hasattr(module, function))
-    return found
+        app.command(alias, hidden=True, epilog=f"\b\nExample:\n  {EXAMPLES[name]}")(COMMANDS[name])
 
 
 def _print_version(wanted: bool) -> None:

@@ -21,7 +21,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from teachonce.cli import charts
+from teachonce.cli.views import fidelity as charts
 from teachonce.errors import EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Pace:
 
 
 class Output:
-    """The `teachonce.progress.Reporter` of the command line, and the printer of its results and errors.
+    """The `teachonce.core.progress.Reporter` of the command line, and the printer of its results and errors.
 
     Args:
         command: its name, for the JSON document; None while it is not known.

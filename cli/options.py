@@ -14,10 +14,10 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from teachonce.cli.settings import EvaluateSettings, MergeSettings, RelabelSettings, TeachSettings, keys_of
-from teachonce.config import TrainConfig
 from teachonce.errors import UsageError, did_you_mean
-from teachonce.live_log import LogTo
-from teachonce.model_spec import EmbeddingKind
+from teachonce.models.spec import EmbeddingKind
+from teachonce.runs.tensorboard import LogTo
+from teachonce.training.config import TrainConfig
 
 T = TypeVar("T")
 CacheAction = typing.Literal["list", "clear"]

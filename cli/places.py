@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from teachonce.remote import location
+from teachonce.core.remote import location
 
 STORE: dict[str, Any] = {"metavar": "LABELS.zarr", "parser": location}
 DIR: dict[str, Any] = {"metavar": "DIR", "parser": location}

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from teachonce.core.strict import decode, toml_value
 from teachonce.errors import UsageError, did_you_mean
-from teachonce.model_spec import Precision
-from teachonce.strict import decode, toml_value
+from teachonce.models.spec import Precision
 
 T = TypeVar("T")
 

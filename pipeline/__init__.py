@@ -16,17 +16,17 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load_prompts", "prompted_model"]
 
 if TYPE_CHECKING:
-    from teachonce.adapter import prompted_model as prompted_model
-    from teachonce.prompt_files import load_prompts as load_prompts
+    from teachonce.models.prompt_files import load_prompts as load_prompts
+    from teachonce.sharing.adapter import prompted_model as prompted_model
 
 
 def __getattr__(name: str) -> Any:
     if name == "load_prompts":
-        from teachonce.prompt_files import load_prompts
+        from teachonce.models.prompt_files import load_prompts
 
         return load_prompts
     if name == "prompted_model":
-        from teachonce.adapter import prompted_model
+        from teachonce.sharing.adapter import prompted_model
 
         return prompted_model
     raise AttributeError(f"module 'teachonce' has no attribute '{name}'")

@@ -13,10 +13,10 @@ from typing import Literal
 
 import numpy as np
 
+from teachonce.core.machine import CACHE_VARIABLE, cache_folder
+from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, EnvironmentFault
-from teachonce.machine import CACHE_VARIABLE, cache_folder
-from teachonce.progress import Reporter
-from teachonce.working_files import clear, folder_beside, folder_in_cache, stored_sets
+from teachonce.rows.files import clear, folder_beside, folder_in_cache, stored_sets
 
 Action = Literal["list", "clear"]
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+from teachonce.core.files import atomic_write_bytes
+from teachonce.core.progress import Reporter
 from teachonce.errors import IntegrityError, UsageError
-from teachonce.files import atomic_write_bytes
-from teachonce.progress import Reporter
 
 if TYPE_CHECKING:
-    from teachonce.demo_models import DemoModels
+    from teachonce.demo.models import DemoModels
     from teachonce.stages.evaluate import EvaluateResult
 
 STEPS, BATCH = 300, 256  # enough for the curves to flatten on this small world
@@ -59,8 +59,8 @@ def demo(request: DemoRequest, reporter: Reporter) -> DemoResult:
     began = time.monotonic()
     if request.train_models is not None:
         return _train_models(request.train_models, reporter, began)
-    from teachonce.demo_models import unpack_models
-    from teachonce.demo_world import write_world
+    from teachonce.demo.models import unpack_models
+    from teachonce.demo.world import write_world
 
     out = request.out
     _require_place(out)
@@ -99,7 +99,7 @@ def _require_place(out: Path) -> None:
 
 def _train_models(folder: Path, reporter: Reporter, began: float) -> DemoResult:
     """Run the recipe that made the shipped models."""
-    from teachonce.demo_training import TrainSizes, train_demo_models
+    from teachonce.demo.training import TrainSizes, train_demo_models
 
     made = train_demo_models(folder, TrainSizes(), reporter)
     table = tuple(
@@ -142,8 +142,8 @@ def _train(
     out: Path, models: DemoModels, structure: str, supervision: str, seed: int, reporter: Reporter
 ) -> tuple[str, Path, dict[str, Any]]:
     """Train one cell, or take it up where an earlier demo left it; returns its name, folder and results."""
-    from teachonce.config import load_train_config
     from teachonce.stages.train import TrainRequest, train
+    from teachonce.training.config import load_train_config
 
     name = f"{structure}, {supervision} labels"
     run = out / "runs" / f"{structure}-{supervision.replace('+', '-')}-{seed}"

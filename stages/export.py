@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from teachonce import __version__
+from teachonce.core.folders import new_folder, require_new
+from teachonce.core.hub import parse_hub_id
+from teachonce.core.progress import Reporter
+from teachonce.core.sums import CARD_FILE, SUMS_FILE, require_unchanged, write_sums
+from teachonce.data.vocabulary import Vocabulary, load_vocabulary, shown
 from teachonce.errors import DataError, IntegrityError, UsageError
-from teachonce.export_folder import new_folder, require_new
-from teachonce.export_sums import CARD_FILE, SUMS_FILE, require_unchanged, write_sums
-from teachonce.hub import parse_hub_id
-from teachonce.model_spec import parse_spec
-from teachonce.progress import Reporter
-from teachonce.vocabulary import Vocabulary, load_vocabulary, shown
+from teachonce.models.prompt_files import EXPORTED
+from teachonce.models.spec import parse_spec
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from teachonce.export_facts import ExportFacts
-    from teachonce.prompt_files import LoadedPrompts
+    from teachonce.models.prompt_files import LoadedPrompts
+    from teachonce.sharing.facts import ExportFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +79,8 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     require_new(request.out)
     classes = None if request.classes is None else load_vocabulary(request.classes)
 
-    from teachonce.export_facts import gather  # heavy: only when the request is in order
-    from teachonce.prompt_files import load_prompts
+    from teachonce.models.prompt_files import load_prompts
+    from teachonce.sharing.facts import gather  # heavy: only when the request is in order
 
     prompts = load_prompts(request.run, request.student)
     facts = gather(request.run, prompts, request.licence, __version__)
@@ -93,7 +94,7 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
         _prove(folder, prompts, classes)
     pushed = None
     if request.push is not None:
-        from teachonce.hub import push
+        from teachonce.core.hub import push
 
         repo = parse_hub_id(request.push).repo
         pushed = push(request.out, repo, f"Prompts {facts.prompts_digest[:12]}, exported by teachonce {__version__}")
@@ -106,8 +107,8 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
 
 
 def _with_student(prompts: LoadedPrompts, request: ExportRequest) -> LoadedPrompts:
-    from teachonce.clip_models import load_clip, pick_device, tune_process
-    from teachonce.machine import default_threads
+    from teachonce.core.machine import default_threads
+    from teachonce.models.clip import load_clip, pick_device, tune_process
 
     tune_process(request.threads or default_threads(1))
     return prompts.bound_to(load_clip(prompts.model, pick_device()))
@@ -119,10 +120,10 @@ def _write(
     """Fill the folder; returns the facts with those of the weights, and the names of all files."""
     import hashlib
 
-    from teachonce.export_facts import CONFIG_FILE, FACTS_FILE
-    from teachonce.export_weights import write_weights
-    from teachonce.model_card import model_card
-    from teachonce.prompt_files import META_FILE, TENSORS_FILE
+    from teachonce.models.prompt_files import META_FILE, TENSORS_FILE
+    from teachonce.sharing.class_weights import write_weights
+    from teachonce.sharing.facts import CONFIG_FILE, FACTS_FILE
+    from teachonce.sharing.model_card import model_card
 
     names = [TENSORS_FILE, META_FILE]
     if (request.run / CONFIG_FILE).is_file():  # an imported checkpoint has none
@@ -163,10 +164,10 @@ def _prove(folder: Path, prompts: LoadedPrompts, classes: Vocabulary | None) -> 
     """Load what was written as others will: the same prompts, and the same class features to the bit."""
     import numpy as np
 
-    from teachonce.export_weights import ARRAY_FILE
-    from teachonce.prompt_files import load_prompts
+    from teachonce.models.prompt_files import load_prompts
+    from teachonce.sharing.class_weights import ARRAY_FILE
 
-    require_unchanged(folder, whole=True)
+    require_unchanged(folder, EXPORTED, whole=True)
     again = load_prompts(folder)
     same = again.tensors_digest == prompts.tensors_digest and again.meta == prompts.meta
     if same and classes is not None and prompts.student is not None:

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from teachonce import __version__
+from teachonce.core.files import atomic_write_bytes
+from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, EnvironmentFault, UsageError
-from teachonce.files import atomic_write_bytes
-from teachonce.model_spec import parse_spec
-from teachonce.progress import Reporter
-from teachonce.structures import Position
+from teachonce.models.spec import parse_spec
+from teachonce.models.structures import Position
 
 if TYPE_CHECKING:
-    from teachonce.slot_prompts import SlotPrompts
-    from teachonce.text_tower import TextTower
+    from teachonce.models.slots import SlotPrompts
+    from teachonce.models.text_tower import TextTower
 
 RESULTS_FILE = "results.json"
 PROBES = ("fox", "cup", "map")  # names that try out a context: a token each
@@ -73,11 +73,11 @@ def import_(request: ImportRequest, reporter: Reporter) -> ImportResult:
     parse_spec(request.student)
     _check_out(request.out)
 
-    from teachonce.clip_models import load_clip  # heavy: only when all is in order
-    from teachonce.foreign_prompts import prove_student, read_foreign
-    from teachonce.prompt_files import META_FILE, TENSORS_FILE, PromptMeta, save_prompts
-    from teachonce.slot_prompts import SlotPrompts
-    from teachonce.text_tower import TextTower
+    from teachonce.models.clip import load_clip  # heavy: only when all is in order
+    from teachonce.models.foreign_prompts import prove_student, read_foreign
+    from teachonce.models.prompt_files import META_FILE, TENSORS_FILE, PromptMeta, save_prompts
+    from teachonce.models.slots import SlotPrompts
+    from teachonce.models.text_tower import TextTower
 
     prompts = read_foreign(request.checkpoint)
     clip = load_clip(request.student)
@@ -114,7 +114,7 @@ def _check_out(out: Path) -> None:
 
 def _require_sound(request: ImportRequest, prompts: SlotPrompts, tower: TextTower) -> None:
     """Refuse a context, finite itself, behind which the student makes no numbers of a name."""
-    from teachonce.zeroshot import prompted_features
+    from teachonce.models.classifier import prompted_features
 
     try:
         names = tower.tokenise(PROBES, SUFFIX, prompts.slots, request.position)

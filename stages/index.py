@@ -9,10 +9,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from teachonce.core.progress import Reporter
+from teachonce.data.manifests import load_manifest, require_root
+from teachonce.data.survey import IndexFault, SplitSurvey, check_digests, survey_split
 from teachonce.errors import DataError
-from teachonce.manifests import load_manifest, require_root
-from teachonce.progress import Reporter
-from teachonce.survey import IndexFault, SplitSurvey, check_digests, survey_split
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from teachonce.fidelity import fidelity_report
-from teachonce.label_codec import TopK
-from teachonce.label_store import LabelStore
-from teachonce.progress import Reporter
-from teachonce.store_format import EMBEDDING, LABELS
-from teachonce.store_size import bytes_per_row
-from teachonce.vocabulary import Vocabulary
+from teachonce.core.progress import Reporter
+from teachonce.data.vocabulary import Vocabulary
+from teachonce.labels.codec import TopK
+from teachonce.labels.fidelity import fidelity_report
+from teachonce.labels.format import EMBEDDING, LABELS
+from teachonce.labels.size import bytes_per_row
+from teachonce.labels.store import LabelStore
 
 STATISTICS_CHUNKS = 8  # chunks the statistics are taken from; all of a small store
 EXAMPLE_CLASSES = 3

@@ -17,19 +17,20 @@ import numpy as np
 import numpy.typing as npt
 
 from teachonce import __version__
-from teachonce.derived_store import STUDENTS, Rows, content_id, copy_groups, fill, open_child, open_parent
+from teachonce.core.locks import hold
+from teachonce.core.machine import package_versions
+from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, FingerprintError, UsageError
-from teachonce.label_codec import CODEC_VERSION
-from teachonce.label_store import Arrays, LabelStore, key_digest
-from teachonce.machine import package_versions
-from teachonce.progress import Reporter
-from teachonce.store_create import create_child
-from teachonce.store_format import EMBEDDING, LABELS, new_layout
-from teachonce.store_lock import hold
-from teachonce.store_size import bytes_per_row
+from teachonce.labels.codec import CODEC_VERSION
+from teachonce.labels.create import create_child
+from teachonce.labels.derived import STUDENTS, Rows, content_id, copy_groups, fill, open_child, open_parent
+from teachonce.labels.format import EMBEDDING, LABELS, new_layout
+from teachonce.labels.ledger import key_digest
+from teachonce.labels.size import bytes_per_row
+from teachonce.labels.store import Arrays, LabelStore
 
 if TYPE_CHECKING:
-    from teachonce.teacher import TeacherHead
+    from teachonce.teaching.teacher import TeacherHead
 
 BATCH_ROWS = 512
 WEIGHTS_OFF = 1e-6  # how far the sum of the weights may be from 1
@@ -220,7 +221,7 @@ def _calibrated(parents: Sequence[LabelStore], threads: int | None, reporter: Re
     """The scale of each teacher at which the labels of a sample of rows are most probable."""
     import torch
 
-    from teachonce.ensemble import calibrate, calibration_rows
+    from teachonce.teaching.ensemble import calibrate, calibration_rows
 
     first, rows = parents[0], [Rows(parent) for parent in parents]
     label, usable = np.full(first.layout.rows, -1, np.int64), np.ones(first.layout.rows, np.bool_)
@@ -263,8 +264,8 @@ def _status(parts: Sequence[Arrays]) -> npt.NDArray[np.uint8]:
 
 
 def _head(parent: LabelStore, scale: float, threads: int | None) -> TeacherHead:
-    from teachonce.clip_models import pick_device, tune_process
-    from teachonce.teacher import head_of
+    from teachonce.models.clip import pick_device, tune_process
+    from teachonce.teaching.teacher import head_of
 
     if threads:
         tune_process(threads)
@@ -297,8 +298,8 @@ class _Maker:
     def _labels(self, chunk: int, start: int, stop: int) -> Arrays:
         import torch
 
-        from teachonce.ensemble import merged_log_probs
-        from teachonce.soft_chunk import SoftChunk
+        from teachonce.teaching.ensemble import merged_log_probs
+        from teachonce.teaching.soft_chunk import SoftChunk
 
         views = ("view_params",) if self._parents[0].layout.views > 1 else ()
         parts = [rows.columns(LABELS, start, stop, ROW_ARRAYS + views) for rows in self._rows]

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from teachonce.core.folders import require_new
+from teachonce.core.progress import Reporter
+from teachonce.core.remote import is_remote
+from teachonce.core.sums import SUMS_FILE, digest_of, is_plain, require_unchanged
 from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
-from teachonce.export_folder import require_new
-from teachonce.export_sums import SUMS_FILE, digest_of, is_plain, require_unchanged
-from teachonce.packing import HEAD_FILE, TAR, PackHead, check_pack, require_no_file, unpack, write_pack
-from teachonce.packing_entries import files_of
-from teachonce.progress import Reporter
-from teachonce.remote import is_remote
+from teachonce.models.prompt_files import EXPORTED
+from teachonce.sharing.entries import files_of
+from teachonce.sharing.packing import HEAD_FILE, TAR, PackHead, check_pack, require_no_file, unpack, write_pack
 
 TENSORS_FILE, META_FILE = "prompts.safetensors", "prompts.json"
 STORE_FILE = "zarr.json"
@@ -130,12 +131,12 @@ def _verified_store(source: Path, reporter: Reporter) -> str:
 
 
 def _verified_export(source: Path) -> str:
-    from teachonce.prompt_files import load_prompts  # torch
+    from teachonce.models.prompt_files import load_prompts  # torch
 
     if not (source / SUMS_FILE).is_file():
         raise DataError(f"{source} is a run, or an export that lost its {SUMS_FILE}",
                         hint=f"teachonce export {source} --out DIR, then pack DIR")  # fmt: skip
-    require_unchanged(source, whole=True)
+    require_unchanged(source, EXPORTED, whole=True)
     return load_prompts(source).tensors_digest
 
 
@@ -151,7 +152,7 @@ def _require_same(head: PackHead, folder: Path) -> None:
 
 
 def _store_id(folder: Path) -> str:
-    from teachonce.label_store import LabelStore
+    from teachonce.labels.store import LabelStore
 
     return LabelStore.open(folder).store_id()
 

@@ -13,9 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teachonce.cluster_spec import ClusterSpec, load_description
+from teachonce.cluster.description import ClusterSpec, load_description
+from teachonce.core.files import atomic_write_bytes
+from teachonce.core.progress import Reporter
+from teachonce.data.index import build_index, few_samples, split_classes
+from teachonce.data.manifests import load_manifest, require_root
+from teachonce.data.vocabulary import load_vocabulary
 from teachonce.errors import DataError, EnvironmentFault, UsageError
-from teachonce.estimate import (
+from teachonce.labels.format import LABELS, Layout, new_layout
+from teachonce.labels.ledger import IN_TURN, require_fingerprint
+from teachonce.labels.selection import few_shot_samples
+from teachonce.labels.size import bytes_per_row
+from teachonce.labels.store import LabelStore
+from teachonce.stages.teach.request import TeachRequest, check_request, cluster_of, load_models, wanted_store
+from teachonce.teaching.estimate import (
     ANOTHER,
     Estimate,
     all_workers,
@@ -26,23 +37,12 @@ from teachonce.estimate import (
     stated_bytes,
     store_bytes,
 )
-from teachonce.files import atomic_write_bytes
-from teachonce.fingerprints import TEMPERATURES
-from teachonce.label_store import LabelStore
-from teachonce.ledger import IN_TURN, require_fingerprint
-from teachonce.manifests import load_manifest, require_root
-from teachonce.progress import Reporter
-from teachonce.sample_index import build_index, few_samples, split_classes
-from teachonce.selection import few_shot_samples
-from teachonce.stages.teach_request import TeachRequest, check_request, cluster_of, load_models, wanted_store
-from teachonce.store_format import LABELS, Layout, new_layout
-from teachonce.store_size import bytes_per_row
-from teachonce.teach_store import WantedStore, fingerprint_of
-from teachonce.vocabulary import load_vocabulary
+from teachonce.teaching.fingerprints import TEMPERATURES
+from teachonce.teaching.store import WantedStore, fingerprint_of
 
 if TYPE_CHECKING:
-    from teachonce.clip_models import LoadedClip
-    from teachonce.rehearsal import Rehearsal
+    from teachonce.models.clip import LoadedClip
+    from teachonce.teaching.rehearsal import Rehearsal
 
 KIND = "teachonce-plan"
 SCHEMA = 1
@@ -135,7 +135,7 @@ def _samples(wanted: WantedStore, reporter: Reporter) -> tuple[int, str]:
 def _probe(
     request: PlanRequest, wanted: WantedStore, models: dict[str, LoadedClip], samples: int, reporter: Reporter
 ) -> Rehearsal:
-    from teachonce.rehearsal import rehearse
+    from teachonce.teaching.rehearsal import rehearse
 
     most = min(PROBE_SAMPLES, samples)
     index = few_samples(wanted.manifest, wanted.split, wanted.root, most)
@@ -146,8 +146,8 @@ def _probe(
 
 def rehearsal_job(request: TeachRequest, models: dict[str, LoadedClip], made_up: bool = False) -> Any:
     """The job of the run's chunk tasks; the rehearsal sets store, root and token."""
-    from teachonce.chunk_task import TeachJob
-    from teachonce.cluster import threads_of
+    from teachonce.cluster.client import threads_of
+    from teachonce.teaching.chunk import TeachJob
 
     return TeachJob(
         store="", root="", token=0, models=tuple((group, clip.spec, clip.digest) for group, clip in models.items()),

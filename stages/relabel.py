@@ -13,22 +13,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teachonce import __version__
-from teachonce.derived_store import content_id, copy_groups, fill, open_child, open_parent
+from teachonce.core.locks import hold
+from teachonce.core.machine import package_versions
+from teachonce.core.progress import Reporter
+from teachonce.data.vocabulary import Vocabulary, load_vocabulary, read_class_ids, require_template, take_classes
 from teachonce.errors import FingerprintError, UsageError
-from teachonce.label_codec import CODEC_VERSION
-from teachonce.label_store import Arrays, LabelStore
-from teachonce.machine import package_versions
-from teachonce.model_spec import parse_spec
-from teachonce.progress import Reporter
-from teachonce.store_create import create_child
-from teachonce.store_format import EMBEDDING, LABELS, Layout, new_layout
-from teachonce.store_lock import hold
-from teachonce.store_size import bytes_per_row
-from teachonce.vocabulary import Vocabulary, load_vocabulary, read_class_ids, require_template, take_classes
+from teachonce.labels.codec import CODEC_VERSION
+from teachonce.labels.create import create_child
+from teachonce.labels.derived import content_id, copy_groups, fill, open_child, open_parent
+from teachonce.labels.format import EMBEDDING, LABELS, Layout, new_layout
+from teachonce.labels.size import bytes_per_row
+from teachonce.labels.store import Arrays, LabelStore
+from teachonce.models.spec import parse_spec
 
 if TYPE_CHECKING:
-    from teachonce.label_codec import FloatArray
-    from teachonce.teacher import TeacherHead
+    from teachonce.labels.codec import FloatArray
+    from teachonce.teaching.teacher import TeacherHead
 
 BATCH_ROWS = 512
 ROW_ARRAYS = ("label", "sample", "view", "status", "image_crc", "key_digest")  # what a row is about: as in the parent
@@ -193,8 +193,8 @@ def _class_embeddings(
             reporter.note("every name is in the store already: the teacher is not needed")
         features: FloatArray = parent.class_embeddings()[[known[name] for name in names]]
         return features, named
-    from teachonce.clip_models import load_clip, pick_device
-    from teachonce.zeroshot import ensemble_features
+    from teachonce.models.classifier import ensemble_features
+    from teachonce.models.clip import load_clip, pick_device
 
     spec = request.teacher or named
     if spec is None:
@@ -232,7 +232,7 @@ class _Maker:
     def _labels(self, chunk: int, data: Arrays) -> Arrays:
         import torch
 
-        from teachonce.soft_chunk import SoftChunk
+        from teachonce.teaching.soft_chunk import SoftChunk
 
         head = self._head()
         embeddings = torch.from_numpy(self._parent.embeddings(chunk))
@@ -245,8 +245,8 @@ class _Maker:
     def _head(self) -> TeacherHead:
         """Loaded only when a chunk is missing: a store that is complete needs no torch."""
         if self._loaded is None:
-            from teachonce.clip_models import pick_device, tune_process
-            from teachonce.teacher import head_of
+            from teachonce.models.clip import pick_device, tune_process
+            from teachonce.teaching.teacher import head_of
 
             if self._threads:
                 tune_process(self._threads)

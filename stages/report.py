@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from teachonce.core.files import atomic_write_bytes
+from teachonce.core.progress import Reporter
 from teachonce.errors import UsageError
-from teachonce.files import atomic_write_bytes
-from teachonce.model_spec import parse_spec
-from teachonce.progress import Reporter
-from teachonce.report_folder import Folder, read_folder
-from teachonce.run_reader import Run
+from teachonce.models.spec import parse_spec
+from teachonce.reports.folder import Folder, read_folder
+from teachonce.runs.reader import Run
 
 if TYPE_CHECKING:
-    from teachonce.report_page import Report
-    from teachonce.report_store import Samples
+    from teachonce.reports.page import Report
+    from teachonce.reports.samples import Samples
 
 LIST = "files.csv"  # what a report wrote beside its page, with digests; what it lists is a report's to replace
 
@@ -76,7 +76,7 @@ def report(request: ReportRequest, reporter: Reporter) -> ReportResult:
         reporter.note(f"not counted: {entry.name}: {entry.kind}, {entry.why}")
     labels = request.labels or _recorded_labels(folder)
 
-    from teachonce.report_page import build  # brings matplotlib
+    from teachonce.reports.page import build  # brings matplotlib
 
     store = _fidelity(labels, folder)
     samples = _samples(request, labels, folder, reporter)
@@ -110,7 +110,7 @@ def _fidelity(labels: Path | None, folder: Folder) -> Mapping[str, Any] | str:
     if labels is None:
         recorded = folder.grid.get("labels") or folder.base.runs[0].start.get("labels")
         return f"the label store is not where the runs had it ({recorded}); give --labels STORE"
-    from teachonce.report_store import store_fidelity
+    from teachonce.reports.samples import store_fidelity
 
     return store_fidelity(labels)
 
@@ -120,14 +120,14 @@ def _samples(request: ReportRequest, labels: Path | None, folder: Folder, report
         return "the images were not given; add --root DIR, the folder that the store was taught from"
     if labels is None:
         return "there is no label store; give --labels STORE"
-    from teachonce.report_store import sample_rows
+    from teachonce.reports.samples import sample_rows
 
     return sample_rows(labels, request.root, _shown_run(folder), request.student, reporter)
 
 
 def _shown_run(folder: Folder) -> Run:
     """The first run of the best setting."""
-    from teachonce.report_tables import best_group, measures
+    from teachonce.reports.tables import best_group, measures
 
     best, _ = best_group(folder, measures(folder))
     return next(group for group in folder.groups if group.name == best).runs[0]

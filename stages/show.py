@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from teachonce.config import TrainConfig
+from teachonce.core.progress import Reporter
 from teachonce.errors import DataError
-from teachonce.progress import Reporter
-from teachonce.report_curves import band
-from teachonce.report_folder import EMPTY_HINT, SEED, Folder, Group, read_folder
-from teachonce.report_tables import Line, Measure, best_group, measures
-from teachonce.report_words import headline
-from teachonce.run_reader import read_json
+from teachonce.reports.curves import band
+from teachonce.reports.folder import EMPTY_HINT, SEED, Folder, Group, read_folder
+from teachonce.reports.tables import Line, Measure, best_group, measures
+from teachonce.reports.words import headline
+from teachonce.runs.reader import read_json
+from teachonce.training.config import TrainConfig
 
 POINTS = 16  # of a loss curve in a line of text
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from teachonce.core.progress import Reporter
 from teachonce.errors import DataError
-from teachonce.progress import Reporter
-from teachonce.status_grid import GridStatus, grid_status, is_grid
-from teachonce.status_run import RunStatus, is_run, run_status
-from teachonce.status_store import StoreStatus, is_store, store_status
+from teachonce.labels.status import StoreStatus, is_store, store_status
+from teachonce.runs.grid_status import GridStatus, grid_status, is_grid
+from teachonce.runs.status import RunStatus, is_run, run_status
 
 Status = StoreStatus | RunStatus | GridStatus
 Test = Callable[[Path], bool]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from teachonce.core.progress import Reporter
+from teachonce.data.vocabulary import read_class_ids
 from teachonce.errors import UsageError
-from teachonce.label_store import LabelStore
-from teachonce.progress import Reporter
-from teachonce.selection import Rule, choose, save_selection
-from teachonce.vocabulary import read_class_ids
+from teachonce.labels.selection import Rule, choose, save_selection
+from teachonce.labels.store import LabelStore
 
 SHOWN = 10
 

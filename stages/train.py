@@ -17,26 +17,27 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
-from teachonce import __version__, run_folder
-from teachonce.config import TrainConfig
+from teachonce import __version__
+from teachonce.core.files import atomic_write_bytes
+from teachonce.core.machine import package_versions
+from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, TeachOnceError, UsageError
-from teachonce.files import atomic_write_bytes
-from teachonce.label_store import LabelStore
-from teachonce.live_log import LogTo, open_sinks, require_packages
-from teachonce.machine import package_versions
-from teachonce.model_spec import parse_spec
-from teachonce.pairing import Expected, prove_pairing, require_origin
-from teachonce.progress import Reporter
-from teachonce.runlog import RunLog
-from teachonce.selection import Selection, load_selection
-from teachonce.store_format import EMBEDDING
-from teachonce.working_set import WorkingSet, open_working_set
+from teachonce.labels.format import EMBEDDING
+from teachonce.labels.selection import Selection, load_selection
+from teachonce.labels.store import LabelStore
+from teachonce.models.spec import parse_spec
+from teachonce.rows.pairing import Expected, prove_pairing, require_origin
+from teachonce.rows.working_set import WorkingSet, open_working_set
+from teachonce.runs import folder as run_folder
+from teachonce.runs.log import RunLog
+from teachonce.runs.tensorboard import LogTo, open_sinks, require_packages
+from teachonce.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from teachonce.checkpoint import Identity
-    from teachonce.clip_models import LoadedClip
-    from teachonce.training import Trainer
-    from teachonce.view_images import ViewImages
+    from teachonce.models.clip import LoadedClip
+    from teachonce.rows.images import ViewImages
+    from teachonce.runs.checkpoint import Identity
+    from teachonce.training.trainer import Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,14 +121,14 @@ def _train(
     selection = None if request.selection is None else load_selection(request.selection, store)
     _check_top(store, selection, request.config)
 
-    from teachonce.clip_models import (  # heavy: only when all is in order
+    from teachonce.core.machine import default_threads
+    from teachonce.models.clip import (  # heavy: only when all is in order
         allow_tf32,
         load_clip,
         pick_device,
         tune_process,
     )
-    from teachonce.machine import default_threads
-    from teachonce.view_images import ViewImages
+    from teachonce.rows.images import ViewImages
 
     threads = request.threads or default_threads(1)
     tune_process(threads)
@@ -229,8 +230,8 @@ def _build(
     request: TrainRequest, rows: WorkingSet, clip: LoadedClip, images: ViewImages | None, selection: Selection | None,
     reporter: Reporter,
 ) -> tuple[Trainer, Identity]:  # fmt: skip
-    from teachonce.checkpoint import ALL_ROWS, OWN_START, Identity
-    from teachonce.training import Trainer
+    from teachonce.runs.checkpoint import ALL_ROWS, OWN_START, Identity
+    from teachonce.training.trainer import Trainer
 
     store, vocabulary = rows.plan.store, rows.vocabulary
     if request.config.supervision != "soft" and not rows.has_labels:
@@ -258,7 +259,7 @@ def _build(
 
 def _start_from(folder: Path, trainer: Trainer) -> str:
     """Put saved prompts in as the start; returns their digest."""
-    from teachonce.prompt_files import load_prompts
+    from teachonce.models.prompt_files import load_prompts
 
     student = trainer.student
     loaded = load_prompts(folder).bound_to(student.clip)
@@ -285,7 +286,7 @@ def _start_from(folder: Path, trainer: Trainer) -> str:
 
 def _start(request: TrainRequest, trainer: Trainer, identity: Identity, log: RunLog, reporter: Reporter) -> int:
     """Make or reopen the run folder; returns the first step to do."""
-    from teachonce.checkpoint import load_checkpoint, save_checkpoint
+    from teachonce.runs.checkpoint import load_checkpoint, save_checkpoint
 
     checkpoints = request.out / run_folder.CHECKPOINTS
     if request.resume:
@@ -310,8 +311,8 @@ def _loop(
     request: TrainRequest, trainer: Trainer, identity: Identity, log: RunLog, first: int, reporter: Reporter,
     began: float,
 ) -> None:  # fmt: skip
-    from teachonce.checkpoint import save_checkpoint
-    from teachonce.signals import deferred_signals
+    from teachonce.core.signals import deferred_signals
+    from teachonce.runs.checkpoint import save_checkpoint
 
     config, checkpoints, steps = request.config, request.out / run_folder.CHECKPOINTS, trainer.steps
     if first:
@@ -338,7 +339,7 @@ def _loop(
 
 def _measure(trainer: Trainer, log: RunLog, done: int) -> None:
     """Write the held-out accuracy of a step that asks for it, once."""
-    from teachonce.held_out import measure
+    from teachonce.training.held_out import measure
 
     config = trainer.config
     if not config.held_out or (done % config.evaluate_every and done != trainer.steps):
@@ -350,7 +351,7 @@ def _measure(trainer: Trainer, log: RunLog, done: int) -> None:
 def _finish(request: TrainRequest, trainer: Trainer, identity: Identity, log: RunLog) -> TrainResult:
     import torch
 
-    from teachonce.prompt_files import TENSORS_FILE, save_prompts
+    from teachonce.models.prompt_files import TENSORS_FILE, save_prompts
 
     with torch.no_grad(), trainer.result() as student:
         text, image = student.learner("text"), student.learner("image")
@@ -376,7 +377,7 @@ def _finish(request: TrainRequest, trainer: Trainer, identity: Identity, log: Ru
 
 def _recorded(request: TrainRequest, trainer: Trainer) -> TrainResult | None:
     """What a finished run has written of itself; None where it does not agree with the prompts that lie there."""
-    from teachonce.prompt_files import load_prompts
+    from teachonce.models.prompt_files import load_prompts
 
     found = run_folder.read_results(request.out)
     names = [field.name for field in fields(TrainResult)]

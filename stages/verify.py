@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from teachonce.embedding_codec import decode_embeddings
+from teachonce.core.locks import hold
+from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
-from teachonce.label_codec import GAP_FILL
-from teachonce.label_store import Arrays, LabelStore, key_digest
-from teachonce.model_spec import parse_spec
-from teachonce.progress import Reporter
-from teachonce.store_format import EMBEDDING, LABELS, STATUS_FILL
-from teachonce.store_header import RESTORE
-from teachonce.store_lock import hold
+from teachonce.labels.codec import GAP_FILL
+from teachonce.labels.embeddings import decode_embeddings
+from teachonce.labels.format import EMBEDDING, LABELS, STATUS_FILL
+from teachonce.labels.header import RESTORE
+from teachonce.labels.ledger import key_digest
+from teachonce.labels.store import Arrays, LabelStore
+from teachonce.models.spec import parse_spec
 
 DEFAULT_SAMPLE = 256
 THREADS = min(4, os.cpu_count() or 1)
@@ -154,7 +155,7 @@ def _run_teacher(store: LabelStore, request: VerifyRequest, reporter: Reporter) 
     """Figures over the rows that were run again, and a fault for each that is not what the teacher says."""
     if not store.layout.top_k:
         raise DataError(f"{store.path} was made without a teacher", hint="teachonce verify without --teacher")
-    from teachonce.recheck import recheck_rows
+    from teachonce.teaching.recheck import recheck_rows
 
     assert request.teacher is not None and request.root is not None  # _check
     sample = request.sample or DEFAULT_SAMPLE

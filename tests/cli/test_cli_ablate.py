@@ -10,7 +10,7 @@ import prompt_stubs
 import pytest
 import stage_stubs
 
-from teachonce.cluster_spec import ClusterSpec
+from teachonce.cluster.description import ClusterSpec
 
 LINE = "ablate grid.toml --labels x.zarr --student S --out grid"
 

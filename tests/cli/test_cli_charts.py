@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from store_stubs import FIDELITY
 
-from teachonce.cli import charts
+from teachonce.cli.views import fidelity as charts
 
 
 def drawn(report: dict[str, Any]) -> list[str]:

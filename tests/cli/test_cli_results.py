@@ -17,7 +17,7 @@ import pytest
 import stage_stubs
 import store_stubs
 
-from teachonce.config import TrainConfig
+from teachonce.training.config import TrainConfig
 
 Command = Callable[..., Any]
 

@@ -9,7 +9,7 @@ import prompt_stubs
 import pytest
 from rich.console import Console
 
-from teachonce.cli.show_view import view
+from teachonce.cli.views.show import view
 
 MEASURES = ["held_out", *(f"evaluation-{number}" for number in range(6))]
 

@@ -13,7 +13,7 @@ import pytest
 import stage_stubs
 
 import teachonce.stages
-from teachonce.cli.status_view import view
+from teachonce.cli.views.status import view
 
 Command = Callable[..., Any]
 

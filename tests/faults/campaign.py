@@ -23,7 +23,10 @@ from typing import Any
 
 import psutil
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]  # as a script; pytest has done it
+sys.path[:0] = [
+    str(Path(__file__).parent),
+    str(Path(__file__).parent.parent / "support"),
+]  # as a script; pytest has done it
 
 import worlds  # noqa: E402
 from fault_processes import Cluster, Processes, commits, eventually, family, workers_of  # noqa: E402
@@ -124,7 +127,7 @@ def ended(case: Case, run: psutil.Popen, processes: Processes, out: str) -> int:
 
 def judge(case: Case, ground: Ground, processes: Processes, *stores: Path) -> Case:
     """Compare what is there with the uninterrupted run, and count what was computed more than once."""
-    from teachonce.progress import Silent
+    from teachonce.core.progress import Silent
     from teachonce.stages.verify import VerifyRequest, verify
 
     done = Counter(processes.events("start")) - Counter(processes.events("skipped"))

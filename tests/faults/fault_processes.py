@@ -160,7 +160,7 @@ class Cluster:
     def _hand(self, name: str) -> psutil.Popen:
         return self.processes.start(
             "distributed.cli.dask_worker", self.address, "--nthreads", "2", "--name", name, "--no-dashboard",
-            "--preload", "teachonce.chunk_task",  # imports hold up heartbeats for seconds: done before it joins
+            "--preload", "teachonce.teaching.chunk",  # imports hold up heartbeats for seconds: done before it joins
             "--memory-limit", "0", "--nanny" if self.nannies else "--no-nanny", "--death-timeout", "120", out=name,
             **self.settings,
         )  # fmt: skip

@@ -14,8 +14,8 @@ import pytest
 from fault_processes import Processes, eventually, workers_of
 from worlds import World
 
-from teachonce.cluster_spec import ClusterSpec
-from teachonce.runlog import read_events
+from teachonce.cluster.description import ClusterSpec
+from teachonce.runs.log import read_events
 
 pytestmark = pytest.mark.slow  # seven starts of workers, each of which imports torch
 CELLS = 4

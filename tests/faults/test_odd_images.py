@@ -19,14 +19,14 @@ import worlds
 from PIL import Image
 from worlds import World, all_arrays, encoded, keys_of, make_photo, teach_inline
 
+from teachonce.core.progress import Silent
+from teachonce.data.index import build_index
+from teachonce.data.manifests import load_manifest
 from teachonce.errors import DataError
-from teachonce.label_store import LabelStore
-from teachonce.manifests import load_manifest
-from teachonce.progress import Silent
-from teachonce.sample_index import build_index
+from teachonce.labels.format import LABELS
+from teachonce.labels.store import LabelStore
 from teachonce.stages.inspect import InspectRequest, inspect
 from teachonce.stages.verify import VerifyRequest, verify
-from teachonce.store_format import LABELS
 
 PHOTO = make_photo(2, 3)
 # Pillow's remark on one of the odd images; the image is good.

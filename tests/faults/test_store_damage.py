@@ -18,12 +18,12 @@ import pytest
 import worlds
 from worlds import CHUNKS, SMALL, files_of, synthetic_store
 
+from teachonce.core.progress import Silent
 from teachonce.errors import IntegrityError, TeachOnceError
-from teachonce.label_store import LabelStore, chunk_file
-from teachonce.progress import Silent
+from teachonce.labels.create import add_embedding, add_student
+from teachonce.labels.format import LABELS
+from teachonce.labels.store import LabelStore, chunk_file
 from teachonce.stages.verify import VerifyRequest, verify
-from teachonce.store_create import add_embedding, add_student
-from teachonce.store_format import LABELS
 
 
 def complaint(store: Path) -> str | None:

@@ -17,11 +17,11 @@ import pytest
 import worlds
 from worlds import SMALL, World, files_of, synthetic_store, teach_inline
 
+from teachonce.core.progress import Silent
 from teachonce.errors import IncompleteError
-from teachonce.label_store import LabelStore, chunk_file
-from teachonce.progress import Silent
-from teachonce.store_create import add_student
-from teachonce.store_format import LABELS
+from teachonce.labels.create import add_student
+from teachonce.labels.format import LABELS
+from teachonce.labels.store import LabelStore, chunk_file
 
 # Fault 9: disk full and other write errors
 

@@ -24,12 +24,12 @@ import worlds
 from campaign import Case, Ground
 from worlds import World
 
-from teachonce.delivery import deliver
+from teachonce.core.locks import hold
+from teachonce.core.progress import Silent
 from teachonce.errors import DataError, IncompleteError
-from teachonce.label_store import LabelStore
-from teachonce.progress import Silent
+from teachonce.labels.store import LabelStore
 from teachonce.stages.verify import VerifyRequest, verify
-from teachonce.store_lock import hold
+from teachonce.teaching.delivery import deliver
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_a_stopped_worker_that_goes_on_late_never_wins(ground: Ground) -> None:
 
 def test_a_late_report_never_wins(ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each chunk is computed twice, the second time with other bits, and delivered after the first: nothing changes."""
-    import teachonce.chunk_task as chunk_task
+    import teachonce.teaching.chunk as chunk_task
 
     real, late = chunk_task.run_chunk, []
 
@@ -149,7 +149,7 @@ def failing_reads(patch: pytest.MonkeyPatch, share: float, seed: int) -> list[st
         return real(handle, size, offset)
 
     patch.setattr(os, "pread", pread)
-    patch.setattr("teachonce.images.BACKOFF", (0.0,) * 5)
+    patch.setattr("teachonce.data.reader.BACKOFF", (0.0,) * 5)
     return hit
 
 

@@ -25,13 +25,13 @@ import pytest
 import worlds
 from worlds import PHOTOS, World, all_arrays
 
+from teachonce.core.locks import hold
+from teachonce.core.progress import Silent
 from teachonce.errors import IncompleteError
-from teachonce.label_store import LabelStore
-from teachonce.progress import Silent
+from teachonce.labels.format import LABELS
+from teachonce.labels.staging import staging_root
+from teachonce.labels.store import LabelStore
 from teachonce.stages.verify import VerifyRequest, verify
-from teachonce.staging import staging_root
-from teachonce.store_format import LABELS
-from teachonce.store_lock import hold
 
 CHUNK_ROWS = 2  # 35 chunks, so that there is a middle to be killed in
 CHUNKS = 35
@@ -40,7 +40,7 @@ DRIVER = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from teachonce.progress import Silent
+from teachonce.core.progress import Silent
 from teachonce.stages.teach import teach
 from worlds import World, request_for
 
@@ -183,8 +183,8 @@ def test_fault_1_a_kill_at_any_second(seed: int, world: World, teacher: str, stu
 
 def job_for(world: World, store: Path, teacher: str, token: int) -> object:
     """What the driver would send to workers."""
-    from teachonce.chunk_task import TeachJob
-    from teachonce.clip_models import load_clip
+    from teachonce.models.clip import load_clip
+    from teachonce.teaching.chunk import TeachJob
 
     clip = load_clip(teacher)
     return TeachJob(store=str(store), root=str(world.root), token=token, models=((LABELS, clip.spec, clip.digest),),
@@ -198,7 +198,7 @@ def content(store: Path) -> dict[str, bytes]:
 
 def test_a_late_task_of_an_old_run_writes_nothing(world: World, teacher: str, finished: Path, tmp_path: Path) -> None:
     """Its token is not the owner's, or nobody owns the store: not one byte changes."""
-    from teachonce.chunk_task import run_chunk
+    from teachonce.teaching.chunk import run_chunk
 
     store = worlds.copy_store(finished, tmp_path)
     LabelStore.open(store, writable=True).drop(LABELS, 3)
@@ -215,9 +215,9 @@ def test_a_run_that_loses_its_store_midway_does_not_commit(
     step: str, world: World, teacher: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The owner changes while the teacher runs, or between moving and commit: no record appears."""
-    import teachonce.chunk_task as chunk_task
-    import teachonce.soft_chunk as soft_chunk
-    from teachonce.delivery import deliver
+    import teachonce.teaching.chunk as chunk_task
+    import teachonce.teaching.soft_chunk as soft_chunk
+    from teachonce.teaching.delivery import deliver
 
     store = worlds.copy_store(finished, tmp_path)
     opened = LabelStore.open(store, writable=True)
@@ -243,8 +243,8 @@ def test_a_run_that_loses_its_store_midway_does_not_commit(
 
 def test_a_task_that_runs_twice_changes_nothing(world: World, teacher: str, finished: Path, tmp_path: Path) -> None:
     """Dask runs finished tasks again when their worker dies: the second one finds its chunk and stops."""
-    from teachonce.chunk_task import run_chunk
-    from teachonce.delivery import deliver
+    from teachonce.teaching.chunk import run_chunk
+    from teachonce.teaching.delivery import deliver
 
     store = worlds.copy_store(finished, tmp_path)
     opened = LabelStore.open(store, writable=True)
@@ -265,8 +265,8 @@ def test_a_worker_that_was_cut_off_never_wins(
 ) -> None:
     """Two attempts at one chunk in one run: the first is held up in the middle of writing until the second has been
     committed, then goes on and delivers other bits. What was committed stays, to the last byte."""
-    import teachonce.chunk_task as chunk_task
-    from teachonce.delivery import deliver
+    import teachonce.teaching.chunk as chunk_task
+    from teachonce.teaching.delivery import deliver
 
     store = worlds.copy_store(finished, tmp_path)
     opened = LabelStore.open(store, writable=True)
@@ -294,8 +294,8 @@ def test_a_worker_that_was_cut_off_never_wins(
 
 def test_other_weights_on_a_worker_are_refused(world: World, teacher: str, finished: Path, tmp_path: Path) -> None:
     """A worker whose model folder holds something else than the driver's: refused before a row is computed."""
-    from teachonce.chunk_task import run_chunk
     from teachonce.errors import FingerprintError
+    from teachonce.teaching.chunk import run_chunk
 
     store = worlds.copy_store(finished, tmp_path)
     LabelStore.open(store, writable=True).drop(LABELS, 3)

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from teachonce import held_out
-from teachonce.config import load_train_config
-from teachonce.held_out import HeldOutScore
-from teachonce.progress import Silent
-from teachonce.run_folder import LOCK
-from teachonce.runlog import read_events
+from teachonce.core.progress import Silent
+from teachonce.runs.folder import LOCK
+from teachonce.runs.log import read_events
 from teachonce.stages.train import TrainRequest, train
-from teachonce.training import Trainer
+from teachonce.training import held_out
+from teachonce.training.config import load_train_config
+from teachonce.training.held_out import HeldOutScore
+from teachonce.training.trainer import Trainer
 
 SETTINGS = ["steps=400", "batch_size=16", "checkpoint_every=7", "log_every=1", "seed=3"]
 
@@ -82,7 +82,7 @@ def test_sigterm_then_kill_then_the_same_prompts(finished: Path, student: str, t
 # The command in a process that sends itself a signal where `save_prompts` is called, before or after it.
 IN_FINISH = """
 import os, signal, sys
-import teachonce.prompt_files as files
+import teachonce.models.prompt_files as files
 real, when = files.save_prompts, sys.argv.pop(1)
 def save(*given):
     if when == "before":

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from teachonce.core.progress import Silent
 from teachonce.errors import DataError
-from teachonce.label_store import LabelStore
-from teachonce.progress import Silent
+from teachonce.labels.format import EMBEDDING, FORMAT_VERSION, LABELS, READABLE_VERSIONS
+from teachonce.labels.store import LabelStore
 from teachonce.stages.inspect import InspectRequest, inspect
 from teachonce.stages.verify import VerifyRequest, verify
-from teachonce.store_format import EMBEDDING, FORMAT_VERSION, LABELS, READABLE_VERSIONS
 
 HERE = Path(__file__).parent
 VERSIONS = sorted(int(path.name[1:-5]) for path in HERE.glob("v*.zarr"))

@@ -15,16 +15,16 @@ from grids import BASE, TWO, evaluation, prompts_of, request, run, write
 from train_runs import killed_before
 from worlds import Notes, World
 
-from teachonce.cluster_spec import ClusterSpec
-from teachonce.config import load_train_config
+from teachonce.cluster.description import ClusterSpec
+from teachonce.core.locks import hold
 from teachonce.errors import DataError, FingerprintError, IncompleteError, IntegrityError, UsageError
-from teachonce.prompt_files import load_prompts
-from teachonce.report_folder import read_folder
-from teachonce.runlog import read_events
+from teachonce.models.prompt_files import load_prompts
+from teachonce.reports.folder import read_folder
+from teachonce.runs.log import read_events
 from teachonce.stages import ablate as ablate_stage
 from teachonce.stages import train as train_stage
 from teachonce.stages.ablate import ablate
-from teachonce.store_lock import hold
+from teachonce.training.config import load_train_config
 
 
 def document(file: Path) -> Any:

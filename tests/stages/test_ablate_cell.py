@@ -11,15 +11,14 @@ from typing import Any
 import pytest
 from worlds import Notes
 
-from teachonce.config import TrainConfig
+from teachonce.core.locks import ALONE, hold, locked
+from teachonce.core.signals import deferred_signals, stopped_by
 from teachonce.errors import IncompleteError
-from teachonce.file_lock import ALONE, locked
-from teachonce.grid_folder import GridFolder
-from teachonce.runlog import read_events
-from teachonce.signals import deferred_signals, stopped_by
-from teachonce.stages import ablate_cell
-from teachonce.stages.ablate_cell import CellJob, CellReport, run_cell
-from teachonce.store_lock import hold
+from teachonce.runs.grid_folder import GridFolder
+from teachonce.runs.log import read_events
+from teachonce.stages.ablate import cell as ablate_cell
+from teachonce.stages.ablate.cell import CellJob, CellReport, run_cell
+from teachonce.training.config import TrainConfig
 
 
 @pytest.fixture

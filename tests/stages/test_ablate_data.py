@@ -13,13 +13,13 @@ import worlds
 from grids import BASE, evaluation, prompts_of, run, write
 from worlds import Notes, World
 
-from teachonce import clip_models
 from teachonce.errors import DataError, IncompleteError, TeachOnceError, UsageError
-from teachonce.label_store import LabelStore
-from teachonce.selection import load_selection
+from teachonce.labels.selection import load_selection
+from teachonce.labels.store import LabelStore
+from teachonce.models import clip as clip_models
+from teachonce.rows.working_set import WorkingSet
 from teachonce.stages.merge import MergeRequest, merge
 from teachonce.stages.relabel import RelabelRequest, relabel
-from teachonce.working_set import WorkingSet
 
 PLAIN = BASE.replace("held_out = 0.2\n", "")
 SOFT = PLAIN + 'supervision = "soft"\n'

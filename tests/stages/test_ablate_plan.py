@@ -10,8 +10,8 @@ import worlds
 from grids import BASE, run, write
 from worlds import World
 
-from teachonce.stages import ablate_plan
-from teachonce.working_set import WorkingSet
+from teachonce.rows.working_set import WorkingSet
+from teachonce.stages.ablate import plan as ablate_plan
 
 PLAIN = BASE.replace("held_out = 0.2\n", "")
 

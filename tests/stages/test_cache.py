@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import worlds
 
-from teachonce import working_files
+from teachonce.core.progress import Silent
 from teachonce.errors import DataError, EnvironmentFault
-from teachonce.feature_cache import SplitFeatures, cached_features, keep_arrays
-from teachonce.label_store import LabelStore
-from teachonce.progress import Silent
+from teachonce.evaluation.cache import SplitFeatures, cached_features, keep_arrays
+from teachonce.labels.store import LabelStore
+from teachonce.rows import files as working_files
+from teachonce.rows.working_set import open_working_set
 from teachonce.stages.cache import Action, CacheRequest, cache
-from teachonce.working_set import open_working_set
 
 
 @pytest.fixture(autouse=True)
@@ -72,9 +72,9 @@ def test_a_set_in_use_is_left_alone(store: LabelStore) -> None:
 READER = """
 import sys, time
 from pathlib import Path
-from teachonce.label_store import LabelStore
-from teachonce.progress import Silent
-from teachonce.working_set import open_working_set
+from teachonce.labels.store import LabelStore
+from teachonce.core.progress import Silent
+from teachonce.rows.working_set import open_working_set
 rows = open_working_set(LabelStore.open(Path(sys.argv[1])), None, Silent())
 print("open", flush=True)
 sys.stdin.readline()

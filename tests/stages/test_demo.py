@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import worlds
 
-from teachonce import demo_world
+from teachonce.core.progress import Silent
+from teachonce.demo import world as demo_world
 from teachonce.errors import UsageError
-from teachonce.progress import Silent
 from teachonce.stages import demo as stage
 
 WHO = [

@@ -14,7 +14,7 @@ import pytest
 
 from teachonce.cli.app import EXAMPLES, app
 from teachonce.cli.jobs import Job
-from teachonce.label_store import LabelStore
+from teachonce.labels.store import LabelStore
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

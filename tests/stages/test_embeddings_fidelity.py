@@ -12,16 +12,16 @@ import torch
 import zarr
 from worlds import CHUNK_ROWS, CHUNKS, PHOTOS, World, all_arrays, keys_of, synthetic_store, teach_inline
 
-from teachonce.clip_models import load_clip
-from teachonce.embedding_codec import decode_embeddings, encode_embeddings
+from teachonce.core.progress import Silent
+from teachonce.data.reader import decode
 from teachonce.errors import DataError, FingerprintError, UsageError
-from teachonce.fidelity import fidelity_report, measured_rows
-from teachonce.images import decode
-from teachonce.label_store import LabelStore
-from teachonce.progress import Silent
+from teachonce.labels.embeddings import decode_embeddings, encode_embeddings
+from teachonce.labels.fidelity import fidelity_report, measured_rows
+from teachonce.labels.format import EMBEDDING, EMBEDDING_SCALES, LABELS, TAIL_RULES, fidelity_columns
+from teachonce.labels.store import LabelStore
+from teachonce.models.clip import load_clip
 from teachonce.stages.inspect import InspectRequest, inspect
 from teachonce.stages.verify import VerifyRequest, verify
-from teachonce.store_format import EMBEDDING, EMBEDDING_SCALES, LABELS, TAIL_RULES, fidelity_columns
 
 
 def features_of(world: World, teacher: str, store: Path) -> np.ndarray:

@@ -18,14 +18,14 @@ import worlds
 from PIL import Image
 from worlds import IDS, NAMES, PHOTOS, Notes, World
 
-from teachonce.clip_models import load_clip
-from teachonce.config import TrainConfig
+from teachonce.core.progress import Silent
 from teachonce.errors import DataError, FingerprintError, UsageError
-from teachonce.progress import Silent
-from teachonce.prompt_files import LoadedPrompts, load_prompts, save_prompts
+from teachonce.models.classifier import template_features
+from teachonce.models.clip import load_clip
+from teachonce.models.prompt_files import LoadedPrompts, load_prompts, save_prompts
 from teachonce.stages.evaluate import EvaluateRequest, EvaluateResult, evaluate
-from teachonce.student import PromptedStudent
-from teachonce.zeroshot import template_features
+from teachonce.training.config import TrainConfig
+from teachonce.training.student import PromptedStudent
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +118,7 @@ def test_features_are_computed_once(
     first = run(world, student)
     entry = next((own_cache / "features").glob("*.npy"))
     with monkeypatch.context() as patch:
-        patch.setattr("teachonce.evaluation_features.encode_all", None)  # would fail if images were encoded
+        patch.setattr("teachonce.evaluation.features.encode_all", None)  # would fail if images were encoded
         notes = Notes()
         again = run(world, student, notes)
         assert any("cache" in line for line in notes.lines)

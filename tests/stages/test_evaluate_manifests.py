@@ -16,10 +16,10 @@ import worlds
 from coop_layouts import CLASSES, EACH, lay_out
 from PIL import Image
 
+from teachonce.core.progress import Silent
+from teachonce.data.index import build_index, split_classes
+from teachonce.data.manifests import load_manifest, shipped_manifests
 from teachonce.errors import DataError
-from teachonce.manifests import load_manifest, shipped_manifests
-from teachonce.progress import Silent
-from teachonce.sample_index import build_index, split_classes
 from teachonce.stages.evaluate import EvaluateRequest, EvaluateResult, evaluate
 from teachonce.stages.index import IndexRequest, index
 
@@ -29,7 +29,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or fills the user's cache; the model is loaded once."""
     torch.set_num_threads(1)
     monkeypatch.setenv("TEACHONCE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("teachonce.contender.load_clip", worlds.loaded_once)
+    monkeypatch.setattr("teachonce.evaluation.contender.load_clip", worlds.loaded_once)
 
 
 def run(student: str, manifest: str, root: Path, **options: Any) -> EvaluateResult:

@@ -10,9 +10,9 @@ import torch
 import worlds
 from worlds import World
 
-from teachonce import clip_models
+from teachonce.core.progress import Silent
 from teachonce.errors import DataError
-from teachonce.progress import Silent
+from teachonce.models import clip as clip_models
 from teachonce.stages.evaluate import EvaluateRequest, evaluate
 
 

@@ -15,15 +15,15 @@ import worlds
 from moved_prompts import save_moved_prompts
 from worlds import Notes, World
 
-from teachonce.config import TrainConfig
+from teachonce.core.progress import Silent
 from teachonce.errors import DataError, UsageError
-from teachonce.evaluation_protocols import harmonic
-from teachonce.progress import Silent
+from teachonce.evaluation.protocols import harmonic
 from teachonce.stages.evaluate import EvaluateRequest, evaluate
-from teachonce.stages.evaluate_protocol import ProtocolRequest, ProtocolResult, evaluate_protocol
+from teachonce.stages.evaluate.protocol import ProtocolRequest, ProtocolResult, evaluate_protocol
 from teachonce.stages.subset import SubsetRequest, subset
 from teachonce.stages.teach import TeachRequest, teach
 from teachonce.stages.train import TrainRequest, train
+from teachonce.training.config import TrainConfig
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test reads or fills the user's cache; the model is loaded once."""
     torch.set_num_threads(1)
     monkeypatch.setenv("TEACHONCE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("teachonce.contender.load_clip", worlds.loaded_once)
+    monkeypatch.setattr("teachonce.evaluation.contender.load_clip", worlds.loaded_once)
     return tmp_path / "cache"
 
 
@@ -154,7 +154,7 @@ def test_names_are_encoded_once_for_sets_that_share_them(
     world: World, student: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All five sets of base-to-novel need one pass, of the first; figures are those of sets alone."""
-    from teachonce import contender
+    from teachonce.evaluation import contender
 
     passes = []
     real = contender.template_features

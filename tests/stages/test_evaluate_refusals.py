@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from worlds import World
 
+from teachonce.core.progress import Silent
 from teachonce.errors import UsageError
-from teachonce.progress import Silent
 from teachonce.stages.evaluate import EvaluateRequest, evaluate
 
 

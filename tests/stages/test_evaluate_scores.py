@@ -20,10 +20,10 @@ from moved_prompts import save_moved_prompts
 from PIL import Image
 from worlds import IDS, NAMES, PHOTOS, Notes, World
 
+from teachonce.core.progress import Silent
 from teachonce.errors import DataError, UsageError
-from teachonce.evaluation_features import set_features
-from teachonce.progress import Silent
-from teachonce.prompt_files import load_prompts
+from teachonce.evaluation.features import set_features
+from teachonce.models.prompt_files import load_prompts
 from teachonce.stages.evaluate import EvaluateRequest, EvaluateResult, evaluate
 
 
@@ -32,7 +32,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test reads or fills the user's cache."""
     torch.set_num_threads(1)
     monkeypatch.setenv("TEACHONCE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("teachonce.contender.load_clip", worlds.loaded_once)
+    monkeypatch.setattr("teachonce.evaluation.contender.load_clip", worlds.loaded_once)
     return tmp_path / "cache"
 
 
@@ -275,8 +275,8 @@ def test_results_are_kept_by_digests(
         first.append(run(world, student, **options))
         counts.append(len(list(files.glob("*.npz"))))
     assert counts == [1, 2, 3, 4, 5, 6, 8], "prompts share the template's entry; with another template both are new"
-    monkeypatch.setattr("teachonce.contender.outcomes", None)  # would fail if anything were scored
-    monkeypatch.setattr("teachonce.contender.set_features", None)
+    monkeypatch.setattr("teachonce.evaluation.contender.outcomes", None)  # would fail if anything were scored
+    monkeypatch.setattr("teachonce.evaluation.contender.set_features", None)
     notes = Notes()
     assert [run(world, student, notes, **options) for options in asked] == first
     assert notes.lines.count("results on 70 images come from the cache") == 5
@@ -295,7 +295,7 @@ def test_without_a_cache_images_are_read_once_and_the_person_is_told(
         read.append(1)
         return set_features(*given)
 
-    monkeypatch.setattr("teachonce.contender.set_features", count)
+    monkeypatch.setattr("teachonce.evaluation.contender.set_features", count)
     broken = own_cache.with_name("file")
     broken.write_text("")
     monkeypatch.setenv("TEACHONCE_CACHE", str(broken))
@@ -342,7 +342,7 @@ def test_a_part_of_a_split_is_encoded_alone_unless_the_whole_is_kept(
     world: World, student: str, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 21,841 classes nobody encodes all to look at twenty; after the whole, no part is encoded again."""
-    from teachonce import evaluation_features
+    from teachonce.evaluation import features as evaluation_features
 
     sizes = []
     real = evaluation_features.encode_all

@@ -21,15 +21,15 @@ from share_runs import make_run, record_accuracy
 from worlds import IDS, NAMES, Notes, World
 
 import teachonce
-from teachonce.clip_models import load_clip
-from teachonce.config import load_train_config
+from teachonce.core.progress import Silent
+from teachonce.core.sums import digest_of
 from teachonce.errors import DataError, EnvironmentFault, FingerprintError, IntegrityError, UsageError
-from teachonce.export_sums import digest_of
-from teachonce.progress import Silent
-from teachonce.prompt_files import LoadedPrompts
+from teachonce.models.clip import load_clip
+from teachonce.models.prompt_files import LoadedPrompts
 from teachonce.stages.evaluate import EvaluateRequest, evaluate
 from teachonce.stages.export import ExportRequest, ExportResult, export
 from teachonce.stages.import_ import ImportRequest, import_
+from teachonce.training.config import load_train_config
 
 FILES = ("README.md", "SHA256SUMS", "class_weights.npy", "class_weights.safetensors", "classes.tsv", "config.toml",
          "export.json", "prompts.json", "prompts.safetensors")  # fmt: skip
@@ -189,7 +189,7 @@ def test_without_names_there_are_no_weights_and_it_is_said(run: Path, tmp_path: 
     """And no model is loaded."""
     notes = Notes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("teachonce.clip_models.load_clip", None)
+        patch.setattr("teachonce.models.clip.load_clip", None)
         found = export(ExportRequest(run=run, out=tmp_path / "deep/er/out"), notes)
     assert found.classes is None and "class_weights.npy" not in found.files
     assert any("--classes" in line for line in notes.lines)
@@ -256,7 +256,7 @@ def test_an_export_is_exported_for_other_names(shared: Path, tmp_path: Path) -> 
 
 def test_data_and_teacher_come_from_the_store(finished: Path, student: str, tmp_path: Path) -> None:
     """Where the run says it was; one that is another by now, or gone, is not believed."""
-    from teachonce.label_store import LabelStore
+    from teachonce.labels.store import LabelStore
 
     run, store = make_run(tmp_path / "run", student), worlds.copy_store(finished, tmp_path)
     results = json.loads((run / "results.json").read_text()) | {"store_id": LabelStore.open(store).store_id()}
@@ -350,7 +350,7 @@ def test_a_push_is_asked_for_and_may_fail(run: Path, tmp_path: Path, monkeypatch
             raise EnvironmentFault("no network")
         return f"https://hub.example/{repo}"
 
-    monkeypatch.setattr("teachonce.hub.push", push)
+    monkeypatch.setattr("teachonce.core.hub.push", push)
     assert exported(run, tmp_path / "a").pushed is None and pushed == []
     for bad in ("repo", "user/repo@v1", "../user/repo"):
         with pytest.raises(UsageError):

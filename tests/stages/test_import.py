@@ -15,13 +15,13 @@ import worlds
 from torch import Tensor, nn
 
 from teachonce import load_prompts
-from teachonce.clip_models import load_clip
-from teachonce.config import load_train_config
+from teachonce.core.progress import Silent
 from teachonce.errors import DataError, EnvironmentFault, FingerprintError, UnsupportedModelError, UsageError
-from teachonce.progress import Silent
+from teachonce.models.clip import load_clip
 from teachonce.stages.evaluate import EvaluateRequest, evaluate
 from teachonce.stages.import_ import ImportRequest, ImportResult, import_
 from teachonce.stages.train import TrainRequest, train
+from teachonce.training.config import load_train_config
 
 NAMES = ("red fox", "blue jay", "green snake", "crane")
 SLOTS = 5  # an odd number: CoOp's middle rounds down

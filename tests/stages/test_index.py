@@ -14,9 +14,9 @@ import worlds
 from layouts import LAYOUTS, laid_out
 from worlds import IDS, World, teach_inline
 
-from teachonce.manifests import load_manifest
-from teachonce.progress import Silent
-from teachonce.sample_index import build_index
+from teachonce.core.progress import Silent
+from teachonce.data.index import build_index
+from teachonce.data.manifests import load_manifest
 from teachonce.stages.index import IndexRequest, IndexResult, index
 
 USED = IDS[:-1]

@@ -12,12 +12,12 @@ import pytest
 import worlds
 from worlds import CHUNKS, NAMES, PHOTOS, World, all_arrays, keys_of, teach_inline
 
+from teachonce.core.progress import Silent
 from teachonce.errors import DataError, IntegrityError
-from teachonce.label_store import LabelStore, chunk_file
-from teachonce.progress import Silent
+from teachonce.labels.format import LABELS
+from teachonce.labels.store import LabelStore, chunk_file
 from teachonce.stages.inspect import InspectRequest, inspect
 from teachonce.stages.verify import VerifyRequest, verify
-from teachonce.store_format import LABELS
 
 
 class Seen(worlds.Notes):

@@ -11,15 +11,15 @@ import pytest
 import worlds
 from worlds import CHUNKS, PHOTOS, Notes, World, all_arrays, teach_inline
 
+from teachonce.core.progress import Silent
 from teachonce.errors import DataError, FingerprintError, IncompleteError, UsageError
-from teachonce.label_codec import max_error
-from teachonce.label_store import LabelStore
-from teachonce.progress import Silent
+from teachonce.labels.codec import max_error
+from teachonce.labels.format import LABELS
+from teachonce.labels.store import LabelStore
 from teachonce.stages.inspect import InspectRequest, inspect
 from teachonce.stages.merge import MergeRequest, MergeResult, merge
 from teachonce.stages.relabel import RelabelRequest, relabel
 from teachonce.stages.verify import VerifyRequest, verify
-from teachonce.store_format import LABELS
 
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -182,7 +182,7 @@ def test_killed_and_continued_gives_the_same_bits(
         patch.setattr(LabelStore, "commit", counted)
         with pytest.raises(Killed):
             run(pair, tmp_path / "cut.zarr")
-    monkeypatch.setattr("teachonce.ensemble.calibrate", None)
+    monkeypatch.setattr("teachonce.teaching.ensemble.calibrate", None)
     result = run(pair, tmp_path / "cut.zarr")
     assert result.store_id == whole.store_id and result.chunks_written == CHUNKS - commits // 3
     ours, theirs = all_arrays(tmp_path / "cut.zarr"), all_arrays(tmp_path / "whole.zarr")

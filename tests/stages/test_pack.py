@@ -19,11 +19,11 @@ from share_runs import make_run
 from worlds import Notes, World
 
 import teachonce
+from teachonce.core.progress import Silent
+from teachonce.core.remote import location
+from teachonce.core.sums import digest_of
 from teachonce.errors import DataError, EnvironmentFault, IncompleteError, IntegrityError, UsageError
-from teachonce.export_sums import digest_of
-from teachonce.label_store import LabelStore
-from teachonce.progress import Silent
-from teachonce.remote import location
+from teachonce.labels.store import LabelStore
 from teachonce.stages.export import ExportRequest, export
 from teachonce.stages.pack import PackRequest, PackResult, pack
 
@@ -188,8 +188,8 @@ def test_nothing_is_replaced(shared: Path, tmp_path: Path) -> None:
 
 def test_a_pack_that_says_it_is_another_store_is_refused(finished: Path, tmp_path: Path) -> None:
     """The list of digests is as easily made as the files; the store's own ledger is not deceived by it."""
-    from teachonce.packing import PackHead, write_pack
-    from teachonce.packing_entries import files_of
+    from teachonce.sharing.entries import files_of
+    from teachonce.sharing.packing import PackHead, write_pack
 
     files = files_of(finished)
     head = PackHead(kind="label-store", name="done.zarr", id="f00d", files=len(files), bytes=sum(s for _, s in files))
@@ -207,7 +207,7 @@ def test_a_pack_that_cannot_be_written(shared: Path, tmp_path: Path, monkeypatch
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("teachonce.packing.sync", full)
+    monkeypatch.setattr("teachonce.sharing.packing.sync", full)
     with pytest.raises(EnvironmentFault, match="No space left"):
         packed(shared, tmp_path / "p.tar")
     assert list(tmp_path.iterdir()) == []

@@ -14,12 +14,12 @@ import worlds
 from worlds import CHUNK_ROWS, CHUNKS, PHOTOS, World, files_of, request_for, teach_inline
 
 import teachonce.stages.plan as stage
+from teachonce.core.progress import Silent
+from teachonce.data.views import ViewPolicy
 from teachonce.errors import DataError, FingerprintError, UsageError
-from teachonce.progress import Silent
+from teachonce.labels.size import bytes_per_row
 from teachonce.stages.plan import PlanRequest, PlanResult, compare, plan
-from teachonce.stages.rehearse import RehearseResult, rehearse_half
-from teachonce.store_size import bytes_per_row
-from teachonce.views import ViewPolicy
+from teachonce.stages.teach.rehearse import RehearseResult, rehearse_half
 
 
 def planned(world: World, labels: Path, teacher: str | None, **options: Any) -> PlanResult:
@@ -73,7 +73,7 @@ def test_a_store_that_is_there_is_not_planned_again(
     store = worlds.copy_store(finished, tmp_path)
     full = planned(world, store, teacher, students=(student,), top_k=5)
     assert (full.chunks_there, figures(full)["seconds of chunks"]) == (CHUNKS, (0.0, 0.0))
-    from teachonce.label_store import LabelStore
+    from teachonce.labels.store import LabelStore
 
     LabelStore.open(store, writable=True).drop("labels", 2)
     part = planned(world, store, teacher, students=(student,), top_k=5)
@@ -212,7 +212,7 @@ def halves(world: World, labels: Path, half: Any, teacher: str | None, **options
 
 def test_images_without_a_model(world: World, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading and decoding rates of real images; no model runs, nothing is written."""
-    from teachonce.clip_models import LoadedClip
+    from teachonce.models.clip import LoadedClip
 
     monkeypatch.setattr(LoadedClip, "encode_images", lambda *_: pytest.fail("a model ran"))
     before = everything(world.root)
@@ -226,7 +226,7 @@ def test_models_without_images(
     world: World, teacher: str, student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Forward, top k and write rates on made-up pixels; no image is read, nothing is written."""
-    from teachonce.images import ImageReader
+    from teachonce.data.reader import ImageReader
 
     monkeypatch.setattr(ImageReader, "read", lambda *_: pytest.fail("an image was read"))
     found = halves(world, tmp_path / "a.zarr", "models", teacher, students=(student,), views=ViewPolicy(views=2))

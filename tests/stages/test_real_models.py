@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from teachonce.progress import Silent
+from teachonce.core.progress import Silent
 from teachonce.stages.evaluate import EvaluateRequest, evaluate
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"

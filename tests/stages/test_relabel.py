@@ -13,13 +13,13 @@ import pytest
 import worlds
 from worlds import CHUNKS, IDS, NAMES, PHOTOS, Notes, World, all_arrays, teach_inline
 
+from teachonce.core.progress import Silent
 from teachonce.errors import FingerprintError, IncompleteError, IntegrityError, UsageError
-from teachonce.label_codec import TopK, max_error
-from teachonce.label_store import LabelStore
-from teachonce.progress import Silent
+from teachonce.labels.codec import TopK, max_error
+from teachonce.labels.format import EMBEDDING, LABELS
+from teachonce.labels.store import LabelStore
 from teachonce.stages.relabel import RelabelRequest, RelabelResult, relabel
 from teachonce.stages.verify import VerifyRequest, verify
-from teachonce.store_format import EMBEDDING, LABELS
 
 TEMPLATES = ("a drawing of a {}.", "a blurry photo of a {}.")
 
@@ -150,7 +150,7 @@ def test_k_temperatures_and_classes_need_no_model(
 ) -> None:
     """Only the store is read; values equal the softmax over the classes that are left."""
     (tmp_path / "some.txt").write_text("n07\nn02\tanything\n\nn05\nn04\n")
-    monkeypatch.setattr("teachonce.zeroshot.template_features", None)
+    monkeypatch.setattr("teachonce.models.classifier.template_features", None)
     options: dict[str, Any] = {"classes": tmp_path / "some.txt", "top_k": 3, "temperatures": (1.0, 0.5, 3.0)}
     result = relabel(RelabelRequest(parent=parent, labels=tmp_path / "child.zarr", **options), Silent())
     child = LabelStore.open(tmp_path / "child.zarr")
@@ -179,7 +179,7 @@ def test_a_vocabulary_without_as_many_classes(parent: Path, tmp_path: Path) -> N
     (tmp_path / "two.tsv").write_text("a\tred  fox\nb\tpiano\n")
     notes = Notes()
     with worlds.inline_tasks(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("teachonce.clip_models.load_clip", None)
+        patch.setattr("teachonce.models.clip.load_clip", None)
         request = RelabelRequest(parent=parent, labels=tmp_path / "child.zarr", vocabulary=str(tmp_path / "two.tsv"),
                                  teacher="RN50/openai", threads=1)  # fmt: skip
         result = relabel(request, notes)
@@ -232,7 +232,7 @@ def test_killed_and_continued_gives_the_same_bits(writes: int, where: str, paren
 
 def test_killed_while_groups_are_added(parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child with only some of its groups gets the others."""
-    import teachonce.derived_store as derived_store
+    import teachonce.labels.derived as derived_store
 
     def stop(*args: Any) -> None:
         raise Killed

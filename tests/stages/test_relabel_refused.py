@@ -9,8 +9,8 @@ import pytest
 import worlds
 from worlds import PHOTOS, World, teach_inline
 
+from teachonce.core.progress import Silent
 from teachonce.errors import DataError, IncompleteError, UsageError
-from teachonce.progress import Silent
 from teachonce.stages.relabel import RelabelRequest, RelabelResult, relabel
 
 

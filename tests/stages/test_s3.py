@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 from worlds import PHOTOS, Notes, World, all_arrays, files_of, inline_tasks, request_for
 
-import teachonce.remote as remote
-from teachonce.config import TrainConfig
+import teachonce.core.remote as remote
+from teachonce.core.progress import Silent
+from teachonce.core.remote import is_remote, location
 from teachonce.errors import DataError, EnvironmentFault, UsageError
-from teachonce.label_store import LabelStore
-from teachonce.progress import Silent
-from teachonce.remote import is_remote, location
+from teachonce.labels.store import LabelStore
 from teachonce.stages.evaluate import EvaluateRequest, evaluate
 from teachonce.stages.inspect import InspectRequest, inspect
 from teachonce.stages.teach import teach
 from teachonce.stages.train import TrainRequest, train
 from teachonce.stages.verify import VerifyRequest, verify
+from teachonce.training.config import TrainConfig
 
 BUCKET = "s3://photos"
 NO_PLACES = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "AWS_REGION")

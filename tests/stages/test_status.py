@@ -17,13 +17,13 @@ import pytest
 import worlds
 from status_folders import AWAY, HERE, dead_process, event, look, make_run, write_lock
 
+from teachonce.core.locks import hold
+from teachonce.core.machine import ProcessMark, lives
+from teachonce.core.progress import Silent
 from teachonce.errors import DataError, IncompleteError, IntegrityError, TeachOnceError
-from teachonce.label_store import LabelStore
-from teachonce.machine import ProcessMark, lives
-from teachonce.progress import Silent
+from teachonce.labels.status import StoreStatus, store_status
+from teachonce.labels.store import LabelStore
 from teachonce.stages.status import StatusRequest, status
-from teachonce.status_store import StoreStatus, store_status
-from teachonce.store_lock import hold
 
 
 @pytest.fixture(scope="module")

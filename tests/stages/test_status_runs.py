@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from status_folders import AWAY, HERE, dead_process, event, look, make_grid, make_run
 
+from teachonce.core.machine import ProcessMark
+from teachonce.core.progress import Silent
 from teachonce.errors import IntegrityError
-from teachonce.machine import ProcessMark
-from teachonce.progress import Silent
-from teachonce.status_grid import GridStatus
-from teachonce.status_run import RunStatus
+from teachonce.runs.grid_status import GridStatus
+from teachonce.runs.status import RunStatus
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +98,8 @@ def test_a_run_that_has_only_begun_is_seen(held: tuple[str, ...], tmp_path: Path
 
 def test_a_real_run_that_ended(finished: Path, student: str, tmp_path: Path) -> None:
     """What train itself leaves: finished, with all its figures."""
-    from teachonce.config import load_train_config
     from teachonce.stages.train import TrainRequest, train
+    from teachonce.training.config import load_train_config
 
     config = load_train_config(None, ["steps=12", "batch_size=16", "log_every=2", "held_out=0.3", "evaluate_every=4"])
     request = TrainRequest(labels=finished, student=student, out=tmp_path / "run", config=config, threads=1)

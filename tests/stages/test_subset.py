@@ -13,13 +13,13 @@ import pytest
 import worlds
 from worlds import IDS, PER_CLASS, PHOTOS, Notes, World, all_arrays, keys_of, teach_inline
 
+from teachonce.core.progress import Silent
 from teachonce.errors import DataError, EnvironmentFault, FingerprintError, IncompleteError, IntegrityError, UsageError
-from teachonce.label_store import LabelStore
-from teachonce.progress import Silent
-from teachonce.selection import load_selection
+from teachonce.labels.selection import load_selection
+from teachonce.labels.store import LabelStore
+from teachonce.rows.working_set import open_working_set
 from teachonce.stages.relabel import RelabelRequest, relabel
 from teachonce.stages.subset import SubsetRequest, SubsetResult, subset
-from teachonce.working_set import open_working_set
 
 
 def run(labels: Path, out: Path, **options: Any) -> SubsetResult:

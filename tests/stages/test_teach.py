@@ -15,14 +15,14 @@ import worlds
 import zarr
 from worlds import CHUNKS, IDS, NAMES, PHOTOS, TEMPLATE, Notes, World, all_arrays, keys_of, request_for, teach_inline
 
-from teachonce.clip_models import load_clip
+from teachonce.core.progress import Reporter, Silent
 from teachonce.errors import DataError, FingerprintError, IncompleteError, UsageError
-from teachonce.label_codec import max_error
-from teachonce.label_store import LabelStore
-from teachonce.progress import Reporter, Silent
+from teachonce.labels.codec import max_error
+from teachonce.labels.format import default_chunk_rows, student_group
+from teachonce.labels.store import LabelStore
+from teachonce.models.clip import load_clip
+from teachonce.rows.working_set import Batch, open_working_set
 from teachonce.stages.teach import TeachRequest, teach
-from teachonce.store_format import default_chunk_rows, student_group
-from teachonce.working_set import Batch, open_working_set
 
 
 def names_of(store: Path) -> list[str]:
@@ -140,7 +140,7 @@ def test_a_student_added_later_runs_alone(named_again: bool, world: World, teach
     store = tmp_path / "a.zarr"
     teach_inline(world, store, teacher, top_k=5)
     before = content(store)
-    monkeypatch.setattr("teachonce.soft_chunk.begin_soft_labels", None)  # would fail if the teacher ran
+    monkeypatch.setattr("teachonce.teaching.soft_chunk.begin_soft_labels", None)  # would fail if the teacher ran
     again: dict[str, Any] = {"top_k": 5} if named_again else {}
     result = teach_inline(world, store, teacher if named_again else None, students=(student,), **again)
     assert result.chunks_written == CHUNKS
@@ -342,7 +342,7 @@ def test_a_wrong_root_fails_at_once(world: World, teacher: str, tmp_path: Path) 
 
 def test_a_second_writer_is_refused(world: World, teacher: str, finished: Path, tmp_path: Path) -> None:
     """Exit 5 with the owner; the first run goes on undisturbed."""
-    from teachonce.store_lock import hold, require_token
+    from teachonce.core.locks import hold, require_token
 
     store = worlds.copy_store(finished, tmp_path)
     with hold(store, Silent()) as token:

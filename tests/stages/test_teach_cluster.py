@@ -21,9 +21,9 @@ import worlds
 from hand_cluster import by_hand, free_port, stand_in_slurm
 from worlds import CHUNKS, PHOTOS, World, all_arrays, request_for
 
+from teachonce.core.progress import Silent
 from teachonce.errors import EnvironmentFault
-from teachonce.label_store import LabelStore
-from teachonce.progress import Silent
+from teachonce.labels.store import LabelStore
 from teachonce.stages.teach import teach
 
 # Loaded by a worker: what the file HIDDEN names does not exist for it, as a disk that only the driver has.

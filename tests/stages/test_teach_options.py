@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 from worlds import CHUNK_ROWS, IDS, NAMES, PHOTOS, TEMPLATE, World, all_arrays, keys_of, teach_inline
 
-from teachonce.clip_models import load_clip
+from teachonce.core.progress import Silent
+from teachonce.data.views import ViewPolicy, draw_view
 from teachonce.errors import FingerprintError, UsageError
-from teachonce.label_store import LabelStore
-from teachonce.ledger import PHASES
-from teachonce.progress import Silent
+from teachonce.labels.format import LABELS, student_group
+from teachonce.labels.ledger import PHASES
+from teachonce.labels.store import LabelStore
+from teachonce.models.clip import load_clip
 from teachonce.stages.relabel import RelabelRequest, relabel
 from teachonce.stages.verify import VerifyRequest, verify
-from teachonce.store_format import LABELS, student_group
-from teachonce.views import ViewPolicy, draw_view
 
 VIEWS = ViewPolicy(views=3, seed=5, randaugment=(1, 9))
 

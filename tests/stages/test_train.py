@@ -18,15 +18,15 @@ import worlds
 from safetensors import safe_open
 from train_runs import killed_before
 
-from teachonce import run_folder
-from teachonce.config import TrainConfig, load_train_config
+from teachonce.core.progress import Silent
 from teachonce.errors import DataError, FingerprintError, IncompleteError, IntegrityError, UsageError
-from teachonce.label_store import LabelStore
-from teachonce.progress import Silent
-from teachonce.runlog import read_events
-from teachonce.selection import Rule, choose, save_selection
+from teachonce.labels.format import student_group
+from teachonce.labels.selection import Rule, choose, save_selection
+from teachonce.labels.store import LabelStore
+from teachonce.runs import folder as run_folder
+from teachonce.runs.log import read_events
 from teachonce.stages.train import TrainRequest, TrainResult, train
-from teachonce.store_format import student_group
+from teachonce.training.config import TrainConfig, load_train_config
 
 STEPS = 18
 BASE = (f"steps={STEPS}", "batch_size=16", "checkpoint_every=4", "log_every=1", "warmup_steps=3")
@@ -135,7 +135,7 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(
 
 def test_an_infinite_loss_updates_nothing(finished: Path, student: str, tmp_path: Path) -> None:
     """NaN in the loss: the parameters and the optimiser keep their bits, whether the step is logged or not."""
-    from teachonce.losses import hard_rows
+    from teachonce.training.losses import hard_rows
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UsageError, match="nothing was updated"):
         calls = []
@@ -144,7 +144,7 @@ def test_an_infinite_loss_updates_nothing(finished: Path, student: str, tmp_path
             calls.append(1)
             return hard_rows(*given) * (float("nan") if len(calls) == 3 else 1.0)
 
-        patch.setattr("teachonce.objective.hard_rows", broken)
+        patch.setattr("teachonce.training.objective.hard_rows", broken)
         run(finished, student, tmp_path / "run", "checkpoint_every=1", "log_every=5", "supervision=hard")
     newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
     assert newest.stem == "step-00000002"
@@ -293,7 +293,7 @@ def test_a_first_loss_that_is_no_number_does_not_blame_the_learning_rate(
 
 def test_a_start_that_gives_no_numbers_makes_no_folder(finished: Path, student: str, tmp_path: Path) -> None:
     """The student is named."""
-    from teachonce.student import PromptedStudent
+    from teachonce.training.student import PromptedStudent
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(DataError, match="the start gives no numbers") as caught:
         patch.setattr(PromptedStudent, "is_sound", lambda self: False)

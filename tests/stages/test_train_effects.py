@@ -9,13 +9,13 @@ import pytest
 import worlds
 from worlds import World
 
-from teachonce import clip_models
-from teachonce.config import load_train_config
-from teachonce.config_effects import RULES
+from teachonce.core.progress import Silent
 from teachonce.errors import UsageError
-from teachonce.progress import Silent
-from teachonce.runlog import read_events
+from teachonce.models import clip as clip_models
+from teachonce.runs.log import read_events
 from teachonce.stages.train import TrainRequest, train
+from teachonce.training.config import load_train_config
+from teachonce.training.config_effects import RULES
 
 BASE = ("steps=3", "batch_size=24", "checkpoint_every=100", "log_every=1", "warmup_steps=1")
 SOFT = ("soft_schedule=rise", "temperature=2", "teacher_temperature=2", "targets=embedding", "tail=to-label")
@@ -63,7 +63,7 @@ def outcome(
     world: World, teacher: str, student: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], Fingerprint]]:
     """What a run with some overrides comes to, computed once: prompts, losses, measurements; or its refusal."""
-    import teachonce.worker_models  # noqa: F401 - it must take the real load_clip before it is replaced
+    import teachonce.teaching.worker  # noqa: F401 - it must take the real load_clip before it is replaced
 
     folder = tmp_path_factory.mktemp("effects")
     worlds.teach_inline(world, folder / "rich.zarr", teacher, students=(student,), top_k=4, embeddings="float16",

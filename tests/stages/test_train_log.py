@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from train_runs import killed_before
 
-from teachonce.config import load_train_config
+from teachonce.core.progress import Silent
 from teachonce.errors import EnvironmentFault
-from teachonce.progress import Silent
-from teachonce.runlog import read_events
+from teachonce.runs.log import read_events
 from teachonce.stages.train import TrainRequest, train
+from teachonce.training.config import load_train_config
 
 SETTINGS = ["steps=12", "batch_size=16", "checkpoint_every=4", "log_every=1", "held_out=0.3", "evaluate_every=3"]
 

@@ -19,15 +19,15 @@ from safetensors import safe_open
 from train_runs import killed_before
 from worlds import World
 
-from teachonce import clip_models
-from teachonce.config import TrainConfig, load_train_config
+from teachonce.core.progress import Silent
+from teachonce.data.views import ViewPolicy
 from teachonce.errors import DataError, FingerprintError, TeachOnceError, UsageError
-from teachonce.label_store import LabelStore
-from teachonce.progress import Silent
-from teachonce.prompt_files import load_prompts
-from teachonce.runlog import read_events
+from teachonce.labels.store import LabelStore
+from teachonce.models import clip as clip_models
+from teachonce.models.prompt_files import load_prompts
+from teachonce.runs.log import read_events
 from teachonce.stages.train import TrainRequest, TrainResult, train
-from teachonce.views import ViewPolicy
+from teachonce.training.config import TrainConfig, load_train_config
 
 STEPS = 4
 BASE = (f"steps={STEPS}", "batch_size=24", "checkpoint_every=100", "log_every=1", "warmup_steps=2", "image_length=2",
@@ -66,7 +66,7 @@ def literal_values() -> Iterator[str]:
 @pytest.fixture(scope="module", autouse=True)
 def student_in_memory() -> Iterator[None]:
     """The tiny student is read from disk once a module."""
-    import teachonce.worker_models  # noqa: F401 - it must take the real load_clip before it is replaced
+    import teachonce.teaching.worker  # noqa: F401 - it must take the real load_clip before it is replaced
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clip_models, "load_clip", worlds.loaded_once)
@@ -128,7 +128,7 @@ def test_soft_loss_from_embeddings_is_the_whole_kl(rich: Path, student: str, tmp
     store = LabelStore.open(rich)
     (group,) = [name for name in store.groups if name.startswith("students/")]
     clip = worlds.loaded_once(student)
-    from teachonce.zeroshot import template_features
+    from teachonce.models.classifier import template_features
 
     text = template_features(clip, worlds.NAMES, worlds.TEMPLATE).double().numpy()
     kept = [(store.embeddings(c), store.read_chunk(group, c)[f"{group}/features"]) for c in range(store.layout.chunks)]
@@ -171,11 +171,11 @@ def test_half_precision_trains_as_float32_does(
 
 def test_held_out_accuracy_is_that_of_the_saved_prompts(rich: Path, student: str, tmp_path: Path) -> None:
     """The last figure is top-1 by NumPy over rows that no step has seen, with the averaged prompts of the result."""
-    from teachonce.working_set import open_working_set
+    from teachonce.rows.working_set import open_working_set
 
     out = tmp_path / "run"
     result = run(rich, student, out, "held_out=0.4", "averaging=ema", "average_decay=0.5")
-    from teachonce.sampler import TrainingOrder
+    from teachonce.rows.order import TrainingOrder
 
     clip = worlds.loaded_once(student)
     rows = open_working_set(LabelStore.open(rich), clip.digest, Silent())

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import worlds
 
-from teachonce import working_build
-from teachonce.config import load_train_config
+from teachonce.core.progress import Silent
 from teachonce.errors import FingerprintError, IntegrityError, UsageError
-from teachonce.label_store import LabelStore
-from teachonce.progress import Silent
-from teachonce.runlog import read_events
-from teachonce.selection import Rule, choose, save_selection
+from teachonce.labels.format import LABELS
+from teachonce.labels.selection import Rule, choose, save_selection
+from teachonce.labels.store import LabelStore
+from teachonce.rows import build as working_build
+from teachonce.rows.working_set import Batch, WorkingSet
+from teachonce.runs.log import read_events
 from teachonce.stages.train import TrainRequest, train
-from teachonce.store_format import LABELS
-from teachonce.working_set import Batch, WorkingSet
+from teachonce.training.config import load_train_config
 
 BASE = ("steps=12", "batch_size=16", "checkpoint_every=4", "log_every=1")
 
@@ -82,7 +82,7 @@ def test_runs_share_one_set(store: Path, student: str, tmp_path: Path, monkeypat
     """Another seed, another config: the second run decodes nothing but the rows that prove the pairing."""
     run(store, student, tmp_path / "a")
     monkeypatch.setattr(working_build, "write_arrays", None)
-    monkeypatch.setattr("teachonce.working_set.write_arrays", None)
+    monkeypatch.setattr("teachonce.rows.working_set.write_arrays", None)
     run(store, student, tmp_path / "b", "seed=3", "supervision=hard")
     assert len([p for p in store.with_name(store.name + ".working").iterdir() if p.is_dir()]) == 1
 

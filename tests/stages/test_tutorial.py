@@ -20,8 +20,8 @@ import worlds
 
 from teachonce.cli.app import app, run
 from teachonce.cli.jobs import Job
-from teachonce.cluster_spec import load_description
-from teachonce.grid import load_grid
+from teachonce.cluster.description import load_description
+from teachonce.runs.grid import load_grid
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 FENCE = re.compile(r"^```(\w+) ?(\S*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from worlds import CHUNKS, PHOTOS, World, copy_store, make_clip, teach_inline
 
+from teachonce.core.progress import Silent
 from teachonce.errors import DataError, FingerprintError, UsageError
-from teachonce.label_store import LabelStore
-from teachonce.progress import Silent
+from teachonce.labels.format import EMBEDDING, LABELS
+from teachonce.labels.store import LabelStore
 from teachonce.stages.inspect import InspectRequest, inspect
 from teachonce.stages.verify import VerifyRequest, VerifyResult, verify
-from teachonce.store_format import EMBEDDING, LABELS
 
 SOFT = ("class_ids", "gaps", "top_log_prob", "log_residual")
 

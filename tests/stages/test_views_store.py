@@ -21,23 +21,23 @@ import worlds
 from PIL import Image, ImageOps
 from worlds import IDS, NAMES, PHOTOS, TEMPLATE, World, all_arrays, copy_store, keys_of
 
-from teachonce import image_batches
-from teachonce.clip_models import load_clip
-from teachonce.config import load_train_config
+from teachonce.core.progress import Silent
+from teachonce.data import batches as image_batches
+from teachonce.data.views import NO_VIEW, UNIT, ViewPolicy
 from teachonce.errors import DataError, FingerprintError
-from teachonce.label_codec import max_error
-from teachonce.label_store import LabelStore
-from teachonce.progress import Silent
-from teachonce.recheck import recheck_rows
-from teachonce.runlog import read_events
-from teachonce.selection import load_selection
+from teachonce.labels.codec import max_error
+from teachonce.labels.format import LABELS
+from teachonce.labels.selection import load_selection
+from teachonce.labels.store import LabelStore
+from teachonce.models.clip import load_clip
+from teachonce.rows.working_set import open_working_set
+from teachonce.runs.log import read_events
 from teachonce.stages.subset import SubsetRequest, subset
 from teachonce.stages.teach import teach
 from teachonce.stages.train import TrainRequest, train
 from teachonce.stages.verify import VerifyRequest, verify
-from teachonce.store_format import LABELS
-from teachonce.views import NO_VIEW, UNIT, ViewPolicy
-from teachonce.working_set import open_working_set
+from teachonce.teaching.recheck import recheck_rows
+from teachonce.training.config import load_train_config
 
 V = 3
 ROWS = V * PHOTOS

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import worlds
 
-from teachonce.clip_models import load_clip
-from teachonce.embedding_codec import decode_embeddings
+from teachonce.core.progress import Silent
+from teachonce.data.views import ViewPolicy
 from teachonce.errors import DataError, IntegrityError
-from teachonce.label_store import LabelStore
-from teachonce.pairing import prove_pairing
-from teachonce.progress import Silent
-from teachonce.selection import Rule, choose, load_selection, save_selection
-from teachonce.store_format import EMBEDDING
-from teachonce.views import ViewPolicy
-from teachonce.working_set import WorkingSet, open_working_set
+from teachonce.labels.embeddings import decode_embeddings
+from teachonce.labels.format import EMBEDDING
+from teachonce.labels.selection import Rule, choose, load_selection, save_selection
+from teachonce.labels.store import LabelStore
+from teachonce.models.clip import load_clip
+from teachonce.rows.pairing import prove_pairing
+from teachonce.rows.working_set import WorkingSet, open_working_set
 
 VIEWS = {"int8": 1, "float16": 2}  # of an image, in the two stores
 KINDS = tuple(VIEWS)

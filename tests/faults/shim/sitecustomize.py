@@ -149,5 +149,5 @@ if "eio" in FAULTS:
 if "clock" in FAULTS:
     jumping_clock(*FAULTS["clock"])
 if FAULTS:
-    holding = {"teachonce.label_store": held_write} if "hold" in FAULTS else {}
-    sys.meta_path.insert(0, Patcher({"teachonce.chunk_task": counted_tasks} | holding))
+    holding = {"teachonce.labels.store": held_write} if "hold" in FAULTS else {}
+    sys.meta_path.insert(0, Patcher({"teachonce.teaching.chunk": counted_tasks} | holding))

@@ -1,0 +1,48 @@
+"""The command `import`: prompts of a CoOp or POMP checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from teachonce.cli import options
+from teachonce.cli.console import Output
+from teachonce.cli.jobs import Job, job
+from teachonce.models.structures import Position
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Checkpoint = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A file of CoOp or POMP: .../prompt_learner/model.pth.tar-50.")
+]
+ImportOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; new or empty.")]
+SlotPosition = Annotated[
+    Position,
+    typer.Option("--position", help="Where the context stands, seen from the name: CoOp's end, middle or front. "
+                                    "The file does not say; POMP's is before."),
+]  # fmt: skip
+
+
+def import_(
+    checkpoint: Checkpoint,
+    student: options.Student,
+    out: ImportOut,
+    position: SlotPosition = "before",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> Job:
+    """Make prompts out of a CoOp or POMP checkpoint, for evaluate and for train --init.
+
+    Nothing in the file is run: only tensors are read. The student must be the one it was trained on.
+    """
+
+    def run_stage(output: Output) -> DataclassInstance:
+        from teachonce.stages import import_ as stage
+
+        request = stage.ImportRequest(checkpoint=checkpoint, student=student, out=out, position=position)
+        return stage.import_(request, output)
+
+    return job("import", json, quiet, run_stage)

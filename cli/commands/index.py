@@ -1,0 +1,35 @@
+"""The command `index`: what lies on disk against what the manifest says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from teachonce.cli import options, places
+from teachonce.cli.console import Output
+from teachonce.cli.jobs import Job, job
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+def index(
+    manifest: options.ManifestArgument = None,
+    manifest_option: options.ManifestOption = None,
+    root: places.Root = None,
+    split: options.IndexSplit = None,
+    digests: options.Digests = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> Job:
+    """Compare the data on disk with its manifest: every fault at once, before a GPU hour is spent.
+
+    Exit 3 when anything is missing, damaged or too much.
+    """
+    source = options.one_manifest(manifest, manifest_option, "index")
+
+    def run_stage(output: Output) -> DataclassInstance:
+        from teachonce.stages import index as stage
+
+        return stage.index(stage.IndexRequest(manifest=source, root=root, split=split, digests=digests), output)
+
+    return job("index", json, quiet, run_stage)

@@ -1,0 +1,205 @@
+"""Where tasks run, all of it Dask's: worker processes here, a scheduler that runs already, or a described cluster.
+
+`task_window` keeps the workers busy; `cluster_spec` says what to open and imports no Dask.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import dask
+from distributed import Client, LocalCluster
+from distributed.client import Future
+
+from teachonce.cluster.description import (
+    THREADS_PER_WORKER,
+    WORKER_ENVIRONMENT,
+    Adaptive,
+    ClusterSpec,
+    Description,
+    LocalDescription,
+    load_description,
+)
+from teachonce.cluster.scheduler_check import require_same_version
+from teachonce.cluster.task_window import ALLOWED_FAILURES, PATIENCE_KEY, run_tasks
+from teachonce.core.machine import default_threads
+from teachonce.core.progress import Reporter
+from teachonce.errors import EnvironmentFault
+
+__all__ = ["ClusterSpec", "local_cluster", "open_cluster", "run_tasks", "threads_of", "warm_up",
+           "worker_index"]  # fmt: skip
+CLOSE_SECONDS = 10  # a scheduler that does not answer must not hold up the end of a run
+
+
+@contextmanager
+def open_cluster(spec: ClusterSpec, reporter: Reporter, threads: int = THREADS_PER_WORKER) -> Iterator[Client]:
+    """A client of the cluster that `spec` names; what was started here is gone when the block ends.
+
+    An existing scheduler and its workers are left alone: only this run's tasks are taken back.
+
+    Args:
+        spec: where the workers come from.
+        reporter: told of what a person should know.
+        threads: tasks that each worker started here runs at once.
+
+    Raises:
+        UsageError: the cluster description says something that is not understood.
+        EnvironmentFault: nothing answers, no worker joins, another version of teachonce, a package is not installed.
+    """
+    if spec.scheduler is not None:
+        with _existing_scheduler(spec.scheduler, reporter) as client:
+            yield client
+    elif spec.file is not None:
+        with _described(load_description(spec.file), reporter, threads) as client:
+            yield client
+    else:
+        with local_cluster(spec.workers or 1, threads=threads) as client:
+            yield client
+
+
+@contextmanager
+def local_cluster(
+    workers: int, environment: Mapping[str, str] | None = None, adaptive: Adaptive | None = None,
+    threads: int = THREADS_PER_WORKER,
+) -> Iterator[Client]:  # fmt: skip
+    """Worker processes on this machine, gone when the block ends.
+
+    The workers end by themselves within seconds when this process is killed.
+    """
+    settings = own_settings() | {
+        "distributed.worker.preload": ["teachonce.cluster.worker_signals"],
+        # Before the process starts:
+        "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT | dict(environment or {}),
+    }
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=adaptive.minimum if adaptive else workers, threads_per_worker=threads, processes=True,
+            memory_limit=0, dashboard_address="127.0.0.1:0", silence_logs=50,
+        ) as cluster,
+        Client(cluster) as client,
+    ):  # fmt: skip
+        if adaptive:
+            cluster.adapt(minimum=adaptive.minimum, maximum=adaptive.maximum)
+        yield client
+
+
+def own_settings() -> dict[str, Any]:
+    """Dask's settings for schedulers and workers that are started here."""
+    return {
+        "distributed.scheduler.allowed-failures": ALLOWED_FAILURES,
+        "distributed.worker.memory.terminate": False,  # models and pinned buffers are memory Dask knows nothing of
+        "distributed.worker.memory.pause": False,
+        "distributed.comm.timeouts.connect": "60s",
+        "distributed.admin.log-format": "%(name)s - %(levelname)s - %(message)s",
+        "logging.distributed": "error",
+    }
+
+
+@contextmanager
+def _existing_scheduler(address: str, reporter: Reporter) -> Iterator[Client]:
+    with _quiet():
+        try:
+            client = Client(address, set_as_default=False)
+        except (OSError, TimeoutError) as problem:
+            raise EnvironmentFault(
+                f"nothing answers as a Dask scheduler at {address}: {problem}",
+                hint="is it running, and may this machine reach it? `dask scheduler` prints its address when it starts",
+            ) from problem
+        except ImportError as problem:  # what Dask raises where versions do not fit at all
+            raise EnvironmentFault(f"the scheduler at {address} refuses this client: {problem}",
+                                   hint="install the same version of dask on both sides") from problem  # fmt: skip
+        try:
+            require_same_version(client, address, reporter)
+            yield client
+        finally:
+            try:
+                client.close(timeout=CLOSE_SECONDS)
+            except (OSError, TimeoutError):
+                reporter.note(f"the scheduler at {address} did not take leave within {CLOSE_SECONDS} s")
+
+
+@contextmanager
+def _described(description: Description, reporter: Reporter, threads: int) -> Iterator[Client]:
+    patience = {PATIENCE_KEY: description.patience} if description.patience else {}
+    with dask.config.set(patience):
+        if isinstance(description, LocalDescription):
+            given = description.workers or 1, description.environment, description.adaptive
+            with local_cluster(*given, threads) as client:
+                yield client
+        else:
+            from teachonce.cluster.jobs import started  # needs a package that is not always there
+
+            with dask.config.set(own_settings()), _quiet(), started(description, reporter, threads) as cluster:
+                client = Client(cluster, set_as_default=False)
+                try:
+                    yield client
+                finally:
+                    client.close(timeout=CLOSE_SECONDS)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What goes wrong is said by our own errors; Dask's log lines about it would stand between."""
+    logger = logging.getLogger("distributed")
+    before = [(handler, handler.level) for handler in logger.handlers]
+    for handler, _ in before:
+        handler.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for handler, level in before:
+            handler.setLevel(level)
+
+
+def warm_up(client: Client, task: Callable[[], None]) -> list[Future]:
+    """Start `task` on every worker and return at once; keep the result, or Dask forgets the tasks.
+
+    A worker that joins later does the same in its first real task.
+    """
+    return [
+        client.submit(task, workers=[address], allow_other_workers=True, pure=False) for address in client.nthreads()
+    ]
+
+
+def worker_index() -> int:
+    """Which accelerator of its machine the worker that runs this should take, counted from 0.
+
+    The number at the end of the worker's name: LocalCluster's names are numbers, and `dask worker` with four processes
+    named a makes a-0 to a-3. 0 outside Dask, for workers without a name (Dask calls them by their address), and where
+    CUDA_VISIBLE_DEVICES leaves one device: it has been chosen already.
+    """
+    from distributed import get_worker
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and len([device for device in visible.split(",") if device.strip()]) <= 1:
+        return 0
+    try:
+        name = get_worker().name
+    except ValueError:  # outside Dask
+        return 0
+    if isinstance(name, int):
+        return name
+    number = re.search(r"(\d+)$", str(name))
+    return int(number[1]) if number and "://" not in str(name) else 0
+
+
+def threads_of(spec: ClusterSpec) -> int | None:
+    """CPU threads for each worker; None where only the worker can know: it takes what its machine or job gives it.
+
+    Raises:
+        UsageError: the cluster description says something that is not understood.
+    """
+    if spec.scheduler is not None:
+        return None
+    if spec.file is None:
+        return default_threads(spec.workers or 1)
+    description = load_description(spec.file)
+    if isinstance(description, LocalDescription):
+        return default_threads(description.most_workers)
+    return description.cores if description.kind == "slurm" else None

@@ -1,0 +1,153 @@
+"""Clusters that another package starts: SLURM jobs by dask-jobqueue, a worker a GPU by dask-cuda.
+
+The packages are extras and are imported only when a description asks for them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from teachonce.cluster.description import (
+    THREADS_PER_WORKER,
+    WORKER_ENVIRONMENT,
+    Adaptive,
+    CudaDescription,
+    SlurmDescription,
+    duration_seconds,
+)
+from teachonce.core.progress import Reporter
+from teachonce.errors import EnvironmentFault
+
+OPTION = "--"  # of other programs: SLURM's and Dask's
+DASHBOARD = "127.0.0.1:0"  # any free port: several runs share a login node, and their neighbours need not see them
+
+
+@contextmanager
+def started(
+    description: SlurmDescription | CudaDescription, reporter: Reporter, threads: int = THREADS_PER_WORKER
+) -> Iterator[Any]:
+    """The Dask cluster of a description, whose workers run `threads` tasks at once; gone when the block ends.
+
+    Raises:
+        EnvironmentFault: its package is not installed, or the cluster cannot be started.
+    """
+    kind = description.kind
+    refused: list[Exception] = []
+    try:
+        cluster = (slurm_cluster(description, refused, threads) if isinstance(description, SlurmDescription)
+                   else cuda_cluster(description, threads))  # fmt: skip
+    except (OSError, RuntimeError, ValueError) as problem:
+        raise EnvironmentFault(f"the {kind} cluster could not be started: {problem}",
+                               hint="docs/cluster.md has a description that works") from problem  # fmt: skip
+    with cluster:
+        if isinstance(description, SlurmDescription):
+            _submit(cluster, description, refused)
+            reporter.note("asked SLURM for workers; the first rows come when the first job has started")
+        yield cluster
+
+
+def _submit(cluster: Any, description: SlurmDescription, refused: list[Exception]) -> None:
+    """Submit a first job at once, so that a refusal is seen; from then on jobs that end are replaced."""
+    wanted = description.adaptive or Adaptive(minimum=description.jobs or 1, maximum=description.jobs or 1)
+    cluster.scale(jobs=max(1, wanted.minimum))
+    cluster.sync(_submitted, cluster)
+    if refused:
+        said = str(refused[0]).partition("stderr:")[2].strip() or str(refused[0])
+        raise EnvironmentFault(
+            f"SLURM takes no job: {said}",
+            hint="run teachonce where sbatch works, such as a login node; look at queue, account, gres and walltime",
+        )
+    cluster.adapt(minimum_jobs=wanted.minimum, maximum_jobs=wanted.maximum)
+
+
+async def _submitted(cluster: Any) -> None:
+    await cluster
+
+
+def slurm_cluster(
+    description: SlurmDescription, refused: list[Exception] | None = None, threads: int = THREADS_PER_WORKER
+) -> Any:
+    """dask-jobqueue's SLURMCluster, one worker process a job; no job is submitted yet.
+
+    Workers leave by themselves before SLURM ends their job: one that is killed counts as a failure of its tasks.
+
+    Args:
+        description: of the jobs.
+        refused: is told why SLURM took a job not, which dask-jobqueue only logs.
+        threads: tasks that a worker runs at once.
+    """
+    jobqueue = _package("dask_jobqueue", "slurm")
+    lifetime, stagger = description.lifetime_seconds()
+    exports = [f"export {name}={value}" for name, value in (WORKER_ENVIRONMENT | description.environment).items()]
+    gres = [f"{OPTION}gres={description.gres}"] if description.gres else []
+    # The last one counts: dask-jobqueue asks for one thread a core, and ours are decoding threads of a task. Memory is
+    # watched by SLURM: what models take is nothing that Dask could spill.
+    own = {
+        "nthreads": str(threads),
+        "memory-limit": "0",
+        "lifetime": f"{lifetime}s",
+        "lifetime-stagger": f"{stagger}s",
+    }
+    return jobqueue.SLURMCluster(
+        job_cls=_job_class(jobqueue, [] if refused is None else refused),
+        cores=description.cores,
+        processes=1,
+        memory=description.memory,
+        walltime=description.walltime,
+        queue=description.queue,
+        account=description.account,
+        interface=description.interface,
+        scheduler_options={"dashboard_address": DASHBOARD},
+        log_directory=description.log_directory,
+        local_directory=description.local_directory,
+        python=description.python,
+        death_timeout=duration_seconds(description.death_timeout),
+        job_extra_directives=[*gres, *description.job_extra_directives],
+        job_script_prologue=[*exports, *description.job_script_prologue],
+        worker_extra_args=[word for name, value in own.items() for word in (OPTION + name, value)],
+    )
+
+
+def _job_class(jobqueue: Any, refused: list[Exception]) -> Any:
+    """dask-jobqueue's SLURM job, which says why it was refused and knows that it has ended."""
+    from distributed import Status
+
+    class Job(jobqueue.slurm.SLURMJob):  # type: ignore[misc]
+        async def start(self) -> None:
+            try:
+                await super().start()
+            except (OSError, RuntimeError, ValueError) as problem:  # Dask would log it, and stumble over it at the end
+                refused.append(problem)
+                self.status = Status.running
+
+        async def close(self) -> None:
+            await super().close()
+            self.status = Status.closed  # which dask-jobqueue forgets, and Dask asserts
+
+    return Job
+
+
+def cuda_cluster(description: CudaDescription, threads: int = THREADS_PER_WORKER) -> Any:
+    """dask-cuda's LocalCUDACluster: one worker a GPU, which sees that GPU only."""
+    cuda = _package("dask_cuda", "cuda")
+    options: dict[str, Any] = {"threads_per_worker": threads, "memory_limit": 0,
+                               "dashboard_address": DASHBOARD}  # fmt: skip
+    if description.devices:
+        options["CUDA_VISIBLE_DEVICES"] = list(description.devices)
+    import dask
+
+    with dask.config.set({"distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT | description.environment}):
+        return cuda.LocalCUDACluster(**options)
+
+
+def _package(name: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as problem:
+        raise EnvironmentFault(
+            f'--cluster with kind = "{extra}" needs the package {name.replace("_", "-")}: {problem}',
+            hint=f"pip install 'teachonce[{extra}]'",
+        ) from problem

@@ -1,0 +1,273 @@
+"""Run tasks on Dask as futures in a bounded window, and bear what clusters do to them.
+
+It knows nothing of what a task does; a task must be idempotent and return something small.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
+from concurrent.futures import Future as Answer
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import dask
+from dask.utils import parse_timedelta
+from distributed import Client, KilledWorker
+from distributed.client import Future
+
+from teachonce.core.progress import Reporter, Silent
+from teachonce.errors import IncompleteError, TeachOnceError
+
+R = TypeVar("R")
+RETRY_AFTER = (1.0, 10.0)  # seconds before each further try of a task that raised something else than our own errors
+ALLOWED_FAILURES = 10  # a task that merely waited on a worker that died counts as suspicious too; Dask gives up at 3
+QUEUED_PER_THREAD = 2
+FEWEST_QUEUED = 4  # with no worker there yet: what waits is what makes a cluster grow
+LOOK_EVERY = 1.0  # seconds between looks at the workers
+ANSWER_SECONDS = 20
+NOTE_EVERY = 60.0
+PATIENCE_KEY = "teachonce.patience"
+PATIENCE = "10 minutes"
+AGAIN = "run the same command again: what is committed is kept"
+
+
+def run_tasks(
+    client: Client,
+    task: Callable[..., R],
+    arguments: Iterable[tuple[Any, ...]],
+    name: str,
+    reporter: Reporter | None = None,
+) -> Iterator[R]:
+    """Results of `task(*a)` for every `a`: begun in their order, handed back as they are ready.
+
+    A future is released once its result is seen.
+
+    Twice as many tasks as the cluster has threads are under way at a time, as workers come and go. What a worker that
+    died or left had before it is run again elsewhere. A task that raised is tried again after a while; one whose
+    workers died ALLOWED_FAILURES times is tried once more at the end with nothing beside it, since every task that a
+    dying worker held is blamed for its death.
+
+    Raises:
+        TeachOnceError: the first of our own errors that a task raised, as it was raised.
+        IncompleteError: tasks failed on every try (after all others are done), the scheduler is gone, or there has been
+            no worker for longer than Dask's setting `teachonce.patience` (10 minutes).
+    """
+    window: _Window[R] = _Window(client, task, name, reporter or Silent())
+    todo = enumerate(arguments)
+    try:
+        exhausted = False
+        while True:
+            window.look()
+            while not exhausted and window.has_room():
+                following = next(todo, None)
+                if following is None:
+                    exhausted = True
+                else:
+                    window.submit(_Item(*following))
+            window.submit_due(alone=exhausted)
+            if exhausted and window.is_empty():
+                break
+            yield from window.results()
+    finally:
+        window.release()
+    if window.failed:
+        raise IncompleteError(f"{len(window.failed)} chunks failed on every try; the first: {window.failed[0]}",
+                              hint=AGAIN)  # fmt: skip
+
+
+@dataclass(eq=False)
+class _Item:
+    """One task and what has happened to it."""
+
+    number: int
+    args: tuple[Any, ...]
+    errors: int = 0
+    """How often it raised."""
+    deaths: int = 0
+    """How many workers died while they held it."""
+    alone: bool = False
+    due: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """One of our own errors as a result: it would be the same on every try, so Dask must not try again."""
+
+    problem: TeachOnceError
+
+
+def _attempt(task: Callable[..., R], *args: Any) -> R | _Refused:
+    try:
+        return task(*args)
+    except TeachOnceError as problem:
+        return _Refused(problem)
+
+
+class _Window(Generic[R]):
+    """The tasks under way, those to be tried again, and what is known of the workers."""
+
+    def __init__(self, client: Client, task: Callable[..., R], name: str, reporter: Reporter) -> None:
+        self.failed: list[str] = []
+        self._client, self._task, self._name, self._reporter = client, task, name, reporter
+        self._running: dict[str, tuple[_Item, Future]] = {}
+        self._waiting: list[_Item] = []
+        self._suspects: list[_Item] = []
+        self._done: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        self._workers = _Workers(client, reporter)
+
+    def look(self) -> None:
+        """Notice workers that came and went.
+
+        Raises:
+            IncompleteError: nobody is there to work, or the scheduler is gone.
+        """
+        self._workers.look()
+
+    def has_room(self) -> bool:
+        """Whether another task should be handed over now."""
+        size = max(FEWEST_QUEUED, QUEUED_PER_THREAD * self._workers.threads)
+        return len(self._running) + len(self._waiting) < size
+
+    def is_empty(self) -> bool:
+        """Whether everything handed over has come to an end."""
+        return not (self._running or self._waiting or self._suspects)
+
+    def submit(self, item: _Item) -> None:
+        """Hand a task over to Dask."""
+        tries = item.errors + item.deaths + item.alone
+        key = f"{self._name}-{item.number}" + (f"-again{tries}" if tries else "")
+        # Dask promises no order of what was submitted one by one; what was begun before must not wait for what is new.
+        future = self._client.submit(_attempt, self._task, *item.args, key=key, pure=False, priority=-item.number)
+        self._running[key] = item, future
+        future.add_done_callback(self._done.put)
+
+    def submit_due(self, *, alone: bool) -> None:
+        """Tasks whose time to be tried again has come; with nothing else left, one of those that lost their workers."""
+        now = time.monotonic()
+        for item in [item for item in self._waiting if item.due <= now]:
+            self._waiting.remove(item)
+            self.submit(item)
+        if alone and self._suspects and not self._running and not self._waiting:
+            self.submit(self._suspects.pop())
+
+    def results(self) -> Iterator[R]:
+        """The result of the next task that ends, if one does soon."""
+        try:
+            future = self._done.get(timeout=self._workers.look_in())
+        except queue.Empty:
+            return
+        item, _ = self._running.pop(future.key)
+        try:
+            result = future.result(timeout=ANSWER_SECONDS)
+        except KilledWorker as problem:
+            self._blame(item, problem)
+        except CancelledError as problem:  # so Dask tells that it lost the scheduler
+            raise _lost(self._client, problem) from problem
+        except Exception as problem:  # noqa: BLE001 - whatever a task raises must be counted, not lost
+            self._try_again(item, problem)
+        else:
+            if isinstance(result, _Refused):
+                raise result.problem
+            yield result
+        finally:
+            future.release()
+
+    def release(self) -> None:
+        """Take back what has not ended."""
+        for _, future in self._running.values():
+            future.release()
+
+    def _try_again(self, item: _Item, problem: Exception) -> None:
+        if item.errors < len(RETRY_AFTER):
+            item.due = time.monotonic() + RETRY_AFTER[item.errors]
+            item.errors += 1
+            self._waiting.append(item)
+        else:
+            self.failed.append(f"{self._name}-{item.number}: {type(problem).__name__}: {problem}")
+
+    def _blame(self, item: _Item, problem: KilledWorker) -> None:
+        if item.alone:
+            self.failed.append(
+                f"{self._name}-{item.number}: every worker that held it died, "
+                f"{item.deaths + problem.allowed_failures + 1} in all (out of memory?)"
+            )
+            return
+        item.deaths += problem.allowed_failures + 1
+        if problem.allowed_failures < ALLOWED_FAILURES:
+            self._reporter.note(
+                f"{self._name}-{item.number}: {problem.allowed_failures + 1} workers died while they held it; handed "
+                f"over again. distributed.scheduler.allowed-failures is {problem.allowed_failures} at this scheduler: "
+                f"{ALLOWED_FAILURES} suits clusters that take workers away"
+            )
+        item.alone = item.deaths > ALLOWED_FAILURES
+        if item.alone:
+            self._suspects.append(item)
+        else:
+            self._waiting.append(item)
+
+
+class _Workers:
+    """How many threads there are, asked now and then without waiting for the answer."""
+
+    def __init__(self, client: Client, reporter: Reporter) -> None:
+        self.threads = 0
+        self._client, self._reporter = client, reporter
+        self._asked: Answer[dict[str, Any]] | None = None
+        self._asked_at = -LOOK_EVERY
+        self._fine_at = self._noted_at = time.monotonic()
+        self._trouble = "no worker has joined"
+        self._patience = parse_timedelta(dask.config.get(PATIENCE_KEY, PATIENCE))
+
+    def look_in(self) -> float:
+        """Seconds until there may be something to see."""
+        return 0.05 if self._asked is not None else LOOK_EVERY
+
+    def look(self) -> None:
+        now = time.monotonic()
+        if self._client.status not in ("running", "connecting"):
+            raise _lost(self._client, None)
+        if self._asked is None and now - self._asked_at >= LOOK_EVERY:
+            self._asked_at = now
+            question = self._client.scheduler.identity(n_workers=0)
+            self._asked = asyncio.run_coroutine_threadsafe(question, self._client.loop.asyncio_loop)
+        elif self._asked is not None and self._asked.done():
+            self._take(self._asked, now)
+            self._asked = None
+        elif self._asked is not None and now - self._asked_at > ANSWER_SECONDS:
+            self._trouble = f"the scheduler at {_address(self._client)} does not answer"
+        self._complain(now)
+
+    def _take(self, answer: Answer[dict[str, Any]], now: float) -> None:
+        try:
+            self.threads = answer.result()["total_threads"]
+        except (OSError, CancelledError) as problem:  # it may be back at the next look
+            self._trouble = f"the scheduler at {_address(self._client)} does not answer: {problem}"
+            return
+        if self.threads:
+            self._fine_at = now
+        else:
+            self._trouble = "there is no worker"
+
+    def _complain(self, now: float) -> None:
+        alone = now - self._fine_at
+        if alone > self._patience:
+            raise IncompleteError(f"{self._trouble}, for {alone:.0f} s now",
+                                  hint=f"{AGAIN}; DASK_TEACHONCE__PATIENCE='2 hours' waits longer")  # fmt: skip
+        if alone > NOTE_EVERY and now - self._noted_at > NOTE_EVERY:
+            self._noted_at = now
+            self._reporter.note(f"{self._trouble}, for {alone:.0f} s now; giving up after {self._patience:.0f} s")
+
+
+def _address(client: Client) -> str:
+    return client.scheduler.address if client.scheduler is not None else "its address"
+
+
+def _lost(client: Client, problem: CancelledError | None) -> IncompleteError:
+    if problem is None or getattr(problem, "reason", "") == "scheduler-connection-lost":
+        return IncompleteError(f"the connection to the scheduler at {_address(client)} was lost: it ended, or the "
+                               "network did", hint=f"start a scheduler and {AGAIN}")  # fmt: skip
+    return IncompleteError(f"somebody cancelled this run's tasks on the scheduler: {problem}", hint=AGAIN)

@@ -1,0 +1,93 @@
+"""Write a file so that a crash leaves either the old content or the new one, never a part.
+
+It does not lock: of two writers at once the last one wins, whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+from teachonce.errors import EnvironmentFault, IncompleteError
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by a file that holds `data`, and return once both the file and its name are on the disk.
+
+    The folder must exist. A link stays a link: the file behind it is replaced. What is no file (a pipe, a device) is
+    written to as it is.
+
+    Raises:
+        EnvironmentFault: the disk is full, or the folder is missing or may not be written to.
+    """
+    if path.is_symlink():
+        path = path.resolve()
+    if path.exists() and not path.is_file() and not path.is_dir():
+        _write_through(path, data)
+        return
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+    except OSError as problem:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise EnvironmentFault(f"cannot write {path}: {problem.strerror or problem}") from problem
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    try:
+        with open(path, "wb") as stream:
+            stream.write(data)
+    except OSError as problem:
+        raise EnvironmentFault(f"cannot write {path}: {problem.strerror or problem}") from problem
+
+
+def _sync_folder(folder: Path) -> None:
+    """Without this a power cut may take back the rename."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync(path: Path) -> None:
+    """fsync one file or folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_up(file: Path, top: Path) -> None:
+    """fsync a file and every folder from its own up to `top`: a new name is durable only with its folder."""
+    sync(file)
+    for folder in file.parents:
+        sync(folder)
+        if folder == top:
+            return
+
+
+def sync_tree(folder: Path) -> None:
+    """fsync everything below a folder, and the folder."""
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            sync(Path(parent) / name)
+        sync(Path(parent))
+
+
+def write_failed(path: Path, problem: OSError) -> IncompleteError:
+    """The error of a write that failed: where, why, how much space is left, what to do."""
+    free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
+    return IncompleteError(
+        f"writing {problem.filename or path} failed: {problem.strerror or problem} ({free / 1e6:.0f} MB free)",
+        hint="free space or mend the permission, then run the same command again: nothing that was committed is lost",
+    )

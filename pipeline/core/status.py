@@ -1,0 +1,126 @@
+"""What every status says: a state, who works, the last sign of life, a pace and when it may end.
+
+It reads single small files that another process may be writing, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from teachonce.core.machine import ProcessMark, lives
+
+State = Literal["starting", "running", "stopped", "finished", "unknown"]
+"""starting: nothing is done yet. stopped: work is left and nobody does it. unknown: whoever does it is on another
+machine and has been silent for longer than its own pace explains."""
+
+PATIENCE_S = 120.0  # of silence that says nothing
+PATIENT_GAPS = 10  # ... or so many times the usual gap between two signs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """The process that works, or worked last."""
+
+    host: str
+    pid: int
+    alive: bool | None
+    """None: it is on another machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How much time is left; both None where nothing can be said."""
+
+    seconds_left: float | None
+    """At the pace so far; of work that has stopped, what it would take."""
+    estimated_end: str | None
+    """UTC, ISO 8601; only while somebody works."""
+
+
+def worker_of(mark: ProcessMark | None) -> Worker | None:
+    """What is known about a process that has left its mark."""
+    return None if mark is None else Worker(host=mark.host, pid=mark.pid, alive=lives(mark))
+
+
+def state_of(worker: Worker | None, done: bool, anything: bool, silent_s: float, gap_s: float) -> State:
+    """The state that these signs speak of.
+
+    Args:
+        worker: whoever holds the lock; None where nobody does, so that nobody works.
+        done: nothing is left to do.
+        anything: something is done already.
+        silent_s: seconds since the last sign of life.
+        gap_s: usual seconds between two signs.
+    """
+    if done:
+        return "finished"
+    if worker is None or worker.alive is False:
+        return "stopped"
+    if worker.alive is None and silent_s > max(PATIENCE_S, PATIENT_GAPS * gap_s):
+        return "unknown"
+    return "running" if anything else "starting"
+
+
+def ending(left: float, rate: float | None, since: float, now: float, state: State) -> Ending:
+    """When work ends that goes on at a rate.
+
+    Args:
+        left: units that were left at the time `since`.
+        rate: units a second.
+        since: seconds since 1970.
+        now: the same.
+    """
+    if state == "finished" or not rate or rate <= 0:
+        return Ending(seconds_left=None, estimated_end=None)
+    working = state in ("running", "starting")
+    seconds = max(0.0, left / rate - (now - since if working else 0.0))
+    return Ending(seconds_left=round(seconds, 1), estimated_end=iso(now + seconds) if working else None)
+
+
+def iso(time: float) -> str:
+    """Seconds since 1970 as UTC in ISO 8601."""
+    return datetime.fromtimestamp(time, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def newest(files: Iterable[Path]) -> float | None:
+    """When the newest of these was written, in seconds since 1970; None if there is none."""
+    times = []
+    for file in files:
+        with suppress(OSError):  # it may go at any moment
+            times.append(file.stat().st_mtime)
+    return max(times, default=None)
+
+
+def read_object(file: Path) -> dict[str, Any] | None:
+    """A JSON object; None where the file is missing, half written or holds something else."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log that may be growing; what is torn or no event is passed over."""
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    found = []
+    for line in text.splitlines():
+        with suppress(ValueError):
+            event = json.loads(line)
+            if isinstance(event, dict) and isinstance(event.get("event"), str) and number(event.get("time")):
+                found.append(event)
+    return found
+
+
+def number(value: Any) -> bool:
+    """Whether this is a number that can be reckoned with."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")

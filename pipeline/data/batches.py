@@ -1,0 +1,212 @@
+"""Batches of model inputs from a reader, in order: read, decoded, cropped and stacked ahead of the model in threads.
+
+It does not run models. A failed image keeps its place, so that batch positions never depend on failures.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+import zlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from teachonce.data.reader import DECODE_ERRORS, UNDECODABLE, ImageFault, ImageReader, decode
+from teachonce.data.views import NO_VIEW, View, ViewPolicy, draw_view, view_params
+
+READ_AHEAD = 2  # batches that are decoded while one is in the model
+ONE_VIEW = ViewPolicy()
+Item = list[Tensor] | ImageFault
+
+
+class ViewTaker(Protocol):
+    """What a batch has to know of a model: where it runs, and how it takes a view of an image."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+
+    def prepare_view(self, image: Image.Image, view: View) -> Tensor:
+        """One view of a decoded image as the model's input, [3, H, W] float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageBatch:
+    """Consecutive rows, views of a sample side by side. B rows, M models."""
+
+    start: int
+    inputs: tuple[Tensor | None, ...]
+    """Of each model, [B, 3, H, W] float32, zeros where the image failed; None where all failed."""
+    failed: tuple[tuple[int, ImageFault], ...]
+    """Row and reason of each that has no image."""
+    crcs: npt.NDArray[np.uint32]
+    """[B] CRC-32 of each image's bytes as they lie in the archive."""
+    params: npt.NDArray[np.uint16]
+    """[B, 5] view parameters as `views.view_params` gives them."""
+    image_bytes: int
+    seconds: tuple[float, float]
+    """Spent on reading and on decoding, summed over threads."""
+
+    def __len__(self) -> int:
+        return len(self.crcs)
+
+    def faults(self) -> list[tuple[int, ImageFault]]:
+        """Row and reason of each image that failed."""
+        return list(self.failed)
+
+    def pixels(self, model: int) -> Tensor | None:
+        """One model's inputs."""
+        return self.inputs[model]
+
+
+def image_batches(
+    reader: ImageReader,
+    samples: int,
+    models: Sequence[ViewTaker],
+    batch_size: int,
+    threads: int,
+    policy: ViewPolicy = ONE_VIEW,
+) -> ImageBatches:
+    """All `samples` of the reader's index as batches, for every model from one decode.
+
+    Work on the first batches starts with the call, not with the first `next`. Leave it with `with` or `close`: before
+    the reader is closed, nothing may go on reading.
+
+    Args:
+        batch_size: rows of a batch; all views of a sample are in one, so it may be exceeded by less than `views`.
+        threads: that decode, shared by all callers of this process that ask for as many.
+    """
+    return ImageBatches(reader, samples, models, max(1, batch_size // policy.views), threads, policy)
+
+
+class ImageBatches:
+    """An iterator of batches that keeps READ_AHEAD of them in the making."""
+
+    def __init__(
+        self, reader: ImageReader, samples: int, models: Sequence[ViewTaker], per_batch: int, threads: int,
+        policy: ViewPolicy,
+    ) -> None:  # fmt: skip
+        self._reader, self._models, self._policy = reader, models, policy
+        self._pool, self._collector = _decoders(max(1, threads)), _collector()
+        self._todo = deque(range(start, min(start + per_batch, samples)) for start in range(0, samples, per_batch))
+        self._queue: deque[tuple[list[Future[_Loaded]], Future[ImageBatch]]] = deque()
+        self._pinned = any(model.device.type == "cuda" for model in models)
+        self._run_ahead()
+
+    def _run_ahead(self) -> None:
+        while self._todo and len(self._queue) <= READ_AHEAD:
+            samples = self._todo.popleft()
+            work = [self._pool.submit(_load, self._reader, sample, self._models, self._policy) for sample in samples]
+            start = samples.start * self._policy.views
+            self._queue.append((work, self._collector.submit(_collect, start, work, len(self._models), self._pinned)))
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        return self
+
+    def __next__(self) -> ImageBatch:
+        if not self._queue:
+            raise StopIteration
+        batch = self._queue[0][1].result()
+        self._queue.popleft()
+        self._run_ahead()
+        return batch
+
+    def close(self) -> None:
+        """Drop what has not been taken; returns when no thread reads any more."""
+        left: list[Future[Any]] = []
+        for work, collected in self._queue:
+            left += [*work, collected]
+        self._queue.clear()
+        self._todo.clear()
+        wait([future for future in left if not future.cancel()])
+
+    def __enter__(self) -> ImageBatches:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.close()
+
+
+@functools.lru_cache(maxsize=4)
+def _decoders(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="decode")
+
+
+@functools.lru_cache(maxsize=1)
+def _collector() -> ThreadPoolExecutor:
+    """Stacks batches: two threads, so that a task that waits for its images does not hold up another."""
+    return ThreadPoolExecutor(2, thread_name_prefix="stack")
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """One sample: an item a view."""
+
+    items: tuple[Item, ...]
+    crc: int
+    views: tuple[View, ...]
+    """Empty where the image failed."""
+    size: int
+    seconds: tuple[float, float]
+
+
+def _load(reader: ImageReader, sample: int, models: Sequence[ViewTaker], policy: ViewPolicy) -> _Loaded:
+    began = time.perf_counter()
+    data = reader.read(sample)
+    read = time.perf_counter()
+    crc = zlib.crc32(data)
+    image = decode(data)
+    if isinstance(image, ImageFault):
+        seconds = (read - began, time.perf_counter() - read)
+        return _Loaded((image,) * policy.views, crc, (), len(data), seconds)
+    views = tuple(draw_view(policy, reader.name(sample), v, image.width, image.height) for v in range(policy.views))
+    try:
+        items: tuple[Item, ...] = tuple([model.prepare_view(image, view) for model in models] for view in views)
+    except DECODE_ERRORS as problem:
+        fault = ImageFault(UNDECODABLE, f"preprocessing failed: {type(problem).__name__}: {problem}")
+        items, views = (fault,) * policy.views, ()
+    return _Loaded(items, crc, views, len(data), (read - began, time.perf_counter() - read))
+
+
+def _collect(start: int, work: Sequence[Future[_Loaded]], models: int, pinned: bool) -> ImageBatch:
+    loaded = [future.result() for future in work]
+    items = [item for sample in loaded for item in sample.items]
+    views = len(loaded[0].items)
+    return ImageBatch(
+        start,
+        tuple(_stack(items, number, pinned) for number in range(models)),
+        tuple((start + row, item) for row, item in enumerate(items) if isinstance(item, ImageFault)),
+        np.repeat(np.array([sample.crc for sample in loaded], np.uint32), views),
+        np.concatenate([_params(sample.views, views) for sample in loaded]),
+        sum(sample.size for sample in loaded),
+        (sum(sample.seconds[0] for sample in loaded), sum(sample.seconds[1] for sample in loaded)),
+    )
+
+
+def _params(views: Sequence[View], count: int) -> npt.NDArray[np.uint16]:
+    if not views:
+        return np.full((count, 5), NO_VIEW, np.uint16)
+    return np.stack([view_params(view) for view in views])
+
+
+def _stack(items: Sequence[Item], model: int, pinned: bool) -> Tensor | None:
+    good = next((item[model] for item in items if not isinstance(item, ImageFault)), None)
+    if good is None:
+        return None
+    # In the layout that image towers are given: turned round here, in a thread, it costs the model's thread nothing.
+    stacked = torch.empty((len(items), *good.shape), pin_memory=pinned, memory_format=torch.channels_last)
+    for row, item in enumerate(items):
+        if isinstance(item, ImageFault):
+            stacked[row] = 0
+        else:
+            stacked[row] = item[model]
+    return stacked

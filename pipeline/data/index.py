@@ -1,0 +1,268 @@
+"""The sample index: where every image of a split lies, as columns; built by one pass over archive headers.
+
+It keeps no Python object a sample, never extracts a member and never decodes an image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from teachonce.core.progress import Reporter
+from teachonce.data.layouts import archive_parts, scan
+from teachonce.data.manifests import LINES, Manifest, Split, require_root
+from teachonce.data.places import IMAGE_EXTENSIONS, Found, Part
+from teachonce.data.vocabulary import Vocabulary, folder_vocabulary, load_vocabulary, parse_tsv
+from teachonce.errors import DataError
+
+FEW_PARTS = 16
+_CLASSES_OF = {"schema": "parquet", "folders": "image-folder", "split": "coop-split"}
+
+
+@dataclass(frozen=True)
+class SampleIndex:
+    """N samples as columns. `label` indexes the class list of the manifest's split; -1 is unknown.
+
+    A sample's bytes are `size` bytes at `offset` of the archive; for image folders the archive is the class folder
+    and the key's last part is the file; in parquet files `offset` is the row and `size` 0.
+    """
+
+    archives: tuple[str, ...]
+    """Paths below the data's root, with forward slashes."""
+    archive: npt.NDArray[np.uint32]
+    offset: npt.NDArray[np.uint64]
+    size: npt.NDArray[np.uint64]
+    label: npt.NDArray[np.int32]
+    key_bytes: npt.NDArray[np.uint8]
+    """All keys, UTF-8, one after the other."""
+    key_ends: npt.NDArray[np.uint64]
+    """Where each key ends in `key_bytes`."""
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def key(self, sample: int) -> str:
+        """The key of one sample."""
+        start = int(self.key_ends[sample - 1]) if sample else 0
+        return self.key_bytes[start : int(self.key_ends[sample])].tobytes().decode()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) over archives and all columns: equal means the same samples at the same places."""
+        sha = hashlib.sha256("\n".join(self.archives).encode())
+        for column in (self.archive, self.offset, self.size, self.label, self.key_bytes, self.key_ends):
+            sha.update(np.ascontiguousarray(column).tobytes())
+        return sha.hexdigest()
+
+    def take(self, samples: npt.NDArray[np.int64]) -> SampleIndex:
+        """The index of the given samples, in the given order."""
+        ends = self.key_ends.astype(np.int64)
+        starts = np.concatenate([[0], ends[:-1]])
+        lengths = (ends - starts)[samples]
+        new_ends = np.cumsum(lengths)
+        # Position j of the new key bytes comes from its key's old start plus the distance to its new start.
+        shift = np.repeat(starts[samples] - (new_ends - lengths), lengths)
+        key_bytes = self.key_bytes[np.arange(int(lengths.sum())) + shift]
+        return SampleIndex(
+            self.archives, self.archive[samples], self.offset[samples], self.size[samples], self.label[samples],
+            key_bytes, new_ends.astype(np.uint64),
+        )  # fmt: skip
+
+
+class _Columns:
+    """Growing columns in flat buffers: about 40 bytes a sample while the scan runs."""
+
+    def __init__(self) -> None:
+        self.numbers = array("q")
+        self.keys = bytearray()
+
+    def __len__(self) -> int:
+        return len(self.numbers) // 5
+
+    def add(self, archive: int, found: Found) -> None:
+        self.keys += found.key.encode(errors="backslashreplace")  # names in archives may be no UTF-8
+        self.numbers.extend((archive, found.offset, found.size, found.label, len(self.keys)))
+
+    def finish(self, archives: tuple[str, ...]) -> SampleIndex:
+        rows = np.frombuffer(self.numbers, dtype=np.int64).reshape(-1, 5)
+        return SampleIndex(
+            archives,
+            rows[:, 0].astype(np.uint32),
+            rows[:, 1].astype(np.uint64),
+            rows[:, 2].astype(np.uint64),
+            rows[:, 3].astype(np.int32),
+            np.frombuffer(self.keys, dtype=np.uint8),
+            rows[:, 4].astype(np.uint64),
+        )
+
+
+def split_classes(manifest: Manifest, split_name: str, root: Path) -> Vocabulary:
+    """The class list that the labels of a split index, with the manifest's own names where it has some.
+
+    Raises:
+        DataError: it is missing or malformed.
+    """
+    from teachonce.data.listed_images import renamed  # which builds on `archives`
+
+    classes = _class_list(manifest, manifest.split(split_name), manifest.classes_of(split_name), root)
+    return renamed(classes, root / manifest.names) if manifest.names else classes
+
+
+def _class_list(manifest: Manifest, split: Split, spec: str, root: Path) -> Vocabulary:
+    from teachonce.data.listed_images import lines_vocabulary, split_vocabulary
+
+    if spec in _CLASSES_OF and split.format != _CLASSES_OF[spec]:
+        raise DataError(f"manifest '{manifest.name}': classes = \"{spec}\" needs the format {_CLASSES_OF[spec]}")
+    if spec == "schema":
+        return _schema_classes(manifest, split, root)
+    if spec == "folders":
+        return folder_vocabulary(root / split.path)
+    if spec == "split":
+        return split_vocabulary(root / split.path)
+    if spec.startswith(LINES):
+        return lines_vocabulary(root / spec[len(LINES) :])
+    return load_vocabulary(spec, root)
+
+
+def _schema_classes(manifest: Manifest, split: Split, root: Path) -> Vocabulary:
+    files = sorted(root.glob(split.path))
+    if not files:
+        raise DataError(f"no archive matches {root / split.path}", hint=manifest.get)
+    from teachonce.data.parquet import class_names  # pyarrow is an extra
+
+    names = class_names(files[0], split.label)
+    return parse_tsv("".join(f"{name}\t{name.replace('_', ' ')}\n" for name in names), str(files[0]))
+
+
+def build_index(manifest: Manifest, split_name: str, root: Path | None, reporter: Reporter) -> SampleIndex:
+    """Scan the headers of a split's archives.
+
+    Args:
+        manifest: what the data must be.
+        split_name: one of its splits.
+        root: the folder that holds the data.
+        reporter: told about progress.
+
+    Raises:
+        DataError: no archive, an unreadable or cut-off one, an archive of an unknown class, a sample without a label,
+            a key that comes twice, a number of samples other than declared.
+    """
+    root = require_root(manifest, root)
+    split = manifest.split(split_name)
+    index = collect(manifest, split_name, root, reporter, stop=True).index
+    _check_count(index, split, split_name, root)
+    twice = doubled_keys(index, most=1)
+    if twice:
+        raise DataError(
+            f"the sample key '{twice[0].key}' comes twice: in {twice[0].first} and {twice[0].second}; "
+            "keys must be unique"
+        )
+    return index
+
+
+@dataclass(frozen=True, eq=False)
+class Collected:
+    """What a scan found."""
+
+    index: SampleIndex
+    parts: tuple[Part, ...]
+    faults: tuple[DataError, ...]
+
+
+def collect(manifest: Manifest, split_name: str, root: Path, reporter: Reporter, stop: bool) -> Collected:
+    """Scan what is there, whatever it is.
+
+    Args:
+        stop: raise the first problem; else go on with the next part and return all problems.
+
+    Raises:
+        DataError: there is nothing to scan, or `stop` and something is wrong.
+    """
+    split = manifest.split(split_name)
+    classes = split_classes(manifest, split_name, root)
+    parts = list(archive_parts(manifest, split, root, classes))
+    archives: dict[Path, int] = {}
+    columns, faults = _Columns(), list[DataError]()
+    for done, part in enumerate(parts):
+        number = archives.setdefault(part.archive, len(archives))
+        try:
+            for found in scan(split, part, classes):
+                columns.add(number, found)
+        except DataError as problem:
+            if stop:
+                raise
+            faults.append(problem)
+        reporter.progress("index", done + 1, len(parts), "archives", images=len(columns))
+    index = columns.finish(tuple(path.relative_to(root).as_posix() for path in archives))
+    return Collected(index, tuple(parts), tuple(faults))
+
+
+def _check_count(index: SampleIndex, split: Split, split_name: str, root: Path) -> None:
+    if not len(index):
+        raise DataError(f"the split '{split_name}' below {root} holds no image ({', '.join(sorted(IMAGE_EXTENSIONS))})")
+    if split.samples is not None and split.samples != len(index):
+        raise DataError(
+            f"the split '{split_name}' below {root} holds {len(index)} images; its manifest says {split.samples}",
+            hint="`teachonce index` lists what is missing; for a part of the data change `samples` in a copy of it",
+        )
+
+
+def few_samples(manifest: Manifest, split_name: str, root: Path, most: int) -> SampleIndex:
+    """Some samples of a split, from a few of its archives: enough to try things on, found in seconds.
+
+    Raises:
+        DataError: there is no image, or an archive that was looked into is damaged.
+    """
+    split = manifest.split(split_name)
+    classes = split_classes(manifest, split_name, root)
+    parts = list(archive_parts(manifest, split, root, classes))
+    chosen = [parts[i] for i in np.unique(np.linspace(0, len(parts) - 1, min(len(parts), FEW_PARTS)).astype(int))]
+    archives: dict[Path, int] = {}
+    columns = _Columns()
+    for part in chosen:
+        number = archives.setdefault(part.archive, len(archives))
+        for found in islice(scan(split, part, classes), -(-most // len(chosen))):
+            columns.add(number, found)
+    index = columns.finish(tuple(path.relative_to(root).as_posix() for path in archives))
+    if not len(index):
+        _check_count(index, split, split_name, root)
+    return index
+
+
+class Doubled(NamedTuple):
+    """A key that two samples have, and the archives they are in."""
+
+    key: str
+    first: str
+    second: str
+
+
+def doubled_keys(index: SampleIndex, most: int) -> list[Doubled]:
+    """Keys that come twice: rows are paired with images by key, so a doubled key could pair wrongly."""
+    ends = index.key_ends.astype(np.int64)
+    starts = np.concatenate([[0], ends[:-1]])
+    data = index.key_bytes.tobytes()
+    hashes = np.fromiter(
+        (
+            int.from_bytes(hashlib.blake2b(data[a:b], digest_size=8).digest(), "little")
+            for a, b in zip(starts, ends, strict=True)
+        ),
+        dtype=np.uint64,
+        count=len(index),
+    )
+    order = np.argsort(hashes, kind="stable")
+    found: list[Doubled] = []
+    for i in np.flatnonzero(hashes[order][1:] == hashes[order][:-1]):
+        first, second = sorted((int(order[i]), int(order[i + 1])))
+        if index.key(first) == index.key(second) and len(found) < most:
+            archives = (index.archives[index.archive[first]], index.archives[index.archive[second]])
+            found.append(Doubled(index.key(first), *archives))
+    return found

@@ -1,0 +1,166 @@
+"""Splits that a file lists image by image, as CoOp's data sets have them: JSON splits, and text files for aircraft.
+
+It reads lists and looks for the listed files; it opens no image.
+
+Sources: the layout below one root is that of DATASETS.md of KaiyangZhou/CoOp (Zhou et al., arXiv 2109.01134).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from teachonce.data.manifests import Split
+from teachonce.data.places import IMAGE_EXTENSIONS, Found, Part, extension
+from teachonce.data.vocabulary import Vocabulary
+from teachonce.errors import DataError, did_you_mean
+
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class ListedPart(Part):
+    """A folder of images, and those of its files that the split lists."""
+
+    files: tuple[tuple[str, int], ...] = ()
+    """Path relative to the split's folder of images, and class index."""
+
+
+def split_vocabulary(file: Path) -> Vocabulary:
+    """The classes of a JSON split in the order of their numbers; ids are the numbers, spaces stand for underscores.
+
+    Raises:
+        DataError: not such a file, or a number that goes with two names.
+    """
+    names: dict[int, str] = {}
+    for part in PARTS:
+        for _, label, name in _entries(file, part):
+            if names.setdefault(label, name) != name:
+                raise DataError(f"{file}: the class {label} is called '{names[label]}' and '{name}'")
+    if not names:
+        raise DataError(f"{file} lists no image")
+    return Vocabulary(tuple(map(str, sorted(names))), tuple(names[label] for label in sorted(names)))
+
+
+def lines_vocabulary(file: Path) -> Vocabulary:
+    """A class name a line; ids are line numbers from 0, spaces stand for underscores.
+
+    Raises:
+        DataError: it cannot be read, is empty, or has a name twice: images are listed by name.
+    """
+    names = [_spaced(line) for line in _text(file).splitlines() if line.strip()]
+    if not names:
+        raise DataError(f"{file} names no class")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{file}: the class '{twice}' comes {names.count(twice)} times")
+    return Vocabulary(tuple(map(str, range(len(names)))), tuple(names))
+
+
+def renamed(vocabulary: Vocabulary, file: Path) -> Vocabulary:
+    """The same classes with the names of a file of `ID NAME` lines, as CoOp's classnames.txt.
+
+    Raises:
+        DataError: it cannot be read, or has no name for a class.
+    """
+    names = {}
+    for line in _text(file).splitlines():
+        class_id, _, name = line.strip().replace("\t", " ").partition(" ")
+        names[class_id] = " ".join(name.split())
+    lacking = [class_id for class_id in vocabulary.ids if not names.get(class_id)]
+    if lacking:
+        raise DataError(f"{file} has no name for {len(lacking)} classes, the first is '{lacking[0]}'",
+                        hint="expected lines such as `n01440764 tench`")  # fmt: skip
+    return Vocabulary(vocabulary.ids, tuple(names[class_id] for class_id in vocabulary.ids))
+
+
+def listed_parts(split: Split, root: Path, classes: Vocabulary) -> Iterator[ListedPart]:
+    """The folders that hold listed images, in the order in which the list comes to them.
+
+    Raises:
+        DataError: the list is missing or malformed, names an unknown class, or a path outside its folder.
+    """
+    file = root / split.path
+    listed = _of_json(file, split, classes) if split.format == "coop-split" else _of_lines(file, classes)
+    folders: dict[str, list[tuple[str, int]]] = {}
+    for path, label in listed:
+        place = PurePosixPath(path)
+        if place.is_absolute() or ".." in place.parts or "\n" in path or not place.name:
+            raise DataError(f"{file}: the image {path!r} does not lie below {root / split.images}")
+        folders.setdefault(str(place.parent), []).append((str(place), label))
+    if not folders:
+        raise DataError(f"{file} lists no image{f' under {split.part!r}' if split.part else ''}")
+    for folder, files in folders.items():
+        yield ListedPart(root / split.images / folder, folder, files=tuple(files))
+
+
+def scan_listed(part: ListedPart) -> Iterator[Found]:
+    """The listed images of a folder, in the order of the list.
+
+    Raises:
+        DataError: one is not there.
+    """
+    for key, label in part.files:
+        path = part.archive / PurePosixPath(key).name
+        try:
+            size = path.stat().st_size
+        except OSError as problem:
+            raise DataError(
+                f"the split lists {path}, which cannot be read: {problem.strerror or problem}",
+                hint="fetch the images again; `teachonce index` lists all that is missing",
+            ) from problem
+        yield Found(key, 0, size, label)
+
+
+def _of_json(file: Path, split: Split, classes: Vocabulary) -> Iterator[tuple[str, int]]:
+    for path, label, name in _entries(file, split.part):
+        index = classes.index.get(str(label))
+        if index is None:
+            raise DataError(f"{file}: the class {label} ('{name}') of '{path}' is not in the class list")
+        yield path, index
+
+
+def _of_lines(file: Path, classes: Vocabulary) -> Iterator[tuple[str, int]]:
+    place = {name: index for index, name in enumerate(classes.names)}
+    for number, line in enumerate(_text(file).splitlines(), 1):
+        image, _, name = line.strip().partition(" ")
+        if not image:
+            continue
+        if _spaced(name) not in place:
+            raise DataError(f"{file}, line {number}: '{name}' is not in the class list: {did_you_mean(name, place)}")
+        yield image if extension(image) in IMAGE_EXTENSIONS else f"{image}.jpg", place[_spaced(name)]
+
+
+def _entries(file: Path, part: str) -> Iterator[tuple[str, int, str]]:
+    """Image, class number and class name of every image of a part."""
+    document = _json(file)
+    if not isinstance(document, dict) or not isinstance(document.get(part), list):
+        raise DataError(f"{file} is not a split of CoOp: expected an object with the list '{part}'")
+    for number, entry in enumerate(document[part]):
+        try:
+            path, label, name = entry
+            yield str(path), int(label), _spaced(str(name))
+        except (TypeError, ValueError) as problem:
+            raise DataError(f"{file}: entry {number} of '{part}' is {entry!r}: "
+                            "expected [image, class number, class name]") from problem  # fmt: skip
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(_text(file))
+    except ValueError as problem:
+        raise DataError(f"{file} is not valid JSON: {problem}", hint="fetch the file again") from problem
+
+
+def _spaced(name: str) -> str:
+    return " ".join(name.replace("_", " ").split())
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise DataError(f"cannot read {file}: {problem}", hint="`teachonce index` says what must be where") from problem

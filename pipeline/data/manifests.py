@@ -1,0 +1,209 @@
+"""Manifests: TOML files that say what a data set must be, read strictly.
+
+They never hold data and this module never opens an archive: `images` does, from what is declared here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from teachonce.core.remote import is_folder
+from teachonce.core.strict import decode
+from teachonce.data.vocabulary import require_template
+from teachonce.errors import DataError, UsageError, did_you_mean, neither_file_nor_name
+
+# What decides the samples and labels of a split, and so its digest; keys of the second line count where they are used.
+_ALWAYS = ("format", "path", "label", "classes", "samples")
+_WHEN_SET: dict[str, Any] = {"unlabelled": False, "images": "", "part": ""}
+
+Format = Literal[
+    "webdataset", "class-tars", "nested-tars", "folder-tars", "image-folder", "parquet", "coop-split", "image-list"
+]
+TEMPLATE = "a photo of a {}."
+LINES = "lines:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One part of a data set: where its archives are and how they are laid out."""
+
+    format: Format
+    """webdataset: tars of KEY.jpg + KEY.<label>. class-tars: one tar a class, named by its id. nested-tars: a tar of
+    such tars. folder-tars: tars of class folders. image-folder: one folder a class, named by its id. parquet: an image
+    and a label a row. coop-split: a JSON file of CoOp that lists images of train, val and test. image-list: a text
+    file with an image and a class name a line."""
+    path: str
+    """Glob below the root for the archives; for image-folder the folder that holds the class folders; for coop-split
+    and image-list the file."""
+    label: str = "cls"
+    """webdataset: the extension of the member that holds the label (index into the classes, or a class id),
+    EXTENSION:FIELD for a field of a JSON object in it, `key` where keys begin with the class id and `_`.
+    parquet: the column. image-folder: `number` where folders are named by the line of the class list, from 0."""
+    images: str = ""
+    """coop-split, image-list: the folder below the root that the listed images are relative to."""
+    part: str = ""
+    """coop-split: the part of the file: train, val or test."""
+    unlabelled: bool = False
+    """webdataset, folder-tars, parquet: nobody states the classes; labels are unknown."""
+    classes: str | None = None
+    """Class list of this split, when it is not the manifest's."""
+    samples: int | None = None
+    """How many images the split must hold."""
+    archives: int | None = None
+    """How many archives (tars inside a tar, class folders) the split must have."""
+    known_bad: tuple[str, ...] = ()
+    """Keys of images that are known to be no images: they fail, and do not count as failures."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a path that leaves the root, or a listed split without what it needs."""
+        if not self.path.strip():
+            raise ValueError("path must not be empty")
+        for name, path in (("path", self.path), ("images", self.images)):
+            if Path(path).is_absolute() or ".." in Path(path).parts:
+                raise ValueError(f"{name} must stay below the root, found '{path}'")
+        if self.listed != bool(self.images):
+            raise ValueError("`images` goes with the formats coop-split and image-list, and these need it")
+        if (self.format == "coop-split") != bool(self.part):
+            raise ValueError("`part` goes with the format coop-split, which needs it: train, val or test")
+
+    @property
+    def listed(self) -> bool:
+        """Whether a file lists the images one by one."""
+        return self.format in ("coop-split", "image-list")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a data set must be."""
+
+    schema: Literal[1]
+    name: str
+    title: str
+    classes: str
+    """The class list: a TSV file below the root (id, name), `timm:NAME`, `folders` (image-folder only), `schema`
+    (parquet only: the class names in the first file's schema), `split` (coop-split only: the names in the file), or
+    `lines:FILE` (a name a line; ids are line numbers from 0)."""
+    splits: dict[str, Split]
+    names: str = ""
+    """A file below the root with `ID NAME` lines whose names take the place of the class list's."""
+    template: str = TEMPLATE
+    """The hand-written sentence around a class name that `evaluate` uses where none is given."""
+    about: str = ""
+    """What is known of the release, for people."""
+    digests: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Files as they were released, below the root -> `md5:HEX` or `sha256:HEX`; checked on request where present."""
+    licence: str = "not stated"
+    get: str = ""
+    """Where the data comes from and how to lay it out, for people."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a template without exactly one place for the name."""
+        try:
+            require_template(self.template)
+        except UsageError as problem:
+            raise ValueError(problem.message) from problem
+
+    def split(self, name: str) -> Split:
+        """The named split.
+
+        Raises:
+            UsageError: there is none of this name.
+        """
+        if name not in self.splits:
+            raise UsageError(f"manifest '{self.name}' has no split '{name}': {did_you_mean(name, self.splits)}")
+        return self.splits[name]
+
+    def classes_of(self, split: str) -> str:
+        """The class list that the labels of this split index."""
+        return self.split(split).classes or self.classes
+
+    def digest(self, split: str) -> str:
+        """SHA-256 (hex) of what decides the samples and labels of a split; prose does not count."""
+        part = {key: value for key, value in dataclasses.asdict(self.split(split)).items()
+                if key in _ALWAYS or (key in _WHEN_SET and value != _WHEN_SET[key])}  # fmt: skip
+        text = json.dumps({"name": self.name, "classes": self.classes_of(split), "split": part}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def shipped_manifests() -> dict[str, Any]:
+    """Name -> readable resource of every manifest that ships with the package."""
+    folder = resources.files("teachonce.data_manifests")
+    return {item.name[: -len(".toml")]: item for item in folder.iterdir() if item.name.endswith(".toml")}
+
+
+def load_manifest(name_or_path: str) -> Manifest:
+    """Read a manifest by the name of a shipped one or by path.
+
+    Raises:
+        UsageError: neither a shipped name nor a file.
+        DataError: not TOML, unknown or missing key, wrong type.
+    """
+    path = Path(name_or_path)
+    shipped = shipped_manifests()
+    if path.suffix == ".toml" or path.is_file():
+        try:
+            text, where = path.read_text(encoding="utf-8"), str(path)
+        except OSError as problem:
+            raise UsageError(f"cannot read the manifest {path}: {problem.strerror or problem}") from problem
+        except UnicodeDecodeError as problem:
+            raise DataError(f"{path} is not UTF-8 text: {problem}") from problem
+    elif name_or_path in shipped:
+        text, where = shipped[name_or_path].read_text(encoding="utf-8"), f"manifest {name_or_path}"
+    else:
+        raise neither_file_nor_name(name_or_path, "manifest", shipped)
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as problem:
+        raise DataError(f"{where} is not valid TOML: {problem}") from problem
+    return decode(Manifest, data, where, DataError)
+
+
+def require_root(manifest: Manifest, root: Path | None) -> Path:
+    """The folder that holds the data.
+
+    Raises:
+        UsageError: no root was given.
+        DataError: it is not a folder; says where to get the data.
+    """
+    if root is None:
+        raise UsageError(
+            f"manifest '{manifest.name}' needs the folder that holds its data",
+            hint=f"add --root DIR. {manifest.get}".strip(),
+        )
+    if not is_folder(root):
+        raise DataError(f"{root} is not a folder: expected the data of '{manifest.title}' there", hint=manifest.get)
+    return root
+
+
+def absent_files(manifest: Manifest, split_name: str, root: Path) -> list[str]:
+    """What of a split's data is not there at all: archives, lists and class lists by their paths; empty: nothing.
+
+    Only places are looked at: that files are whole is for those to find out who read them.
+    """
+    split, classes = manifest.split(split_name), manifest.classes_of(split_name)
+    wanted = [split.images] if split.listed else []
+    if classes.startswith(LINES):
+        wanted.append(classes[len(LINES) :])
+    elif not classes.startswith("timm:") and classes not in ("folders", "schema", "split"):
+        wanted += [] if Path(classes).is_file() else [classes]
+    wanted += [manifest.names] if manifest.names else []
+    absent = [] if any(True for _ in root.glob(split.path)) else [str(root / split.path)]
+    return absent + [str(root / name) for name in wanted if not (root / name).exists()]
+
+
+def require_data(manifest: Manifest, split_name: str, root: Path) -> None:
+    """Refuse data that are not there before anything is computed.
+
+    Raises:
+        DataError: names what is missing, and says where the data come from.
+    """
+    absent = absent_files(manifest, split_name, root)
+    if absent:
+        raise DataError(f"the data of '{manifest.title}' are not there: missing {', '.join(absent)}", hint=manifest.get)

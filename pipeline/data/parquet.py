@@ -1,0 +1,195 @@
+"""Image sets kept as parquet files, as the Hugging Face hub has them: an image and a label a row.
+
+pyarrow, which reads them, is an extra: this module is imported only for such a set.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from teachonce.data.manifests import Split
+from teachonce.data.places import UNKNOWN, Found, Part
+from teachonce.data.vocabulary import Vocabulary
+from teachonce.errors import DataError, EnvironmentFault
+
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+except ImportError as missing:
+    raise EnvironmentFault(f"reading parquet files needs pyarrow: {missing}",
+                           hint="pip install 'teachonce[parquet]'") from missing  # fmt: skip
+
+USUAL_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
+KEPT_GROUPS = 4  # row groups in memory at a time: some 100 images each, as the hub writes them
+_PROBLEMS = (pa.ArrowException, OSError)
+
+
+def class_names(path: Path, column: str) -> tuple[str, ...]:
+    """The class names that the `datasets` library writes into a file's schema: those of the column, or the first.
+
+    Raises:
+        DataError: there are none.
+    """
+    with _open_file(path) as file:
+        text = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+    features = json.loads(text).get("info", {}).get("features", {})
+    named = [feature["names"] for feature in features.values() if isinstance(feature, dict) and "names" in feature]
+    if not named:
+        raise DataError(f"{path} names no classes: expected a ClassLabel feature in its schema",
+                        hint="give the manifest a class list: classes = \"classes.tsv\"")  # fmt: skip
+    own = features.get(column)
+    return tuple(map(str, own["names"] if isinstance(own, dict) and "names" in own else named[0]))
+
+
+def image_column(schema: Any, path: Path) -> str:
+    """The column of the images: one of the usual name, or the only one of bytes or of structs with `bytes`.
+
+    Raises:
+        DataError: there is none, or several that are named otherwise.
+    """
+    kinds = {field.name: field.type for field in schema}
+    able = [name for name, kind in kinds.items() if pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+            or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)]  # fmt: skip
+    usual = [name for name in USUAL_NAMES if name in able]
+    if not usual and len(able) != 1:
+        raise DataError(f"{path}: expected one column of images, found {able or 'none'} among {sorted(kinds)}",
+                        hint=f"a column named {' or '.join(USUAL_NAMES)} is taken first")  # fmt: skip
+    return (usual or able)[0]
+
+
+def scan_parquet(part: Part, split: Split, classes: Vocabulary) -> Iterator[Found]:
+    """One sample a row. Labels and image names are read, images are not: their bytes stay in the file.
+
+    Raises:
+        DataError: the file cannot be read, lacks a column, or holds a label that the class list does not.
+    """
+    with _open_file(part.archive) as file:
+        image = image_column(file.schema_arrow, part.archive)
+        leaves, path_column = set(_leaves(file)), f"{image}.path"
+        wanted = [] if split.unlabelled else [split.label]
+        if set(wanted) - leaves:
+            raise DataError(f"{part}: no column '{split.label}'; there are {sorted(leaves)}",
+                            hint="`label` of the manifest's split names the column of the labels")  # fmt: skip
+        columns = wanted + ([path_column] if path_column in leaves else [])
+        row = 0
+        for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            table = _read(part.archive, lambda group=group: file.read_row_group(group, columns=columns))
+            labels = table[split.label].to_pylist() if wanted else [UNKNOWN] * count
+            paths = [value["path"] for value in table[image].to_pylist()] if path_column in leaves else []
+            for place in range(count):
+                name = _name(paths[place] if paths else None, row)
+                label = labels[place] if split.unlabelled else _label(labels[place], part, row, classes)
+                yield Found(f"{part.name}/{name}", row, 0, label)
+                row += 1
+
+
+def _name(path: str | None, row: int) -> str:
+    if not path:
+        return f"{row:08d}"
+    name = path.rpartition("/")[2]
+    return name.rpartition(".")[0] or name
+
+
+def _label(value: Any, part: Part, row: int, classes: Vocabulary) -> int:
+    if isinstance(value, str) and value in classes.index:
+        return classes.index[value]
+    if isinstance(value, int) and value == UNKNOWN:  # as the hub writes test splits
+        return UNKNOWN
+    if isinstance(value, int) and 0 <= value < len(classes):
+        return value
+    raise DataError(f"{part}, row {row}: the label is {value!r}: expected a class id or a number below {len(classes)}")
+
+
+class ParquetRows:
+    """Images of parquet files by row number; safe to share between threads.
+
+    A row group is read whole, as the format wants it; the last few are kept, since rows come nearly in order.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._files: OrderedDict[Path, Any] = OrderedDict()
+        self._groups: OrderedDict[tuple[Path, int], Any] = OrderedDict()
+
+    def read(self, path: Path, row: int) -> bytes:
+        """The bytes of the image in a row.
+
+        Raises:
+            DataError: the file is gone, damaged, or has fewer rows than when it was indexed.
+        """
+        with self._lock:
+            column, place = self._place(path, row)
+            value = column[place].as_py()
+        data = value.get("bytes") if isinstance(value, dict) else value
+        return data if isinstance(data, bytes) else b""  # an empty image is a fault of the sample, not of the file
+
+    def close(self) -> None:
+        """Close all files."""
+        with self._lock:
+            self._groups.clear()
+            while self._files:
+                self._files.popitem()[1].close(force=True)
+
+    def _place(self, path: Path, row: int) -> tuple[Any, int]:
+        if path not in self._files:
+            self._files[path] = _opened(path)
+            if len(self._files) > KEPT_GROUPS:
+                self._files.popitem(last=False)[1].close(force=True)
+        self._files.move_to_end(path)
+        metadata, first = self._files[path].metadata, 0
+        for group in range(metadata.num_row_groups):
+            count = metadata.row_group(group).num_rows
+            if row < first + count:
+                return self._group(path, group), row - first
+            first += count
+        raise DataError(f"{path} has {first} rows; row {row} was there when it was indexed",
+                        hint="the file changed since it was indexed; restore it")  # fmt: skip
+
+    def _group(self, path: Path, group: int) -> Any:
+        if (path, group) not in self._groups:
+            file = self._files[path]
+            image = image_column(file.schema_arrow, path)
+            self._groups[path, group] = _read(path, lambda: file.read_row_group(group, columns=[image]))[image]
+            if len(self._groups) > KEPT_GROUPS:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end((path, group))
+        return self._groups[path, group]
+
+
+def _opened(path: Path) -> Any:
+    """A ParquetFile; close it with `force`, since the file below it is ours."""
+    stream = path.open("rb")
+    try:
+        return _read(path, lambda: pq.ParquetFile(stream))
+    except DataError:
+        stream.close()
+        raise
+
+
+@contextmanager
+def _open_file(path: Path) -> Iterator[Any]:
+    file = _opened(path)
+    try:
+        yield file
+    finally:
+        file.close(force=True)
+
+
+def _read(path: Path, action: Any) -> Any:
+    try:
+        return action()
+    except _PROBLEMS as problem:
+        raise DataError(f"cannot read {path} as a parquet file: {problem}",
+                        hint="fetch the file again") from problem  # fmt: skip
+
+
+def _leaves(file: Any) -> list[str]:
+    schema = file.schema
+    return [schema.column(number).path for number in range(len(schema))]

@@ -1,0 +1,201 @@
+"""Read images by byte range from archives that are never extracted, and decode them within limits.
+
+It does not resize or normalise: each model's own open_clip transform does, on the decoded image as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import os
+import struct
+import threading
+import time
+import zlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from teachonce.core.remote import is_folder, is_remote, read_range
+from teachonce.data.index import SampleIndex
+from teachonce.errors import DataError
+
+if TYPE_CHECKING:
+    from teachonce.data.parquet import ParquetRows
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS = 64_000_000  # 192 MB decoded; the largest ImageNet photos are below half of it
+HEADER = 512  # bytes of a tar header, which lies right before the member
+BACKOFF = (0.05, 0.2, 0.8, 1.6, 3.2)  # seconds between tries at a read that failed
+MAX_OPEN = 32  # files that one thread keeps open
+_GZIP_MAGIC = b"\x1f\x8b"  # 26 members of ImageNet fall11 are gzip-compressed JPEGs
+
+OK, UNDECODABLE, TOO_LARGE = 0, 1, 2
+# What Pillow raises on broken input; errors of reading the archive itself are not among them and do stop the task.
+DECODE_ERRORS = (
+    OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, struct.error, zlib.error,
+    Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ImageFault:
+    """Why a sample gave no image."""
+
+    status: int
+    reason: str
+
+
+class ImageReader:
+    """Reads and decodes the samples of an index; safe to share between threads. Close it, or use it in `with`."""
+
+    def __init__(self, index: SampleIndex, root: Path) -> None:
+        self._index = index
+        self._root = root
+        self._archives: dict[int, tuple[str, Path]] = {}
+        self._local = threading.local()
+        self._opened: set[io.FileIO] = set()  # of all threads, to close them
+        self._opening = threading.Lock()
+        self._parquet: ParquetRows | None = None
+
+    def __enter__(self) -> ImageReader:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all files; no thread may be reading."""
+        while self._opened:
+            self._opened.pop().close()
+        self._local = threading.local()
+        if self._parquet is not None:
+            self._parquet.close()
+
+    def name(self, sample: int) -> str:
+        """The last part of a sample's key, which is the same in every layout of the archives."""
+        return self._index.key(sample).rpartition("/")[2]
+
+    def read(self, sample: int) -> bytes:
+        """The bytes of one sample. A failing disk or network is asked again a few times.
+
+        Raises:
+            DataError: the archive is gone, shorter than when it was indexed, or holds something else there.
+            OSError: reading failed on every try.
+        """
+        index = self._index
+        kind, path = self._archive(int(index.archive[sample]))
+        offset, size = int(index.offset[sample]), int(index.size[sample])
+        if kind == "parquet":
+            return self._rows().read(path, offset)
+        if kind == "folder":
+            path = path / index.key(sample).rpartition("/")[2]
+        lead = HEADER if kind == "tar" and offset >= HEADER else 0
+        data = self._retrying(path, offset - lead, size + lead)
+        if len(data) != size + lead:
+            raise DataError(
+                f"{path}: the sample '{index.key(sample)}' should have {size} bytes, found {max(0, len(data) - lead)}",
+                hint="the archive changed since it was indexed; restore it",
+            )
+        if lead and not _is_header_of(data[:lead], self.name(sample), size):
+            raise DataError(
+                f"{path}: what lies before byte {offset} is not the header of '{index.key(sample)}' with {size} bytes",
+                hint="the archive was packed anew since it was indexed; restore the old one, or start another store",
+            )
+        return data[lead:]
+
+    def _archive(self, number: int) -> tuple[str, Path]:
+        """How an archive is read, and where it is."""
+        if number not in self._archives:
+            path = self._root / self._index.archives[number]
+            kind = path.suffix.lower().lstrip(".")
+            if kind not in ("tar", "parquet"):
+                kind = "folder" if is_folder(path) else "plain"
+            self._archives[number] = kind, path
+        return self._archives[number]
+
+    def _rows(self) -> ParquetRows:
+        with self._opening:
+            if self._parquet is None:
+                from teachonce.data.parquet import ParquetRows
+
+                self._parquet = ParquetRows()
+            return self._parquet
+
+    def _retrying(self, path: Path, offset: int, size: int) -> bytes:
+        if is_remote(path):
+            return read_range(path, offset, size)
+        for wait in BACKOFF:
+            try:
+                return os.pread(self._file(path), size, offset)
+            except OSError:
+                self._forget(path)  # a stale handle never gets well
+                time.sleep(wait)
+        try:
+            return os.pread(self._file(path), size, offset)
+        except OSError as problem:
+            raise OSError(problem.errno, f"{problem.strerror}, {len(BACKOFF) + 1} times", str(path)) from problem
+
+    def _forget(self, path: Path) -> None:
+        file = getattr(self._local, "files", {}).pop(path, None)
+        if file is not None:
+            self._opened.discard(file)
+            with contextlib.suppress(OSError):
+                file.close()
+
+    def _file(self, path: Path) -> int:
+        files: OrderedDict[Path, io.FileIO] | None = getattr(self._local, "files", None)
+        if files is None:
+            files = self._local.files = OrderedDict()
+        if path not in files:
+            try:
+                files[path] = io.FileIO(path)
+                self._opened.add(files[path])
+            except (FileNotFoundError, PermissionError, IsADirectoryError) as problem:
+                raise DataError(f"cannot open {path}: {problem.strerror}", hint="restore the archive") from problem
+            if len(files) > MAX_OPEN:
+                oldest = files.popitem(last=False)[1]
+                self._opened.discard(oldest)
+                oldest.close()
+        files.move_to_end(path)
+        return files[path].fileno()
+
+
+def _is_header_of(block: bytes, name: str, size: int) -> bool:
+    """Whether a tar header announces a member of this size and, where it holds the name whole, of this name."""
+    try:
+        field = block[124:136]
+        # Sizes of 8 GiB and more, which no image has, are not octal; PAX headers may hold the size elsewhere.
+        stated = int(field.rstrip(b" \0") or b"0", 8)
+    except ValueError:
+        return False
+    if stated != size or block[257:262] != b"ustar":
+        return stated == size and block[257:262] == bytes(5)  # as tar was before POSIX
+    member = block[:100].rstrip(b"\0")
+    if len(member) == 100 or not member.isascii() or not name.isascii():
+        return True  # a long or foreign name is cut off here and stands in a header of its own
+    return member.rpartition(b"/")[2].startswith(name.encode())
+
+
+def decode(data: bytes) -> Image.Image | ImageFault:
+    """Decode a JPEG, PNG or WebP, gzip-compressed or not.
+
+    EXIF orientation is not applied: open_clip's transforms do not apply it either.
+    """
+    try:
+        if data.startswith(_GZIP_MAGIC):
+            with gzip.open(io.BytesIO(data)) as stream:
+                data = stream.read(MAX_PIXELS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            return ImageFault(TOO_LARGE, f"{image.width} x {image.height} pixels, at most {MAX_PIXELS}")
+        image.load()
+        return image
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as problem:
+        return ImageFault(TOO_LARGE, str(problem))
+    except DECODE_ERRORS as problem:
+        return ImageFault(UNDECODABLE, f"{type(problem).__name__}: {problem}")

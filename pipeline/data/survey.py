@@ -1,0 +1,169 @@
+"""What is on disk against what a manifest says: every fault at once, before an hour of a GPU is spent.
+
+It reads headers, and whole files only where digests are asked for. It decodes no image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from teachonce.core.progress import Reporter
+from teachonce.data.index import Collected, SampleIndex, collect, doubled_keys, split_classes
+from teachonce.data.manifests import Manifest, Split
+from teachonce.data.places import Part
+from teachonce.data.vocabulary import Vocabulary
+from teachonce.errors import DataError
+
+LISTED = 5  # names in a message; the count says how many there are
+BLOCK = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexFault:
+    """Something that is not as the manifest says."""
+
+    split: str
+    where: str
+    expected: str
+    found: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSurvey:
+    """What a split turned out to hold."""
+
+    split: str
+    format: str
+    archives: int
+    """Archives; tars inside a tar and class folders count one by one."""
+    images: int
+    classes: int
+    """Of the class list."""
+    classes_seen: int
+    """Classes with at least one image."""
+    unlabelled: int
+    empty: int
+    """Images of zero bytes: they will fail, and are counted as failures."""
+    known_bad: int
+    """Of the manifest's list of images that are none."""
+    image_bytes: int
+    """0 where only reading the images would tell."""
+    digest: str
+    """Of the sample index, as it stands in a store's fingerprint under `samples`."""
+
+
+def survey_split(
+    manifest: Manifest, name: str, root: Path, reporter: Reporter
+) -> tuple[SplitSurvey | None, list[IndexFault]]:
+    """Scan a split and list all that is wrong with it; no survey where there is nothing to scan."""
+    split = manifest.split(name)
+    try:
+        classes = split_classes(manifest, name, root)
+        found = collect(manifest, name, root, reporter, stop=False)
+    except DataError as problem:
+        where = str(root / split.path)
+        return None, [IndexFault(split=name, where=where, expected=_declared(split), found=str(problem))]
+    faults = [IndexFault(split=name, where=_place(problem), expected="a sound archive", found=str(problem))
+              for problem in found.faults]  # fmt: skip
+    faults += _count_faults(name, split, found, classes, root)
+    index = found.index
+    for doubled in doubled_keys(index, most=LISTED):
+        faults.append(IndexFault(split=name, where=f"the key '{doubled.key}'", expected="every key once",
+                                 found=f"in {doubled.first} and {doubled.second}"))  # fmt: skip
+    return _survey(name, split, found, classes), faults
+
+
+def _survey(name: str, split: Split, found: Collected, classes: Vocabulary) -> SplitSurvey:
+    index = found.index
+    known = index.label >= 0
+    return SplitSurvey(
+        split=name, format=split.format, archives=len(found.parts), images=len(index), classes=len(classes),
+        classes_seen=len(np.unique(index.label[known])), unlabelled=int((~known).sum()),
+        empty=0 if split.format == "parquet" else int((index.size == 0).sum()), known_bad=_known_bad(split, index),
+        image_bytes=int(index.size.sum()), digest=index.digest,
+    )  # fmt: skip
+
+
+def _known_bad(split: Split, index: SampleIndex) -> int:
+    """How many of the known bad images are there: a byte search, then the borders of the key that it hit."""
+    data, ends = index.key_bytes.tobytes(), index.key_ends
+    count = 0
+    for key in map(str.encode, split.known_bad):
+        place = data.find(key)
+        while place >= 0:
+            row = int(np.searchsorted(ends, place + len(key)))
+            if int(ends[row]) == place + len(key) and place == (int(ends[row - 1]) if row else 0):
+                count += 1
+                break
+            place = data.find(key, place + 1)
+    return count
+
+
+def _place(problem: DataError) -> str:
+    return str(problem).partition(": ")[0].partition(" is ")[0]
+
+
+def _declared(split: Split) -> str:
+    told = [f"{split.archives:,} archives"] if split.archives is not None else []
+    told += [f"{split.samples:,} images"] if split.samples is not None else []
+    return f"{split.format}" + (f": {', '.join(told)}" if told else "")
+
+
+def _count_faults(name: str, split: Split, found: Collected, classes: Vocabulary, root: Path) -> Iterator[IndexFault]:
+    where = str(root / split.path)
+    if split.archives is not None and split.archives != len(found.parts):
+        yield IndexFault(split=name, where=where, expected=f"{split.archives:,} archives",
+                         found=f"{len(found.parts):,}{_missing(split, found.parts, classes)}")  # fmt: skip
+    images = len(found.index)
+    if split.samples is not None and split.samples != images:
+        yield IndexFault(split=name, where=where, expected=f"{split.samples:,} images",
+                         found=f"{images:,}: {abs(images - split.samples):,} "
+                         + ("too few" if images < split.samples else "too many"))  # fmt: skip
+    elif not images:
+        yield IndexFault(split=name, where=where, expected="images", found="none")
+
+
+def _missing(split: Split, parts: tuple[Part, ...], classes: Vocabulary) -> str:
+    """Which archives are missing, where names tell: of classes, or of numbered shards."""
+    there = {part.name for part in parts}
+    if split.format in ("class-tars", "nested-tars", "image-folder"):
+        absent = [class_id for class_id in classes.ids if class_id not in there]
+        if split.archives != len(classes):  # a part of the class list: which part, no list says
+            return f"; {len(absent):,} classes of the list have none" if len(parts) < (split.archives or 0) else ""
+    else:
+        shown = [match[1] for part in parts if (match := re.search(r"(\d+)(?:-of-\d+)?$", part.name))]
+        numbers, width = set(map(int, shown)), max(map(len, shown), default=1)
+        absent = [f"number {number:0{width}d}" for number in range(split.archives or 0) if number not in numbers]
+    if not absent:
+        return ""
+    more = f" and {len(absent) - LISTED:,} more" if len(absent) > LISTED else ""
+    return f"; missing: {', '.join(absent[:LISTED])}{more}"
+
+
+def check_digests(manifest: Manifest, root: Path, reporter: Reporter) -> Iterator[IndexFault]:
+    """Compare released files that are there with their published digests; reads them whole."""
+    for relative, stated in manifest.digests.items():
+        kind, _, expected = stated.partition(":")
+        path = root / relative
+        if not path.is_file():
+            reporter.note(f"{path} is not there (any more): its digest cannot be compared")
+            continue
+        found = _digest(path, kind, reporter)
+        if found != expected.lower():
+            yield IndexFault(split="", where=str(path), expected=stated, found=f"{kind}:{found}")
+
+
+def _digest(path: Path, kind: str, reporter: Reporter) -> str:
+    sha, done, size = hashlib.new(kind, usedforsecurity=False), 0, path.stat().st_size
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            sha.update(block)
+            done += len(block)
+            reporter.progress(f"digest of {path.name}", done, max(size, done), "bytes")
+    return sha.hexdigest()

@@ -1,0 +1,264 @@
+"""Views: which crop, flip and colour changes of an image a row is about, as a pure function of seed, name and number.
+
+View 0 is each model's own evaluation transform. The others are random resized crops, drawn once an image and applied
+by every model at its own size. It neither reads images nor runs models, and keeps no state. docs/views.md says it all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from teachonce.core.strict import decode
+from teachonce.data.places import IMAGE_EXTENSIONS, extension
+from teachonce.errors import IntegrityError, UsageError
+
+if TYPE_CHECKING:
+    pass
+
+FUNCTION = 1  # of the draw; another number is another function, and its views are other views
+UNIT = 65535  # a box counts in 1/65535 of the image's width and height
+MAX_VIEWS = 255  # view numbers are stored in one byte, and 255 is no number
+NO_VIEW = 65535  # in all five fields where an image failed: no flip is 65535, so a hole never passes for a view
+TRIES = 10  # as torchvision: crops that do not fit are drawn again, then the largest centred one is taken
+
+_PERSON = b"teachonce views"
+_OP_BLOCK = 16  # RandAugment's numbers come from blocks 16, 17, ...; crops use 0 to 9
+_BINS = 30  # the strongest magnitude, as in torchvision's 31 bins
+_SIGNED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness")
+OPS = ("Identity", *_SIGNED, "Posterize", "Solarize", "AutoContrast", "Equalize")
+"""RandAugment's operations in torchvision's order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewPolicy:
+    """How many views an image has, and what they are drawn from.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+
+    views: int = 1
+    seed: int = 0
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Area of a crop as a share of the image's, least and most; the default is torchvision's, CoOp's and POMP's."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width over height of a crop in pixels, least and most."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    randaugment: tuple[int, int] | None = None
+    """Number of operations and magnitude (0 to 30)."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be drawn."""
+        if not 1 <= self.views <= MAX_VIEWS:
+            raise UsageError(f"views must be between 1 and {MAX_VIEWS}, found {self.views}")
+        if not 0 <= self.seed < 2**64:
+            raise UsageError(f"the seed of views must be between 0 and 2^64 - 1, found {self.seed}")
+        for name, values, most in (("scale", self.scale, 1.0), ("ratio", self.ratio, 1e4)):
+            if len(values) != 2 or not 1 / 1e4 <= values[0] <= values[1] <= most:
+                raise UsageError(f"{name} of views must be two rising numbers from 0.0001 to {most:g}, found {values}")
+        if not 0 <= self.flip <= 1:
+            raise UsageError(f"flip of views is a probability, found {self.flip}")
+        if self.randaugment is not None:
+            number, magnitude = self.randaugment if len(self.randaugment) == 2 else (0, 0)
+            if not (1 <= number <= len(OPS) and 0 <= magnitude <= _BINS):
+                raise UsageError(
+                    f"randaugment of views is a number of operations (1 to {len(OPS)}) and a magnitude (0 to {_BINS}), "
+                    f"found {self.randaugment}"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What views depend on, for JSON; with one view nothing is drawn and nothing else matters."""
+        if self.views == 1:
+            return {"views": 1}
+        return {"function": FUNCTION} | {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @staticmethod
+    def from_dict(fields: Mapping[str, Any], where: str) -> ViewPolicy:
+        """The policy that `to_dict` described.
+
+        Args:
+            fields: from a store's fingerprint.
+            where: the store, for messages.
+
+        Raises:
+            IntegrityError: unknown or missing fields, or another version of the function drew the views.
+        """
+        fields = dict(fields)
+        if fields.get("views") != 1 and fields.pop("function", None) != FUNCTION:
+            raise IntegrityError(
+                f"{where}: its views were drawn by another version of the function than {FUNCTION}",
+                hint="install the version of teachonce that wrote it; boxes and flips are stored and stay readable",
+            )
+        try:
+            return decode(ViewPolicy, fields, where, IntegrityError)
+        except UsageError as problem:
+            raise IntegrityError(f"{where}: {problem.message}") from problem
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of an image."""
+
+    box: tuple[int, int, int, int]
+    """Left, top, right, bottom in 1/65535 of the image's width and height."""
+    flip: bool
+    ops: tuple[tuple[str, float], ...] = ()
+    """RandAugment: name and strength of each operation; translations are shares of the input's width or height."""
+    evaluation: bool = False
+    """The model's own evaluation transform instead of all that."""
+
+    def pixels(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """The box in whole pixels of an image of this size: left, top, right, bottom; never empty.
+
+        Below 65,535 pixels a side it is the drawn box exactly, because quantising moves an edge by less than half a
+        pixel.
+        """
+        left, right = _pixel_span(self.box[0], self.box[2], width)
+        top, bottom = _pixel_span(self.box[1], self.box[3], height)
+        return left, top, right, bottom
+
+
+EVALUATION = View((0, 0, UNIT, UNIT), False, (), True)
+"""View 0: each model's own evaluation transform, verbatim."""
+
+
+def sample_name(key: str) -> str:
+    """The part of a sample's key that is the same in every layout: after the last `/`, without image extensions.
+
+    `n01/n01_7` (tars), `n01_7` (WebDataset) and `n01/n01_7.JPEG` (folders) are all `n01_7`.
+    """
+    name = key.rpartition("/")[2]
+    while True:
+        stem = name.rpartition(".")[0]
+        if not stem or extension(name) not in IMAGE_EXTENSIONS:
+            return name
+        name = stem
+
+
+def uniforms(seed: int, name: str, view: int, block: int) -> list[float]:
+    """Eight numbers in [0, 1) that depend on nothing but the arguments.
+
+    The eight little-endian 64-bit words of BLAKE2b-512 over the UTF-8 name, with the seed as the key (8 bytes), view
+    and block as the salt (8 bytes each, all little-endian) and `teachonce views` as the personalisation; the upper 53
+    bits of each word times 2^-53.
+    """
+    digest = hashlib.blake2b(
+        name.encode(),
+        key=seed.to_bytes(8, "little"),
+        salt=view.to_bytes(8, "little") + block.to_bytes(8, "little"),
+        person=_PERSON,
+    ).digest()
+    return [(int.from_bytes(digest[i : i + 8], "little") >> 11) * 2.0**-53 for i in range(0, 64, 8)]
+
+
+def draw_view(policy: ViewPolicy, name: str, view: int, width: int, height: int) -> View:
+    """One view: a pure function of (seed, sample, view) and the image's size, whoever asks and in whatever order.
+
+    How many views the policy has does not matter, so that more views later keep the first ones.
+
+    Args:
+        policy: what to draw from.
+        name: the sample's key, or its name: only `sample_name` of it counts.
+        view: number of the view; 0 is `EVALUATION`.
+        width: of the decoded image, pixels, as it is stored (EXIF orientation is not applied).
+        height: likewise.
+    """
+    if view == 0:
+        return EVALUATION
+    name = sample_name(name)
+    left, top, right, bottom = _crop(policy, name, view, width, height)
+    across, down = _quantised(left, right, width), _quantised(top, bottom, height)
+    flip = uniforms(policy.seed, name, view, 0)[4] < policy.flip
+    return View((across[0], down[0], across[1], down[1]), flip, _ops(policy, name, view))
+
+
+def _crop(policy: ViewPolicy, name: str, view: int, width: int, height: int) -> tuple[int, int, int, int]:
+    """Torchvision's RandomResizedCrop with our numbers: left, top, right, bottom in pixels."""
+    low, high = (math.log(ratio) for ratio in policy.ratio)
+    for attempt in range(TRIES):
+        area, shape, down, across = uniforms(policy.seed, name, view, attempt)[:4]
+        area = width * height * (policy.scale[0] + area * (policy.scale[1] - policy.scale[0]))
+        ratio = math.exp(low + shape * (high - low))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = int(down * (height - h + 1)), int(across * (width - w + 1))
+            return left, top, left + w, top + h
+    w, h = width, height
+    if width / height < policy.ratio[0]:
+        h = max(1, round(width / policy.ratio[0]))
+    elif width / height > policy.ratio[1]:
+        w = max(1, round(height * policy.ratio[1]))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def _ops(policy: ViewPolicy, name: str, view: int) -> tuple[tuple[str, float], ...]:
+    """RandAugment's operations; they do not depend on the image, so that boxes suffice to recover a view."""
+    if policy.randaugment is None:
+        return ()
+    number, magnitude = policy.randaugment
+    drawn = []
+    for block in range(_OP_BLOCK, _OP_BLOCK + number):
+        which, sign = uniforms(policy.seed, name, view, block)[:2]
+        op = OPS[int(which * len(OPS))]
+        strength = _strength(op, magnitude)
+        drawn.append((op, -strength if op in _SIGNED and sign < 0.5 else strength))
+    return tuple(drawn)
+
+
+def _strength(op: str, magnitude: int) -> float:
+    """Torchvision's strength of an operation at this magnitude of 31 (translations: as a share of the side)."""
+    share = magnitude / _BINS
+    most = {"ShearX": 0.3, "ShearY": 0.3, "TranslateX": 150 / 331, "TranslateY": 150 / 331, "Rotate": 30.0}
+    if op == "Posterize":
+        return 8.0 - round(share * 4)
+    if op == "Solarize":
+        return 255.0 * (_BINS - magnitude) / _BINS  # exact: a threshold just above 170 would leave pixels of 170 alone
+    return share * most.get(op, 0.9) if op in _SIGNED else 0.0
+
+
+def _quantised(start: int, stop: int, size: int) -> tuple[int, int]:
+    """A span of pixels in units, rounded half up with whole numbers; never empty, even on sides of a million pixels."""
+    first, last = ((2 * at * UNIT + size) // (2 * size) for at in (start, stop))
+    return (first, last) if first < last else (min(first, UNIT - 1), min(first, UNIT - 1) + 1)
+
+
+def _pixel_span(start: int, stop: int, size: int) -> tuple[int, int]:
+    first, last = ((2 * at * size + UNIT) // (2 * UNIT) for at in (start, stop))
+    first = min(first, size - 1)
+    return first, max(first + 1, last)
+
+
+def view_params(view: View) -> npt.NDArray[np.uint16]:
+    """What a store keeps of a view: left, top, right, bottom, flip; [5]."""
+    return np.array([*view.box, int(view.flip)], dtype=np.uint16)
+
+
+def view_from_params(params: Sequence[int] | npt.NDArray[np.uint16], policy: ViewPolicy, name: str, view: int) -> View:
+    """The view that a store recorded: box and flip as stored, RandAugment's operations from seed, name and number.
+
+    Args:
+        params: left, top, right, bottom, flip; [5].
+        policy: of the store.
+        name: the sample's key or name.
+        view: number of the view.
+
+    Raises:
+        IntegrityError: no view has these values (`NO_VIEW` marks an image that failed).
+    """
+    left, top, right, bottom, flip = (int(value) for value in params)
+    if not (left < right and top < bottom and flip <= 1):
+        raise IntegrityError(f"view {view} of '{name}': {[left, top, right, bottom, flip]} are the fields of no view")
+    if view > 0:
+        return View((left, top, right, bottom), bool(flip), _ops(policy, sample_name(name), view))
+    if ((left, top, right, bottom), bool(flip)) != (EVALUATION.box, EVALUATION.flip):
+        raise IntegrityError(f"view 0 of '{name}' is the whole image, found {[left, top, right, bottom, flip]}")
+    return EVALUATION

@@ -1,0 +1,294 @@
+"""Vocabularies: ordered lists of class ids with one text name each, from a TSV file, timm's lists or folder names.
+
+It does not tokenise names and does not load timm: it reads the text files that timm's wheel carries.
+
+The naming rule for timm's lists (WordNet synsets with one or more lemmas):
+- `distinct` (default): the first lemma; classes that share it take as many of their further lemmas as they need to
+  differ ("crane, heron-like bird"). Classes that share all their lemmas keep one name: they tie, and are counted.
+- `first-lemma`: the first lemma only, as most published zero-shot figures use.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from teachonce.core.remote import clear_errors
+from teachonce.errors import DataError, EnvironmentFault, UsageError, did_you_mean
+
+RULES = ("distinct", "first-lemma")
+HALVES = ("base", "novel")
+MOST_SHOWN = 80  # characters of a line or name in a message
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Class ids and their names, in the order that class indices refer to."""
+
+    ids: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to_tsv(self) -> bytes:
+        """One `id TAB name` line a class, UTF-8."""
+        return "".join(f"{i}\t{n}\n" for i, n in zip(self.ids, self.names, strict=True)).encode()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the TSV form."""
+        return hashlib.sha256(self.to_tsv()).hexdigest()
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Class id -> class index."""
+        return {class_id: i for i, class_id in enumerate(self.ids)}
+
+    def tied(self) -> int:
+        """How many classes share their name with another class: no text model can tell these apart."""
+        return sum(count for count in Counter(map(spoken, self.names)).values() if count > 1)
+
+
+def spoken(name: str) -> str:
+    """The name as CLIP's tokenizer hears it: lower case, single spaces. Equal means the same text features."""
+    return " ".join(name.lower().split())
+
+
+def parse_tsv(text: str, where: str) -> Vocabulary:
+    """Read `id TAB name` lines.
+
+    Raises:
+        DataError: a line without both fields or with more, an id that comes twice, no line at all.
+    """
+    ids: list[str] = []
+    names: list[str] = []
+    for number, line in enumerate(_lines(text), 1):
+        if not line.strip():
+            continue
+        class_id, _, name = line.partition("\t")
+        name, _, more = name.partition("\t")
+        if not class_id.strip() or not name.strip() or more.strip():
+            too_many = "; what follows a second tab is part of no name" if more.strip() else ""
+            raise DataError(f"{where}, line {number}: expected `id TAB name`, found {shown(line)}{too_many}",
+                            hint="a class list holds one class a line: its id, one tab, its name")  # fmt: skip
+        if _has_control(name):  # before white space is joined: some of them count as such
+            raise _odd_name(f"{where}, line {number}", class_id.strip(), name)
+        ids.append(class_id.strip())
+        names.append(" ".join(name.split()))
+    return _checked(ids, names, where)
+
+
+def _lines(text: str) -> list[str]:
+    """Lines that end in LF or CR LF; `str.splitlines` would cut at a dozen other characters too."""
+    return [line.removesuffix("\r") for line in text.split("\n")]
+
+
+def shown(text: str) -> str:
+    """A line or a name in quotes, without the end of a long one."""
+    return repr(text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "...")
+
+
+def load_vocabulary(spec: str, root: Path | None = None) -> Vocabulary:
+    """Read a vocabulary.
+
+    Args:
+        spec: `FILE.tsv` (looked for below `root` when relative and not found as given), `timm:NAME` or
+            `timm:NAME/RULE` with a rule of this module's docstring.
+        root: the data's folder, for relative files.
+
+    Raises:
+        UsageError: no such list or rule.
+        DataError: the file is missing or malformed.
+        EnvironmentFault: it is remote, and the network or a permission is missing.
+    """
+    if spec.startswith("timm:"):
+        return _load_timm(spec)
+    path = Path(spec)
+    try:
+        if root is not None and not path.is_file():
+            with clear_errors(root):
+                path = root / spec if (root / spec).is_file() else path
+        with clear_errors(path):
+            return parse_tsv(path.read_text(encoding="utf-8-sig"), str(path))
+    except (OSError, UnicodeDecodeError) as problem:
+        raise DataError(
+            f"cannot read the class list {path}: {problem}",
+            hint="a class list is a TSV file (id TAB name) or timm:NAME, e.g. timm:imagenet22k",
+        ) from problem
+
+
+def read_class_ids(path: Path, vocabulary: Vocabulary) -> tuple[str, ...]:
+    """The classes that a file names, one id a line; what follows a tab (a name) is for people.
+
+    Where there is no such file, `base` and `novel` are the halves of the vocabulary.
+
+    Returns:
+        The ids in the order of the vocabulary, whatever their order in the file.
+
+    Raises:
+        DataError: the file cannot be read, names no class, names one twice, or one that the vocabulary lacks.
+    """
+    if str(path) in HALVES and not path.is_file():
+        return half_of(vocabulary, str(path))
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise DataError(
+            f"cannot read the class file {path}: {problem}",
+            hint="a class file holds one class id a line; a tab and a name may follow",
+        ) from problem
+    ids = [line.partition("\t")[0].strip() for line in _lines(text) if line.strip()]
+    if not ids:
+        raise DataError(f"{path} names no class: expected one class id a line")
+    twice = [class_id for class_id, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise DataError(f"{path}: the class id '{twice[0]}' comes {ids.count(twice[0])} times; once is meant")
+    require_classes(ids, vocabulary, str(path))
+    return tuple(sorted(ids, key=vocabulary.index.__getitem__))
+
+
+def half_of(vocabulary: Vocabulary, which: str) -> tuple[str, ...]:
+    """The first half of the classes in their order (`base`) or the rest (`novel`); base has the odd one, as in CoOp."""
+    middle = -(-len(vocabulary) // 2)
+    return vocabulary.ids[:middle] if which == "base" else vocabulary.ids[middle:]
+
+
+def require_classes(ids: Sequence[str], vocabulary: Vocabulary, where: str) -> None:
+    """Refuse class ids that the vocabulary lacks.
+
+    Raises:
+        DataError: names the first three, each with the nearest id that there is.
+    """
+    unknown = [class_id for class_id in ids if class_id not in vocabulary.index]
+    if not unknown:
+        return
+    near = [f"'{class_id}' ({_nearest_id(class_id, vocabulary)})" for class_id in unknown[:3]]
+    more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+    raise DataError(
+        f"{where}: {len(unknown)} class ids are not in the vocabulary: {', '.join(near)}{more}",
+        hint="give ids of the class list in use, one a line; the id is what stands before the tab there",
+    )
+
+
+def _nearest_id(class_id: str, vocabulary: Vocabulary) -> str:
+    near = difflib.get_close_matches(class_id, vocabulary.ids, n=1, cutoff=0.6)
+    return f"did you mean '{near[0]}'?" if near else f"the first known is '{vocabulary.ids[0]}'"
+
+
+def take_classes(vocabulary: Vocabulary, ids: Sequence[str]) -> Vocabulary:
+    """The vocabulary of the given classes, in the given order."""
+    return Vocabulary(tuple(ids), tuple(vocabulary.names[vocabulary.index[class_id]] for class_id in ids))
+
+
+def folder_vocabulary(folder: Path) -> Vocabulary:
+    """Class folders as a vocabulary: sorted names are ids; the text name has spaces for underscores.
+
+    Raises:
+        DataError: the folder is missing or holds no class folder.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder: expected one folder a class there")
+    ids = sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
+    return _checked(ids, [name.replace("_", " ").strip() or name for name in ids], str(folder))
+
+
+def _checked(ids: Sequence[str], names: Sequence[str], where: str) -> Vocabulary:
+    if not ids:
+        raise DataError(f"{where} holds no class")
+    twice = [class_id for class_id, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise DataError(f"{where}: the class id '{twice[0]}' comes {ids.count(twice[0])} times; ids must be unique")
+    for class_id, name in zip(ids, names, strict=True):
+        if _has_control(name) or not is_visible(name):
+            raise _odd_name(where, class_id, name)
+    return Vocabulary(tuple(ids), tuple(names))
+
+
+def _has_control(name: str) -> bool:
+    return any(unicodedata.category(letter) == "Cc" for letter in name)
+
+
+def is_visible(name: str) -> bool:
+    """Whether a name has more than spaces and characters that format others."""
+    return not {unicodedata.category(letter) for letter in name} <= {"Cf", "Zs", "Zl", "Zp"}
+
+
+def _odd_name(where: str, class_id: str, name: str) -> DataError:
+    return DataError(f"{where}: the name of class '{class_id}' is {shown(name)}: it has control characters, or "
+                     "nothing that can be seen", hint="write the name as one would say it")  # fmt: skip
+
+
+def _load_timm(spec: str) -> Vocabulary:
+    name, _, rule = spec[len("timm:") :].partition("/")
+    rule = rule or "distinct"
+    if rule not in RULES:
+        raise UsageError(f"{spec}: unknown naming rule '{rule}': {did_you_mean(rule, RULES)}",
+                         hint="write timm:NAME, or timm:NAME/RULE with a rule of " + " or ".join(RULES))  # fmt: skip
+    folder = _timm_info_folder()
+    suffix = "_synsets.txt"
+    known = sorted(path.name[: -len(suffix)] for path in folder.glob(f"*{suffix}"))
+    if name not in known:
+        raise UsageError(f"{spec}: timm ships no class list '{name}': {did_you_mean(name, known)}",
+                         hint="give timm:NAME of a list that timm ships, or a TSV file (id TAB name)")  # fmt: skip
+    ids = (folder / f"{name}{suffix}").read_text(encoding="utf-8").split()
+    lemmas: dict[str, list[str]] = {}
+    for line in (folder / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8").split("\n"):
+        class_id, _, text = line.partition("\t")
+        lemmas[class_id] = [lemma.strip() for lemma in text.split(",") if lemma.strip()]
+    missing = [class_id for class_id in ids if not lemmas.get(class_id)]
+    if missing:
+        raise DataError(f"{spec}: timm's list has no name for {len(missing)} classes, the first is '{missing[0]}'")
+    names = [lemmas[i][0] for i in ids] if rule == "first-lemma" else distinct_names([lemmas[i] for i in ids])
+    return _checked(ids, names, spec)
+
+
+def distinct_names(lemmas: Sequence[Sequence[str]]) -> list[str]:
+    """Name each class by its first lemma, with further lemmas where classes would share a name.
+
+    Args:
+        lemmas: for each class its lemmas, the first one first; none empty.
+
+    Returns:
+        One name a class. Names that are equal belong to classes whose lemmas are all the same.
+    """
+    used = [1] * len(lemmas)
+    while True:
+        groups: dict[str, list[int]] = defaultdict(list)
+        for i, words in enumerate(lemmas):
+            groups[spoken(", ".join(words[: used[i]]))].append(i)
+        longer = [i for group in groups.values() if len(group) > 1 for i in group if used[i] < len(lemmas[i])]
+        if not longer:
+            return [", ".join(words[: used[i]]) for i, words in enumerate(lemmas)]
+        for i in longer:
+            used[i] += 1
+
+
+def _timm_info_folder() -> Path:
+    # find_spec does not run timm, which would import torch and take ten seconds.
+    found = importlib.util.find_spec("timm")
+    if found is None or found.origin is None:
+        raise EnvironmentFault("the package timm, which carries the ImageNet class lists, is not installed")
+    return Path(found.origin).parent / "data" / "_info"
+
+
+def require_template(template: str) -> tuple[str, str]:
+    """The text before and after the class name.
+
+    Raises:
+        UsageError: the template has not exactly one `{}`.
+    """
+    before, hole, after = template.partition("{}")
+    if not hole or "{}" in after:
+        raise UsageError(
+            f"the template {template!r} must hold exactly one {{}} for the class name",
+            hint='for example --template "a photo of a {}."',
+        )
+    return before, after

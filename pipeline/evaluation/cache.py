@@ -1,0 +1,114 @@
+"""What evaluation has computed once, kept in the user's cache folder: image features of splits, and outcomes.
+
+It never serves training: stage two reads the label store. An entry is trusted only if its own digest, which covers its
+key too, still holds: neither half a file nor one from elsewhere under this name is ever read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from teachonce.core.files import atomic_write_bytes
+from teachonce.core.machine import cache_folder
+from teachonce.data.index import SampleIndex
+from teachonce.errors import EnvironmentFault
+
+FEATURES, RESULTS = "features", "results"  # folders below the cache folder
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class SplitFeatures:
+    """Unit image features of a split; NaN rows where an image failed."""
+
+    features: npt.NDArray[np.float32]  # [N, E]
+
+
+def feature_key(index: SampleIndex, root: Path, *parts: str) -> str:
+    """What features depend on: the samples, the size and time of every archive, and the model's own `parts`."""
+    archives = [[name, (stat := (root / name).stat()).st_size, stat.st_mtime_ns] for name in index.archives]
+    for name in index.archives:
+        if (root / name).is_dir():  # a file that is written anew does not change the time of its folder
+            files = sorted((entry.name, entry.stat().st_mtime_ns) for entry in (root / name).iterdir())
+            archives.append([name, *files])
+    return digest_key(index.digest, archives, parts)
+
+
+def digest_key(*parts: Any) -> str:
+    """A name for all that an entry depends on, made of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def cached_features(key: str, compute: Callable[[], SplitFeatures]) -> tuple[SplitFeatures, bool]:
+    """The features under `key`, computed when they are not there or not whole.
+
+    Returns:
+        The features, and whether they came from the cache.
+    """
+    kept = kept_features(key)
+    if kept is not None:
+        return kept, True
+    found = compute()
+    buffer = io.BytesIO()
+    np.save(buffer, found.features, allow_pickle=False)
+    _keep(_file(FEATURES, key), key, buffer.getvalue())
+    return found, False
+
+
+def kept_features(key: str) -> SplitFeatures | None:
+    """The features under `key` if they are there and whole."""
+    data = _trusted(_file(FEATURES, key), key)
+    return None if data is None else SplitFeatures(np.load(io.BytesIO(data), allow_pickle=False))
+
+
+def kept_arrays(key: str) -> dict[str, npt.NDArray[Any]] | None:
+    """The arrays of a result if they are there and whole."""
+    data = _trusted(_file(RESULTS, key), key)
+    if data is None:
+        return None
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        return dict(file)
+
+
+def keep_arrays(key: str, arrays: Arrays) -> None:
+    """Keep the arrays of a result; a cache that cannot be written is passed over."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    _keep(_file(RESULTS, key), key, buffer.getvalue())
+
+
+def _file(kind: str, key: str) -> Path:
+    return cache_folder() / kind / f"{key}{'.npy' if kind == FEATURES else '.npz'}"
+
+
+def _stated(file: Path) -> Path:
+    return file.with_suffix(".sha256")
+
+
+def _digest(key: str, data: bytes) -> str:
+    return hashlib.sha256(key.encode() + data).hexdigest()
+
+
+def _trusted(file: Path, key: str) -> bytes | None:
+    try:
+        data, stated = file.read_bytes(), _stated(file).read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return None
+    return data if _digest(key, data) == stated else None
+
+
+def _keep(file: Path, key: str, data: bytes) -> None:
+    with contextlib.suppress(OSError, EnvironmentFault):  # a cache that cannot be written must not cost the result
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_bytes(file, data)
+        atomic_write_bytes(_stated(file), _digest(key, data).encode())

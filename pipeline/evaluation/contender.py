@@ -1,0 +1,183 @@
+"""What a student, with prompts or without, makes of the images of a set: kept from before, or computed.
+
+It counts nothing: `evaluation_scores` does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import teachonce
+from teachonce.core.machine import CACHE_VARIABLE, cache_problem, default_threads, package_versions
+from teachonce.core.progress import Reporter
+from teachonce.errors import DataError, UsageError
+from teachonce.evaluation.cache import digest_key, feature_key, keep_arrays, kept_arrays
+from teachonce.evaluation.features import Work, image_identity, set_features
+from teachonce.evaluation.scores import Outcomes, outcomes
+from teachonce.evaluation.sets import EvaluationSet
+from teachonce.models.classifier import template_features
+from teachonce.models.clip import LoadedClip, load_clip, pick_device, tune_process
+from teachonce.models.prompt_files import LoadedPrompts, load_prompts
+
+_FORM = 1  # of kept outcomes: raised when what is computed changes
+_DECODED = "decoded"
+
+
+@dataclass(frozen=True, eq=False)
+class Contender:
+    """A frozen student, and prompts for it or none."""
+
+    clip: LoadedClip
+    prompts: LoadedPrompts | None
+    share: float
+    """Of the prompts in class features; the rest is the template's."""
+    known: dict[str, tuple[dict[str, int], npt.NDArray[np.float32]]] = field(default_factory=dict)
+    """Names and their features by identity, as they were encoded last: sets of a protocol share many names."""
+
+    @property
+    def bare(self) -> Contender:
+        """The same student without prompts."""
+        return dataclasses.replace(self, prompts=None)
+
+    def identity(self, template: str) -> list[Any]:
+        """What its class features depend on besides the student and the names."""
+        if self.prompts is None:
+            return [template]
+        own = [self.prompts.tensors_digest, dataclasses.asdict(self.prompts.meta)]
+        return own if self.share == 1 else [*own, self.share, template]
+
+    def class_features(self, names: Sequence[str], template: str) -> npt.NDArray[np.float32]:
+        """Unit features of class names, [C, E]; known ones are used only for all names together.
+
+        So names of equal tokens always come from one pass, and stay equal to the last bit.
+
+        Raises:
+            UsageError: a name is too long.
+        """
+        key = digest_key(self.identity(template))
+        place, features = self.known.get(key, ({}, np.empty((0, 0), np.float32)))
+        if not place.keys() >= set(names):
+            place, features = {name: row for row, name in enumerate(names)}, self._encoded(names, template)
+            self.known[key] = place, features
+        return features[[place[name] for name in names]]
+
+    def _encoded(self, names: Sequence[str], template: str) -> npt.NDArray[np.float32]:
+        trained = None if self.prompts is None else self.prompts.classifier(names).cpu()
+        if trained is not None and self.share == 1:
+            return np.asarray(trained.numpy())
+        plain = template_features(self.clip, names, template).cpu()
+        return np.asarray((plain if trained is None else wise(plain, trained, self.share)).numpy())
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What a contender made of the n images of a set."""
+
+    decoded: npt.NDArray[np.bool_]
+    """[n] Whether there was an image to classify."""
+    outcomes: Outcomes
+    """Of the decoded ones."""
+
+
+def load_contender(student: str, run: Path | None, share: float, threads: int | None) -> Contender:
+    """Load the student, and the prompts of a run.
+
+    Raises:
+        UsageError: no prompts in the folder, or a mixture of prompts that change images.
+        FingerprintError: the prompts belong to another student.
+    """
+    tune_process(threads or default_threads(1))
+    clip = load_clip(student, pick_device())
+    prompts = None if run is None else load_prompts(run).bound_to(clip)
+    if prompts is not None and prompts.image is not None and share != 1:
+        raise UsageError(f"--wise {share:g} mixes class features only, and the prompts in {run} change images too",
+                         hint="leave --wise out")  # fmt: skip
+    return Contender(clip, prompts, share)
+
+
+def judge(
+    sides: Sequence[Contender], data: EvaluationSet, template: str, work: Work, reporter: Reporter
+) -> list[Judged]:
+    """Let each side classify the set.
+
+    Raises:
+        DataError: no image could be decoded, or features are not numbers.
+        UsageError: a name or the template is too long.
+    """
+    keys = [_key(side, data, template) for side in sides]
+    kept = [_kept(key) if work.cache else None for key in keys]
+    if None not in kept:
+        reporter.note(f"results on {len(data.rows)} images come from the cache")
+    # Names before images: a template or a run that does not fit should not cost an hour of decoding first.
+    names = [
+        None if have is not None else side.class_features(data.candidates.names, template)
+        for side, have in zip(sides, kept, strict=True)
+    ]
+    if work.cache and None in kept and (problem := cache_problem()):
+        reporter.note(
+            f"nothing is kept for next time: {problem}; point {CACHE_VARIABLE} at a folder that can be written"
+        )
+    found: list[Judged] = []
+    features: dict[tuple[str, ...], npt.NDArray[np.float32]] = {}  # prompts for names leave images as they are
+    for side, key, have, classes in zip(sides, keys, kept, names, strict=True):
+        if have is None and classes is not None:
+            tower = tuple(image_identity(side.clip, side.prompts))
+            if tower not in features:
+                features[tower] = set_features(data, side.clip, side.prompts, work, reporter)
+            have = _classified(side, data, classes, features[tower])
+            if work.cache:
+                keep_arrays(key, {_DECODED: have.decoded, **have.outcomes.arrays()})
+        found += [have] if have is not None else []
+    return found
+
+
+def _classified(
+    side: Contender, data: EvaluationSet, classes: npt.NDArray[np.float32], features: npt.NDArray[np.float32]
+) -> Judged:
+    good = np.isfinite(features[:, 0])
+    if not good.any():
+        raise DataError(f"none of the {len(good)} images of '{data.split}' could be decoded")
+    return Judged(good, outcomes(features[good], classes, data.labels[good], side.clip.logit_scale))
+
+
+def _kept(key: str) -> Judged | None:
+    arrays = kept_arrays(key)
+    return None if arrays is None else Judged(arrays.pop(_DECODED), Outcomes(**arrays))
+
+
+def _key(side: Contender, data: EvaluationSet, template: str) -> str:
+    """Everything that outcomes depend on, by digest."""
+    images = feature_key(data.index, data.root, *image_identity(side.clip, side.prompts))
+    chosen = [data.samples.digest, data.candidates.digest, data.labels.tolist()]
+    versions = {"teachonce": teachonce.__version__, **package_versions()}
+    return digest_key(_FORM, images, chosen, side.identity(template), versions)
+
+
+def wise(frozen: Tensor, trained: Tensor, alpha: float) -> Tensor:
+    """Unit features between the frozen and the trained ones: norm((1 - alpha) f0 + alpha f).
+
+    WiSE-FT (arXiv 2109.01903) in its form on the outputs; 0 is the frozen student, 1 the trained one.
+
+    Args:
+        frozen, trained: [C, E] unit.
+        alpha: in [0, 1].
+
+    Raises:
+        UsageError: alpha is out of range.
+    """
+    if not 0 <= alpha <= 1:
+        raise UsageError(
+            f"the share of the trained features must be between 0 and 1, found {alpha}",
+            hint="0 is the hand-written context, 1 the trained prompts",
+        )
+    return F.normalize(torch.lerp(frozen.float(), trained.float(), alpha), dim=-1)

@@ -1,0 +1,112 @@
+"""Unit image features of evaluation splits, computed once for each model and kept.
+
+It scores nothing, and training does not use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from teachonce.core.machine import default_threads
+from teachonce.core.progress import Reporter
+from teachonce.data.batches import image_batches
+from teachonce.data.index import SampleIndex
+from teachonce.data.reader import ImageReader
+from teachonce.errors import DataError
+from teachonce.evaluation.cache import SplitFeatures, cached_features, feature_key, kept_features
+from teachonce.evaluation.sets import EvaluationSet
+from teachonce.models.clip import LoadedClip, embedding_width
+from teachonce.models.prompt_files import LoadedPrompts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """How images are gone through; it changes no feature."""
+
+    batch_size: int = 128
+    threads: int | None = None
+    cache: bool = True
+    """Whether features may come from, and go to, the user's cache."""
+
+
+def image_identity(clip: LoadedClip, prompts: LoadedPrompts | None) -> list[str]:
+    """What image features depend on besides the images."""
+    own = [] if prompts is None or prompts.image is None else [prompts.tensors_digest]
+    return [clip.digest, clip.preprocess_text, str(clip.device.type), *own]
+
+
+def set_features(
+    data: EvaluationSet, clip: LoadedClip, prompts: LoadedPrompts | None, work: Work, reporter: Reporter
+) -> npt.NDArray[np.float32]:
+    """Unit features of the classified images, [n, E]; those of a whole split, where kept, serve each part of it."""
+    if work.cache and len(data.rows) < len(data.index):
+        whole = kept_features(feature_key(data.index, data.root, *image_identity(clip, prompts)))
+        if whole is not None:
+            _note_cached(reporter, len(data.rows))
+            return whole.features[data.rows]
+    return image_features(clip, data.samples, data.root, work, reporter, prompts)
+
+
+def image_features(
+    clip: LoadedClip, index: SampleIndex, root: Path, work: Work, reporter: Reporter,
+    prompts: LoadedPrompts | None = None,
+) -> npt.NDArray[np.float32]:  # fmt: skip
+    """Unit features of all images of an index, [N, E], with prompts in the image tower if they have some.
+
+    Rows are NaN where an image failed; each is told with its reason.
+    """
+    encode = clip.encode_images if prompts is None else prompts.image_features
+
+    def compute() -> SplitFeatures:
+        return SplitFeatures(encode_all(clip, encode, index, root, work, reporter))
+
+    if not work.cache:
+        return compute().features
+    found, cached = cached_features(feature_key(index, root, *image_identity(clip, prompts)), compute)
+    if cached:
+        _note_cached(reporter, len(index))
+    return found.features
+
+
+def _note_cached(reporter: Reporter, count: int) -> None:
+    reporter.note(f"image features of {count} samples come from the cache")
+
+
+def encode_all(
+    clip: LoadedClip, encode: Callable[[Tensor], Tensor], index: SampleIndex, root: Path, work: Work, reporter: Reporter
+) -> npt.NDArray[np.float32]:
+    """Read, decode and encode every image of an index, [N, E]; NaN rows where an image failed.
+
+    Raises:
+        DataError: a decoded image has features that are NaN or infinite: it would pass for one that failed.
+    """
+    features = np.full((len(index), embedding_width(clip)), np.nan, np.float32)
+    threads = work.threads or default_threads(1)
+    with (
+        ImageReader(index, root) as reader,
+        image_batches(reader, len(index), [clip], work.batch_size, threads) as batches,
+    ):
+        for batch in batches:
+            pixels = batch.pixels(0)
+            stop = batch.start + len(batch)
+            if pixels is not None:
+                features[batch.start : stop] = encode(pixels).cpu().numpy()
+            failed = dict(batch.faults())
+            broken = np.flatnonzero(~np.isfinite(features[batch.start : stop]).all(1)) + batch.start
+            wrong = [row for row in broken.tolist() if row not in failed]
+            if wrong:
+                raise DataError(
+                    f"{index.key(wrong[0])} can be decoded, and its image features are not numbers",
+                    hint=f"check the weights of {clip.spec} and the prompts, if any: one of them gives NaN",
+                )
+            for row, fault in failed.items():
+                features[row] = np.nan
+                reporter.note(f"{index.key(row)}: {fault.reason}")
+            reporter.progress("evaluate", stop, len(index), "images")
+    return features

@@ -1,0 +1,188 @@
+"""Protocols: TOML files that say on which sets, and among which names, prompts are evaluated together.
+
+It reads them and averages figures; it evaluates nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from teachonce.core.strict import decode
+from teachonce.data.vocabulary import HALVES
+from teachonce.errors import DataError, UsageError, neither_file_nor_name
+from teachonce.evaluation.sets import Among
+
+OPTION = "--"  # a value such as "--manifest" is taken from the option of that name
+DEFAULTS = {"--split": "val"}
+MAY_LACK = ("--vocabulary",)  # where it is not given, the manifest's own names are used
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_AVERAGED = ("top1", "top5", "macro", "ece", "nll", "template_top1", "gain")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolSet:
+    """One line of the table: a part of a data set, and the names that compete."""
+
+    name: str
+    manifest: str
+    split: str = "test"
+    classes: str | None = None
+    """`base`, `novel`, `all`, `timm:NAME`, or a file of class ids: beside the protocol, or as a path."""
+    among: Among = "classes"
+    without: str | None = None
+    vocabulary: str | None = None
+    template: str | None = None
+    """None: the manifest's."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a name that files cannot have."""
+        if not _FILE_NAME.fullmatch(self.name):
+            raise ValueError(f"the name {self.name!r} must be made of letters, digits, dots, - and _: files bear it")
+
+    @property
+    def part(self) -> str:
+        """What it is averaged with: sets with the same kind of classes and of names."""
+        kind = self.classes if self.classes in HALVES else "all" if self.classes in (None, "all") else "listed"
+        kind += " among all" if self.among == "all" else ""
+        return f"{kind} without some" if self.without else str(kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """Sets that are reported together."""
+
+    schema: Literal[1]
+    name: str
+    title: str
+    sets: tuple[ProtocolSet, ...]
+    about: str = ""
+    source: str = ""
+    """Who published figures under it."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where there is no set, or two of one name."""
+        names = [item.name for item in self.sets]
+        twice = [name for name in names if names.count(name) > 1]
+        if not names or twice:
+            raise ValueError(f"two sets are called '{twice[0]}'" if twice else "it names no set")
+
+
+def shipped_protocols() -> dict[str, Any]:
+    """Name -> readable resource of every protocol that ships with the package."""
+    folder = resources.files("teachonce.data_manifests") / "protocols"
+    return {item.name[: -len(".toml")]: item for item in folder.iterdir() if item.name.endswith(".toml")}
+
+
+def load_protocol(name_or_path: str) -> Protocol:
+    """Read a protocol by the name of a shipped one or by path; class files beside it are found.
+
+    Raises:
+        UsageError: neither a shipped name nor a file, or not what a protocol is.
+    """
+    path, shipped = Path(name_or_path), shipped_protocols()
+    try:
+        if name_or_path in shipped and not path.is_file():
+            text, where = shipped[name_or_path].read_text(encoding="utf-8"), f"protocol {name_or_path}"
+        else:
+            text, where = path.read_text(encoding="utf-8"), str(path)
+        protocol = decode(Protocol, tomllib.loads(text), where)
+    except OSError as problem:
+        raise neither_file_nor_name(name_or_path, "protocol", shipped) from problem
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise UsageError(f"{where} is not valid TOML: {problem}") from problem
+    return replace(protocol, sets=tuple(_beside(item, path.parent) for item in protocol.sets))
+
+
+def _beside(item: ProtocolSet, folder: Path) -> ProtocolSet:
+    """Files that lie beside the protocol, by their whole path."""
+    found: dict[str, Any] = {
+        name: str(folder / value)
+        for name in ("manifest", "classes", "without", "vocabulary")
+        if (value := getattr(item, name)) and (folder / value).is_file()
+    }
+    return replace(item, **found)
+
+
+def filled_in(protocol: Protocol, given: Mapping[str, str | None]) -> tuple[list[ProtocolSet], list[str]]:
+    """Put options where the protocol asks for them.
+
+    Args:
+        given: `--manifest` and the like, and their values; None where one was not given.
+
+    Returns:
+        The sets, and the names of those that are left out because they need an option that was not given.
+
+    Raises:
+        UsageError: the protocol needs a manifest, or has no use for an option.
+    """
+    ready, left_out, used = [], [], set[str]()
+    for item in protocol.sets:
+        asked = {name: value for name, value in vars(item).items() if isinstance(value, str) and value[:2] == OPTION}
+        used |= set(asked.values())
+        values: dict[str, Any] = {n: given.get(option) or DEFAULTS.get(option) for n, option in asked.items()}
+        if "manifest" in asked and values["manifest"] is None:
+            raise UsageError(f"the protocol '{protocol.name}' needs a data set", hint="add --manifest M")
+        if any(value is None and asked[name] not in MAY_LACK for name, value in values.items()):
+            left_out.append(item.name)
+        else:
+            ready.append(replace(item, **values))
+    idle = [option for option, value in given.items() if value is not None and option not in used]
+    if idle:
+        raise UsageError(f"{', '.join(idle)} would do nothing in the protocol '{protocol.name}'", hint="leave it out")
+    return ready, left_out
+
+
+def averages(lines: Sequence[tuple[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Mean of each figure over the sets of each part, all sets counting alike.
+
+    Args:
+        lines: part and figures of every set; a figure that is None has no mean.
+    """
+    means = []
+    for part in dict.fromkeys(part for part, _ in lines):
+        mine = [figures for other, figures in lines if other == part]
+        columns = {key: [figures[key] for figures in mine] for key in _AVERAGED}
+        mean = {key: None if None in column else sum(column) / len(column) for key, column in columns.items()}
+        means.append({"part": part, "sets": len(mine), **mean})
+    return means
+
+
+def harmonic(base: float, novel: float) -> float:
+    """H = 2bn / (b + n), the harmonic mean of base and novel accuracy (CoCoOp, arXiv 2203.05557); 0 if both are 0."""
+    return 2 * base * novel / (base + novel) if base + novel else 0.0
+
+
+def harmonic_means(means: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """H of the averages over sets, as published, among the classes' own names and among all names."""
+    parts = {mean["part"]: mean for mean in means}
+    found: list[dict[str, Any]] = []
+    for names, ending in (("own", ""), ("all", " among all")):
+        base, novel = parts.get(f"base{ending}"), parts.get(f"novel{ending}")
+        if base is None or novel is None:
+            continue
+        line: dict[str, Any] = {"names": names}
+        for side in ("", "template_"):
+            b, n = base[f"{side}top1"], novel[f"{side}top1"]
+            whole = None if b is None or n is None else harmonic(b, n)
+            line |= {f"{side}top1_base": b, f"{side}top1_novel": n, f"{side}top1_h": whole}
+        found.append(line)
+    return found
+
+
+def require_any(missing: Sequence[Mapping[str, str]], ready: Sequence[ProtocolSet]) -> None:
+    """Refuse a protocol none of whose sets is there.
+
+    Raises:
+        DataError: names the first, and where it comes from.
+    """
+    if missing and not ready:
+        raise DataError(
+            f"none of the {len(missing)} sets is there; the first, '{missing[0]['set']}': {missing[0]['problem']}",
+            hint=missing[0]["get"],
+        )

@@ -1,0 +1,162 @@
+"""What is evaluated: which images of a split, and among which names.
+
+It reads lists and scans archive headers; it decodes no image and runs no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from teachonce.core.progress import Reporter
+from teachonce.data.index import SampleIndex, build_index, split_classes
+from teachonce.data.manifests import Manifest, load_manifest, require_data, require_root
+from teachonce.data.vocabulary import HALVES, Vocabulary, half_of, load_vocabulary, read_class_ids, spoken, take_classes
+from teachonce.errors import DataError, UsageError
+
+Among = Literal["classes", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetChoice:
+    """Which part of which data set, and which names compete."""
+
+    manifest: str
+    root: Path | None
+    split: str = "val"
+    vocabulary: str | None = None
+    """The names; None: the manifest's own class list."""
+    classes: Path | str | None = None
+    """Images of these classes only: a file of class ids, `base` or `novel` (halves of the split's own class list),
+    `timm:NAME`, or `all`; None: all."""
+    among: Among = "classes"
+    """Whose names compete where `classes` is given: of these classes, or of the whole vocabulary."""
+    without: Path | None = None
+    """Classes whose names, and those of their homonyms, are taken out of the competition; with them their images."""
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationSet:
+    """Images with their classes, and the names that compete."""
+
+    manifest: Manifest
+    root: Path
+    split: str
+    index: SampleIndex
+    """Of the whole split."""
+    rows: npt.NDArray[np.int64]
+    """[n] Which samples of it are classified."""
+    labels: npt.NDArray[np.int64]
+    """[n] Their classes, as places in `candidates`."""
+    vocabulary: Vocabulary
+    candidates: Vocabulary
+    left_out: int
+    """Samples of the split that are not classified: of other classes, of names taken out, or without a class."""
+    in_words: str
+    """Which classes, and among which names."""
+
+    @property
+    def samples(self) -> SampleIndex:
+        """The index of the classified samples alone."""
+        return self.index if len(self.rows) == len(self.index) else self.index.take(self.rows)
+
+
+def open_set(choice: SetChoice, reporter: Reporter) -> EvaluationSet:
+    """Find the data, the classes and the names.
+
+    Raises:
+        UsageError: unknown manifest or split, no root, or `among` without `classes`.
+        DataError: missing or broken data, unknown or no classes, a class of the split that the vocabulary lacks.
+    """
+    everything = choice.classes is None or str(choice.classes) == "all"
+    if choice.among == "all" and everything:
+        raise UsageError("--among all adds nothing: without --classes all names compete as it is",
+                         hint="add --classes FILE, or leave --among out")  # fmt: skip
+    manifest = load_manifest(choice.manifest)
+    root = require_root(manifest, choice.root)
+    manifest.split(choice.split)
+    require_data(manifest, choice.split, root)
+    own = split_classes(manifest, choice.split, root)
+    vocabulary = load_vocabulary(choice.vocabulary, root) if choice.vocabulary else own
+    chosen = own.ids if everything else class_ids(choice.classes, own, vocabulary)
+    index = build_index(manifest, choice.split, root, reporter)
+    _require_names(index, own, chosen, vocabulary)
+    names = vocabulary if everything or choice.among == "all" else take_classes(vocabulary, chosen)
+    candidates = names if choice.without is None else _without(names, choice.without, vocabulary)
+    labels = _labels(index, own, set(chosen), candidates)
+    rows = np.flatnonzero(labels >= 0)
+    if not len(rows):
+        raise DataError(
+            f"none of the {len(index)} images of the split '{choice.split}' is of a class that is asked for",
+            hint="--classes must name classes that have images there, and --without must leave some",
+        )
+    return EvaluationSet(
+        manifest, root, choice.split, index, rows, labels[rows], vocabulary, candidates, len(index) - len(rows),
+        _in_words(choice, everything, len(candidates)),
+    )  # fmt: skip
+
+
+def _in_words(choice: SetChoice, everything: bool, names: int) -> str:
+    which = "all classes" if everything else f"classes of {Path(str(choice.classes)).name}"
+    whose = "all" if everything or choice.among == "all" else "their own"
+    without = "" if choice.without is None else f", without those of {choice.without.name} and homonyms"
+    return f"{which} among {whose} names ({names}){without}"
+
+
+def class_ids(spec: Path | str | None, own: Vocabulary, vocabulary: Vocabulary) -> tuple[str, ...]:
+    """The classes that a rule names, in the order of the vocabulary.
+
+    Args:
+        spec: as `SetChoice.classes`.
+        own: the split's own class list, of which `base` and `novel` are the halves.
+        vocabulary: all names.
+
+    Raises:
+        DataError: the file is missing, empty, or names classes that the vocabulary lacks.
+    """
+    word = str(spec)
+    try:
+        if word.startswith("timm:"):
+            ids: Sequence[str] = load_vocabulary(word).ids
+        elif word in HALVES and not Path(word).is_file():
+            ids = half_of(own, word)
+        else:
+            return read_class_ids(Path(word), vocabulary)
+    except DataError as problem:
+        raise DataError(problem.message, hint="--classes takes ids of the class list that is evaluated, one a line; "
+                        "`base`, `novel` or timm:NAME") from problem  # fmt: skip
+    lacking = [class_id for class_id in ids if class_id not in vocabulary.index]
+    if lacking:
+        raise DataError(f"{len(lacking)} classes of '{word}' are not in the vocabulary, the first is '{lacking[0]}'")
+    return tuple(sorted(ids, key=vocabulary.index.__getitem__))
+
+
+def _without(names: Vocabulary, file: Path, vocabulary: Vocabulary) -> Vocabulary:
+    """The names but those of the file's classes, and whatever sounds like one of them."""
+    out = {spoken(vocabulary.names[vocabulary.index[class_id]]) for class_id in read_class_ids(file, vocabulary)}
+    left = [class_id for class_id, name in zip(names.ids, names.names, strict=True) if spoken(name) not in out]
+    if not left:
+        raise DataError(f"--without {file} leaves no name", hint="take out fewer classes")
+    return take_classes(names, left)
+
+
+def _require_names(index: SampleIndex, own: Vocabulary, chosen: Sequence[str], vocabulary: Vocabulary) -> None:
+    wanted = set(chosen)
+    used = [own.ids[i] for i in np.unique(index.label[index.label >= 0])]
+    absent = [class_id for class_id in used if class_id in wanted and class_id not in vocabulary.index]
+    if absent:
+        raise DataError(
+            f"{len(absent)} classes of the split are not in the vocabulary, the first is '{absent[0]}'",
+            hint="give a --vocabulary that holds every class of the split",
+        )
+
+
+def _labels(index: SampleIndex, own: Vocabulary, chosen: set[str], candidates: Vocabulary) -> npt.NDArray[np.int64]:
+    """Place among the candidates of every sample's class, [N]; -1 where it is not classified."""
+    places = [candidates.index.get(class_id, -1) if class_id in chosen else -1 for class_id in own.ids]
+    return np.array([*places, -1], np.int64)[index.label]  # label -1, unknown, takes the last one

@@ -1,0 +1,192 @@
+"""Make label stores and add column groups to them; each appears whole or not at all. Run by the driver only.
+
+It writes no row: `LabelStore.write_chunk` does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from teachonce.core.files import sync, sync_tree, sync_up, write_failed
+from teachonce.data.index import SampleIndex
+from teachonce.data.vocabulary import Vocabulary
+from teachonce.labels import format as store_format
+from teachonce.labels.codec import class_dtype, class_order, default_gap_levels
+from teachonce.labels.format import EMBEDDING, LABELS, ArraySpec, Layout
+from teachonce.labels.header import Group, group_arrays, read_header, write_header
+from teachonce.labels.ledger import create_ledger, ledger_path, require_fingerprint
+from teachonce.labels.store import Arrays, LabelStore
+from teachonce.models.spec import EmbeddingKind
+
+BLOCK = 64  # consecutive samples that stay together in a store: reads stay mostly sequential
+
+INDEX_COLUMNS = ("archive", "offset", "size", "label", "key_bytes", "key_ends")
+
+
+def create_store(
+    path: Path,
+    layout: Layout,
+    fingerprint: Mapping[str, Any],
+    vocabulary: Vocabulary,
+    label_classes: Vocabulary,
+    index: SampleIndex,
+    order: npt.NDArray[np.int64],
+    class_embeddings: npt.NDArray[np.float32] | None,
+) -> LabelStore:
+    """Make an empty store; it appears under its name only when it is whole.
+
+    Args:
+        path: must not exist.
+        layout: fixes every array.
+        fingerprint: of the column group `labels`.
+        vocabulary: the classes that stored soft labels index.
+        label_classes: the manifest's own class list, which `label` indexes.
+        index: the samples in the manifest's order.
+        order: the samples in row order.
+        class_embeddings: [classes, D], the teacher's unit text features; None where there is no one teacher.
+
+    Raises:
+        IncompleteError: a write failed (disk full, no permission); nothing is left.
+    """
+    ordered = index.take(order)
+    static: Arrays = {f"index/{name}": getattr(ordered, name) for name in INDEX_COLUMNS}
+    static["index/archives"] = np.frombuffer("\n".join(index.archives).encode(), np.uint8)
+    static["index/sample"] = order.astype(np.uint32)
+    static["label_classes"] = np.frombuffer(label_classes.to_tsv(), np.uint8)
+    return _create(path, layout, fingerprint, vocabulary, static, class_embeddings)
+
+
+def create_child(
+    path: Path,
+    parent: LabelStore,
+    layout: Layout,
+    fingerprint: Mapping[str, Any],
+    vocabulary: Vocabulary,
+    class_embeddings: npt.NDArray[np.float32] | None,
+) -> LabelStore:
+    """Make an empty store of the same samples in the same order as `parent`; the other arguments as above.
+
+    Raises:
+        IncompleteError: a write failed.
+        IntegrityError: the parent's index is damaged.
+    """
+    names = ["label_classes", *(f"index/{name}" for name in ("archives", "sample", *INDEX_COLUMNS))]
+    static = {name: parent.static(name) for name in names}
+    return _create(path, layout, fingerprint, vocabulary, static, class_embeddings)
+
+
+def add_student(store: LabelStore, digest: str, width: int, fingerprint: Mapping[str, Any]) -> str:
+    """Add the empty column group of a student's features; returns its name.
+
+    Raises:
+        FingerprintError: the group is there with another fingerprint.
+    """
+    return _add_group(store, store_format.student_group(digest), width, fingerprint)
+
+
+def add_embedding(store: LabelStore, kind: EmbeddingKind, width: int, fingerprint: Mapping[str, Any]) -> str:
+    """Add the empty column group of the teacher's image embeddings; returns its name.
+
+    Raises:
+        FingerprintError: the group is there with another fingerprint, another kind for instance.
+    """
+    return _add_group(store, EMBEDDING, width, {**fingerprint, "kind": kind})
+
+
+def add_group_like(store: LabelStore, parent: LabelStore, name: str) -> str:
+    """Add an empty column group with the arrays and the fingerprint of the parent's."""
+    group = parent.groups[name]
+    return _add_group(store, name, group.arrays[0].tail[0], group.fingerprint)
+
+
+def _create(
+    path: Path,
+    layout: Layout,
+    fingerprint: Mapping[str, Any],
+    vocabulary: Vocabulary,
+    static: Arrays,
+    class_embeddings: npt.NDArray[np.float32] | None,
+) -> LabelStore:
+    static = {**static, "vocabulary": np.frombuffer(vocabulary.to_tsv(), np.uint8)}
+    if class_embeddings is not None:
+        static["class_embeddings"] = class_embeddings
+    if layout.top_k:
+        static["class_order"] = class_order(class_embeddings, layout.classes).astype(class_dtype(layout.classes))
+        static["gap_levels"] = default_gap_levels()
+    draft = path.with_name(f"{path.name}.creating-{os.getpid()}")
+    try:
+        for left in path.parent.glob(f"{path.name}.creating-*"):  # of killed runs; the lock keeps living ones out
+            shutil.rmtree(left, ignore_errors=True)
+        root = zarr.create_group(str(draft), zarr_format=3)
+        root.attrs["teachonce"] = {
+            "format": store_format.FORMAT,
+            "version": store_format.FORMAT_VERSION,
+            "layout": dataclasses.asdict(layout),
+            "fingerprint": dict(fingerprint),
+        }
+        for name, data in static.items():
+            store_format.create_static_array(root, name, data)
+        _create_arrays(root, LABELS, store_format.label_arrays(layout), layout)
+        write_header(draft, root)
+        sync_tree(draft)
+        os.rename(draft, path)
+        sync(path.parent)
+    except OSError as problem:
+        raise write_failed(path, problem) from problem
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return LabelStore.open(path, writable=True)
+
+
+def _add_group(store: LabelStore, name: str, width: int, fingerprint: Mapping[str, Any]) -> str:
+    if name in store.groups:
+        require_fingerprint(store.path, name, store.groups[name].fingerprint, fingerprint)
+        return name
+    # What a run left that died before its header was written:
+    shutil.rmtree(store.path / name, ignore_errors=True)
+    shutil.rmtree(store.path / ledger_path(name), ignore_errors=True)
+    digests = read_header(store.path, store.root)["arrays"]
+    body: dict[str, Any] = {"width": width, "fingerprint": dict(fingerprint)}
+    specs = group_arrays(name, body, store.layout)
+    try:
+        if "/" in name:
+            store.root.require_group(name.partition("/")[0])
+        group = store.root.create_group(name)
+        group.attrs["teachonce"] = body
+        _create_arrays(store.root, name, specs, store.layout)
+        write_header(store.path, store.root, digests)
+        sync_tree(store.path / name.partition("/")[0])
+        sync_tree(store.path / ledger_path(name))
+        sync_up(store.path / "ledger" / "zarr.json", store.path)
+    except OSError as problem:
+        raise write_failed(store.path, problem) from problem
+    store.groups[name] = Group(name, dict(fingerprint), specs)
+    return name
+
+
+def _create_arrays(root: zarr.Group, name: str, specs: tuple[ArraySpec, ...], layout: Layout) -> None:
+    for spec in specs:
+        store_format.create_rows_array(root, spec, layout)
+    root.require_group("ledger")
+    create_ledger(root, name, layout.chunks, len(specs))
+
+
+def row_order(samples: int, seed: int) -> npt.NDArray[np.int64]:
+    """The samples in row order: blocks of the archive order, permuted, so that a chunk mixes many classes.
+
+    Returns:
+        [samples], a permutation of range(samples).
+    """
+    blocks = -(-samples // BLOCK)
+    starts = np.random.Generator(np.random.Philox(key=seed)).permutation(blocks) * BLOCK
+    order = (starts[:, None] + np.arange(BLOCK)[None]).ravel()
+    return np.asarray(order[order < samples], dtype=np.int64)

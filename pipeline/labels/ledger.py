@@ -1,0 +1,138 @@
+"""The ledger: a Zarr array a column group, one commit record a chunk; a row exists only if its chunk is in it.
+
+It does not write data. A record binds each array's decoded bytes to the group's fingerprint, the array's name and the
+chunk's index, so that a swapped, stale or foreign chunk file is as visible as a flipped bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+import zarr.errors
+
+from teachonce.data.index import SampleIndex
+
+if TYPE_CHECKING:
+    pass
+
+import time
+from collections.abc import Sequence
+from dataclasses import field
+
+import zarr
+
+from teachonce.errors import FingerprintError
+from teachonce.labels.format import FORMAT_VERSION
+
+COMMITTED = 1
+PHASES = ("read", "decode", "wait", "forward", "top_k", "write")
+IN_TURN = (
+    "wait",
+    "forward",
+    "top_k",
+    "write",
+)  # the phases of a task that follow each other; the others run beside them
+PLAIN_HEAD = 5  # state, run token, time in microseconds, rows ok, rows failed; before format version 3 that was all
+HEAD = PLAIN_HEAD + len(PHASES)  # then two words of digest an array
+
+
+@dataclass(frozen=True)
+class Record:
+    """One committed chunk."""
+
+    token: int
+    """Of the run that wrote it."""
+    time_us: int
+    rows_ok: int
+    rows_failed: int
+    digests: tuple[bytes, ...]
+    """16 bytes an array, in the order of the group's arrays."""
+    phases: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that the chunk took in each of PHASES; empty where the writer did not measure them. Reading and decoding
+    are summed over threads."""
+
+
+def fingerprint_digest(fingerprint: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of the canonical JSON of a fingerprint."""
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def require_fingerprint(path: Path, group: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse a store that was made from something else; the key `about` is information and may differ.
+
+    Raises:
+        FingerprintError: names each differing field with both values.
+    """
+    fields = sorted((set(stored) | set(wanted)) - {"about"})
+    different = [
+        f"{f}: stored {stored.get(f)!r}, asked for {wanted.get(f)!r}" for f in fields if stored.get(f) != wanted.get(f)
+    ]
+    if different:
+        raise FingerprintError(
+            f"{path} ({group}) was made from something else:\n  " + "\n  ".join(different),
+            hint="use another --labels path, or the options the store was made with (teachonce inspect shows them)",
+        )
+
+
+def chunk_digest(group_fingerprint: str, array: str, chunk: int, data: npt.NDArray[Any]) -> bytes:
+    """BLAKE2b-128 over (group fingerprint, array name, chunk index, dtype, shape, decoded bytes)."""
+    head = json.dumps([group_fingerprint, array, chunk, data.dtype.str, list(data.shape)]).encode()
+    digest = hashlib.blake2b(head, digest_size=16)
+    digest.update(np.ascontiguousarray(data).view(np.uint8).reshape(-1).data)
+    return digest.digest()
+
+
+def ledger_path(group: str) -> str:
+    """Where a column group's ledger array lies in the store."""
+    return "ledger/" + group.replace("/", "-")
+
+
+def create_ledger(root: zarr.Group, group: str, chunks: int, arrays: int) -> None:
+    """Create the empty ledger of a column group: one small file a record, so that a commit is one atomic rename."""
+    from zarr.codecs import Crc32cCodec
+
+    root.create_array(
+        ledger_path(group),
+        shape=(chunks, HEAD + 2 * arrays),
+        dtype=np.uint64,
+        chunks=(1, HEAD + 2 * arrays),
+        compressors=(Crc32cCodec(),),
+        fill_value=0,
+        config={"write_empty_chunks": True},
+    )
+
+
+def to_row(
+    token: int, rows_ok: int, rows_failed: int, digests: Sequence[bytes], phases: Mapping[str, float] | None = None
+) -> npt.NDArray[np.uint64]:
+    """A record as the ledger holds it; phases in seconds, kept in microseconds."""
+    words = np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
+    spent = [round(1e6 * max(0.0, (phases or {}).get(phase, 0.0))) for phase in PHASES]
+    head = np.array([COMMITTED, token, time.time_ns() // 1000, rows_ok, rows_failed, *spent], dtype=np.uint64)
+    return np.concatenate([head, words])
+
+
+def from_row(row: npt.NDArray[np.uint64], version: int = FORMAT_VERSION) -> Record | None:
+    """The record in a row of the ledger of a store of this format version; None where nothing is committed."""
+    if int(row[0]) != COMMITTED:
+        return None
+    head = HEAD if version > 2 else PLAIN_HEAD
+    spent = {PHASES[i]: int(word) / 1e6 for i, word in enumerate(row[PLAIN_HEAD:head])}
+    data = row[head:].astype("<u8").tobytes()
+    digests = tuple(data[i : i + 16] for i in range(0, len(data), 16))
+    return Record(int(row[1]), int(row[2]), int(row[3]), int(row[4]), digests, spent if any(spent.values()) else {})
+
+
+def key_digest(index: SampleIndex) -> npt.NDArray[np.uint64]:
+    """BLAKE2b-128 over the keys of a chunk's samples and where each ends, as two little-endian words, [1, 2]."""
+    digest = hashlib.blake2b(np.ascontiguousarray(index.key_ends, dtype="<u8").tobytes(), digest_size=16)
+    digest.update(np.ascontiguousarray(index.key_bytes).tobytes())
+    return np.frombuffer(digest.digest(), dtype="<u8").astype(np.uint64)[None]

@@ -1,0 +1,64 @@
+"""Label stores as Zarr groups: from a folder, or read only from a URL.
+
+It does not know what a store holds: `label_store` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import zarr
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import FsspecStore, WrapperStore
+
+from teachonce.core.remote import exists, explained, failures, is_remote, refuse_writes
+from teachonce.errors import DataError
+
+
+def open_group(path: Path, writable: bool) -> zarr.Group:
+    """The root of a store.
+
+    Raises:
+        DataError: there is nothing at this path.
+        UsageError: it is remote and is to be written.
+        EnvironmentFault: it is remote, and the network or a permission is missing.
+        OSError, ValueError, KeyError: it is no Zarr group.
+    """
+    if writable:
+        refuse_writes(path)
+    if not exists(path):
+        raise DataError(f"{path} does not exist", hint=f"teachonce teach MANIFEST --teacher MODEL --labels {path}"
+                        if not is_remote(path) else "look at the bucket and the path")  # fmt: skip
+    if not is_remote(path):
+        return zarr.open_group(str(path), mode="r+" if writable else "r", zarr_format=3)
+    return zarr.open_group(_Remote(FsspecStore.from_url(str(path), read_only=True)), mode="r", zarr_format=3)
+
+
+class _Remote(WrapperStore[FsspecStore]):
+    """A missing file is missing, as in any Zarr store; what a network or a permission refuses is no damage."""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        try:
+            return await super().get(key, prototype, byte_range)
+        except failures() as problem:
+            raise explained(problem, self._name(key)) from problem
+
+    async def exists(self, key: str) -> bool:
+        try:
+            return await super().exists(key)
+        except failures() as problem:
+            raise explained(problem, self._name(key)) from problem
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        try:
+            async for name in super().list_dir(prefix):
+                yield name
+        except failures() as problem:
+            raise explained(problem, self._name(prefix)) from problem
+
+    def _name(self, key: str) -> str:
+        store: Any = self._store
+        return f"{store.fs.protocol[0]}://{store.path}/{key}"

@@ -1,0 +1,394 @@
+"""The label store: commit one chunk of one column group, read what the ledger vouches for.
+
+`store_create` makes stores and column groups. Neither knows models or images, nor touches torch.
+Order of a commit: arrays written -> fsync -> read back and compared -> ledger record -> fsync.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+import zarr.errors
+
+from teachonce.core.files import sync, sync_up, write_failed
+from teachonce.core.strict import decode
+from teachonce.data.index import SampleIndex
+from teachonce.data.vocabulary import Vocabulary, parse_tsv
+from teachonce.errors import DataError, IncompleteError, IntegrityError
+from teachonce.labels import codec as label_codec
+from teachonce.labels import format as store_format
+from teachonce.labels.codec import CodecTables, CodedTopK, FloatArray, IdArray, TopK
+from teachonce.labels.embeddings import decode_embeddings
+from teachonce.labels.format import EMBEDDING, LABELS, ArraySpec, Layout
+from teachonce.labels.header import (
+    RESTORE,
+    Group,
+    array_digest,
+    check_header,
+    group_arrays,
+    other_groups,
+    read_header,
+    static_faults,
+)
+from teachonce.labels.ledger import Record, chunk_digest, fingerprint_digest, from_row, ledger_path, to_row
+from teachonce.labels.remote import open_group
+from teachonce.labels.staging import stage_array
+
+Arrays = dict[str, npt.NDArray[Any]]
+NO_STORE = "give a .zarr folder that `teachonce teach`, `relabel` or `merge` has written"
+READ_ERRORS = (ValueError, RuntimeError, OSError, KeyError, TypeError, zarr.errors.BaseZarrError)
+
+
+class LabelStore:
+    """An open store. Made by `store_create.create_store`, opened with `open`; both check before they return."""
+
+    def __init__(self, path: Path, root: zarr.Group, version: int, layout: Layout, groups: dict[str, Group]) -> None:
+        self.path = path
+        self.version = version
+        self.layout = layout
+        self.groups = groups
+        self.root = root
+
+    @classmethod
+    def open(cls, path: Path, writable: bool = False) -> LabelStore:
+        """Open a store and check its header.
+
+        Raises:
+            DataError: no such folder, or it is no label store.
+            UsageError: the path is a URL and is to be written.
+            EnvironmentFault: the path is a URL, and the network or a permission is missing.
+            IntegrityError: a metadata file is not what the header says, or a newer version wrote the store.
+            DataError: the store is of an older version, which is read but not written.
+        """
+        try:
+            root = open_group(path, writable)
+            about: Any = root.attrs["teachonce"]
+        except READ_ERRORS as problem:
+            raise DataError(f"{path} is not a label store: {problem}", hint=NO_STORE) from problem
+        if not isinstance(about, dict) or about.get("format") != store_format.FORMAT:
+            raise DataError(f"{path} is not a label store: its attributes are those of something else", hint=NO_STORE)
+        version = about.get("version")
+        if version not in store_format.READABLE_VERSIONS:
+            raise IntegrityError(
+                f"{path} has format version {version}; this program reads "
+                f"{' and '.join(map(str, store_format.READABLE_VERSIONS))}",
+                hint="install the version of teachonce that wrote it, or a newer one",
+            )
+        if writable and version != store_format.FORMAT_VERSION:
+            raise DataError(
+                f"{path} has format version {version}, which is read but no longer written",
+                hint="use it as it is, or write a new store to another --labels path",
+            )
+        check_header(path, root)
+        layout = decode(Layout, about["layout"], f"{path}: layout", IntegrityError)
+        groups = {LABELS: Group(LABELS, dict(about["fingerprint"]), store_format.label_arrays(layout, version))}
+        for name, body in other_groups(root):
+            groups[name] = Group(name, dict(body["fingerprint"]), group_arrays(name, body, layout))
+        return cls(path, root, version, layout, groups)
+
+    @property
+    def maker(self) -> str:
+        """The command that made the store, and makes its lost chunks again."""
+        return f"teachonce {self.groups[LABELS].fingerprint.get('derivation', 'teach')}"
+
+    @property
+    def embedding_hint(self) -> str:
+        """How to come by embeddings that this store lacks."""
+        if self.maker == "teachonce merge":
+            return "a merged store has none: relabel its parents, then merge again"
+        teacher = "" if self.layout.top_k else "--teacher MODEL "
+        return (
+            f"run the command that made it again with {teacher}--embeddings int8: only the teacher's image tower runs"
+        )
+
+    @property
+    def _mend(self) -> str:
+        return f"teachonce verify {self.path} --repair, then run the same `{self.maker}` again"
+
+    def vocabulary(self) -> Vocabulary:
+        """The classes that stored labels index."""
+        return parse_tsv(self.static("vocabulary").tobytes().decode(), f"{self.path}/vocabulary")
+
+    def class_embeddings(self) -> npt.NDArray[np.float32]:
+        """The teacher's unit text features, [classes, D]."""
+        return np.asarray(self.static("class_embeddings"), dtype=np.float32)
+
+    @cached_property
+    def label_to_vocabulary(self) -> IdArray:
+        """Class index in the vocabulary for each index into `label_classes`, and -1 behind them, for the label -1."""
+        index = self.vocabulary().index
+        return np.array([index.get(class_id, -1) for class_id in self.label_classes().ids] + [-1])
+
+    @cached_property
+    def tables(self) -> CodecTables:
+        """What soft labels are coded with."""
+        if self.version == 1:
+            return label_codec.first_version_tables(self.layout.classes)
+        return CodecTables(self.static("class_order").astype(np.int64), self.gap_levels)
+
+    @cached_property
+    def gap_levels(self) -> FloatArray:
+        """Nats below the best class for each value code, [L]."""
+        if self.version == 1:
+            return label_codec.first_version_tables(1).gap_levels
+        return np.asarray(self.static("gap_levels"), dtype=np.float32)
+
+    def decode_labels(self, data: Arrays) -> TopK:
+        """The soft labels in the arrays of one chunk of the column group `labels`."""
+        return label_codec.decode(_coded(data), self.tables)
+
+    def decode_codes(self, data: Arrays) -> tuple[IdArray, npt.NDArray[np.uint8]]:
+        """Classes by falling probability and their value codes, [R, k] each; -1 and 255 in rows without an image."""
+        return label_codec.decode_codes(_coded(data), self.tables)
+
+    def embeddings(self, chunk: int) -> FloatArray:
+        """The teacher's unit image embeddings of a chunk, [R, D] float32; NaN in rows without an image.
+
+        Raises:
+            DataError: the store holds none.
+            IncompleteError: this chunk's are not committed.
+            IntegrityError: they are damaged.
+        """
+        if EMBEDDING not in self.groups:
+            raise DataError(
+                f"{self.path} holds no image embeddings of its teacher",
+                hint=self.embedding_hint,
+            )
+        return decode_embeddings(self.read_chunk(EMBEDDING, chunk)[f"{EMBEDDING}/values"])
+
+    def label_classes(self) -> Vocabulary:
+        """The manifest's own class list, which `label` indexes."""
+        return parse_tsv(self.static("label_classes").tobytes().decode(), f"{self.path}/label_classes")
+
+    def samples(self, start: int, stop: int) -> npt.NDArray[np.uint32]:
+        """Place of the samples of rows start..stop in the manifest's own order."""
+        views = self.layout.views
+        try:
+            part = np.asarray(self.root["index/sample"][start // views : stop // views])  # type: ignore[index]
+        except READ_ERRORS as problem:
+            raise IntegrityError(f"{self.path}/index/sample cannot be read: {problem}", hint=RESTORE) from problem
+        return np.repeat(part, views)
+
+    def static(self, name: str) -> npt.NDArray[Any]:
+        """A whole array that never changes after creation, checked against the header.
+
+        Raises:
+            IntegrityError: it is damaged.
+        """
+        try:
+            data = np.asarray(self.root[name][...])  # type: ignore[index]
+        except READ_ERRORS as problem:
+            raise IntegrityError(f"{self.path}/{name} cannot be read: {problem}", hint=RESTORE) from problem
+        if array_digest(name, data) != read_header(self.path, self.root)["arrays"].get(name):
+            raise IntegrityError(f"{self.path}/{name} is not what was written; a lost chunk reads as zeros",
+                                 hint=RESTORE)  # fmt: skip
+        return data
+
+    def static_faults(self) -> list[tuple[str, str, str]]:
+        """Arrays outside the chunks that are not what was written: (where, expected, found)."""
+        return static_faults(self.path, self.root)
+
+    def index_of_chunk(self, chunk: int) -> SampleIndex:
+        """The samples of one chunk, in row order."""
+        start, stop = (edge // self.layout.views for edge in self.layout.bounds(chunk))
+        try:
+            part = {n: np.asarray(self.root[f"index/{n}"][start:stop])  # type: ignore[index]
+                    for n in ("archive", "offset", "size", "label", "key_ends")}  # fmt: skip
+            key_start = int(self.root["index/key_ends"][start - 1]) if start else 0  # type: ignore[index,arg-type]
+            keys = np.asarray(self.root["index/key_bytes"][key_start : int(part["key_ends"][-1])])  # type: ignore[index]
+        except READ_ERRORS as problem:
+            raise IntegrityError(f"{self.path}/index cannot be read: {problem}", hint=RESTORE) from problem
+        ends = (part["key_ends"] - np.uint64(key_start)).astype(np.uint64)
+        return SampleIndex(self._archives, part["archive"], part["offset"], part["size"], part["label"], keys, ends)
+
+    @cached_property
+    def _archives(self) -> tuple[str, ...]:
+        return tuple(self.static("index/archives").tobytes().decode().split("\n"))
+
+    def write_chunk(self, group: str, chunk: int, data: Arrays, staging: Path | None = None) -> tuple[bytes, ...]:
+        """Write and prove one chunk of one group; it does not exist before `commit`.
+
+        Args:
+            data: every array of the group, keyed by path, [rows of the chunk, ...].
+            staging: a folder of the same file system to write to instead of the store, for `publish`.
+
+        Returns:
+            The digests that `commit` records.
+
+        Raises:
+            IncompleteError: a write failed (disk full, no permission); nothing committed is touched.
+            IntegrityError: what was read back is not what was written.
+        """
+        specs = self.groups[group].arrays
+        place = staging or self.path
+        try:
+            for spec in specs:
+                if staging is not None:
+                    stage_array(self.path, staging, spec.path)
+                array = zarr.open_array(str(place / spec.path), mode="r+", zarr_format=3)
+                start, stop = spec.bounds(self.layout, chunk)
+                # Not stored with the array: without it a chunk that equals the fill value (only failures) is dropped.
+                array.with_config({"write_empty_chunks": True})[start:stop] = data[spec.path].astype(
+                    spec.dtype, copy=False
+                )
+            for spec in specs:
+                sync_up(chunk_file(place, spec, chunk), place / spec.path)
+        except OSError as problem:
+            raise write_failed(place, problem) from problem
+        wanted = tuple(self._digest(group, spec, chunk, data[spec.path]) for spec in specs)
+        if tuple(self._digest(group, spec, chunk, self._read(spec, chunk, place)) for spec in specs) != wanted:
+            raise IntegrityError(f"{place}: chunk {chunk} of {group} reads back different from what was written",
+                                 hint="the disk or its memory is faulty")  # fmt: skip
+        return wanted
+
+    def publish(self, group: str, chunk: int, staging: Path) -> None:
+        """Move a chunk that `write_chunk` left in a staging folder into its place; `commit` makes it exist.
+
+        Raises:
+            IncompleteError: the files are not there, or cannot be moved.
+        """
+        try:
+            for spec in self.groups[group].arrays:
+                target = chunk_file(self.path, spec, chunk)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(chunk_file(staging, spec, chunk), target)
+                sync_up(target, self.path / spec.path)
+        except OSError as problem:
+            raise write_failed(self.path, problem) from problem
+
+    def commit(
+        self, group: str, chunk: int, token: int, rows_ok: int, rows_failed: int, digests: tuple[bytes, ...],
+        phases: Mapping[str, float] | None = None,
+    ) -> None:  # fmt: skip
+        """Enter a written chunk into the ledger: from here on it exists."""
+        path = ledger_path(group)
+        row = to_row(token, rows_ok, rows_failed, digests, phases)
+        try:
+            self.root[path][chunk : chunk + 1] = row[None]  # type: ignore[index]
+            sync_up(self.path / path / "c" / str(chunk) / "0", self.path / path)
+        except OSError as problem:
+            raise write_failed(self.path, problem) from problem
+
+    def drop(self, group: str, chunk: int) -> None:
+        """Take a chunk out of the ledger, so that the command that made the store writes it anew.
+
+        Raises:
+            IncompleteError: the folder cannot be written.
+        """
+        path = ledger_path(group)
+        try:
+            with suppress(FileNotFoundError):
+                shutil.rmtree(self.path / path / "c" / str(chunk))
+            sync(self.path / path / "c")
+        except OSError as problem:
+            raise write_failed(self.path, problem) from problem
+
+    def record(self, group: str, chunk: int) -> Record | None:
+        """The ledger's record of a chunk; None when it is not committed.
+
+        Raises:
+            IntegrityError: the record itself is damaged.
+        """
+        try:
+            row = np.asarray(self.root[ledger_path(group)][chunk])  # type: ignore[index]
+        except READ_ERRORS as problem:
+            raise IntegrityError(
+                f"{self.path}/{ledger_path(group)}/c/{chunk}/0: damaged ledger record: {problem}",
+                hint=self._mend,
+            ) from problem
+        return from_row(row, self.version)
+
+    def committed(self, group: str) -> list[int]:
+        """Chunks that exist, in order."""
+        return [chunk for chunk, record in enumerate(self.records(group)) if record is not None]
+
+    def records(self, group: str) -> list[Record | None]:
+        """The record of every chunk, None where nothing is committed.
+
+        Raises:
+            IntegrityError: a record is damaged; names it.
+        """
+        whole = self._ledger(group)
+        if whole is None:  # read one by one, the damaged one says so
+            return [self.record(group, chunk) for chunk in range(self.layout.chunks)]
+        return [from_row(row, self.version) for row in whole]
+
+    def _ledger(self, group: str) -> npt.NDArray[np.uint64] | None:
+        """All rows of a ledger, read at once because one by one is slow; None if any of them cannot be read."""
+        try:
+            return np.asarray(self.root[ledger_path(group)][...], dtype=np.uint64)  # type: ignore[index]
+        except READ_ERRORS:
+            return None
+
+    def read_chunk(self, group: str, chunk: int, only: tuple[str, ...] = ()) -> Arrays:
+        """Arrays of one committed chunk, keyed by path, checked against the ledger.
+
+        Args:
+            only: paths of the arrays that are wanted; all by default.
+
+        Raises:
+            IncompleteError: the chunk is not committed.
+            IntegrityError: a file is missing, damaged, swapped or stale; names it.
+        """
+        record = self.record(group, chunk)
+        if record is None:
+            raise IncompleteError(f"{self.path}: chunk {chunk} of {group} is not committed",
+                                  hint=f"run the same `{self.maker}` again to complete the store")  # fmt: skip
+        specs = self.groups[group].arrays
+        data: Arrays = {}
+        for spec, wanted in zip(specs, record.digests, strict=True):
+            if only and spec.path not in only:
+                continue
+            data[spec.path] = self._read(spec, chunk)
+            found = self._digest(group, spec, chunk, data[spec.path])
+            if found != wanted:
+                raise IntegrityError(
+                    f"{chunk_file(self.path, spec, chunk)}: expected digest {wanted.hex()}, found {found.hex()}",
+                    hint=self._mend,
+                )
+        return data
+
+    def _read(self, spec: ArraySpec, chunk: int, staging: Path | None = None) -> npt.NDArray[Any]:
+        start, stop = spec.bounds(self.layout, chunk)
+        place = staging or self.path
+        try:
+            root = self.root if place == self.path else zarr.open_group(str(place), mode="r", zarr_format=3)
+            return np.asarray(root[spec.path][start:stop])  # type: ignore[index]
+        except READ_ERRORS as problem:
+            raise IntegrityError(
+                f"{chunk_file(place, spec, chunk)}: damaged: {problem}",
+                hint=self._mend,
+            ) from problem
+
+    def _digest(self, group: str, spec: ArraySpec, chunk: int, data: npt.NDArray[Any]) -> bytes:
+        return chunk_digest(self.groups[group].digest, spec.path, chunk, data.astype(spec.dtype, copy=False))
+
+    def store_id(self) -> str:
+        """Digest of the fingerprints and of every committed chunk: equal ids mean equal content."""
+        parts = [
+            [
+                name,
+                group.digest,
+                [record.digests for record in self.records(name) if record],
+            ]
+            for name, group in sorted(self.groups.items())
+        ]
+        return fingerprint_digest({"parts": str(parts)})[:32]
+
+
+def _coded(data: Arrays) -> CodedTopK:
+    return CodedTopK(data["class_ids"], data["gaps"], data["top_log_prob"], data["log_residual"])
+
+
+def chunk_file(store: Path, spec: ArraySpec, chunk: int) -> Path:
+    """The file that holds a chunk of an array."""
+    return store / spec.path / "c" / "/".join([str(chunk)] + ["0"] * len(spec.tail))

@@ -1,0 +1,294 @@
+"""Learn prompts: what a run trains, where it starts, and in which units.
+
+It does not run a tower (`text_tower`, `image_tower`) and keeps nothing on disk (`prompt_files`).
+
+Shapes: M slots, L blocks, D width, n blocks that have a letter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from teachonce.errors import TeachOnceError, UsageError
+from teachonce.models.image_tower import ImageTower
+from teachonce.models.slots import SlotPrompts
+from teachonce.models.structures import Allocation, Init, Letter, Position, Structure, allocate
+from teachonce.models.text_tower import TextTower
+
+NOISE = 0.02
+"""Standard deviation of context vectors that start at random (CoOp, arXiv 2109.01134)."""
+_LETTERS: tuple[Letter, ...] = get_args(Letter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSpec:
+    """What the prompts of a text tower are and what they start as.
+
+    `init`:
+    template: step 0 is the hand-written context exactly. Carried: its words, and zero deltas. Replace: the block
+        inputs at its slots.
+    words: the context's words in the first slots, noise in further ones. Replace: the block inputs of these.
+    normal: N(0, 0.02) in every slot (CoOp), zero deltas. Replace: N(0, 1) times the size of the hand-written states.
+    """
+
+    structure: Structure = "unshared"
+    context: str = "a photo of a"
+    length: int = 0  # M; 0: as many as the context has tokens
+    depth: int = 0  # blocks that carry prompts; 0: all
+    init: Init = "template"
+    layer_scale: bool = True  # train in units of each block's slot states; False: in the tower's own
+    position: Position = "before"
+    seed: int = 0  # of random starts
+
+
+class SlotLearner(nn.Module):
+    """Trainable prompts of one tower. Every parameter starts at zero: forward() = start + scale * parameter.
+
+    With scales sigma_l, the sizes of hand-written slot states, which differ a hundredfold between blocks, one step
+    size suits all blocks. Start and scales follow from the student and the spec, so a checkpoint need not hold them.
+
+    Args:
+        allocation: which tensors are trained.
+        start: what `forward` gives before the first step; a letter that it lacks starts at zero. With a gate, the gate
+            is trained too.
+        scales: [L], the unit of each block's parameters; the context has the first block's, a gate has 1.
+        block_inputs: carried prompts to the tower's states at the slots [L, M, D]; with it, `load_start` can turn
+            carried prompts into replacing ones. Where the states differ with the input, it gives those of one.
+
+    Raises:
+        TeachOnceError: the start does not fit the allocation.
+    """
+
+    def __init__(
+        self,
+        allocation: Allocation,
+        start: SlotPrompts,
+        scales: Tensor,
+        block_inputs: Callable[[SlotPrompts], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.allocation = allocation
+        self.slots = start.slots
+        self._block_inputs = block_inputs
+        self._names: list[str] = []
+        width = (start.key if start.context is None else start.context).shape[-1]  # type: ignore[union-attr]
+        zeros = scales.new_zeros(self.slots, width)
+        if allocation.context:
+            self._add("context", start.context, zeros, scales[0])
+        for letter in _LETTERS:
+            blocks = allocation.blocks.get(letter)
+            if blocks is not None:
+                empty = zeros.expand(len(blocks), -1, -1)
+                self._add(letter, getattr(start, letter), empty, scales[blocks.start : blocks.stop, None, None])
+        if start.gate is not None:
+            self._add("gate", start.gate, torch.zeros_like(start.gate), scales.new_ones(()))
+        gates = 0 if start.gate is None else start.gate.numel()
+        expected = allocation.parameters(self.slots, width) + gates
+        if self.trainable_parameters() != expected or set(start.tensors()) - set(self._names):
+            raise TeachOnceError(
+                f"{self._names} with {self.trainable_parameters()} parameters were made where {expected} were expected "
+                f"for {allocation} from {sorted(start.tensors())}"
+            )
+
+    def _add(self, name: str, start: Tensor | None, zeros: Tensor, scale: Tensor) -> None:
+        base = (zeros if start is None else start).detach().clone()
+        if base.shape != zeros.shape:
+            raise TeachOnceError(f"a start of shape {tuple(base.shape)} was given for {name} of {tuple(zeros.shape)}")
+        self._names.append(name)
+        self.register_buffer(f"start_{name}", base, persistent=False)
+        self.register_buffer(f"scale_{name}", scale.detach().clone(), persistent=False)
+        self.register_parameter(name, nn.Parameter(torch.zeros_like(base)))
+
+    def forward(self) -> SlotPrompts:
+        """The prompts in the tower's own units, in the autograd graph of the parameters."""
+        values = {
+            name: self.get_buffer(f"start_{name}") + self.get_buffer(f"scale_{name}") * self.get_parameter(name)
+            for name in self._names
+        }
+        return SlotPrompts(**{"context": None, **values}, replace=self.allocation.replace)
+
+    def trainable_parameters(self) -> int:
+        """The exact number of numbers that are trained."""
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+    @torch.no_grad()
+    def load_start(self, prompts: SlotPrompts) -> None:
+        """Set the parameters so that `forward` gives these prompts, up to rounding.
+
+        Prompts of the same structure and size are taken as they are. Carried ones may have fewer letters or blocks
+        than there are here: the rest is zero. So a `shared` context starts every structure; a replacing one takes over
+        the block inputs that carried prompts lead to (`replacing`).
+
+        Raises:
+            UsageError: prompts of another size, or with something that this structure does not train.
+        """
+        start = self._replacing(prompts) if self.allocation.replace and not prompts.replace else prompts
+        given = start.tensors()
+        if start.replace != self.allocation.replace or not self._has_room(given):
+            found, here = _sizes(prompts.tensors()), _sizes(dict(self.named_parameters()))
+            raise UsageError(
+                f"the given prompts hold {found}, which cannot start prompts of {here}",
+                hint="train the same structure with the same length and depth, or start from `shared` prompts",
+            )
+        for name in self._names:
+            base = self.get_buffer(f"start_{name}")
+            value = torch.zeros_like(base)
+            if name in given:
+                value[: len(given[name])] = given[name].to(base)
+            self.get_parameter(name).copy_((value - base) / self.get_buffer(f"scale_{name}"))
+
+    def _has_room(self, given: dict[str, Tensor]) -> bool:
+        """Whether the tensors fit. All must be there in full, but carried letters may lack blocks or be absent."""
+        here = dict(self.named_parameters())
+        partial: set[str] = set() if self.allocation.replace else set(_LETTERS)
+        if not set(here) - partial <= set(given) <= set(here):
+            return False
+        sizes = [(x.shape, here[name].shape, name in partial) for name, x in given.items()]
+        return all(
+            x == size or (some and x[1:] == size[1:] and len(x) == len(size) and x[0] <= size[0])
+            for x, size, some in sizes
+        )
+
+    def _replacing(self, prompts: SlotPrompts) -> SlotPrompts:
+        """Carried prompts as replacing ones with the same features; themselves where there are none."""
+        key = self.get_buffer("start_key")
+        letters = (prompts.query, prompts.key, prompts.value, prompts.residual)
+        beyond = any(x is not None and len(x) > len(key) for x in letters)
+        fits = prompts.context is not None and prompts.context.shape == key.shape[1:]
+        if self._block_inputs is None or beyond or not fits:
+            return prompts
+        moved = prompts.apply(lambda x: x.to(key))
+        return replacing(self.allocation, moved, self._block_inputs(moved))
+
+
+def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(x.shape) for name, x in tensors.items()}
+
+
+def replacing(allocation: Allocation, carried: SlotPrompts, states_LMD: Tensor) -> SlotPrompts:
+    """The prompts of `unshared-replace` that stand for carried ones: P'[l] = h[l] + P[l].
+
+    A text tower gives both the same features if the slots stand before the name and no carried letter lies beyond the
+    replaced blocks. So at depth = L all carried structures with both keys and values, and replace, are one class of
+    functions there. Where slot states depend on the name or on the image, no constant stands for them.
+
+    Args:
+        states_LMD: the carried states h, `block_inputs` of the carried prompts.
+    """
+    letters = {
+        letter: torch.stack([carried.enter(letter, block, states_LMD[block]) for block in blocks])
+        for letter, blocks in allocation.blocks.items()
+    }
+    return SlotPrompts(context=None, replace=True, gate=carried.gate, **letters)
+
+
+def text_learner(tower: TextTower, spec: PromptSpec) -> SlotLearner:
+    """The trainable prompts of a text tower at their start.
+
+    Raises:
+        UsageError: an empty or too long context, a depth beyond the tower, a length that does not go with the start.
+    """
+    allocation = allocate(spec.structure, tower.layers, spec.depth)
+    words = _words(tower, spec.context)
+    slots = spec.length or len(words)
+    _check_length(spec, len(words), tower)
+    sigma_L = tower.slot_scales(spec.context)
+    scales_L = sigma_L if spec.layer_scale else torch.ones_like(sigma_L)
+    generator = torch.Generator().manual_seed(spec.seed)  # on the CPU: the same numbers on every device
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(words)
+
+    if spec.init == "normal" and allocation.replace:
+        start = _replacing_noise(allocation, sigma_L, slots, tower.width, noise)
+    else:
+        kept = 0 if spec.init == "normal" else len(words)
+        context = torch.cat([words[:kept], NOISE * noise(slots - kept, tower.width)])
+        start = SlotPrompts(context)
+        if allocation.replace:
+            start = replacing(allocation, start, tower.block_inputs(start))
+    return SlotLearner(allocation, start, scales_L, tower.block_inputs)
+
+
+def _replacing_noise(
+    allocation: Allocation, sigma_L: Tensor, slots: int, width: int, noise: Callable[..., Tensor]
+) -> SlotPrompts:
+    """Prompts of `unshared-replace` drawn apart for every letter, block and slot, each block in its own size."""
+    drawn = {
+        letter: sigma_L[blocks.start : blocks.stop, None, None] * noise(len(blocks), slots, width)
+        for letter, blocks in allocation.blocks.items()
+    }
+    return SlotPrompts(context=None, replace=True, **drawn)
+
+
+def _words(tower: TextTower, context: str) -> Tensor:
+    """Its token embeddings; what is wrong with them is a key's fault here."""
+    try:
+        return tower.embed_words(context).detach()
+    except UsageError as problem:
+        hint = f"set context to words of at most {tower.most_slots} tokens; a shorter one leaves more room for names"
+        raise UsageError(problem.message, hint=hint) from problem
+
+
+def _check_length(spec: PromptSpec, tokens: int, tower: TextTower) -> None:
+    if spec.length < 0 or spec.length > tower.most_slots:
+        raise UsageError(f"length = {spec.length} slots: the text tower has room for 1 to {tower.most_slots}",
+                         hint="set length = 0 for as many as the context has tokens, or a smaller one")  # fmt: skip
+    slots = spec.length or tokens
+    if spec.init == "template" and slots != tokens:
+        raise UsageError(
+            f"{slots} slots cannot start as {spec.context!r}, which has {tokens} tokens",
+            hint="set length = 0, or init = 'words' or 'normal'",
+        )
+    if spec.init == "words" and slots < tokens:
+        raise UsageError(
+            f"{slots} slots are too few for the {tokens} tokens of {spec.context!r}",
+            hint="shorten the context, raise length, or set init = 'normal'",
+        )
+    if spec.init == "template" and spec.structure == "unshared-replace" and spec.position != "before":
+        raise UsageError(
+            f"slots {spec.position} the name have other states for every name: unshared-replace cannot start as them",
+            hint="set position = 'before', or init = 'words', which takes the states before a name",
+        )
+
+
+def image_learner(tower: ImageTower, spec: PromptSpec, length: int, depth: int) -> SlotLearner:
+    """The trainable prompts of an image tower at their start.
+
+    No words say what an image slot should hold and no slot has a position: equal ones would stay equal for ever. So
+    slots begin as N(0, 0.02) with zero deltas (VPT, arXiv 2203.12119). Replacing prompts begin as the states that such
+    slots have in front of one grey image at the input of each block.
+
+    `init` = template: the slots are behind a gate in every block, which begins closed and is trained: step 0 is the
+    frozen student exactly (LLaMA-Adapter, arXiv 2303.16199). words, normal: no gate; the slots count at once.
+
+    Args:
+        tower: the student's.
+        spec: structure, init, layer_scale and seed count; what it says of context, length and depth is about text.
+        length: M.
+        depth: the first `depth` blocks carry prompts; 0 means all. Without effect for `shared`.
+
+    Raises:
+        UsageError: no slots, or a depth beyond the tower.
+    """
+    if length < 1:
+        raise UsageError(f"{length} slots in the image tower", hint="set image_length to 1 or more")
+    try:
+        allocation = allocate(spec.structure, tower.layers, depth)
+    except UsageError as problem:
+        raise UsageError(f"image_depth: {problem.message}", problem.hint.replace("depth", "image_depth")) from None
+    sigma_L = tower.patch_scales()
+    generator = torch.Generator().manual_seed(spec.seed)  # on the CPU: the same numbers on every device
+    noise = torch.randn(length, tower.width, generator=generator).to(sigma_L)
+    start = SlotPrompts(NOISE * noise)
+    if allocation.replace:
+        start = replacing(allocation, start, tower.block_inputs(start))
+    if spec.init == "template":
+        start = replace(start, gate=torch.zeros_like(sigma_L))
+    scales_L = sigma_L if spec.layer_scale else torch.ones_like(sigma_L)
+    return SlotLearner(allocation, start, scales_L, tower.block_inputs)

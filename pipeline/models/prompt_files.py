@@ -1,0 +1,338 @@
+"""Save and load prompts: the two files that people take home.
+
+It trains nothing (`prompts` does) and fetches nothing except the student model itself, and files of a hub id.
+
+Shapes: M slots, L blocks, D width, B images, C names, E embedding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as bytes_from_tensors
+from torch import Tensor
+
+from teachonce.core.files import atomic_write_bytes
+from teachonce.core.hub import fetch, hub_id_of
+from teachonce.core.strict import decode
+from teachonce.core.sums import AGAIN, SUMS_FILE, require_unchanged
+from teachonce.data.vocabulary import is_visible, shown
+from teachonce.errors import (
+    EnvironmentFault,
+    FingerprintError,
+    IncompleteError,
+    IntegrityError,
+    TeachOnceError,
+    UsageError,
+)
+from teachonce.models.slots import SlotPrompts
+from teachonce.models.structures import Init, Position, Structure, allocate
+
+if TYPE_CHECKING:
+    from teachonce.models.clip import LoadedClip
+    from teachonce.models.text_tower import TextTower
+
+EXPORTED = (
+    "prompts.safetensors", "prompts.json", "config.toml", "class_weights.npy", "class_weights.safetensors",
+    "classes.tsv", "export.json",
+)  # fmt: skip
+"""What an export holds besides its card."""
+
+TENSORS_FILE = "prompts.safetensors"
+META_FILE = "prompts.json"
+_FORMAT = "teachonce-prompts-2"  # tensors `text.context`, `text.key`, ..., `image.context`, ...
+_FIRST_FORMAT = "teachonce-prompts-1"  # text prompts only, tensors without a tower's name
+
+_PLACE = (
+    f"give a folder with {TENSORS_FILE} and {META_FILE}: a run of `teachonce train`, or an export of one; or "
+    "OWNER/NAME, OWNER/NAME@REVISION on the hub"
+)
+WRITTEN: Position = "before"  # where a hand-written context stands, wherever slots would
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptMeta:
+    """What prompts were made for, and with."""
+
+    tower: Literal["text", "image", "both"] = "text"  # which towers have prompts
+    structure: Structure
+    context: str  # the words that the text slots began as
+    position: Position = "before"  # of the text slots, relative to the name
+    init: Init = "template"
+    slots: int  # M of the text prompts, 0 without
+    depth: int  # blocks of the text tower that carry prompts; 0: all; without effect for `shared`
+    width: int  # D of the text tower
+    layers: int  # L of the text tower
+    image_slots: int = 0  # M of the image prompts, 0 without
+    image_depth: int = 0
+    image_width: int = 0
+    image_layers: int = 0
+    image_gate: bool = False  # whether the image slots enter through a gate in every block
+    student: str  # model spec, as `load_clip` takes it
+    student_digest: str  # of the student's weights, as `load_clip` gives it
+    suffix: str  # what follows a name
+    version: str  # of this project
+
+
+@dataclass(frozen=True)
+class LoadedPrompts:
+    """Prompts that are whole and unchanged since they were saved."""
+
+    text: SlotPrompts | None
+    image: SlotPrompts | None
+    meta: PromptMeta
+    model: str
+    """The student that `classifier` loads."""
+    tensors_digest: str
+    """SHA-256 (hex) of prompts.safetensors."""
+    student: LoadedClip | None = None
+    """It, where it is loaded already."""
+
+    def classifier(self, names: Sequence[str]) -> Tensor:
+        """Unit text features of class names, [C, E] float32. The first call loads the student.
+
+        Prompts of the image tower alone go with the names in the hand-written context, in front of them.
+
+        Raises:
+            FingerprintError: the student's weights are not the ones the prompts were trained on.
+            UsageError: no list of names; a name that is no text, blank or too long.
+        """
+        own = _require_names(names)
+        from teachonce.models.classifier import prompted_features  # brings open_clip, as the student does
+
+        tower = self._text_tower
+        if self.text is None:
+            prompts, position = SlotPrompts(context=tower.embed_words(self.meta.context)), WRITTEN
+        else:
+            prompts, position = self.text, self.meta.position
+        return prompted_features(tower, prompts, tower.tokenise(own, self.meta.suffix, prompts.slots, position))
+
+    @torch.no_grad()
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Unit image features of prepared images [B, 3, H, W], [B, E] float32. The first call loads the student.
+
+        Raises:
+            FingerprintError: the student's weights are not the ones the prompts were trained on.
+        """
+        if self.image is None:
+            return self._student.encode_images(pixels)
+        from teachonce.models.image_tower import ImageTower  # only where there are image prompts
+
+        tower = ImageTower.from_clip(self._student.model)
+        return tower.features(self.image.apply(lambda x: x.to(tower.device)), pixels.to(tower.device))
+
+    def bound_to(self, clip: LoadedClip) -> LoadedPrompts:
+        """The same prompts on a student that is loaded already.
+
+        Raises:
+            FingerprintError: its weights are not the ones the prompts were trained on.
+        """
+        if clip.digest != self.meta.student_digest:
+            raise FingerprintError(
+                f"these prompts belong to a student with weights {self.meta.student_digest} ({self.meta.student}), "
+                f"but '{clip.spec}' has weights {clip.digest}",
+                hint=f"load the student they were trained on: {self.meta.student}",
+            )
+        return dataclasses.replace(self, student=clip)
+
+    @cached_property
+    def _student(self) -> LoadedClip:
+        from teachonce.models.clip import load_clip  # models are loaded only by those who ask for features
+
+        if self.student is not None:
+            return self.student
+        try:
+            loaded = self.bound_to(load_clip(self.model)).student
+        except (UsageError, EnvironmentFault) as problem:
+            problem.hint = f"say where the student is: load_prompts(..., model='local-dir:PATH'); {problem.hint}"
+            raise
+        if loaded is None:
+            raise TeachOnceError("no student was loaded")
+        return loaded
+
+    @cached_property
+    def _text_tower(self) -> TextTower:
+        from teachonce.models.text_tower import TextTower
+
+        return TextTower.from_clip(self._student.model, self._student.tokenizer)
+
+
+def _require_names(names: object) -> list[str]:
+    """Class names as a list.
+
+    Raises:
+        UsageError: one text, which would count as its letters; nothing to go through; no name; a name that is no text
+            or blank.
+    """
+    hint = 'classifier(["tench", "great white shark"])'
+    if isinstance(names, (str, bytes)):
+        raise UsageError(f"classifier takes a list of class names, found one {type(names).__name__} {names!r}",
+                         hint=f"classifier([{names!r}])" if isinstance(names, str) else hint)  # fmt: skip
+    if not isinstance(names, Iterable):
+        raise UsageError(f"classifier takes a list of class names, found {type(names).__name__}", hint=hint)
+    found = list(names)
+    if not found:
+        raise UsageError("classifier takes at least one class name, found none", hint=hint)
+    for index, name in enumerate(found):
+        if not isinstance(name, str):
+            raise UsageError(f"class name {index} is no text: found {type(name).__name__} {name!r}", hint=hint)
+        if not is_visible(name.strip()):
+            raise UsageError(f"class name {index} is blank or invisible: {name!r}", hint=hint)
+    return found
+
+
+def save_prompts(folder: Path, text: SlotPrompts | None, image: SlotPrompts | None, meta: PromptMeta) -> None:
+    """Write `prompts.safetensors` (float32) and `prompts.json` into a folder, each in one piece.
+
+    The JSON goes last and holds the digest of the tensors: if it is there and agrees, both are whole.
+
+    Raises:
+        EnvironmentFault: the folder cannot be written to.
+        TeachOnceError: the metadata do not describe the prompts.
+    """
+    towers = {"text": text, "image": image}
+    tensors = {
+        f"{tower}.{name}": x.detach().float().cpu().contiguous()
+        for tower, prompts in towers.items()
+        if prompts is not None
+        for name, x in prompts.tensors().items()
+    }
+    if _shapes(tensors) != _expected_shapes(meta):
+        raise TeachOnceError(f"prompts of shapes {_shapes(tensors)} are not what {meta} describes")
+    data = bytes_from_tensors(tensors)
+    body = {"format": _FORMAT, "tensors_sha256": hashlib.sha256(data).hexdigest(), "meta": dataclasses.asdict(meta)}
+    document = {**body, "document_sha256": _document_digest(body)}
+    atomic_write_bytes(folder / TENSORS_FILE, data)
+    atomic_write_bytes(folder / META_FILE, (json.dumps(document, indent=2) + "\n").encode())
+
+
+def load_prompts(folder: str | Path, model: str | None = None) -> LoadedPrompts:
+    """Read saved prompts and check that they are whole. No model is loaded; the network is used for a hub id only.
+
+    Args:
+        folder: a run folder or an exported one; or `OWNER/NAME`, `OWNER/NAME@REVISION` on the Hugging Face hub, where
+            no such folder is here (`hf-hub:` before it says so outright).
+        model: where the student is, if not where it was in training; its weights must be the same.
+
+    Raises:
+        UsageError: no prompts in the folder, no such folder or repository.
+        IncompleteError: the run in the folder is not finished.
+        IntegrityError: a file was changed, cut short, or is not one of this project.
+        EnvironmentFault: the hub cannot be reached.
+    """
+    folder = _folder_of(folder)
+    _require_finished(folder)
+    require_unchanged(folder, EXPORTED)
+    document = _read_document(folder / META_FILE)
+    meta = decode(PromptMeta, document["meta"], f"{folder / META_FILE}: meta", IntegrityError)
+    file = folder / TENSORS_FILE
+    data = _read(file)
+    _compare(file, document["tensors_sha256"], hashlib.sha256(data).hexdigest())
+    try:
+        tensors = tensors_from_bytes(data)
+    except SafetensorError as problem:
+        raise IntegrityError(f"{file} is not a safetensors file: {problem}") from problem
+    if document["format"] == _FIRST_FORMAT:
+        tensors = {f"text.{name}": x for name, x in tensors.items()}
+    if _shapes(tensors) != _expected_shapes(meta):
+        raise IntegrityError(f"{file} holds {_shapes(tensors)}, which is not what {META_FILE} describes: {meta}")
+    text, image = (_prompts_of(tower, tensors, meta.structure) for tower in ("text", "image"))
+    return LoadedPrompts(text, image, meta, model or meta.student, document["tensors_sha256"])
+
+
+def _folder_of(place: str | Path) -> Path:
+    hub_id = hub_id_of(place)
+    if hub_id is not None:
+        return fetch(hub_id, (META_FILE, TENSORS_FILE, SUMS_FILE))
+    if not str(place) or not os.path.isdir(place):  # also of names that no system takes: too long, with a NUL
+        no_id = ", nor is it an id OWNER/NAME of the Hugging Face hub" if isinstance(place, str) else ""
+        raise UsageError(f"cannot read prompts from {shown(str(place))}: there is no such folder{no_id}", hint=_PLACE)
+    return Path(place)
+
+
+def _require_finished(folder: Path) -> None:
+    """A run that was stopped has checkpoints and no prompts yet."""
+    if (folder / "checkpoints").is_dir() and (folder / "config.toml").is_file() and not (folder / META_FILE).exists():
+        raise IncompleteError(f"{folder} is a run that is not finished: it has no prompts yet",
+                              hint=f"teachonce status {folder} says where it is; `train --resume` ends it")  # fmt: skip
+
+
+def _prompts_of(tower: str, tensors: dict[str, Tensor], structure: Structure) -> SlotPrompts | None:
+    own = {name.removeprefix(f"{tower}."): x for name, x in tensors.items() if name.startswith(f"{tower}.")}
+    return SlotPrompts(**{"context": None, **own}, replace=structure == "unshared-replace") if own else None
+
+
+def _read_document(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(_read(file))
+    except ValueError as problem:
+        raise IntegrityError(f"{file} is not valid JSON: {problem}", hint=AGAIN) from problem
+    keys = {"format", "tensors_sha256", "meta", "document_sha256"}
+    known = (_FORMAT, _FIRST_FORMAT)
+    if not isinstance(document, dict) or set(document) != keys or document["format"] not in known:
+        raise IntegrityError(f"{file} is not a description of prompts: expected the format {' or '.join(known)}",
+                             hint=AGAIN)  # fmt: skip
+    body = {key: value for key, value in document.items() if key != "document_sha256"}
+    _compare(file, document["document_sha256"], _document_digest(body))
+    return document
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as problem:
+        raise UsageError(
+            f"cannot read {file}: {problem.strerror or problem}",
+            hint=_PLACE,
+        ) from problem
+
+
+def _compare(file: Path, expected: object, found: str) -> None:
+    if expected != found:
+        raise IntegrityError(
+            f"{file} is not what was written: its SHA-256 should be {expected} and is {found}",
+            hint=AGAIN,
+        )
+
+
+def _document_digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _expected_shapes(meta: PromptMeta) -> dict[str, tuple[int, ...]] | None:
+    """Exactly the tensors, of exactly the shapes, that the metadata tell of; None if no tower could be so."""
+    expected: dict[str, tuple[int, ...]] = {}
+    sizes = {
+        "text": (meta.slots, meta.width, meta.layers, meta.depth),
+        "image": (meta.image_slots, meta.image_width, meta.image_layers, meta.image_depth),
+    }
+    for tower in ("text", "image"):
+        slots, width, layers, depth = sizes[tower]
+        if meta.tower not in (tower, "both"):
+            continue
+        try:
+            allocation = allocate(meta.structure, layers, depth)
+        except UsageError:
+            return None
+        if allocation.context:
+            expected[f"{tower}.context"] = (slots, width)
+        for letter, blocks in allocation.blocks.items():
+            expected[f"{tower}.{letter}"] = (len(blocks), slots, width)
+    if meta.image_gate and meta.tower != "text":
+        expected["image.gate"] = (meta.image_layers,)
+    return expected
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(x.shape) for name, x in tensors.items()}

@@ -1,0 +1,115 @@
+"""The tables of a report as CSV files, so that anybody can draw and count anew.
+
+Accuracies are fractions, not percent; a missing figure is an empty field.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, get_args
+
+from teachonce.reports.curves import Over, What, band
+from teachonce.reports.folder import HELD_OUT, Folder
+from teachonce.reports.tables import Line, Measure, class_gains
+from teachonce.runs.reader import FIGURES
+
+
+def tables(folder: Folder, measures: Sequence[Measure], fidelity: Mapping[str, Any] | None) -> dict[str, bytes]:
+    """All CSV files of a report by name."""
+    found = {
+        "settings.csv": _settings(measures), "runs.csv": _runs(folder), "curves.csv": _curves(folder),
+        "classes.csv": _classes(folder),
+    }  # fmt: skip
+    if fidelity is not None:
+        found["fidelity.csv"] = list(fidelity["by_k"])
+    return {name: _table(rows) for name, rows in found.items() if rows} | {"configs.csv": _written(_configs(folder))}
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Rows by the names of their columns."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return _written([columns, *([row.get(column) for column in columns] for row in rows)])
+
+
+def _written(lines: Iterable[Sequence[Any]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([_figure(value) for value in line] for line in lines)
+    return text.getvalue().encode()
+
+
+def _figure(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _settings(measures: Sequence[Measure]) -> list[dict[str, Any]]:
+    return [
+        {"measure": measure.key, "images": measure.n, "images_most": measure.most, **_line(line)}
+        for measure in measures for line in measure.lines
+    ]  # fmt: skip
+
+
+def _line(line: Line) -> dict[str, Any]:
+    pair, template = line.paired, line.template
+    return {
+        "number": line.number, "setting": line.group, "seeds": line.summary.n, "top1": line.summary.mean,
+        "spread": line.summary.spread, "difference": pair and pair.difference, "pairs": pair and pair.n,
+        "difference_spread": pair and pair.spread, **_ends("difference_t95", None if pair is None else pair.interval),
+        "p": pair and pair.p, "p_holm": line.corrected, "verdict": line.verdict,
+        **_ends("difference_images95", line.images), "over_template": template and template.difference,
+        **_ends("over_template_images95", line.template_images), **{key: line.further.get(key) for key in FIGURES[1:]},
+    }  # fmt: skip
+
+
+def _ends(name: str, interval: tuple[float, float] | None) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
+def _runs(folder: Folder) -> list[dict[str, Any]]:
+    rows = []
+    for group in folder.groups:
+        for run in group.runs:
+            head = {
+                "run": run.name, "setting": group.name, "seed": run.seed, "steps": run.results.get("steps"),
+                "seconds": run.seconds, "trainable_parameters": run.results.get("trainable_parameters"),
+                "final_loss": run.results.get("final_loss"),
+            }  # fmt: skip
+            held_out = {"images": run.held_out_rows, "top1": run.results.get("held_out_top1")}
+            rows.append({**head, "measure": HELD_OUT, **held_out})
+            rows += [{**head, "measure": name, "images": e.n, **e.figures} for name, e in run.evaluations.items()]
+    return rows
+
+
+def _curves(folder: Folder) -> list[dict[str, Any]]:
+    whats: Iterable[What] = get_args(What)
+    overs: Iterable[Over] = get_args(Over)
+    rows = []
+    for group in folder.groups:
+        for what, over in ((what, over) for what in whats for over in overs):
+            found = band(group, what, over)
+            for place, x in enumerate(found.x if found else ()):
+                mean = float(found.mean[place]) if found else None
+                spread = float(found.spread[place]) if found and found.spread is not None else None
+                rows.append({"setting": group.name, "figure": what, "over": over, "x": float(x), "mean": mean,
+                             "spread": spread, "seeds": len(group.runs)})  # fmt: skip
+    return rows
+
+
+def _configs(folder: Folder) -> list[list[Any]]:
+    """A line a key, a column a setting; a name that is a column already, such as `key`, gets the setting's number."""
+    columns = ["key"]
+    for number, group in enumerate(folder.groups, 1):
+        columns.append(f"{group.name} ({number})" if group.name in columns else group.name)
+    keys = list(dict.fromkeys(key for group in folder.groups for key in (*group.config, *group.changes)))
+    return [columns, *([key, *(group.changes.get(key, group.config.get(key)) for group in folder.groups)]
+                       for key in keys if key != "seed")]  # fmt: skip
+
+
+def _classes(folder: Folder) -> list[dict[str, Any]]:
+    return [
+        {"measure": measure, "setting": group.name, "class_id": gain.id, "name": gain.name, "images": gain.n,
+         "template_top1": gain.template, "top1": gain.top1, "gain": gain.gain}
+        for measure in folder.measures for group in folder.groups for gain in class_gains(group, measure)
+    ]  # fmt: skip

@@ -1,0 +1,336 @@
+"""Find the runs below a folder, a grid's or any other, and put those that differ only in their seed into groups.
+
+It reads and sorts; `run_reader` reads each run, `report_tables` counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from teachonce.errors import DataError
+from teachonce.runs.reader import Evaluation, Run, Unusable, mapping, number, read_evaluation, read_json, read_run
+from teachonce.training.config import TrainConfig
+
+DEPTH = 3  # levels of folders below the given one that are searched for runs
+HELD_OUT = "held_out"
+SEED = "seed"
+ONLY_CHOSEN = "chosen"
+EMPTY_HINT = "give the --out folder of `teachonce train` or of `teachonce ablate`, or a folder above some"
+_ORIGINS = {"store": "store_id", "student": "student_digest", "selection": "selection_digest", "start": "start"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Group:
+    """One setting: runs that differ in their seed alone."""
+
+    name: str
+    changes: Mapping[str, Any]
+    """What differs from the base."""
+    runs: tuple[Run, ...]
+    is_base: bool
+    no_effect: tuple[str, ...] = ()
+    """What ablate said of keys that change nothing in this setting."""
+
+    def values(self, measure: str) -> dict[int, float]:
+        """A figure by seed: `held_out`, or the top-1 of an evaluation. Runs that share a seed count as their mean."""
+        found: dict[int, list[float]] = {}
+        for run in self.runs:
+            value = value_of(run, measure)
+            if value is not None:
+                found.setdefault(run.seed, []).append(value)
+        return {seed: sum(values) / len(values) for seed, values in sorted(found.items())}
+
+    def evaluations(self, name: str) -> list[Evaluation]:
+        """Those of all its runs on one set."""
+        return [run.evaluations[name] for run in self.runs if name in run.evaluations]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Of its first run."""
+        return self.runs[0].config
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Folder:
+    """All that a report is made of."""
+
+    path: Path
+    title: str
+    question: str
+    grid: Mapping[str, Any]
+    """grid.json; empty if the folder is none of ablate."""
+    groups: tuple[Group, ...]
+    """The base first."""
+    unusable: tuple[Unusable, ...]
+    once: tuple[str, ...] = ()
+    """Evaluations that the grid gave to the base and the chosen setting only, after the choice."""
+    chosen: str | None = None
+    """The setting that the grid chose by its own rule; None where it has more cells or another rule since."""
+    choice: Mapping[str, float] = field(default_factory=dict)
+    """By which measures, with their shares."""
+    earlier: tuple[str, ...] = ()
+    """Settings that the grid had chosen before it was changed: what is measured once was measured on them."""
+
+    @property
+    def runs(self) -> list[Run]:
+        """All that count."""
+        return [run for group in self.groups for run in group.runs]
+
+    @property
+    def base(self) -> Group:
+        """The setting that all others are compared with."""
+        return self.groups[0]
+
+    @property
+    def changed_keys(self) -> list[str]:
+        """What some setting changes, in order of appearance."""
+        return list(dict.fromkeys(key for group in self.groups for key in group.changes))
+
+    def base_value(self, key: str) -> Any:
+        """A key's value in the base: of its config, else as the grid says; None where neither has it."""
+        return self.base.config.get(key, mapping(self.grid.get("base")).get(key))
+
+    @property
+    def measures(self) -> list[str]:
+        """Everything that some run was measured by: held-out samples first, then evaluations in order of appearance."""
+        names = list(dict.fromkeys(name for run in self.runs for name in run.evaluations))
+        declared = [str(entry.get("name")) for entry in dictionaries(self.grid.get("evaluations"))]
+        names.sort(key=lambda name: declared.index(name) if name in declared else len(declared))
+        return ([HELD_OUT] if any(value_of(run, HELD_OUT) is not None for run in self.runs) else []) + names
+
+
+def value_of(run: Run, measure: str) -> float | None:
+    """Top-1 of a run by a measure; None where it was not measured."""
+    if measure == HELD_OUT:
+        return number(run.results.get("held_out_top1"))
+    return run.evaluations[measure].figures["top1"] if measure in run.evaluations else None
+
+
+def read_folder(path: Path) -> Folder:
+    """Read a grid folder, one run, or any folder with runs up to three levels below.
+
+    Raises:
+        DataError: it is not there, or holds no finished run; says what was found in its place.
+    """
+    if not path.is_dir():
+        raise DataError(f"{path} is not a folder", hint=EMPTY_HINT)
+    grid = read_json(path / "grid.json")
+    if isinstance(grid, dict) and grid.get("schema") == 1 and isinstance(grid.get("cells"), list):
+        folder = _read_grid(path, grid)
+    else:
+        folder = _read_runs(path)
+        if (path / "grid.json").exists():
+            broken = Unusable("grid.json", "damaged", "it is not what ablate writes; runs are grouped by their configs")
+            folder = dataclasses.replace(folder, unusable=(broken, *folder.unusable))
+    if not folder.groups:
+        reasons = [f"{entry.name}: {entry.kind}, {entry.why}" for entry in folder.unusable[:3]]
+        found = f"; of {len(folder.unusable)} others, {'; '.join(reasons)}" if reasons else ""
+        raise DataError(f"{path} holds no finished run{found}", hint=EMPTY_HINT)
+    return _of_one_set(_without_foreign(folder))
+
+
+def _without_foreign(folder: Folder) -> Folder:
+    """Credits that were not read are told."""
+    told = [Unusable(run.name, "damaged", f"'{name}': {why}: its images are not compared")
+            for run in folder.runs for name, found in run.evaluations.items() for why in found.foreign]  # fmt: skip
+    return dataclasses.replace(folder, unusable=(*folder.unusable, *told))
+
+
+def _of_one_set(folder: Folder) -> Folder:
+    """Without evaluations of other images or names than most runs have under the same name: they cannot be compared."""
+    others = []
+    for measure in folder.measures:
+        named = [run.evaluations[measure] for run in folder.runs if measure in run.evaluations]
+        usual = Counter(map(_set_of, named)).most_common(1)[0][0] if named else None
+        for run in folder.runs:
+            if measure in run.evaluations and _set_of(run.evaluations[measure]) != usual:
+                others.append((run.name, measure))
+    if not others:
+        return folder
+    told = [Unusable(name, "damaged", f"'{measure}' is of other images or names than that of other runs: not compared")
+            for name, measure in others]  # fmt: skip
+    groups = [
+        dataclasses.replace(group, runs=tuple(
+            dataclasses.replace(run, evaluations={
+                key: value for key, value in run.evaluations.items() if (run.name, key) not in others
+            }) for run in group.runs
+        )) for group in folder.groups
+    ]  # fmt: skip
+    return dataclasses.replace(folder, groups=tuple(groups), unusable=(*folder.unusable, *told))
+
+
+def _set_of(evaluation: Evaluation) -> tuple[str, ...]:
+    digests = mapping(evaluation.about.get("digests"))
+    return str(digests.get("samples")), str(evaluation.about.get("names_digest")), str(evaluation.about.get("n"))
+
+
+def _read_grid(path: Path, grid: Mapping[str, Any]) -> Folder:
+    members: dict[str, list[tuple[Mapping[str, Any], Run]]] = {}
+    unusable = []
+    for cell in dictionaries(grid["cells"]):
+        name = str(cell.get("name", cell.get("digest")))
+        found = _read_cell(path, cell, name, grid)
+        if isinstance(found, Run):
+            members.setdefault(str(cell.get("group", name)), []).append((cell, found))
+        else:
+            unusable.append(found)
+    groups = [
+        Group(
+            name=name, changes=mapping(cells[0][0].get("changes")), runs=tuple(run for _, run in cells),
+            is_base=cells[0][0].get("is_base") is True,
+            no_effect=tuple(map(str, cells[0][0].get("no_effect") or ())),
+        )
+        for name, cells in members.items()
+    ]  # fmt: skip
+    if groups and not any(group.is_base for group in groups):  # excluded, or not finished: the nearest takes its place
+        nearest = min(groups, key=lambda group: len(group.changes))
+        groups = [dataclasses.replace(group, is_base=group is nearest) for group in groups]
+    groups.sort(key=lambda group: not group.is_base)
+    results = mapping(read_json(path / "results.json"))
+    stored = mapping(results.get("chosen"))
+    holds = not unusable and _is_choice_of(stored, results, grid)
+    earlier = [*dictionaries(results.get("earlier_choices")), *([] if holds or not stored else [stored])]
+    return Folder(
+        path=path, title=str(grid.get("title") or path.name), question=str(grid.get("question") or ""), grid=grid,
+        groups=tuple(groups), unusable=tuple(unusable), once=tuple(_names(grid, once=True)),
+        chosen=str(stored["group"]) if holds else None, choice=_choice(grid),
+        earlier=tuple(str(entry.get("group")) for entry in earlier),
+    )  # fmt: skip
+
+
+def _is_choice_of(chosen: Mapping[str, Any], results: Mapping[str, Any], grid: Mapping[str, Any]) -> bool:
+    """Whether a choice was made among the cells that the grid has now, by the rule that it has now.
+
+    grid.json is written when `ablate` begins, results.json when it ends: after a kill they may be of two grids.
+    """
+    digests: dict[str, list[str]] = {}
+    for cell in dictionaries(grid["cells"]):
+        digests.setdefault(str(cell.get("group")), []).append(str(cell.get("digest")))
+    counts = mapping(results.get("cells"))
+    whole = sum(number(counts.get(state)) or 0 for state in ("finished", "skipped")) == len(grid["cells"])
+    own, told = digests.get(str(chosen.get("group"))), chosen.get("cells")
+    same_cells = own is not None and isinstance(told, list) and sorted(own) == sorted(map(str, told))
+    same_settings = set(mapping(chosen.get("ranking"))) == set(digests)
+    rule, by = _choice(grid), mapping(chosen.get("by"))
+    same_rule = rule.keys() == by.keys() and all(math.isclose(rule[name], number(by[name]) or 0.0) for name in rule)
+    same_metric = chosen.get("metric") == mapping(grid.get("choose")).get("metric")
+    return whole and same_cells and same_settings and same_rule and same_metric
+
+
+def _read_cell(path: Path, cell: Mapping[str, Any], name: str, grid: Mapping[str, Any]) -> Run | Unusable:
+    digest = str(cell.get("digest"))
+    folder = path / "cells" / digest
+    if not re.fullmatch(r"[0-9A-Za-z]+", digest) or not folder.is_dir():
+        return Unusable(name, "waiting", "not begun")
+    found = read_run(folder, name)
+    if isinstance(found, Unusable):
+        return found
+    lacking = [evaluation for evaluation in _names(grid, once=False) if evaluation not in found.evaluations]
+    if lacking:
+        return Unusable(name, "unfinished", f"trained, but not yet evaluated on {', '.join(lacking)}")
+    files = {late: path / "final" / f"{late}-{digest}.json" for late in _names(grid, once=True)}
+    finals = {late: evaluation for late, file in files.items() if (evaluation := read_evaluation(file, late))}
+    return dataclasses.replace(found, evaluations={**found.evaluations, **finals})
+
+
+def _names(grid: Mapping[str, Any], once: bool) -> list[str]:
+    """Evaluations that every cell gets, or those that only the chosen one and the base get."""
+    declared = [entry for entry in dictionaries(grid.get("evaluations")) if "name" in entry]
+    return [str(entry["name"]) for entry in declared if (entry.get("only") == ONLY_CHOSEN) is once]
+
+
+def _choice(grid: Mapping[str, Any]) -> dict[str, float]:
+    choose = mapping(grid.get("choose"))
+    weights = mapping(choose.get("weights")) or ({str(choose["by"]): 1.0} if choose.get("by") else {})
+    known = {name: float(share) for name, share in weights.items() if isinstance(share, (int, float)) and share > 0}
+    return {name: share / sum(known.values()) for name, share in known.items()}
+
+
+def run_folders(path: Path) -> list[Path]:
+    """All run folders below a folder, in order, and itself if it is one."""
+    if _looks_like_run(path):
+        return [path]
+    return sorted(_search(path, DEPTH))
+
+
+def _search(path: Path, levels: int) -> Iterator[Path]:
+    for item in path.iterdir() if levels else ():
+        if item.name.startswith(".") or item.suffix in (".zarr", ".working") or not item.is_dir():
+            continue
+        if _looks_like_run(item):
+            yield item
+        elif not item.is_symlink():  # a link to a folder above would be walked for ever
+            yield from _search(item, levels - 1)
+
+
+def _looks_like_run(path: Path) -> bool:
+    if (path / "grid.json").exists():  # its events.jsonl is about cells
+        return False
+    config, log = (path / "config.toml").is_file(), (path / "events.jsonl").is_file()
+    return (config and (log or (path / "results.json").is_file())) or (log and (path / "checkpoints").is_dir())
+
+
+def _read_runs(path: Path) -> Folder:
+    runs, unusable = [], []
+    for folder in run_folders(path):
+        found = read_run(folder, folder.relative_to(path).as_posix() if folder != path else path.resolve().name)
+        if isinstance(found, Run):
+            runs.append(found)
+        else:
+            unusable.append(found)
+    title = path.resolve().name
+    return Folder(path=path, title=title, question="", grid={}, groups=tuple(_grouped(runs)), unusable=tuple(unusable))
+
+
+def _grouped(runs: Sequence[Run]) -> list[Group]:
+    """Settings of runs that no grid names: the base differs least from what most have (of equals, the default)."""
+    members: dict[str, list[Run]] = {}
+    for run in runs:
+        members.setdefault(json.dumps(_setting(run), sort_keys=True, default=str), []).append(run)
+    if not members:
+        return []
+    settings = {key: _setting(group[0]) for key, group in members.items()}
+    default = TrainConfig().to_dict()
+    names = list(dict.fromkeys(name for setting in settings.values() for name in setting))
+    common = {name: _most_common([setting.get(name) for setting in settings.values()], default.get(name))
+              for name in names}  # fmt: skip
+    distance = {key: sum(setting.get(name) != common[name] for name in common) for key, setting in settings.items()}
+    base = min(settings, key=lambda key: (distance[key], -len(members[key])))
+    groups: list[Group] = []
+    for key, setting in settings.items():
+        changes = {name: setting.get(name) for name in common if setting.get(name) != settings[base].get(name)}
+        name = " ".join(f"{change}={_shown(value)}" for change, value in changes.items()) or "base"
+        if name in [group.name for group in groups]:  # values that differ may look alike
+            name += f" ({len(groups) + 1})"
+        groups.append(Group(name=name, changes=changes, runs=tuple(members[key]), is_base=key == base))
+    return sorted(groups, key=lambda group: not group.is_base)
+
+
+def _setting(run: Run) -> dict[str, Any]:
+    """All that decides a run's result but its seed."""
+    config = {key: value for key, value in run.config.items() if key != SEED}
+    return config | {name: run.results.get(key) for name, key in _ORIGINS.items()}
+
+
+def _most_common(values: Sequence[Any], default: Any) -> Any:
+    texts = [json.dumps(value, default=str) for value in values]
+    counts, usual = Counter(texts), json.dumps(default, default=str)
+    return values[texts.index(max(texts, key=lambda text: (counts[text], text == usual)))]
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}" if re.fullmatch(r"[0-9a-f]{32,}", text) else text
+
+
+def dictionaries(value: Any) -> list[Mapping[str, Any]]:
+    """The tables of a list; nothing where there is no list."""
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []

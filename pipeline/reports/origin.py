@@ -1,0 +1,84 @@
+"""Where the figures of a report come from: commands, versions, digests, dates; from what runs and grids wrote down.
+
+It reads no clock: a report of the same folder is the same to the byte.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from teachonce.reports.folder import Folder
+from teachonce.runs.reader import mapping, number
+
+DIGESTS = {
+    "label store": "store_id", "student's weights": "student_digest", "class names": "vocabulary_digest",
+    "selection": "selection_digest", "prompts at the start": "start",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Origin:
+    """All of it."""
+
+    commands: tuple[str, ...]
+    facts: tuple[tuple[str, tuple[str, ...]], ...]
+    """What, and every value that some run has; more than one is shown, since runs that differ are no fair pair."""
+
+
+def origin(folder: Folder, command: str) -> Origin:
+    """Collect the origin of all runs that count.
+
+    Args:
+        folder: what was read.
+        command: that made the report.
+    """
+    starts = [run.start for run in folder.runs]
+    facts = [("folder", [str(folder.path)])]
+    if folder.grid:
+        facts.append(("grid", [str(folder.grid.get("grid_digest", "-"))]))
+    facts += [
+        ("labels", _each(start.get("labels") for start in starts)),
+        ("student", _each(start.get("student") for start in starts)),
+    ]
+    facts += [(what, _each(run.results.get(key) for run in folder.runs)) for what, key in DIGESTS.items()]
+    facts.append(("teachonce", _each(start.get("teachonce") for start in starts)))
+    packages = dict.fromkeys(name for start in starts for name in mapping(start.get("versions")))
+    facts += [(name, _each(mapping(start.get("versions")).get(name) for start in starts)) for name in packages]
+    facts += _dates(folder)
+    return Origin(tuple(_commands(folder, command)), tuple((what, tuple(values)) for what, values in facts if values))
+
+
+def _commands(folder: Folder, command: str) -> Iterable[str]:
+    starts = dict.fromkeys((str(run.start.get("labels")), str(run.start.get("student"))) for run in folder.runs)
+    labels, student = next(iter(starts), ("LABELS.zarr", "MODEL"))
+    if folder.grid:
+        labels, student = str(folder.grid.get("labels", labels)), str(folder.grid.get("student", student))
+        yield shlex.join(["teachonce", "ablate", "GRID.toml", "--labels", labels, "--student", student, "--out",
+                          str(folder.path)])  # fmt: skip
+    else:
+        run = folder.runs[0]
+        yield shlex.join(["teachonce", "train", labels, "--student", student, "--config",
+                          str(run.folder / "config.toml"), "--out", "RUN"])  # fmt: skip
+    yield command
+
+
+def _dates(folder: Folder) -> list[tuple[str, list[str]]]:
+    first = [time for run in folder.runs if (time := number(run.start.get("time"))) is not None]
+    last = [run.last_time for run in folder.runs if run.last_time is not None]
+    return [("first run began", _moments(min(first)) if first else []),
+            ("last run ended", _moments(max(last)) if last else [])]  # fmt: skip
+
+
+def _moments(time: float) -> list[str]:
+    try:
+        return [datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M UTC")]
+    except (OverflowError, ValueError, OSError):
+        return []
+
+
+def _each(values: Iterable[Any]) -> list[str]:
+    return list(dict.fromkeys(str(value) for value in values if value is not None))

@@ -1,0 +1,263 @@
+"""The result of a report in plain sentences, each made from its figures: what helped, by how much, against the spread.
+
+It decides nothing: whether two settings are told apart stands in `report_tables`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from teachonce.evaluation.statistics import LEVEL, Paired, smallest_telling
+from teachonce.reports.folder import HELD_OUT, Folder
+from teachonce.reports.tables import Line, Measure
+from teachonce.runs.reader import mapping
+
+MOST_NAMED = 5  # settings that one sentence names
+HEADINGS = {
+    "better": "Better than the base", "worse": "Worse than the base", "alike": "Not told apart from the base",
+    "untested": "Not tested (one common seed, or differences that are all the same)",
+}  # fmt: skip
+FIGURE_NAMES = {"top5": "top-5", "macro": "mean of classes", "ece": "ECE", "nll": "NLL, nats"}
+KINDS = {"failed": "failed", "unfinished": "not finished", "damaged": "damaged", "waiting": "not begun"}
+
+
+def percent(value: float | None) -> str:
+    """A fraction as a person reads it."""
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def points(value: float | None) -> str:
+    """A difference of fractions, with its sign."""
+    if value is None:
+        return "–"
+    return "±0.0" if abs(value) < 0.0005 else f"{100 * value:+.1f}".replace("-", "−")
+
+
+def spread(deviation: float | None) -> str:
+    """What follows a mean: nothing for one seed."""
+    return "" if deviation is None else f" ± {100 * deviation:.1f}"
+
+
+def as_figure(figure: float | None, name: str) -> str:
+    """One of an evaluation's figures: accuracies in percent, ECE in percent too, NLL in nats."""
+    return "–" if figure is None else f"{figure:.3f}" if name == "nll" else percent(figure)
+
+
+def interval(ends: tuple[float, float] | None) -> str:
+    """Both ends in points."""
+    return "–" if ends is None else f"{points(ends[0])} to {points(ends[1])}"
+
+
+def p_value(p: float | None) -> str:
+    """A p value with as many digits as mean something."""
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def value(item: Any) -> str:
+    """A value of a config as it is written in one."""
+    if item is None:
+        return "–"
+    if isinstance(item, bool):
+        return str(item).lower()
+    if isinstance(item, float):
+        return f"{item:g}"
+    if isinstance(item, (list, tuple)):
+        return ", ".join(map(value, item)) or "none"
+    return str(item) or "none"
+
+
+def counted(folder: Folder) -> str:
+    """How many runs there are, and how many do not count."""
+    runs, groups = len(folder.runs), len(folder.groups)
+    seeds = sorted({run.seed for run in folder.runs})
+    text = f"{_many(runs, 'run')} of {_many(groups, 'setting')}, {_many(len(seeds), 'seed')} ({_listed(seeds)})."
+    kinds = sorted(entry.kind for entry in folder.unusable)
+    if kinds:
+        parts = [f"{len(list(same))} {KINDS.get(kind, kind)}" for kind, same in groupby(kinds)]
+        text += f" Not counted: {', '.join(parts)}; they are listed below."
+    return text
+
+
+def setting_in_words(folder: Folder) -> str:
+    """The base by the keys that the other settings change."""
+    values = {key: folder.base_value(key) for key in folder.changed_keys}
+    told = [f"{key} = {value(item)}" for key, item in values.items() if item is not None]
+    return ", ".join(told) if told else "the config at the end of this page"
+
+
+def protocol(table: Measure) -> str:
+    """What a table's figures were measured on, as far as the evaluation says."""
+    if table.key == HELD_OUT:
+        return "Training samples that each run keeps apart, another part with each seed; among all names of the run."
+    about = table.about
+    templates = about.get("templates") or _listed_of(about.get("baseline"), "template")
+    told = {"protocol": about.get("protocol"), "data": about.get("manifest"), "split": about.get("split"),
+            "classes": about.get("chosen"), "template": value(templates) if templates else None}  # fmt: skip
+    size = _many(table.n or 0, "image") + (f", {table.classes:,} names" if table.classes else "")
+    return "; ".join([*(f"{what}: {item}" for what, item in told.items() if item), size])
+
+
+def _listed_of(document: Any, key: str) -> list[Any]:
+    return [document[key]] if isinstance(document, Mapping) and document.get(key) else []
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One measure in words."""
+
+    title: str
+    lead: tuple[str, ...]
+    """What the base and the best setting reach, also against the template."""
+    found: tuple[tuple[str, tuple[str, ...]], ...]
+    """Heading and settings: better, worse, not told apart, not tested."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The top of a report."""
+
+    counted: str
+    choice: str
+    statements: tuple[Statement, ...]
+    cautions: tuple[str, ...]
+
+    def sentences(self) -> list[str]:
+        """All of it as lines of text."""
+        lines = [self.counted, self.choice]
+        for statement in self.statements:
+            found = [f"{heading}: {'; '.join(settings)}." for heading, settings in statement.found]
+            lines.append(" ".join([f"{statement.title}:", *statement.lead, *found]))
+        return [line for line in (*lines, *self.cautions) if line]
+
+
+def headline(folder: Folder, tables: Sequence[Measure], best: str, rule: Mapping[str, float]) -> Headline:
+    """Counts, the choice, then each measure; what was measured once stands last."""
+    choice = _choice(folder, tables, best, rule) if len(folder.groups) > 1 else ""
+    ordered = sorted(tables, key=lambda table: table.once)
+    statements = tuple(_statement(table, best) for table in ordered)
+    return Headline(counted(folder), choice, statements, tuple(_cautions(folder, tables)))
+
+
+def _choice(folder: Folder, tables: Sequence[Measure], best: str, rule: Mapping[str, float]) -> str:
+    titles = {table.key: table.title for table in tables}
+    names = [titles.get(key, key) for key in rule]
+    if len({round(share, 6) for share in rule.values()}) > 1:
+        names = [f"{name} ({100 * share:.0f} %)" for name, share in zip(names, rule.values(), strict=True)]
+    # Tables are of top-1, so without the grid's own choice the best is looked for by that.
+    declared = str(mapping(folder.grid.get("choose")).get("metric") or "top1")
+    metric = {"top1": "top-1", "macro": "macro accuracy"}.get(declared, declared) if folder.chosen else "top-1"
+    on = f"{metric}, mean over seeds on {' and '.join([', '.join(names[:-1]), names[-1]] if names[1:] else names)}"
+    waits = "" if folder.chosen or not folder.choice else " The grid has not chosen: its own choice comes last, once " \
+        "`ablate` has finished all cells."  # fmt: skip
+    if best == folder.base.name:
+        return f"The grid chose the base itself: no setting has a higher {on}." if folder.chosen else \
+            f"The base itself has the highest {on}.{waits}"  # fmt: skip
+    lines = [line for table in tables if table.key in rule and (line := table.line(best))]
+    known = any(line.verdict == "better" for line in lines)
+    doubt = "" if known else "; paired tests of top-1 do not tell it from the base, so this may be chance"
+    said = f"The grid chose “{best}” by its {on}" if folder.chosen else f"“{best}” has the highest {on}"
+    return f"{said}{doubt}.{waits}"
+
+
+def _statement(table: Measure, best: str) -> Statement:
+    of = [_rows(table)] if table.n else []
+    of += [f"{table.classes:,} names"] if table.classes else []
+    of += ["measured once, after the choice"] if table.once else []
+    title = f"On {table.title}" + (f" ({', '.join(of)})" if of else "")
+    base = next((line for line in table.lines if line.verdict == "base"), None)
+    if base is None:
+        return Statement(title, ("The base was not measured there, so nothing is compared.",), ())
+    lead = [f"The base reaches {percent(base.summary.mean)}{_spread(base)}{_template(base, table)}."]
+    chosen = table.line(best)
+    if chosen is not None and chosen is not base:
+        lead.append(f"“{best}” reaches {percent(chosen.summary.mean)}{_spread(chosen)}{_template(chosen, table)}.")
+    found = []
+    for verdict, heading in HEADINGS.items():
+        lines = sorted((line for line in table.lines if line.verdict == verdict), key=lambda x: -abs(_difference(x)))
+        if lines:
+            found.append((heading, _named(lines)))
+    return Statement(title, tuple(lead), tuple(found))
+
+
+def _rows(table: Measure) -> str:
+    """How many rows or images: each seed may hold out another number."""
+    fewest, most = table.n or 0, table.most or 0
+    word = "row" if table.key == HELD_OUT else "image"
+    return _many(most, word) if fewest == most else f"{fewest:,} to {most:,} {word}s, by seed"
+
+
+def _template(line: Line, table: Measure) -> str:
+    if line.template is None or "top1" not in table.template:
+        return ""
+    difference = line.template.difference
+    way = "above" if difference > 0 else "below" if difference < 0 else "from"
+    text = f", {abs(100 * difference):.1f} points {way} the hand-written template ({percent(table.template['top1'])}"
+    if line.template_images is not None:
+        text += f"; 95 % over images {interval(line.template_images)}"
+        if line.template_images[0] <= 0 <= line.template_images[1]:
+            text += ", so not told apart"
+    return text + ")"
+
+
+def _named(lines: Sequence[Line]) -> tuple[str, ...]:
+    parts = [f"“{line.group}” {points(_difference(line))}{_how_sure(line)}" for line in lines[:MOST_NAMED]]
+    return (*parts, *([f"{len(lines) - MOST_NAMED} more, in the table"] if len(lines) > MOST_NAMED else []))
+
+
+def _how_sure(line: Line) -> str:
+    pair = line.paired
+    if pair is None:
+        return " (no common seed)"
+    if pair.spread is None:
+        return " (one seed)"
+    sure = f" (± {100 * pair.spread:.1f} between seeds"
+    if line.corrected is not None:
+        sure += f", p = {p_value(line.corrected)}".replace("= <", "<")
+    if line.verdict == "alike" and line.images is not None and not line.images[0] <= 0 <= line.images[1]:
+        sure += "; images alone tell it apart"
+    return sure + ")"
+
+
+def _cautions(folder: Folder, tables: Sequence[Measure]) -> list[str]:
+    """How to read the tests, for those that were made, and what would make them look better than they are."""
+    found = []
+    if folder.earlier:
+        named = ", ".join(f"“{name}”" for name in dict.fromkeys(folder.earlier))
+        now = "The choice has changed since the grid was first finished: before, it was" if folder.chosen else \
+            "An earlier choice of the grid was"  # fmt: skip
+        more = "measured more often" if folder.chosen else "measured for it already"
+        found.append(f"{now} {named}. What should be measured once was {more}.")
+    pairs: list[Paired] = [line.paired for table in tables for line in table.lines if line.paired is not None]
+    tested = [pair for pair in pairs if pair.p is not None]
+    if not tested:
+        return found + (["With one seed a setting there is no test: differences may be chance."] if pairs else [])
+    fewest = min(pair.n for pair in tested)
+    found.append(
+        f"“Told apart” means p < {LEVEL:g} in a paired t test by seed, after Holm's correction over the settings of "
+        f"one measure. With {fewest} seeds even a single test needs a mean difference of "
+        f"{smallest_telling(fewest):.1f} times its spread: what is not told apart may still be different."
+    )
+    return found
+
+
+def _spread(line: Line) -> str:
+    if line.summary.spread is None:
+        return " (one seed)"
+    return f"{spread(line.summary.spread)} ({line.summary.n} seeds)"
+
+
+def _difference(line: Line) -> float:
+    return line.paired.difference if line.paired else 0.0
+
+
+def _many(n: int, word: str) -> str:
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")

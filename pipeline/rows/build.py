@@ -1,0 +1,265 @@
+"""Fill a working set: the rows of a store that a run needs, decoded chunk by chunk into one record a row.
+
+It reads only what the ledger vouches for and keeps no Python object a row. `working_files` holds the files.
+
+A record keeps a row's classes by falling probability and its value codes in the same order; a table of 256 values
+turns codes into log-probabilities batch by batch, which is cheaper than reading four times the bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from teachonce.core.progress import Reporter
+from teachonce.data.vocabulary import Vocabulary
+from teachonce.errors import DataError, IncompleteError
+from teachonce.labels.codec import GAP_FILL, FloatArray, IdArray, class_dtype
+from teachonce.labels.embeddings import INT8_FILL
+from teachonce.labels.format import EMBEDDING, LABELS, student_group
+from teachonce.labels.selection import Selection
+from teachonce.labels.store import Arrays, LabelStore
+from teachonce.rows.files import ArrayWriter
+
+RECORDS, FEATURES, EMBEDDINGS = "records.npy", "features.npy", "embeddings.npy"
+ALIGN = 8  # bytes of a record are a multiple of it
+MOST_THREADS = 4
+WANTED = ("label", "sample", "status", "class_ids", "gaps", "top_log_prob", "log_residual")
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a working set takes from a store. V classes of the run."""
+
+    store: LabelStore
+    group: str | None
+    """Column group of the student's features; None without them."""
+    embeddings: bool
+    """Whether the teacher's image embeddings are taken, as they are stored."""
+    vocabulary: Vocabulary
+    """The run's classes: the store's, or those of the selection in the same order."""
+    run_class: IdArray
+    """[classes + 1] the run's index of each class of the store, -1 where it has none; the last is for -1."""
+    top_k: int
+    """Classes of each soft label that are read."""
+    selection: Selection | None
+    dtype: np.dtype[Any]
+    """Of a record."""
+
+    @property
+    def restricted(self) -> bool:
+        """Whether the run has only some of the store's classes, so that a row may have fewer than others."""
+        return len(self.vocabulary) < self.store.layout.classes
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Column group of each file of values beside the records, which are row vectors of the group's first array."""
+        groups = {FEATURES: self.group, EMBEDDINGS: EMBEDDING if self.embeddings else None}
+        return {file: group for file, group in groups.items() if group is not None}
+
+
+def make_plan(store: LabelStore, student_digest: str | None, selection: Selection | None, embeddings: bool) -> Plan:
+    """Decide what to take, and refuse what the store does not have.
+
+    Raises:
+        DataError: the store has no features of this student, or no embeddings; names the command that adds them.
+    """
+    if embeddings and (EMBEDDING not in store.groups or not store.layout.top_k):
+        raise DataError(f"{store.path} holds no image embeddings of its teacher", hint=store.embedding_hint)
+    group = None if student_digest is None else student_group(student_digest)
+    if group is not None and group not in store.groups:
+        known = [g.fingerprint["about"].get("student") for n, g in store.groups.items() if n.startswith("students/")]
+        raise DataError(
+            f"{store.path} holds no image features of this student (weights {str(student_digest)[:16]}); "
+            f"it holds those of: {', '.join(map(str, known)) or 'none'}",
+            hint=f"run the command that made {store.path} again with --student MODEL added: only that tower runs",
+        )
+    whole = store.vocabulary()
+    kept = np.arange(len(whole))
+    if selection is not None and selection.classes is not None:
+        wanted = set(selection.classes)
+        kept = np.array([i for i, class_id in enumerate(whole.ids) if class_id in wanted], np.int64)
+    run_class = np.full(len(whole) + 1, -1)
+    run_class[kept] = np.arange(len(kept))
+    vocabulary = Vocabulary(tuple(whole.ids[i] for i in kept), tuple(whole.names[i] for i in kept))
+    top_k = store.layout.top_k
+    if selection is not None and selection.top_k is not None:
+        top_k = min(top_k, selection.top_k)
+    dtype = record_dtype(min(top_k, len(kept)), len(store.layout.temperatures), len(kept))
+    return Plan(store, group, embeddings, vocabulary, run_class, top_k, selection, dtype)
+
+
+def record_dtype(width: int, temperatures: int, classes: int) -> np.dtype[Any]:
+    """One row of a set, without gaps between its fields; `width` classes a row, 0 in a store without a teacher."""
+    fields: list[Any] = [("label", "<i4"), ("row", "<u4")]
+    if width:
+        fields += [
+            ("top_log_prob", "<f4"),
+            ("log_residual", "<f4", (temperatures,)),
+            ("class_ids", class_dtype(classes).newbyteorder("<"), (width,)),
+            ("codes", "u1", (width,)),
+        ]
+        if missing := -np.dtype(fields).itemsize % ALIGN:
+            fields.append(("unused", "u1", (missing,)))
+    return np.dtype(fields)
+
+
+def code_values(gap_levels: FloatArray) -> FloatArray:
+    """Nats below the row's best for each of the 256 codes; infinite for no class."""
+    return np.append(gap_levels, np.full(256 - len(gap_levels), np.inf, np.float32))
+
+
+def write_arrays(plan: Plan, place: Path, reporter: Reporter) -> dict[str, Any]:
+    """Write the arrays of a set into a folder.
+
+    Returns:
+        What about.json should say of its rows.
+
+    Raises:
+        IncompleteError: a chunk is not committed, or no row is left.
+        IntegrityError: a chunk is damaged.
+        OSError: a write failed.
+    """
+    chunks = plan.store.layout.chunks
+    writers = {RECORDS: ArrayWriter(place / RECORDS, plan.dtype)}
+    without_class = 0
+    try:
+        for file, group in plan.columns.items():
+            spec = plan.store.groups[group].arrays[0]
+            writers[file] = ArrayWriter(place / file, spec.dtype.newbyteorder("<"), spec.tail)
+        for chunk, parts in enumerate(_in_order(plan, chunks)):
+            for file, writer in writers.items():
+                writer.append(parts[file])
+            without_class += int((parts[RECORDS]["label"] < 0).sum())
+            reporter.progress("decode", chunk + 1, chunks, "chunks")
+        for writer in writers.values():
+            writer.finish()
+    finally:
+        for writer in writers.values():
+            writer.close()
+    rows = writers[RECORDS].rows
+    if not rows:
+        which = "" if plan.selection is None else " that is in the selection"
+        raise IncompleteError(f"{plan.store.path} holds no row with an image{which}",
+                              hint=f"teachonce inspect {plan.store.path}")  # fmt: skip
+    return {"rows": rows, "without_class": without_class}
+
+
+def _in_order(plan: Plan, chunks: int) -> Iterator[Arrays]:
+    """The rows of every chunk; a few are decoded at a time, so that memory does not grow with the store."""
+    threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
+    pending: deque[Future[Arrays]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for chunk in range(chunks):
+                pending.append(pool.submit(rows_of_chunk, plan, chunk))
+                if len(pending) > threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for left in pending:
+                left.cancel()
+
+
+def rows_of_chunk(
+    plan: Plan, chunk: int, only: npt.NDArray[np.int64] | None = None, data: Arrays | None = None
+) -> Arrays:
+    """What a set holds of a chunk's rows that belong to it, by file name: records, and rows of values as stored.
+
+    Args:
+        chunk: of the store, checked against its ledger.
+        only: places within the chunk, when not all of its rows are wanted.
+        data: its label arrays, where they were read before.
+
+    Raises:
+        DataError: an image of the chunk has values that are not finite.
+    """
+    data = plan.store.read_chunk(LABELS, chunk, WANTED) if data is None else data
+    first, _ = plan.store.layout.bounds(chunk)
+    seen = data["status"] == 0
+    values = {file: _values(plan, group, chunk, seen) for file, group in plan.columns.items()}
+    keep = seen.copy()
+    if plan.selection is not None:
+        keep &= np.isin(data["sample"], plan.selection.samples)
+    if plan.selection is not None and plan.selection.classes is not None:
+        keep &= _labels(plan, data) >= 0
+    places = np.flatnonzero(keep)
+    if only is not None:
+        places = np.intersect1d(places, only)
+    records = _records(plan, {name: data[name][places] for name in WANTED if name in data}, first + places)
+    return {RECORDS: records, **{file: rows[places] for file, rows in values.items()}}
+
+
+def _values(plan: Plan, group: str, chunk: int, seen: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+    """The vectors of a chunk's rows; those with an image must be finite, the others are fill values.
+
+    Raises:
+        DataError: names the first row that is not.
+    """
+    array = plan.store.groups[group].arrays[0].path
+    values = plan.store.read_chunk(group, chunk, (array,))[array]
+    sound = values[:, 0] != INT8_FILL if values.dtype == np.int8 else np.isfinite(values).all(axis=1)
+    broken = np.flatnonzero(seen & ~sound)
+    if len(broken):
+        row, vector = int(broken[0]) + plan.store.layout.bounds(chunk)[0], values[broken[0]]
+        bad = vector[~np.isfinite(vector)] if values.dtype != np.int8 else vector[:1]
+        raise DataError(
+            f"{plan.store.path}: row {row} in chunk {chunk} of {group} holds {bad[0]} in {len(bad)} of {len(vector)} "
+            f"places, though its image was read; {len(broken)} of {len(values)} rows of the chunk are so",
+            hint="the model that made them overflows: teach a new store with another --set precision=..., "
+            "or another model",
+        )
+    return values
+
+
+def _labels(plan: Plan, data: Arrays) -> IdArray:
+    """The run's class of each row's label, -1 where it has none."""
+    labels: IdArray = plan.run_class[plan.store.label_to_vocabulary[data["label"]]]
+    return labels
+
+
+def _records(plan: Plan, data: Arrays, rows: IdArray) -> npt.NDArray[Any]:
+    records = np.zeros(len(rows), plan.dtype)
+    records["label"] = _labels(plan, data)
+    records["row"] = rows
+    if not plan.top_k:
+        return records
+    ids, codes = plan.store.decode_codes(data)
+    top = data["top_log_prob"].astype(np.float32)
+    residual = data["log_residual"].astype(np.float32)
+    if plan.top_k < ids.shape[1]:
+        below = code_values(plan.store.gap_levels)[codes[:, plan.top_k :]]
+        residual = _with_dropped(residual, top[:, None] - below, plan.store.layout.temperatures)
+        ids, codes = ids[:, : plan.top_k], codes[:, : plan.top_k]
+    if plan.restricted:
+        ids, codes = _inside(plan.run_class[ids], codes, plan.dtype["class_ids"].shape[0])
+        residual = np.full_like(residual, -np.inf)  # what the tail holds of the subset is not stored
+    records["top_log_prob"], records["log_residual"] = top, residual
+    records["class_ids"], records["codes"] = ids, codes
+    return records
+
+
+def _with_dropped(residual: FloatArray, dropped: FloatArray, temperatures: tuple[float, ...]) -> FloatArray:
+    """The tail sums with classes added that are no longer kept: ln(exp(residual) + sum of exp(dropped / tau))."""
+    columns = [
+        np.logaddexp(residual[:, t].astype(np.float64), np.logaddexp.reduce(dropped.astype(np.float64) / tau, axis=1))
+        for t, tau in enumerate(temperatures)
+    ]
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+def _inside(ids: IdArray, codes: npt.NDArray[np.uint8], width: int) -> tuple[IdArray, npt.NDArray[np.uint8]]:
+    """Rows without the classes that are -1, the others moved up; what is missing then is -1 with the code of none."""
+    order = np.argsort(ids < 0, axis=1, kind="stable")[:, :width]
+    ids = np.take_along_axis(ids, order, axis=1)
+    codes = np.where(ids < 0, np.uint8(GAP_FILL), np.take_along_axis(codes, order, axis=1))
+    return ids, codes

@@ -1,0 +1,312 @@
+"""Working sets as files: where they lie, how they are written whole, proved, shared between processes and thrown away.
+
+It does not know what is in them; `working_build` fills them and `working_set` reads them.
+
+    labels.zarr.working/<digest>/about.json      identity, counts, size and CRC-32C of every file; its own check
+    labels.zarr.working/<digest>/*.npy           the arrays
+    labels.zarr.working/<digest>.lock            held by the one process that builds the set
+    labels.zarr.working/<digest>.building-<pid>  a set that is not whole yet
+
+Who reads a set holds a shared lock on its about.json, so that nobody clears it away meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+
+from teachonce.core.files import sync, sync_tree
+from teachonce.core.locks import ALONE, ALONE_OR_NOT, SHARED, locked
+from teachonce.core.machine import cache_folder
+from teachonce.core.progress import Reporter
+from teachonce.core.remote import is_remote
+from teachonce.errors import IntegrityError, TeachOnceError
+from teachonce.labels.ledger import fingerprint_digest
+
+ABOUT = "about.json"
+KIND = "teachonce-working-set"
+SCHEMA = 1
+BLOCK_BYTES = 1 << 22  # read at once for a checksum
+
+
+@dataclass(frozen=True, eq=False)
+class OpenFiles:
+    """A proved set; `lock` is the descriptor that keeps it from being cleared away."""
+
+    place: Path
+    about: dict[str, Any]
+    arrays: dict[str, npt.NDArray[Any]]
+    """By file name, mapped into memory, read only."""
+    lock: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredSet:
+    """A set on disk, or what an interrupted build left (`rows` is None)."""
+
+    place: Path
+    store: str
+    """Name of the label store it was made from."""
+    bytes: int
+    rows: int | None
+    created: str
+    in_use: bool
+
+
+def folder_beside(store: Path) -> Path:
+    """Where the working sets of a store lie; in the cache folder where the store is a URL."""
+    if is_remote(store):
+        return folder_in_cache()
+    return store.with_name(store.name + ".working")
+
+
+def folder_in_cache() -> Path:
+    """Where they lie when nothing can be written beside the store."""
+    return cache_folder() / "working"
+
+
+def set_digest(identity: Mapping[str, Any]) -> str:
+    """The name of a set: equal only where the rows, columns and values are."""
+    return fingerprint_digest(identity)[:32]
+
+
+class ArrayWriter:
+    """A .npy file that grows by rows, written as a stream: a full disk is an error here, and not a dead process."""
+
+    def __init__(self, file: Path, dtype: np.dtype[Any], tail: tuple[int, ...] = ()) -> None:
+        self.path = file
+        self.rows = 0
+        self._dtype, self._tail = dtype, tail
+        self._file = open(file, "wb", buffering=0)  # noqa: SIM115 - `close` closes it
+        self._write_header()
+        self._start = self._file.tell()
+
+    def append(self, rows: npt.NDArray[Any]) -> None:
+        """Write rows [R, *tail] behind those that are there."""
+        data = memoryview(np.ascontiguousarray(rows, self._dtype).view(np.uint8).reshape(-1).data)
+        while len(data):  # a raw file may take a part only
+            data = data[self._file.write(data) :]
+        self.rows += len(rows)
+
+    def finish(self) -> None:
+        """Enter the number of rows into the header; NumPy leaves room for it to grow in place."""
+        self._file.seek(0)
+        self._write_header()
+        if self._file.tell() != self._start:
+            raise TeachOnceError(f"{self.path}: the header of a .npy file grew over its first row")
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, whole or not."""
+        self._file.close()
+
+    def _write_header(self) -> None:
+        np.lib.format.write_array_header_1_0(self._file, {
+            "descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False,
+            "shape": (self.rows, *self._tail),
+        })  # fmt: skip
+
+
+def open_files(folder: Path, digest: str) -> OpenFiles | None:
+    """Open a set, with every byte of it compared with its checksum; None if there is none.
+
+    One sequential read, which also brings the set into the page cache.
+
+    Raises:
+        IntegrityError: it is damaged; says what is.
+    """
+    place = folder / digest
+    lock = locked(place / ABOUT, SHARED)
+    if lock is None:
+        if place.exists():
+            raise IntegrityError(f"{place / ABOUT} is missing")
+        return None
+    try:
+        about = _read_about(place, digest)
+        arrays = {name: _open_array(place / name, stated) for name, stated in about["files"].items()}
+    except OSError as problem:
+        os.close(lock)
+        raise IntegrityError(f"{problem.filename or place}: {problem.strerror or problem}") from problem
+    except BaseException:
+        os.close(lock)
+        raise
+    return OpenFiles(place, about, arrays, lock)
+
+
+@contextmanager
+def building(folder: Path, digest: str, reporter: Reporter) -> Iterator[None]:
+    """Be the only one who builds this set; waits for another process that does, and clears away what dead ones left.
+
+    Raises:
+        OSError: nothing can be written in the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{digest}.lock"
+    lock = locked(path, ALONE_OR_NOT, create=True)
+    if lock is None:
+        reporter.note("another process is making this working set: waiting for it")
+        lock = locked(path, ALONE, create=True)
+    try:
+        for left in folder.glob(f"{digest}.*-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+@contextmanager
+def draft(folder: Path, digest: str) -> Iterator[Path]:
+    """A folder for the arrays of a new set; inside `building`. What is not published when the block ends is removed."""
+    place = folder / f"{digest}.building-{os.getpid()}"
+    place.mkdir()
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def publish(place: Path, identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Make a finished draft the set of its identity: describe its files, sync everything, rename.
+
+    Args:
+        place: the draft, which holds the arrays.
+        identity: what the set's name is the digest of.
+        facts: whatever else about.json should say.
+    """
+    files = {}
+    for file in sorted(place.iterdir()):
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        files[file.name] = {
+            "dtype": np.lib.format.dtype_to_descr(array.dtype), "shape": array.shape,
+            "bytes": file.stat().st_size, "crc32c": _crc(file),
+        }  # fmt: skip
+    about: dict[str, Any] = {
+        "schema": SCHEMA, "kind": KIND, "identity": dict(identity), "files": files,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **facts,
+    }  # fmt: skip
+    about = json.loads(json.dumps(about))  # as a reader sees it: tuples are lists
+    about["check"] = fingerprint_digest(about)
+    (place / ABOUT).write_bytes(_about_bytes(about))
+    sync_tree(place)
+    final = place.parent / set_digest(identity)
+    discard(final)
+    os.rename(place, final)
+    sync(place.parent)
+
+
+def discard(place: Path) -> None:
+    """Throw a set away; who has it open keeps the bytes until the end."""
+    gone = place.with_name(f"{place.name}.dropped-{os.getpid()}")
+    with suppress(FileNotFoundError):
+        os.rename(place, gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def stored_sets(folder: Path) -> list[StoredSet]:
+    """The sets of a folder and what interrupted builds left there."""
+    if not folder.is_dir():
+        return []
+    return [_describe(place) for place in sorted(folder.iterdir()) if place.is_dir() and len(_name(place)) == 32]
+
+
+def clear(place: Path) -> bool:
+    """Throw a set, or what a build left, away, unless a process reads or builds it; returns whether it went."""
+    build_file = place.with_name(f"{_name(place)}.lock")
+    lock = locked(build_file, ALONE_OR_NOT, create=True)
+    if lock is None:
+        return False
+    try:
+        reader = locked(place / ABOUT, ALONE_OR_NOT)  # keeps new readers out until it is gone
+        if reader is None and (place / ABOUT).exists():
+            return False
+        discard(place)
+        if reader is not None:
+            os.close(reader)
+        build_file.unlink(missing_ok=True)
+    finally:
+        os.close(lock)
+    with suppress(OSError):  # not empty: other sets lie there
+        place.parent.rmdir()
+    return True
+
+
+def _busy(place: Path) -> bool:
+    """Whether a process reads the set, or builds it where it is no set yet."""
+    whole = place.name == _name(place)
+    path = place / ABOUT if whole else place.with_name(f"{_name(place)}.lock")
+    if not path.exists():
+        return False
+    lock = locked(path, ALONE_OR_NOT)
+    if lock is not None:
+        os.close(lock)
+    return lock is None
+
+
+def _name(place: Path) -> str:
+    return place.name.partition(".")[0]
+
+
+def _describe(place: Path) -> StoredSet:
+    size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(place.stat().st_mtime))
+    rows, store = None, ""
+    with suppress(IntegrityError, OSError):
+        about = _read_about(place, place.name)
+        rows, store, created = int(about["rows"]), str(about["store"]), str(about["created"])
+    return StoredSet(place=place, store=store, bytes=size, rows=rows, created=created, in_use=_busy(place))
+
+
+def _about_bytes(about: Mapping[str, Any]) -> bytes:
+    return (json.dumps(about, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _read_about(place: Path, digest: str) -> dict[str, Any]:
+    raw = (place / ABOUT).read_bytes()
+    try:
+        about: Any = json.loads(raw)
+    except ValueError as problem:
+        raise IntegrityError(f"{place / ABOUT} is damaged: {problem}") from problem
+    sound = isinstance(about, dict) and _about_bytes(about) == raw
+    if not sound or fingerprint_digest({k: v for k, v in about.items() if k != "check"}) != about.get("check"):
+        raise IntegrityError(f"{place / ABOUT} is damaged: it is not what was written")
+    if about["kind"] != KIND or about["schema"] != SCHEMA or set_digest(about["identity"]) != digest:
+        raise IntegrityError(f"{place} is another working set than its name says")
+    return dict(about)
+
+
+def _open_array(file: Path, stated: Mapping[str, Any]) -> npt.NDArray[Any]:
+    found = file.stat().st_size
+    if found != stated["bytes"]:
+        raise IntegrityError(f"{file}: expected {stated['bytes']} bytes, found {found}")
+    crc = _crc(file)
+    if crc != stated["crc32c"]:
+        raise IntegrityError(f"{file}: expected CRC-32C {stated['crc32c']}, found {crc}")
+    with open(file, "rb") as opened:
+        np.lib.format.read_magic(opened)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(opened)
+        start = opened.tell()
+        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    if hasattr(mapped, "madvise") and hasattr(mmap, "MADV_RANDOM"):
+        mapped.madvise(mmap.MADV_RANDOM)  # of a set larger than memory a batch reads its rows, not what surrounds them
+    return np.frombuffer(mapped, dtype, count=shape[0] * int(np.prod(shape[1:])), offset=start).reshape(shape)
+
+
+def _crc(file: Path) -> str:
+    crc = 0
+    with open(file, "rb", buffering=0) as opened:
+        while block := opened.read(BLOCK_BYTES):
+            crc = google_crc32c.extend(crc, block)
+    return f"{crc:08x}"

@@ -1,0 +1,251 @@
+"""The images of a training step: any rows of a store as pixels, replayed from the views that the store recorded.
+
+It draws no view, runs no model, and never takes an image for the taught one whose bytes have another checksum.
+
+Shapes: B rows of a step, S their distinct samples, H and W the student's input.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from teachonce.data.index import SampleIndex
+from teachonce.data.reader import DECODE_ERRORS, ImageFault, ImageReader, decode
+from teachonce.data.views import EVALUATION, View, ViewPolicy, view_from_params
+from teachonce.errors import DataError, IntegrityError, TeachOnceError
+from teachonce.labels.format import LABELS
+from teachonce.labels.ledger import key_digest
+from teachonce.labels.store import Arrays, LabelStore
+from teachonce.models.clip import LoadedClip
+
+Rows = npt.NDArray[np.int64]
+READ_AHEAD = 2  # steps that may be in the making or ready; asking for more drops the oldest
+FACTS_BYTES = 1 << 30  # of what is kept in memory about rows: some 68 bytes each, all of ImageNet-21K's fit
+_WANTED = ("status", "view", "image_crc", "key_digest", "view_params")
+
+
+@dataclass(frozen=True, eq=False)
+class _Chunk:
+    """What a store says of the images of one chunk."""
+
+    index: SampleIndex
+    data: Arrays
+
+    @property
+    def size(self) -> int:
+        """Bytes, all columns together."""
+        index = self.index
+        columns: list[npt.NDArray[Any]] = [index.archive, index.offset, index.size, index.label]
+        columns += [index.key_bytes, index.key_ends, *self.data.values()]
+        return sum(column.nbytes for column in columns)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One photo of a step and what is wanted of it."""
+
+    crc: int | None
+    """Of the bytes that were taught; None where the store keeps no checksums."""
+    row: int
+    """The first of its rows, for messages."""
+    views: tuple[tuple[int, View], ...]
+    """Place in the step and view."""
+
+
+@dataclass(eq=False)
+class _Ahead:
+    """Rows that were begun before they were asked for."""
+
+    rows: Rows
+    pixels: Future[Tensor]
+
+
+class ViewImages:
+    """Pixels of rows of a store for one model, decoded ahead in threads. Close it, or use it in `with`.
+
+    All steps go through one thread that reads what the store says, and one pool that reads and decodes images; so at
+    most one step's files are open at a time. Rows may come in any order and any number of times.
+
+    Args:
+        store: with the wanted chunks committed.
+        root: the folder of the images, as for `teach`.
+        clip: whose preprocessing is used.
+        threads: that read and decode.
+    """
+
+    def __init__(self, store: LabelStore, root: Path, clip: LoadedClip, threads: int) -> None:
+        self._store, self._root, self._clip = store, root, clip
+        self._shape = tuple(clip.prepare(Image.new("RGB", (64, 64))).shape)  # of one input
+        self._decoders = ThreadPoolExecutor(max(1, threads), thread_name_prefix="view")
+        self._steps = ThreadPoolExecutor(1, thread_name_prefix="step")
+        self._ahead: deque[_Ahead] = deque()
+        self._chunks: OrderedDict[int, _Chunk] = OrderedDict()  # used by the one thread of `_steps` only
+
+    def pixels(self, rows: Rows) -> Tensor:
+        """What `teach` showed the student for these rows.
+
+        Args:
+            rows: [B] row numbers of the store, each with an image.
+
+        Returns:
+            [B, 3, H, W] float32 on the CPU, channels last; pinned when the model is on a GPU.
+
+        Raises:
+            IntegrityError: an image is not the one that was taught, or the store is damaged.
+            IncompleteError: a row's chunk is not committed.
+            DataError: an archive is gone or was changed, an image cannot be decoded, a row has none.
+            OSError: the disk or the network failed on every try.
+        """
+        rows = np.asarray(rows, np.int64)
+        for begun in self._ahead:
+            if np.array_equal(begun.rows, rows):
+                self._ahead.remove(begun)
+                return begun.pixels.result()
+        return self._steps.submit(self._step, rows).result()
+
+    def prefetch(self, rows: Rows) -> None:
+        """Begin with rows that `pixels` will ask for, in the same order; problems show there."""
+        rows = np.array(rows, np.int64)  # a copy: the caller may reuse its buffer
+        self._ahead.append(_Ahead(rows, self._steps.submit(self._step, rows)))
+        while len(self._ahead) > READ_AHEAD:
+            self._ahead.popleft().pixels.cancel()
+
+    def close(self) -> None:
+        """Drop what was not taken; returns when no thread reads and no file is open."""
+        self._ahead.clear()
+        self._steps.shutdown(cancel_futures=True)
+        self._decoders.shutdown()
+        self._chunks.clear()
+
+    def __enter__(self) -> ViewImages:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.close()
+
+    def _step(self, rows: Rows) -> Tensor:
+        index, samples = self._plan(rows)
+        order = np.lexsort((index.offset, index.archive)).tolist()  # along the disk, and a parquet group only once
+        pinned = self._clip.device.type == "cuda"
+        # In the layout that image towers are given; every thread writes its own images.
+        stacked = torch.empty((len(rows), *self._shape), pin_memory=pinned, memory_format=torch.channels_last)
+        with ImageReader(index, self._root) as reader:
+            work = [self._decoders.submit(self._load, reader, index, i, samples[i], stacked) for i in order]
+            try:
+                for future in work:
+                    future.result()
+            finally:  # before the reader is closed, nothing may go on reading
+                wait([future for future in work if not future.cancel()])
+        return stacked
+
+    def _plan(self, rows: Rows) -> tuple[SampleIndex, list[_Sample]]:
+        """The distinct samples of a step: where they lie, and what is wanted of each."""
+        layout = self._store.layout
+        if rows.ndim != 1 or not len(rows) or rows.min() < 0 or rows.max() >= layout.rows:
+            raise TeachOnceError(f"rows {rows} were asked for; {self._store.path} has rows 0 to {layout.rows - 1}")
+        numbers, which = np.unique(rows // layout.views, return_inverse=True)
+        places = np.split(np.argsort(which, kind="stable"), np.bincount(which).cumsum()[:-1])
+        found, samples = [], []
+        for number, wanted in zip(numbers.tolist(), places, strict=True):
+            chunk, local = divmod(number, layout.chunk_rows // layout.views)
+            facts = self._chunk(chunk)
+            found.append((facts.index, local))
+            samples.append(self._sample(facts, local, layout.bounds(chunk)[0], rows, wanted.tolist()))
+        return _picked(found), samples
+
+    def _sample(self, facts: _Chunk, local: int, first: int, rows: Rows, wanted: list[int]) -> _Sample:
+        """One photo with all its rows in a step, which are `rows[wanted]`."""
+        data, views, name = facts.data, [], facts.index.key(local)
+        for place in wanted:
+            row = int(rows[place])
+            if (status := int(data["status"][row - first])) != 0:
+                raise DataError(
+                    f"{self._store.path}: row {row} ('{name}') has no image that could be shown: status {status}",
+                    hint="its image failed in `teach`; take rows of status 0 only",
+                )
+            views.append((place, self._view(data, row - first, name)))
+        row = int(rows[wanted[0]])
+        crc = int(data["image_crc"][row - first]) if "image_crc" in data else None
+        return _Sample(crc, row, tuple(views))
+
+    def _view(self, data: Arrays, local: int, name: str) -> View:
+        if self._policy is None:
+            return EVALUATION
+        return view_from_params(data["view_params"][local], self._policy, name, int(data["view"][local]))
+
+    @cached_property
+    def _policy(self) -> ViewPolicy | None:
+        """What the stored views were drawn from; None where there is only each model's own transform."""
+        store = self._store
+        if store.layout.views == 1:
+            return None
+        return ViewPolicy.from_dict(store.groups[LABELS].fingerprint["views"], str(store.path))
+
+    def _chunk(self, chunk: int) -> _Chunk:
+        """What the store says of a chunk, read and checked once; the least recently used ones are forgotten."""
+        if chunk not in self._chunks:
+            data = self._store.read_chunk(LABELS, chunk, _WANTED)
+            index = self._store.index_of_chunk(chunk)
+            if "key_digest" in data and (data.pop("key_digest") != key_digest(index)).any():
+                raise IntegrityError(
+                    f"{self._store.path}: the sample index of chunk {chunk} is not the one that was taught",
+                    hint="restore the folder `index` of the store from a backup",
+                )
+            self._chunks[chunk] = _Chunk(index, data)
+            while len(self._chunks) > 1 and sum(known.size for known in self._chunks.values()) > FACTS_BYTES:
+                self._chunks.popitem(last=False)
+        self._chunks.move_to_end(chunk)
+        return self._chunks[chunk]
+
+    def _load(self, reader: ImageReader, index: SampleIndex, place: int, sample: _Sample, stacked: Tensor) -> None:
+        """Put the wanted views of one photo in their places in the step."""
+        content = reader.read(place)
+        where = f"{self._root / index.archives[int(index.archive[place])]}: the image '{index.key(place)}'"
+        if sample.crc is not None and zlib.crc32(content) != sample.crc:
+            raise IntegrityError(
+                f"{where} of row {sample.row} has CRC-32 {zlib.crc32(content):08x}, and had {sample.crc:08x} when "
+                f"{self._store.path} was taught",
+                hint="restore the archives that the labels were made from",
+            )
+        image = decode(content)
+        if isinstance(image, ImageFault):
+            raise _undecodable(where, sample.row, image.reason)
+        try:
+            for at, view in sample.views:
+                stacked[at] = self._clip.prepare_view(image, view)
+        except DECODE_ERRORS as problem:
+            raise _undecodable(where, sample.row, f"{type(problem).__name__}: {problem}") from problem
+
+
+def _undecodable(where: str, row: int, reason: str) -> DataError:
+    return DataError(
+        f"{where} of row {row} cannot be decoded: {reason}",
+        hint="it could when the store was made: use the version of pillow that `teachonce inspect` shows",
+    )
+
+
+def _picked(found: Sequence[tuple[SampleIndex, int]]) -> SampleIndex:
+    """An index of single samples of others, which are of one store."""
+    keys = [index.key(local).encode() for index, local in found]
+    return SampleIndex(
+        found[0][0].archives,
+        np.array([index.archive[local] for index, local in found], np.uint32),
+        np.array([index.offset[local] for index, local in found], np.uint64),
+        np.array([index.size[local] for index, local in found], np.uint64),
+        np.array([index.label[local] for index, local in found], np.int32),
+        np.frombuffer(b"".join(keys), np.uint8),
+        np.cumsum([len(key) for key in keys]).astype(np.uint64),
+    )

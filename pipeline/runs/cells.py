@@ -1,0 +1,165 @@
+"""The cells of a grid: every setting that it asks for, times every seed, each with a whole training config.
+
+It opens no store: what a cell needs of one is found by `grid_needs`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from teachonce.core.strict import decode
+from teachonce.data.vocabulary import HALVES
+from teachonce.errors import DataError, UsageError, did_you_mean
+from teachonce.runs.grid import DATA, INIT, SEED, WORDS, DataKeys, Grid, Values, beside
+from teachonce.training.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of a grid."""
+
+    name: str
+    group: str
+    """The name without the seed: all seeds of one setting share it."""
+    changes: Mapping[str, Any]
+    """What differs from the base, but for the seed."""
+    seed: int
+    config: TrainConfig
+    data: DataKeys
+    """With paths that hold in any working folder."""
+    prompts: Path | None
+    """Folder of the prompts that the run starts from; None: as the config says."""
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it is the base itself, with some seed."""
+        return not self.changes
+
+
+def expand(grid: Grid) -> tuple[Cell, ...]:
+    """All cells, in the order of the file: the base first where it is one, the seeds of a setting together.
+
+    Raises:
+        UsageError: values that exclude each other, a folder or file that is not there, no cell is left, an exclude that
+            matches nothing.
+    """
+    cells, used = [], set()
+    for name, values, seeds in _settings(grid):
+        for seed in seeds:
+            own = values | {SEED: seed}
+            matching = [i for i, rule in enumerate(grid.exclude) if _matches(rule, own)]
+            used |= set(matching)
+            if not matching:
+                cells.append(_cell(grid, name, own))
+    unused = [i + 1 for i in range(len(grid.exclude)) if i not in used]
+    if unused:
+        raise UsageError(f"{grid.file}: [[exclude]] {unused[0]}: matches no cell",
+                         hint="correct it, or take it out")  # fmt: skip
+    if not cells:
+        raise UsageError(f"{grid.file}: no cell is left: [[exclude]] matches all of them")
+    _require_one_setting_a_name(grid, cells)
+    return tuple(cells)
+
+
+def _require_one_setting_a_name(grid: Grid, cells: Sequence[Cell]) -> None:
+    """Seeds of one name are averaged: they must differ in nothing else."""
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        other = first.setdefault(cell.group, cell)
+        if other.changes != cell.changes:
+            raise UsageError(
+                f"{grid.file}: two settings are called '{cell.group}': {dict(other.changes)} and {dict(cell.changes)}",
+                hint="give the [[cells]] entry another name",
+            )
+
+
+def _settings(grid: Grid) -> Iterator[tuple[str | None, Values, tuple[int, ...]]]:
+    """Name (None: of its changes), values and seeds of every setting."""
+    axes = {key: values for key, values in grid.axes.items() if key != SEED}
+    seeds = grid.axes.get(SEED, (grid.base[SEED],))
+    if grid.design == "one-factor":
+        yield None, grid.base, seeds
+        for key, values in axes.items():
+            for value in values:
+                if value != grid.base[key]:
+                    yield None, grid.base | {key: value}, seeds
+    else:
+        for chosen in itertools.product(*axes.values()):
+            yield None, grid.base | dict(zip(axes, chosen, strict=True)), seeds
+    for name, changes in grid.extra.items():
+        yield name, grid.base | changes, (changes[SEED],) if SEED in changes else seeds
+
+
+def _matches(rule: Mapping[str, tuple[Any, ...]], values: Values) -> bool:
+    return all(values[key] in wanted for key, wanted in rule.items())
+
+
+def _cell(grid: Grid, name: str | None, values: Values) -> Cell:
+    changes = {key: value for key, value in values.items() if key != SEED and value != grid.base[key]}
+    group = name or " ".join(f"{key}={_shown(value)}" for key, value in changes.items()) or "base"
+    where = f"{grid.file}: cell '{group} {SEED}={values[SEED]}'"
+    settings = {key: value for key, value in values.items() if not key.startswith(DATA)}
+    prompts = None
+    if settings[INIT] not in WORDS:
+        prompts = _prompts(settings[INIT], grid.file, where) if settings[INIT] else None
+        settings[INIT] = grid.base[INIT] if grid.base[INIT] in WORDS else TrainConfig().init
+    config = decode(TrainConfig, settings, where)
+    return Cell(
+        name=f"{group} {SEED}={config.seed}", group=group, changes=changes, seed=config.seed, config=config,
+        data=_data(values, grid.file, where), prompts=prompts,
+    )  # fmt: skip
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "+".join(map(str, value)) or "none"
+    return str(value).lower() if isinstance(value, bool) else str(value) or "none"
+
+
+def _prompts(name: str, file: Path, where: str) -> Path:
+    folder = beside(file, name)
+    if not folder.is_dir():
+        near = did_you_mean(name, WORDS)
+        raise UsageError(f"{where}: {INIT}: {folder.absolute()} is not a folder with prompts: {near}",
+                         hint="give the --out folder of `teachonce train`, or of `teachonce import`")  # fmt: skip
+    return folder.resolve()
+
+
+def _data(values: Values, file: Path, where: str) -> DataKeys:
+    own = {key[len(DATA) :]: value for key, value in values.items() if key.startswith(DATA)}
+    if own["shots_seed"] == SEED:
+        own["shots_seed"] = values[SEED]
+    for key in ("classes", "vocabulary"):
+        if own[key]:
+            own[key] = located(own[key], file, f"{where}: {DATA}{key}", HALVES if key == "classes" else ())
+    try:
+        return DataKeys(**own)
+    except ValueError as problem:
+        raise UsageError(f"{where}: [data]: {problem}") from problem
+
+
+def located(name: str, file: Path, where: str, words: Sequence[str] = ()) -> str:
+    """A list of classes that a grid names, by a name that holds in any working folder.
+
+    Args:
+        name: a file, relative to the grid; timm:NAME, or one of `words`.
+        file: the grid.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    path = beside(file, name)
+    if path.is_file():
+        return str(path.resolve())
+    if name.startswith("timm:") or name in words:
+        return name
+    raise DataError(f"{where}: there is no {path.absolute()}: {did_you_mean(name, (*words, *_files(file.parent)))}",
+                    hint="a path is relative to the grid's own folder")  # fmt: skip
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(item.name for item in folder.iterdir() if item.suffix in (".tsv", ".txt")) if folder.is_dir() else []

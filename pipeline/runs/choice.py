@@ -1,0 +1,68 @@
+"""Which setting of a finished grid is the best by the measure that the grid declared before it was run.
+
+It evaluates nothing: it reads what is in the folders of cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from teachonce.errors import DataError
+from teachonce.runs.grid import HELD_OUT, Choose
+from teachonce.runs.grid_folder import GridFolder, read_document
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The best setting."""
+
+    group: str
+    value: float
+    """Its measure: a mean over seeds, a fraction."""
+    by: dict[str, float]
+    """Measure -> share."""
+    metric: str
+    figures: dict[str, float]
+    """Each measure by itself."""
+    cells: tuple[str, ...]
+    """Digests of its cells."""
+    ranking: dict[str, float]
+    """The measure of every setting, best first."""
+
+
+def choose(folder: GridFolder, rule: Choose, groups: Mapping[str, Sequence[str]]) -> Choice:
+    """Choose among settings whose cells are all finished; of equals the first in the order of the grid.
+
+    Args:
+        folder: of the grid.
+        rule: the declared measure.
+        groups: setting -> digests of its cells, one a seed.
+
+    Raises:
+        DataError: a cell was not measured so.
+    """
+    figures = {
+        group: {name: mean(_figure(folder, digest, name, rule.metric) for digest in digests) for name in rule.measures}
+        for group, digests in groups.items()
+    }
+    values = {group: sum(share * figures[group][name] for name, share in rule.measures.items()) for group in groups}
+    best = max(values, key=lambda group: values[group])  # the first of the largest
+    ranking = dict(sorted(values.items(), key=lambda item: -item[1]))
+    return Choice(group=best, value=values[best], by=rule.measures, metric=rule.metric, figures=figures[best],
+                  cells=tuple(groups[best]), ranking=ranking)  # fmt: skip
+
+
+def _figure(folder: GridFolder, digest: str, measure: str, metric: str) -> float:
+    cell = folder.cell(digest)
+    if measure == HELD_OUT:
+        file, key, found = cell.path / "results.json", "held_out_top1", cell.results()
+    else:
+        file, key, found = cell.evaluation(measure), metric, read_document(cell.evaluation(measure))
+    value: Any = (found or {}).get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise DataError(f"{file} does not say {key}, by which the grid chooses",
+                        hint="for held_out set held_out above 0 in [base]")  # fmt: skip
+    return float(value)

@@ -1,0 +1,327 @@
+"""Read GRID.toml: what to vary around which base, on what to evaluate each cell, by what to choose.
+
+It only reads and checks; `grid_cells` makes cells of a grid, and no store or model is opened here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from teachonce.core.strict import decode
+from teachonce.data.vocabulary import require_template
+from teachonce.errors import UsageError, did_you_mean
+from teachonce.models.structures import Init
+from teachonce.training.config import TrainConfig, shipped_config
+
+DATA = "data."
+SEED = "seed"
+INIT = "init"
+WORDS = typing.get_args(Init)  # values of `init` that are the config's own; anything else is a folder with prompts
+HELD_OUT = "held_out"
+METRICS = ("top1", "top5", "macro")
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataKeys:
+    """Which rows and targets of the store a cell uses; what is empty or 0 is as the store has it."""
+
+    top_k: int = 0
+    """Classes of each soft label."""
+    shots: int = 0
+    """Samples of each class at most."""
+    shots_seed: int | str = 0
+    """Of the draw of shots; "seed": the seed of the cell."""
+    classes: str = ""
+    """A file of class ids, `base`, `novel` or timm:NAME: samples of these only, and their names only."""
+    all_names: bool = False
+    """With `classes`: the names of the others stay in the softmax."""
+    vocabulary: str = ""
+    """Another class list; made from stored embeddings."""
+    template: tuple[str, ...] = ()
+    """Other sentences around a class name for the teacher; made from stored embeddings."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a number out of range or a template without a place for the name."""
+        for name in ("top_k", "shots"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative (0: as the store has it), found {getattr(self, name)}")
+        if self.all_names and not self.classes:
+            raise ValueError("all_names keeps the names that `classes` leaves out, and there is no `classes`")
+        for template in self.template:
+            try:
+                require_template(template)
+            except UsageError as problem:
+                raise ValueError(problem.message) from problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A data set on which cells are evaluated once they are trained."""
+
+    name: str
+    manifest: str
+    split: str = "val"
+    vocabulary: str | None = None
+    classes: str | None = None
+    """Images of these classes only: a file of class ids, `base`, `novel` or timm:NAME."""
+    among: Literal["classes", "all"] = "classes"
+    """Whose names compete where `classes` is given."""
+    without: str | None = None
+    """A file of classes whose names do not compete."""
+    template: str | None = None
+    """None: the manifest's."""
+    wise: float = 1.0
+    """Share of the prompts in the class features (WiSE-FT)."""
+    root: str | None = None
+    """Folder of the data; the command's --root where it is left out."""
+    protocol: str | None = None
+    """For people and reports, such as "cross-dataset"."""
+    only: Literal["", "chosen"] = ""
+    """chosen: not for every cell, but once for the chosen cells and the base, when all cells are finished."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a name that cannot be one of a file, or a share that is none."""
+        # No dots: what lies beside a result, such as NAME.template.top1.npy, could be that of another evaluation.
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", self.name):
+            raise ValueError(f"name must be letters, digits, '-' or '_', at most 64, found {self.name!r}")
+        if self.name == HELD_OUT:
+            raise ValueError(f"the name '{HELD_OUT}' means the held-out samples of the training data")
+        if not 0 <= self.wise <= 1:
+            raise ValueError(f"wise must be in [0, 1], found {self.wise}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choose:
+    """By what the best setting is chosen: the mean over seeds of one measure, or of several with weights."""
+
+    by: str | None = None
+    weights: dict[str, float] = field(default_factory=dict)
+    metric: Literal["top1", "top5", "macro"] = "top1"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError unless exactly one way is given."""
+        if (self.by is None) != bool(self.weights):
+            raise ValueError('give either by = "NAME" or weights = {NAME = 1, ...}')
+        if any(not 0 < weight < float("inf") for weight in self.weights.values()):
+            raise ValueError("weights must be above 0 and finite")
+        if self.weights and not sum(self.weights.values()) < float("inf"):
+            raise ValueError("weights add up to infinity: only their ratios count, so use smaller ones")
+        if HELD_OUT in self.measures and self.metric != "top1":
+            raise ValueError(f"of the held-out samples there is top1 only, found metric = '{self.metric}'")
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """Measure -> its share; the shares add up to 1."""
+        given = self.weights or {str(self.by): 1.0}
+        return {name: weight / sum(given.values()) for name, weight in given.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Head:
+    """The keys of the file that are no tables of free keys."""
+
+    schema: Literal[1]
+    title: str
+    question: str = ""
+    config: str | None = None
+    design: Literal["product", "one-factor"] = "product"
+    evaluate: tuple[Evaluation, ...] = ()
+    choose: Choose | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A whole grid. Values are checked one by one; what they are together, a cell finds out."""
+
+    file: Path
+    title: str
+    question: str
+    design: str
+    base: Values
+    """Every key that may vary: those of the config, `init` a word or a folder, and data.*."""
+    axes: dict[str, tuple[Any, ...]]
+    exclude: tuple[Values, ...]
+    """Key -> the values that match, as a tuple."""
+    extra: dict[str, Values]
+    """Further settings by name."""
+    evaluations: tuple[Evaluation, ...]
+    choose: Choose | None
+
+
+def load_grid(file: Path) -> Grid:
+    """Read a grid: a file, or a shipped one by its name.
+
+    Raises:
+        UsageError: the file or its `config` cannot be read, an unknown table, key or value; says where, and what is
+            near.
+    """
+    file = shipped_config(file)
+    data, where = _read(file), str(file)
+    tables = {name: data.pop(name, {}) for name in ("base", "axes", "data")}
+    lists = {name: data.pop(name, []) for name in ("exclude", "cells")}
+    known = [*(f.name for f in dataclasses.fields(_Head)), *tables, *lists]
+    for key in data:
+        if key not in known:
+            raise UsageError(f"{where}: unknown key '{key}': {did_you_mean(key, known)}")
+    head = decode(_Head, data, where)
+    for name, table in tables.items():
+        if not isinstance(table, Mapping):
+            raise UsageError(f"{where}: {name}: expected a table, found {table!r}")
+    base = _defaults() | _recipe(head.config, file) | _checked(_flat(tables["base"]), f"{where}: [base]")
+    base |= _checked({DATA + key: value for key, value in tables["data"].items()}, f"{where}: [data]")
+    axes = {key: _axis(key, values, f"{where}: [axes]") for key, values in _flat(tables["axes"]).items()}
+    excluded = [
+        _exclude(entry, f"{where}: [[exclude]] {i + 1}") for i, entry in enumerate(_tables(lists, "exclude", where))
+    ]
+    grid = Grid(
+        file=file, title=head.title, question=head.question, design=head.design, base=base, axes=axes,
+        exclude=tuple(excluded), extra=_extra(_tables(lists, "cells", where), where), evaluations=head.evaluate,
+        choose=head.choose,
+    )  # fmt: skip
+    _check_measures(grid)
+    return grid
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise UsageError(f"cannot read the grid {file}: {problem.strerror or problem}") from problem
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise UsageError(f"{file} is not valid TOML: {problem}") from problem
+
+
+def _defaults() -> Values:
+    data = {DATA + f.name: f.default for f in dataclasses.fields(DataKeys)}
+    return TrainConfig().to_dict() | data
+
+
+def _recipe(name: str | None, file: Path) -> Values:
+    """The keys of the recipe that a grid starts from: a path relative to the grid, or a shipped one."""
+    if name is None:
+        return {}
+    path = beside(file, name)
+    if path.is_file():
+        return _checked(_read(path), str(path))
+    folder = resources.files("teachonce.configs")
+    shipped = sorted(item.name for item in folder.iterdir() if item.name.endswith(".toml"))
+    wanted = name if name.endswith(".toml") else f"{name}.toml"
+    if wanted not in shipped:
+        raise UsageError(f"{file}: config: there is no {path.absolute()}, and no shipped recipe is called '{name}': "
+                         f"{did_you_mean(wanted, shipped)}")  # fmt: skip
+    return _checked(tomllib.loads((folder / wanted).read_text(encoding="utf-8")), wanted)
+
+
+def beside(file: Path, name: str) -> Path:
+    """A path that a file gives, relative to that file."""
+    return file.parent / name
+
+
+def _flat(table: Mapping[str, Any]) -> Values:
+    """`data.top_k = ...` is a table in a table to TOML; `"data.top_k" = ...` is not."""
+    flat: Values = {}
+    for key, value in table.items():
+        if key == DATA[:-1] and isinstance(value, Mapping):
+            flat |= {DATA + name: item for name, item in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _checked(values: Values, where: str) -> Values:
+    return {key: check_value(key, value, where) for key, value in values.items()}
+
+
+def check_value(key: str, value: Any, where: str) -> Any:
+    """One value of one key, as cells hold it.
+
+    Raises:
+        UsageError: an unknown key, a wrong type, a value that is not allowed; names the nearest.
+    """
+    if key.startswith(DATA):
+        name = key[len(DATA) :]
+        if name == "template" and isinstance(value, str):
+            value = [value] if value else []
+        return _one(DataKeys, name, value, where, DATA)
+    if key == INIT:
+        if not isinstance(value, str):
+            raise UsageError(f"{where}: {INIT}: expected one of {', '.join(WORDS)} or a folder, found {value!r}")
+        return value
+    return _one(TrainConfig, key, value, where, "")
+
+
+def _one(kind: type[Any], name: str, value: Any, where: str, prefix: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    if name not in hints or name.startswith("_"):
+        known = [*TrainConfig().to_dict(), *(DATA + f.name for f in dataclasses.fields(DataKeys))]
+        raise UsageError(f"{where}: unknown key '{prefix}{name}': {did_you_mean(prefix + name, known)}")
+    if name == "shots_seed":
+        if value != SEED and (isinstance(value, bool) or not isinstance(value, int)):
+            raise UsageError(f'{where}: {prefix}{name}: expected a whole number or "{SEED}", found {value!r}')
+        return value
+    alone = dataclasses.make_dataclass("alone", [(name, hints[name])])
+    return getattr(decode(alone, {name: value}, where), name)
+
+
+def _axis(key: str, values: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(values, list) or not values:
+        raise UsageError(f"{where}: {key}: expected a list with at least one value, found {values!r}")
+    found = tuple(check_value(key, value, where) for value in values)
+    for number, value in enumerate(found):
+        if value in found[:number]:
+            raise UsageError(f"{where}: {key}: the value {value!r} comes twice")
+    return found
+
+
+def _tables(lists: Mapping[str, Any], name: str, where: str) -> list[Values]:
+    entries = lists[name]
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        raise UsageError(f"{where}: {name}: expected [[{name}]] tables, found {entries!r}")
+    return [_flat(entry) for entry in entries]
+
+
+def _exclude(entry: Values, where: str) -> Values:
+    if not entry:
+        raise UsageError(f"{where}: is empty, and would leave out every cell")
+    listed = {key: value if isinstance(value, list) else [value] for key, value in entry.items()}
+    return {key: tuple(check_value(key, item, where) for item in values) for key, values in listed.items()}
+
+
+def _extra(entries: list[Values], where: str) -> dict[str, Values]:
+    found: dict[str, Values] = {}
+    for number, entry in enumerate(entries, 1):
+        place = f"{where}: [[cells]] {number}"
+        name = entry.pop("name", None)
+        if not isinstance(name, str) or not name.strip():
+            raise UsageError(f"{place}: the key 'name' is missing")
+        if name in found:
+            raise UsageError(f"{place}: the name '{name}' comes twice")
+        if not entry:
+            raise UsageError(f"{place}: '{name}' changes nothing: it would be the base")
+        found[name] = _checked(entry, place)
+    return found
+
+
+def _check_measures(grid: Grid) -> None:
+    names = [evaluation.name for evaluation in grid.evaluations]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise UsageError(f"{grid.file}: [[evaluate]]: the name '{name}' comes twice")
+    late = [evaluation.name for evaluation in grid.evaluations if evaluation.only == "chosen"]
+    if late and grid.choose is None:
+        raise UsageError(f"{grid.file}: [[evaluate]] {late[0]}: only = 'chosen', and there is no [choose]")
+    known = [HELD_OUT, *(name for name in names if name not in late)]
+    for name in grid.choose.measures if grid.choose else ():
+        if name in late:
+            raise UsageError(f"{grid.file}: [choose]: '{name}' is evaluated for chosen cells only: it cannot choose")
+        if name not in known:
+            raise UsageError(f"{grid.file}: [choose]: unknown measure '{name}': {did_you_mean(name, known)}")

@@ -1,0 +1,257 @@
+"""The folder of a grid: what lies where, what of it is whole, and whose it is.
+
+It starts no run. A cell is finished when its run is, and every evaluation that all cells get is there.
+
+    OUT/grid.json                   the grid as it was last run, with all its cells
+    OUT/cells/DIGEST/               a run folder of `train`; besides cell.json, failure.json, evaluations/NAME.json
+    OUT/stores/, OUT/selections/    what was derived from the label store for cells
+    OUT/final/NAME-DIGEST.json      evaluations that only chosen cells and the base get
+    OUT/results.json, events.jsonl  what came out; what happened
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from teachonce.core.files import atomic_write_bytes
+from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
+from teachonce.runs.log import RunLog
+
+SCHEMA = 1
+RETRY = "once the cause is mended run the same command with --retry-failed"
+PLACES = {"root", "manifest", "vocabulary", "classes", "without"}
+"""Of an evaluation: where something lies. What is there is compared by content, with the results of the cells."""
+OTHER_OUT = "give another --out"  # of `train`: its --out is a cell here
+State = Literal["finished", "failed", "missing", "damaged"]
+OURS = {"grid.json", "cells", "stores", "selections", "final", "results.json", "events.jsonl", "locks", "stop"}
+
+
+@dataclass(frozen=True)
+class GridFolder:
+    """The folder of a grid, which may not be there yet."""
+
+    path: Path
+
+    @property
+    def grid(self) -> Path:
+        """What the grid is; the lock lies beside it."""
+        return self.path / "grid.json"
+
+    @property
+    def results(self) -> Path:
+        """What came out."""
+        return self.path / "results.json"
+
+    @property
+    def stop(self) -> Path:
+        """There while a driver that ends waits for its cells to write their checkpoints."""
+        return self.path / "stop"
+
+    @property
+    def log(self) -> RunLog:
+        """What happened to cells; drivers and workers append to it."""
+        return RunLog(self.path / "events.jsonl")
+
+    def cell(self, digest: str) -> CellFolder:
+        """The folder of a cell."""
+        return CellFolder(self.path / "cells" / digest)
+
+    def store(self, digest: str) -> Path:
+        """A derived label store."""
+        return self.path / "stores" / f"{digest}.zarr"
+
+    def selection(self, digest: str) -> Path:
+        """A selection file."""
+        return self.path / "selections" / f"{digest}.json"
+
+    def final(self, evaluation: str, digest: str) -> Path:
+        """An evaluation that only chosen cells and the base get."""
+        return self.path / "final" / f"{evaluation}-{digest}.json"
+
+    def stored(self) -> dict[str, Any] | None:
+        """grid.json; None where no grid was run here yet.
+
+        Raises:
+            UsageError: the folder holds something else.
+            IntegrityError: the file is damaged.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"{self.path} is a file; --out is a folder", hint="give another --out")
+        if self.grid.is_file():
+            found = read_document(self.grid)
+            if found is None:
+                raise IntegrityError(f"{self.grid} is damaged: it is not what `ablate` writes",
+                                     hint="restore it; the runs below cells/ are not touched")  # fmt: skip
+            return found
+        held = {item.name for item in self.path.iterdir()} if self.path.exists() else set()
+        foreign = {name for name in held if not name.startswith("grid.json.lock")} - OURS
+        cells = list((self.path / "cells").iterdir()) if "cells" in held else []
+        # A lost grid.json costs nothing: cells are found by their digests.
+        if foreign or not all((cell / "cell.json").is_file() for cell in cells):
+            raise UsageError(f"{self.path} is not empty and holds no grid",
+                             hint="give another --out; nothing was changed")  # fmt: skip
+        return None
+
+    def require_ours(self, wanted: Mapping[str, Any]) -> None:
+        """Refuse a folder whose cells belong to another store or student, or were evaluated on something else.
+
+        More cells and further evaluations are no difference: cells are found by their digests.
+
+        Args:
+            wanted: what grid.json would say.
+
+        Raises:
+            FingerprintError: names every difference.
+            UsageError, IntegrityError: as `stored`.
+        """
+        stored = self.stored()
+        if stored is None:
+            return
+        different = [
+            f"{what}: there {stored.get(key)!r}, here {wanted[key]!r}"
+            for key, what in (("content_id", "label store"), ("student_digest", "student"))
+            if stored.get(key) != wanted[key]
+        ]
+        before = {entry["name"]: entry for entry in stored.get("evaluations", ())}
+        for entry in wanted["evaluations"]:
+            old = before.get(entry["name"], entry)
+            different += [f"evaluation {entry['name']}: {key}: there {old.get(key)!r}, here {value!r}"
+                          for key, value in entry.items() if key not in PLACES and old.get(key) != value]  # fmt: skip
+        if different:
+            raise FingerprintError(
+                f"{self.path} holds another grid ({stored.get('title')!r}, labels {stored.get('labels')}, student "
+                f"{stored.get('student')}):\n  " + "\n  ".join(different),
+                hint="give another --out; for another data set give the evaluation a new name",
+            )
+
+
+@dataclass(frozen=True)
+class CellFolder:
+    """The folder of one cell."""
+
+    path: Path
+
+    @property
+    def failure(self) -> Path:
+        """Why the last attempt failed; there only while it did."""
+        return self.path / "failure.json"
+
+    def evaluation(self, name: str) -> Path:
+        """A result of `evaluate`."""
+        return self.path / "evaluations" / f"{name}.json"
+
+    def results(self) -> dict[str, Any] | None:
+        """results.json of a run that is whole; None before that.
+
+        Raises:
+            IntegrityError: the prompts are no longer those of the run.
+        """
+        found = read_document(self.path / "results.json")
+        if found is None:
+            return None
+        file = self.path / "prompts.safetensors"
+        digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "no file"
+        if digest != found.get("prompts_digest"):
+            raise IntegrityError(
+                f"{file} is not what its run wrote: expected SHA-256 {found.get('prompts_digest')}, found {digest}",
+                hint=f"restore it, or remove {self.path} to train this cell again",
+            )
+        return found
+
+    def damage(self) -> IntegrityError | None:
+        """What is wrong with a finished run whose prompts are no longer those that it wrote."""
+        try:
+            self.results()
+        except IntegrityError as problem:
+            return problem
+        return None
+
+    def lacking(self, evaluations: Sequence[str]) -> list[str]:
+        """The evaluations that are not there, or not whole."""
+        return [name for name in evaluations if read_document(self.evaluation(name)) is None]
+
+    def state(self, evaluations: Sequence[str]) -> State:
+        """Where the cell stands; `missing` also while it runs or when it was interrupted."""
+        try:
+            trained = self.results() is not None
+        except IntegrityError:
+            return "damaged"
+        if trained and not self.lacking(evaluations):
+            return "finished"
+        return "failed" if self.failure.is_file() else "missing"
+
+    def problem(self) -> dict[str, Any] | None:
+        """What the cell is listed with: its damage, else failure.json."""
+        damage = self.damage()
+        if damage is not None:
+            return {"kind": type(damage).__name__, "message": damage.message, "hint": damage.hint}
+        if not self.failure.is_file():
+            return None
+        unread = {"kind": "IntegrityError", "message": f"{self.failure} is damaged: why the cell failed is lost",
+                  "hint": f"the same command with --retry-failed tries it again; or remove {self.path}"}  # fmt: skip
+        found = read_document(self.failure) or unread
+        return found if found.get("hint") else found | {"hint": RETRY}
+
+    def fail(self, problem: BaseException) -> dict[str, Any]:
+        """Write down why an attempt failed; returns it."""
+        ours = isinstance(problem, TeachOnceError)
+        said, hint = f"{type(problem).__name__}: {problem}", ""
+        if isinstance(problem, TeachOnceError):
+            here = f"remove {self.path} to train this cell again"
+            said, hint = problem.message, problem.hint.replace(OTHER_OUT, here)
+        document = {
+            "schema": SCHEMA, "kind": type(problem).__name__, "message": said, "hint": hint, "ours": ours,
+            "time": round(time.time(), 3),
+        }  # fmt: skip
+        write_document(self.failure, document)
+        return document
+
+    def step(self) -> int:
+        """Of the newest checkpoint; 0 without one."""
+        names = [
+            re.fullmatch(r"step-(\d{8})\.safetensors", file.name) for file in (self.path / "checkpoints").glob("*")
+        ]
+        return max((int(name[1]) for name in names if name), default=0)
+
+
+def count_states(states: Iterable[State]) -> dict[str, int]:
+    """How many cells are in each state."""
+    return {state: 0 for state in get_args(State)} | Counter(states)
+
+
+def read_document(file: Path) -> dict[str, Any] | None:
+    """A JSON object with our schema; None where there is none, or not a whole one."""
+    try:
+        found: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("schema") == SCHEMA else None
+
+
+def write_document(file: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON document whole, with null for what is no number; its folder is made.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(file, (json.dumps(_plain(document), indent=1, allow_nan=False) + "\n").encode())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (str, int)) else str(value)

@@ -1,0 +1,191 @@
+"""Where a grid of `ablate` stands: which cells have ended, run, failed or wait, and how long the rest may take.
+
+It reads what `ablate` and the runs of its cells leave in their folders; it takes no lock and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal
+
+from teachonce.core.locks import lock_path, read_owner
+from teachonce.core.status import State, Worker, ending, iso, newest, number, read_lines, state_of, worker_of
+from teachonce.errors import IntegrityError
+from teachonce.runs.folder import LOG, RESULTS
+from teachonce.runs.grid_folder import CellFolder, GridFolder, read_document
+from teachonce.runs.status import RunStatus, is_run, run_status
+
+ONCE = "chosen"  # evaluations that only the chosen cell gets
+
+CellState = Literal["finished", "running", "failed", "damaged", "interrupted", "waiting"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellStatus:
+    """One cell that runs, was interrupted, failed or is damaged."""
+
+    name: str
+    digest: str
+    state: CellState
+    step: int
+    steps: int | None
+    steps_per_second: float | None
+    seconds_since_sign: float | None
+    loss: float | None
+    problem: str | None
+    """What the last attempt failed with."""
+    hint: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridStatus:
+    """A grid of runs."""
+
+    kind: Literal["ablate"] = "ablate"
+    path: str
+    title: str
+    state: State
+    process: Worker | None
+    """The `ablate` that holds the grid, alive or not; None: the grid is free."""
+    cells: dict[str, int]
+    """How many are `finished`, `running`, `failed`, `damaged` and `waiting`; `interrupted` ones are also counted among
+    the waiting."""
+    open_cells: tuple[CellStatus, ...]
+    """Those that run, were interrupted, failed or are damaged."""
+    seconds_per_cell: float | None
+    """Mean over the finished ones."""
+    last_sign: str | None
+    seconds_since_sign: float | None
+    seconds_left: float | None
+    """With as many cells at once as run now."""
+    estimated_end: str | None
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A cell as it lies on disk."""
+
+    state: CellState
+    about: Mapping[str, Any]
+    run: RunStatus | None = None
+    """Of a cell that runs or was interrupted."""
+    seconds: float | None = None
+    """That a finished run took."""
+    problem: Mapping[str, Any] | None = None
+
+
+def is_grid(folder: Path) -> bool:
+    """Whether this is the folder of a grid."""
+    return GridFolder(folder).grid.is_file()
+
+
+def grid_status(folder: Path, now: float) -> GridStatus:
+    """Look at a grid.
+
+    Args:
+        folder: for which `is_grid` holds.
+        now: seconds since 1970.
+
+    Raises:
+        IntegrityError: grid.json is damaged.
+    """
+    grid = GridFolder(folder)
+    about = read_document(grid.grid)
+    if about is None or not isinstance(about.get("cells"), list):
+        raise IntegrityError(f"{grid.grid} is damaged: it should list the cells of a grid",
+                             hint="restore it; the runs below cells/ are not touched")  # fmt: skip
+    wanted = [e["name"] for e in about.get("evaluations", ()) if e.get("only") != ONCE]
+    owner = read_owner(grid.grid)
+    worker, events = worker_of(owner), read_lines(folder / LOG)
+    at_work = set() if owner is None or (worker and worker.alive is False) else _started(events, owner.token)
+    cells = [_cell(grid.cell(str(cell["digest"])), cell, wanted, str(cell["digest"]) in at_work, now)
+             for cell in about["cells"]]  # fmt: skip
+    counts, seconds = _counts(cells), _seconds_of_a_cell(events, cells)
+    sign = newest([lock_path(grid.grid), folder / LOG, grid.results, *(folder / "cells").glob(f"*/{LOG}")])
+    silent = max(0.0, now - sign) if sign is not None else 0.0
+    left = _left(cells, seconds)
+    state = _state(grid, worker, counts, silent)
+    end = ending(left or 0.0, max(1, counts["running"]) if left is not None else None, now, now, state)
+    return GridStatus(
+        path=str(folder), title=str(about.get("title", "")), state=state, process=worker, cells=counts,
+        open_cells=tuple(_told(cell) for cell in cells if cell.state not in ("finished", "waiting")),
+        seconds_per_cell=seconds, last_sign=iso(sign) if sign is not None else None,
+        seconds_since_sign=round(silent, 1) if sign is not None else None,
+        seconds_left=end.seconds_left, estimated_end=end.estimated_end,
+    )  # fmt: skip
+
+
+def _started(events: Sequence[Mapping[str, Any]], token: int) -> set[str]:
+    """Digests of the cells that workers of this driver began and have not ended."""
+    last = {str(e.get("digest")): e["event"] for e in events if e.get("token") == token}
+    return {digest for digest, event in last.items() if event == "cell_start"}
+
+
+def _cell(folder: CellFolder, about: Mapping[str, Any], wanted: Sequence[str], at_work: bool, now: float) -> _Cell:
+    if folder.damage() is not None:
+        return _Cell("damaged", about, problem=folder.problem())
+    results = read_document(folder.path / RESULTS)
+    if results is not None and not folder.lacking(wanted):
+        seconds = results.get("seconds")
+        return _Cell("finished", about, seconds=float(seconds) if number(seconds) else None)  # type: ignore[arg-type]
+    run = run_status(folder.path, now) if is_run(folder.path) else None
+    if at_work:
+        return _Cell("running", about, run)
+    problem = folder.problem()
+    if problem is not None:
+        return _Cell("failed", about, run, problem=problem)
+    return _Cell("waiting" if run is None else "interrupted", about, run)
+
+
+def _counts(cells: Sequence[_Cell]) -> dict[str, int]:
+    found = {name: sum(cell.state == name for cell in cells) for name in ("finished", "running", "failed", "damaged")}
+    interrupted = sum(cell.state == "interrupted" for cell in cells)
+    waiting = interrupted + sum(cell.state == "waiting" for cell in cells)
+    return found | {"waiting": waiting, "interrupted": interrupted}
+
+
+def _seconds_of_a_cell(events: Sequence[Mapping[str, Any]], cells: Sequence[_Cell]) -> float | None:
+    """Mean over finished cells: as the grid logged them, else as their runs did."""
+    logged = [e["seconds"] for e in events if e["event"] == "cell_done" and number(e.get("seconds"))]
+    known = logged or [cell.seconds for cell in cells if cell.seconds is not None]
+    return mean(known) if known else None
+
+
+def _left(cells: Sequence[_Cell], seconds: float | None) -> float | None:
+    """Seconds of work that are left for one worker; None where nothing tells."""
+    todo = [cell for cell in cells if cell.state in ("running", "interrupted", "waiting")]
+    rates = [cell.run.steps_per_second for cell in todo if cell.run is not None and cell.run.steps_per_second]
+    if todo and seconds is None and not rates:
+        return None
+    total = 0.0
+    for cell in todo:
+        config = cell.about.get("config")
+        planned = config.get("steps") if isinstance(config, dict) else None
+        steps = (cell.run.steps if cell.run else None) or planned
+        left = 1.0 if not steps else max(0.0, 1.0 - (cell.run.step if cell.run else 0) / steps)
+        total += left * (seconds if seconds is not None else (steps or 0) / mean(rates))
+    return total
+
+
+def _state(grid: GridFolder, worker: Worker | None, counts: Mapping[str, int], silent: float) -> State:
+    todo = counts["running"] + counts["waiting"]
+    done = worker is None and not todo and read_document(grid.results) is not None
+    return state_of(
+        worker, done, any(counts[name] for name in ("finished", "running", "failed", "damaged")), silent, 0.0
+    )
+
+
+def _told(cell: _Cell) -> CellStatus:
+    run, problem = cell.run, cell.problem or {}
+    return CellStatus(
+        name=str(cell.about.get("name", "")), digest=str(cell.about["digest"]), state=cell.state,
+        step=run.step if run else 0, steps=run.steps if run else None,
+        steps_per_second=run.steps_per_second if run else None,
+        seconds_since_sign=run.seconds_since_sign if run else None,
+        loss=run.losses.get("loss") if run else None,
+        problem=str(problem["message"]) if problem.get("message") else None,
+        hint=str(problem["hint"]) if problem.get("hint") else None,
+    )  # fmt: skip

@@ -1,0 +1,206 @@
+"""What a cell needs of the label store, and how that comes about: as it is, by a selection, or by a derived store.
+
+It derives nothing and loads no model; what cannot be had without the teacher's image tower is refused here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from teachonce.data.vocabulary import Vocabulary, load_vocabulary
+from teachonce.errors import DataError, UsageError
+from teachonce.evaluation.sets import class_ids
+from teachonce.labels.format import EMBEDDING, LABELS
+from teachonce.labels.selection import Rule
+from teachonce.labels.store import LabelStore
+from teachonce.models.spec import parse_spec
+from teachonce.runs.cells import Cell
+from teachonce.runs.grid import DataKeys
+
+CLASSES_TAKES = "takes a file of ids that the class list has, one a line; `base`, `novel` or timm:NAME"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derivation:
+    """A store that `relabel` makes from the grid's store; what is None stays as it is there."""
+
+    vocabulary: str | None = None
+    vocabulary_digest: str | None = None
+    templates: tuple[str, ...] | None = None
+    top_k: int | None = None
+    temperatures: tuple[float, ...] | None = None
+
+    @property
+    def digest(self) -> str:
+        """Its name: what the labels depend on, and no path."""
+        return short_digest({key: value for key, value in asdict(self).items() if key != "vocabulary"})
+
+    def words(self) -> str:
+        """What changes, for people."""
+        said = {"vocabulary": self.vocabulary, "template": " + ".join(self.templates or ()), "top_k": self.top_k,
+                "temperatures": ", ".join(f"{tau:g}" for tau in self.temperatures or ())}  # fmt: skip
+        return "; ".join(f"{key} {value}" for key, value in said.items() if value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """Where a cell's rows and targets come from."""
+
+    derivation: Derivation | None
+    """None: the grid's store itself."""
+    rule: Rule | None
+    """Of the selection; None: all rows and classes."""
+
+    @property
+    def selection_digest(self) -> str | None:
+        """Name of the selection file."""
+        if self.rule is None:
+            return None
+        return short_digest({"store": self.derivation.digest if self.derivation else None, "rule": asdict(self.rule)})
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the data of the cell, for its digest; temperatures follow from the config."""
+        derived = {} if self.derivation is None else asdict(self.derivation)
+        kept = {
+            key: derived[key] for key in ("vocabulary_digest", "templates", "top_k") if derived.get(key) is not None
+        }
+        return {"derived": kept, "rule": None if self.rule is None else asdict(self.rule)}
+
+
+def short_digest(document: Mapping[str, Any]) -> str:
+    """First 16 hex digits of the SHA-256 of the canonical JSON."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def cell_digest(cell: Cell, need: Need, content: str, student: str, prompts: str | None) -> str:
+    """The name of a cell's folder: equal only where the run is.
+
+    Args:
+        need: which rows and targets.
+        content: digest of the store's labels and embeddings.
+        student: digest of the student's weights.
+        prompts: digest of the prompts that it starts from.
+    """
+    return short_digest({
+        "config": cell.config.to_dict(), "data": need.identity(), "store": content, "student": student,
+        "prompts": prompts,
+    })  # fmt: skip
+
+
+def need_of(cell: Cell, store: LabelStore, root: Path | None) -> Need:
+    """What a cell needs.
+
+    Raises:
+        UsageError: more classes a label than there are.
+        DataError: a class list is not what it should be, or the store has no embeddings to derive from.
+    """
+    data = cell.data
+    vocabulary = load_vocabulary(data.vocabulary, root) if data.vocabulary else store.vocabulary()
+    derivation = _derivation(cell, data, vocabulary, store)
+    kept = min(store.layout.top_k, len(vocabulary)) if derivation is None or not derivation.top_k else derivation.top_k
+    classes = None
+    if data.classes:
+        try:
+            classes = class_ids(data.classes, store.label_classes(), vocabulary)
+        except DataError as problem:  # its hint speaks of --classes, which is no option here
+            raise DataError(problem.message, hint=f"data.classes {CLASSES_TAKES}") from problem
+    fewer = data.top_k if 0 < data.top_k < kept else None
+    need = Need(derivation=derivation, rule=None)
+    if data.shots or fewer or classes is not None:
+        rule = Rule(shots=data.shots or None, seed=int(data.shots_seed) if data.shots else 0, top_k=fewer,
+                    classes=classes, all_names=data.all_names)  # fmt: skip
+        need = Need(derivation=derivation, rule=rule)
+    _check_top(cell, fewer or kept)
+    return need
+
+
+def _derivation(cell: Cell, data: DataKeys, vocabulary: Vocabulary, store: LabelStore) -> Derivation | None:
+    layout, config = store.layout, cell.config
+    stored = store.groups[LABELS].fingerprint
+    renamed = vocabulary.digest != stored.get("vocabulary_digest")
+    templates = data.template if data.template and list(data.template) != stored.get("templates") else None
+    if data.top_k > len(vocabulary):
+        raise UsageError(f"data.top_k = {data.top_k}: there are {len(vocabulary)} classes",
+                         hint=f"use at most {len(vocabulary)}")  # fmt: skip
+    more = data.top_k if data.top_k > min(layout.top_k, len(vocabulary)) else None
+    taus = None
+    if layout.top_k and config.soft_tail and config.tau_teacher not in layout.temperatures:
+        taus = (*layout.temperatures, config.tau_teacher)
+    if not (renamed or templates or more or taus):
+        return None
+    found = Derivation(
+        vocabulary=data.vocabulary if renamed else None, vocabulary_digest=vocabulary.digest if renamed else None,
+        templates=templates, top_k=more, temperatures=taus,
+    )  # fmt: skip
+    _require_source(store, found)
+    if renamed or templates:
+        _require_teacher(store, vocabulary, templates)
+    return found
+
+
+def _require_source(store: LabelStore, wanted: Derivation) -> None:
+    """Refuse what needs embeddings where there are none: it would take the teacher's image tower."""
+    if not store.layout.top_k:
+        raise DataError(f"{store.path} was made without a teacher: {wanted.words()} cannot be had from it",
+                        hint=teach_command(store, "--teacher MODEL --embeddings int8"))  # fmt: skip
+    if EMBEDDING not in store.groups:
+        raise DataError(f"{store.path} keeps no embeddings of its teacher, from which this would be derived: "
+                        f"{wanted.words()}", hint=teach_command(store, "--embeddings int8"))  # fmt: skip
+
+
+def _require_teacher(store: LabelStore, vocabulary: Vocabulary, templates: tuple[str, ...] | None) -> None:
+    """Refuse new names or templates where the teacher, whose text tower they need, is not where it was."""
+    known = set(store.vocabulary().names)
+    if templates is None and all(name in known for name in vocabulary.names):
+        return
+    spec = store.groups[LABELS].fingerprint["about"].get("teacher")
+    hint = f"teachonce relabel {store.path} --teacher MODEL ... makes a store to run this grid on, wherever it is now"
+    if spec is None:
+        raise DataError(
+            f"{store.path} does not say which teacher made it, and new names need its text tower", hint=hint
+        )
+    try:
+        parse_spec(spec)
+    except UsageError as problem:
+        raise DataError(f"new names or templates need the text tower of the teacher: {problem.message}",
+                        hint=hint) from problem  # fmt: skip
+
+
+def _check_top(cell: Cell, top_k: int) -> None:
+    if cell.config.candidates == "sampled" and top_k and cell.config.sampled_top > top_k:
+        raise UsageError(f"sampled_top = {cell.config.sampled_top}: soft labels have {top_k} classes here",
+                         hint=f"use sampled_top = {top_k}, or a larger data.top_k")  # fmt: skip
+
+
+def teach_command(store: LabelStore, added: str) -> str:
+    """The command that would add something to a store, as far as the store knows how it was made."""
+    if store.maker != "teachonce teach":
+        return store.embedding_hint
+    about = store.groups[LABELS].fingerprint
+    parts = ["teachonce teach", about["manifest"], f"--split {about['split']}", f"--labels {store.path}"]
+    own = about["about"]
+    if own.get("teacher"):
+        parts.append(f"--teacher {own['teacher']}")
+    if own.get("vocabulary") not in (None, "manifest"):
+        parts.append(f"--vocabulary {own['vocabulary']}")
+    if store.layout.top_k:
+        parts.append(f"--top-k {store.layout.top_k}")
+    if store.layout.views > 1:
+        parts.append(f"--views {store.layout.views}")
+    return " ".join([*parts, added]) + " (with the --root and settings that it was made with)"
+
+
+def student_command(store: LabelStore, spec: str) -> str:
+    """How a store gets the image features of a student: `teach` writes them, and what derives stores copies them."""
+    if store.maker == "teachonce teach":
+        return teach_command(store, f"--student {spec}")
+    about = store.groups[LABELS].fingerprint["about"]
+    parents = [*about.get("parents", ()), *([about["parent"]] if "parent" in about else [])]
+    names = " or ".join(str(parent["name"]) for parent in parents) or "its parent"
+    return (f"add them to the store that it was made from: the `teachonce teach ...` that wrote {names}, with "
+            f"--student {spec}; then run the same `{store.maker}` again, which copies them over")  # fmt: skip

@@ -1,0 +1,312 @@
+"""Read one run folder of `train` for a report: its config, figures, curves and evaluations, or why it does not count.
+
+It changes nothing and loads no model; `report_folder` finds runs and puts them into groups.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from teachonce.runs.log import read_events
+from teachonce.training.config import config_digest
+
+FIGURES = ("top1", "top5", "macro", "ece", "nll")
+TENSORS = "prompts.safetensors"
+ROUNDING = 1e-6  # of the mean of credits, which are written as float32
+IDLE = "pairing"  # the event with which every call of `train` begins its work
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """One figure over a run; seconds count work only, not the time between a kill and its resume."""
+
+    steps: npt.NDArray[np.int64]
+    seconds: npt.NDArray[np.float64]
+    values: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """One class of an evaluation."""
+
+    id: str
+    name: str
+    n: int
+    top1: float
+    template: float | None
+    """Top-1 of the bare student with the template."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """What `evaluate` said of a run on one set."""
+
+    name: str
+    figures: Mapping[str, float]
+    """Those of `FIGURES` that are there, as fractions."""
+    template: Mapping[str, float]
+    """The same of the bare student with the hand-written template; empty if not there."""
+    n: int
+    about: Mapping[str, Any]
+    """The document, as it is."""
+    classes: tuple[ClassFigures, ...] = ()
+    credits: npt.NDArray[np.float32] | None = None
+    """[n] credit of each image."""
+    template_credits: npt.NDArray[np.float32] | None = None
+    foreign: tuple[str, ...] = ()
+    """Credits beside it that are not its own, in words; they are not read."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """A finished run."""
+
+    folder: Path
+    name: str
+    """Its path below the folder that was read."""
+    seed: int
+    config: Mapping[str, Any]
+    results: Mapping[str, Any]
+    start: Mapping[str, Any]
+    """The first event: versions, digests, where labels and student were."""
+    last_time: float | None
+    """Of the last event, seconds since 1970."""
+    loss: Curve
+    held_out: Curve
+    held_out_rows: int | None
+    evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Of all its calls, as far as its log tells."""
+        logged = float(self.loss.seconds[-1]) if len(self.loss.seconds) else 0.0
+        return max(logged, float(self.results["seconds"]))
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A folder that is no finished, whole run, and why."""
+
+    name: str
+    kind: str
+    """failed, unfinished, damaged or waiting."""
+    why: str
+    hint: str = ""
+
+
+class _NoRun(Exception):
+    """Why a folder does not count; never leaves this module."""
+
+    def __init__(self, kind: str, why: str) -> None:
+        super().__init__(why)
+        self.kind, self.why = kind, why
+
+
+def read_run(folder: Path, name: str) -> Run | Unusable:
+    """Read a run folder; whatever is wrong with it becomes an `Unusable`.
+
+    Args:
+        folder: of `train`.
+        name: what to call it.
+    """
+    try:
+        return _read(folder, name)
+    except _NoRun as reason:
+        failure = read_json(folder / "failure.json")
+        if isinstance(failure, dict):
+            return Unusable(name, "failed", str(failure.get("message", reason.why)), str(failure.get("hint", "")))
+        return Unusable(name, reason.kind, reason.why)
+    except OSError as problem:
+        return Unusable(name, "damaged", f"cannot be read: {problem.strerror or problem}")
+
+
+def _read(folder: Path, name: str) -> Run:
+    config = _config(folder)
+    events = _events(folder)
+    start = next((event for event in events if event.get("event") == "start"), {})
+    _require_same_config(config, start)
+    results = _results(folder)
+    seed = config.get("seed", 0)
+    if not isinstance(seed, int):
+        raise _NoRun("damaged", "config.toml: seed is no whole number")
+    clock = _working_seconds(events)
+    loss, held_out = (_curve(events, clock, *which) for which in (("step", "loss"), ("held_out", "top1")))
+    rows = [number(event.get("rows")) for event in events if event.get("event") == "held_out"]
+    times = [time for event in events if (time := number(event.get("time"))) is not None]
+    return Run(
+        folder=folder, name=name, seed=seed, config=config, results=results, start=start,
+        last_time=times[-1] if times else None, loss=loss, held_out=held_out,
+        held_out_rows=int(rows[-1]) if rows and rows[-1] is not None else None,
+        evaluations=read_evaluations(folder / "evaluations"),
+    )  # fmt: skip
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.toml"
+    if not file.is_file() and not (folder / "events.jsonl").is_file():
+        raise _NoRun("waiting", "not begun")
+    if not file.is_file():
+        raise _NoRun("unfinished", "config.toml is missing: the run ended before its first step")
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise _NoRun("damaged", f"config.toml is not TOML: {problem}") from problem
+
+
+def _events(folder: Path) -> list[dict[str, Any]]:
+    file = folder / "events.jsonl"
+    if not file.is_file():
+        raise _NoRun("damaged", "events.jsonl is missing")
+    try:
+        return [event for event in read_events(file) if isinstance(event, dict)]
+    except UnicodeDecodeError as problem:
+        raise _NoRun("damaged", f"events.jsonl is not UTF-8: {problem.reason}") from problem
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    file = folder / "results.json"
+    if not file.is_file():
+        raise _NoRun("unfinished", "results.json is missing: the run has not come to its end")
+    results = read_json(file)
+    if not isinstance(results, dict) or results.get("schema") != 1 or not _has_figures(results):
+        raise _NoRun("damaged", "results.json is not what a run writes: cut short, or of another version")
+    tensors = folder / TENSORS
+    if not tensors.is_file():
+        raise _NoRun("damaged", f"{TENSORS} is missing")
+    if hashlib.sha256(tensors.read_bytes()).hexdigest() != results.get("prompts_digest"):
+        raise _NoRun("damaged", f"{TENSORS} is not the file that results.json tells of: its SHA-256 differs")
+    return results
+
+
+def _has_figures(results: Mapping[str, Any]) -> bool:
+    must = all(number(results.get(key)) is not None for key in ("steps", "trainable_parameters", "seconds"))
+    may = all(results.get(key) is None or number(results[key]) is not None for key in ("held_out_top1", "final_loss"))
+    return must and may
+
+
+def _require_same_config(config: Mapping[str, Any], start: Mapping[str, Any]) -> None:
+    """What stands in config.toml must be what the run began with, or its figures would be shown for another config."""
+    own = config_digest(config)
+    if start.get("config_digest", own) != own:
+        raise _NoRun("damaged", "config.toml is not what the run began with (events.jsonl has another digest)")
+
+
+def _working_seconds(events: list[dict[str, Any]]) -> list[float]:
+    """Seconds of work up to each event; the time between a stop and the next call does not count."""
+    clock, before, seconds = 0.0, None, []
+    for event in events:
+        time = number(event.get("time"))
+        if time is not None:
+            if before is not None and event.get("event") != IDLE:
+                clock += max(0.0, time - before)
+            before = time
+        seconds.append(clock)
+    return seconds
+
+
+def _curve(events: list[dict[str, Any]], clock: list[float], kind: str, key: str) -> Curve:
+    found = {}
+    for event, seconds in zip(events, clock, strict=True):
+        step, value = number(event.get("step")), number(event.get(key))
+        if event.get("event") == kind and step is not None and value is not None:
+            found[int(step)] = (seconds, value)  # of a step that was done twice, the later
+    steps = sorted(found)
+    pairs = np.array([found[step] for step in steps], dtype=np.float64).reshape(-1, 2)
+    return Curve(np.array(steps, dtype=np.int64), pairs[:, 0], pairs[:, 1])
+
+
+def read_evaluations(folder: Path) -> dict[str, Evaluation]:
+    """All whole evaluations in a folder, by name; what is not whole is not there."""
+    found = {}
+    for file in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+        evaluation = read_evaluation(file, file.stem)
+        if evaluation is not None:
+            found[file.stem] = evaluation
+    return found
+
+
+def read_evaluation(file: Path, name: str) -> Evaluation | None:
+    """One result of `evaluate` and what lies beside it; None if it is not whole."""
+    about = read_json(file)
+    if not isinstance(about, dict):
+        return None
+    figures, n = _figures(about), number(about.get("n"))
+    if "top1" not in figures or n is None or n < 1:
+        return None
+    template = _figures(mapping(about.get("baseline")))
+    beside = file.parent / file.stem
+    credits, foreign = _credits(Path(f"{beside}.top1.npy"), int(n), figures["top1"])
+    template_credits, more = _credits(Path(f"{beside}.template.top1.npy"), int(n), template.get("top1"))
+    return Evaluation(
+        name=name, figures=figures, template=template, n=int(n), about=about,
+        classes=_class_figures(Path(f"{beside}.csv")), credits=credits, template_credits=template_credits,
+        foreign=(*foreign, *more),
+    )  # fmt: skip
+
+
+def _figures(document: Mapping[str, Any]) -> dict[str, float]:
+    found = {key: number(document.get(key)) for key in FIGURES}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _class_figures(file: Path) -> tuple[ClassFigures, ...]:
+    try:
+        with file.open(encoding="utf-8", newline="") as stream:
+            return tuple(
+                ClassFigures(line["id"], line["name"], int(line["n"]), float(line["top1"]), _template_of(line))
+                for line in csv.DictReader(stream)
+            )
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError):
+        return ()
+
+
+def _template_of(line: Mapping[str, str]) -> float | None:
+    text = line.get("template_top1")
+    return float(text) if text else None
+
+
+def _credits(file: Path, n: int, top1: float | None) -> tuple[npt.NDArray[np.float32] | None, tuple[str, ...]]:
+    """The credit of each of n images, whose mean is `top1`; without one that fits, what is wrong with the file."""
+    try:
+        credits = np.load(file)
+    except FileNotFoundError:
+        return None, ()
+    except (OSError, ValueError, EOFError):
+        return None, (f"{file.name} cannot be read",)
+    if not isinstance(credits, np.ndarray) or credits.dtype.kind != "f" or credits.shape != (n,):
+        return None, (f"{file.name} is not the credit of {n} images",)
+    mean = float(credits.mean(dtype=np.float64))
+    if top1 is None or not abs(mean - top1) <= ROUNDING:  # also where the mean is no number
+        said = "no top-1" if top1 is None else f"{top1:.6g}"
+        return None, (f"{file.name} has the mean {mean:.6g}, and the result says {said}",)
+    return credits.astype(np.float32), ()
+
+
+def read_json(file: Path) -> Any:
+    """The document of a file; None if it is not there or not whole."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        return None
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """A table; an empty one for anything else."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def number(value: Any) -> float | None:
+    """A finite number; None for anything else."""
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if good else None

@@ -1,0 +1,144 @@
+"""Where a training run stands, from what it leaves in its folder while it works.
+
+It needs neither torch nor the label store, takes no lock and writes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from teachonce.core.machine import ProcessMark
+from teachonce.core.status import (
+    State,
+    Worker,
+    ending,
+    iso,
+    newest,
+    number,
+    read_lines,
+    read_object,
+    state_of,
+    worker_of,
+)
+from teachonce.runs.folder import CHECKPOINTS, LOCK, LOG, RESULTS
+
+RECENT = 20  # logged steps that the pace is taken from
+_CHECKPOINT = re.compile(r"step-(\d{8})\.safetensors")
+_NO_LOSS = frozenset({"schema", "time", "event", "step", "gradient_norm", "learning_rate", "candidates", "forced"})
+
+Event = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """One run of `train`. Accuracies are fractions."""
+
+    kind: Literal["train"] = "train"
+    path: str
+    state: State
+    process: Worker | None
+    """Whoever has the run's lock, alive or not; None: the run is free."""
+    step: int
+    steps: int | None
+    """None: the run has not come so far as to say."""
+    losses: dict[str, float]
+    """Of the last logged step, in nats."""
+    learning_rate: float | None
+    gradient_norm: float | None
+    held_out: dict[str, float] | None
+    """`top1` at `step`, and `best_top1` at `best_step`."""
+    steps_per_second: float | None
+    checkpoint: int | None
+    """The step that a resumed run would begin after."""
+    resumed: int
+    """How often the run was taken up again."""
+    last_sign: str | None
+    seconds_since_sign: float | None
+    seconds_left: float | None
+    estimated_end: str | None
+
+
+def is_run(folder: Path) -> bool:
+    """Whether this is the folder of a run, be it one that has only begun."""
+    if (folder / LOG).is_file() and any(event["event"] == "start" for event in read_lines(folder / LOG)[:1]):
+        return True
+    return _checkpoint(folder) is not None or (folder / LOCK).is_file()
+
+
+def run_status(folder: Path, now: float) -> RunStatus:
+    """Look at a run.
+
+    Args:
+        folder: for which `is_run` holds.
+        now: seconds since 1970.
+    """
+    events = read_lines(folder / LOG)
+    attempt = _attempt(events)
+    steps = [event for event in events if event["event"] == "step" and number(event.get("step"))]
+    total = next((int(e["steps"]) for e in events if e["event"] == "start" and number(e.get("steps"))), None)
+    last: Event = steps[-1] if steps else {}
+    sign = newest([folder / LOG, folder / LOCK, folder / RESULTS, *(folder / CHECKPOINTS).glob("step-*")])
+    silent = max(0.0, now - sign) if sign is not None else None
+    rate, gap = _pace(attempt)
+    worker = worker_of(_mark(folder))
+    done = (read_object(folder / RESULTS) or {}).get("steps") is not None
+    state = state_of(worker, done, bool(steps), silent or 0.0, gap)
+    step, since = int(last.get("step", 0)), float(last.get("time", now))
+    end = ending(max(0, (total or 0) - step), rate if total else None, since, now, state)
+    return RunStatus(
+        path=str(folder), state=state, process=worker, step=step, steps=total,
+        losses={name: value for name, value in last.items() if name not in _NO_LOSS and number(value)},
+        learning_rate=last.get("learning_rate"), gradient_norm=last.get("gradient_norm"), held_out=_held_out(events),
+        steps_per_second=rate, checkpoint=_checkpoint(folder),
+        resumed=max(0, sum(event["event"] == "pairing" for event in events) - 1),
+        last_sign=iso(sign) if sign is not None else None,
+        seconds_since_sign=round(silent, 1) if silent is not None else None,
+        seconds_left=end.seconds_left, estimated_end=end.estimated_end,
+    )  # fmt: skip
+
+
+def _attempt(events: Sequence[Event]) -> Sequence[Event]:
+    """The events since the run was last started or taken up: what lies between two attempts is no pace."""
+    starts = [place for place, event in enumerate(events) if event["event"] == "pairing"]
+    return events[starts[-1] :] if starts else events
+
+
+def _mark(folder: Path) -> ProcessMark | None:
+    """Who has the run's lock, or died with it; None where nobody has."""
+    if not (folder / LOCK).is_file():
+        return None
+    try:
+        return ProcessMark(**(read_object(folder / LOCK) or {}))
+    except TypeError:  # it is being written this very moment
+        return ProcessMark("unknown", 0, 0.0)
+
+
+def _pace(attempt: Sequence[Event]) -> tuple[float | None, float]:
+    """Steps a second, None before two signs; and the usual seconds between two logged steps."""
+    steps = [e for e in attempt if e["event"] in ("step", "pairing") and number(e.get("step"))][-RECENT:]
+    if len(steps) < 2:
+        return None, 0.0
+    seconds = steps[-1]["time"] - steps[0]["time"]
+    done = steps[-1]["step"] - steps[0]["step"]
+    return (done / seconds if seconds > 0 and done > 0 else None), max(0.0, seconds) / (len(steps) - 1)
+
+
+def _held_out(events: Sequence[Event]) -> dict[str, float] | None:
+    scores = [e for e in events if e["event"] == "held_out" and number(e.get("top1")) and number(e.get("step"))]
+    if not scores:
+        return None
+    best = max(scores, key=lambda event: event["top1"])
+    return {"top1": scores[-1]["top1"], "step": scores[-1]["step"],
+            "best_top1": best["top1"], "best_step": best["step"]}  # fmt: skip
+
+
+def _checkpoint(folder: Path) -> int | None:
+    try:
+        names = [file.name for file in (folder / CHECKPOINTS).iterdir()]
+    except OSError:
+        return None
+    return max((int(match[1]) for name in names if (match := _CHECKPOINT.fullmatch(name))), default=None)

@@ -1,0 +1,227 @@
+"""What an export says of its prompts, gathered from the run: data, teacher, student, training, accuracy.
+
+Only what is recorded is said, and no path of this machine: of local files and folders the name alone.
+`model_card` writes it for people, export.json for programs.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from teachonce.core.strict import decode
+from teachonce.data.manifests import load_manifest, shipped_manifests
+from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError
+from teachonce.labels.format import LABELS
+from teachonce.labels.store import LabelStore
+from teachonce.models.prompt_files import LoadedPrompts, PromptMeta
+from teachonce.models.spec import LOCAL_DIR
+from teachonce.runs.log import RunLog
+from teachonce.training.config import config_digest
+
+FACTS_FILE, CONFIG_FILE = "export.json", "config.toml"
+_RUN_KEYS = ("steps", "trainable_parameters", "final_loss", "held_out_top1", "selection_digest", "start")
+_IMPORT_KEYS = ("checkpoint_digest", "epoch", "student_proved")
+_SCORE_KEYS = (
+    "top1", "top5", "macro", "ece", "nll", "n", "classes", "failed", "tied_names", "top1_interval", "wise", "protocol",
+    "manifest", "split", "chosen", "templates", "names_digest", "digests", "baseline", "paired",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """What the prompts were trained on, and who taught. Empty where the label store is not at hand any more."""
+
+    store_id: str = ""
+    manifest: str = ""
+    split: str = ""
+    title: str = ""
+    """Of the data release."""
+    licence: str = ""
+    """Of the data, as the manifest says."""
+    rows: int = 0
+    views: int = 0
+    top_k: int = 0
+    classes: int = 0
+    vocabulary: str = ""
+    vocabulary_digest: str = ""
+    teacher: str = ""
+    teacher_digest: str = ""
+    templates: tuple[str, ...] = ()
+    """Of the teacher."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportFacts:
+    """Everything that export.json holds."""
+
+    schema: int = 1
+    teachonce: str
+    licence: str | None
+    prompts_digest: str
+    """SHA-256 of prompts.safetensors."""
+    student: str
+    student_digest: str
+    structure: dict[str, Any]
+    """Tower, structure, slots, depth, position, context, ending."""
+    origin: str
+    """`train`, `import` or `unknown`."""
+    training: dict[str, Any]
+    data: DataFacts
+    evaluations: tuple[dict[str, Any], ...]
+    class_weights: dict[str, Any] | None = field(default=None)
+    """Classes, width, tied names and digest of classes.tsv; None where no names were given."""
+
+    def to_json(self) -> str:
+        """The document, with sorted keys."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def public(spec: str) -> str:
+    """A model spec or a path without the folders of this machine."""
+    if spec.startswith(LOCAL_DIR):
+        return LOCAL_DIR + Path(spec[len(LOCAL_DIR) :]).name
+    return Path(spec).name if Path(spec).is_absolute() or spec.endswith((".toml", ".tsv")) else spec
+
+
+def gather(run: Path, prompts: LoadedPrompts, licence: str | None, version: str) -> ExportFacts:
+    """Read what a run folder, or an export, records.
+
+    Raises:
+        IntegrityError: a file of the run is damaged, or its config was changed after the run.
+        FingerprintError: results or an evaluation in the folder belong to other prompts.
+    """
+    meta = prompts.meta
+    _require_own_config(run)
+    if (run / FACTS_FILE).is_file():  # made of an export, for other names: the run's facts are in it
+        origin, training, data, evaluations, recorded = _recorded(run / FACTS_FILE)
+        licence = licence or recorded
+    else:
+        results = _read(run / "results.json") if (run / "results.json").is_file() else {}
+        if results.get("prompts_digest", prompts.tensors_digest) != prompts.tensors_digest:
+            raise FingerprintError(f"{run / 'results.json'} is about other prompts than those beside it",
+                                   hint="finish the run with `teachonce train --resume`")  # fmt: skip
+        origin = "import" if "checkpoint_digest" in results else "train" if "steps" in results else "unknown"
+        training = {key: results[key] for key in (*_RUN_KEYS, *_IMPORT_KEYS) if results.get(key) is not None}
+        data, evaluations = _data(run, results), _evaluations(run, prompts)
+    return ExportFacts(
+        teachonce=version, licence=licence, prompts_digest=prompts.tensors_digest, student=public(meta.student),
+        student_digest=meta.student_digest, structure=_structure(meta), origin=origin, training=training, data=data,
+        evaluations=evaluations,
+    )  # fmt: skip
+
+
+def _require_own_config(run: Path) -> None:
+    """What stands in config.toml must be what the run began with, where its log still tells."""
+    file = run / CONFIG_FILE
+    if not file.is_file():  # an imported checkpoint has none
+        return
+    hint = "put it back as it was, from a backup or an earlier export; or train again with another --out"
+    try:
+        config = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise IntegrityError(f"{file} cannot be read: {problem}", hint=hint) from problem
+    log = run / "events.jsonl"
+    try:
+        starts = RunLog(log).read("start")
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise IntegrityError(f"{log} cannot be read: {problem}", hint="put it back from a backup") from problem
+    own = config_digest(config)
+    if starts and starts[0].get("config_digest", own) != own:
+        raise IntegrityError(f"{file} is not what the run began with: {log} has another digest of it", hint=hint)
+
+
+def _recorded(file: Path) -> tuple[str, dict[str, Any], DataFacts, tuple[dict[str, Any], ...], str | None]:
+    """Origin, training, data, evaluations and licence that an export tells of."""
+    told = _read(file)
+    data, training, evaluations = told.get("data"), told.get("training"), told.get("evaluations")
+    if (
+        told.get("schema") != 1
+        or not isinstance(data, dict)
+        or not isinstance(training, dict)
+        or not isinstance(evaluations, list)
+    ):
+        raise IntegrityError(f"{file} is not what `teachonce export` writes", hint="export again from the run")
+    facts = decode(DataFacts, data, f"{file}: data", IntegrityError)
+    return str(told.get("origin")), training, facts, tuple(evaluations), told.get("licence")
+
+
+def _structure(meta: PromptMeta) -> dict[str, Any]:
+    kept: dict[str, Any] = {
+        "tower": meta.tower,
+        "structure": meta.structure,
+        "init": meta.init,
+        "context": meta.context,
+    }
+    if meta.tower != "image":
+        kept |= {"slots": meta.slots, "depth": meta.depth, "position": meta.position}
+    if meta.tower != "text":
+        kept |= {"image_slots": meta.image_slots, "image_depth": meta.image_depth, "image_gate": meta.image_gate}
+    return kept | {"suffix": meta.suffix}
+
+
+def _data(run: Path, results: dict[str, Any]) -> DataFacts:
+    """What the store tells that the run was trained from; little where it is not where it was."""
+    store_id = str(results.get("store_id", ""))
+    known = DataFacts(store_id=store_id, vocabulary_digest=str(results.get("vocabulary_digest", "")))
+    starts = RunLog(run / "events.jsonl").read("start")
+    if not starts or not store_id:
+        return known
+    try:
+        store = LabelStore.open(Path(str(starts[-1].get("labels"))))
+        if store.store_id() != store_id:
+            return known
+    except (TeachOnceError, OSError):
+        return known
+    told = store.groups[LABELS].fingerprint
+    about = dict(told.get("about") or {})
+    name, split = str(told.get("manifest", "")), str(told.get("split", ""))
+    title, licence = _release(name, split, str(told.get("manifest_digest", "")))
+    return DataFacts(
+        store_id=store_id, manifest=name, split=split, title=title, licence=licence, rows=store.layout.rows,
+        views=store.layout.views, top_k=store.layout.top_k, classes=store.layout.classes,
+        vocabulary=public(str(about.get("vocabulary") or "")), vocabulary_digest=known.vocabulary_digest,
+        teacher=public(str(about.get("teacher") or "")), teacher_digest=str(told.get("teacher_digest", "")),
+        templates=tuple(told.get("templates", ())),
+    )  # fmt: skip
+
+
+def _release(name: str, split: str, digest: str) -> tuple[str, str]:
+    """Title and licence of the data, where the manifest ships with this package and is the one that was used."""
+    if name not in shipped_manifests():
+        return "", ""
+    manifest = load_manifest(name)
+    same = split in manifest.splits and manifest.digest(split) == digest
+    return (manifest.title, manifest.licence) if same else ("", "")
+
+
+def _evaluations(run: Path, prompts: LoadedPrompts) -> tuple[dict[str, Any], ...]:
+    """The results of `evaluate` in RUN/evaluations/*.json, by name."""
+    found = []
+    for file in sorted((run / "evaluations").glob("*.json")):
+        told = _read(file)
+        digests = told.get("digests")
+        if not isinstance(digests, dict) or not isinstance(told.get("top1"), float) or not told.get("run"):
+            raise IntegrityError(f"{file} is no result of `teachonce evaluate RUN --json`", hint="take it out, or "
+                                 "write it again")  # fmt: skip
+        own = {"student": prompts.meta.student_digest, "prompts": prompts.tensors_digest}
+        for what, digest in own.items():
+            if digests.get(what, digest) != digest:
+                raise FingerprintError(f"{file} was measured with other {what}: {digests[what]}, here {digest}",
+                                       hint="evaluate these prompts again")  # fmt: skip
+        scores = {key: told[key] for key in _SCORE_KEYS if told.get(key) is not None}
+        found.append({"name": file.stem, **scores, "manifest": public(str(told.get("manifest", "")))})
+    return tuple(found)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise IntegrityError(f"{file} cannot be read: {problem}") from problem
+    if not isinstance(document, dict):
+        raise IntegrityError(f"{file} holds no JSON object")
+    return document

@@ -1,0 +1,248 @@
+"""The unit of work of stage one: one chunk of samples, from archive bytes to a chunk that the driver can commit.
+
+It runs in a worker process, is idempotent, and writes only to a staging folder of its own; the store is the driver's.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numcodecs
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from teachonce.core.files import write_failed
+from teachonce.core.locks import require_token
+from teachonce.core.machine import default_threads
+from teachonce.core.remote import exists, location
+from teachonce.data.batches import ImageBatch, ImageBatches, image_batches
+from teachonce.data.index import SampleIndex
+from teachonce.data.reader import ImageFault, ImageReader
+from teachonce.data.views import ViewPolicy
+from teachonce.errors import DataError, EnvironmentFault
+from teachonce.labels.format import LABELS
+from teachonce.labels.ledger import key_digest
+from teachonce.labels.staging import drop_staging, new_staging
+from teachonce.labels.store import Arrays, LabelStore
+from teachonce.models.clip import LoadedClip, embedding_width, tune_process
+from teachonce.models.spec import LOCAL_DIR, Precision
+from teachonce.teaching.columns import Column, column
+from teachonce.teaching.delivery import ChunkReport
+from teachonce.teaching.made_up import MadeUpBatches
+from teachonce.teaching.worker import MODEL_TURN, PhaseClock, worker_models, worker_store
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachJob:
+    """What every chunk task of a run has in common; small."""
+
+    store: str
+    root: str
+    token: int
+    models: tuple[tuple[str, str, str], ...]
+    """(column group, model spec, weights digest) of every model that may be needed."""
+    logit_scale: float
+    precision: Precision
+    batch_size: int
+    threads: int | None
+    """CPU threads of a worker; None: as many as it has cores."""
+    views: ViewPolicy = ViewPolicy()
+    compiled: bool = False
+    made_up: bool = False
+    """A rehearsal: random pixels instead of images, which are neither read nor decoded."""
+    class_tile: int | None = None
+    """Classes whose logits are computed at a time; None: all, unless they would not fit."""
+
+
+def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport:
+    """Compute the given column groups of one chunk and leave them in a staging folder.
+
+    Raises:
+        IncompleteError: this run no longer owns the store, or a write failed.
+        DataError: an archive is gone, or shorter than when it was indexed, or holds other images than were labelled.
+        EnvironmentFault: this worker does not see the store, the data or a model.
+    """
+    began = time.perf_counter()
+    _require_seen(job)
+    store = worker_store(Path(job.store), job.token)
+    missing = tuple(group for group in groups if store.record(group, chunk) is None)
+    if not missing:
+        return ChunkReport(chunk)
+    require_token(store.path, job.token)
+    threads = job.threads or default_threads(1)
+    tune_process(threads)
+    numcodecs.blosc.set_nthreads(1)  # chunks are coded while other threads decode images
+    start, stop = store.layout.bounds(chunk)
+    index, rows = store.index_of_chunk(chunk), stop - start
+    images = _Images(np.zeros(rows, np.uint8), np.zeros(rows, np.uint32), np.zeros((rows, 5), np.uint16))
+    columns = {group: column(group, store, chunk, job.logit_scale, job.class_tile)
+               for group, _, _ in job.models if group in missing}  # fmt: skip
+    with ImageReader(index, location(job.root)) as reader:
+        faults, image_bytes, clock = _fill(columns, reader, images, job, threads)
+    if LABELS not in missing:
+        _require_same_images(store, chunk, index, images)
+    phases, coding = clock.finish(), time.perf_counter()
+    data = {group: columns[group].finish(images.status, np.repeat(index.label, job.views.views))
+            if group in columns else {} for group in missing}  # fmt: skip
+    if LABELS in missing:
+        data[LABELS] |= _row_arrays(store, chunk, index, images)
+    staging, digests = _stage(store, job.token, chunk, data)
+    phases["write"] = time.perf_counter() - coding
+    reasons = tuple((index.key(row // job.views.views), fault.reason) for row, fault in faults)
+    return ChunkReport(
+        chunk, str(staging), digests, rows - len(faults), len(faults), reasons, phases, len(index), image_bytes,
+        time.perf_counter() - began,
+    )  # fmt: skip
+
+
+def _require_seen(job: TeachJob) -> None:
+    """A worker on another machine may lack a disk that the driver has."""
+    models = {spec: spec[len(LOCAL_DIR) :] for _, spec, _ in job.models if spec.startswith(LOCAL_DIR)}
+    for what, path in {
+        "label store": job.store,
+        "data": job.root,
+        **{f"model {s}": p for s, p in models.items()},
+    }.items():
+        if not exists(location(path)):
+            raise EnvironmentFault(
+                f"the worker on {socket.gethostname()} does not see the {what}: {path} does not exist there",
+                hint="the store, the data and models must lie under the same paths on every worker: use a shared disk",
+            )
+
+
+def _stage(
+    store: LabelStore, token: int, chunk: int, data: dict[str, Arrays]
+) -> tuple[Path, tuple[tuple[str, tuple[bytes, ...]], ...]]:
+    """Write all groups of a chunk where the driver will fetch them; returns the folder and their digests."""
+    require_token(store.path, token)
+    try:
+        staging = new_staging(store.path, token, chunk)
+    except OSError as problem:
+        raise write_failed(store.path, problem) from problem
+    try:
+        return staging, tuple((group, store.write_chunk(group, chunk, arrays, staging))
+                              for group, arrays in data.items())  # fmt: skip
+    except BaseException:
+        drop_staging(staging)
+        raise
+
+
+def _require_same_images(store: LabelStore, chunk: int, index: SampleIndex, images: _Images) -> None:
+    """What is added to a labelled chunk must come from the images that were labelled."""
+    views = store.layout.views
+    labelled = store.read_chunk(LABELS, chunk, ("image_crc", "status", *(("view_params",) if views > 1 else ())))
+    stored = labelled["image_crc"]
+    other = np.flatnonzero(stored != images.crc)
+    if len(other):
+        row, sample = int(other[0]), int(other[0]) // views
+        raise DataError(
+            f"{index.archives[int(index.archive[sample])]}: '{index.key(sample)}' has CRC-32 {images.crc[row]:08x}, "
+            f"and had {stored[row]:08x} when {store.path} was labelled; {len(other)} of {len(images.crc)} rows of "
+            f"chunk {chunk} differ",
+            hint="restore the archives the labels were made from, or label the new ones in another --labels store",
+        )
+    unlike = np.flatnonzero(labelled["status"] != images.status)
+    if len(unlike):
+        raise DataError(
+            f"'{index.key(int(unlike[0]) // views)}' has status {images.status[unlike[0]]} now and had "
+            f"{labelled['status'][unlike[0]]} when {store.path} was labelled: images are decoded in another way here",
+            hint="use the versions of pillow and torchvision that `teachonce inspect` shows under fingerprint.about",
+        )
+    if views > 1 and (labelled["view_params"] != images.params).any():
+        row = int(np.flatnonzero((labelled["view_params"] != images.params).any(axis=1))[0])
+        raise DataError(
+            f"view {row % views} of '{index.key(row // views)}' is drawn as {images.params[row].tolist()} here, was "
+            f"{labelled['view_params'][row].tolist()} when {store.path} was labelled",
+            hint="use the version of teachonce that labelled the store, or label anew in another --labels store",
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Images:
+    """What the images of a chunk turned out to be, filled in as they are read. R rows."""
+
+    status: npt.NDArray[np.uint8]
+    crc: npt.NDArray[np.uint32]
+    params: npt.NDArray[np.uint16]
+
+    def note(self, batch: ImageBatch) -> None:
+        """Take over what a batch knows."""
+        part = slice(batch.start, batch.start + len(batch))
+        self.crc[part], self.params[part] = batch.crcs, batch.params
+        for row, fault in batch.failed:
+            self.status[row] = fault.status
+
+
+def _fill(
+    columns: dict[str, Column], reader: ImageReader, images: _Images, job: TeachJob, threads: int
+) -> tuple[list[tuple[int, ImageFault]], int, PhaseClock]:
+    """Run every view once through each model that a column needs; returns failed rows, bytes read, times."""
+    users: dict[tuple[str, str], list[Column]] = {}
+    for group, spec, digest in job.models:
+        if group in columns:
+            users.setdefault((spec, digest), []).append(columns[group])
+    models = worker_models(users, job.compiled)
+    clock = PhaseClock(models[0].device if models else torch.device("cpu"))
+    faults: list[tuple[int, ImageFault]] = []
+    image_bytes = 0
+    samples = len(images.status) // job.views.views
+    with _batches(reader, samples, models, job, threads) as batches, MODEL_TURN:
+        waiting = time.perf_counter()
+        for batch in batches:
+            clock.add("wait", time.perf_counter() - waiting)
+            clock.add("read", batch.seconds[0])
+            clock.add("decode", batch.seconds[1])
+            faults += batch.failed
+            image_bytes += batch.image_bytes
+            images.note(batch)
+            for number, (model, filled) in enumerate(zip(models, users.values(), strict=True)):
+                with clock.on_device("forward"):
+                    features = _features(model, batch, number, job.precision)
+                with clock.on_device("top_k"):
+                    for one in filled:
+                        one.add(features)
+            waiting = time.perf_counter()
+    return faults, image_bytes, clock
+
+
+def _batches(
+    reader: ImageReader, samples: int, models: list[LoadedClip], job: TeachJob, threads: int
+) -> ImageBatches | MadeUpBatches:
+    if job.made_up:
+        return MadeUpBatches(samples, models, job.batch_size, job.views)
+    return image_batches(reader, samples, models, job.batch_size, threads, job.views)
+
+
+def _features(model: LoadedClip, batch: ImageBatch, number: int, precision: Precision) -> Tensor:
+    """Unit features of one batch; where there is no image, zeros that the columns blank later."""
+    pixels = batch.pixels(number)
+    if pixels is None:
+        return torch.zeros(len(batch), embedding_width(model), device=model.device)
+    features = model.encode_images(pixels, precision)
+    if batch.failed:
+        features = features.clone()  # made in inference mode
+        features[[row - batch.start for row, _ in batch.failed]] = 0  # whatever the tower makes of a blank image
+    return features
+
+
+def _row_arrays(store: LabelStore, chunk: int, index: SampleIndex, images: _Images) -> Arrays:
+    start, stop = store.layout.bounds(chunk)
+    views = store.layout.views
+    arrays: Arrays = {
+        "label": np.repeat(index.label, views),
+        "sample": store.samples(start, stop),
+        "view": np.tile(np.arange(views, dtype=np.uint8), len(index)),
+        "status": images.status,
+        "image_crc": images.crc,
+        "key_digest": key_digest(index),
+    }
+    return arrays | ({"view_params": images.params} if views > 1 else {})
+
+
+def get_ready() -> None:
+    """Does nothing, but a worker that runs it has imported what tasks need, which takes open_clip ten seconds."""

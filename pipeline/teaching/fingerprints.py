@@ -1,0 +1,98 @@
+"""What the column groups of a store depend on, field by field; a store is continued and read only where they agree.
+
+The field `about` is for people and is never compared.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from teachonce import __version__
+from teachonce.core.machine import package_versions
+from teachonce.data.manifests import Manifest
+from teachonce.data.views import ViewPolicy
+from teachonce.data.vocabulary import Vocabulary
+from teachonce.labels.codec import CODEC_VERSION
+from teachonce.labels.create import BLOCK
+from teachonce.models.spec import Precision
+
+if TYPE_CHECKING:
+    from teachonce.models.clip import LoadedClip
+
+TEMPERATURES = (1.0, 2.0, 4.0)
+ORDER_SEED = 0
+ONE_VIEW = ViewPolicy()
+
+
+def label_fingerprint(
+    manifest: Manifest,
+    split: str,
+    vocabulary: Vocabulary,
+    vocabulary_spec: str | None,
+    top_k: int,
+    views: ViewPolicy = ONE_VIEW,
+) -> dict[str, Any]:
+    """Of the column group `labels`, but for what a teacher adds."""
+    return {
+        "manifest": manifest.name,
+        "manifest_digest": manifest.digest(split),
+        "split": split,
+        "vocabulary_digest": vocabulary.digest,
+        "views": _views(views),
+        "row_order": f"blocks of {BLOCK}, seed {ORDER_SEED}",
+        "top_k": top_k,
+        "codec_version": CODEC_VERSION,
+        "about": {
+            "teachonce": __version__,
+            "versions": package_versions(),
+            "vocabulary": vocabulary_spec or "manifest",
+        },
+    }
+
+
+def with_teacher(
+    fields: dict[str, Any], teacher: LoadedClip, templates: tuple[str, ...], precision: Precision
+) -> dict[str, Any]:
+    """The fields with those that a teacher adds."""
+    return fields | {
+        "teacher_digest": teacher.digest,
+        "precision": precision,
+        "logit_scale": teacher.logit_scale,
+        "preprocess": teacher.preprocess_text,
+        "templates": list(templates),
+        "temperatures": list(TEMPERATURES),
+        "about": fields["about"] | {"teacher": teacher.spec},
+    }
+
+
+def _views(policy: ViewPolicy) -> Any:
+    """One view is each model's own evaluation transform, whatever the policy says about the others."""
+    return policy.to_dict() if policy.views > 1 else 1
+
+
+def embedding_fingerprint(
+    teacher: LoadedClip, precision: Precision, samples: str, views: ViewPolicy = ONE_VIEW
+) -> dict[str, Any]:
+    """Of the teacher's image embeddings; names and templates do not matter to them."""
+    return {
+        **({"views": _views(views)} if views.views > 1 else {}),
+        "teacher_digest": teacher.digest,
+        "precision": precision,
+        "preprocess": teacher.preprocess_text,
+        "samples": samples,
+        "about": {"teacher": teacher.spec, "teachonce": __version__},
+    }
+
+
+def student_fingerprint(
+    student: LoadedClip, precision: Precision, samples: str, views: ViewPolicy = ONE_VIEW
+) -> dict[str, Any]:
+    """Of a student's image features."""
+    return {
+        **({"views": _views(views)} if views.views > 1 else {}),
+        "student_digest": student.digest,
+        "precision": precision,
+        "preprocess": student.preprocess_text,
+        "samples": samples,
+        "about": {"student": student.spec, "teachonce": __version__},
+    }

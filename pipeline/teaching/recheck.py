@@ -1,0 +1,191 @@
+"""Run the teacher again on some rows and compare with what is stored: the check that no checksum can replace.
+
+It needs the images and the teacher; structure and checksums are `verify`'s own work.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from teachonce.core.progress import Reporter
+from teachonce.data.index import SampleIndex
+from teachonce.data.reader import ImageFault, ImageReader, decode
+from teachonce.data.views import EVALUATION, View, ViewPolicy, view_from_params
+from teachonce.errors import DataError, FingerprintError
+from teachonce.labels.codec import TopK, max_error
+from teachonce.labels.embeddings import decode_embeddings, encode_embeddings
+from teachonce.labels.format import EMBEDDING, LABELS
+from teachonce.labels.store import Arrays, LabelStore
+from teachonce.models.clip import LoadedClip, load_clip, pick_device
+from teachonce.models.spec import EmbeddingKind, Precision
+from teachonce.teaching.teacher import TeacherHead, head_of
+
+# Another device or thread count moves logits by some 1e-4 nats in float32 and by 1e-2 in half precision; a wrong image,
+# model or preprocessing moves them by whole nats.
+SLACK = {"fp32": (2e-3, 1e-3), "fp16": (5e-2, 1e-2), "bf16": (2e-1, 5e-2)}
+INT8_SLACK = 2e-2
+LEAST_COSINE = 0.999
+LEAST_OVERLAP = 0.9  # of the stored classes that are among the new top k
+
+
+@dataclass(frozen=True)
+class Slack:
+    """What another machine may change, in nats."""
+
+    value: float
+    """Of a log-probability, beyond the codec's own error."""
+    kl: float
+    """Between the stored and the new top k, renormalised."""
+
+
+@dataclass(frozen=True)
+class RowCheck:
+    """One row, stored against computed anew."""
+
+    row: int
+    key: str
+    image_unchanged: bool | None
+    """None where the store keeps no checksum of images."""
+    overlap: float
+    """Share of the stored classes that are in the new top k."""
+    worst_value: float
+    """Largest distance of a stored log-probability from the new one beyond the codec's stated error, nats."""
+    kl: float
+    """KL(new || stored) over the stored classes, both renormalised, nats."""
+    problem: str
+    """What is wrong, empty if nothing is."""
+
+
+def recheck_rows(
+    store: LabelStore, spec: str, root: Path, sample: int, seed: int, reporter: Reporter
+) -> Iterator[RowCheck]:
+    """Check random rows; those without an image are passed over.
+
+    Args:
+        store: with soft labels.
+        spec: the teacher, as open_clip names it.
+        root: the data's folder.
+        sample: how many rows are drawn; all when there are fewer.
+        seed: which rows.
+
+    Raises:
+        FingerprintError: this is not the teacher that made the store, or it preprocesses otherwise.
+        DataError: a store that no one teacher made, or an image that is gone.
+    """
+    teacher = _teacher_of(store, spec)
+    fingerprint = store.groups[LABELS].fingerprint
+    head = head_of(store.class_embeddings(), float(fingerprint["logit_scale"]), pick_device())
+    rows = np.random.Generator(np.random.Philox(key=seed)).permutation(store.layout.rows)[:sample]
+    chunks = rows // store.layout.chunk_rows
+    embedded = set(store.committed(EMBEDDING)) if EMBEDDING in store.groups else set()
+    kind = fingerprint.get("embedding_kind")
+    slack = Slack(*SLACK[fingerprint["precision"]])
+    if kind == "int8":  # an entry on the edge between two steps may fall the other way
+        slack = Slack(slack.value + INT8_SLACK, slack.kl + INT8_SLACK)
+    done = 0
+    for chunk in np.unique(chunks).tolist():
+        data, index = store.read_chunk(LABELS, chunk), store.index_of_chunk(chunk)
+        stored = store.decode_labels(data)
+        kept = store.embeddings(chunk) if chunk in embedded else None
+        start = store.layout.bounds(chunk)[0]
+        with ImageReader(index, root) as reader:
+            for place in np.sort(rows[chunks == chunk] - start).tolist():
+                done += 1
+                reporter.progress("teacher", done, len(rows), "rows")
+                if data["status"][place] != 0:
+                    continue
+                content = reader.read(place // store.layout.views)
+                crc = int(data["image_crc"][place]) if "image_crc" in data else None
+                unchanged = None if crc is None else zlib.crc32(content) == crc
+                view = _view(store, data, place, index)
+                features = _features(teacher, content, view, fingerprint["precision"])
+                log_p = None if features is None else _log_probs(head, features, kind)
+                overlap, worst, kl, problem = _compare(stored, place, log_p, store, slack, unchanged)
+                if features is not None and kept is not None:
+                    problem = problem or _turned(kept[place], features)
+                key = index.key(place // store.layout.views)
+                yield RowCheck(start + place, key, unchanged, overlap, worst, kl, problem)
+
+
+def _view(store: LabelStore, data: Arrays, place: int, index: SampleIndex) -> View:
+    """The view that a row of a chunk holds, as the store says."""
+    if "view_params" not in data:
+        return EVALUATION
+    policy = ViewPolicy.from_dict(store.groups[LABELS].fingerprint["views"], str(store.path))
+    name = index.key(place // store.layout.views)
+    return view_from_params(data["view_params"][place], policy, name, int(data["view"][place]))
+
+
+def _turned(kept: npt.NDArray[np.float32], features: Tensor) -> str:
+    """What is wrong with a stored embedding, empty if nothing is."""
+    cosine = float(kept @ features[0].cpu().numpy())
+    return "" if cosine > LEAST_COSINE else f"the stored embedding has cosine {cosine:.4f} to the new one"
+
+
+def _teacher_of(store: LabelStore, spec: str) -> LoadedClip:
+    fingerprint = store.groups[LABELS].fingerprint
+    if "logit_scale" not in fingerprint:
+        raise DataError(f"{store.path} was not made by one teacher: there is nothing to run again",
+                        hint="check its parents instead")  # fmt: skip
+    teacher = load_clip(spec, pick_device())
+    found = {
+        "teacher_digest": teacher.digest,
+        "preprocess": teacher.preprocess_text,
+        "logit_scale": teacher.logit_scale,
+    }
+    different = [f"{name}: stored {fingerprint[name]!r}, '{spec}' has {value!r}"
+                 for name, value in found.items() if fingerprint[name] != value]  # fmt: skip
+    if different:
+        raise FingerprintError(f"'{spec}' is not the teacher of {store.path}:\n  " + "\n  ".join(different),
+                               hint="teachonce inspect shows which one was used")  # fmt: skip
+    return teacher
+
+
+def _features(teacher: LoadedClip, content: bytes, view: View, precision: Precision) -> Tensor | None:
+    """The unit embedding of one view of an image, [1, D]; None if it cannot be decoded."""
+    image = decode(content)
+    if isinstance(image, ImageFault):
+        return None
+    return teacher.encode_images(teacher.prepare_view(image, view)[None], precision)
+
+
+def _log_probs(head: TeacherHead, features: Tensor, kind: EmbeddingKind | None) -> npt.NDArray[np.float64]:
+    if kind is not None:  # labels that came from stored embeddings
+        coded = decode_embeddings(encode_embeddings(features.cpu().numpy(), kind))
+        features = torch.from_numpy(coded).to(features.device)
+    return head.logits(features)[0].double().log_softmax(0).cpu().numpy()
+
+
+def _compare(
+    stored: TopK, place: int, log_p: npt.NDArray[np.float64] | None, store: LabelStore, slack: Slack,
+    unchanged: bool | None,
+) -> tuple[float, float, float, str]:  # fmt: skip
+    """Overlap, worst value, KL and what is wrong of one row."""
+    if log_p is None:
+        return 0.0, float("inf"), float("inf"), "the image cannot be decoded any more"
+    ids, values = stored.class_ids[place], stored.log_probs[place].astype(np.float64)
+    threshold = np.sort(log_p)[-len(ids)] - slack.value  # near-ties may change places at the boundary
+    overlap = float((log_p[ids] >= threshold).mean())
+    limit = max_error(np.append(log_p.max(), log_p[ids]).astype(np.float32)[None], store.tables)[0, 1:]
+    worst = float(np.maximum(np.abs(values - log_p[ids]) - limit, 0).max())
+    p, q = (np.exp(x - np.logaddexp.reduce(x)) for x in (log_p[ids], values))
+    kl = float((p * (np.log(p) - np.log(q))).sum())
+    problems = [
+        text
+        for wrong, text in (
+            (unchanged is False, "the image is not the one that was taught"),
+            (overlap < LEAST_OVERLAP, f"{overlap:.0%} of the classes agree, at least {LEAST_OVERLAP:.0%} expected"),
+            (worst > slack.value, f"a value is off by {worst:.3g} nats more than the codec's error"),
+            (kl > slack.kl, f"KL {kl:.3g} nats, at most {slack.kl:g} expected"),
+        )
+        if wrong
+    ]
+    return overlap, worst, kl, "; ".join(problems)

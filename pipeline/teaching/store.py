@@ -1,0 +1,192 @@
+"""Open the store that a `teach` describes, or make it: the same description always finds the same store.
+
+It computes no label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from teachonce.core.progress import Reporter
+from teachonce.data.index import SampleIndex, build_index
+from teachonce.data.manifests import Manifest
+from teachonce.data.reader import ImageReader
+from teachonce.data.views import ViewPolicy
+from teachonce.data.vocabulary import Vocabulary
+from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
+from teachonce.labels.create import add_embedding, add_student, create_store, row_order
+from teachonce.labels.format import EMBEDDING, LABELS, new_layout
+from teachonce.labels.ledger import require_fingerprint
+from teachonce.labels.selection import few_shot_samples, save_shots
+from teachonce.labels.store import LabelStore
+from teachonce.models.spec import EmbeddingKind, Precision
+from teachonce.teaching.fingerprints import (
+    ORDER_SEED,
+    TEMPERATURES,
+    embedding_fingerprint,
+    label_fingerprint,
+    student_fingerprint,
+    with_teacher,
+)
+
+if TYPE_CHECKING:
+    from teachonce.models.clip import LoadedClip
+
+
+@dataclass(frozen=True, kw_only=True)
+class WantedStore:
+    """What a label store must be."""
+
+    path: Path
+    manifest: Manifest
+    split: str
+    root: Path
+    own_classes: Vocabulary
+    """The class list that the manifest's labels index."""
+    vocabulary: Vocabulary
+    vocabulary_spec: str | None
+    top_k: int
+    """0 without a teacher."""
+    templates: tuple[str, ...]
+    precision: Precision
+    embeddings: EmbeddingKind | None
+    chunk_rows: int | None
+    views: ViewPolicy
+    shots: int | None
+    """Samples of each class at most; None: all."""
+    seed: int
+    """Of the draw of shots."""
+
+
+def open_or_create(wanted: WantedStore, models: Mapping[str, LoadedClip], reporter: Reporter) -> LabelStore:
+    """The store, open for writing, with an empty column group for every model that is not in it yet.
+
+    Args:
+        models: the model by the column group it fills.
+
+    Raises:
+        FingerprintError: the store at this path was made from something else.
+        UsageError: it has chunks of another size.
+        IntegrityError: its index or class list is damaged.
+        IncompleteError: a student is to be added, and the teacher has not finished.
+    """
+    fingerprint = fingerprint_of(wanted, models)
+    if wanted.path.exists():
+        store = _continue(wanted, fingerprint, LABELS in models, reporter)
+    else:
+        store = _create(wanted, models.get(LABELS), fingerprint, reporter)
+    add_groups(store, wanted, models)
+    return store
+
+
+def fingerprint_of(wanted: WantedStore, models: Mapping[str, LoadedClip]) -> dict[str, Any]:
+    """The fingerprint of the store's labels, but for the samples."""
+    fingerprint = label_fingerprint(
+        wanted.manifest, wanted.split, wanted.vocabulary, wanted.vocabulary_spec, wanted.top_k, wanted.views
+    )
+    if wanted.shots is not None:
+        fingerprint["shots"] = {"shots": wanted.shots, "seed": wanted.seed}
+    if LABELS in models:
+        fingerprint = with_teacher(fingerprint, models[LABELS], wanted.templates, wanted.precision)
+    return fingerprint
+
+
+def _continue(wanted: WantedStore, fingerprint: dict[str, Any], taught: bool, reporter: Reporter) -> LabelStore:
+    store = LabelStore.open(wanted.path, writable=True)
+    _require_sound(store)
+    stored = store.groups[LABELS].fingerprint
+    if not taught and store.layout.top_k:
+        fingerprint = _only_students(store, stored, fingerprint)
+    # The store keeps the index it was made with; archives are not scanned again.
+    require_fingerprint(wanted.path, LABELS, stored, fingerprint | {"samples": stored.get("samples")})
+    if wanted.chunk_rows is not None and store.layout.chunk_rows != new_layout(
+        store.layout.rows, 1, 0, (), wanted.chunk_rows, wanted.views.views
+    ).chunk_rows:  # fmt: skip
+        raise UsageError(
+            f"{wanted.path} has chunks of {store.layout.chunk_rows} rows; --chunk-rows is fixed at creation"
+        )
+    reporter.note(f"continuing {wanted.path}: {len(store.committed(LABELS))} of {store.layout.chunks} chunks are there")
+    return store
+
+
+def _only_students(store: LabelStore, stored: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """A student is added to a store with a teacher's labels: what the teacher decided is taken from the store."""
+    if len(store.committed(LABELS)) < store.layout.chunks:
+        raise IncompleteError(
+            f"{store.path} does not hold all labels of its teacher yet",
+            hint="give the --teacher it was made with: the same command completes it and adds the student",
+        )
+    asked = ("manifest_digest", "split", "vocabulary_digest", "views", "shots")
+    return {field: value for field, value in stored.items() if field != "shots"} | {
+        field: wanted[field] for field in asked if field in wanted
+    }
+
+
+def _require_sound(store: LabelStore) -> None:
+    """A lost index or class list reads as zeros: what is taught from it would be wrong."""
+    faults = store.static_faults()
+    if faults:
+        where, expected, found = faults[0]
+        raise IntegrityError(
+            f"{where}: expected digest {expected}, found {found}",
+            hint="restore the file from a backup; nothing can be added to the store without it",
+        )
+
+
+def _create(
+    wanted: WantedStore, teacher: LoadedClip | None, fingerprint: dict[str, Any], reporter: Reporter
+) -> LabelStore:
+    index = _chosen(wanted, build_index(wanted.manifest, wanted.split, wanted.root, reporter), reporter)
+    rows = len(index) * wanted.views.views
+    layout = new_layout(rows, len(wanted.vocabulary), wanted.top_k, TEMPERATURES, wanted.chunk_rows, wanted.views.views)
+    with ImageReader(index, wanted.root) as reader:  # a wrong root should fail here and not in a worker
+        try:
+            reader.read(0)
+        except OSError as problem:
+            raise DataError(f"the first image cannot be read: {problem}",
+                            hint="look at the disk or network that holds the data") from problem  # fmt: skip
+    embeddings = None
+    if teacher is not None:
+        from teachonce.models.classifier import ensemble_features
+
+        reporter.note(f"encoding {len(wanted.vocabulary)} class names with the teacher")
+        embeddings = ensemble_features(teacher, wanted.vocabulary.names, wanted.templates).cpu().numpy()
+    reporter.note(f"creating {wanted.path}: {layout.rows} rows in {layout.chunks} chunks of {layout.chunk_rows}")
+    order = row_order(len(index), ORDER_SEED)
+    fingerprint = fingerprint | {"samples": index.digest}
+    return create_store(
+        wanted.path, layout, fingerprint, wanted.vocabulary, wanted.own_classes, index, order, embeddings
+    )
+
+
+def _chosen(wanted: WantedStore, index: SampleIndex, reporter: Reporter) -> SampleIndex:
+    """The samples that are taught: all, or so many shots of each class, which are then listed in a file."""
+    if wanted.shots is None:
+        return index
+    samples = few_shot_samples(index, wanted.shots, wanted.seed)
+    chosen = index.take(samples)
+    path = wanted.path.with_name(wanted.path.name + ".shots.json")
+    keys = tuple(chosen.key(place) for place in range(len(chosen)))
+    drawn = {"manifest": wanted.manifest.name, "split": wanted.split, "samples_digest": index.digest,
+             "shots": wanted.shots, "seed": wanted.seed}  # fmt: skip
+    save_shots(path, drawn, samples, keys)
+    reporter.note(f"{len(chosen)} of {len(index)} samples are taught; {path} lists them")
+    return chosen
+
+
+def add_groups(store: LabelStore, wanted: WantedStore, models: Mapping[str, LoadedClip]) -> None:
+    """Add the empty column group of every model that is not in the store yet."""
+    from teachonce.models.clip import embedding_width
+
+    samples = store.groups[LABELS].fingerprint["samples"]
+    for group, clip in models.items():
+        if group == EMBEDDING:
+            assert wanted.embeddings is not None  # the group is asked for with a kind only
+            kept = embedding_fingerprint(clip, wanted.precision, samples, wanted.views)
+            add_embedding(store, wanted.embeddings, embedding_width(clip), kept)
+        elif group != LABELS:
+            kept = student_fingerprint(clip, wanted.precision, samples, wanted.views)
+            add_student(store, clip.digest, embedding_width(clip), kept)

@@ -1,0 +1,214 @@
+"""The frozen teacher: unit image features in, its top-k soft labels over the whole vocabulary out.
+
+It does not read images and does not store anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from teachonce.errors import DataError, UsageError
+from teachonce.labels.codec import TopK
+from teachonce.models.classifier import equal_rows
+
+LOGITS_BYTES = 2**30  # of one batch; taking the top k of them needs three times as much again
+
+
+@dataclass(frozen=True)
+class TeacherHead:
+    """The text side of the teacher. C classes, U distinct names, E width of the joint embedding."""
+
+    features_UE: Tensor
+    """Unit text features of the distinct names, float32."""
+    inverse_C: Tensor
+    """Distinct name of each class: classes that share a name get exactly equal logits."""
+    logit_scale: float
+
+    def logits(self, images_BE: Tensor) -> Tensor:
+        """Logits at the teacher's own temperature, [B, C] float32."""
+        logits = self.logit_scale * images_BE.float() @ self.features_UE.T
+        return logits if self._in_class_order else logits[:, self.inverse_C]
+
+    @cached_property
+    def _in_class_order(self) -> bool:
+        """Whether every class is computed on its own, at its own place."""
+        own = torch.arange(len(self.features_UE), device=self.inverse_C.device)
+        return torch.equal(self.inverse_C, own)
+
+    def tile_that_fits(self, batch: int) -> int | None:
+        """How many distinct names to take at a time so that their logits stay small; None where all of them do."""
+        if 4 * batch * len(self.inverse_C) <= LOGITS_BYTES:
+            return None
+        return max(1, LOGITS_BYTES // (4 * batch))
+
+
+def head_of(class_embeddings: npt.NDArray[np.float32], logit_scale: float, device: str) -> TeacherHead:
+    """The head of stored class embeddings, [C, E]; classes whose rows have equal bits are computed once, and tie."""
+    embeddings = torch.from_numpy(class_embeddings)
+    inverse = equal_rows(embeddings)
+    if int(inverse.max()) + 1 == len(inverse):
+        inverse = torch.arange(len(inverse))  # all differ: in their own order, logits need not be put into it
+    first = torch.full((int(inverse.max()) + 1,), len(inverse))
+    first = first.scatter_reduce(0, inverse, torch.arange(len(inverse)), "amin")
+    return TeacherHead(embeddings[first].to(device), inverse.to(device), logit_scale)
+
+
+@dataclass(frozen=True, eq=False)
+class PendingTopK:
+    """The top k of a batch while the device still computes it: `fetch` waits, making one does not.
+
+    So a worker gives the accelerator its next batch before it looks at the results of the last one.
+    """
+
+    logits_BC: Tensor
+    temperatures: tuple[float, ...]
+    found: tuple[Tensor, ...]
+    """In host memory, once `ready`: class ids [B, k], log-probabilities [B, k], tails [B, T], rows whose k-th value is
+    reached by more than k classes [B] (there the class index decides, below), the sum of all logits."""
+    ready: torch.cuda.Event | None
+
+    def fetch(self) -> TopK:
+        """Wait for the device.
+
+        Raises:
+            DataError: a logit is NaN or infinite.
+        """
+        if self.ready is not None:
+            self.ready.synchronize()
+        ids, log_probs, tails, crowded, total = self.found
+        # A sum is cheaper than a look at each; only finite logits near the end of float32 overflow in it.
+        if not (bool(torch.isfinite(total)) or bool(torch.isfinite(self.logits_BC).all())):
+            raise DataError("the teacher gave a NaN or infinite logit",
+                            hint="run with --set precision=fp32; if it stays, the weights are damaged")  # fmt: skip
+        if bool(crowded.any()):
+            exact, _ = exact_topk(self.logits_BC, ids.shape[1])
+            ids, log_probs, tails = (part.cpu() for part in _inside_and_tails(self.logits_BC, exact, self.temperatures))
+        return TopK(ids.numpy(), log_probs.numpy().astype(np.float32), tails.numpy().astype(np.float32))
+
+
+def begin_soft_labels(logits_BC: Tensor, top_k: int, temperatures: tuple[float, ...]) -> PendingTopK:
+    """Start on the top k of softmax(logits); see `soft_labels`.
+
+    Raises:
+        UsageError: k is larger than the vocabulary.
+    """
+    if top_k > logits_BC.shape[1]:
+        raise UsageError(f"top-k {top_k} is larger than the vocabulary of {logits_BC.shape[1]} classes")
+    values, ids = torch.topk(logits_BC, min(top_k + 1, logits_BC.shape[1]), dim=1)
+    crowded = values[:, top_k - 1] == values[:, -1] if values.shape[1] > top_k else torch.zeros(len(values)).bool()
+    parts = (*_inside_and_tails(logits_BC, ids[:, :top_k], temperatures), crowded, logits_BC.sum())
+    if logits_BC.device.type != "cuda":
+        return PendingTopK(logits_BC, temperatures, parts, None)
+    fetched = tuple(part.to("cpu", non_blocking=True) for part in parts)
+    ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    ready.record(torch.cuda.current_stream(logits_BC.device))
+    return PendingTopK(logits_BC, temperatures, fetched, ready)
+
+
+def _inside_and_tails(
+    logits_BC: Tensor, ids_BK: Tensor, temperatures: tuple[float, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids by falling value, then rising class; their log-probabilities; ln of the softened mass outside them."""
+    ids, values = _by_value_then_class(logits_BC, ids_BK)
+    total = torch.logsumexp(logits_BC, dim=1)
+    outside = logits_BC.scatter(1, ids, float("-inf"))
+    tails = [torch.logsumexp(outside if tau == 1 else outside / tau, dim=1) - total / tau for tau in temperatures]
+    return ids, values - total[:, None], torch.stack(tails, dim=1)
+
+
+def soft_labels(logits_BC: Tensor, top_k: int, temperatures: tuple[float, ...]) -> TopK:
+    """The top k of softmax(logits) and the softened mass outside it.
+
+    Args:
+        logits_BC: float32.
+        top_k: how many classes to keep.
+        temperatures: tau for which ln sum_{c outside} p_c^(1/tau) is wanted; p is always at temperature 1.
+
+    Raises:
+        UsageError: k is larger than the vocabulary.
+        DataError: a logit is NaN or infinite.
+    """
+    return begin_soft_labels(logits_BC, top_k, temperatures).fetch()
+
+
+class Pending(Protocol):
+    """The top k of a batch that is being computed."""
+
+    def fetch(self) -> TopK:
+        """Wait for it."""
+
+
+@dataclass(frozen=True)
+class _Done:
+    result: TopK
+
+    def fetch(self) -> TopK:
+        return self.result
+
+
+def begin_tiled_soft_labels(
+    head: TeacherHead, images_BE: Tensor, top_k: int, temperatures: tuple[float, ...], tile: int
+) -> Pending:
+    """As `begin_soft_labels`, for class lists whose logits do not fit: `tile` distinct names at a time.
+
+    Classes that share a name still tie exactly. What falls out of the running top k joins the tails, so nothing is
+    ever computed as a difference of large masses.
+    """
+    if top_k > len(head.inverse_C):
+        raise UsageError(f"top-k {top_k} is larger than the vocabulary of {len(head.inverse_C)} classes")
+    device, rows = images_BE.device, len(images_BE)
+    ids, values = (torch.empty(rows, 0, dtype=kind, device=device) for kind in (torch.int64, torch.float32))
+    total, *tails = (torch.full((rows,), float("-inf"), device=device) for _ in (1.0, *temperatures))
+    for start in range(0, len(head.features_UE), tile):
+        classes = torch.nonzero((head.inverse_C >= start) & (head.inverse_C < start + tile)).flatten()
+        names = head.features_UE[start : start + tile]
+        logits = (head.logit_scale * images_BE.float() @ names.T)[:, head.inverse_C[classes] - start]
+        total = torch.logaddexp(total, torch.logsumexp(logits, dim=1))
+        ids = torch.cat([ids, classes.expand(rows, -1)], dim=1)
+        values = torch.cat([values, logits], dim=1)
+        by_class = ids.argsort(dim=1)
+        ids, values = ids.gather(1, by_class), values.gather(1, by_class)
+        places, _ = exact_topk(values, min(top_k, values.shape[1]))
+        outside = values.scatter(1, places, float("-inf"))
+        tails = [torch.logaddexp(tail, torch.logsumexp(outside / tau, dim=1))
+                 for tail, tau in zip(tails, temperatures, strict=True)]  # fmt: skip
+        ids, values = ids.gather(1, places), values.gather(1, places)
+    if not bool(torch.isfinite(total).all()):
+        raise DataError("the teacher gave a NaN or infinite logit",
+                        hint="run with --set precision=fp32; if it stays, the weights are damaged")  # fmt: skip
+    columns = [tail - total / tau for tail, tau in zip(tails, temperatures, strict=True)]
+    return _Done(TopK(
+        ids.cpu().numpy(),
+        (values - total[:, None]).cpu().numpy().astype(np.float32),
+        torch.stack(columns, dim=1).cpu().numpy().astype(np.float32),
+    ))  # fmt: skip
+
+
+def exact_topk(logits_BC: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """torch.topk with ties decided by class index, also at the boundary; the same on every device.
+
+    Returns:
+        Class ids and values, [B, k], by falling value, then rising class.
+    """
+    values, ids = torch.topk(logits_BC, top_k, dim=1)
+    threshold = values[:, -1:]
+    crowded = (logits_BC >= threshold).sum(dim=1) > top_k
+    for row in torch.nonzero(crowded).flatten().tolist():
+        inside = torch.nonzero(logits_BC[row] >= threshold[row]).flatten()  # rising class
+        order = torch.argsort(logits_BC[row, inside], descending=True, stable=True)[:top_k]
+        ids[row] = inside[order]
+    return _by_value_then_class(logits_BC, ids)
+
+
+def _by_value_then_class(logits_BC: Tensor, ids_BK: Tensor) -> tuple[Tensor, Tensor]:
+    ids = ids_BK.sort(dim=1).values
+    values = logits_BC.gather(1, ids)
+    order = torch.argsort(values, dim=1, descending=True, stable=True)
+    return ids.gather(1, order), values.gather(1, order)

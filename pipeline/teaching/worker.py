@@ -1,0 +1,133 @@
+"""What a worker process keeps: models, the store's tables, the teacher's text side; and whose turn it is to use them.
+
+Nothing here runs a model or writes.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from teachonce.cluster.client import worker_index
+from teachonce.errors import FingerprintError
+from teachonce.labels.store import LabelStore
+from teachonce.models.clip import LoadedClip, load_clip, pick_device
+from teachonce.teaching.teacher import TeacherHead, head_of
+
+# A worker runs two tasks: while one is in the models, the other decodes its first images or writes its chunk.
+MODEL_TURN = threading.Lock()
+_LOADING = threading.Lock()
+_LENT: dict[str, LoadedClip] = {}
+
+
+def worker_models(wanted: Iterable[tuple[str, str]], compiled: bool) -> list[LoadedClip]:
+    """The models of these (spec, weights digest), loaded on first use.
+
+    Raises:
+        FingerprintError: the weights are not those the driver saw.
+    """
+    with _LOADING:
+        return [_model(spec, digest, compiled) for spec, digest in wanted]
+
+
+def lend(models: Iterable[LoadedClip]) -> None:
+    """Let tasks in this process use models that it has loaded already."""
+    _LENT.update({model.digest: model for model in models})
+
+
+@functools.lru_cache(maxsize=8)
+def _model(spec: str, digest: str, compiled: bool) -> LoadedClip:
+    loaded = _LENT.get(digest) or load_clip(spec, pick_device(worker_index()))
+    if loaded.digest != digest:
+        raise FingerprintError(
+            f"'{spec}' has weights {loaded.digest[:16]} here and {digest[:16]} where teach was started"
+        )
+    return loaded.compiled() if compiled else loaded
+
+
+def worker_store(path: Path, token: int) -> LabelStore:
+    """The store of a run, opened for reading: its vocabulary and tables are decoded once and not for every chunk.
+
+    Raises:
+        DataError, IntegrityError: as `LabelStore.open`.
+    """
+    header = path / "zarr.json"
+    with _LOADING:
+        return _store(path, token, header.stat().st_mtime_ns if header.exists() else 0)
+
+
+@functools.lru_cache(maxsize=2)
+def _store(path: Path, token: int, changed: int) -> LabelStore:
+    return LabelStore.open(path)
+
+
+def worker_head(store: Path, store_key: str, logit_scale: float) -> TeacherHead:
+    """The teacher's text side as the store keeps it; `store_key` tells stores apart that lay at one path in turn."""
+    with _LOADING:
+        return _head(store, store_key, logit_scale)
+
+
+@functools.lru_cache(maxsize=2)
+def _head(store: Path, store_key: str, logit_scale: float) -> TeacherHead:
+    return head_of(worker_class_embeddings(store, store_key), logit_scale, pick_device(worker_index()))
+
+
+@functools.lru_cache(maxsize=2)
+def worker_class_embeddings(store: Path, store_key: str) -> npt.NDArray[np.float32]:
+    """The class embeddings of a store, [C, D]."""
+    return LabelStore.open(store).class_embeddings()
+
+
+def timed_event() -> torch.cuda.Event:
+    """A mark in a CUDA stream that knows when it was passed."""
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+class PhaseClock:
+    """Seconds by phase. Device phases are timed on the device's own clock and read once, at the end."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds: dict[str, float] = {}
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    def add(self, phase: str, seconds: float) -> None:
+        """Count seconds that were measured elsewhere."""
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
+
+    @contextmanager
+    def on_host(self, phase: str) -> Iterator[None]:
+        """Count the time of the block."""
+        began = time.perf_counter()
+        yield
+        self.add(phase, time.perf_counter() - began)
+
+    @contextmanager
+    def on_device(self, phase: str) -> Iterator[None]:
+        """Count the time that the block's work takes on the device; does not wait for it."""
+        if self._device.type != "cuda":
+            with self.on_host(phase):
+                yield
+            return
+        stream = torch.cuda.current_stream(self._device)
+        first, last = timed_event(), timed_event()
+        first.record(stream)
+        yield
+        last.record(stream)
+        self._events.append((phase, first, last))
+
+    def finish(self) -> dict[str, float]:
+        """Seconds by phase; waits for the device."""
+        for phase, first, last in self._events:
+            last.synchronize()
+            self.add(phase, first.elapsed_time(last) / 1000)  # of milliseconds
+        self._events.clear()
+        return dict(self._seconds)

@@ -1,0 +1,185 @@
+"""What a step minimises: the losses of a block of rows over the step's candidates, put together as the config says.
+
+It runs no tower and draws no candidates. All maths is float32, outside autocast.
+
+Shapes: B rows of a block, K candidates, V classes, E the student's embedding, D the teacher's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from teachonce.errors import DataError
+from teachonce.rows.working_set import Batch
+from teachonce.training.config import TrainConfig
+from teachonce.training.losses import dense_rows, ghost_rows, hard_rows, renormalise_rows
+from teachonce.training.regularisers import anchor
+from teachonce.training.targets import SoftTargets, embedding_columns, top_k_columns
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """The teacher's side of a store with embeddings, on the device."""
+
+    classes: Tensor  # [V, D] unit text features
+    scale: float  # its logit scale
+
+
+@dataclass(frozen=True, eq=False)
+class StepClasses:
+    """The candidates of a step, on the device."""
+
+    classes: Tensor  # [K] int64
+    log_weight: Tensor  # [K], or [rows of the step, K] where rows differ
+    stands_for: Tensor  # [K] ln of how many classes each stands for
+    columns: Tensor  # [V] int64, where a class is among the candidates, or -1
+    groups: Tensor  # [K] int64, equal for candidates with the same name
+    most_tied: int  # of the groups, the size of the largest
+
+    def of_rows(self, rows: slice) -> Tensor:
+        """Log weights of a block of rows, [K] or [B, K]."""
+        return self.log_weight if self.log_weight.ndim == 1 else self.log_weight[rows]
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Rows that are in memory at once, on the device."""
+
+    rows: slice  # of the step
+    label: Tensor  # [B] int64 class, -1 for none
+    targets: SoftTargets | None
+    embedding: Tensor | None  # [B, D] the teacher's
+    frozen_images: Tensor | None  # [B, E] the bare student's
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """What the means of a whole step are over."""
+
+    rows: int
+    labelled: int
+
+
+class Objective:
+    """The losses of a run.
+
+    Args:
+        config: what counts, and how much.
+        scale: the student's logit scale.
+        teacher: for targets = "embedding".
+        frozen: [V, E] the bare student's class features, for the regularisers.
+        seen: [V] bool, the classes that compete in the hard loss; None: all.
+    """
+
+    def __init__(
+        self, config: TrainConfig, scale: float, teacher: Teacher | None, frozen: Tensor | None,
+        seen: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self.config, self.scale, self.teacher, self.frozen, self.seen = config, scale, teacher, frozen, seen
+
+    def rows(
+        self, features_KE: Tensor, images_BE: Tensor, block: Block, classes: StepClasses, counts: Counts
+    ) -> dict[str, Tensor]:
+        """The block's share of each loss, in nats: summed over blocks they are the step's means.
+
+        Returns:
+            hard: cross-entropy, mean over the step's labelled rows. soft: tau^2 KL to the teacher, mean over its rows.
+            consistency: KL from the bare student, mean over its rows. Only what the config asks for.
+        """
+        logits_BK = self.scale * images_BE @ features_KE.T
+        log_weight = classes.of_rows(block.rows)
+        found: dict[str, Tensor] = {}
+        if self.config.supervision != "soft":
+            place = torch.where(block.label >= 0, classes.columns[block.label], -1)
+            compete = log_weight
+            if self.seen is not None:
+                compete = log_weight.masked_fill(~self.seen[classes.classes], -torch.inf)
+            hard = hard_rows(logits_BK, compete, place, classes.groups, self.config.label_smoothing,
+                             classes.most_tied)  # fmt: skip
+            found["hard"] = hard.sum() / max(1, counts.labelled)
+        if self.config.supervision != "hard":
+            found["soft"] = self._soft(logits_BK, log_weight, block, classes).sum() / counts.rows
+        if self.config.uses_frozen:
+            found["consistency"] = self._consistency(logits_BK, log_weight, block, classes).sum() / counts.rows
+        return found
+
+    def anchor(self, features_KE: Tensor, classes: StepClasses) -> Tensor:
+        """How far class features are from the hand-written template's: mean squared distance over the vocabulary."""
+        if self.frozen is None:
+            raise DataError("the anchor needs the class features of the hand-written template")
+        return anchor(features_KE, self.frozen[classes.classes], classes.stands_for, len(classes.columns))
+
+    def weights(self, soft_weight: float) -> dict[str, float]:
+        """How much each loss counts, with the weight of the soft loss at this step."""
+        config = self.config
+        return {
+            "hard": 1.0,
+            "soft": soft_weight,
+            "consistency": config.consistency_weight,
+            "anchor": config.anchor_weight,
+        }
+
+    def directions(self, losses: dict[str, Tensor], weights: dict[str, float]) -> list[Tensor]:
+        """Sums of losses whose gradients are wanted apart.
+
+        Returns:
+            The weighted sum of all; with ProGrad the hard loss, the general one, and the sum of the rest if any.
+        """
+        parts = {name: weights[name] * loss for name, loss in losses.items()}
+        if not self.config.prograd:
+            return [torch.stack(list(parts.values())).sum()]
+        rest = [part for name, part in parts.items() if name != "hard" and weights[name]]
+        return [parts["hard"], losses["consistency"], *([torch.stack(rest).sum()] if rest else [])]
+
+    def _soft(self, logits_BK: Tensor, log_weight: Tensor, block: Block, classes: StepClasses) -> Tensor:
+        config, tau = self.config, self.config.temperature
+        if config.targets == "embedding":
+            if self.teacher is None or block.embedding is None:
+                raise DataError("targets = 'embedding' needs the teacher's embeddings")
+            log_p = embedding_columns(
+                block.embedding, self.teacher.classes, self.teacher.scale, config.tau_teacher, classes.classes
+            )
+            return dense_rows(log_p, logits_BK, log_weight, tau)
+        if block.targets is None:
+            raise DataError("the soft loss needs the teacher's stored top k")
+        if config.tail == "ghost":
+            return ghost_rows(logits_BK, log_weight, block.targets, classes.columns, tau, config.tau_teacher)
+        if config.tail == "renormalise":
+            return renormalise_rows(logits_BK, log_weight, block.targets, classes.columns, tau, config.tau_teacher)
+        log_p = top_k_columns(
+            block.targets, classes.columns, block.label, len(classes.classes), config.tau_teacher, config.tail
+        )
+        return dense_rows(log_p, logits_BK, log_weight, tau)
+
+    def _consistency(self, logits_BK: Tensor, log_weight: Tensor, block: Block, classes: StepClasses) -> Tensor:
+        if self.frozen is None or block.frozen_images is None:
+            raise DataError("self-consistency needs the bare student's features")
+        log_p = embedding_columns(block.frozen_images, self.frozen, self.scale, 1.0, classes.classes)
+        return dense_rows(log_p, logits_BK, log_weight, 1.0)
+
+
+def block_of(batch: Batch, rows: slice, device: torch.device, temperature: int | None, config: TrainConfig) -> Block:
+    """What a config reads of some rows of a batch, on the device.
+
+    Args:
+        temperature: column of `log_residual` that is used; None: none, it reads as nothing outside the top k.
+    """
+
+    def here(column: npt.NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(column[rows]).to(device, non_blocking=True)
+
+    targets = None
+    if config.supervision != "hard" and config.targets == "top-k" and batch.class_ids.shape[1]:
+        ids = here(batch.class_ids).long()
+        tail = torch.full((len(ids),), -torch.inf, device=device)
+        if temperature is not None:
+            tail = here(batch.log_residual[:, temperature])
+        targets = SoftTargets(ids, here(batch.log_probs), tail)
+    frozen = here(batch.features).float() if config.uses_frozen and batch.features is not None else None
+    embedding = None if batch.embedding is None else here(batch.embedding)
+    return Block(rows, here(batch.label), targets, embedding, frozen)

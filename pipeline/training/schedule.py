@@ -1,0 +1,34 @@
+"""Numbers that change over a run as pure functions of the step: the learning rate and the weight of the soft loss.
+
+It holds no state, so that a resumed run needs the step only.
+"""
+
+from __future__ import annotations
+
+import math
+
+from teachonce.training.config import TrainConfig
+
+
+def learning_rate(config: TrainConfig, steps: int, step: int) -> float:
+    """Warm-up for `warmup_steps`, then constant or a half cosine that would be zero one step after the last.
+
+    Args:
+        steps: of the whole run.
+        step: from 0.
+    """
+    if step < config.warmup_steps:
+        if config.warmup == "constant":
+            return config.warmup_rate
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    share = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def soft_weight(config: TrainConfig, steps: int, step: int) -> float:
+    """Lambda in CE + lambda tau^2 KL: constant, or linear between 0 and its value over the run."""
+    share = step / max(1, steps - 1)
+    factor = {"constant": 1.0, "rise": share, "fall": 1.0 - share}[config.soft_schedule]
+    return config.soft_weight * factor

@@ -1,0 +1,153 @@
+"""The frozen student with its trainable prompts: class features, image features, and what the bare student says.
+
+It reads no store and takes no step.
+
+Shapes: V classes, E embedding, B images.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from teachonce import __version__
+from teachonce.models.classifier import prompted_features, template_features
+from teachonce.models.clip import LoadedClip, autocast
+from teachonce.models.image_tower import ImageTower
+from teachonce.models.learner import PromptSpec, SlotLearner, image_learner, text_learner
+from teachonce.models.prompt_files import PromptMeta
+from teachonce.models.slots import SlotPrompts
+from teachonce.models.text_tower import TextTower
+from teachonce.training.config import TrainConfig
+
+SUFFIX = "."  # what follows a name, as in "a photo of a {}."
+
+
+class PromptedStudent:
+    """A CLIP whose towers are frozen, and the prompts that are trained on them.
+
+    Args:
+        config: which tower carries what.
+        clip: the student.
+        names: of the V classes.
+
+    Raises:
+        UsageError: a name that is too long behind the slots, a depth that a tower does not have.
+        UnsupportedModelError: a tower that cannot carry prompts.
+    """
+
+    def __init__(self, config: TrainConfig, clip: LoadedClip, names: Sequence[str]) -> None:
+        self.config, self.clip, self._given = config, clip, tuple(names)
+        self.text = TextTower.from_clip(clip.model, clip.tokenizer)
+        self.image: ImageTower | None = None
+        self.learners = nn.ModuleDict()
+        spec = prompt_spec(config)
+        slots = 0
+        if config.tower != "image":
+            learner = text_learner(self.text, spec)
+            self.learners["text"], slots = learner, learner.slots
+        if config.tower != "text":
+            self.image = ImageTower.from_clip(clip.model)
+            self._image_forward = _compiled(self.image) if config.compile else self.image.features
+            self.learners["image"] = image_learner(self.image, spec, config.image_length, config.image_depth)
+        self.learners.to(clip.device)
+        self.names = self.text.tokenise(names, SUFFIX, slots, config.position)
+
+    def learner(self, tower: str) -> SlotLearner | None:
+        """The prompts of one tower, `text` or `image`; None if it has none."""
+        found = dict(self.learners.items()).get(tower)
+        return found if isinstance(found, SlotLearner) else None
+
+    def parameters(self, tower: str) -> list[nn.Parameter]:
+        """What is trained on one tower."""
+        learner = self.learner(tower)
+        return [] if learner is None else list(learner.parameters())
+
+    def trainable_parameters(self) -> int:
+        """The exact number of numbers that are trained."""
+        return sum(p.numel() for p in self.learners.parameters() if p.requires_grad)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The configured precision of the towers."""
+        return autocast(self.clip.device, self.config.precision)
+
+    @cached_property
+    def frozen_classes(self) -> Tensor:
+        """Unit text features of all classes in the hand-written template, [V, E] float32."""
+        with torch.no_grad(), self.autocast():
+            return template_features(self.clip, self._given, f"{self.config.context} {{}}{SUFFIX}").clone()
+
+    @torch.no_grad()
+    def class_features(self) -> Tensor:
+        """Unit text features of all classes with the prompts as they are, [V, E] float32."""
+        learner = self.learner("text")
+        if learner is None:
+            return self.frozen_classes
+        with self.autocast():
+            return prompted_features(self.text, learner(), self.names)
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Unit image features with the image prompts, [B, E] float32, differentiable in them."""
+        learner = self.learner("image")
+        if learner is None or self.image is None:
+            return self.clip.encode_images(pixels, self.config.precision)
+        with self.autocast():
+            return self._image_forward(learner(), pixels.to(self.clip.device, non_blocking=True))
+
+    @torch.no_grad()
+    def is_sound(self) -> bool:
+        """Whether the prompts as they are make numbers: the features of one name and of one grey image are finite."""
+        text, image, found = self.learner("text"), self.learner("image"), []
+        with self.autocast():
+            if text is not None:
+                found.append(self.text.features(text(), self.names, torch.tensor([0])))
+            if image is not None and self.image is not None:
+                grey = torch.zeros(1, 3, *self.image.visual.image_size, device=self.clip.device)
+                found.append(self.image.features(image(), grey))
+        return all(bool(features.isfinite().all()) for features in found)
+
+    def meta(self) -> PromptMeta:
+        """What the prompts are and what they belong to."""
+        config, text, image = self.config, self.learner("text"), self.learner("image")
+        about: dict[str, Any] = {}
+        if image is not None and self.image is not None:
+            about = {
+                "image_slots": image.slots, "image_depth": config.image_depth, "image_width": self.image.width,
+                "image_layers": self.image.layers, "image_gate": image().gate is not None,
+            }  # fmt: skip
+        return PromptMeta(
+            tower=config.tower, structure=config.structure, context=config.context, position=config.position,
+            init=config.init, slots=text.slots if text else 0, depth=config.depth, width=self.text.width,
+            layers=self.text.layers, student=self.clip.spec, student_digest=self.clip.digest, suffix=SUFFIX,
+            version=__version__, **about,
+        )  # fmt: skip
+
+
+def _compiled(tower: ImageTower) -> Callable[[SlotPrompts, Tensor], Tensor]:
+    """The image tower's `features` under torch.compile.
+
+    Not the text tower's: its shapes follow the names of each step, and every new one would be compiled.
+    """
+    forward = torch.compile(tower.features)
+
+    def quiet(prompts: SlotPrompts, pixels: Tensor) -> Tensor:
+        with warnings.catch_warnings():  # while tracing, it looks at the gradient that a computed prompt does not have
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+            found: Tensor = forward(prompts, pixels)
+            return found
+
+    return quiet
+
+
+def prompt_spec(config: TrainConfig) -> PromptSpec:
+    """The part of a training config that says what prompts are and how they begin."""
+    return PromptSpec(
+        structure=config.structure, context=config.context, length=config.length, depth=config.depth,
+        init=config.init, layer_scale=config.layer_scale, position=config.position, seed=config.seed,
+    )  # fmt: skip

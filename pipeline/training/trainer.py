@@ -1,0 +1,363 @@
+"""One training step of prompts from stored rows: batch, candidates, losses, exact gradient, update.
+
+It reads no store and writes no file; everything it does is a pure function of (config, rows, step) and its state.
+
+Shapes: B rows of a step, K candidates, n distinct names among them, V classes, E embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from teachonce.errors import DataError, UsageError
+from teachonce.models.clip import LoadedClip, exact_products
+from teachonce.rows.images import ViewImages
+from teachonce.rows.order import TrainingOrder
+from teachonce.rows.working_set import Batch, WorkingSet
+from teachonce.training.averaging import PromptAverage
+from teachonce.training.candidates import Candidates, all_candidates, sampled_candidates
+from teachonce.training.config import TrainConfig
+from teachonce.training.objective import Counts, Objective, StepClasses, Teacher, block_of
+from teachonce.training.regularisers import project
+from teachonce.training.schedule import learning_rate, soft_weight
+from teachonce.training.student import PromptedStudent
+from teachonce.training.two_pass import FixedPass, PoissonSample, TextPass, pulled_back
+
+
+@dataclass(eq=False)
+class _Gradients:
+    """What the blocks of a step add up to; one entry a direction (see `Objective.directions`)."""
+
+    losses: dict[str, Tensor]
+    features: list[list[Tensor]]  # one [n, E], of the distinct names
+    images: list[list[Tensor]]  # of the image tower's parameters
+
+
+class Trainer:
+    """The state of a run: prompts, optimiser, average.
+
+    Args:
+        config: what to do.
+        clip: the student.
+        rows: the working set, with the student's features unless they are computed anew.
+        images: the rows' images, for prompts in the image tower.
+
+    Raises:
+        UsageError: a name that is too long for the context, a depth that a tower does not have, no sample to train on.
+        UnsupportedModelError: a tower that cannot carry prompts.
+    """
+
+    def __init__(
+        self, config: TrainConfig, clip: LoadedClip, rows: WorkingSet, images: ViewImages | None = None
+    ) -> None:
+        self.config, self.rows, self.images = config, rows, images
+        self.student = PromptedStudent(config, clip, rows.vocabulary.names)
+        numbers = rows.records["row"].astype(np.int64)
+        self.order = TrainingOrder(numbers, rows.plan.store.layout.views, config.batch_size, config.views_per_step,
+                                   config.seed, config.held_out)  # fmt: skip
+        self.steps = math.ceil(config.epochs * self.order.steps_per_epoch) or config.steps
+        if self.steps == 1 and config.soft_schedule != "constant":
+            raise UsageError(f"soft_schedule = '{config.soft_schedule}' needs more than the one step of this run",
+                             hint="raise steps or epochs, or set soft_schedule = 'constant'")  # fmt: skip
+        if config.warmup == "constant" and config.warmup_steps >= self.steps:
+            raise UsageError(f"warmup_steps = {config.warmup_steps}: all {self.steps} steps of the run would be at the "
+                             f"warm-up's rate", hint=f"an epoch has {self.order.steps_per_epoch} steps")  # fmt: skip
+        self.learners = self.student.learners
+        self.optimizer = _optimizer(config, self.student)
+        self.average = PromptAverage(config.averaging, self.steps, config.average_decay, config.average_mean,
+                                     config.average_deviation, dict(self.learners.named_parameters()))  # fmt: skip
+        if config.held_out and not (rows.label_column[self.order.held_out] >= 0).any():
+            raise DataError("no held-out sample has a class of the vocabulary: there is nothing to measure",
+                            hint="set held_out to a larger share, or to 0")  # fmt: skip
+        self.objective = Objective(config, clip.logit_scale, self._teacher(), self._frozen(), self._seen())
+
+    def step(self, step: int) -> dict[str, float]:
+        """Do one step.
+
+        Args:
+            step: from 0; decides the batch, the candidates and the learning rate.
+
+        Returns:
+            The losses in nats, the norm of the gradient before it is clipped, the learning rate, the number of
+            candidates and how many of them are there for certain.
+
+        Raises:
+            UsageError: the loss or a gradient is NaN or infinite; nothing was updated.
+        """
+        batch = self.rows.batch(self.order.at(step)[1])
+        candidates = self._candidates(batch, step)
+        text = self._text_pass(candidates)
+        weights = self.objective.weights(soft_weight(self.config, self.steps, step))
+        found = self._gradients(step, batch, text, self._step_classes(candidates), weights)
+        named = dict(self.learners.named_parameters())
+        gradient = self._combined(text, found, step)
+        size = torch.stack([part.double().square().sum() for part in gradient]).sum().sqrt()
+        norm, *values = torch.stack([size, *(loss.double() for loss in found.losses.values())]).tolist()
+        losses = dict(zip(found.losses, values, strict=True))
+        loss = sum(weights[name] * value for name, value in losses.items())
+        if norm == 0 and step == self._first_telling and self._counts(weights, batch):
+            raise self._nothing_to_learn(step)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise self._not_finite(step, loss, dict(zip(named, gradient, strict=True)), batch)
+        if 0 < self.config.clip_gradient < norm:
+            gradient = [part * (self.config.clip_gradient / norm) for part in gradient]
+        rate = learning_rate(self.config, self.steps, step)
+        self._update(named, gradient, rate)
+        self.average.update(step, named)
+        return {"loss": loss, **losses, "gradient_norm": norm, "learning_rate": rate,
+                "candidates": len(candidates.classes), "forced": candidates.forced}  # fmt: skip
+
+    @property
+    def _first_telling(self) -> int:
+        """The first step in which every loss of the run counts: a weight that rises from 0 begins with the second."""
+        return int(self.config.supervision != "hard" and self.config.soft_schedule == "rise")
+
+    def _counts(self, weights: dict[str, float], batch: Batch) -> bool:
+        """Whether a gradient of zero tells something: with hard labels alone, a batch may by chance have none."""
+        soft = self.config.supervision != "hard" and weights["soft"] > 0
+        return soft or bool((batch.label >= 0).any())
+
+    def _nothing_to_learn(self, step: int) -> UsageError:
+        keys = ("supervision", "targets", "tail", "candidates")
+        said = ", ".join(f"{key} = {getattr(self.config, key)!r}" for key in keys)
+        return UsageError(
+            f"step {step}: the gradient of every parameter is exactly zero: there is nothing to learn with {said} and "
+            f"{len(self.rows.vocabulary)} classes; nothing was updated",
+            hint="another supervision, tail or start, or a store or selection with more classes",
+        )
+
+    def _update(self, named: dict[str, nn.Parameter], gradient: list[Tensor], rate: float) -> None:
+        for parameter, part in zip(named.values(), gradient, strict=True):
+            parameter.grad = part
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+
+    def require_sound(self, steps: int) -> None:
+        """Refuse prompts that are no longer numbers, or from which a tower makes none.
+
+        An update that is too large shows in the next loss only; this is asked before a checkpoint is written.
+
+        Args:
+            steps: that are finished, for the message.
+
+        Raises:
+            UsageError: the prompts as they are, or their average, give features that are NaN or infinite.
+        """
+        sound = all(bool(p.isfinite().all()) for p in self.learners.parameters())
+        with self.result() as student:
+            sound = sound and student.is_sound()
+        if not (sound and self.student.is_sound()):
+            raise UsageError(
+                f"after {steps} steps the prompts give features that are not numbers; the last checkpoint is kept",
+                hint="use a smaller learning_rate or a longer warm-up in a new run",
+            )
+
+    @contextmanager
+    def result(self) -> Iterator[PromptedStudent]:
+        """The student with the prompts that are the result: averaged ones where the config says so."""
+        named = dict(self.learners.named_parameters())
+        kept = {name: parameter.detach().clone() for name, parameter in named.items()}
+        try:
+            with torch.no_grad():
+                for name, parameter in named.items():
+                    parameter.copy_(self.average.value(name, parameter))
+            yield self.student
+        finally:
+            with torch.no_grad():
+                for name, parameter in named.items():
+                    parameter.copy_(kept[name])
+
+    def warnings(self) -> list[str]:
+        """What is no error, and what a user should know: one sentence each."""
+        config = self.config
+        if config.warmup == "linear" and config.warmup_steps > self.steps:
+            return [f"the learning rate rises for {config.warmup_steps} steps and this run has {self.steps}: "
+                    f"it never reaches {config.learning_rate:g}"]  # fmt: skip
+        return []
+
+    @property
+    def device(self) -> torch.device:
+        """Where the student is."""
+        return self.student.clip.device
+
+    def image_features(self, batch: Batch) -> Tensor:
+        """Unit image features of rows, [B, E] float32; differentiable where the image tower carries prompts."""
+        if self.images is not None:
+            return self.student.image_features(self.images.pixels(batch.row))
+        if batch.features is None:
+            raise DataError("this working set was opened without a student: there are no image features to train on")
+        return torch.from_numpy(batch.features).to(self.device).float()
+
+    def _gradients(
+        self, step: int, batch: Batch, text: TextPass | FixedPass, classes: StepClasses, weights: dict[str, float]
+    ) -> _Gradients:
+        """Losses and their gradients on the class features and on the image prompts, block by block."""
+        total, on_images = len(batch.label), self.student.parameters("image")
+        counts = Counts(total, int((batch.label >= 0).sum()))
+        found = _Gradients({}, [], [])
+        for start in range(0, total, self._block_size(total)):
+            rows = slice(start, min(start + self._block_size(total), total))
+            images = self._block_images(step, batch, rows)
+            leaf = images.detach().requires_grad_(images.requires_grad)
+            block = block_of(batch, rows, self.device, self._temperature, self.config)
+            with exact_products():
+                features = text.features[text.place]
+                losses = self.objective.rows(features, leaf, block, classes, counts)
+                if start == 0 and self.config.anchors:
+                    losses["anchor"] = self.objective.anchor(features, classes)
+                parts = [
+                    _gradients_of(loss, text.features, leaf) for loss in self.objective.directions(losses, weights)
+                ]
+            _add(found.features, [[part[0]] for part in parts])
+            if images.requires_grad:
+                last = len(parts) - 1
+                pulled = [pulled_back(images, on_images, part[1], keep=i < last) for i, part in enumerate(parts)]
+                _add(found.images, pulled)
+            for name, value in losses.items():
+                found.losses[name] = value.detach() + found.losses.get(name, torch.zeros_like(value))
+        return found
+
+    def _block_size(self, rows: int) -> int:
+        """How many rows are in memory at once."""
+        return self.config.micro_batch or rows
+
+    def _block_images(self, step: int, batch: Batch, rows: slice) -> Tensor:
+        """Image features of some rows of a step, [B, E]; the images of the rows after them are read meanwhile."""
+        if self.images is None:
+            return self.image_features(_part(batch, rows))
+        pixels = self.images.pixels(batch.row[rows])
+        ahead = batch.row[rows.stop : rows.stop + self._block_size(len(batch.row))]
+        if not len(ahead) and step + 1 < self.steps:
+            places = self.order.at(step + 1)[1]
+            ahead = self.rows.records["row"][places[: self._block_size(len(places))]]
+        if len(ahead):
+            self.images.prefetch(ahead.astype(np.int64))
+        return self.student.image_features(pixels)
+
+    def _combined(self, text: TextPass | FixedPass, found: _Gradients, step: int) -> list[Tensor]:
+        """The gradient of every parameter, in the order of `learners.named_parameters()`."""
+        on_text = self.student.parameters("text")
+        sample = None
+        if self.config.candidates == "all-sampled":
+            sample = PoissonSample(self.config.sampled_backward, self.config.seed, step)
+        none: list[list[Tensor]] = [[] for _ in found.features]
+        parts = none
+        if isinstance(text, TextPass):
+            parts = text.pull_back(on_text, [features for (features,) in found.features], sample)
+        whole = [[*t, *i] for t, i in zip(parts, found.images or none, strict=True)]
+        if not self.config.prograd:
+            return whole[0]
+        hard, general, *rest = whole
+        kept = project(hard, general)
+        return [a + b for a, b in zip(kept, rest[0], strict=True)] if rest else kept
+
+    def _candidates(self, batch: Batch, step: int) -> Candidates:
+        config, vocabulary = self.config, len(self.rows.vocabulary)
+        if config.candidates != "sampled":
+            return all_candidates(vocabulary)
+        best = batch.class_ids[:, : config.sampled_top]
+        found = sampled_candidates(
+            batch.label,
+            best,
+            config.sampled_fill,
+            vocabulary,
+            config.seed,
+            step,
+            config.correction,
+            self.student.names.inverse.numpy(),
+        )
+        if not len(found.classes):
+            raise UsageError(f"step {step}: there is no candidate: no row has a label that is in the vocabulary, and "
+                             f"sampled_top = {config.sampled_top} and sampled_fill = {config.sampled_fill} add none",
+                             hint="raise sampled_fill or sampled_top")  # fmt: skip
+        return found
+
+    def _step_classes(self, candidates: Candidates) -> StepClasses:
+        move = self.device
+        groups = self.student.names.inverse[candidates.classes]
+        return StepClasses(candidates.classes.to(move), candidates.log_weight.to(move), candidates.stands_for.to(move),
+                           candidates.columns().to(move), groups.to(move), int(groups.bincount().max()))  # fmt: skip
+
+    def _text_pass(self, candidates: Candidates) -> TextPass | FixedPass:
+        student, learner = self.student, self.student.learner("text")
+        if learner is None:
+            return FixedPass(student.frozen_classes, candidates.classes.to(self.device))
+        return TextPass(student.text, learner, student.names, candidates.classes, self.config.class_chunk,
+                        student.autocast)  # fmt: skip
+
+    @property
+    def _temperature(self) -> int | None:
+        """The column of `log_residual` that the soft loss reads."""
+        return self.rows.temperatures.index(self.config.tau_teacher) if self.config.soft_tail else None
+
+    def _teacher(self) -> Teacher | None:
+        if self.config.supervision == "hard" or self.config.targets != "embedding":
+            return None
+        return Teacher(torch.from_numpy(self.rows.class_embeddings).to(self.device), self.rows.teacher_scale)
+
+    def _frozen(self) -> Tensor | None:
+        return self.student.frozen_classes if self.config.uses_frozen or self.config.anchors else None
+
+    def _seen(self) -> Tensor | None:
+        if self.config.hard_over == "all":
+            return None
+        labels = torch.from_numpy(self.rows.label_column.astype(np.int64))
+        return torch.bincount(labels[labels >= 0], minlength=len(self.rows.vocabulary)).to(self.device) > 0
+
+    def _not_finite(self, step: int, loss: float, gradients: dict[str, Tensor], batch: Batch) -> UsageError:
+        bad = [name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())]
+        what = f"the loss became {loss}"
+        if math.isfinite(loss):
+            what = f"the gradient of {', '.join(bad)} is not finite" if bad else "the gradient is too large for float32"
+        hint = "use a smaller learning_rate or a longer warm-up in a new run"
+        if step == 0:  # nothing has been updated yet
+            hint = ("not the learning rate, which has changed nothing yet: look at temperature, teacher_temperature, "
+                    "the weights of the losses, precision, and `teachonce verify` for the store")  # fmt: skip
+        return UsageError(
+            f"step {step}: {what}; nothing was updated and the last checkpoint is kept (rows {batch.row[:8].tolist()})",
+            hint=hint,
+        )
+
+
+def _part(batch: Batch, rows: slice) -> Batch:
+    """Some rows of a batch."""
+    columns: dict[str, npt.NDArray[np.generic] | None] = vars(batch)
+    return Batch(**{name: None if column is None else column[rows] for name, column in columns.items()})  # type: ignore[arg-type]
+
+
+def _gradients_of(loss: Tensor, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of a loss on class features and on image features; zeros where it reaches none."""
+    wanted = [x for x in (features, images) if x.requires_grad]
+    found = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
+    by_input = {id(x): part for x, part in zip(wanted, found, strict=True) if part is not None}
+    on_features, on_images = (by_input.get(id(x)) for x in (features, images))
+    return (
+        torch.zeros_like(features) if on_features is None else on_features,
+        torch.zeros_like(images) if on_images is None else on_images,
+    )
+
+
+def _add(sums: list[list[Tensor]], parts: list[list[Tensor]]) -> None:
+    """Add to sums that begin empty."""
+    if not sums:
+        sums.extend(parts)
+        return
+    for own, more in zip(sums, parts, strict=True):
+        own[:] = [a + b for a, b in zip(own, more, strict=True)]
+
+
+def _optimizer(config: TrainConfig, student: PromptedStudent) -> torch.optim.Optimizer:
+    parameters = list(student.learners.parameters())
+    decay = config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=decay)
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=decay)

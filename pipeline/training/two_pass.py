@@ -1,0 +1,209 @@
+"""The exact gradient of a loss over any number of names' features, in memory bounded by a chunk of names.
+
+It knows neither losses nor what prompts are made of: the caller puts the losses' gradients on the features, and gets
+them pulled back to the parameters.
+
+Shapes: K candidates, n distinct names of the candidates, E embedding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from teachonce.models.slots import SlotPrompts
+from teachonce.models.tokens import NameTokens
+
+_STREAM = 2  # keeps these draws apart from the candidates', which share the key (seed, step)
+
+
+class Tower(Protocol):
+    """What is asked of a text tower."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    def features(self, prompts: SlotPrompts, names: NameTokens, chunk: Tensor | None = None) -> Tensor:
+        """[C, E] float32, differentiable in the prompts."""
+
+
+@dataclass(frozen=True)
+class PoissonSample:
+    """Which names a second pass computes: each by itself, with a probability that grows with its gradient."""
+
+    expected: int  # names drawn on average
+    seed: int  # of the run
+    step: int  # of the run, from 0
+
+    def draw(self, norms: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Names, and 1 / pi of each: with these weights the sum over the drawn names has the whole sum's expectation.
+
+        pi_c = min(1, a |g_c|) with sum pi = `expected`: for this expected number of names it is the choice of least
+        variance (Poisson sampling with probability proportional to size). A name without gradient is never drawn; when
+        no more than `expected` have one, all of them are, and nothing is random.
+
+        Args:
+            norms: [n] |g_c|; what is not finite counts as very large.
+
+        Returns:
+            [d] rising, and [d].
+        """
+        chance = inclusion(norms, self.expected)
+        random = np.random.Generator(np.random.Philox(counter=[0, 0, 0, _STREAM], key=[self.seed, self.step]))
+        drawn = np.flatnonzero(random.random(len(norms)) < chance)
+        return drawn, 1.0 / chance[drawn]
+
+
+def inclusion(norms: npt.NDArray[np.float64], expected: int) -> npt.NDArray[np.float64]:
+    """pi_c = min(1, a |g_c|) with sum pi = `expected`, or 1 for all with a gradient when they are no more, [n]."""
+    sizes = np.nan_to_num(np.asarray(norms, np.float64), nan=1e300, posinf=1e300)
+    if np.count_nonzero(sizes) <= expected:
+        return (sizes > 0).astype(np.float64)
+    falling = np.sort(sizes)[::-1]
+    left = np.cumsum(falling[::-1])[::-1][: expected + 1]  # [t] sum of all but the t largest
+    certain = int(np.argmax((expected - np.arange(len(left))) * falling[: len(left)] <= left))
+    chance: npt.NDArray[np.float64] = np.minimum(1.0, (expected - certain) / left[certain] * sizes)
+    return chance
+
+
+class TextPass:
+    """Features of a step's candidate names; gradients gathered on them are pulled back to the prompts, exactly.
+
+    Up to `class_chunk` distinct names: one forward, whose graph is kept until the gradients come. Beyond: all features
+    without a graph, then chunk by chunk the features again, with a graph, into which the gradients are fed. This is the
+    chain rule, so the result is the one-shot gradient up to the order of summation. Names of like length share a chunk,
+    which leaves fewer groups for attention.
+
+    The prompts are evaluated anew for each chunk, and with them the prefix: a handful of positions of some thousand a
+    chunk. One graph of it for all chunks could not be freed with theirs.
+
+    Attributes:
+        features: [n, E] float32 leaf that requires a gradient, one row a distinct name. Let losses' gradients add up in
+            its `grad`, over micro-batches if there are many rows, or ask autograd for each loss's own.
+        place: [K] the row of `features` of each candidate, so `features[place]` is [K, E].
+
+    Args:
+        tower: the student's text tower.
+        prompts: usually a `SlotLearner`.
+        names: of all V classes of the vocabulary; a name that several candidates share is computed once.
+        classes: [K] candidates.
+        class_chunk: distinct names with a graph at once.
+        autocast: entered around every forward, the same in both passes; by default no autocast.
+    """
+
+    def __init__(
+        self,
+        tower: Tower,
+        prompts: Callable[[], SlotPrompts],
+        names: NameTokens,
+        classes: Tensor,
+        class_chunk: int,
+        autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+    ) -> None:
+        self._tower, self._prompts, self._tokens, self._autocast = tower, prompts, names, autocast
+        self._chunk = class_chunk
+        needed, place = torch.unique(names.inverse[classes.cpu()], return_inverse=True)
+        by_length = names.lengths[needed].argsort(stable=True)
+        self._names = needed[by_length]
+        self.place = by_length.argsort()[place].to(tower.device)
+        self._kept: Tensor | None = None
+        if len(needed) <= class_chunk:
+            self._kept = self._forward(self._names)
+            features = self._kept.detach().clone()
+        else:
+            with torch.no_grad():
+                features = torch.cat([self._forward(chunk) for chunk in torch.split(self._names, class_chunk)])
+        self.features = features.requires_grad_()
+
+    def pull_back(
+        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], sample: PoissonSample | None = None
+    ) -> list[list[Tensor]]:
+        """The gradients with respect to the prompts' parameters. May be called again while these have not changed.
+
+        Args:
+            parameters: what `prompts` depends on.
+            gradients: each [n, E], of some loss with respect to `features`. They share every forward.
+            sample: compute only names drawn by it, by their size in all gradients together: cheaper and unbiased, not
+                exact. Without effect when all names fit into one chunk, as their graph is there anyway.
+
+        Returns:
+            For each gradient, for each parameter: its gradient, float32, zero where nothing reaches it.
+        """
+        if self._kept is not None:
+            features, self._kept = self._kept, None
+            return _pull_all(features, parameters, gradients)
+        names = self._names
+        if sample is not None:
+            norms = torch.stack([gradient.double().square().sum(1) for gradient in gradients]).sum(0).sqrt()
+            drawn, weight = (torch.from_numpy(part) for part in sample.draw(norms.cpu().numpy()))
+            names, drawn, weight = names[drawn], drawn.to(norms.device), weight.float().to(norms.device)
+            gradients = [gradient[drawn] * weight[:, None] for gradient in gradients]
+        totals = [[_zeros(parameter) for parameter in parameters] for _ in gradients]
+        for start in range(0, len(names), self._chunk):
+            part = slice(start, start + self._chunk)
+            found = _pull_all(self._forward(names[part]), parameters, [gradient[part] for gradient in gradients])
+            totals = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(totals, found, strict=True)]
+        return totals
+
+    def _forward(self, chunk: Tensor) -> Tensor:
+        with self._autocast():
+            return self._tower.features(self._prompts(), self._tokens, chunk)
+
+
+class FixedPass:
+    """Features that no prompt reaches, where `TextPass` is expected: of an unprompted text tower.
+
+    Attributes:
+        features: [V, E], without gradient.
+        place: [K] candidates.
+    """
+
+    def __init__(self, features: Tensor, classes: Tensor) -> None:
+        self.features, self.place = features, classes.to(features.device)
+
+
+def pulled_back(outputs: Tensor, parameters: Sequence[Tensor], gradient: Tensor, keep: bool = False) -> list[Tensor]:
+    """The gradient with respect to parameters, given that with respect to outputs.
+
+    Under float16 a small gradient would vanish on its way, so it is brought near 1 by a power of two, which is exact,
+    and the result is brought back.
+
+    Args:
+        outputs: with a graph.
+        gradient: of the outputs' shape.
+        keep: whether the graph is used again; else it is freed.
+
+    Returns:
+        For each parameter, float32; zero where nothing reaches it.
+    """
+    power = _power(gradient)
+    found = torch.autograd.grad(outputs, parameters, gradient / power, retain_graph=keep, allow_unused=True)
+    return [
+        _zeros(parameter) if part is None else part.to(torch.promote_types(part.dtype, torch.float32)) * power
+        for parameter, part in zip(parameters, found, strict=True)
+    ]
+
+
+def _pull_all(outputs: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[list[Tensor]]:
+    """`pulled_back` for several gradients; the graph is freed with the last."""
+    last = len(gradients) - 1
+    return [pulled_back(outputs, parameters, gradient, keep=number < last) for number, gradient in enumerate(gradients)]
+
+
+def _zeros(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
+
+
+def _power(gradient: Tensor) -> Tensor:
+    """The power of two just above the largest entry, a scalar; within what float32 can divide by and multiply with."""
+    exponent = torch.frexp(gradient.abs().amax().float().nan_to_num(1.0, 1.0)).exponent.clamp(-100, 100)
+    return ((exponent.int() + 127) << 23).view(torch.float32)  # put together from its bits: exact on every device

@@ -1,0 +1,276 @@
+"""One cell of a grid as a task: train it or go on with it, then evaluate it; what is there already is left as it is.
+
+A worker runs one cell at a time. A cell that fails says so in its folder and leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from teachonce.core.locks import ALONE, ALONE_OR_NOT, locked, read_owner
+from teachonce.core.progress import Silent
+from teachonce.core.signals import stopped_by
+from teachonce.errors import IncompleteError
+from teachonce.runs.grid import Evaluation
+from teachonce.runs.grid_folder import SCHEMA, CellFolder, GridFolder, read_document, write_document
+from teachonce.runs.log import read_events
+from teachonce.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from teachonce.stages.evaluate import EvaluateRequest
+
+LOOK_EVERY = 0.5  # seconds between looks whether this cell is still wanted
+MOST_DEATHS = 3  # workers that may die in a cell without a step of progress
+CELL_SECONDS = 90.0  # until another process that holds a cell is expected to have let it go
+_TURN = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellJob:
+    """What a worker must know to run a cell; every path holds in its working folder."""
+
+    out: Path
+    token: int
+    """Of the driver's lock: a worker whose driver has lost it stops."""
+    digest: str
+    name: str
+    labels: Path
+    selection: Path | None
+    student: str
+    prompts: Path | None
+    config: TrainConfig
+    root: Path | None
+    threads: int | None
+    evaluations: tuple[Evaluation, ...]
+    final: bool = False
+    """Only evaluate, into the folder of final evaluations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellReport:
+    """How a task ended."""
+
+    digest: str
+    state: Literal["done", "failed", "stopped"]
+    name: str
+    message: str = ""
+
+
+def run_cell(job: CellJob) -> CellReport:
+    """The task of a worker. Idempotent; raises only what Dask must see to run it elsewhere."""
+    from teachonce.cluster.client import worker_index
+    from teachonce.models.clip import take_device
+
+    folder = GridFolder(job.out)
+    wanted = _Wanted(folder, job.token)
+    with _TURN:
+        if wanted.is_over():
+            return CellReport(digest=job.digest, name=job.name, state="stopped")
+        take_device(worker_index())
+        with stopped_by(wanted.is_over):
+            try:
+                with _alone(folder.path / "locks" / job.digest):
+                    return _finals(job, folder) if job.final else _cell(job, folder)
+            except Exception as problem:  # noqa: BLE001 - whatever a cell raises is its own failure; the others go on
+                return _ended(job, folder, wanted, problem)
+
+
+def _cell(job: CellJob, folder: GridFolder) -> CellReport:
+    from teachonce.stages.train import TrainRequest, train
+
+    cell, began = folder.cell(job.digest), time.monotonic()
+    names = [evaluation.name for evaluation in job.evaluations]
+    if cell.state(names) != "finished":
+        _require_life(job, folder, cell)
+        folder.log.write("cell_start", digest=job.digest, name=job.name, token=job.token, step=cell.step(), **_where())
+        if cell.results() is None:
+            train(
+                TrainRequest(
+                    labels=job.labels, student=job.student, out=cell.path, config=job.config,
+                    resume=(cell.path / "config.toml").is_file(), threads=job.threads, selection=job.selection,
+                    root=job.root, init=job.prompts,
+                ),
+                Silent(),
+            )  # fmt: skip
+        trained = time.monotonic() - began
+        lacking = cell.lacking(names)
+        _evaluate(job, cell, {e: cell.evaluation(e.name) for e in job.evaluations if e.name in lacking})
+        seconds = round(time.monotonic() - began, 3)
+        folder.log.write("cell_done", digest=job.digest, name=job.name, token=job.token, seconds=seconds,
+                         train_seconds=round(trained, 3))  # fmt: skip
+    cell.failure.unlink(missing_ok=True)
+    return CellReport(digest=job.digest, name=job.name, state="done")
+
+
+def _finals(job: CellJob, folder: GridFolder) -> CellReport:
+    """The evaluations that only the chosen cells and the base get: each once."""
+    files = {evaluation: folder.final(evaluation.name, job.digest) for evaluation in job.evaluations}
+    lacking = {evaluation: file for evaluation, file in files.items() if read_document(file) is None}
+    _evaluate(job, folder.cell(job.digest), lacking)
+    folder.cell(job.digest).failure.unlink(missing_ok=True)
+    return CellReport(digest=job.digest, name=job.name, state="done")
+
+
+def _evaluate(job: CellJob, cell: CellFolder, files: Mapping[Evaluation, Path]) -> None:
+    """Evaluate a run on several sets; a result appears under its name only when all that belongs to it is there."""
+    from teachonce.evaluation.contender import load_contender
+    from teachonce.evaluation.sets import open_set
+    from teachonce.stages.evaluate import check, score_set, set_choice
+
+    who = None
+    for evaluation, file in files.items():
+        if who is None or evaluation.wise != who.share:
+            who = load_contender(job.student, cell.path, evaluation.wise, job.threads)
+        request = evaluate_request(evaluation, job.student, job.root, cell.path, file, job.threads)
+        check(request)
+        with _first(GridFolder(job.out), evaluation.name):
+            result = score_set(request, open_set(set_choice(request), Silent()), who, Silent())
+            about = {"schema": SCHEMA, "evaluation": evaluation.name, "cell": job.digest}
+            write_document(file, dataclasses.asdict(result) | about)
+
+
+@contextmanager
+def _first(folder: GridFolder, name: str) -> Iterator[None]:
+    """Until one cell has been evaluated on a set, the others wait: its images are then encoded already."""
+    lock = folder.path / "locks" / f"evaluation-{name}"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        if not any(folder.path.glob(f"cells/*/evaluations/{name}.json")):
+            handle = locked(lock, ALONE, create=True)
+            if handle is not None and not any(folder.path.glob(f"cells/*/evaluations/{name}.json")):
+                stack.callback(os.close, handle)
+            elif handle is not None:
+                os.close(handle)
+        yield
+
+
+def evaluate_request(
+    evaluation: Evaluation, student: str, root: Path | None, run: Path | None = None, file: Path | None = None,
+    threads: int | None = None,
+) -> EvaluateRequest:  # fmt: skip
+    """What `evaluate` is asked; without a run and a file, what can be checked before there is one."""
+    from teachonce.stages.evaluate import EvaluateRequest
+
+    return EvaluateRequest(
+        run=run, student=student, manifest=evaluation.manifest, split=evaluation.split,
+        root=Path(evaluation.root) if evaluation.root else root, vocabulary=evaluation.vocabulary,
+        classes=evaluation.classes, among=evaluation.among, protocol=evaluation.protocol,
+        without=Path(evaluation.without) if evaluation.without else None, template=evaluation.template,
+        wise=1.0 if run is None else evaluation.wise, threads=threads,
+        per_class=file.with_suffix(".csv") if file else None, credits=file.with_suffix(".npy") if file else None,
+    )  # fmt: skip
+
+
+def _ended(job: CellJob, folder: GridFolder, wanted: _Wanted, problem: Exception) -> CellReport:
+    """What became of a cell that raised."""
+    if wanted.is_leaving() and not wanted.is_called_off():
+        from distributed import Reschedule
+
+        raise Reschedule from problem  # this worker goes, the grid goes on: somebody else takes the cell over
+    state: Literal["failed", "stopped"] = "failed"
+    if isinstance(problem, _Busy) or (wanted.is_over() and isinstance(problem, IncompleteError)):
+        state = "stopped"
+    said = str(problem) or type(problem).__name__
+    if state == "failed":
+        said = str(folder.cell(job.digest).fail(problem)["message"])
+    folder.log.write(f"cell_{state}", digest=job.digest, name=job.name, token=job.token, message=said)
+    return CellReport(digest=job.digest, name=job.name, state=state, message=said)
+
+
+class _Wanted:
+    """Whether the cell of this worker is still wanted, asked once a step."""
+
+    def __init__(self, folder: GridFolder, token: int) -> None:
+        self._folder, self._token = folder, token
+        self._asked_at, self._over = 0.0, False
+        self._worker = _this_worker()
+
+    def is_over(self) -> bool:
+        """Whether to write a checkpoint and stop; looked at now and then."""
+        now = time.monotonic()
+        if not self._over and now - self._asked_at > LOOK_EVERY:
+            self._asked_at = now
+            self._over = self.is_called_off() or self.is_leaving()
+        return self._over
+
+    def is_called_off(self) -> bool:
+        """Whether the driver ends, or another one has taken the grid over."""
+        owner = read_owner(self._folder.grid)
+        return self._folder.stop.exists() or owner is None or owner.token != self._token
+
+    def is_leaving(self) -> bool:
+        """Whether this worker is about to go: its time is up, or its cluster closes."""
+        return self._worker is not None and self._worker.status.name != "running"
+
+
+def _this_worker() -> Any:
+    from distributed import get_worker
+
+    with suppress(ValueError):  # outside Dask
+        return get_worker()
+    return None
+
+
+class _Busy(IncompleteError):
+    """Another process is in this cell: it has not failed."""
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process in a cell at a time: a worker that lost its driver may still be writing its last checkpoint.
+
+    Raises:
+        _Busy: it does not let go.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + CELL_SECONDS
+    while (handle := locked(path, ALONE_OR_NOT, create=True)) is None:
+        if time.monotonic() > deadline:
+            raise _Busy(f"another process runs this cell ({path} is locked)",
+                        hint="wait for it, or end it, and run the same command again")  # fmt: skip
+        time.sleep(0.2)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _require_life(job: CellJob, folder: GridFolder, cell: CellFolder) -> None:
+    """Give a cell up in which workers die again and again, before it takes all of them.
+
+    Raises:
+        IncompleteError: it has, without a step of progress.
+    """
+    deaths = 0
+    for event in read_events(folder.path / "events.jsonl") if (folder.path / "events.jsonl").is_file() else []:
+        if event.get("digest") != job.digest or event.get("token") != job.token:
+            continue
+        started = event["event"] == "cell_start" and event.get("step") == cell.step()
+        deaths = deaths + 1 if started else 0
+    if deaths >= MOST_DEATHS:
+        raise IncompleteError(f"{deaths} workers died while they ran this cell (out of memory?)",
+                              hint="a smaller batch_size, micro_batch or class_chunk, or fewer workers on a machine; "
+                              "then --retry-failed")  # fmt: skip
+
+
+def _where() -> dict[str, Any]:
+    from teachonce.core.machine import this_process
+
+    mark = this_process()
+    return {"host": mark.host, "pid": mark.pid}
+
+
+def get_ready() -> None:
+    """Import what cells need, while the driver prepares."""
+    import teachonce.evaluation.contender
+    import teachonce.stages.evaluate
+    import teachonce.stages.train
+    import teachonce.training.trainer  # noqa: F401

@@ -1,0 +1,146 @@
+"""What cells need and the label store lacks, made from the store once and shared: stores, selections, working sets.
+
+No image is read; the teacher's text tower runs only for names or templates that the store does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from teachonce.core.progress import Reporter
+from teachonce.errors import TeachOnceError, UsageError
+from teachonce.labels.selection import Selection, choose, load_selection, save_selection
+from teachonce.labels.store import LabelStore
+from teachonce.runs.grid_folder import GridFolder
+from teachonce.runs.needs import Derivation
+from teachonce.stages.ablate.prepare import Planned, Prepared
+from teachonce.stages.relabel import RelabelRequest, relabel
+
+if TYPE_CHECKING:
+    from teachonce.rows.working_set import WorkingSet
+
+MOST_NAMES = 4096  # of a vocabulary that is encoded whole to try a cell: beyond it that takes as long as the cell
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a cell's rows come from."""
+
+    labels: Path
+    selection: Path | None
+
+
+def wanted(planned: Sequence[Planned], folder: GridFolder) -> list[str]:
+    """What would be derived for these cells and is not there yet, in words."""
+    stores = {p.need.derivation.digest: p.need.derivation for p in planned if p.need.derivation}
+    found = [f"store {folder.store(digest).name}: {derivation.words()}" for digest, derivation in stores.items()
+             if not folder.store(digest).exists()]  # fmt: skip
+    rules = {p.need.selection_digest: p.need.rule for p in planned if p.need.selection_digest and p.need.rule}
+    for digest, rule in rules.items():
+        if not folder.selection(str(digest)).exists():
+            said = {"shots": rule.shots, "top_k": rule.top_k, "classes": rule.classes and len(rule.classes)}
+            words = ", ".join(f"{key} {value}" for key, value in said.items() if value)
+            found.append(f"selection {digest}.json: {words}{', all names' if rule.all_names else ''}")
+    return found
+
+
+@contextmanager
+def derived(
+    prepared: Prepared, todo: Sequence[Planned], root: Path | None, reporter: Reporter
+) -> Iterator[list[Source]]:
+    """Make what these cells need and try every setting on it; inside, the working sets are kept from being cleared.
+
+    Yields:
+        The source of each cell.
+
+    Raises:
+        UsageError: a cell's config does not go with its rows.
+        DataError, IntegrityError, FingerprintError, IncompleteError: as `relabel`, `choose`, `open_working_set`.
+    """
+    with ExitStack() as stack:
+        opened: dict[tuple[str, str | None, bool, bool], WorkingSet] = {}
+        stores: dict[str | None, LabelStore] = {None: prepared.store}
+        sources, tried = [], set()
+        for planned in todo:
+            derivation, config = planned.need.derivation, planned.cell.config
+            name = None if derivation is None else derivation.digest
+            if name not in stores and derivation is not None:
+                stores[name] = _store(prepared, derivation, root, reporter)
+            store = stores[name]
+            selection, file = _selection(prepared, planned, store, reporter)
+            features = config.tower == "text" or config.uses_frozen
+            embeddings = config.supervision != "hard" and config.targets == "embedding"
+            key = (str(store.path), planned.need.selection_digest, features, embeddings)
+            if key not in opened:
+                opened[key] = _rows(prepared, store, selection, features, embeddings, reporter)
+                stack.callback(opened[key].close)
+            setting = (key, replace(config, seed=0), planned.cell.prompts)
+            if setting not in tried:
+                tried.add(setting)
+                _try(prepared, planned, opened[key])
+            sources.append(Source(store.path, file))
+        yield sources
+
+
+def _store(prepared: Prepared, derivation: Derivation, root: Path | None, reporter: Reporter) -> LabelStore:
+    path = prepared.folder.store(derivation.digest)
+    reporter.note(f"making the store {path.name}: {derivation.words()}")
+    relabel(
+        RelabelRequest(
+            parent=prepared.store.path, labels=path, vocabulary=derivation.vocabulary,
+            templates=derivation.templates, top_k=derivation.top_k, temperatures=derivation.temperatures, root=root,
+        ),
+        reporter,
+    )  # fmt: skip
+    return LabelStore.open(path)
+
+
+def _selection(
+    prepared: Prepared, planned: Planned, store: LabelStore, reporter: Reporter
+) -> tuple[Selection | None, Path | None]:
+    digest, rule = planned.need.selection_digest, planned.need.rule
+    if digest is None or rule is None:
+        return None, None
+    file = prepared.folder.selection(digest)
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        chosen = choose(store, rule, reporter)
+        if chosen.short:
+            reporter.note(f"cell '{planned.cell.name}': {len(chosen.short)} classes have fewer than {rule.shots} "
+                          "samples; all of theirs are taken")  # fmt: skip
+        save_selection(file, store, rule, chosen)
+    return load_selection(file, store), file
+
+
+def _rows(
+    prepared: Prepared, store: LabelStore, selection: Selection | None, features: bool, embeddings: bool,
+    reporter: Reporter,
+) -> WorkingSet:  # fmt: skip
+    from teachonce.rows.working_set import open_working_set
+
+    return open_working_set(store, prepared.clip.digest if features else None, reporter, selection, embeddings)
+
+
+def _try(prepared: Prepared, planned: Planned, rows: WorkingSet) -> None:
+    """Set a cell up as its run will, but for the seed: what then fails would fail in a worker.
+
+    Raises:
+        UsageError: names the cell.
+    """
+    from teachonce.training.trainer import Trainer
+
+    config = planned.cell.config
+    if len(rows.vocabulary) > MOST_NAMES and (config.uses_frozen or config.anchor_weight):
+        return
+    try:
+        if config.supervision != "soft" and not rows.has_labels:
+            raise UsageError("no row has a class of its vocabulary: there are no hard labels to train on",
+                             hint="set supervision = 'soft', or other classes")  # fmt: skip
+        Trainer(replace(config, compile=False), prepared.clip, rows)
+    except TeachOnceError as problem:
+        raise type(problem)(f"cell '{planned.cell.name}' cannot run; nothing was started: {problem.message}",
+                            problem.hint) from problem  # fmt: skip

@@ -1,0 +1,248 @@
+"""The dry run of a grid: its cells, what would be derived for them, and how long the rest may take. Writes nothing."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from teachonce.cluster.description import ClusterSpec, LocalDescription, load_description
+from teachonce.core.progress import Reporter, Silent
+from teachonce.errors import TeachOnceError
+from teachonce.labels.selection import Selection, choose, load_selection, save_selection
+from teachonce.rows import files as working_files
+from teachonce.runs.grid_folder import GridFolder, count_states
+from teachonce.runs.log import read_events
+from teachonce.stages.ablate.prepare import AblateRequest, Planned, Prepared, states
+from teachonce.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from teachonce.rows.working_set import WorkingSet
+
+TIMED_STEPS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblatePlan:
+    """What a grid would do."""
+
+    title: str
+    cells: dict[str, int]
+    """How many are `finished`, `failed`, `missing` and `damaged`."""
+    to_run: int
+    """Cells that the same command without --dry-run runs."""
+    derived: tuple[str, ...]
+    """Stores and selections that would be made from the label store."""
+    evaluations: tuple[str, ...]
+    seconds: float | None
+    """Estimated, for all cells to run on all workers; None where nothing could be measured."""
+    measured: str
+    """What the estimate comes from, and what is not in it."""
+    workers: int | None
+    """Cells at once; None where only the cluster knows: then `seconds` is for one."""
+    plan: tuple[dict[str, Any], ...]
+    """name, digest, changes, state and newest checkpoint's step of each cell."""
+    out: str
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """What a step costs."""
+
+    of_group: dict[str, float]
+    """Seconds a step, of settings that have finished cells."""
+    of_any: float | None
+    besides: float
+    """Seconds of a cell besides its steps: models, evaluations."""
+    said: str
+
+
+def plan(prepared: Prepared, request: AblateRequest, reporter: Reporter) -> AblatePlan:
+    """List the cells and estimate the time.
+
+    Raises:
+        DataError, IntegrityError, IncompleteError: the rows that steps are timed on cannot be read.
+    """
+    from teachonce.stages.ablate.derive import wanted
+
+    now = states(prepared)
+    runs = {"missing", "failed"} if request.retry_failed else {"missing"}
+    todo = [planned for planned in prepared.cells if now[planned.digest] in runs]
+    workers = _workers(request.cluster)
+    selections = _Selections(prepared)
+    nothing = _Pace({}, None, 0.0, "nothing is left to run")
+    pace = _measured(prepared, request, selections, reporter) if todo else nothing
+    total = _seconds(prepared, todo, pace, selections)
+    at_once = max(1, min(workers or 1, len(todo)))
+    return AblatePlan(
+        title=prepared.grid.title,
+        cells=count_states(now.values()),
+        to_run=len(todo), derived=tuple(wanted(todo, prepared.folder)),
+        evaluations=tuple(e.name + (" (chosen cells only)" if e.only else "") for e in prepared.evaluations),
+        seconds=None if total is None else total / at_once, measured=pace.said, workers=workers,
+        plan=tuple(
+            {"name": p.cell.name, "digest": p.digest, "state": now[p.digest],
+             "changes": [f"{key} = {value}" for key, value in p.cell.changes.items()],
+             "step": prepared.folder.cell(p.digest).step()}
+            for p in prepared.cells
+        ),
+        out=str(request.out),
+    )  # fmt: skip
+
+
+def _workers(cluster: ClusterSpec) -> int | None:
+    if cluster.scheduler is not None:
+        return None
+    if cluster.file is None:
+        return cluster.workers or 1
+    description = load_description(cluster.file)
+    return description.most_workers if isinstance(description, LocalDescription) else None
+
+
+class _Selections:
+    """The selections of cells, as `ablate` would make them; nothing of them is kept on the disk."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._prepared = prepared
+        self._made: dict[str, Selection] = {}
+
+    def of(self, planned: Planned) -> Selection | None:
+        """That of a cell whose store is there; None where it uses all of it."""
+        digest, rule = planned.need.selection_digest, planned.need.rule
+        if digest is None or rule is None:
+            return None
+        if digest not in self._made:
+            store = self._prepared.store
+            with tempfile.TemporaryDirectory() as place:
+                file = Path(place) / "selection.json"
+                save_selection(file, store, rule, choose(store, rule, Silent()))
+                self._made[digest] = load_selection(file, store)
+        return self._made[digest]
+
+
+def _seconds(prepared: Prepared, todo: Sequence[Planned], pace: _Pace, selections: _Selections) -> float | None:
+    """Of all cells, one after the other."""
+    if not todo:
+        return 0.0
+    total = 0.0
+    for planned in todo:
+        step = pace.of_group.get(planned.cell.group, pace.of_any)
+        if step is None:
+            return None
+        left = _steps(prepared, planned, selections) - prepared.folder.cell(planned.digest).step()
+        total += max(0, left) * step + pace.besides
+    return total
+
+
+def _steps(prepared: Prepared, planned: Planned, selections: _Selections) -> int:
+    config, layout = planned.cell.config, prepared.store.layout
+    if not config.epochs:
+        return config.steps
+    samples = layout.rows // layout.views
+    selection = selections.of(planned) if planned.need.derivation is None else None
+    if selection is not None:
+        samples = len(selection.samples)
+    trained = max(1, round(samples * (1 - config.held_out)))
+    return max(1, math.ceil(config.epochs * math.ceil(trained / config.batch_size)))
+
+
+def _measured(prepared: Prepared, request: AblateRequest, selections: _Selections, reporter: Reporter) -> _Pace:
+    """From finished cells where there are any, else from a few steps of the base."""
+    found: dict[str, list[float]] = {}
+    for planned in prepared.cells:
+        step = _logged_step(prepared.folder, planned.digest)
+        if step is not None:
+            found.setdefault(planned.cell.group, []).append(step)
+    if found:
+        groups = {group: median(steps) for group, steps in found.items()}
+        count = sum(map(len, found.values()))
+        return _Pace(groups, median(groups.values()), _besides(prepared.folder),
+                     f"measured: seconds a step and for evaluations of {count} cells here")  # fmt: skip
+    base = next((p for p in prepared.cells if p.cell.is_base), prepared.cells[0])
+    if base.need.derivation is not None:  # other names, other cost: what the store has would tell nothing
+        return _Pace({}, None, 0.0, f"not timed: cell '{base.cell.name}' can be timed only once its store is derived "
+                     f"({base.need.derivation.words()}), that is after the first cell")  # fmt: skip
+    reporter.note(f"timing {TIMED_STEPS} steps of cell '{base.cell.name}' on this machine")
+    step = _timed_step(prepared, base, request, selections)
+    left_out = "; evaluations are not in it" if prepared.always else ""
+    return _Pace({}, step, 0.0, f"timed: {TIMED_STEPS} steps of cell '{base.cell.name}' on this machine{left_out}")
+
+
+def _logged_step(folder: GridFolder, digest: str) -> float | None:
+    """Seconds a step of a run, the median over its log; None where there is nothing to measure."""
+    file = folder.cell(digest).path / "events.jsonl"
+    events = [e for e in read_events(file) if e.get("event") == "step"] if file.is_file() else []
+    paces = [(after["time"] - before["time"]) / (after["step"] - before["step"])
+             for before, after in itertools.pairwise(events) if after["step"] > before["step"]]  # fmt: skip
+    return median(paces) if paces else None
+
+
+def _besides(folder: GridFolder) -> float:
+    """Seconds that finished cells took besides training."""
+    done = [e for e in folder.log.read("cell_done") if "train_seconds" in e]
+    return median(e["seconds"] - e["train_seconds"] for e in done) if done else 0.0
+
+
+def _timed_step(prepared: Prepared, planned: Planned, request: AblateRequest, selections: _Selections) -> float:
+    """Seconds of a step on the first rows that the cell uses, in a folder that is gone afterwards."""
+    from teachonce.core.machine import default_threads
+    from teachonce.models.clip import load_clip, pick_device, tune_process
+    from teachonce.rows.images import ViewImages
+    from teachonce.training.trainer import Trainer
+
+    threads = default_threads(request.cluster.workers or 1)
+    # Of a few rows a small share may hold out none, and an epoch of them is no epoch of the cell.
+    config = replace(planned.cell.config, held_out=0.0, epochs=0.0, steps=_steps(prepared, planned, selections))
+    tune_process(threads)
+    device = pick_device()
+    clip = prepared.clip if device == "cpu" else load_clip(prepared.student, device)
+    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
+        rows = _some_rows(prepared, config, selections.of(planned), Path(place))
+        stack.callback(rows.close)
+        images = None
+        if config.tower != "text" and request.root is not None:
+            images = stack.enter_context(closing(ViewImages(prepared.store, request.root, clip, threads)))
+        trainer = Trainer(config, clip, rows, images)
+        trainer.step(0)  # what is done once is not counted
+        began = time.monotonic()
+        for step in range(1, 1 + TIMED_STEPS):
+            trainer.step(step % trainer.steps)
+        return (time.monotonic() - began) / TIMED_STEPS
+
+
+def _some_rows(prepared: Prepared, config: TrainConfig, selection: Selection | None, place: Path) -> WorkingSet:
+    """A working set of the first chunks that are enough for a few steps."""
+    from teachonce.rows.build import RECORDS, make_plan, rows_of_chunk
+    from teachonce.rows.working_set import WorkingSet
+
+    store = prepared.store
+    features = prepared.clip.digest if config.tower == "text" or config.uses_frozen else None
+    chosen = make_plan(store, features, selection, config.supervision != "hard" and config.targets == "embedding")
+    parts, count = [], 0
+    for chunk in range(store.layout.chunks):
+        if selection is not None and not np.isin(store.samples(*store.layout.bounds(chunk)), selection.samples).any():
+            continue
+        parts.append(rows_of_chunk(chosen, chunk))
+        count += len(parts[-1][RECORDS])
+        if count >= config.batch_size * config.views_per_step * (TIMED_STEPS + 1):
+            break
+    identity = {"timed": True, "store": store.store_id()}
+    digest = working_files.set_digest(identity)
+    with working_files.draft(place, digest) as draft:
+        for file in parts[0]:
+            np.save(draft / file, np.concatenate([part[file] for part in parts]), allow_pickle=False)
+        without = sum(int((part[RECORDS]["label"] < 0).sum()) for part in parts)
+        working_files.publish(draft, identity, {"store": store.path.name, "rows": count, "without_class": without})
+    files = working_files.open_files(place, digest)
+    if files is None:
+        raise TeachOnceError(f"{place} was written a moment ago and is gone")
+    return WorkingSet(chosen, files)

@@ -1,0 +1,313 @@
+"""Everything that can be found wrong with a grid before anything runs: files, store, student, each cell's config.
+
+It loads the student and opens the store and the evaluation sets; it writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from teachonce.cluster.description import ClusterSpec
+from teachonce.core.progress import Reporter
+from teachonce.data.vocabulary import HALVES
+from teachonce.errors import DataError, IncompleteError, TeachOnceError, UsageError
+from teachonce.labels.derived import content_id
+from teachonce.labels.format import LABELS, student_group
+from teachonce.labels.store import LabelStore
+from teachonce.models.spec import absolute_spec, parse_spec
+from teachonce.runs.cells import Cell, expand, located
+from teachonce.runs.grid import HELD_OUT, Evaluation, Grid, beside, load_grid
+from teachonce.runs.grid_folder import SCHEMA, GridFolder, State
+from teachonce.runs.needs import Need, cell_digest, need_of, short_digest, student_command
+from teachonce.stages.ablate.sets import open_sets, require_measured_so
+from teachonce.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from teachonce.models.clip import LoadedClip
+
+R = TypeVar("R")
+MOST_SHOWN = 5  # cells that cannot run, in one message
+LONGEST = 32  # names on which a cell's prompts are tried
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateRequest:
+    """What to run; see `teachonce ablate --help`."""
+
+    grid: Path
+    labels: Path
+    student: str
+    out: Path
+    dry_run: bool = False
+    retry_failed: bool = False
+    cluster: ClusterSpec = ClusterSpec()
+    root: Path | None = None
+    """Folder of the data: of evaluations that name none, and of images for prompts in the image tower."""
+    force_unlock: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A cell that can run."""
+
+    cell: Cell
+    need: Need
+    digest: str
+    no_effect: tuple[str, ...]
+    """What of its config does nothing, a sentence a key."""
+
+    def document(self) -> dict[str, Any]:
+        """The cell as it stands in grid.json and cell.json."""
+        cell = self.cell
+        return {
+            "digest": self.digest, "name": cell.name, "group": cell.group, "changes": dict(cell.changes),
+            "seed": cell.seed, "is_base": cell.is_base, "config": cell.config.to_dict(), "data": asdict(cell.data),
+            "prompts": None if cell.prompts is None else str(cell.prompts), "no_effect": list(self.no_effect),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A grid of which every cell can run."""
+
+    grid: Grid
+    folder: GridFolder
+    store: LabelStore
+    student: str
+    """By a name that holds in any working folder."""
+    clip: LoadedClip
+    evaluations: tuple[Evaluation, ...]
+    """Likewise."""
+    cells: tuple[Planned, ...]
+
+    @property
+    def always(self) -> tuple[Evaluation, ...]:
+        """The evaluations that every cell gets."""
+        return tuple(evaluation for evaluation in self.evaluations if not evaluation.only)
+
+    @property
+    def late(self) -> tuple[Evaluation, ...]:
+        """Those that only the chosen cells and the base get."""
+        return tuple(evaluation for evaluation in self.evaluations if evaluation.only)
+
+    @property
+    def groups(self) -> dict[str, list[Planned]]:
+        """The cells of each setting, in order."""
+        found: dict[str, list[Planned]] = {}
+        for planned in self.cells:
+            found.setdefault(planned.cell.group, []).append(planned)
+        return found
+
+    def document(self) -> dict[str, Any]:
+        """grid.json."""
+        grid = self.grid
+        cells = [planned.document() for planned in self.cells]
+        return {
+            "schema": SCHEMA, "title": grid.title, "question": grid.question, "design": grid.design,
+            "grid_digest": short_digest({"cells": [cell["digest"] for cell in cells]}),
+            "labels": str(self.store.path), "store_id": self.store.store_id(), "content_id": content_id(self.store),
+            "student": self.student, "student_digest": self.clip.digest, "base": grid.base,
+            "axes": {key: list(values) for key, values in grid.axes.items()}, "cells": cells,
+            "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
+            "choose": None if grid.choose is None else asdict(grid.choose),
+        }  # fmt: skip
+
+
+def prepare(request: AblateRequest, reporter: Reporter) -> Prepared:
+    """Read the grid and refuse what cannot run.
+
+    Raises:
+        UsageError: the grid says something that is not understood, or a cell's values exclude each other.
+        DataError: a data set, a class list, or something that a cell needs of the store is missing; says how to get it.
+        IncompleteError: the store is not complete.
+        FingerprintError: the folder holds another grid, or prompts belong to another student.
+        IntegrityError: prompts were changed.
+    """
+    parse_spec(request.student)
+    grid = load_grid(request.grid)
+    cells = expand(grid)
+    folder = GridFolder(request.out.absolute())
+    folder.stored()
+    store = LabelStore.open(request.labels)
+    missing = store.layout.chunks - len(store.committed(LABELS))
+    if missing:
+        raise IncompleteError(f"{store.path}: {missing} of {store.layout.chunks} chunks are not committed",
+                              hint=f"run the same `{store.maker}` again to complete the store")  # fmt: skip
+    needs = _checked(cells, lambda cell: _need(cell, store, request, grid))
+    evaluations = tuple(_evaluation(grid, evaluation) for evaluation in grid.evaluations)
+    sets = open_sets(evaluations, request.student, request.root, grid.file, reporter)
+
+    # Heavy: only when the files are in order. Dask comes first: it minds which loggers are there when it is imported.
+    from teachonce.cluster.client import threads_of
+
+    threads_of(request.cluster)  # a description that is not understood is refused here
+    from teachonce.models.clip import load_clip
+
+    reporter.note(f"loading the student {request.student}")
+    clip = load_clip(request.student)  # on the CPU: a GPU belongs to the workers
+    trial = _Trial(store, clip)
+    prompts = _checked(cells, trial.start_digest)
+    content = content_id(store)
+    planned = [
+        Planned(cell, need, cell_digest(cell, need, content, clip.digest, start), tuple(cell.config.without_effect()))
+        for cell, need, start in zip(cells, needs, prompts, strict=True)
+    ]
+    student = absolute_spec(request.student)
+    found = Prepared(grid, folder, store, student, clip, evaluations, _distinct(planned, grid, reporter))
+    folder.require_ours(found.document())
+    require_measured_so(folder, [planned.digest for planned in found.cells], evaluations, sets)
+    return found
+
+
+def _checked(cells: Sequence[Cell], check: Callable[[Cell], R]) -> list[R]:
+    """What `check` says of every cell.
+
+    Raises:
+        TeachOnceError: of the first cell that cannot run; it tells of the others too.
+    """
+    found, problems = [], []
+    for cell in cells:
+        try:
+            found.append(check(cell))
+        except TeachOnceError as problem:
+            problems.append((cell, problem))
+    if problems:
+        first = problems[0][1]
+        shown = "".join(f"\n  cell '{cell.name}': {problem.message}" for cell, problem in problems[:MOST_SHOWN])
+        more = f"\n  and {len(problems) - MOST_SHOWN} more" if len(problems) > MOST_SHOWN else ""
+        others = "; or leave such cells out with [[exclude]]" if len(problems) < len(cells) else ""
+        raise type(first)(f"{len(problems)} of {len(cells)} cells cannot run; nothing was started:{shown}{more}",
+                          hint=(first.hint or "change the grid") + others)  # fmt: skip
+    return found
+
+
+def _need(cell: Cell, store: LabelStore, request: AblateRequest, grid: Grid) -> Need:
+    """What a cell needs of the store.
+
+    Raises:
+        UsageError, DataError: the store, the request or the grid cannot serve it.
+    """
+    from teachonce.stages.train import check_store
+
+    config = cell.config
+    if config.tower != "text" and request.root is None:
+        raise UsageError(f"tower = '{config.tower}' reads images in training, and --root is missing",
+                         hint="give --root DATA, the folder that the store was taught from")  # fmt: skip
+    if grid.choose and HELD_OUT in grid.choose.measures and not config.held_out:
+        raise UsageError(f"the grid chooses by {HELD_OUT}, and held_out is 0", hint="set held_out = 0.1 in [base]")
+    need = need_of(cell, store, request.root)
+    derived = need.derivation is not None and need.derivation.temperatures is not None
+    check_store(store, replace(config, tail="renormalise") if derived else config)
+    return need
+
+
+def _evaluation(grid: Grid, evaluation: Evaluation) -> Evaluation:
+    """The same with paths that hold in any working folder."""
+    where = f"{grid.file}: [[evaluate]] {evaluation.name}"
+    found: dict[str, Any] = {}
+    for key in ("classes", "vocabulary", "without"):
+        value = getattr(evaluation, key)
+        words = (*HALVES, "all") if key == "classes" else ()
+        found[key] = None if value is None else located(value, grid.file, f"{where}: {key}", words)
+    manifest = beside(grid.file, evaluation.manifest)
+    root = None if evaluation.root is None else str(beside(grid.file, evaluation.root).resolve())
+    found["manifest"] = str(manifest.resolve()) if manifest.is_file() else evaluation.manifest
+    return replace(evaluation, **found, root=root)
+
+
+class _Trial:
+    """Tries every cell's prompts on the student, each kind once."""
+
+    def __init__(self, store: LabelStore, clip: LoadedClip) -> None:
+        self._store, self._clip = store, clip
+        self._names = sorted(store.vocabulary().names, key=len)[-LONGEST:]
+        self._seen: dict[Any, str | None] = {}
+
+    def start_digest(self, cell: Cell) -> str | None:
+        """The digest of the prompts that the cell starts from, after they and the config were found to fit the student.
+
+        Raises:
+            TeachOnceError: they do not, or the store has no features of the student.
+        """
+        config = cell.config
+        if config.tower == "text" or config.uses_frozen:
+            self._require_features()
+        key = (*(getattr(config, name) for name in _OF_PROMPTS), cell.prompts)
+        if key not in self._seen:
+            self._seen[key] = self._try(config, cell.prompts)
+        return self._seen[key]
+
+    def _require_features(self) -> None:
+        store, clip = self._store, self._clip
+        if student_group(clip.digest) in store.groups:
+            return
+        known = [str(group.fingerprint["about"].get("student")) for name, group in sorted(store.groups.items())
+                 if name.startswith("students/")]  # fmt: skip
+        raise DataError(
+            f"{store.path} holds no image features of this student (weights {clip.digest[:16]}); it holds those of: "
+            f"{', '.join(known) or 'none'}",
+            hint=student_command(store, clip.spec),
+        )
+
+    def _try(self, config: TrainConfig, prompts: Path | None) -> str | None:
+        from teachonce.models.prompt_files import load_prompts
+        from teachonce.training.student import PromptedStudent
+
+        student = PromptedStudent(replace(config, compile=False), self._clip, self._names)
+        if prompts is None:
+            return None
+        loaded = load_prompts(prompts).bound_to(self._clip)
+        for tower, given in (("text", loaded.text), ("image", loaded.image)):
+            learner = student.learner(tower)
+            if learner is not None and given is not None:
+                learner.load_start(given)
+            elif (learner is None) != (given is None):
+                raise UsageError(f"the prompts in {prompts} are of tower = '{loaded.meta.tower}', and this cell's is "
+                                 f"'{config.tower}'", hint=f"set tower = '{loaded.meta.tower}'")  # fmt: skip
+        if loaded.text is not None and loaded.meta.position != config.position:
+            raise UsageError(f"the prompts in {prompts} stand {loaded.meta.position} the name, and this cell's "
+                             f"{config.position}", hint=f"set position = '{loaded.meta.position}'")  # fmt: skip
+        return loaded.tensors_digest
+
+
+_OF_PROMPTS = ("tower", "structure", "context", "length", "depth", "init", "layer_scale", "position", "image_length",
+               "image_depth", "precision")  # fmt: skip
+
+
+def _distinct(planned: Sequence[Planned], grid: Grid, reporter: Reporter) -> tuple[Planned, ...]:
+    """The cells without those that are the same run as an earlier one; says what was merged and what makes no
+    difference."""
+    found: dict[str, Planned] = {}
+    names: dict[str, Planned] = {}
+    alike: dict[str, Planned] = {}
+    for one in planned:
+        first = found.setdefault(one.digest, one)
+        if first is not one:
+            reporter.note(f"cell '{one.cell.name}' is the same run as '{first.cell.name}': it is run once")
+            continue
+        if names.setdefault(one.cell.name, one) is not one:
+            raise UsageError(f"{grid.file}: two different cells are called '{one.cell.name}'",
+                             hint="give the entry of [[cells]] another name")  # fmt: skip
+        twin = alike.setdefault(_effective(one), one)
+        if twin is not one:
+            reporter.note(f"cell '{one.cell.name}' differs from '{twin.cell.name}' only in what has no effect: "
+                          f"{'; '.join(one.no_effect) or '; '.join(twin.no_effect)}")  # fmt: skip
+    return tuple(found.values())
+
+
+def _effective(planned: Planned) -> str:
+    """What is left of a cell's identity once keys without effect are at their defaults."""
+    default, values = TrainConfig().to_dict(), planned.cell.config.to_dict()
+    for sentence in planned.no_effect:
+        key = sentence.split()[0]
+        values[key] = default[key]
+    return short_digest({"config": values, "data": planned.need.identity(), "prompts": str(planned.cell.prompts)})
+
+
+def states(prepared: Prepared) -> dict[str, State]:
+    """Where every cell stands, by digest."""
+    names = [evaluation.name for evaluation in prepared.always]
+    return {planned.digest: prepared.folder.cell(planned.digest).state(names) for planned in prepared.cells}

@@ -1,0 +1,99 @@
+"""The evaluation sets of a grid: there before anything starts, and the same ones for every result that is kept.
+
+A result is kept under the name of its evaluation. A class file that was edited under its name, other images, or an
+evaluation that was taken out and put back changed, would put figures of different sets side by side.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from teachonce.core.progress import Reporter
+from teachonce.errors import FingerprintError, TeachOnceError
+from teachonce.runs.grid import Evaluation
+from teachonce.runs.grid_folder import GridFolder, read_document
+
+# Options of `evaluate` that are keys of a grid; --root is an option of `ablate` too.
+_OPTION = re.compile(r"--(manifest|split|vocabulary|classes|among|without|template|wise)\b")
+
+
+def open_sets(
+    evaluations: Iterable[Evaluation], student: str, root: Path | None, file: Path, reporter: Reporter
+) -> dict[str, dict[str, Any]]:
+    """Open every evaluation set once: what is not there should not be found out after hours of training.
+
+    Args:
+        evaluations: of the grid.
+        student: by which models are asked for.
+        root: of data for which an evaluation names none.
+        file: the grid.
+        reporter: told about progress.
+
+    Returns:
+        By evaluation, what its results must say of themselves.
+
+    Raises:
+        TeachOnceError: as `evaluate` would; names the evaluation.
+    """
+    from teachonce.evaluation.sets import open_set
+    from teachonce.stages.ablate.cell import evaluate_request
+    from teachonce.stages.evaluate import check, set_choice
+
+    found = {}
+    for evaluation in evaluations:
+        wanted = evaluate_request(evaluation, student, root)
+        try:
+            check(wanted)
+            data = open_set(set_choice(wanted), reporter)
+        except TeachOnceError as problem:
+            said, hint = _OPTION.sub(r"`\1 =`", problem.message), _OPTION.sub(r"`\1 =`", problem.hint)
+            where = f" (in that [[evaluate]] of {file})" if hint != problem.hint else ""
+            raise type(problem)(f"[[evaluate]] {evaluation.name}: {said}", hint + where) from problem
+        found[evaluation.name] = {
+            "images": data.samples.digest, "names": data.candidates.digest, "split": data.split,
+            "templates": [evaluation.template or data.manifest.template], "wise": evaluation.wise,
+        }  # fmt: skip
+    return found
+
+
+def require_measured_so(
+    folder: GridFolder, digests: Sequence[str], evaluations: Iterable[Evaluation], sets: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Refuse results of cells that are of other images, names, templates or shares than the grid asks for.
+
+    Raises:
+        FingerprintError: names the first such file and what differs.
+    """
+    for evaluation in evaluations:
+        wanted = sets[evaluation.name]
+        for digest in digests:
+            file = folder.cell(digest).evaluation(evaluation.name)
+            if evaluation.only:
+                file = folder.final(evaluation.name, digest)
+            result = read_document(file)
+            if result is None:
+                continue
+            told = _told(result)
+            different = [f"{key}: there {_short(told[key])}, here {_short(wanted[key])}"
+                         for key in wanted if told[key] != wanted[key]]  # fmt: skip
+            if different:
+                raise FingerprintError(
+                    f"{file} is not of the evaluation '{evaluation.name}' as the grid has it now:\n  "
+                    + "\n  ".join(different),
+                    hint="give the changed evaluation a new name; or take the old results away from all cells, and "
+                    "they are evaluated again",
+                )
+
+
+def _told(result: Mapping[str, Any]) -> dict[str, Any]:
+    digests = result.get("digests")
+    images = digests.get("samples") if isinstance(digests, Mapping) else None
+    return {"images": images, "names": result.get("names_digest"), "split": result.get("split"),
+            "templates": result.get("templates"), "wise": result.get("wise")}  # fmt: skip
+
+
+def _short(value: Any) -> str:
+    return str(value)[:40]

@@ -1,0 +1,289 @@
+"""The prompted image tower equals open_clip without prompts and a plain reference with them; others are refused."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import get_args
+
+import open_clip
+import pytest
+import torch
+from image_reference import (
+    KINDS,
+    TEXT,
+    L,
+    M,
+    build,
+    exact_model_of,
+    gradients,
+    learner_of,
+    model_of,
+    photos,
+    plain_features,
+    tower_of,
+)  # fmt: skip
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from teachonce.errors import TeachOnceError, UnsupportedModelError, UsageError
+from teachonce.models.image_tower import ImageTower
+from teachonce.models.learner import NOISE, PromptSpec, image_learner
+from teachonce.models.slots import SlotPrompts
+from teachonce.models.structures import Init, Structure, allocate
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_prompts_features_equal_encode_image(kind: str) -> None:
+    model, tower, pixels = model_of(kind), tower_of(kind), photos(kind, 6)
+    empty = SlotPrompts(torch.zeros(0, tower.width))
+    with torch.no_grad():
+        theirs = model.encode_image(pixels, normalize=True)
+        for prompts in (None, empty):
+            ours = tower.features(prompts, pixels)
+            assert ours.dtype == torch.float32
+            assert torch.allclose(ours, theirs, rtol=0, atol=1e-5)
+    similarity = (theirs @ theirs.T)[~torch.eye(6, dtype=torch.bool)]
+    assert similarity.mean() < 0.9, "the weights are too small for this test to tell images apart"
+
+
+@pytest.mark.parametrize("structure", get_args(Structure))
+@pytest.mark.parametrize("depth", [0, 1, L - 1])
+@pytest.mark.parametrize("init", ["normal", "template"])
+def test_features_and_gradients_equal_the_plain_reference(structure: Structure, depth: int, init: Init) -> None:
+    """At a perturbed point; and every slot of every block and letter has a gradient. Float64 shows that the maths is
+    the same; float32 is then off by rounding only.
+    """
+    for kind in ("openai", "average", "layer_scale"):
+        learner, pixels = learner_of(kind, structure, depth, init), photos(kind)
+        exact, model = copy.deepcopy(learner).double(), exact_model_of(kind)
+        theirs = plain_features(model, exact(), pixels.double())
+        expected = gradients(theirs, exact)
+        ours = ImageTower.from_clip(model).features(exact(), pixels.double())
+        assert (ours - theirs).norm() <= 1e-10 * theirs.norm()
+        allocated = {"context"} if structure != "unshared-replace" else set()
+        allocated |= set(allocate(structure, L, depth).blocks) | ({"gate"} if init == "template" else set())
+        assert set(expected) == allocated
+        for name, gradient in gradients(ours, exact).items():
+            reference = expected[name]
+            assert (gradient - reference).norm() <= 1e-10 * reference.norm(), (kind, name)
+            assert (reference if name == "gate" else reference.norm(dim=-1)).abs().min() > 1e-4, (kind, name)
+        rounded = tower_of(kind).features(learner(), pixels)
+        assert (rounded - theirs).norm() <= 1e-5 * theirs.norm()
+        whole = torch.cat([x.flatten() for x in expected.values()])
+        found = torch.cat([x.flatten() for x in gradients(rounded, learner).values()])
+        assert (found - whole).norm() <= 1e-5 * whole.norm(), kind
+
+
+@pytest.mark.parametrize("init", ["normal", "template"])
+def test_what_is_not_allocated_would_be_dead(init: Init) -> None:
+    """A query and a residual of the last block, or of a replaced one that another follows."""
+    model, pixels = exact_model_of("openai"), photos("openai").double()
+    carried = copy.deepcopy(learner_of("openai", "qkvr", 0, init)).double()()
+    more = {name: torch.randn(L, M, 32, dtype=torch.float64, requires_grad=True) for name in ("query", "residual")}
+    features = plain_features(model, replace(carried, **more), pixels)
+    for gradient in torch.autograd.grad(features[:, 0].sum(), list(more.values())):
+        assert (gradient[:-1].norm(dim=2) > 0).all() and not gradient[-1].any()
+    with pytest.raises(TeachOnceError, match="do not fit 3 blocks of width 32"):
+        tower_of("openai").features(replace(carried, **more), pixels)
+    replaced = copy.deepcopy(learner_of("openai", "unshared-replace", 0, init)).double()()
+    leaving = {name: torch.randn(1, M, 32, dtype=torch.float64, requires_grad=True) for name in ("query", "residual")}
+    features = plain_features(model, replace(replaced, **leaving), pixels)
+    assert not any(x.any() for x in torch.autograd.grad(features[:, 0].sum(), list(leaving.values())))
+
+
+@pytest.mark.parametrize("structure", get_args(Structure))
+@pytest.mark.parametrize("kind", ["openai", "average"])
+def test_a_template_start_is_the_frozen_student_to_the_bit(structure: Structure, kind: str) -> None:
+    tower, pixels = tower_of(kind), photos(kind)
+    for depth in (0, 1, L - 1):
+        learner = image_learner(tower, PromptSpec(structure=structure), M, depth)
+        features = tower.features(learner(), pixels)
+        assert torch.equal(features, tower.features(None, pixels))
+        gate = gradients(features, learner)["gate"]
+        assert (gate.abs() > 1e-5).all(), "the closed gate is what opens first"
+        words = image_learner(tower, PromptSpec(structure=structure, init="words"), M, depth)
+        assert (tower.features(words(), pixels) - features).abs().max() > 1e-3, "without a gate the slots count at once"
+
+
+@pytest.mark.parametrize("init", ["normal", "template"])
+def test_query_prompts_change_what_the_image_says(init: Init) -> None:
+    """Slots ask the patches, so the change differs from image to image."""
+    learner, pixels = learner_of("laion", "q", 0, init), photos("laion")
+    tower = tower_of("laion")
+    with torch.no_grad():
+        prompts = learner()
+        changed = tower.features(prompts, pixels) - tower.features(replace(prompts, query=None), pixels)
+    assert (changed.norm(dim=1) > 1e-2).all()
+    assert (changed[0] - changed[1]).norm() > 1e-2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_micro_batches_and_company_do_not_matter(kind: str) -> None:
+    learner, pixels = learner_of(kind, "unshared", 0), photos(kind, 5)
+    tower = tower_of(kind)
+    whole, parts = gradients(tower.features(learner(), pixels), learner), []
+    direction = torch.randn(5, 24, generator=torch.Generator().manual_seed(1))
+    for rows in (slice(0, 2), slice(2, 5)):
+        features = tower.features(learner(), pixels[rows])
+        parts.append(torch.autograd.grad((features * direction[rows]).sum(), list(learner.parameters())))
+    for full, first, second in zip(whole.values(), *parts, strict=True):
+        assert torch.allclose(first + second, full, rtol=1e-4, atol=1e-5 * float(full.abs().max()))
+
+
+@pytest.mark.parametrize("structure", ["qkvr", "unshared-replace"])
+@pytest.mark.parametrize("init", ["normal", "template"])
+def test_under_autocast_features_are_float32_and_near(structure: Structure, init: Init) -> None:
+    learner, pixels = learner_of("openai", structure, 1, init, moved=0.3), photos("openai")
+    tower = tower_of("openai")
+    with torch.autocast("cpu", torch.bfloat16):
+        half, frozen = tower.features(learner(), pixels), tower.features(None, pixels)
+        theirs = model_of("openai").encode_image(pixels, normalize=True)
+    full = tower.features(learner(), pixels)
+    assert half.dtype == frozen.dtype == torch.float32
+    assert (frozen - theirs.float()).abs().max() < 1e-2
+    assert 0 < (half - full).abs().max() < 5e-2
+    exact = gradients(full, learner)
+    for name, gradient in gradients(half, learner).items():
+        assert gradient.dtype == torch.float32 and gradient.isfinite().all(), name
+        assert F.cosine_similarity(gradient.flatten(), exact[name].flatten(), dim=0) > 0.98, name
+
+
+@pytest.mark.parametrize(
+    ("structure", "init"),
+    [("qkvr", "normal"), pytest.param("unshared-replace", "template", marks=pytest.mark.slow)],
+)
+def test_it_compiles_as_one_graph(structure: Structure, init: Init) -> None:
+    learner, pixels = learner_of("laion", structure, 1, init), photos("laion")
+    tower = tower_of("laion")
+    compiled = torch.compile(lambda images: tower.features(learner(), images), backend="aot_eager", fullgraph=True)
+    ours, plain = compiled(pixels), tower.features(learner(), pixels)
+    assert torch.allclose(ours, plain, rtol=0, atol=1e-6)
+    for mine, theirs in zip(gradients(ours, learner).values(), gradients(plain, learner).values(), strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_the_tower_is_frozen_and_shares_the_models_weights() -> None:
+    model = build("openai")
+    tower = ImageTower.from_clip(model)
+    assert not any(x.requires_grad for x in model.visual.parameters())  # type: ignore[union-attr]
+    assert tower.blocks[0] is model.visual.transformer.resblocks[0]  # type: ignore[union-attr]
+    assert (tower.width, tower.layers, tower.device.type) == (32, L, "cpu")
+
+
+def test_images_and_prompts_of_other_shapes_are_refused() -> None:
+    tower, good = tower_of("openai"), photos("openai")
+    for pixels in (good[:, :1], good[0], good[:, :, :16], F.pad(good, (0, 16))):
+        with pytest.raises(TeachOnceError, match=r"do not fit a tower for \('B', 3, 32, 32\)"):
+            tower.features(None, pixels)
+    slots = torch.zeros(M, 32)
+    for prompts in (SlotPrompts(torch.zeros(M, 31)), SlotPrompts(slots, gate=torch.zeros(L + 1)),
+                    SlotPrompts(slots, key=torch.zeros(L + 1, M, 32))):  # fmt: skip
+        with pytest.raises(TeachOnceError, match="do not fit 3 blocks of width 32"):
+            tower.features(prompts, good)
+
+
+@pytest.mark.parametrize("structure", get_args(Structure))
+def test_slots_start_as_distinct_noise_from_the_seed(structure: Structure) -> None:
+    tower = tower_of("laion")
+    for init in get_args(Init):
+        spec = PromptSpec(structure=structure, init=init, seed=4)
+        first, again = image_learner(tower, spec, 40, 2), image_learner(tower, spec, 40, 2)
+        other = image_learner(tower, replace(spec, seed=5), 40, 2)
+        start = first()
+        assert all(torch.equal(x, again().tensors()[name]) for name, x in start.tensors().items())
+        assert (start.gate is not None) == (init == "template") and not any(x.any() for x in first.parameters())
+        assert first.trainable_parameters() == allocate(structure, L, 2).parameters(40, 48) + L * (init == "template")
+        if start.context is not None:
+            assert start.context.std().item() == pytest.approx(NOISE, rel=0.1)
+            assert not any(x.any() for name, x in start.tensors().items() if name != "context")
+        noise = {n: x for n, x in start.tensors().items() if n in ("context",) or start.replace and n != "gate"}
+        for name, x in noise.items():
+            assert not torch.equal(x, other().tensors()[name])
+            assert torch.cdist(x.reshape(-1, 48), x.reshape(-1, 48)).fill_diagonal_(1).min() > 0
+        if start.key is not None and start.replace:
+            assert start.key[0].std().item() == pytest.approx(NOISE, rel=0.1)
+            assert (start.key[1].std() / tower.patch_scales()[1]).item() == pytest.approx(1, abs=0.7)
+
+
+def test_units_are_the_patches_sizes_at_each_block() -> None:
+    model, tower = model_of("laion"), tower_of("laion")
+    seen: list[Tensor] = []
+    hooks = [b.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+             for b in model.visual.transformer.resblocks]  # fmt: skip
+    with torch.no_grad():
+        model.encode_image(torch.zeros(1, 3, 32, 32))
+    for hook in hooks:
+        hook.remove()
+    patches = torch.stack([x[0, 1:] for x in seen])
+    expected = ((patches - patches.mean(2, keepdim=True)) ** 2).mean((1, 2)).sqrt()
+    assert torch.allclose(tower.patch_scales(), expected, rtol=1e-4)
+    assert expected.max() > 1.3 * expected.min()
+    scaled, plain = (image_learner(tower, PromptSpec(structure="v", init="normal", layer_scale=units), M, 0)
+                     for units in (True, False))  # fmt: skip
+    for learner, units in ((scaled, expected), (plain, torch.ones(L))):
+        with torch.no_grad():
+            learner.get_parameter("value").fill_(1.0)
+            learner.get_parameter("context").fill_(1.0)
+            moved = learner()
+        assert moved.value is not None and torch.allclose(moved.value[:, 0, 0], units, rtol=1e-4)
+        assert moved.context is not None and moved.context.mean() == pytest.approx(float(units[0]), abs=1e-2)
+
+
+@pytest.mark.parametrize("structure", ["unshared", "kvr", "unshared-replace"])
+def test_a_shared_context_starts_any_structure(structure: Structure) -> None:
+    """Carried: the same features. Replaced: the same on the grey image whose states are taken."""
+    tower = tower_of("openai")
+    shared = learner_of("openai", "shared", 0)()
+    for depth in (1, L - 1, 0):
+        learner = image_learner(tower, PromptSpec(structure=structure, init="normal"), M, depth)
+        learner.load_start(shared)
+        pixels = torch.zeros(1, 3, 32, 32) if structure == "unshared-replace" else photos("openai")
+        assert torch.allclose(tower.features(learner(), pixels), tower.features(shared, pixels), rtol=0, atol=1e-5)
+
+
+def test_starts_that_cannot_be_are_refused() -> None:
+    tower = tower_of("openai")
+    with pytest.raises(UsageError, match="0 slots in the image tower"):
+        image_learner(tower, PromptSpec(), 0, 0)
+    with pytest.raises(UsageError, match="depth 4 is out of range"):
+        image_learner(tower, PromptSpec(), M, L + 1)
+    learner = image_learner(tower, PromptSpec(), M, 0)
+    with pytest.raises(UsageError, match="cannot start prompts of"):
+        learner.load_start(learner_of("openai", "shared", 0)())  # without the gate it is another function
+
+
+# Other towers.
+
+
+def coca() -> nn.Module:
+    """open_clip's captioner."""
+    vision = {"layers": 1, "width": 32, "head_width": 16, "image_size": 32, "patch_size": 16}
+    captions = {"width": 16, "heads": 2, "layers": 1, "context_length": 8, "vocab_size": 16}
+    text = {**TEXT, "embed_cls": True, "output_tokens": True}
+    model: nn.Module = open_clip.CoCa(16, captions, text, {**vision, "attentional_pool": True, "output_tokens": True})
+    return model
+
+
+RESNET = {"layers": [1, 1, 1, 1], "width": 32, "image_size": 32, "head_width": 16}
+TIMM = {"timm_model_name": "vit_tiny_patch16_224", "image_size": 32}
+REFUSED = {
+    "ResNet": (lambda: open_clip.CLIP(16, dict(RESNET), dict(TEXT)), "ModifiedResNet"),
+    "timm": (lambda: open_clip.CLIP(16, dict(TIMM), dict(TEXT)), "TimmModel"),
+    "attentional pool": (lambda: build("openai", attentional_pool=True), "attentional pooling"),
+    "two of them": (lambda: build("openai", attentional_pool="parallel"), "attentional pooling"),
+    "no pool": (lambda: build("openai", pool_type="none"), "pooling of type 'none'"),
+    "other blocks": (lambda: build("openai", qk_norm=True), "CustomResidualAttentionBlock"),
+    "half precision": (lambda: build("openai").half(), "float16"),
+    "CoCa": (coca, "CoCa"),
+    "no CLIP": (lambda: nn.Linear(2, 2), "Linear"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_unsupported_towers_are_refused_by_name(case: str) -> None:
+    make, found = REFUSED[case]
+    with pytest.raises(UnsupportedModelError, match=f"image tower cannot carry prompts: .*{found}") as refusal:
+        ImageTower.from_clip(make())
+    assert "supported: open_clip's own VisionTransformer" in str(refusal.value)
+    assert "text tower" in refusal.value.hint

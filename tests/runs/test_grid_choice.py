@@ -1,0 +1,110 @@
+"""grid_choice, grid_folder: the best mean over seeds; what of a cell is whole; whose a folder is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from teachonce.errors import DataError, FingerprintError, IntegrityError, UsageError
+from teachonce.runs.choice import choose
+from teachonce.runs.grid import Choose
+from teachonce.runs.grid_folder import GridFolder, read_document, write_document
+
+
+def cell(folder: GridFolder, digest: str, held_out: float | None, dev: float | None = None) -> None:
+    """A finished cell."""
+    place = folder.cell(digest)
+    place.path.mkdir(parents=True)
+    (place.path / "prompts.safetensors").write_bytes(digest.encode())
+    write_document(place.path / "results.json", {
+        "schema": 1, "held_out_top1": held_out, "prompts_digest": hashlib.sha256(digest.encode()).hexdigest(),
+    })  # fmt: skip
+    if dev is not None:
+        write_document(place.evaluation("dev"), {"schema": 1, "top1": dev, "macro": 1 - dev})
+
+
+def test_the_best_mean_over_seeds_wins_and_the_first_of_equals(tmp_path: Path) -> None:
+    folder = GridFolder(tmp_path)
+    figures = {"a": (0.5, 0.2), "b": (0.1, 0.6), "c": (0.4, 0.2), "d": (0.4, 0.2), "e": (0.0, 0.4), "f": (0.2, 0.2)}
+    for digest, (held_out, dev) in figures.items():
+        cell(folder, digest, held_out, dev)
+    groups = {"base": ["a", "b"], "one": ["c", "d"], "two": ["e", "f"]}
+    assert choose(folder, Choose(by="dev"), groups).ranking == pytest.approx({"base": 0.4, "two": 0.3, "one": 0.2})
+    found = choose(folder, Choose(by="held_out"), groups)
+    assert found.group == "one" and found.value == pytest.approx(0.4) and found.cells == ("c", "d")
+    both = choose(folder, Choose(weights={"held_out": 1, "dev": 1}), groups)
+    assert both.group == "base" and both.figures == pytest.approx({"held_out": 0.3, "dev": 0.4})
+    assert choose(folder, Choose(by="dev", metric="macro"), groups).group == "one"
+    assert choose(folder, Choose(by="dev"), {"x": ["c"], "y": ["d"]}).group == "x"
+
+
+def test_a_cell_that_was_not_measured_cannot_choose(tmp_path: Path) -> None:
+    folder = GridFolder(tmp_path)
+    cell(folder, "a", None, 0.5)
+    with pytest.raises(DataError, match="does not say held_out_top1"):
+        choose(folder, Choose(by="held_out"), {"base": ["a"]})
+    with pytest.raises(DataError, match=r"other\.json does not say top1"):
+        choose(folder, Choose(by="other"), {"base": ["a"]})
+
+
+def test_a_cell_is_finished_when_its_run_and_its_evaluations_are_whole(tmp_path: Path) -> None:
+    folder = GridFolder(tmp_path)
+    place = folder.cell("a")
+    assert place.state([]) == "missing" and place.step() == 0
+    place.path.mkdir(parents=True)
+    place.fail(UsageError("no", hint="so"))
+    assert place.state([]) == "failed" and (place.problem() or {})["hint"] == "so"
+    place.fail(IntegrityError("x is damaged", hint="restore it, or give another --out; nothing was changed"))
+    assert (place.problem() or {})["hint"] == f"restore it, or remove {place.path} to train this cell again; " \
+        "nothing was changed"  # fmt: skip
+    place.failure.write_text("{")
+    assert "is damaged" in (place.problem() or {})["message"] and "--retry-failed" in (place.problem() or {})["hint"]
+    place.fail(RuntimeError("out of memory"))
+    assert "--retry-failed" in (place.problem() or {})["hint"]
+    place.failure.unlink()
+    cell(GridFolder(tmp_path / "other"), "a", 0.5)
+    other = GridFolder(tmp_path / "other").cell("a")
+    assert other.state([]) == "finished" and other.state(["dev"]) == "missing"
+    other.evaluation("dev").parent.mkdir()
+    other.evaluation("dev").write_text('{"schema": 1, "top1": ')  # cut short
+    assert other.lacking(["dev"]) == ["dev"]
+    (other.path / "results.json").write_text("{")
+    assert other.state([]) == "missing"
+
+
+def test_prompts_that_are_not_of_the_run_are_an_error(tmp_path: Path) -> None:
+    cell(GridFolder(tmp_path), "a", 0.5)
+    place = GridFolder(tmp_path).cell("a")
+    (place.path / "prompts.safetensors").write_bytes(b"else")
+    assert place.state([]) == "damaged"
+    assert "restore it, or remove" in str((place.problem() or {})["hint"])
+    with pytest.raises(IntegrityError, match="is not what its run wrote"):
+        place.results()
+
+
+def test_documents_hold_null_for_what_is_no_number(tmp_path: Path) -> None:
+    write_document(tmp_path / "a/b.json", {"schema": 1, "x": float("nan"), "y": [float("inf"), 1.5], "p": tmp_path})
+    assert read_document(tmp_path / "a/b.json") == {"schema": 1, "x": None, "y": [None, 1.5], "p": str(tmp_path)}
+    (tmp_path / "c.json").write_text(json.dumps({"schema": 2}))
+    assert read_document(tmp_path / "c.json") is None and read_document(tmp_path / "none.json") is None
+
+
+def test_a_folder_belongs_to_one_store_and_student_and_its_evaluations_keep_their_meaning(tmp_path: Path) -> None:
+    folder = GridFolder(tmp_path / "out")
+    entry = {"name": "dev", "split": "val", "root": "/a"}
+    wanted = {"schema": 1, "content_id": "s", "student_digest": "d", "evaluations": [entry]}
+    folder.require_ours(wanted)
+    write_document(folder.grid, wanted)
+    folder.require_ours(wanted | {"evaluations": [entry | {"root": "/b"}, {"name": "more", "split": "x"}]})
+    moved = {"classes": "/other/environment/study-dev.tsv", "manifest": "/b/m.toml"}  # a shipped grid, installed anew
+    folder.require_ours(wanted | {"evaluations": [entry | moved]})
+    with pytest.raises(FingerprintError, match=r"label store: there 's', here 't'\n  evaluation dev: split: there"):
+        folder.require_ours(wanted | {"content_id": "t", "evaluations": [entry | {"split": "test"}]})
+    folder.grid.write_text("{")
+    with pytest.raises(IntegrityError, match="is damaged"):
+        folder.require_ours(wanted)
+    with pytest.raises(UsageError, match="is a file"):
+        GridFolder(folder.grid).stored()

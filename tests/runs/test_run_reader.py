@@ -1,0 +1,138 @@
+"""Reading runs for a report: whole ones with their curves, all else with the reason that it does not count."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from grid_folders import PHOTOS, START, write_evaluation, write_run
+
+from teachonce.runs.reader import Run, Unusable, read_evaluation, read_run
+
+
+def readable(folder: Path) -> Run:
+    """The run, which must be one."""
+    found = read_run(folder, "run")
+    assert isinstance(found, Run), found
+    return found
+
+
+def test_a_whole_run_gives_config_figures_and_curves(tmp_path: Path) -> None:
+    run = readable(write_run(tmp_path / "run", seed=3, changes={"structure": "kv"}, top1=0.45, seconds=30.0))
+    assert (run.seed, run.config["structure"], run.results["held_out_top1"]) == (3, "kv", 0.45)
+    assert run.loss.steps.tolist() == list(range(5, 121, 5))
+    assert run.loss.seconds == pytest.approx(run.loss.steps / 120 * 30.0, abs=1e-4)
+    assert run.held_out.values[-1] == pytest.approx(0.45)
+    assert (run.seconds, run.last_time, run.held_out_rows) == (30.0, START + 30.0, 900)
+
+
+def test_time_between_a_stop_and_its_resume_does_not_count(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", seconds=40.0)
+    lines = (folder / "events.jsonl").read_text().splitlines()
+    before = json.loads(lines[9])["time"]
+    lines.insert(10, json.dumps({"event": "pairing", "step": 40, "time": before + 5000}))
+    later = [json.loads(line) for line in lines[11:]]
+    shifted = [json.dumps(event | {"time": event["time"] + 5000}) for event in later]
+    (folder / "events.jsonl").write_text("\n".join([*lines[:11], *shifted]) + "\n")
+    assert readable(folder).loss.seconds[-1] == pytest.approx(40.0, abs=1e-3)
+
+
+def test_torn_and_foreign_lines_of_a_log_are_passed_over(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    odd = ["[1]", '{"event": "step", "step": "five", "loss": 1}', '{"event": "step", "step": 300, "loss": NaN}']
+    with (folder / "events.jsonl").open("a") as log:
+        log.write("\n".join([*odd, '{"event": "st']))
+    assert readable(folder).loss.steps[-1] == 120
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("results.json", None, "unfinished"),
+        ("results.json", '{"schema": 1, "ste', "damaged"),
+        ("results.json", '{"schema": 2, "steps": 3, "trainable_parameters": 1, "seconds": 1}', "damaged"),
+        ("results.json", '{"schema": 1, "steps": 3, "trainable_parameters": "<b>", "seconds": 1}', "damaged"),
+        ("results.json", "[]", "damaged"),
+        ("config.toml", None, "unfinished"),
+        ("config.toml", "steps = = 3", "damaged"),
+        ("config.toml", "steps = 3\nseed = 0", "damaged"),
+        ("config.toml", b"\xff\xfe", "damaged"),
+        ("events.jsonl", None, "damaged"),
+        ("events.jsonl", b"\xff", "damaged"),
+        ("prompts.safetensors", None, "damaged"),
+        ("prompts.safetensors", "changed by hand", "damaged"),
+    ],
+)
+def test_what_is_not_whole_is_told_and_not_counted(
+    name: str, content: str | bytes | None, kind: str, tmp_path: Path
+) -> None:
+    file = write_run(tmp_path / "run") / name
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+    found = read_run(tmp_path / "run", "cell 1")
+    assert isinstance(found, Unusable)
+    assert (found.name, found.kind) == ("cell 1", kind)
+    assert found.why
+
+
+def test_a_failed_run_says_why(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    (folder / "results.json").unlink()
+    (folder / "failure.json").write_text(
+        json.dumps({"schema": 1, "message": "the loss is NaN", "hint": "a lower rate"})
+    )
+    assert read_run(folder, "r") == Unusable("r", "failed", "the loss is NaN", "a lower rate")
+
+
+def test_an_evaluation_comes_with_classes_and_the_credit_of_images(tmp_path: Path) -> None:
+    file = tmp_path / "val.json"
+    write_evaluation(file, top1=0.5)
+    found = read_evaluation(file, "val")
+    assert found is not None and found.credits is not None and found.template_credits is not None
+    assert found.figures["top1"] == pytest.approx(float(found.credits.mean()))
+    assert found.template["top1"] == pytest.approx(float(found.template_credits.mean()))
+    assert np.mean([line.top1 for line in found.classes]) == pytest.approx(found.figures["macro"], abs=1e-4)
+    assert all(line.template is not None for line in found.classes)
+
+
+@pytest.mark.parametrize("name", ["val.csv", "val.top1.npy", "val.template.top1.npy"])
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"id,name\n1\n", b"\xff\xfe"])
+def test_broken_files_beside_an_evaluation_leave_its_figures(name: str, content: bytes, tmp_path: Path) -> None:
+    write_evaluation(tmp_path / "val.json", top1=0.5)
+    (tmp_path / name).write_bytes(content)
+    found = read_evaluation(tmp_path / "val.json", "val")
+    assert found is not None and found.n == PHOTOS
+    assert found.classes == () or name != "val.csv"
+
+
+def test_credits_that_are_pickled_or_of_other_images_are_not_read(tmp_path: Path) -> None:
+    write_evaluation(tmp_path / "val.json", top1=0.5)
+    np.save(tmp_path / "val.top1.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    np.save(tmp_path / "val.template.top1.npy", np.ones(PHOTOS + 1, np.float32))
+    found = read_evaluation(tmp_path / "val.json", "val")
+    assert found is not None and found.credits is None and found.template_credits is None
+
+
+@pytest.mark.parametrize("name", ["val.top1.npy", "val.template.top1.npy"])
+def test_credits_that_are_not_of_the_recorded_figure_are_not_read(name: str, tmp_path: Path) -> None:
+    """One image of 240 is more than rounding: another evaluation wrote the file, or another call of this one."""
+    write_evaluation(tmp_path / "val.json", top1=0.5)
+    credits = np.load(tmp_path / name)
+    credits[np.flatnonzero(credits)[0]] = 0
+    np.save(tmp_path / name, credits)
+    found = read_evaluation(tmp_path / "val.json", "val")
+    assert found is not None and len(found.foreign) == 1 and name in found.foreign[0]
+    assert (found.credits is None, found.template_credits is None) == (name == "val.top1.npy", name != "val.top1.npy")
+    (tmp_path / name).unlink()  # what is not there is not damaged
+    found = read_evaluation(tmp_path / "val.json", "val")
+    assert found is not None and found.foreign == ()
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"top1": 0.5}', '{"top1": "0.5", "n": 3}', '{"top1": NaN, "n": 3}'])
+def test_half_an_evaluation_is_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "val.json").write_text(text)
+    assert read_evaluation(tmp_path / "val.json", "val") is None

@@ -1,0 +1,302 @@
+"""A whole training step written the plain way: every loss over the whole vocabulary, in float64, by autograd.
+
+It takes no short cut on purpose: no columns of candidates, no blocks of rows, no two passes. A class that is no
+candidate weighs nothing. `test_training_step` compares `Trainer.step` with it. Where classes are drawn the draw itself
+is the library's, made anew from the run's seed and the step.
+
+Shapes: B rows, V classes, N distinct names, E embedding.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import image_reference
+import numpy as np
+import torch
+import tower_reference
+from torch import Tensor, nn
+
+from teachonce.models.clip import LoadedClip
+from teachonce.models.image_tower import ImageTower
+from teachonce.models.slots import SlotPrompts
+from teachonce.models.structures import Letter
+from teachonce.models.text_tower import TextTower
+from teachonce.rows.working_set import Batch, WorkingSet
+from teachonce.training.candidates import sampled_candidates
+from teachonce.training.config import TrainConfig
+from teachonce.training.two_pass import PoissonSample
+
+Gradients = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """The candidates of a step, over the whole vocabulary."""
+
+    log_weight: Tensor  # [B, V] or [1, V] ln w in the softmax, -inf: no candidate
+    stands_for: Tensor  # [V] of how many classes each candidate tells, 0: no candidate
+
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """What a step comes to."""
+
+    parts: dict[str, float]  # each loss by itself, not weighted
+    loss: float  # their weighted sum
+    gradient: Gradients  # of every parameter, not clipped
+    drawn: Drawn
+    against: float  # the cosine between the hard loss's gradient and the frozen student's; 1 without ProGrad
+
+
+class PlainStep:
+    """A run whose steps can be asked for.
+
+    Args:
+        config: of the run.
+        clip: the student.
+        rows: the working set.
+        learners: text and image `SlotLearner`s whose parameters are all zero: where the prompts start.
+        pixels: rows of the store to images [B, 3, H, W], when the image tower has prompts.
+    """
+
+    def __init__(
+        self, config: TrainConfig, clip: LoadedClip, rows: WorkingSet, learners: Mapping[str, Any],
+        pixels: Callable[[Any], Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        self.config, self.rows, self.pixels = config, rows, pixels
+        self.model, self.scale = exact(clip.model), clip.logit_scale
+        self.names = rows.vocabulary.names
+        self.starts = {tower: learner() for tower, learner in learners.items()}
+        self.units = {tower: units_of(tower, learner, clip, config) for tower, learner in learners.items()}
+        spelled = [name.lower() for name in self.names]
+        first = list(dict.fromkeys(spelled))
+        self.name_of = torch.tensor([first.index(name) for name in spelled])  # [V] of N, by first appearance
+        lengths = [len(tower_reference.tokenizer().encode(f"{name}.")) for name in first]
+        self.by_length = sorted(range(len(first)), key=lengths.__getitem__)  # the order in which names are drawn
+        with torch.no_grad():
+            self.frozen: Tensor = self.model.encode_text(
+                tower_reference.full_tokens(self.model, self.names, f"{config.context} {{}}."), normalize=True
+            )
+
+    def at(self, parameters: Mapping[str, Tensor], batch: Batch, step: int, steps: int) -> Told:
+        """The losses and gradients of `step` (from 0) with these parameters."""
+        leaves = {name: value.detach().double().requires_grad_() for name, value in parameters.items()}
+        drawn = self.candidates(batch, step)
+        text, images = self.class_features(leaves), self.image_features(leaves, batch)
+        share = step / (steps - 1)
+        rise = {"constant": 1.0, "rise": share, "fall": 1 - share}[self.config.soft_schedule]
+        weights = {"hard": 1.0, "soft": self.config.soft_weight * rise, "anchor": self.config.anchor_weight,
+                   "consistency": self.config.consistency_weight}  # fmt: skip
+        parts = self.losses(text, images, batch, drawn)
+        loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+        gradient, against = self.gradient(leaves, loss, parts, text, step)
+        return Told(
+            {name: float(part.detach()) for name, part in parts.items()}, float(loss.detach()), gradient, drawn, against
+        )
+
+    def gradient(
+        self, leaves: Gradients, loss: Tensor, parts: Mapping[str, Tensor], text: Tensor, step: int
+    ) -> tuple[Gradients, float]:
+        """Of the loss; with ProGrad less what opposes the frozen student, with all-sampled of the drawn names' text."""
+        if self.config.candidates == "all-sampled":
+            drawn = self.of_drawn_names(loss, text, step)
+            on_prompts = {"text": _gradient(drawn, leaves), "image": _gradient(loss, leaves)}
+            return {name: on_prompts[name.partition(".")[0]][name] for name in leaves}, 1.0
+        whole = _gradient(loss, leaves)
+        if not self.config.prograd:
+            return whole, 1.0
+        hard, general = _gradient(parts["hard"], leaves), _gradient(parts["consistency"], leaves)
+        inner = float(torch.stack([(hard[name] * general[name]).sum() for name in leaves]).sum())
+        dropped = min(inner, 0.0) / norm_of(general) ** 2
+        projected = {name: whole[name] - dropped * general[name] for name in leaves}
+        return projected, inner / norm_of(hard) / norm_of(general)
+
+    def of_drawn_names(self, loss: Tensor, text: Tensor, step: int) -> Tensor:
+        """A loss whose gradient is that of names drawn by the size of theirs, each with the inverse of its chance."""
+        (on_classes,) = torch.autograd.grad(loss, text, retain_graph=True)
+        on_names = torch.zeros(len(self.by_length), text.shape[1]).double().index_add(0, self.name_of, on_classes)
+        norms = on_names.norm(dim=1)[self.by_length].numpy()
+        chosen, weight = PoissonSample(self.config.sampled_backward, self.config.seed, step).draw(norms)
+        factor = torch.zeros(len(self.by_length)).double()
+        factor[[self.by_length[place] for place in chosen]] = torch.from_numpy(weight)
+        return (on_classes * factor[self.name_of][:, None] * text).sum()
+
+    def candidates(self, batch: Batch, step: int) -> Drawn:
+        """All classes, or those that are drawn."""
+        config, classes = self.config, len(self.names)
+        if config.candidates != "sampled":
+            return Drawn(torch.zeros(1, classes).double(), torch.ones(classes).double())
+        found = sampled_candidates(batch.label, batch.class_ids[:, : config.sampled_top], config.sampled_fill, classes,
+                                   config.seed, step, config.correction, self.name_of.numpy())  # fmt: skip
+        log_weight = torch.full((max(1, found.log_weight.ndim - 1) * len(batch.label), classes), -torch.inf).double()
+        log_weight[:, found.classes] = found.log_weight.double()
+        stands_for = torch.zeros(classes).double()
+        stands_for[found.classes] = found.stands_for.double().exp()
+        return Drawn(log_weight, stands_for)
+
+    def prompts(self, tower: str, leaves: Gradients) -> SlotPrompts:
+        """start + unit * parameter."""
+        start = self.starts[tower]
+        values: dict[str, Any] = {
+            name: value.double() + self.units[tower][name] * leaves[f"{tower}.{name}"]
+            for name, value in start.tensors().items()
+        }
+        return SlotPrompts(**{"context": None, **values}, replace=start.replace)
+
+    def class_features(self, leaves: Gradients) -> Tensor:
+        """[V, E]."""
+        if "text" not in self.starts:
+            return self.frozen
+        return tower_reference.plain_features(
+            self.model, self.prompts("text", leaves), self.names, self.config.position
+        )
+
+    def image_features(self, leaves: Gradients, batch: Batch) -> Tensor:
+        """[B, E]."""
+        if self.pixels is not None:
+            pixels = self.pixels(batch.row).double()
+            return image_reference.plain_features(self.model, self.prompts("image", leaves), pixels)
+        assert batch.features is not None
+        return torch.from_numpy(batch.features).double()
+
+    def losses(self, text: Tensor, images: Tensor, batch: Batch, drawn: Drawn) -> dict[str, Tensor]:
+        """The means over the step of everything that the config asks for."""
+        config, logits, parts = self.config, self.scale * images @ text.T, {}
+        label, log_weight = torch.from_numpy(batch.label), drawn.log_weight.expand(len(batch.label), -1)
+        if config.supervision != "soft":
+            parts["hard"] = self.hard(logits, log_weight, label)
+        if config.supervision != "hard":
+            parts["soft"] = self.soft(logits, log_weight, label, batch).mean()
+        if config.consistency_weight or config.prograd:
+            assert batch.features is not None
+            frozen = (self.scale * torch.from_numpy(batch.features).double() @ self.frozen.T).softmax(1)
+            parts["consistency"] = divergence(frozen, logits, log_weight, 1.0).mean()
+        if config.anchor_weight and config.tower != "image":
+            parts["anchor"] = (drawn.stands_for * (text - self.frozen).square().sum(1)).sum() / len(self.names)
+        return parts
+
+    def hard(self, logits: Tensor, log_weight: Tensor, label: Tensor) -> Tensor:
+        """Cross-entropy with all classes of the label's name, and with the whole vocabulary for the smoothed share."""
+        labelled = label >= 0
+        logits, log_weight, label = logits[labelled], log_weight[labelled], label[labelled]
+        if self.config.hard_over == "seen":
+            unseen = sorted(set(range(len(self.names))) - set(self.rows.label_column.tolist()))
+            log_weight = log_weight.clone()
+            log_weight[:, unseen] = -torch.inf
+            logits = logits.masked_fill(log_weight == -torch.inf, -1e9)
+        log_p = log_student(logits, log_weight, 1.0)
+        same = self.name_of[label][:, None] == self.name_of[None]
+        wanted = -(log_p + log_weight).masked_fill(~same, -torch.inf).logsumexp(1)
+        weight = log_weight.exp()
+        spread = -(weight * log_p).sum(1) / weight.sum(1)
+        smoothing = self.config.label_smoothing
+        return ((1 - smoothing) * wanted + smoothing * spread).sum() / max(1, len(label))
+
+    def soft(self, logits: Tensor, log_weight: Tensor, label: Tensor, batch: Batch) -> Tensor:
+        """tau^2 KL from the teacher by the config's source and tail rule, [B]."""
+        config, tau = self.config, self.config.temperature
+        softened = config.teacher_temperature or tau
+        if config.targets == "embedding":
+            cosines = torch.from_numpy(batch.embedding @ self.rows.class_embeddings.T).double()
+            teacher = (self.rows.teacher_scale * cosines / softened).softmax(1)
+            return divergence(teacher, logits, log_weight, tau)
+        ids = torch.from_numpy(batch.class_ids).long()  # every row has as many classes
+        mass = torch.zeros_like(logits).scatter(1, ids, (torch.from_numpy(batch.log_probs).double() / softened).exp())
+        stored = torch.zeros_like(logits, dtype=torch.bool).scatter(1, ids, True)
+        if config.tail == "renormalise":
+            kept = stored & (log_weight > -torch.inf)
+            return tau**2 * kl(mass * kept, logits.div(tau).exp() * kept)
+        column = self.rows.temperatures.index(softened)
+        tail = torch.from_numpy(batch.log_residual[:, column]).double().exp()[:, None]
+        if config.tail == "ghost":
+            single = stored & (log_weight == 0)
+            student = (logits / tau + log_weight).exp()
+            rest = [tail + (mass * ~single).sum(1, keepdim=True), (student * ~single).sum(1, keepdim=True)]
+            rest[0] = rest[0] * (rest[1] > 0)
+            return tau**2 * kl(torch.cat([mass * single, rest[0]], 1), torch.cat([student * single, rest[1]], 1))
+        if config.tail == "residual-uniform":
+            mass = mass + ~stored * tail / (~stored).sum(1, keepdim=True)
+        else:
+            mass = mass + nn.functional.one_hot(label.clamp(min=0), len(self.names)) * (label >= 0)[:, None] * tail
+        return divergence(mass / mass.sum(1, keepdim=True), logits, log_weight, tau)
+
+
+@functools.cache
+def exact(model: nn.Module) -> Any:
+    """The same model in float64."""
+    return copy.deepcopy(model).double()
+
+
+def units_of(tower: str, learner: Any, clip: LoadedClip, config: TrainConfig) -> dict[str, Tensor]:
+    """What one unit of each parameter is worth in the tower's own numbers."""
+    if tower == "text":
+        sizes = TextTower.from_clip(clip.model, clip.tokenizer).slot_scales(config.context).double()
+    else:
+        sizes = ImageTower.from_clip(clip.model).patch_scales().double()
+    if not config.layer_scale:
+        sizes = torch.ones_like(sizes)
+    units = {"context": sizes[0], "gate": torch.tensor(1.0).double()}
+    blocks: Mapping[Letter, range] = learner.allocation.blocks
+    return units | {letter: sizes[list(where)][:, None, None] for letter, where in blocks.items()}
+
+
+def log_student(logits: Tensor, log_weight: Tensor, tau: float) -> Tensor:
+    """ln p of each class itself, [B, V]: its weight counts in the sum over all only."""
+    return logits / tau - (logits / tau + log_weight).logsumexp(1, keepdim=True)
+
+
+def divergence(teacher: Tensor, logits: Tensor, log_weight: Tensor, tau: float) -> Tensor:
+    """tau^2 sum_c w_c p_T,c (ln p_T,c - ln p_S,c), [B]."""
+    terms = torch.xlogy(teacher, teacher) - teacher * log_student(logits, log_weight, tau)
+    return tau**2 * (log_weight.exp() * terms).sum(1)
+
+
+def kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """Between the masses of each row, which are normalised first; 0 for a teacher without mass, [B]."""
+    p = teacher / teacher.sum(1, keepdim=True).clamp(min=1e-300)
+    q = student / student.sum(1, keepdim=True)
+    return (torch.xlogy(p, p) - torch.xlogy(p, q.masked_fill(p == 0, 1.0))).sum(1)
+
+
+def norm_of(gradient: Mapping[str, Tensor]) -> float:
+    """Of all parameters together."""
+    return math.sqrt(sum(float(part.double().square().sum()) for part in gradient.values()))
+
+
+def _gradient(loss: Tensor, leaves: Gradients) -> Gradients:
+    found = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True)
+    return {
+        name: torch.zeros_like(leaf) if part is None else part
+        for (name, leaf), part in zip(leaves.items(), found, strict=True)
+    }
+
+
+def sgd(
+    values: np.ndarray[Any, Any], gradients: list[np.ndarray[Any, Any]], rates: list[float], momentum: float,
+    decay: float,
+) -> np.ndarray[Any, Any]:  # fmt: skip
+    """Parameters after steps of SGD with momentum (without dampening, not Nesterov's), decay in the gradient."""
+    velocity = np.zeros_like(values)
+    for gradient, rate in zip(gradients, rates, strict=True):
+        velocity = momentum * velocity + gradient + decay * values
+        values = values - rate * velocity
+    return values
+
+
+def adamw(
+    values: np.ndarray[Any, Any], gradients: list[np.ndarray[Any, Any]], rates: list[float], decay: float
+) -> np.ndarray[Any, Any]:
+    """Parameters after steps of AdamW (Loshchilov and Hutter, arXiv 1711.05101): decay apart from the moments."""
+    first, second = np.zeros_like(values), np.zeros_like(values)
+    for number, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), 1):
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        ahead = (first / (1 - 0.9**number)) / (np.sqrt(second / (1 - 0.999**number)) + 1e-8)
+        values = values - rate * decay * values - rate * ahead
+    return values

@@ -1,0 +1,269 @@
+"""Requests and results of the stages that make and keep label stores, as the command line uses them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from teachonce.data.views import ViewPolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachRequest:
+    manifest: str
+    root: Path | None
+    split: str = "train"
+    labels: Path
+    teacher: str | None
+    students: tuple[str, ...] = ()
+    vocabulary: str | None = None
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    top_k: int | None = None
+    embeddings: Literal["int8", "float16"] | None = None
+    workers: int | None = None
+    scheduler: str | None = None
+    cluster: Path | None = None
+    threads: int | None = None
+    batch_size: int = 128
+    chunk_rows: int | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compiled: bool = False
+    class_tile: int | None = None
+    views: ViewPolicy = ViewPolicy()
+    shots: int | None = None
+    seed: int = 0
+    retry_failed: bool = False
+    max_failed_share: float = 0.01
+    force_unlock: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachResult:
+    rows_ok: int = 1200
+    rows_failed: int = 0
+    rows_per_second: float = 12.5
+    chunks_written: int = 3
+    chunks_skipped: int = 0
+    seconds: float = 96.0
+    bytes_per_row: dict[str, float] = field(default_factory=lambda: {"labels": 152.5, "total": 152.5})
+    labels: str = "labels.zarr"
+    store_id: str = "f00d"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectRequest:
+    labels: Path
+    samples: int = 3
+
+
+SPREAD = {"mean": 2e-4, "p50": 1e-4, "p90": 3e-4, "p99": 8e-4, "max": 1e-3}
+RULES = {"ghost": 9e-5, "residual-uniform": 0.43, "renormalise": 0.2, "to-label": None}
+FIDELITY = {
+    "rows": 48,
+    "k": 10,
+    "value_kl": SPREAD,
+    "mass": {**SPREAD, "mean": 0.625},
+    "topk_kl": {rule: SPREAD for rule in RULES},
+    "embedding_kl": {"own scale": SPREAD},
+    "by_k": [{"k": 1, "mass": 0.25, **RULES}, {"k": 10, "mass": 0.625, **RULES}],
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectResult:
+    rows: int = 1200
+    chunks: int = 3
+    chunks_committed: int = 3
+    rows_failed: int = 0
+    top_k: int = 10
+    vocabulary_size: int = 120
+    bytes_per_row: dict[str, float] = field(default_factory=lambda: {"total": 152.5})
+    fingerprint: dict[str, Any] = field(default_factory=lambda: {"teacher": {"name": "stub", "precision": "fp32"}})
+    students: tuple[dict[str, Any], ...] = ()
+    embeddings: dict[str, Any] = field(default_factory=lambda: {"kind": "int8", "width": 8, "chunks_committed": 3})
+    fidelity: dict[str, Any] = field(default_factory=lambda: dict(FIDELITY))
+    statistics: dict[str, float] = field(default_factory=lambda: {"entropy": float("nan")})
+    examples: tuple[dict[str, Any], ...] = ({"key": "[red]a.jpg", "classes": ("tench", "eel")},)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyRequest:
+    labels: Path
+    repair: bool = False
+    teacher: str | None = None
+    sample: int | None = None
+    seed: int = 0
+    root: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    where: str
+    expected: str
+    found: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyResult:
+    ok: bool = True
+    chunks_checked: int = 3
+    faults: tuple[Fault, ...] = ()
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelabelRequest:
+    parent: Path
+    labels: Path
+    vocabulary: str | None = None
+    templates: tuple[str, ...] | None = None
+    top_k: int | None = None
+    temperatures: tuple[float, ...] | None = None
+    classes: Path | None = None
+    teacher: str | None = None
+    root: Path | None = None
+    threads: int | None = None
+    force_unlock: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelabelResult:
+    rows_ok: int = 1200
+    rows_failed: int = 0
+    classes: int = 120
+    top_k: int = 10
+    temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    chunks_written: int = 3
+    chunks_skipped: int = 0
+    seconds: float = 2.5
+    bytes_per_row: dict[str, float] = field(default_factory=lambda: {"total": 152.5})
+    parent: str = "labels.zarr"
+    labels: str = "new.zarr"
+    store_id: str = "f00d"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeRequest:
+    parents: tuple[Path, ...]
+    labels: Path
+    weights: tuple[float, ...] | None = None
+    top_k: int | None = None
+    calibrate: bool = True
+    threads: int | None = None
+    force_unlock: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeResult:
+    rows_ok: int = 1200
+    rows_failed: int = 0
+    top_k: int = 10
+    teachers: tuple[dict[str, Any], ...] = ({"labels": "first.zarr", "weight": 0.5, "scale": 80.0},)
+    chunks_written: int = 3
+    chunks_skipped: int = 0
+    seconds: float = 2.5
+    bytes_per_row: dict[str, float] = field(default_factory=lambda: {"total": 152.5})
+    labels: str = "both.zarr"
+    store_id: str = "f00d"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetRequest:
+    labels: Path
+    out: Path
+    shots: int | None = None
+    seed: int = 0
+    top_k: int | None = None
+    classes: Path | None = None
+    all_names: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetResult:
+    samples: int = 160
+    rows: int = 160
+    classes: int = 10
+    classes_short: int = 1
+    short: dict[str, int] = field(default_factory=lambda: {"n01": 3})
+    digest: str = "f00d"
+    out: str = "few.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackRequest:
+    source: Path
+    out: Path | None = None
+    check: bool = False
+    unpack: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackResult:
+    kind: str = "label-store"
+    name: str = "labels.zarr"
+    id: str = "f00d"
+    files: int = 664
+    bytes: int = 1000
+    digest: str = "f00d"
+    out: str | None = "labels.tar"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheRequest:
+    action: Literal["list", "clear"]
+    labels: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheEntry:
+    path: str = "labels.zarr.working/f00d"
+    kind: str = "working set"
+    store: str = "labels.zarr"
+    bytes: int = 3056
+    rows: int | None = 1200
+    created: str = "2026-01-01T00:00:00Z"
+    in_use: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheResult:
+    action: str = "list"
+    entries: tuple[CacheEntry, ...] = (CacheEntry(),)
+    bytes: int = 3056
+    freed: int = 0
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexRequest:
+    manifest: str
+    root: Path | None
+    split: str | None = None
+    digests: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexResult:
+    manifest: str = "m"
+    splits: tuple[dict[str, Any], ...] = ({"split": "train", "images": 1200},)
+    faults: tuple[dict[str, Any], ...] = ()
+    seconds: float = 1.5
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest:
+    teach: TeachRequest
+    rate: float | None = None
+    seconds: float = 30.0
+    out: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanResult:
+    rows: int = 1200
+    estimates: tuple[dict[str, Any], ...] = ({"what": "bytes", "low": 1.0, "high": 2.0, "unit": "bytes"},)
+    fits: bool = True
+    exit_code: int = 0
