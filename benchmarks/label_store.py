@@ -82,13 +82,18 @@ def write_store(path: Path, teacher: Teacher) -> LabelStore:
     keys = [f"n{i % len(classes):08d}_{i}" for i in range(rows)]
     label = (np.arange(rows) % len(classes)).astype(np.int32)
     index = SampleIndex(
-        ("all.tar",), np.zeros(rows, np.uint32), np.arange(rows, dtype=np.uint64) * 110_000,
-        np.full(rows, 100_000, np.uint64), label, np.frombuffer("".join(keys).encode(), np.uint8),
+        ("all.tar",),
+        np.zeros(rows, np.uint32),
+        np.arange(rows, dtype=np.uint64) * 110_000,
+        np.full(rows, 100_000, np.uint64),
+        label,
+        np.frombuffer("".join(keys).encode(), np.uint8),
         np.cumsum([len(key) for key in keys]).astype(np.uint64),
-    )  # fmt: skip
+    )
     layout = new_layout(rows, len(classes), K, (1.0, 2.0, 4.0), chunk_rows)
-    store = create_store(path, layout, {"samples": index.digest, "about": {}}, vocabulary, vocabulary, index,
-                         np.arange(rows), classes)  # fmt: skip
+    store = create_store(
+        path, layout, {"samples": index.digest, "about": {}}, vocabulary, vocabulary, index, np.arange(rows), classes
+    )
     for chunk in range(layout.chunks):
         start, stop = layout.bounds(chunk)
         soft = SoftChunk(store, chunk)
@@ -97,10 +102,15 @@ def write_store(path: Path, teacher: Teacher) -> LabelStore:
             soft.add(scale * part @ torch.from_numpy(classes).T)
         rows_of = store.index_of_chunk(chunk)
         status = np.zeros(stop - start, np.uint8)
-        data = {**soft.finish(status, rows_of.label), "label": rows_of.label, "sample": store.samples(start, stop),
-                "view": np.zeros(stop - start, np.uint8), "status": status,
-                "image_crc": np.random.default_rng(chunk).integers(0, 2**32, stop - start, dtype=np.uint32),
-                "key_digest": key_digest(rows_of)}  # fmt: skip
+        data = {
+            **soft.finish(status, rows_of.label),
+            "label": rows_of.label,
+            "sample": store.samples(start, stop),
+            "view": np.zeros(stop - start, np.uint8),
+            "status": status,
+            "image_crc": np.random.default_rng(chunk).integers(0, 2**32, stop - start, dtype=np.uint32),
+            "key_digest": key_digest(rows_of),
+        }
         store.commit(LABELS, chunk, 1, stop - start, 0, store.write_chunk(LABELS, chunk, data))
     return store
 
@@ -152,8 +162,10 @@ def size_table(teachers: dict[str, Teacher], folder: Path) -> dict[str, LabelSto
         lines += [(way, size, value_kl(exact, exact.class_ids, log_p)) for way, size, log_p in others(exact)]
         mass = np.exp(exact.log_probs).sum(1).mean()
         for way, size, divergence in lines:
-            say(f"| {name} | {mass:.2f} | {way} | {size:.1f} | {size / (4 + 4 * K):.2f} | {divergence.mean():.1e} "
-                  f"| {np.percentile(divergence, 99):.1e} |")  # fmt: skip
+            say(
+                f"| {name} | {mass:.2f} | {way} | {size:.1f} | {size / (4 + 4 * K):.2f} | {divergence.mean():.1e} "
+                f"| {np.percentile(divergence, 99):.1e} |"
+            )
     return stores
 
 
@@ -175,13 +187,16 @@ def median_rate(work: Callable[[], int], repeats: int) -> float:
 
 def rate_table(source: LabelStore, folder: Path, rows: int, repeats: int) -> None:
     """Write and read rates of the label columns, warm; the other containers hold uint16 ids and float16 values."""
-    say(f"\n| container, {rows:,} rows | write rows/s | sequential | chunks shuffled | random batches of {BATCH:,} "
-          "| random, against teachonce |\n|---|---|---|---|---|---|")  # fmt: skip
+    say(
+        f"\n| container, {rows:,} rows | write rows/s | sequential | chunks shuffled | random batches of {BATCH:,} "
+        "| random, against teachonce |\n|---|---|---|---|---|---|"
+    )
     parts = [source.decode_labels(source.read_chunk(LABELS, chunk)) for chunk in range(source.layout.chunks)]
     pick = np.random.default_rng(1).integers(0, sum(len(part.class_ids) for part in parts), rows)
     soft = TopK(*(np.concatenate([getattr(p, name) for p in parts])[pick] for name in TopK.__dataclass_fields__))
-    columns = Columns(soft.class_ids.astype(np.uint16), soft.log_probs.astype(np.float16),
-                      np.arange(rows, dtype=np.int32))  # fmt: skip
+    columns = Columns(
+        soft.class_ids.astype(np.uint16), soft.log_probs.astype(np.float16), np.arange(rows, dtype=np.int32)
+    )
     rng = np.random.default_rng(2)
     batches = [rng.integers(0, rows, BATCH) for _ in range(200)]
     shuffled = rng.permutation(-(-rows // 16_384)).tolist()

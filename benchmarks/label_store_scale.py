@@ -64,11 +64,14 @@ def big_index(rows: int) -> SampleIndex:
     text = np.char.add(np.char.mod("n%08d/n_", label), np.char.mod("%08d", np.arange(rows))).astype("S")
     width = text.dtype.itemsize
     return SampleIndex(
-        tuple(f"n{i:08d}.tar" for i in range(CLASSES)), label.astype(np.uint32),
+        tuple(f"n{i:08d}.tar" for i in range(CLASSES)),
+        label.astype(np.uint32),
         (np.arange(rows, dtype=np.uint64) % 650) * np.uint64(110_080),
-        np.random.default_rng(1).integers(20_000, 200_000, rows).astype(np.uint64), label,
-        np.frombuffer(text.tobytes(), np.uint8), np.arange(width, width * rows + 1, width, dtype=np.uint64),
-    )  # fmt: skip
+        np.random.default_rng(1).integers(20_000, 200_000, rows).astype(np.uint64),
+        label,
+        np.frombuffer(text.tobytes(), np.uint8),
+        np.arange(width, width * rows + 1, width, dtype=np.uint64),
+    )
 
 
 def write(path: Path, rows: int) -> None:
@@ -77,8 +80,16 @@ def write(path: Path, rows: int) -> None:
     vocabulary, index = Vocabulary(ids, ids), big_index(rows)
     layout = new_layout(rows, CLASSES, K, (1.0, 2.0, 4.0))
     embeddings = np.random.default_rng(2).normal(size=(CLASSES, 64)).astype(np.float32)
-    store = create_store(path, layout, {"samples": index.digest, "about": {}}, vocabulary, vocabulary, index,
-                         row_order(rows, 0), embeddings)  # fmt: skip
+    store = create_store(
+        path,
+        layout,
+        {"samples": index.digest, "about": {}},
+        vocabulary,
+        vocabulary,
+        index,
+        row_order(rows, 0),
+        embeddings,
+    )
     say(f"| create: index and tables of the empty store | {time.perf_counter() - STARTED[0]:.0f} s |")
     coded, rng = pool(store.tables.class_order, store.gap_levels), np.random.default_rng(3)
     spec = next(spec for spec in store.groups[LABELS].arrays if spec.path == "fidelity")
@@ -88,9 +99,15 @@ def write(path: Path, rows: int) -> None:
         count = len(part)
         pick, zeros = rng.integers(0, POOL, count), np.zeros(count, np.uint8)
         data: Arrays = {name: array[pick] for name, array in vars(coded).items()}
-        data |= {"label": part.label, "sample": store.samples(*layout.bounds(chunk)), "view": zeros, "status": zeros,
-                 "image_crc": rng.integers(0, 2**32, count, dtype=np.uint32), "key_digest": key_digest(part),
-                 "fidelity": np.full((spec.per_chunk, *spec.tail), 0.1, np.float16)}  # fmt: skip
+        data |= {
+            "label": part.label,
+            "sample": store.samples(*layout.bounds(chunk)),
+            "view": zeros,
+            "status": zeros,
+            "image_crc": rng.integers(0, 2**32, count, dtype=np.uint32),
+            "key_digest": key_digest(part),
+            "fidelity": np.full((spec.per_chunk, *spec.tail), 0.1, np.float16),
+        }
         store.commit(LABELS, chunk, 1, count, 0, store.write_chunk(LABELS, chunk, data))
     seconds = time.perf_counter() - began
     say(f"| write, sync, read back and commit | {seconds:.0f} s, {rows / seconds:,.0f} rows/s |")
@@ -137,10 +154,15 @@ def random_batches(path: Path, rows: int) -> None:
 
 
 STEPS: list[tuple[str, Callable[[Path, int], None]]] = [
-    ("write", write), ("size", size), ("open and read one chunk", opened), ("inspect", inspected),
-    ("verify: every chunk, the index and the ledger", verified), ("first decode into a working set", working_set),
-    ("open the working set again, with its checksums", working_set), ("random", random_batches),
-]  # fmt: skip
+    ("write", write),
+    ("size", size),
+    ("open and read one chunk", opened),
+    ("inspect", inspected),
+    ("verify: every chunk, the index and the ledger", verified),
+    ("first decode into a working set", working_set),
+    ("open the working set again, with its checksums", working_set),
+    ("random", random_batches),
+]
 STARTED = [0.0]
 
 

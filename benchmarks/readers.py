@@ -69,14 +69,27 @@ class Ours(Container):
         label = (np.arange(rows) % classes).astype(np.int32)
         keys = np.frombuffer(b"".join(b"%08d" % i for i in range(rows)), np.uint8)
         zeros = np.zeros(rows, np.uint64)
-        index = SampleIndex(("a.tar",), zeros.astype(np.uint32), zeros, zeros, label, keys,
-                            np.arange(8, 8 * rows + 8, 8, dtype=np.uint64))  # fmt: skip
+        index = SampleIndex(
+            ("a.tar",),
+            zeros.astype(np.uint32),
+            zeros,
+            zeros,
+            label,
+            keys,
+            np.arange(8, 8 * rows + 8, 8, dtype=np.uint64),
+        )
         layout = new_layout(rows, classes, soft.class_ids.shape[1], self.source.layout.temperatures, CHUNK)
         vocabulary = self.source.vocabulary()
         self.store = create_store(
-            self.path, layout, {"samples": index.digest, "about": {}}, vocabulary, vocabulary, index,
-            np.arange(rows), self.source.class_embeddings(),
-        )  # fmt: skip
+            self.path,
+            layout,
+            {"samples": index.digest, "about": {}},
+            vocabulary,
+            vocabulary,
+            index,
+            np.arange(rows),
+            self.source.class_embeddings(),
+        )
 
     def write(self, columns: Columns) -> None:
         store, layout = self.store, self.store.layout
@@ -85,10 +98,16 @@ class Ours(Container):
             start, stop = layout.bounds(chunk)
             part = TopK(*(getattr(self.soft, name)[start:stop] for name in TopK.__dataclass_fields__))
             of_chunk = store.index_of_chunk(chunk)
-            data = {**vars(encode(part, store.tables)), "label": of_chunk.label, "sample": store.samples(start, stop),
-                    "view": np.zeros(stop - start, np.uint8), "status": np.zeros(stop - start, np.uint8),
-                    "image_crc": np.arange(start, stop, dtype=np.uint32), "key_digest": key_digest(of_chunk),
-                    "fidelity": nothing}  # fmt: skip
+            data = {
+                **vars(encode(part, store.tables)),
+                "label": of_chunk.label,
+                "sample": store.samples(start, stop),
+                "view": np.zeros(stop - start, np.uint8),
+                "status": np.zeros(stop - start, np.uint8),
+                "image_crc": np.arange(start, stop, dtype=np.uint32),
+                "key_digest": key_digest(of_chunk),
+                "fidelity": nothing,
+            }
             store.commit(LABELS, chunk, 1, stop - start, 0, store.write_chunk(LABELS, chunk, data))
 
     def open(self) -> None:
@@ -125,11 +144,13 @@ class Parquet(Container):
 
     def write(self, columns: Columns) -> None:
         k = columns.ids.shape[1]
-        table = pa.table({
-            "ids": pa.FixedSizeListArray.from_arrays(pa.array(columns.ids.ravel()), k),
-            "values": pa.FixedSizeListArray.from_arrays(pa.array(columns.values.ravel()), k),
-            "label": pa.array(columns.label),
-        })  # fmt: skip
+        table = pa.table(
+            {
+                "ids": pa.FixedSizeListArray.from_arrays(pa.array(columns.ids.ravel()), k),
+                "values": pa.FixedSizeListArray.from_arrays(pa.array(columns.values.ravel()), k),
+                "label": pa.array(columns.label),
+            }
+        )
         pq.write_table(table, self.path, row_group_size=CHUNK, compression="zstd")
         self.file = pq.ParquetFile(self.path)
         self.k = k
@@ -205,5 +226,9 @@ class Rows(tuple):  # type: ignore[type-arg]
 
 
 CONTAINERS: dict[str, Any] = {
-    "teachonce": Ours, "NumPy memmap": Memmap, "Parquet zstd": Parquet, "HDF5 lzf": Hdf5, "LMDB": Lmdb,
-}  # fmt: skip
+    "teachonce": Ours,
+    "NumPy memmap": Memmap,
+    "Parquet zstd": Parquet,
+    "HDF5 lzf": Hdf5,
+    "LMDB": Lmdb,
+}

@@ -51,8 +51,10 @@ def made_up_clip(folder: Path, embed_dim: int, **vision: int) -> str:
     model = open_clip.CLIP(embed_dim, open_clip.CLIPVisionCfg(**vision), open_clip.CLIPTextCfg(**text))
     folder.mkdir(parents=True)
     preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
-    config = {"model_cfg": {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text},
-              "preprocess_cfg": preprocess}  # fmt: skip
+    config = {
+        "model_cfg": {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text},
+        "preprocess_cfg": preprocess,
+    }
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     save_file({n: t.contiguous() for n, t in model.state_dict().items()}, folder / "open_clip_model.safetensors")
     return f"local-dir:{folder}"
@@ -91,8 +93,9 @@ def empty_store(
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     layout = new_layout(len(index), names, min(K, names), TEMPERATURES, chunk_rows)
     fingerprint = {"samples": index.digest, "logit_scale": 100.0, "about": {}}
-    return create_store(path, layout, fingerprint, Vocabulary(ids, ids), own, index,
-                        row_order(len(index), 0), embeddings)  # fmt: skip
+    return create_store(
+        path, layout, fingerprint, Vocabulary(ids, ids), own, index, row_order(len(index), 0), embeddings
+    )
 
 
 @dataclass(frozen=True)
@@ -119,9 +122,15 @@ class Bench:
         """What tasks are told."""
         models, where = ((LABELS, self.spec, self.digest),), str(store or self.store)
         return TeachJob(
-            store=where, root=str(self.root), token=token, models=models, logit_scale=100.0, precision="fp32",
-            batch_size=self.batch_size, threads=self.threads,
-        )  # fmt: skip
+            store=where,
+            root=str(self.root),
+            token=token,
+            models=models,
+            logit_scale=100.0,
+            precision="fp32",
+            batch_size=self.batch_size,
+            threads=self.threads,
+        )
 
     @property
     def store(self) -> Path:
@@ -218,8 +227,9 @@ def fake_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkRepor
     rows, rng, coded = len(index), np.random.default_rng(chunk), _pool(pool_file(store.path))
     pick = rng.integers(0, len(coded["gaps"]), rows)
     spec = next(spec for spec in store.groups[LABELS].arrays if spec.path == "fidelity")
-    images = _Images(np.zeros(rows, np.uint8), rng.integers(0, 2**32, rows, dtype=np.uint32),
-                     np.zeros((rows, 5), np.uint16))  # fmt: skip
+    images = _Images(
+        np.zeros(rows, np.uint8), rng.integers(0, 2**32, rows, dtype=np.uint32), np.zeros((rows, 5), np.uint16)
+    )
     data = {name: array[pick] for name, array in coded.items()} | _row_arrays(store, chunk, index, images)
     data["fidelity"] = np.full((spec.per_chunk, *spec.tail), 0.1, np.float16)
     staging, digests = _stage(store, job.token, chunk, {LABELS: data})
@@ -264,9 +274,10 @@ class MemoryWatch:
     def table(self, count: int, names: Sequence[str]) -> list[str]:
         """Markdown: memory in each part of the run, and how much the last half grew."""
         points = self.points(count)
-        lines = [f"| part of the run | {' | '.join(f'{name}, MB' for name in names)} |",
-                 f"|---|{'---|' * len(names)}"]  # fmt: skip
-        lines += [f"| {(i + 1) / count:.0%} | {' | '.join(f'{value:.1f}' for value in point)} |"
-                  for i, point in enumerate(points)]  # fmt: skip
+        lines = [f"| part of the run | {' | '.join(f'{name}, MB' for name in names)} |", f"|---|{'---|' * len(names)}"]
+        lines += [
+            f"| {(i + 1) / count:.0%} | {' | '.join(f'{value:.1f}' for value in point)} |"
+            for i, point in enumerate(points)
+        ]
         growth = points[-1] - points[count // 2]
         return [*lines, f"| growth over the last half | {' | '.join(f'{value:+.1f}' for value in growth)} |"]

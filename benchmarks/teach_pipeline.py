@@ -63,7 +63,7 @@ def cases() -> dict[str, Case]:
         Case("forward1", "224 px ViT", large, "as they are", 256, NAMES, 1, bare_forward, 128, 1.05),
         Case("teacher22k", "the teacher", "teacher", "as they are", 1024, NAMES, 2, bare_forward, 256, 1.05),
         Case("decode22k", "500 px photos", tiny, "500 px", 1024, NAMES, 1, bare_decode, 512, 1.10),
-    ]  # fmt: skip
+    ]
     return {case.key: case for case in found}
 
 
@@ -153,12 +153,16 @@ def compare(client: Any, case: Case, bench: Bench, repeats: int) -> None:
             else:
                 whole.append(timed(client, lambda: bench.teach(client)))
     pairs = list(zip(bare, whole, strict=True))
-    figures = [1000 * statistics.median(wall for wall, _ in bare) / case.images,
-               1000 * statistics.median(run.seconds for run, _ in whole) / case.images]  # fmt: skip
+    figures = [
+        1000 * statistics.median(wall for wall, _ in bare) / case.images,
+        1000 * statistics.median(run.seconds for run, _ in whole) / case.images,
+    ]
     ratio = statistics.median(run.seconds / wall for (wall, _), (run, _) in pairs)
     work = statistics.median(cpu / bare_cpu for (_, bare_cpu), (_, cpu) in pairs)
-    say(f"| {case.key}: {case.title}, {case.names:,} names | {case.cores} | {figures[0]:.2f} | {figures[1]:.2f} "
-        f"| {ratio:.3f} | {case.limit:.2f} | {work:.3f} | {phases([run for run, _ in whole])} |")  # fmt: skip
+    say(
+        f"| {case.key}: {case.title}, {case.names:,} names | {case.cores} | {figures[0]:.2f} | {figures[1]:.2f} "
+        f"| {ratio:.3f} | {case.limit:.2f} | {work:.3f} | {phases([run for run, _ in whole])} |"
+    )
 
 
 def phases(runs: list[Run]) -> str:
@@ -200,8 +204,10 @@ def main() -> None:
         raise SystemExit("two cores are needed")
     with tempfile.TemporaryDirectory() as name:
         world = make_world(Path(name), given.root.resolve(), given.teacher)
-        say("| what dominates | cores | bare, ms an image | teach, ms an image | ratio of times | wanted "
-            f"| ratio of CPU | {' | '.join(PHASES)} (ms an image) |")  # fmt: skip
+        say(
+            "| what dominates | cores | bare, ms an image | teach, ms an image | ratio of times | wanted "
+            f"| ratio of CPU | {' | '.join(PHASES)} (ms an image) |"
+        )
         say("|---|---|---|---|---|---|---|" + "---|" * len(PHASES))
         with local_cluster(1) as client:
             for key, case in cases().items():

@@ -92,13 +92,19 @@ def scale(folder: Path, rows: int, workers: int) -> None:
     chunks = store.layout.chunks
     say(f"| write, prove, deliver and commit all chunks | {tally.seconds:.0f} s, {rows / tally.seconds:,.0f} rows/s |")
     say(f"| in tasks, of all workers' time | {tally.phases['write'] / tally.seconds / workers:.0%} |")
-    say(f"| Dask alone: the same loop over as many empty tasks | {empty / chunks * 1000:.1f} ms a task, "
-        f"{chunks / empty:.0f} tasks/s, {empty / tally.seconds:.1%} of the wall |")  # fmt: skip
-    say(f"| delivery: renames, syncs and record of a chunk, in the driver | median "
+    say(
+        f"| Dask alone: the same loop over as many empty tasks | {empty / chunks * 1000:.1f} ms a task, "
+        f"{chunks / empty:.0f} tasks/s, {empty / tally.seconds:.1%} of the wall |"
+    )
+    say(
+        f"| delivery: renames, syncs and record of a chunk, in the driver | median "
         f"{statistics.median(deliveries.seconds) * 1000:.1f} ms, {sum(deliveries.seconds) / tally.seconds:.1%} "
-        "of the wall |")  # fmt: skip
-    say(f"| CPU of the driver, its scheduler included | {spent / chunks * 1000:.1f} ms a chunk, "
-        f"{spent / tally.seconds:.1%} of a core |")  # fmt: skip
+        "of the wall |"
+    )
+    say(
+        f"| CPU of the driver, its scheduler included | {spent / chunks * 1000:.1f} ms a chunk, "
+        f"{spent / tally.seconds:.1%} of a core |"
+    )
     finish(request, opened, tally)
     say("\n" + "\n".join(watch.table(POINTS, ["driver", *(f"worker {i}" for i in range(workers))])))
 

@@ -45,8 +45,15 @@ MEGA = 1e6
 def config_of(given: argparse.Namespace, candidates: Kind, **changes: Any) -> TrainConfig:
     """A run that takes every class, or some of them."""
     drawn = given.candidates
-    return TrainConfig(structure=given.structure, batch_size=given.batch, candidates=candidates, sampled_fill=drawn,
-                       sampled_backward=drawn, sampled_top=0, **changes)  # fmt: skip
+    return TrainConfig(
+        structure=given.structure,
+        batch_size=given.batch,
+        candidates=candidates,
+        sampled_fill=drawn,
+        sampled_backward=drawn,
+        sampled_top=0,
+        **changes,
+    )
 
 
 @dataclass(frozen=True)
@@ -116,8 +123,16 @@ def all_case(given: argparse.Namespace) -> None:
         request = Request(given.student, config_of(given, "all", class_chunk=chunk), size, given.repeats, given.threads)
         found.append(in_fresh_process(request))
         last = found[-1]
-        rows.append([f"{size:,}", f"{last.distinct:,}", str(chunk), f"{last.seconds:.2f}",
-                     f"{1000 * last.seconds / last.distinct:.2f}", f"{last.grown / MEGA:,.0f}"])  # fmt: skip
+        rows.append(
+            [
+                f"{size:,}",
+                f"{last.distinct:,}",
+                str(chunk),
+                f"{last.seconds:.2f}",
+                f"{1000 * last.seconds / last.distinct:.2f}",
+                f"{last.grown / MEGA:,.0f}",
+            ]
+        )
     say(f"### all: an all-class step as the vocabulary grows, batch {given.batch}, {given.structure}, fresh processes")
     table(["classes", "distinct names", "class_chunk", "seconds", "ms a name", "peak memory of the step, MB"], rows)
     loss, gradients = found[-1].result.apart(found[-2].result)
@@ -142,14 +157,36 @@ def _modes(given: argparse.Namespace, clip: LoadedClip) -> None:
     rows = []
     for kind in kinds:
         loss, gradients = first[kind].apart(first["all"])
-        rows.append([kind, f"{first[kind].candidates:,}", f"{times[kind]:.2f}", f"{times[kind] / times['sampled']:.1f}",
-                     f"{flops[kind] / GIGA:,.1f}", f"{flops[kind] / flops['sampled']:.1f}", f"{loss:.1e}",
-                     f"{gradients:.1e}"])  # fmt: skip
+        rows.append(
+            [
+                kind,
+                f"{first[kind].candidates:,}",
+                f"{times[kind]:.2f}",
+                f"{times[kind] / times['sampled']:.1f}",
+                f"{flops[kind] / GIGA:,.1f}",
+                f"{flops[kind] / flops['sampled']:.1f}",
+                f"{loss:.1e}",
+                f"{gradients:.1e}",
+            ]
+        )
     say(f"### all: {given.most_names:,} classes, batch {given.batch}, {given.structure}, {given.threads} threads")
-    table(["candidates", "classes in the softmax", "seconds, median", "over sampled", "GFLOP", "over sampled",
-           "loss differs from `all` by", "gradients, worst tensor, by"], rows)  # fmt: skip
-    say(f"all-sampled pulls back {given.candidates:,} names on average: its loss is exact, its gradient unbiased. "
-        "sampled estimates both. On real rows their errors differ: these are random.")  # fmt: skip
+    table(
+        [
+            "candidates",
+            "classes in the softmax",
+            "seconds, median",
+            "over sampled",
+            "GFLOP",
+            "over sampled",
+            "loss differs from `all` by",
+            "gradients, worst tensor, by",
+        ],
+        rows,
+    )
+    say(
+        f"all-sampled pulls back {given.candidates:,} names on average: its loss is exact, its gradient unbiased. "
+        "sampled estimates both. On real rows their errors differ: these are random."
+    )
 
 
 def memory_case(given: argparse.Namespace) -> None:
@@ -164,16 +201,28 @@ def memory_case(given: argparse.Namespace) -> None:
     slope = (shots[1].grown - shots[0].grown) / (shots[1].distinct - shots[0].distinct)
     one = next(iter(chunked.values()))
     needed = shots[1].grown + slope * (one.distinct - shots[1].distinct)
-    rows = [[f"{given.memory_names:,}", f"{found.distinct:,}", f"chunks of {chunk}", f"{found.first:.0f}",
-             f"{found.grown / MEGA:,.0f}"] for chunk, found in chunked.items()]  # fmt: skip
-    rows += [[f"{names:,}", f"{found.distinct:,}", "one shot", f"{found.first:.0f}", f"{found.grown / MEGA:,.0f}"]
-             for names, found in zip(given.shots, shots, strict=True)]  # fmt: skip
+    rows = [
+        [
+            f"{given.memory_names:,}",
+            f"{found.distinct:,}",
+            f"chunks of {chunk}",
+            f"{found.first:.0f}",
+            f"{found.grown / MEGA:,.0f}",
+        ]
+        for chunk, found in chunked.items()
+    ]
+    rows += [
+        [f"{names:,}", f"{found.distinct:,}", "one shot", f"{found.first:.0f}", f"{found.grown / MEGA:,.0f}"]
+        for names, found in zip(given.shots, shots, strict=True)
+    ]
     rows.append([f"{given.memory_names:,}", f"{one.distinct:,}", "one shot, extrapolated", "", f"{needed / MEGA:,.0f}"])
     say(f"### memory: an all-class step, 12 blocks of width 512, batch {given.batch}, {given.structure}")
     table(["classes", "distinct names", "way", "seconds", "peak memory of the step, MB"], rows)
     same = [found.result.apart(one.result) for found in chunked.values()]
-    pairs = [("the chunk sizes", same[-1]), (f"chunks and one shot at {given.shots[0]:,} classes",
-                                             two_pass.result.apart(shots[0].result))]  # fmt: skip
+    pairs = [
+        ("the chunk sizes", same[-1]),
+        (f"chunks and one shot at {given.shots[0]:,} classes", two_pass.result.apart(shots[0].result)),
+    ]
     for what, (loss, gradients) in pairs:
         say(f"Between {what}: loss differs by {loss:.1e}, gradients by {gradients:.1e}, relative.")
     say(f"One shot takes {slope / MEGA:.2f} MB more a name; the extrapolation is linear in names.")
@@ -207,12 +256,33 @@ def gpu_steps(given: argparse.Namespace, device: torch.device) -> None:
             loss, gradients = result.apart(base.setdefault(kind, result))
             seconds, peak = _on_device(run, given.repeats, device)
             hours = seconds * EPOCHS * -(-IMAGES // given.batch) / 3600
-            rows.append([label, kind, f"{result.candidates:,}", f"{seconds:.3f}", f"{peak / MEGA:,.0f}",
-                         f"{hours:.2f}", f"{loss:.1e}", f"{gradients:.1e}"])  # fmt: skip
+            rows.append(
+                [
+                    label,
+                    kind,
+                    f"{result.candidates:,}",
+                    f"{seconds:.3f}",
+                    f"{peak / MEGA:,.0f}",
+                    f"{hours:.2f}",
+                    f"{loss:.1e}",
+                    f"{gradients:.1e}",
+                ]
+            )
     torch.set_float32_matmul_precision("highest")
     say(f"A ViT-B/16 student's step from cache, {given.most_names:,} classes, batch {given.batch:,}, {given.structure}")
-    table(["precision", "candidates", "classes in the softmax", "seconds, median", "peak memory, MB",
-           f"hours, {IMAGES:,} images, {EPOCHS} epochs", "loss differs from fp32 by", "gradients"], rows)  # fmt: skip
+    table(
+        [
+            "precision",
+            "candidates",
+            "classes in the softmax",
+            "seconds, median",
+            "peak memory, MB",
+            f"hours, {IMAGES:,} images, {EPOCHS} epochs",
+            "loss differs from fp32 by",
+            "gradients",
+        ],
+        rows,
+    )
 
 
 def _on_device(run: Trainer, repeats: int, device: torch.device) -> tuple[float, float]:

@@ -119,8 +119,9 @@ class ImageRows:
             found = soft_labels(self._head.logits(embeddings), stored.class_ids.shape[1], self._rows.temperatures)
         if self.stored_form:
             found = decode(encode(found, self.tables), self.tables)
-        return replace(made, class_ids=found.class_ids.astype(np.int32), log_probs=found.log_probs,
-                       log_residual=found.log_residual)  # fmt: skip
+        return replace(
+            made, class_ids=found.class_ids.astype(np.int32), log_probs=found.log_probs, log_residual=found.log_residual
+        )
 
     @contextlib.contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -175,8 +176,15 @@ def sides(given: argparse.Namespace, config: TrainConfig) -> Iterator[Sides]:
 def step_config(given: argparse.Namespace, vocabulary: int, **changes: Any) -> TrainConfig:
     """The candidates are the labels and a uniform fill: nothing that a rounded target could change."""
     few = given.candidates < vocabulary
-    return TrainConfig(structure=given.structure, batch_size=given.batch, candidates="sampled" if few else "all",
-                       sampled_fill=given.candidates, sampled_top=0, seed=given.seed, **changes)  # fmt: skip
+    return TrainConfig(
+        structure=given.structure,
+        batch_size=given.batch,
+        candidates="sampled" if few else "all",
+        sampled_fill=given.candidates,
+        sampled_top=0,
+        seed=given.seed,
+        **changes,
+    )
 
 
 def step_case(given: argparse.Namespace) -> None:
@@ -199,16 +207,37 @@ def step_case(given: argparse.Namespace) -> None:
         for source in found.made.values():
             source.seconds = {part: [] for part in source.seconds}
         times = by_turns({name: partial(one, name) for name in trainers}, given.repeats, found.device)
-        say(f"### step: batch {given.batch}, {first[CACHE].candidates:,} candidates of {vocabulary:,} classes, "
-            f"{given.structure}, {given.threads} threads")  # fmt: skip
+        say(
+            f"### step: batch {given.batch}, {first[CACHE].candidates:,} candidates of {vocabulary:,} classes, "
+            f"{given.structure}, {given.threads} threads"
+        )
         rows = []
         for name, seconds in times.items():
             parts = found.made[name].seconds if name in found.made else {}
             shares = [f"{1000 * np.median(x):,.0f}" if x else "" for x in parts.values()] or [""] * 3
-            rows.append([name, f"{seconds:.3f}", f"{seconds / times[CACHE]:.1f}", f"{flops[name] / GIGA:,.1f}",
-                         f"{flops[name] / flops[CACHE]:.1f}", *shares])  # fmt: skip
-        table(["the step", "seconds, median", "over from cache", "GFLOP", "over from cache", "reading and decoding, ms",
-               "student, ms", "teacher and top k, ms"], rows)  # fmt: skip
+            rows.append(
+                [
+                    name,
+                    f"{seconds:.3f}",
+                    f"{seconds / times[CACHE]:.1f}",
+                    f"{flops[name] / GIGA:,.1f}",
+                    f"{flops[name] / flops[CACHE]:.1f}",
+                    *shares,
+                ]
+            )
+        table(
+            [
+                "the step",
+                "seconds, median",
+                "over from cache",
+                "GFLOP",
+                "over from cache",
+                "reading and decoding, ms",
+                "student, ms",
+                "teacher and top k, ms",
+            ],
+            rows,
+        )
         say("Nothing is decoded ahead of its step; the column says what further cores could hide of it.")
         _say_equality(first, rounded)
         _say_targets(found, numbers[CACHE])
@@ -230,8 +259,16 @@ def _say_equality(first: dict[str, StepResult], rounded: dict[str, StepResult]) 
     for name in (STUDENT, TEACHER):
         errors = [*first[name].apart(first[CACHE]), *rounded[name].apart(rounded[CACHE])]
         rows.append([name, *(f"{error:.1e}" for error in errors)])
-    table(["differs from the step from cache by, relative", "loss", "gradients", "loss, made values rounded as stored",
-           "gradients, likewise"], rows)  # fmt: skip
+    table(
+        [
+            "differs from the step from cache by, relative",
+            "loss",
+            "gradients",
+            "loss, made values rounded as stored",
+            "gradients, likewise",
+        ],
+        rows,
+    )
 
 
 def _say_targets(found: Sides, step: int) -> None:
@@ -244,8 +281,10 @@ def _say_targets(found: Sides, step: int) -> None:
     ids, old_ids = (np.take_along_axis(b.class_ids, o, 1) for b, o in zip((made, stored), orders, strict=True))
     same = (ids == old_ids).all(axis=1)
     bound = max_error(made.log_probs, source.tables)
-    new, old, most = (np.take_along_axis(x, o, 1)[same] for x, o in
-                      ((made.log_probs, orders[0]), (stored.log_probs, orders[1]), (bound, orders[0])))  # fmt: skip
+    new, old, most = (
+        np.take_along_axis(x, o, 1)[same]
+        for x, o in ((made.log_probs, orders[0]), (stored.log_probs, orders[1]), (bound, orders[0]))
+    )
     error = np.abs(new - old)
     say(
         f"Stored student features differ by at most {features:.1e}. {same.sum()} of {len(same)} rows have the same top "
@@ -269,15 +308,30 @@ def until_case(given: argparse.Namespace) -> None:
                 run.take(step)
             if all(run.reached for run in runs.values()):
                 break
-    say(f"### until: top-1 of {given.target} on {len(found.trainers[CACHE].order.held_out)} held-out rows, batch "
-        f"{given.batch}, measured every {given.every} steps, {given.threads} threads")  # fmt: skip
+    say(
+        f"### until: top-1 of {given.target} on {len(found.trainers[CACHE].order.held_out)} held-out rows, batch "
+        f"{given.batch}, measured every {given.every} steps, {given.threads} threads"
+    )
     base = runs[CACHE].seconds
-    table(["run", "steps", "seconds", "over from cache", "top-1 before", "top-1 then", "last loss"],
-          [[name, str(run.steps), f"{run.seconds:.1f}", f"{run.seconds / base:.1f}", f"{starts[name]:.4f}",
-            f"{run.top1:.4f}" + ("" if run.reached else " (not reached)"), f"{run.loss:.4f}"]
-           for name, run in runs.items()])  # fmt: skip
-    say("Measuring is not timed, and images are not decoded ahead. Making the store, once for all runs, takes about as "
-        "long as the slow side's images of one epoch.")  # fmt: skip
+    table(
+        ["run", "steps", "seconds", "over from cache", "top-1 before", "top-1 then", "last loss"],
+        [
+            [
+                name,
+                str(run.steps),
+                f"{run.seconds:.1f}",
+                f"{run.seconds / base:.1f}",
+                f"{starts[name]:.4f}",
+                f"{run.top1:.4f}" + ("" if run.reached else " (not reached)"),
+                f"{run.loss:.4f}",
+            ]
+            for name, run in runs.items()
+        ],
+    )
+    say(
+        "Measuring is not timed, and images are not decoded ahead. Making the store, once for all runs, takes about as "
+        "long as the slow side's images of one epoch."
+    )
 
 
 class _Until:

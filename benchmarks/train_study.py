@@ -83,8 +83,9 @@ def run_cell(args: argparse.Namespace, cell: str, seed: int) -> None:
     images, ids, labels = validation(args, clip)
     overrides = [*BASE, *CELLS[cell], f"steps={args.steps}", f"seed={seed}"]
     config = load_train_config(None, overrides)
-    rows = open_working_set(LabelStore.open(Path(args.labels)), clip.digest, Silent(),
-                            embeddings=config.targets == "embedding")  # fmt: skip
+    rows = open_working_set(
+        LabelStore.open(Path(args.labels)), clip.digest, Silent(), embeddings=config.targets == "embedding"
+    )
     trainer, curve, seconds = Trainer(config, clip, rows), [], 0.0
     points = sorted({p for p in (*CURVE, args.steps) if p <= args.steps and (p % args.every == 0 or p < args.every)})
     for step in range(args.steps + 1):
@@ -94,9 +95,15 @@ def run_cell(args: argparse.Namespace, cell: str, seed: int) -> None:
             began = time.perf_counter()
             trainer.step(step)
             seconds += time.perf_counter() - began
-    about: dict[str, Any] = {"cell": cell, "seed": seed, "set": overrides, "rows": len(rows),
-                             "classes": len(rows.vocabulary), "curve": curve,
-                             "parameters": trainer.student.trainable_parameters()}  # fmt: skip
+    about: dict[str, Any] = {
+        "cell": cell,
+        "seed": seed,
+        "set": overrides,
+        "rows": len(rows),
+        "classes": len(rows.vocabulary),
+        "curve": curve,
+        "parameters": trainer.student.trainable_parameters(),
+    }
     rows.close()
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
@@ -117,8 +124,13 @@ def pace(args: argparse.Namespace) -> str:
             trainer.step(step)
             seconds.setdefault(cell, []).append(time.perf_counter() - began)
     medians = {cell: statistics.median(taken[1:]) for cell, taken in seconds.items()}
-    return "| cell | " + " | ".join(medians) + f" |\n|{'---|' * (len(medians) + 1)}\n| ms a step | " + " | ".join(
-        f"{1000 * value:.0f}" for value in medians.values()) + " |"  # fmt: skip
+    return (
+        "| cell | "
+        + " | ".join(medians)
+        + f" |\n|{'---|' * (len(medians) + 1)}\n| ms a step | "
+        + " | ".join(f"{1000 * value:.0f}" for value in medians.values())
+        + " |"
+    )
 
 
 def table(out: Path, measure: str) -> str:
@@ -131,8 +143,10 @@ def table(out: Path, measure: str) -> str:
     if not order:
         return ""
     steps = [point["step"] for point in runs[order[0]][0]["curve"]]
-    lines = ["| cell | numbers | seeds | " + " | ".join(f"step {s}" for s in steps) + " | s a step |",
-             "|---" * (len(steps) + 4) + "|"]  # fmt: skip
+    lines = [
+        "| cell | numbers | seeds | " + " | ".join(f"step {s}" for s in steps) + " | s a step |",
+        "|---" * (len(steps) + 4) + "|",
+    ]
     for cell in order:
         cells = []
         for place in range(len(steps)):
@@ -140,8 +154,11 @@ def table(out: Path, measure: str) -> str:
             spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 and steps[place] else ""
             cells.append(f"{statistics.mean(values):.2f}{spread}")
         pace = statistics.median(run["curve"][-1]["seconds"] / steps[-1] for run in runs[cell])
-        lines.append(f"| {cell} | {runs[cell][0]['parameters']:,} | {len(runs[cell])} | " + " | ".join(cells)
-                     + f" | {pace:.3f} |")  # fmt: skip
+        lines.append(
+            f"| {cell} | {runs[cell][0]['parameters']:,} | {len(runs[cell])} | "
+            + " | ".join(cells)
+            + f" | {pace:.3f} |"
+        )
     return "\n".join(lines)
 
 

@@ -76,8 +76,9 @@ def _put(x_CSD: Tensor, slots_CMD: Tensor, slots: int) -> Tensor:
 def _block(block: Any, index: int, x_CSD: Tensor, prompts: SlotPrompts, mask: Tensor) -> Tensor:
     """One block with its own prompts for queries, keys and values, added to the slot states or in their place."""
     slots, normed_CSD, attn, heads = prompts.slots, block.ln_1(x_CSD), block.attn, []
-    for letter, weight, bias in zip(("query", "key", "value"), attn.in_proj_weight.chunk(3), attn.in_proj_bias.chunk(3),
-                                    strict=True):  # fmt: skip
+    for letter, weight, bias in zip(
+        ("query", "key", "value"), attn.in_proj_weight.chunk(3), attn.in_proj_bias.chunk(3), strict=True
+    ):
         stack, entered_CSD = getattr(prompts, letter), normed_CSD
         if stack is not None and index < len(stack):
             states_CMD = x_CSD[:, 1 : 1 + slots]
@@ -94,8 +95,10 @@ def _block(block: Any, index: int, x_CSD: Tensor, prompts: SlotPrompts, mask: Te
 def some_prompts(tower: TextTower, structure: Structure, slots: int) -> SlotPrompts:
     """Prompts away from their start, in every layer."""
     words = len(tower.embed_words(CONTEXT))
-    learner = text_learner(tower, PromptSpec(structure=structure, context=CONTEXT, length=slots,
-                                             init="template" if slots == words else "words"))  # fmt: skip
+    learner = text_learner(
+        tower,
+        PromptSpec(structure=structure, context=CONTEXT, length=slots, init="template" if slots == words else "words"),
+    )
     with torch.no_grad():
         for parameter in learner.parameters():
             parameter.normal_(0, 0.1)
@@ -134,14 +137,31 @@ def tower_case(given: argparse.Namespace) -> None:
         for structure in STRUCTURES:
             prompts = some_prompts(tower, structure, slots)
             sides: dict[str, Callable[[SlotPrompts], Tensor]] = {
-                "plain": plain.features, "truncated": short.features,
+                "plain": plain.features,
+                "truncated": short.features,
                 "ours": partial(tower.features, names=tokens),
-            }  # fmt: skip
+            }
             rows.append([structure, str(slots), *_compare(sides, prompts, targets, given.repeats)])
     say(f"### tower: 12 blocks of width 512, {len(names)} names, forward and backward, {given.threads} threads")
-    table(["structure", "slots", "77 positions, s", "truncated, s", "ours, s", "faster than 77", "than truncated",
-           "77, GFLOP", "truncated, GFLOP", "ours, GFLOP", "77 over ours", "loss differs by", "features", "gradients"],
-          rows)  # fmt: skip
+    table(
+        [
+            "structure",
+            "slots",
+            "77 positions, s",
+            "truncated, s",
+            "ours, s",
+            "faster than 77",
+            "than truncated",
+            "77, GFLOP",
+            "truncated, GFLOP",
+            "ours, GFLOP",
+            "77 over ours",
+            "loss differs by",
+            "features",
+            "gradients",
+        ],
+        rows,
+    )
     say("Differences are relative, the larger one of the two plain ways with ours; of gradients, the worst tensor's.")
 
 
@@ -162,8 +182,14 @@ def _compare(
         max(apart(ours.features, other.features) for other in others),
         max(most_apart(ours.gradients, other.gradients) for other in others),
     ]
-    return [*(f"{x:.3f}" for x in times), f"{times[0] / times[2]:.1f}", f"{times[1] / times[2]:.1f}",
-            *(f"{x:,.1f}" for x in flops), f"{flops[0] / flops[2]:.1f}", *(f"{x:.0e}" for x in errors)]  # fmt: skip
+    return [
+        *(f"{x:.3f}" for x in times),
+        f"{times[0] / times[2]:.1f}",
+        f"{times[1] / times[2]:.1f}",
+        *(f"{x:,.1f}" for x in flops),
+        f"{flops[0] / flops[2]:.1f}",
+        *(f"{x:.0e}" for x in errors),
+    ]
 
 
 def flops_case(given: argparse.Namespace) -> None:
@@ -217,8 +243,9 @@ def _parts(device: str, images: int, candidates: int) -> dict[str, Callable[[], 
         clip.model.to(device)
         model: Any = clip.model
         clip = replace(clip, device=torch.device(device))
-        tower = replace(tower, positional_embedding=model.positional_embedding, projection=model.text_projection,
-                        _start_tokens={})  # fmt: skip
+        tower = replace(
+            tower, positional_embedding=model.positional_embedding, projection=model.text_projection, _start_tokens={}
+        )
         for kind, some in ((f"{candidates:,} names", names), ("all 21,841 classes", everything)):
             parts[f"text tower, {slots} slots, {kind}"] = _text_step(tower, tower.tokenise(some, slots=slots), slots)
         parts[f"text tower, {slots} slots, {candidates:,} names, 77 positions"] = _plain_step(clip, tower, names, slots)

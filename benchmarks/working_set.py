@@ -124,8 +124,10 @@ def main() -> None:
         for column in (*COLUMNS, "row"):
             if getattr(batches[0], column).tobytes() != getattr(batches[1], column).tobytes():
                 raise SystemExit(f"the two sides differ in {column}")
-        sizes = [sum((folder / f"{column}.npy").stat().st_size for column in COLUMNS),
-                 sum(file.stat().st_size for file in folder.glob(f"*/{RECORDS}"))]  # fmt: skip
+        sizes = [
+            sum((folder / f"{column}.npy").stat().st_size for column in COLUMNS),
+            sum(file.stat().st_size for file in folder.glob(f"*/{RECORDS}")),
+        ]
         found = {processes: rates(folder, args, processes) for processes in (1, 2)}
     lines = [
         f"{args.rows:,} rows, k = {args.top_k}, batches of {args.batch:,}; both sides give equal values",

@@ -168,9 +168,10 @@ class Output:
             to_nowhere(sys.stdout)
         except OSError as problem:
             to_nowhere(sys.stdout)
-            raise EnvironmentFault(f"standard output cannot be written: {problem.strerror}",
-                                   hint="the work is done; send the output elsewhere, and run this again to see it",
-            ) from problem  # fmt: skip
+            raise EnvironmentFault(
+                f"standard output cannot be written: {problem.strerror}",
+                hint="the work is done; send the output elsewhere, and run this again to see it",
+            ) from problem
 
     @property
     def json(self) -> bool:

@@ -102,38 +102,50 @@ EvaluateManifest = Annotated[
 ]
 EvaluateProtocol = Annotated[
     str | None,
-    typer.Option("--protocol", metavar="P", help="Sets that make one table: cross-dataset, domain-generalisation, "
-                 "in-vocabulary, base-to-novel, or a file."),
-]  # fmt: skip
+    typer.Option(
+        "--protocol",
+        metavar="P",
+        help="Sets that make one table: cross-dataset, domain-generalisation, in-vocabulary, base-to-novel, or a file.",
+    ),
+]
 EvaluateSplit = Annotated[
     str | None,
     typer.Option("--split", metavar="S", help="Split of the manifest to read.  \\[default: val]", show_default=False),
 ]
 EvaluateClasses = Annotated[
     str | None,
-    typer.Option("--classes", metavar="FILE", help="Only images of these classes: one class id a line; or base, novel, "
-                 "timm:NAME."),
-]  # fmt: skip
+    typer.Option(
+        "--classes",
+        metavar="FILE",
+        help="Only images of these classes: one class id a line; or base, novel, timm:NAME.",
+    ),
+]
 EvaluateAmong = Annotated[
     Among | None,
-    typer.Option("--among", help="With --classes: whether their names compete, or all of the vocabulary.  "
-                 "\\[default: classes]", show_default=False),
-]  # fmt: skip
+    typer.Option(
+        "--among",
+        help="With --classes: whether their names compete, or all of the vocabulary.  \\[default: classes]",
+        show_default=False,
+    ),
+]
 Without = Annotated[
     Path | None,
-    typer.Option("--without", metavar="FILE", help="Take the names of these classes, and homonyms, out of the "
-                 "competition."),
-]  # fmt: skip
+    typer.Option(
+        "--without", metavar="FILE", help="Take the names of these classes, and homonyms, out of the competition."
+    ),
+]
 EvaluateTemplate = Annotated[
     str | None,
-    typer.Option("--template", metavar="T", help="The sentence around a class name, with {} for it; by default the "
-                 "manifest's."),
-]  # fmt: skip
+    typer.Option(
+        "--template", metavar="T", help="The sentence around a class name, with {} for it; by default the manifest's."
+    ),
+]
 Credits = Annotated[
     Path | None,
-    typer.Option("--credits", metavar="FILE.npy", help="Also write each image's credit, 0 to 1, here; the template's "
-                 "beside it."),
-]  # fmt: skip
+    typer.Option(
+        "--credits", metavar="FILE.npy", help="Also write each image's credit, 0 to 1, here; the template's beside it."
+    ),
+]
 SkipMissing = Annotated[
     bool, typer.Option("--skip-missing", help="With --protocol: sets that are not there do not change the exit code.")
 ]
@@ -146,9 +158,14 @@ Digests = Annotated[
 Split = Annotated[str, typer.Option("--split", metavar="S", help="Split of the manifest to read.")]
 Views = Annotated[
     int,
-    typer.Option("--views", metavar="V", min=1, max=255,
-                 help="Views of each image: the first is the evaluation crop, others random crops and flips."),
-]  # fmt: skip
+    typer.Option(
+        "--views",
+        metavar="V",
+        min=1,
+        max=255,
+        help="Views of each image: the first is the evaluation crop, others random crops and flips.",
+    ),
+]
 TeachShots = Annotated[
     int | None,
     typer.Option(
@@ -176,14 +193,20 @@ Cluster = Annotated[
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Compute the chunks again in which images failed.")]
 DryRunIo = Annotated[
     bool,
-    typer.Option("--dry-run-io", help="Only read and decode images for half a minute: how fast? Writes nothing.",
-                 rich_help_panel=REHEARSAL),
-]  # fmt: skip
+    typer.Option(
+        "--dry-run-io",
+        help="Only read and decode images for half a minute: how fast? Writes nothing.",
+        rich_help_panel=REHEARSAL,
+    ),
+]
 DummyImages = Annotated[
     bool,
-    typer.Option("--dummy-images", help="Only run the models on made-up pixels for half a minute. Writes nothing.",
-                 rich_help_panel=REHEARSAL),
-]  # fmt: skip
+    typer.Option(
+        "--dummy-images",
+        help="Only run the models on made-up pixels for half a minute. Writes nothing.",
+        rich_help_panel=REHEARSAL,
+    ),
+]
 PlanLabels = Annotated[Path, typer.Option("--labels", metavar="OUT.zarr", help="Label store that teach would write.")]
 Rate = Annotated[
     float | None,
@@ -231,9 +254,14 @@ TopK = Annotated[int | None, typer.Option("--top-k", metavar="K", min=1, help="C
 Workers = Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Dask worker processes.")]
 TeachWorkers = Annotated[
     int | None,
-    typer.Option("--workers", metavar="N", min=1, help="Worker processes on this machine (default 1), one a GPU.",
-                 rich_help_panel=WHERE),
-]  # fmt: skip
+    typer.Option(
+        "--workers",
+        metavar="N",
+        min=1,
+        help="Worker processes on this machine (default 1), one a GPU.",
+        rich_help_panel=WHERE,
+    ),
+]
 ChunkRows = Annotated[
     int | None,
     typer.Option("--chunk-rows", metavar="N", min=1, help="Rows of one task and one commit; fixed by the first run."),
@@ -333,9 +361,14 @@ RunArgument = Annotated[
 ]
 Wise = Annotated[
     float,
-    typer.Option("--wise", metavar="A", min=0.0, max=1.0,
-                 help="Mix class features with the template's: 0 is the template, 1 the prompts (WiSE-FT)."),
-]  # fmt: skip
+    typer.Option(
+        "--wise",
+        metavar="A",
+        min=0.0,
+        max=1.0,
+        help="Mix class features with the template's: 0 is the template, 1 the prompts (WiSE-FT).",
+    ),
+]
 PerClass = Annotated[
     Path | None, typer.Option("--per-class", metavar="FILE.csv", help="Also write each class's accuracy here.")
 ]

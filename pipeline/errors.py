@@ -94,5 +94,7 @@ def neither_file_nor_name(given: str, what: str, shipped: Iterable[str]) -> Usag
     names = sorted(shipped)
     near = did_you_mean(given, names)
     others = "one of these names" if near.startswith("known") else "one of: " + ", ".join(names)
-    return UsageError(f"'{given}' is neither a {what} file nor the name of one: {near}",
-                      hint=f"give the path of a .toml file, or {others}")  # fmt: skip
+    return UsageError(
+        f"'{given}' is neither a {what} file nor the name of one: {near}",
+        hint=f"give the path of a .toml file, or {others}",
+    )

@@ -66,8 +66,10 @@ def cache(request: CacheRequest, reporter: Reporter) -> CacheResult:
     """
     if request.labels is None:
         if cache_folder().exists() and not cache_folder().is_dir():
-            raise EnvironmentFault(f"the cache folder {cache_folder()} is no folder",
-                                   hint=f"set {CACHE_VARIABLE} to a folder, or remove that file")  # fmt: skip
+            raise EnvironmentFault(
+                f"the cache folder {cache_folder()} is no folder",
+                hint=f"set {CACHE_VARIABLE} to a folder, or remove that file",
+            )
         entries = _working_sets(folder_in_cache()) + _evaluations()
     else:
         folder = folder_beside(request.labels)
@@ -83,19 +85,27 @@ def cache(request: CacheRequest, reporter: Reporter) -> CacheResult:
                 skipped.append(entry.path)
                 reporter.note(f"left {entry.path} alone: a process uses it")
     return CacheResult(
-        action=request.action, entries=entries, bytes=sum(entry.bytes for entry in entries), freed=freed,
+        action=request.action,
+        entries=entries,
+        bytes=sum(entry.bytes for entry in entries),
+        freed=freed,
         skipped=tuple(skipped),
-    )  # fmt: skip
+    )
 
 
 def _working_sets(folder: Path) -> tuple[CacheEntry, ...]:
     return tuple(
         CacheEntry(
-            path=str(found.place), kind="unfinished" if found.rows is None else "working set", store=found.store,
-            bytes=found.bytes, rows=found.rows, created=found.created, in_use=found.in_use,
+            path=str(found.place),
+            kind="unfinished" if found.rows is None else "working set",
+            store=found.store,
+            bytes=found.bytes,
+            rows=found.rows,
+            created=found.created,
+            in_use=found.in_use,
         )
         for found in stored_sets(folder)
-    )  # fmt: skip
+    )
 
 
 def _evaluations() -> tuple[CacheEntry, ...]:
@@ -105,8 +115,17 @@ def _evaluations() -> tuple[CacheEntry, ...]:
     for kind, pattern in kinds:
         for file in sorted((cache_folder() / kind).glob(pattern)):
             created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(file.stat().st_mtime))
-            entries.append(CacheEntry(path=str(file), kind=kind, store="", bytes=file.stat().st_size, rows=_rows(file),
-                                      created=created, in_use=False))  # fmt: skip
+            entries.append(
+                CacheEntry(
+                    path=str(file),
+                    kind=kind,
+                    store="",
+                    bytes=file.stat().st_size,
+                    rows=_rows(file),
+                    created=created,
+                    in_use=False,
+                )
+            )
     return tuple(entries)
 
 

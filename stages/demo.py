@@ -77,10 +77,14 @@ def demo(request: DemoRequest, reporter: Reporter) -> DemoResult:
     reporter.note("5/6 evaluating on seen and on held-out classes")
     table = _table(out, models, runs, reporter)
     paths = {
-        "images": str(out / "world"), "models": str(out / "models"), "label store": str(out / "labels.zarr"),
-        "runs": str(out / "runs"), "table": str(out / "table.csv"), "results": str(out / "results.json"),
+        "images": str(out / "world"),
+        "models": str(out / "models"),
+        "label store": str(out / "labels.zarr"),
+        "runs": str(out / "runs"),
+        "table": str(out / "table.csv"),
+        "results": str(out / "results.json"),
         "report": _report(out, models, reporter),
-    }  # fmt: skip
+    }
     result = DemoResult(table=tuple(table), paths=paths, seconds=time.monotonic() - began)
     _write(out, result)
     return result
@@ -93,8 +97,10 @@ def _require_place(out: Path) -> None:
     held = [item.name for item in out.iterdir()] if out.exists() else []
     begun = "world" in held or all(name.startswith(".world.") for name in held)
     if not begun:
-        raise UsageError(f"--out {out} is not empty, and no demo was run there; nothing was changed",
-                         hint="give a new folder as --out")  # fmt: skip
+        raise UsageError(
+            f"--out {out} is not empty, and no demo was run there; nothing was changed",
+            hint="give a new folder as --out",
+        )
 
 
 def _train_models(folder: Path, reporter: Reporter, began: float) -> DemoResult:
@@ -116,11 +122,15 @@ def _teach_and_verify(request: DemoRequest, models: DemoModels, reporter: Report
     reporter.note("2/6 teach: the teacher runs once, the store keeps its top 100 classes of every image")
     taught = teach(
         TeachRequest(
-            manifest=MANIFEST, root=request.out / "world", labels=labels, teacher=models.teacher,
-            students=(models.student,), workers=request.workers,
+            manifest=MANIFEST,
+            root=request.out / "world",
+            labels=labels,
+            teacher=models.teacher,
+            students=(models.student,),
+            workers=request.workers,
         ),
         reporter,
-    )  # fmt: skip
+    )
     reporter.note(f"    {taught.rows_ok} rows, {taught.bytes_per_row['labels']:.0f} bytes a row for the labels")
     reporter.note("3/6 verify: every chunk against the ledger")
     checked = verify(VerifyRequest(labels=labels), reporter)
@@ -180,8 +190,13 @@ def _report(out: Path, models: DemoModels, reporter: Reporter) -> str:
     from teachonce.stages.report import ReportRequest, report
 
     reporter.note("6/6 report")
-    request = ReportRequest(folder=out / "runs", out=out / "report.html", labels=out / "labels.zarr",
-                            root=out / "world", student=models.student)  # fmt: skip
+    request = ReportRequest(
+        folder=out / "runs",
+        out=out / "report.html",
+        labels=out / "labels.zarr",
+        root=out / "world",
+        student=models.student,
+    )
     return report(request, reporter).out
 
 

@@ -87,23 +87,35 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     if classes is not None:
         prompts = _with_student(prompts, request)
     else:
-        reporter.note("no --classes: the run records no names, so that class weights are left out; add --classes FILE "
-                      "for a weight matrix")  # fmt: skip
+        reporter.note(
+            "no --classes: the run records no names, so that class weights are left out; add --classes FILE "
+            "for a weight matrix"
+        )
     with new_folder(request.out) as folder:
         facts, names = _write(folder, request, prompts, facts, classes)
         _prove(folder, prompts, classes)
-    pushed = None
-    if request.push is not None:
-        from teachonce.core.hub import push
-
-        repo = parse_hub_id(request.push).repo
-        pushed = push(request.out, repo, f"Prompts {facts.prompts_digest[:12]}, exported by teachonce {__version__}")
-        reporter.note(f"pushed to {pushed}; a repository that was new is private until you publish it there")
+    pushed = None if request.push is None else _pushed(request.out, request.push, facts.prompts_digest, reporter)
     about = facts.class_weights or {}
     return ExportResult(
-        out=str(request.out), files=names, prompts_digest=facts.prompts_digest, classes=about.get("classes"),
-        width=about.get("width"), tied_names=about.get("tied_names"), reloaded=True, pushed=pushed,
-    )  # fmt: skip
+        out=str(request.out),
+        files=names,
+        prompts_digest=facts.prompts_digest,
+        classes=about.get("classes"),
+        width=about.get("width"),
+        tied_names=about.get("tied_names"),
+        reloaded=True,
+        pushed=pushed,
+    )
+
+
+def _pushed(folder: Path, repository: str, prompts_digest: str, reporter: Reporter) -> str:
+    """Upload the folder; returns where it lies now."""
+    from teachonce.core.hub import push
+
+    message = f"Prompts {prompts_digest[:12]}, exported by teachonce {__version__}"
+    pushed = push(folder, parse_hub_id(repository).repo, message)
+    reporter.note(f"pushed to {pushed}; a repository that was new is private until you publish it there")
+    return pushed
 
 
 def _with_student(prompts: LoadedPrompts, request: ExportRequest) -> LoadedPrompts:
@@ -155,8 +167,10 @@ def _weights(prompts: LoadedPrompts, classes: Vocabulary, where: str) -> npt.NDA
             if problem.message.startswith(start):
                 why = problem.message.removeprefix(start)
                 too_long = "is too long: it " if why.startswith("takes") else ""
-                raise DataError(f"{where}: the name of class '{class_id}', {shown(name)}, {too_long}{why}",
-                                hint="write the name as one would say it, in few words") from problem  # fmt: skip
+                raise DataError(
+                    f"{where}: the name of class '{class_id}', {shown(name)}, {too_long}{why}",
+                    hint="write the name as one would say it, in few words",
+                ) from problem
         raise
 
 
@@ -175,5 +189,7 @@ def _prove(folder: Path, prompts: LoadedPrompts, classes: Vocabulary | None) -> 
         features = again.bound_to(prompts.student).classifier(classes.names).cpu().numpy()
         same = stored.dtype == np.float32 and stored.tobytes() == features.tobytes()
     if not same:
-        raise IntegrityError("the exported folder, loaded again, gives other prompts or other class features",
-                             hint="export again; if it comes again, the disk or its memory is faulty")  # fmt: skip
+        raise IntegrityError(
+            "the exported folder, loaded again, gives other prompts or other class features",
+            hint="export again; if it comes again, the disk or its memory is faulty",
+        )

@@ -21,6 +21,9 @@ from teachonce.models.spec import parse_spec
 from teachonce.models.structures import Position
 
 if TYPE_CHECKING:
+    from teachonce.models.clip import LoadedClip
+    from teachonce.models.foreign_prompts import ForeignPrompts
+    from teachonce.models.prompt_files import PromptMeta
     from teachonce.models.slots import SlotPrompts
     from teachonce.models.text_tower import TextTower
 
@@ -75,7 +78,7 @@ def import_(request: ImportRequest, reporter: Reporter) -> ImportResult:
 
     from teachonce.models.clip import load_clip  # heavy: only when all is in order
     from teachonce.models.foreign_prompts import prove_student, read_foreign
-    from teachonce.models.prompt_files import META_FILE, TENSORS_FILE, PromptMeta, save_prompts
+    from teachonce.models.prompt_files import META_FILE, TENSORS_FILE, save_prompts
     from teachonce.models.slots import SlotPrompts
     from teachonce.models.text_tower import TextTower
 
@@ -84,25 +87,56 @@ def import_(request: ImportRequest, reporter: Reporter) -> ImportResult:
     tower = TextTower.from_clip(clip.model, clip.tokenizer)
     proved = prove_student(prompts, tower, request.checkpoint)
     if not proved:
-        reporter.note(f"{request.checkpoint} does not hold the start token that it was trained with: "
-                      f"only the width ({tower.width}) shows that this student fits")  # fmt: skip
-    slots, width = prompts.context.shape
-    # The words it began as are not in the file.
-    meta = PromptMeta(structure="shared", context="", init="normal", position=request.position, slots=slots, depth=0,
-                      width=width, layers=tower.layers, student=clip.spec, student_digest=clip.digest, suffix=SUFFIX,
-                      version=__version__)  # fmt: skip
+        reporter.note(
+            f"{request.checkpoint} does not hold the start token that it was trained with: "
+            f"only the width ({tower.width}) shows that this student fits"
+        )
     learnt = SlotPrompts(context=prompts.context)
     _require_sound(request, learnt, tower)
     with _nothing_half_done(request.out, (TENSORS_FILE, META_FILE, RESULTS_FILE)):
-        save_prompts(request.out, learnt, None, meta)
-        result = ImportResult(
-            slots=slots, width=width, position=request.position, epoch=prompts.epoch, student_proved=proved,
-            checkpoint=str(request.checkpoint), checkpoint_digest=prompts.digest, out=str(request.out),
-            prompts_digest=hashlib.sha256((request.out / TENSORS_FILE).read_bytes()).hexdigest(),
-        )  # fmt: skip
+        save_prompts(request.out, learnt, None, _meta(request, prompts, clip, tower.layers))
+        result = _result(request, prompts, proved)
         document = {"schema": 1, **asdict(result)}
         atomic_write_bytes(request.out / RESULTS_FILE, (json.dumps(document, indent=1) + "\n").encode())
     return result
+
+
+def _meta(request: ImportRequest, prompts: ForeignPrompts, clip: LoadedClip, layers: int) -> PromptMeta:
+    """What the prompts file says of them; the words that they began as are not in the checkpoint."""
+    from teachonce.models.prompt_files import PromptMeta
+
+    slots, width = prompts.context.shape
+    return PromptMeta(
+        structure="shared",
+        context="",
+        init="normal",
+        position=request.position,
+        slots=slots,
+        depth=0,
+        width=width,
+        layers=layers,
+        student=clip.spec,
+        student_digest=clip.digest,
+        suffix=SUFFIX,
+        version=__version__,
+    )
+
+
+def _result(request: ImportRequest, prompts: ForeignPrompts, proved: bool) -> ImportResult:
+    from teachonce.models.prompt_files import TENSORS_FILE
+
+    slots, width = prompts.context.shape
+    return ImportResult(
+        slots=slots,
+        width=width,
+        position=request.position,
+        epoch=prompts.epoch,
+        student_proved=proved,
+        checkpoint=str(request.checkpoint),
+        checkpoint_digest=prompts.digest,
+        out=str(request.out),
+        prompts_digest=hashlib.sha256((request.out / TENSORS_FILE).read_bytes()).hexdigest(),
+    )
 
 
 def _check_out(out: Path) -> None:
@@ -119,8 +153,10 @@ def _require_sound(request: ImportRequest, prompts: SlotPrompts, tower: TextTowe
     try:
         names = tower.tokenise(PROBES, SUFFIX, prompts.slots, request.position)
     except UsageError as problem:
-        raise DataError(f"{request.checkpoint}: {prompts.slots} slots leave no room for a name: {problem.message}",
-                        hint="give a run with fewer slots (TRAINER.COOP.N_CTX)") from problem  # fmt: skip
+        raise DataError(
+            f"{request.checkpoint}: {prompts.slots} slots leave no room for a name: {problem.message}",
+            hint="give a run with fewer slots (TRAINER.COOP.N_CTX)",
+        ) from problem
     if not bool(prompted_features(tower, prompts, names).isfinite().all()):
         raise DataError(
             f"{request.checkpoint}: with its context, class features of {request.student} are not numbers; the largest "
@@ -137,8 +173,9 @@ def _nothing_half_done(out: Path, files: tuple[str, ...]) -> Iterator[None]:
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
-            raise EnvironmentFault(f"cannot make {out}: {problem.strerror or problem}",
-                                   hint="give another --out") from problem  # fmt: skip
+            raise EnvironmentFault(
+                f"cannot make {out}: {problem.strerror or problem}", hint="give another --out"
+            ) from problem
         yield
     except BaseException:
         with contextlib.suppress(OSError):

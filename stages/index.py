@@ -68,7 +68,14 @@ def index(request: IndexRequest, reporter: Reporter) -> IndexResult:
     seconds = time.monotonic() - began
     images = sum(survey.images for survey in surveys)
     return IndexResult(
-        manifest=manifest.name, title=manifest.title, licence=manifest.licence, about=manifest.about, root=str(root),
-        splits=tuple(surveys), faults=tuple(faults), seconds=seconds,
-        images_per_second=images / seconds if seconds else 0.0, exit_code=DataError.exit_code if faults else 0,
-    )  # fmt: skip
+        manifest=manifest.name,
+        title=manifest.title,
+        licence=manifest.licence,
+        about=manifest.about,
+        root=str(root),
+        splits=tuple(surveys),
+        faults=tuple(faults),
+        seconds=seconds,
+        images_per_second=images / seconds if seconds else 0.0,
+        exit_code=DataError.exit_code if faults else 0,
+    )

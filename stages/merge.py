@@ -96,10 +96,17 @@ def merge(request: MergeRequest, reporter: Reporter) -> MergeResult:
             for p, w, s in zip(parents, weights, scales, strict=True)
         )
         return MergeResult(
-            rows_ok=filled.rows_ok, rows_failed=filled.rows_failed, top_k=top_k, teachers=teachers,
-            chunks_written=filled.written, chunks_skipped=filled.skipped, seconds=time.monotonic() - began,
-            bytes_per_row=bytes_per_row(child), labels=str(request.labels), store_id=child.store_id(),
-        )  # fmt: skip
+            rows_ok=filled.rows_ok,
+            rows_failed=filled.rows_failed,
+            top_k=top_k,
+            teachers=teachers,
+            chunks_written=filled.written,
+            chunks_skipped=filled.skipped,
+            seconds=time.monotonic() - began,
+            bytes_per_row=bytes_per_row(child),
+            labels=str(request.labels),
+            store_id=child.store_id(),
+        )
 
 
 def _weights(request: MergeRequest) -> tuple[float, ...]:
@@ -135,8 +142,9 @@ def _require_alike(parents: Sequence[LabelStore]) -> None:
     first = _subject(parents[0])
     for other in parents[1:]:
         theirs = _subject(other)
-        different = [f"{field}: {first[field]!r} and {theirs[field]!r}" for field in first
-                     if first[field] != theirs[field]]  # fmt: skip
+        different = [
+            f"{field}: {first[field]!r} and {theirs[field]!r}" for field in first if first[field] != theirs[field]
+        ]
         if different:
             raise FingerprintError(
                 f"{parents[0].path} and {other.path} cannot be merged, they differ in:\n  " + "\n  ".join(different),
@@ -180,9 +188,13 @@ def _open_or_create(
         first.layout.rows, first.layout.classes, top_k, first.layout.temperatures, first.layout.chunk_rows
     )
     child = create_child(
-        request.labels, first, replace(layout, views=first.layout.views), wanted | {"scales": list(scales)},
-        first.vocabulary(), None,
-    )  # fmt: skip
+        request.labels,
+        first,
+        replace(layout, views=first.layout.views),
+        wanted | {"scales": list(scales)},
+        first.vocabulary(),
+        None,
+    )
     return child, scales
 
 
@@ -276,9 +288,14 @@ class _Maker:
     """Makes the chunks of the child: labels from all teachers' embeddings, students' features as in the parents."""
 
     def __init__(
-        self, parents: Sequence[LabelStore], child: LabelStore, weights: tuple[float, ...], scales: tuple[float, ...],
-        sources: dict[str, int], threads: int | None,
-    ) -> None:  # fmt: skip
+        self,
+        parents: Sequence[LabelStore],
+        child: LabelStore,
+        weights: tuple[float, ...],
+        scales: tuple[float, ...],
+        sources: dict[str, int],
+        threads: int | None,
+    ) -> None:
         self._parents, self._child, self._weights, self._scales = parents, child, weights, scales
         self._rows = [Rows(parent) for parent in parents]
         self._sources, self._threads = sources, threads

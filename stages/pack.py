@@ -98,8 +98,10 @@ def _pack(source: Path, out: Path, reporter: Reporter) -> PackResult:
     elif (source / META_FILE).is_file():
         kind, identity = "prompts", _verified_export(source)
     else:
-        raise DataError(f"{source} is neither a label store nor an export of prompts",
-                        hint="give LABELS.zarr, or the --out folder of `teachonce export`")  # fmt: skip
+        raise DataError(
+            f"{source} is neither a label store nor an export of prompts",
+            hint="give LABELS.zarr, or the --out folder of `teachonce export`",
+        )
     name = source.resolve().name
     if not is_plain(name):
         raise UsageError(f"other systems could not take the name {name!r}", hint="rename the folder")
@@ -107,8 +109,10 @@ def _pack(source: Path, out: Path, reporter: Reporter) -> PackResult:
     head = PackHead(kind=kind, name=name, id=identity, files=len(files), bytes=sum(size for _, size in files))
     digest = write_pack(source, head, out, reporter)
     if kind == "label-store" and _store_id(source) != identity:
-        raise IntegrityError(f"{source} was written to while it was packed; {out} is not to be used",
-                             hint=f"remove {out}, and pack again when nothing writes the store")  # fmt: skip
+        raise IntegrityError(
+            f"{source} was written to while it was packed; {out} is not to be used",
+            hint=f"remove {out}, and pack again when nothing writes the store",
+        )
     found = check_pack(out, reporter)
     if found != (head, digest):
         raise IntegrityError(f"{out} reads back different from what was written", hint="the disk is faulty")
@@ -124,18 +128,23 @@ def _verified_store(source: Path, reporter: Reporter) -> str:
     first = checked.faults[0]
     problem = f"{first.where}: expected {first.expected}, found {first.found}"
     if checked.exit_code == IncompleteError.exit_code:
-        raise IncompleteError(f"{source} is not complete: {checked.chunks_missing} chunks are missing; {problem}",
-                              hint=f"{next_step}, then pack")  # fmt: skip
-    raise IntegrityError(f"{source} is damaged: {len(checked.faults)} faults, the first: {problem}",
-                         hint=f"{next_step}, then pack")  # fmt: skip
+        raise IncompleteError(
+            f"{source} is not complete: {checked.chunks_missing} chunks are missing; {problem}",
+            hint=f"{next_step}, then pack",
+        )
+    raise IntegrityError(
+        f"{source} is damaged: {len(checked.faults)} faults, the first: {problem}", hint=f"{next_step}, then pack"
+    )
 
 
 def _verified_export(source: Path) -> str:
     from teachonce.models.prompt_files import load_prompts  # torch
 
     if not (source / SUMS_FILE).is_file():
-        raise DataError(f"{source} is a run, or an export that lost its {SUMS_FILE}",
-                        hint=f"teachonce export {source} --out DIR, then pack DIR")  # fmt: skip
+        raise DataError(
+            f"{source} is a run, or an export that lost its {SUMS_FILE}",
+            hint=f"teachonce export {source} --out DIR, then pack DIR",
+        )
     require_unchanged(source, EXPORTED, whole=True)
     return load_prompts(source).tensors_digest
 
@@ -147,8 +156,10 @@ def _require_same(head: PackHead, folder: Path) -> None:
     else:
         found = _store_id(folder)
     if found != head.id:
-        raise IntegrityError(f"the pack says that it holds {head.kind} {head.id}, and holds {found}",
-                             hint="get the pack again from its source")  # fmt: skip
+        raise IntegrityError(
+            f"the pack says that it holds {head.kind} {head.id}, and holds {found}",
+            hint="get the pack again from its source",
+        )
 
 
 def _store_id(folder: Path) -> str:
@@ -159,6 +170,11 @@ def _store_id(folder: Path) -> str:
 
 def _result(head: PackHead, digest: str, out: Path | None) -> PackResult:
     return PackResult(
-        kind=head.kind, name=head.name, id=head.id, files=head.files, bytes=head.bytes, digest=digest,
+        kind=head.kind,
+        name=head.name,
+        id=head.id,
+        files=head.files,
+        bytes=head.bytes,
+        digest=digest,
         out=None if out is None else str(out),
-    )  # fmt: skip
+    )

@@ -94,8 +94,9 @@ def relabel(request: RelabelRequest, reporter: Reporter) -> RelabelResult:
     parent = open_parent(request.parent, request.labels)
     plan = _plan(request, parent)
     if plan.vocabulary.tied():
-        reporter.note(f"{plan.vocabulary.tied()} of {len(plan.vocabulary)} classes share their name with another: "
-                      "they tie")  # fmt: skip
+        reporter.note(
+            f"{plan.vocabulary.tied()} of {len(plan.vocabulary)} classes share their name with another: they tie"
+        )
     with hold(request.labels, reporter, request.force_unlock) as token:
         child = open_child(request.labels, plan.fingerprint)
         if child is None:
@@ -107,12 +108,20 @@ def relabel(request: RelabelRequest, reporter: Reporter) -> RelabelResult:
         maker = _Maker(parent, child, request.threads)
         filled = fill(child, groups, token, maker.make, reporter)
         return RelabelResult(
-            rows_ok=filled.rows_ok, rows_failed=filled.rows_failed, classes=len(plan.vocabulary),
-            top_k=plan.layout.top_k, temperatures=plan.layout.temperatures, templates=plan.templates,
-            chunks_written=filled.written, chunks_skipped=filled.skipped, seconds=time.monotonic() - began,
-            bytes_per_row=bytes_per_row(child), parent=str(request.parent), labels=str(request.labels),
+            rows_ok=filled.rows_ok,
+            rows_failed=filled.rows_failed,
+            classes=len(plan.vocabulary),
+            top_k=plan.layout.top_k,
+            temperatures=plan.layout.temperatures,
+            templates=plan.templates,
+            chunks_written=filled.written,
+            chunks_skipped=filled.skipped,
+            seconds=time.monotonic() - began,
+            bytes_per_row=bytes_per_row(child),
+            parent=str(request.parent),
+            labels=str(request.labels),
             store_id=child.store_id(),
-        )  # fmt: skip
+        )
 
 
 def _check(request: RelabelRequest) -> None:
@@ -126,8 +135,10 @@ def _check(request: RelabelRequest) -> None:
         raise UsageError("at least one template is needed", hint='for example --template "a photo of a {}."')
     taus = request.temperatures
     if taus is not None and (not taus or taus[0] != 1 or len(set(taus)) < len(taus)):
-        raise UsageError(f"--temperatures must begin with 1 and name each once, found {_listed(taus)}",
-                         hint="for example --temperatures 1,2,4")  # fmt: skip
+        raise UsageError(
+            f"--temperatures must begin with 1 and name each once, found {_listed(taus)}",
+            hint="for example --temperatures 1,2,4",
+        )
     for tau in taus or ():
         if not (math.isfinite(tau) and tau > 0):
             raise UsageError(f"--temperatures must be positive numbers, found {tau:g}")

@@ -93,8 +93,10 @@ def _check(request: ReportRequest) -> None:
     if request.out.is_dir():
         raise UsageError(f"{request.out} is a folder; --out is the page to write", hint="give --out report.html")
     if not request.out.parent.is_dir():
-        raise UsageError(f"there is no folder {request.out.parent} to write {request.out.name} to",
-                         hint="make it, or give another --out")  # fmt: skip
+        raise UsageError(
+            f"there is no folder {request.out.parent} to write {request.out.name} to",
+            hint="make it, or give another --out",
+        )
 
 
 def _recorded_labels(folder: Folder) -> Path | None:
@@ -166,7 +168,14 @@ def _listed(file: Path) -> list[tuple[str, str]]:
 
 def _result(request: ReportRequest, folder: Folder, made: Report, beside: Path, seconds: float) -> ReportResult:
     return ReportResult(
-        headline=tuple(made.words.sentences()), runs=len(folder.runs), settings=len(folder.groups),
-        not_counted=len(folder.unusable), best=made.best, out=str(request.out), bytes=len(made.html.encode()),
-        files=str(beside), files_written=len(made.files) + 1, seconds=seconds,
-    )  # fmt: skip
+        headline=tuple(made.words.sentences()),
+        runs=len(folder.runs),
+        settings=len(folder.groups),
+        not_counted=len(folder.unusable),
+        best=made.best,
+        out=str(request.out),
+        bytes=len(made.html.encode()),
+        files=str(beside),
+        files_written=len(made.files) + 1,
+        seconds=seconds,
+    )

@@ -76,13 +76,20 @@ def _folder(path: Path) -> ShowResult:
     best, rule = best_group(folder, tables)
     kind = "grid" if folder.grid else "run" if len(folder.runs) == 1 and folder.runs[0].folder == path else "runs"
     return ShowResult(
-        kind=kind, path=str(path), title=folder.title, question=folder.question, runs=len(folder.runs), best=best,
+        kind=kind,
+        path=str(path),
+        title=folder.title,
+        question=folder.question,
+        runs=len(folder.runs),
+        best=best,
         measures=tuple(table.key for table in tables),
         settings=tuple(_setting(folder, group, i, tables) for i, group in enumerate(folder.groups, 1)),
         headline=tuple(headline(folder, tables, best, rule).sentences()),
-        not_counted=tuple(asdict(entry) for entry in folder.unusable), config=_config(folder.base), figures={},
+        not_counted=tuple(asdict(entry) for entry in folder.unusable),
+        config=_config(folder.base),
+        figures={},
         next=f"teachonce report {path} --out report.html",
-    )  # fmt: skip
+    )
 
 
 def _config(base: Group) -> dict[str, Any]:
@@ -95,30 +102,42 @@ def _setting(folder: Folder, group: Group, number: int, tables: tuple[Measure, .
     losses = [run.results["final_loss"] for run in runs if run.results.get("final_loss") is not None]
     lines = {table.key: line for table in tables if (line := table.line(group.name))}
     return {
-        "number": number, "setting": group.name, "is_base": group is folder.base,
-        "seeds": sorted({run.seed for run in runs}), "changes": dict(group.changes),
+        "number": number,
+        "setting": group.name,
+        "is_base": group is folder.base,
+        "seeds": sorted({run.seed for run in runs}),
+        "changes": dict(group.changes),
         "seconds": sum(run.seconds for run in runs) / len(runs),
         "trainable_parameters": int(runs[0].results["trainable_parameters"]),
-        "final_loss": sum(losses) / len(losses) if losses else None, "loss": _loss(group),
+        "final_loss": sum(losses) / len(losses) if losses else None,
+        "loss": _loss(group),
         "measures": {key: _figures(line) for key, line in lines.items()},
-    }  # fmt: skip
+    }
 
 
 def _figures(line: Line) -> dict[str, Any]:
     pair = line.paired
     return {
-        "top1": line.summary.mean, "spread": line.summary.spread, "difference": pair and pair.difference,
-        "difference_spread": pair and pair.spread, "p": line.corrected, "images": line.images,
-        "over_template": line.template and line.template.difference, "verdict": line.verdict,
-    }  # fmt: skip
+        "top1": line.summary.mean,
+        "spread": line.summary.spread,
+        "difference": pair and pair.difference,
+        "difference_spread": pair and pair.spread,
+        "p": line.corrected,
+        "images": line.images,
+        "over_template": line.template and line.template.difference,
+        "verdict": line.verdict,
+    }
 
 
 def _loss(group: Group) -> list[float]:
     found = band(group, "loss", "steps")
     if found is None:
         return []
-    places = range(len(found.mean)) if len(found.mean) <= POINTS else \
-        [round(i * (len(found.mean) - 1) / (POINTS - 1)) for i in range(POINTS)]  # fmt: skip
+    places = (
+        range(len(found.mean))
+        if len(found.mean) <= POINTS
+        else [round(i * (len(found.mean) - 1) / (POINTS - 1)) for i in range(POINTS)]
+    )
     return [round(float(found.mean[place]), 5) for place in places]
 
 
@@ -136,6 +155,17 @@ def _document(path: Path) -> ShowResult:
 
 def _empty(kind: str, path: Path, title: str, next: str = "", figures: Mapping[str, Any] | None = None) -> ShowResult:
     return ShowResult(
-        kind=kind, path=str(path), title=title, question="", runs=0, best=None, measures=(), settings=(), headline=(),
-        not_counted=(), config={}, figures=dict(figures or {}), next=next,
-    )  # fmt: skip
+        kind=kind,
+        path=str(path),
+        title=title,
+        question="",
+        runs=0,
+        best=None,
+        measures=(),
+        settings=(),
+        headline=(),
+        not_counted=(),
+        config={},
+        figures=dict(figures or {}),
+        next=next,
+    )

@@ -54,17 +54,23 @@ def _look_of(folder: Path) -> Look | None:
 
 def _unknown(folder: Path) -> DataError:
     if not folder.exists():
-        return DataError(f"{folder} does not exist; expected {EXPECTED}",
-                         hint="check the path; a run makes its folder once its model is loaded")  # fmt: skip
+        return DataError(
+            f"{folder} does not exist; expected {EXPECTED}",
+            hint="check the path; a run makes its folder once its model is loaded",
+        )
     if not folder.is_dir():
         return DataError(f"{folder} is a file; expected {EXPECTED}", hint=f"teachonce status {folder.parent}")
     inside = list(itertools.islice(_inside(folder), NAMED))
     if inside:
-        return DataError(f"{folder} holds such folders and is none itself; expected {EXPECTED}",
-                         hint="teachonce status " + " or ".join(map(str, inside)))  # fmt: skip
+        return DataError(
+            f"{folder} holds such folders and is none itself; expected {EXPECTED}",
+            hint="teachonce status " + " or ".join(map(str, inside)),
+        )
     if (folder / "prompts.safetensors").is_file():
-        return DataError(f"{folder} holds finished prompts and no run; expected {EXPECTED}",
-                         hint="look at the run that they were exported from")  # fmt: skip
+        return DataError(
+            f"{folder} holds finished prompts and no run; expected {EXPECTED}",
+            hint="look at the run that they were exported from",
+        )
     return DataError(f"{folder} is none of these: {EXPECTED}", hint="check the path")
 
 

@@ -57,13 +57,19 @@ def subset(request: SubsetRequest, reporter: Reporter) -> SubsetResult:
         raise UsageError(f"--out {request.out}: the name of a selection ends in .json")
     store = LabelStore.open(request.labels)
     classes = None if request.classes is None else read_class_ids(request.classes, store.vocabulary())
-    rule = Rule(shots=request.shots, seed=request.seed, top_k=request.top_k, classes=classes,
-                all_names=request.all_names)  # fmt: skip
+    rule = Rule(
+        shots=request.shots, seed=request.seed, top_k=request.top_k, classes=classes, all_names=request.all_names
+    )
     chosen = choose(store, rule, reporter)
     if chosen.short:
         reporter.note(f"{len(chosen.short)} classes have fewer than {request.shots} samples; all of theirs are taken")
     digest = save_selection(request.out, store, rule, chosen)
     return SubsetResult(
-        samples=len(chosen.samples), rows=len(chosen.samples) * store.layout.views, classes=chosen.classes,
-        classes_short=len(chosen.short), short=dict(chosen.short[:SHOWN]), digest=digest, out=str(request.out),
-    )  # fmt: skip
+        samples=len(chosen.samples),
+        rows=len(chosen.samples) * store.layout.views,
+        classes=chosen.classes,
+        classes_short=len(chosen.short),
+        short=dict(chosen.short[:SHOWN]),
+        digest=digest,
+        out=str(request.out),
+    )

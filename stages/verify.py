@@ -135,9 +135,14 @@ def _verify(request: VerifyRequest, reporter: Reporter) -> tuple[VerifyResult, s
     if dropped:
         reporter.note(f"took {dropped} chunks out of the ledger")
     found = VerifyResult(
-        ok=not faults, chunks_checked=checked, chunks_missing=missing, chunks_dropped=dropped,
-        faults=tuple(faults), labels=str(request.labels), teacher=again,
-    )  # fmt: skip
+        ok=not faults,
+        chunks_checked=checked,
+        chunks_missing=missing,
+        chunks_dropped=dropped,
+        faults=tuple(faults),
+        labels=str(request.labels),
+        teacher=again,
+    )
     return found, "" if again else _next_step(store, found, fixed)
 
 

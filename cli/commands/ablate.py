@@ -28,18 +28,27 @@ GridLabels = Annotated[
 GridOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the grid, to write or to continue.")]
 GridRoot = Annotated[
     Path | None,
-    typer.Option("--root", metavar="DIR", parser=location,
-                 help="Folder of the data, for evaluations that name none and for prompts in the image tower."),
-]  # fmt: skip
+    typer.Option(
+        "--root",
+        metavar="DIR",
+        parser=location,
+        help="Folder of the data, for evaluations that name none and for prompts in the image tower.",
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="List the cells and estimate how long they take. Writes nothing.")
 ]
 RetryCells = Annotated[bool, typer.Option("--retry-failed", help="Run the cells again that failed.")]
 CellWorkers = Annotated[
     int | None,
-    typer.Option("--workers", metavar="N", min=1, help="Cells at once on this machine (default 1), one a GPU.",
-                 rich_help_panel=options.WHERE),
-]  # fmt: skip
+    typer.Option(
+        "--workers",
+        metavar="N",
+        min=1,
+        help="Cells at once on this machine (default 1), one a GPU.",
+        rich_help_panel=options.WHERE,
+    ),
+]
 
 
 def ablate(
@@ -68,9 +77,16 @@ def ablate(
         from teachonce.stages import ablate as stage
 
         request = stage.AblateRequest(
-            grid=grid, labels=labels, student=student, out=out, root=root, dry_run=dry_run, retry_failed=retry_failed,
-            cluster=ClusterSpec(workers=workers, scheduler=scheduler, file=cluster), force_unlock=force_unlock,
-        )  # fmt: skip
+            grid=grid,
+            labels=labels,
+            student=student,
+            out=out,
+            root=root,
+            dry_run=dry_run,
+            retry_failed=retry_failed,
+            cluster=ClusterSpec(workers=workers, scheduler=scheduler, file=cluster),
+            force_unlock=force_unlock,
+        )
         return stage.ablate(request, output)
 
     return job("ablate", json, quiet, run_stage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from teachonce.cli import options, places, settings
@@ -39,11 +40,10 @@ def evaluate(
     and the exit code is 5.
     """
     how = settings.settings(settings.EvaluateSettings, set_ or ())
-    common: dict[str, Any] = {
-        "run": run, "student": student, "root": root, "vocabulary": vocabulary, "classes": classes,
-        "without": without, "template": template, "wise": wise, "per_class": per_class, "credits": credits,
-        "cache": how.cache, "batch_size": how.batch_size, "threads": how.threads,
-    }  # fmt: skip
+    who = {"run": run, "student": student, "template": template, "wise": wise}
+    data = {"root": root, "vocabulary": vocabulary, "classes": classes, "without": without}
+    tables = {"per_class": per_class, "credits": credits}
+    common: dict[str, Any] = {**who, **data, **tables, **dataclasses.asdict(how)}
     source = _one_set(manifest, skip_missing) if protocol is None else ""
     if protocol is not None and among is not None:
         raise UsageError("--among is what a protocol says of each of its sets", "leave it out")

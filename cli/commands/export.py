@@ -18,9 +18,12 @@ ExportRun = Annotated[Path, typer.Argument(metavar="RUN", help="A run of train, 
 ExportOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; new or empty.")]
 ExportClasses = Annotated[
     str | None,
-    typer.Option("--classes", metavar="FILE", help="Class list of the weight matrix: a TSV file (id, name) or "
-                                                   "timm:NAME. Without it no weights are written."),
-]  # fmt: skip
+    typer.Option(
+        "--classes",
+        metavar="FILE",
+        help="Class list of the weight matrix: a TSV file (id, name) or timm:NAME. Without it no weights are written.",
+    ),
+]
 ExportStudent = Annotated[
     str | None,
     typer.Option("--student", metavar="MODEL", help="Where the student is, if not where it was in training."),
@@ -30,9 +33,13 @@ Licence = Annotated[
 ]
 Push = Annotated[
     str | None,
-    typer.Option("--push", metavar="OWNER/NAME", help="Upload the folder to this repository of the Hugging Face hub, "
-                                                      "which is made, private, where it is not there."),
-]  # fmt: skip
+    typer.Option(
+        "--push",
+        metavar="OWNER/NAME",
+        help="Upload the folder to this repository of the Hugging Face hub, "
+        "which is made, private, where it is not there.",
+    ),
+]
 
 
 def export(

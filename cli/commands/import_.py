@@ -21,9 +21,12 @@ Checkpoint = Annotated[
 ImportOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; new or empty.")]
 SlotPosition = Annotated[
     Position,
-    typer.Option("--position", help="Where the context stands, seen from the name: CoOp's end, middle or front. "
-                                    "The file does not say; POMP's is before."),
-]  # fmt: skip
+    typer.Option(
+        "--position",
+        help="Where the context stands, seen from the name: CoOp's end, middle or front. "
+        "The file does not say; POMP's is before.",
+    ),
+]
 
 
 def import_(

@@ -21,9 +21,13 @@ PackSource = Annotated[
 ]
 PackOut = Annotated[
     Path | None,
-    typer.Option("--out", metavar="FILE.tar|DIR", help="Where to write: a tar where the name ends in .tar, else a "
-                                                       "folder. With --unpack, the folder to unpack into."),
-]  # fmt: skip
+    typer.Option(
+        "--out",
+        metavar="FILE.tar|DIR",
+        help="Where to write: a tar where the name ends in .tar, else a "
+        "folder. With --unpack, the folder to unpack into.",
+    ),
+]
 Check = Annotated[bool, typer.Option("--check", help="Compare every file of a pack with its digest; writes nothing.")]
 Unpack = Annotated[bool, typer.Option("--unpack", help="Unpack a tar, compared with its digests while it is written.")]
 

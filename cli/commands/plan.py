@@ -48,14 +48,14 @@ def plan(
     source = options.one_manifest(manifest, manifest_option, "plan")
     how = settings.settings(settings.TeachSettings, set_ or ())
 
+    data = {"manifest": source, "root": root, "split": split, "vocabulary": vocabulary, "shots": shots}
+    store = {"labels": labels, "top_k": top_k, "embeddings": embeddings, "chunk_rows": chunk_rows}
+    place = {"scheduler": scheduler, "cluster": cluster, "workers": workers}
+
     def run_stage(output: Output) -> DataclassInstance:
         from teachonce.stages import plan as stage
 
-        request = teach_request(
-            how, views, template, student, manifest=source, root=root, split=split, labels=labels, teacher=teacher,
-            vocabulary=vocabulary, top_k=top_k, embeddings=embeddings, shots=shots, scheduler=scheduler,
-            cluster=cluster, workers=workers, chunk_rows=chunk_rows,
-        )  # fmt: skip
+        request = teach_request(how, views, template, student, teacher=teacher, **data, **store, **place)
         return stage.plan(stage.PlanRequest(teach=request, rate=rate, seconds=how.rehearsal_seconds, out=out), output)
 
     return job("plan", json, quiet, run_stage)

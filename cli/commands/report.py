@@ -24,19 +24,30 @@ ReportOut = Annotated[
 ]
 ReportLabels = Annotated[
     Path | None,
-    typer.Option("--labels", metavar="LABELS.zarr", parser=places.location, show_default=False,
-                 help="Label store to tell of, if not where the runs had it."),
-]  # fmt: skip
+    typer.Option(
+        "--labels",
+        metavar="LABELS.zarr",
+        parser=places.location,
+        show_default=False,
+        help="Label store to tell of, if not where the runs had it.",
+    ),
+]
 ReportRoot = Annotated[
     Path | None,
-    typer.Option("--root", metavar="DIR", parser=places.location, show_default=False,
-                 help="Folder of the store's images: shows some of them, before and after."),
-]  # fmt: skip
+    typer.Option(
+        "--root",
+        metavar="DIR",
+        parser=places.location,
+        show_default=False,
+        help="Folder of the store's images: shows some of them, before and after.",
+    ),
+]
 ReportStudent = Annotated[
     str | None,
-    typer.Option("--student", metavar="MODEL", show_default=False,
-                 help="The student, if it has moved; only needed with --root."),
-]  # fmt: skip
+    typer.Option(
+        "--student", metavar="MODEL", show_default=False, help="The student, if it has moved; only needed with --root."
+    ),
+]
 
 
 def report(

@@ -29,9 +29,14 @@ Folder = Annotated[
 ]
 Watch = Annotated[
     float | None,
-    typer.Option("--watch", metavar="SECONDS", min=SHORTEST_S, show_default=False,
-                 help="Look again every so often until the work is over; with --json, a document a line."),
-]  # fmt: skip
+    typer.Option(
+        "--watch",
+        metavar="SECONDS",
+        min=SHORTEST_S,
+        show_default=False,
+        help="Look again every so often until the work is over; with --json, a document a line.",
+    ),
+]
 
 
 def status(

@@ -31,8 +31,9 @@ def subset(
     def run_stage(output: Output) -> DataclassInstance:
         from teachonce.stages import subset as stage
 
-        request = stage.SubsetRequest(labels=labels, out=out, shots=shots, seed=seed, top_k=top_k, classes=classes,
-                                      all_names=all_names)  # fmt: skip
+        request = stage.SubsetRequest(
+            labels=labels, out=out, shots=shots, seed=seed, top_k=top_k, classes=classes, all_names=all_names
+        )
         return stage.subset(request, output)
 
     return job("subset", json, quiet, run_stage)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from teachonce.cli import options, places, settings
 from teachonce.cli.console import Output
@@ -49,24 +49,33 @@ def teach(
     """
     source = options.one_manifest(manifest, manifest_option, "teach")
     how = settings.settings(settings.TeachSettings, set_ or ())
-    if dry_run_io and dummy_images:
-        raise UsageError("--dry-run-io and --dummy-images exclude each other: one runs no model, the other no image")
+    half = _half(dry_run_io, dummy_images)
+
+    data = {"manifest": source, "root": root, "split": split, "vocabulary": vocabulary, "shots": shots}
+    store = {"labels": labels, "top_k": top_k, "embeddings": embeddings, "chunk_rows": chunk_rows}
+    place = {"scheduler": scheduler, "cluster": cluster, "workers": workers, "force_unlock": force_unlock}
 
     def run_stage(output: Output) -> DataclassInstance:
         from teachonce.stages import teach as stage
 
-        request = teach_request(
-            how, views, template, student, manifest=source, root=root, split=split, labels=labels, teacher=teacher,
-            vocabulary=vocabulary, top_k=top_k, embeddings=embeddings, shots=shots, chunk_rows=chunk_rows,
-            scheduler=scheduler, cluster=cluster, workers=workers, retry_failed=retry_failed, force_unlock=force_unlock,
-        )  # fmt: skip
-        if not (dry_run_io or dummy_images):
+        models = {"teacher": teacher, "retry_failed": retry_failed}
+        request = teach_request(how, views, template, student, **models, **data, **store, **place)
+        if half is None:
             return stage.teach(request, output)
         from teachonce.stages.teach import rehearse
 
-        return rehearse.rehearse_half(request, "images" if dry_run_io else "models", how.rehearsal_seconds, output)
+        return rehearse.rehearse_half(request, half, how.rehearsal_seconds, output)
 
     return job("teach", json, quiet, run_stage)
+
+
+def _half(dry_run_io: bool, dummy_images: bool) -> Literal["images", "models"] | None:
+    """The half of the pipeline that is tried alone; None: all of it works."""
+    if dry_run_io and dummy_images:
+        raise UsageError("--dry-run-io and --dummy-images exclude each other: one runs no model, the other no image")
+    if dry_run_io:
+        return "images"
+    return "models" if dummy_images else None
 
 
 def teach_request(
@@ -77,8 +86,15 @@ def teach_request(
     from teachonce.stages.teach import TeachRequest
 
     return TeachRequest(
-        **given, students=tuple(student or ()), templates=tuple(template or (TEMPLATE,)), seed=how.seed,
+        **given,
+        students=tuple(student or ()),
+        templates=tuple(template or (TEMPLATE,)),
+        seed=how.seed,
         views=ViewPolicy(views=views, seed=how.seed, scale=(how.view_scale, 1.0), randaugment=how.randaugment),
-        compiled=how.compile, class_tile=how.class_tile, threads=how.threads, batch_size=how.batch_size,
-        precision=how.precision, max_failed_share=how.max_failed_share,
-    )  # fmt: skip
+        compiled=how.compile,
+        class_tile=how.class_tile,
+        threads=how.threads,
+        batch_size=how.batch_size,
+        precision=how.precision,
+        max_failed_share=how.max_failed_share,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from teachonce.cli import options, places, settings
 from teachonce.cli.console import Output
@@ -47,19 +47,19 @@ def train(
     resolved = load_train_config(config, overrides)
     if print_config:
         return Job(command="train", json=json, quiet=quiet, work=lambda output: _print_config(resolved, output))
-    store = options.required(labels, "argument 'LABELS.zarr'", "train")
-    model = options.required(student, "option '--student'", "train")
-    run = options.required(out, "option '--out'", "train")
+    work = {
+        "labels": options.required(labels, "argument 'LABELS.zarr'", "train"),
+        "student": options.required(student, "option '--student'", "train"),
+        "out": options.required(out, "option '--out'", "train"),
+    }
+    data = {"manifest": manifest, "split": split, "vocabulary": vocabulary, "root": root, "selection": select}
+    begin = {"init": init, "resume": resume, "log": () if log is None else (log,)}
 
     def run_stage(output: Output) -> DataclassInstance:
         from teachonce.stages import train as stage
 
-        request = stage.TrainRequest(
-            labels=store, student=model, out=run, config=resolved, resume=resume, threads=how.threads,
-            selection=select, manifest=manifest, split=split, vocabulary=vocabulary, root=root, init=init,
-            log=() if log is None else (log,),
-        )  # fmt: skip
-        return stage.train(request, output)
+        given: dict[str, Any] = {**work, **data, **begin}
+        return stage.train(stage.TrainRequest(config=resolved, threads=how.threads, **given), output)
 
     return job("train", json, quiet, run_stage)
 

@@ -73,12 +73,18 @@ def _table(values: Mapping[str, Any], measures: Sequence[str], cost: bool) -> Ta
         if not cost and not any(setting["measures"].get(measure) for measure in measures):
             continue  # what only chosen settings get
         style = "bold" if setting["setting"] == values["best"] else ""
-        price = (sparkline(setting["loss"], *ends), duration(setting["seconds"]),
-                 number(setting["trainable_parameters"])) if cost else ()  # fmt: skip
+        price = (
+            (sparkline(setting["loss"], *ends), duration(setting["seconds"]), number(setting["trainable_parameters"]))
+            if cost
+            else ()
+        )
         table.add_row(
-            str(setting["number"]), Text(setting["setting"], style=style), str(len(setting["seeds"])),
-            *(_figure(setting["measures"].get(measure)) for measure in measures), *price,
-        )  # fmt: skip
+            str(setting["number"]),
+            Text(setting["setting"], style=style),
+            str(len(setting["seeds"])),
+            *(_figure(setting["measures"].get(measure)) for measure in measures),
+            *price,
+        )
     return table
 
 

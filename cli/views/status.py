@@ -17,9 +17,12 @@ from teachonce.cli.console import duration, label, number, records, show
 
 BAR = 24
 WORDS = {
-    "starting": "starting", "running": "running", "finished": "finished",
-    "stopped": "stopped: nobody works on it", "unknown": "no sign of life, and its process is on another machine",
-}  # fmt: skip
+    "starting": "starting",
+    "running": "running",
+    "finished": "finished",
+    "stopped": "stopped: nobody works on it",
+    "unknown": "no sign of life, and its process is on another machine",
+}
 COLOURS = {"running": "green", "starting": "green", "finished": "cyan", "stopped": "yellow", "unknown": "yellow"}
 Line = tuple[str, str | Text]
 
@@ -64,8 +67,10 @@ def _run(values: Mapping[str, Any]) -> Iterator[Line]:
     if values["steps"] is None:
         yield "steps", "none yet"
     else:
-        yield "steps", Text.assemble(_bar(values["step"], values["steps"], "done"),
-                                     _rate(values["steps_per_second"], "steps"))  # fmt: skip
+        yield (
+            "steps",
+            Text.assemble(_bar(values["step"], values["steps"], "done"), _rate(values["steps_per_second"], "steps")),
+        )
     if values["losses"]:
         more = {"learning rate": values["learning_rate"], "gradient norm": values["gradient_norm"]}
         figures = values["losses"] | {name: value for name, value in more.items() if value is not None}
@@ -113,8 +118,13 @@ def _ends(values: Mapping[str, Any]) -> Iterator[Line]:
 def _cell(cell: Mapping[str, Any]) -> dict[str, Any]:
     done = "-" if cell["steps"] is None else f"{cell['step']}/{cell['steps']}"
     silent = cell["seconds_since_sign"]
-    row = {"cell": cell["name"], "state": cell["state"], "steps": done, "loss": cell["loss"],
-           "last sign": "-" if silent is None else f"{duration(silent)} ago"}  # fmt: skip
+    row = {
+        "cell": cell["name"],
+        "state": cell["state"],
+        "steps": done,
+        "loss": cell["loss"],
+        "last sign": "-" if silent is None else f"{duration(silent)} ago",
+    }
     problem = " ".join(part for part in (cell["problem"], cell["hint"] and f"({cell['hint']})") if part)
     return row | ({"problem": problem} if problem else {})
 

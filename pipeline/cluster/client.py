@@ -31,8 +31,7 @@ from teachonce.core.machine import default_threads
 from teachonce.core.progress import Reporter
 from teachonce.errors import EnvironmentFault
 
-__all__ = ["ClusterSpec", "local_cluster", "open_cluster", "run_tasks", "threads_of", "warm_up",
-           "worker_index"]  # fmt: skip
+__all__ = ["ClusterSpec", "local_cluster", "open_cluster", "run_tasks", "threads_of", "warm_up", "worker_index"]
 CLOSE_SECONDS = 10  # a scheduler that does not answer must not hold up the end of a run
 
 
@@ -64,9 +63,11 @@ def open_cluster(spec: ClusterSpec, reporter: Reporter, threads: int = THREADS_P
 
 @contextmanager
 def local_cluster(
-    workers: int, environment: Mapping[str, str] | None = None, adaptive: Adaptive | None = None,
+    workers: int,
+    environment: Mapping[str, str] | None = None,
+    adaptive: Adaptive | None = None,
     threads: int = THREADS_PER_WORKER,
-) -> Iterator[Client]:  # fmt: skip
+) -> Iterator[Client]:
     """Worker processes on this machine, gone when the block ends.
 
     The workers end by themselves within seconds when this process is killed.
@@ -79,11 +80,15 @@ def local_cluster(
     with (
         dask.config.set(settings),
         LocalCluster(
-            n_workers=adaptive.minimum if adaptive else workers, threads_per_worker=threads, processes=True,
-            memory_limit=0, dashboard_address="127.0.0.1:0", silence_logs=50,
+            n_workers=adaptive.minimum if adaptive else workers,
+            threads_per_worker=threads,
+            processes=True,
+            memory_limit=0,
+            dashboard_address="127.0.0.1:0",
+            silence_logs=50,
         ) as cluster,
         Client(cluster) as client,
-    ):  # fmt: skip
+    ):
         if adaptive:
             cluster.adapt(minimum=adaptive.minimum, maximum=adaptive.maximum)
         yield client
@@ -112,8 +117,10 @@ def _existing_scheduler(address: str, reporter: Reporter) -> Iterator[Client]:
                 hint="is it running, and may this machine reach it? `dask scheduler` prints its address when it starts",
             ) from problem
         except ImportError as problem:  # what Dask raises where versions do not fit at all
-            raise EnvironmentFault(f"the scheduler at {address} refuses this client: {problem}",
-                                   hint="install the same version of dask on both sides") from problem  # fmt: skip
+            raise EnvironmentFault(
+                f"the scheduler at {address} refuses this client: {problem}",
+                hint="install the same version of dask on both sides",
+            ) from problem
         try:
             require_same_version(client, address, reporter)
             yield client

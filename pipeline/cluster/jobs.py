@@ -37,11 +37,15 @@ def started(
     kind = description.kind
     refused: list[Exception] = []
     try:
-        cluster = (slurm_cluster(description, refused, threads) if isinstance(description, SlurmDescription)
-                   else cuda_cluster(description, threads))  # fmt: skip
+        cluster = (
+            slurm_cluster(description, refused, threads)
+            if isinstance(description, SlurmDescription)
+            else cuda_cluster(description, threads)
+        )
     except (OSError, RuntimeError, ValueError) as problem:
-        raise EnvironmentFault(f"the {kind} cluster could not be started: {problem}",
-                               hint="docs/cluster.md has a description that works") from problem  # fmt: skip
+        raise EnvironmentFault(
+            f"the {kind} cluster could not be started: {problem}", hint="docs/cluster.md has a description that works"
+        ) from problem
     with cluster:
         if isinstance(description, SlurmDescription):
             _submit(cluster, description, refused)
@@ -133,8 +137,7 @@ def _job_class(jobqueue: Any, refused: list[Exception]) -> Any:
 def cuda_cluster(description: CudaDescription, threads: int = THREADS_PER_WORKER) -> Any:
     """dask-cuda's LocalCUDACluster: one worker a GPU, which sees that GPU only."""
     cuda = _package("dask_cuda", "cuda")
-    options: dict[str, Any] = {"threads_per_worker": threads, "memory_limit": 0,
-                               "dashboard_address": DASHBOARD}  # fmt: skip
+    options: dict[str, Any] = {"threads_per_worker": threads, "memory_limit": 0, "dashboard_address": DASHBOARD}
     if description.devices:
         options["CUDA_VISIBLE_DEVICES"] = list(description.devices)
     import dask

@@ -64,8 +64,10 @@ def _compare(answers: dict[str, Any], reporter: Reporter) -> None:
     notes: dict[str, str] = {}
     for worker, found in answers.items():
         if isinstance(found, ImportError):
-            raise EnvironmentFault(f"the worker at {worker} cannot import teachonce: {found}",
-                                   hint="install the same version of teachonce on the workers")  # fmt: skip
+            raise EnvironmentFault(
+                f"the worker at {worker} cannot import teachonce: {found}",
+                hint="install the same version of teachonce on the workers",
+            )
         if not isinstance(found, dict):
             notes[f"a worker does not say its versions: {found!r}"] = worker
             continue

@@ -75,8 +75,9 @@ def run_tasks(
     finally:
         window.release()
     if window.failed:
-        raise IncompleteError(f"{len(window.failed)} chunks failed on every try; the first: {window.failed[0]}",
-                              hint=AGAIN)  # fmt: skip
+        raise IncompleteError(
+            f"{len(window.failed)} chunks failed on every try; the first: {window.failed[0]}", hint=AGAIN
+        )
 
 
 @dataclass(eq=False)
@@ -255,8 +256,10 @@ class _Workers:
     def _complain(self, now: float) -> None:
         alone = now - self._fine_at
         if alone > self._patience:
-            raise IncompleteError(f"{self._trouble}, for {alone:.0f} s now",
-                                  hint=f"{AGAIN}; DASK_TEACHONCE__PATIENCE='2 hours' waits longer")  # fmt: skip
+            raise IncompleteError(
+                f"{self._trouble}, for {alone:.0f} s now",
+                hint=f"{AGAIN}; DASK_TEACHONCE__PATIENCE='2 hours' waits longer",
+            )
         if alone > NOTE_EVERY and now - self._noted_at > NOTE_EVERY:
             self._noted_at = now
             self._reporter.note(f"{self._trouble}, for {alone:.0f} s now; giving up after {self._patience:.0f} s")
@@ -268,6 +271,8 @@ def _address(client: Client) -> str:
 
 def _lost(client: Client, problem: CancelledError | None) -> IncompleteError:
     if problem is None or getattr(problem, "reason", "") == "scheduler-connection-lost":
-        return IncompleteError(f"the connection to the scheduler at {_address(client)} was lost: it ended, or the "
-                               "network did", hint=f"start a scheduler and {AGAIN}")  # fmt: skip
+        return IncompleteError(
+            f"the connection to the scheduler at {_address(client)} was lost: it ended, or the network did",
+            hint=f"start a scheduler and {AGAIN}",
+        )
     return IncompleteError(f"somebody cancelled this run's tasks on the scheduler: {problem}", hint=AGAIN)

@@ -40,8 +40,10 @@ def parse_hub_id(text: str) -> HubId:
     """
     match = _ID.fullmatch(text.removeprefix(SCHEME))
     if match is None or len(text) > MOST_LETTERS:
-        raise UsageError(f"{text[:MOST_LETTERS]!r} is no id of the Hugging Face hub: expected OWNER/NAME or "
-                         "OWNER/NAME@REVISION", hint="copy it from the head of the repository's page")  # fmt: skip
+        raise UsageError(
+            f"{text[:MOST_LETTERS]!r} is no id of the Hugging Face hub: expected OWNER/NAME or OWNER/NAME@REVISION",
+            hint="copy it from the head of the repository's page",
+        )
     return HubId(match["repo"], match["revision"])
 
 

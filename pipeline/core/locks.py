@@ -97,8 +97,9 @@ def _take(store: Path, path: Path, owner: LockOwner, reporter: Reporter, force: 
                 _remove_dead(store, path, reporter, force)
             os.link(draft, path)  # whole at once, and fails when the lock exists
     except FileExistsError:
-        raise IncompleteError(f"{path}: another process took the lock at the same instant",
-                              hint="run the same command again") from None  # fmt: skip
+        raise IncompleteError(
+            f"{path}: another process took the lock at the same instant", hint="run the same command again"
+        ) from None
     except OSError as problem:
         raise write_failed(path, problem) from problem
     finally:

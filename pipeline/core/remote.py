@@ -40,8 +40,10 @@ def location(text: str) -> Path:
         raise UsageError(f"{text}: '{scheme}' is not read; local paths and s3://BUCKET/PATH are")
     missing = [name for name in PACKAGES[scheme] if importlib.util.find_spec(name) is None]
     if missing:
-        raise EnvironmentFault(f"{text}: the packages that read {scheme} are not installed ({', '.join(missing)})",
-                               hint=f"pip install 'teachonce[{scheme}]'")  # fmt: skip
+        raise EnvironmentFault(
+            f"{text}: the packages that read {scheme} are not installed ({', '.join(missing)})",
+            hint=f"pip install 'teachonce[{scheme}]'",
+        )
     from upath import UPath
 
     return cast(Path, UPath(f"{scheme}://{rest}"))

@@ -93,8 +93,9 @@ def require_unchanged(folder: Path, vouched: Collection[str], whole: bool = Fals
         _require_listed(folder, sums, vouched)
     for name in vouched:
         if name not in sums and (folder / name).exists():
-            raise IntegrityError(f"{folder / SUMS_FILE} does not list {name}, which lies beside it: one of them was "
-                                 "changed", hint=AGAIN)  # fmt: skip
+            raise IntegrityError(
+                f"{folder / SUMS_FILE} does not list {name}, which lies beside it: one of them was changed", hint=AGAIN
+            )
     for name, digest in sums.items():
         file = folder / name
         if name == CARD_FILE or (not whole and not file.exists()):
@@ -113,5 +114,7 @@ def _require_listed(folder: Path, sums: Mapping[str, str], vouched: Collection[s
     more = sorted(set(there) - sums.keys() - {SUMS_FILE, *vouched})  # of these the caller speaks next
     if more:
         others = f" and {len(more) - 1} more" if len(more) > 1 else ""
-        raise IntegrityError(f"{folder / SUMS_FILE} does not list {more[0]}{others}: `teachonce export` wrote nothing "
-                             "like it", hint="take it out of the folder")  # fmt: skip
+        raise IntegrityError(
+            f"{folder / SUMS_FILE} does not list {more[0]}{others}: `teachonce export` wrote nothing like it",
+            hint="take it out of the folder",
+        )

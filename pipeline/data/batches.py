@@ -92,9 +92,14 @@ class ImageBatches:
     """An iterator of batches that keeps READ_AHEAD of them in the making."""
 
     def __init__(
-        self, reader: ImageReader, samples: int, models: Sequence[ViewTaker], per_batch: int, threads: int,
+        self,
+        reader: ImageReader,
+        samples: int,
+        models: Sequence[ViewTaker],
+        per_batch: int,
+        threads: int,
         policy: ViewPolicy,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._reader, self._models, self._policy = reader, models, policy
         self._pool, self._collector = _decoders(max(1, threads)), _collector()
         self._todo = deque(range(start, min(start + per_batch, samples)) for start in range(0, samples, per_batch))

@@ -72,9 +72,14 @@ class SampleIndex:
         shift = np.repeat(starts[samples] - (new_ends - lengths), lengths)
         key_bytes = self.key_bytes[np.arange(int(lengths.sum())) + shift]
         return SampleIndex(
-            self.archives, self.archive[samples], self.offset[samples], self.size[samples], self.label[samples],
-            key_bytes, new_ends.astype(np.uint64),
-        )  # fmt: skip
+            self.archives,
+            self.archive[samples],
+            self.offset[samples],
+            self.size[samples],
+            self.label[samples],
+            key_bytes,
+            new_ends.astype(np.uint64),
+        )
 
 
 class _Columns:

@@ -126,8 +126,10 @@ def tar_members(part: Part) -> Iterator[tarfile.TarInfo]:
                     if not member.isreg() or member.sparse is not None:
                         continue
                     if member.offset_data + member.size > end:
-                        raise DataError(f"{part} is cut off: '{member.name}' should end at byte "
-                                        f"{member.offset_data + member.size}, it ends at {end}")  # fmt: skip
+                        raise DataError(
+                            f"{part} is cut off: '{member.name}' should end at byte "
+                            f"{member.offset_data + member.size}, it ends at {end}"
+                        )
                     yield member
                 _require_end(file, part, tar.offset)
     except (tarfile.TarError, OSError, OverflowError, MemoryError, ValueError) as problem:
@@ -142,8 +144,10 @@ def _require_end(file: IO[bytes], part: Part, offset: int) -> None:
     """tarfile takes a damaged header, or the end of the file, for the end of the archive: that is a block of zeros."""
     file.seek(offset)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise DataError(f"{part} is cut off or damaged at byte {offset}: expected a header or the end mark there",
-                        hint="fetch the archive again")  # fmt: skip
+        raise DataError(
+            f"{part} is cut off or damaged at byte {offset}: expected a header or the end mark there",
+            hint="fetch the archive again",
+        )
 
 
 def _scan_class_tar(split: Split, part: Part, classes: Vocabulary) -> Iterator[Found]:
@@ -199,8 +203,10 @@ def _labelled(
     elif split.label == "key":
         label = _class_of(key.rpartition("/")[2].partition("_")[0], f"{part}: the key '{key}'", classes)
     elif label is None:
-        raise DataError(f"{part}: the sample '{key}' has no label member beside its image",
-                        hint=f"the manifest's split says label = \"{split.label}\"")  # fmt: skip
+        raise DataError(
+            f"{part}: the sample '{key}' has no label member beside its image",
+            hint=f'the manifest\'s split says label = "{split.label}"',
+        )
     return Found(key, image.offset_data, image.size, label)
 
 

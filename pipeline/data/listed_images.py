@@ -72,8 +72,10 @@ def renamed(vocabulary: Vocabulary, file: Path) -> Vocabulary:
         names[class_id] = " ".join(name.split())
     lacking = [class_id for class_id in vocabulary.ids if not names.get(class_id)]
     if lacking:
-        raise DataError(f"{file} has no name for {len(lacking)} classes, the first is '{lacking[0]}'",
-                        hint="expected lines such as `n01440764 tench`")  # fmt: skip
+        raise DataError(
+            f"{file} has no name for {len(lacking)} classes, the first is '{lacking[0]}'",
+            hint="expected lines such as `n01440764 tench`",
+        )
     return Vocabulary(vocabulary.ids, tuple(names[class_id] for class_id in vocabulary.ids))
 
 
@@ -144,8 +146,9 @@ def _entries(file: Path, part: str) -> Iterator[tuple[str, int, str]]:
             path, label, name = entry
             yield str(path), int(label), _spaced(str(name))
         except (TypeError, ValueError) as problem:
-            raise DataError(f"{file}: entry {number} of '{part}' is {entry!r}: "
-                            "expected [image, class number, class name]") from problem  # fmt: skip
+            raise DataError(
+                f"{file}: entry {number} of '{part}' is {entry!r}: expected [image, class number, class name]"
+            ) from problem
 
 
 def _json(file: Path) -> Any:

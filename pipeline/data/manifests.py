@@ -126,8 +126,11 @@ class Manifest:
 
     def digest(self, split: str) -> str:
         """SHA-256 (hex) of what decides the samples and labels of a split; prose does not count."""
-        part = {key: value for key, value in dataclasses.asdict(self.split(split)).items()
-                if key in _ALWAYS or (key in _WHEN_SET and value != _WHEN_SET[key])}  # fmt: skip
+        part = {
+            key: value
+            for key, value in dataclasses.asdict(self.split(split)).items()
+            if key in _ALWAYS or (key in _WHEN_SET and value != _WHEN_SET[key])
+        }
         text = json.dumps({"name": self.name, "classes": self.classes_of(split), "split": part}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

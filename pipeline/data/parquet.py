@@ -22,8 +22,9 @@ try:
     import pyarrow as pa
     import pyarrow.parquet as pq
 except ImportError as missing:
-    raise EnvironmentFault(f"reading parquet files needs pyarrow: {missing}",
-                           hint="pip install 'teachonce[parquet]'") from missing  # fmt: skip
+    raise EnvironmentFault(
+        f"reading parquet files needs pyarrow: {missing}", hint="pip install 'teachonce[parquet]'"
+    ) from missing
 
 USUAL_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
 KEPT_GROUPS = 4  # row groups in memory at a time: some 100 images each, as the hub writes them
@@ -41,8 +42,10 @@ def class_names(path: Path, column: str) -> tuple[str, ...]:
     features = json.loads(text).get("info", {}).get("features", {})
     named = [feature["names"] for feature in features.values() if isinstance(feature, dict) and "names" in feature]
     if not named:
-        raise DataError(f"{path} names no classes: expected a ClassLabel feature in its schema",
-                        hint="give the manifest a class list: classes = \"classes.tsv\"")  # fmt: skip
+        raise DataError(
+            f"{path} names no classes: expected a ClassLabel feature in its schema",
+            hint='give the manifest a class list: classes = "classes.tsv"',
+        )
     own = features.get(column)
     return tuple(map(str, own["names"] if isinstance(own, dict) and "names" in own else named[0]))
 
@@ -54,12 +57,19 @@ def image_column(schema: Any, path: Path) -> str:
         DataError: there is none, or several that are named otherwise.
     """
     kinds = {field.name: field.type for field in schema}
-    able = [name for name, kind in kinds.items() if pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-            or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)]  # fmt: skip
+    able = [
+        name
+        for name, kind in kinds.items()
+        if pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+    ]
     usual = [name for name in USUAL_NAMES if name in able]
     if not usual and len(able) != 1:
-        raise DataError(f"{path}: expected one column of images, found {able or 'none'} among {sorted(kinds)}",
-                        hint=f"a column named {' or '.join(USUAL_NAMES)} is taken first")  # fmt: skip
+        raise DataError(
+            f"{path}: expected one column of images, found {able or 'none'} among {sorted(kinds)}",
+            hint=f"a column named {' or '.join(USUAL_NAMES)} is taken first",
+        )
     return (usual or able)[0]
 
 
@@ -74,8 +84,10 @@ def scan_parquet(part: Part, split: Split, classes: Vocabulary) -> Iterator[Foun
         leaves, path_column = set(_leaves(file)), f"{image}.path"
         wanted = [] if split.unlabelled else [split.label]
         if set(wanted) - leaves:
-            raise DataError(f"{part}: no column '{split.label}'; there are {sorted(leaves)}",
-                            hint="`label` of the manifest's split names the column of the labels")  # fmt: skip
+            raise DataError(
+                f"{part}: no column '{split.label}'; there are {sorted(leaves)}",
+                hint="`label` of the manifest's split names the column of the labels",
+            )
         columns = wanted + ([path_column] if path_column in leaves else [])
         row = 0
         for group in range(file.num_row_groups):
@@ -149,8 +161,10 @@ class ParquetRows:
             if row < first + count:
                 return self._group(path, group), row - first
             first += count
-        raise DataError(f"{path} has {first} rows; row {row} was there when it was indexed",
-                        hint="the file changed since it was indexed; restore it")  # fmt: skip
+        raise DataError(
+            f"{path} has {first} rows; row {row} was there when it was indexed",
+            hint="the file changed since it was indexed; restore it",
+        )
 
     def _group(self, path: Path, group: int) -> Any:
         if (path, group) not in self._groups:
@@ -186,8 +200,7 @@ def _read(path: Path, action: Any) -> Any:
     try:
         return action()
     except _PROBLEMS as problem:
-        raise DataError(f"cannot read {path} as a parquet file: {problem}",
-                        hint="fetch the file again") from problem  # fmt: skip
+        raise DataError(f"cannot read {path} as a parquet file: {problem}", hint="fetch the file again") from problem
 
 
 def _leaves(file: Any) -> list[str]:

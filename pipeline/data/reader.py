@@ -37,9 +37,17 @@ _GZIP_MAGIC = b"\x1f\x8b"  # 26 members of ImageNet fall11 are gzip-compressed J
 OK, UNDECODABLE, TOO_LARGE = 0, 1, 2
 # What Pillow raises on broken input; errors of reading the archive itself are not among them and do stop the task.
 DECODE_ERRORS = (
-    OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, struct.error, zlib.error,
-    Image.DecompressionBombError, Image.DecompressionBombWarning,
-)  # fmt: skip
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
 
 
 @dataclass(frozen=True)

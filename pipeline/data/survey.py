@@ -69,13 +69,21 @@ def survey_split(
     except DataError as problem:
         where = str(root / split.path)
         return None, [IndexFault(split=name, where=where, expected=_declared(split), found=str(problem))]
-    faults = [IndexFault(split=name, where=_place(problem), expected="a sound archive", found=str(problem))
-              for problem in found.faults]  # fmt: skip
+    faults = [
+        IndexFault(split=name, where=_place(problem), expected="a sound archive", found=str(problem))
+        for problem in found.faults
+    ]
     faults += _count_faults(name, split, found, classes, root)
     index = found.index
     for doubled in doubled_keys(index, most=LISTED):
-        faults.append(IndexFault(split=name, where=f"the key '{doubled.key}'", expected="every key once",
-                                 found=f"in {doubled.first} and {doubled.second}"))  # fmt: skip
+        faults.append(
+            IndexFault(
+                split=name,
+                where=f"the key '{doubled.key}'",
+                expected="every key once",
+                found=f"in {doubled.first} and {doubled.second}",
+            )
+        )
     return _survey(name, split, found, classes), faults
 
 
@@ -83,11 +91,18 @@ def _survey(name: str, split: Split, found: Collected, classes: Vocabulary) -> S
     index = found.index
     known = index.label >= 0
     return SplitSurvey(
-        split=name, format=split.format, archives=len(found.parts), images=len(index), classes=len(classes),
-        classes_seen=len(np.unique(index.label[known])), unlabelled=int((~known).sum()),
-        empty=0 if split.format == "parquet" else int((index.size == 0).sum()), known_bad=_known_bad(split, index),
-        image_bytes=int(index.size.sum()), digest=index.digest,
-    )  # fmt: skip
+        split=name,
+        format=split.format,
+        archives=len(found.parts),
+        images=len(index),
+        classes=len(classes),
+        classes_seen=len(np.unique(index.label[known])),
+        unlabelled=int((~known).sum()),
+        empty=0 if split.format == "parquet" else int((index.size == 0).sum()),
+        known_bad=_known_bad(split, index),
+        image_bytes=int(index.size.sum()),
+        digest=index.digest,
+    )
 
 
 def _known_bad(split: Split, index: SampleIndex) -> int:
@@ -118,13 +133,21 @@ def _declared(split: Split) -> str:
 def _count_faults(name: str, split: Split, found: Collected, classes: Vocabulary, root: Path) -> Iterator[IndexFault]:
     where = str(root / split.path)
     if split.archives is not None and split.archives != len(found.parts):
-        yield IndexFault(split=name, where=where, expected=f"{split.archives:,} archives",
-                         found=f"{len(found.parts):,}{_missing(split, found.parts, classes)}")  # fmt: skip
+        yield IndexFault(
+            split=name,
+            where=where,
+            expected=f"{split.archives:,} archives",
+            found=f"{len(found.parts):,}{_missing(split, found.parts, classes)}",
+        )
     images = len(found.index)
     if split.samples is not None and split.samples != images:
-        yield IndexFault(split=name, where=where, expected=f"{split.samples:,} images",
-                         found=f"{images:,}: {abs(images - split.samples):,} "
-                         + ("too few" if images < split.samples else "too many"))  # fmt: skip
+        yield IndexFault(
+            split=name,
+            where=where,
+            expected=f"{split.samples:,} images",
+            found=f"{images:,}: {abs(images - split.samples):,} "
+            + ("too few" if images < split.samples else "too many"),
+        )
     elif not images:
         yield IndexFault(split=name, where=where, expected="images", found="none")
 

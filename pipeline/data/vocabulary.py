@@ -77,8 +77,10 @@ def parse_tsv(text: str, where: str) -> Vocabulary:
         name, _, more = name.partition("\t")
         if not class_id.strip() or not name.strip() or more.strip():
             too_many = "; what follows a second tab is part of no name" if more.strip() else ""
-            raise DataError(f"{where}, line {number}: expected `id TAB name`, found {shown(line)}{too_many}",
-                            hint="a class list holds one class a line: its id, one tab, its name")  # fmt: skip
+            raise DataError(
+                f"{where}, line {number}: expected `id TAB name`, found {shown(line)}{too_many}",
+                hint="a class list holds one class a line: its id, one tab, its name",
+            )
         if _has_control(name):  # before white space is joined: some of them count as such
             raise _odd_name(f"{where}, line {number}", class_id.strip(), name)
         ids.append(class_id.strip())
@@ -222,22 +224,29 @@ def is_visible(name: str) -> bool:
 
 
 def _odd_name(where: str, class_id: str, name: str) -> DataError:
-    return DataError(f"{where}: the name of class '{class_id}' is {shown(name)}: it has control characters, or "
-                     "nothing that can be seen", hint="write the name as one would say it")  # fmt: skip
+    return DataError(
+        f"{where}: the name of class '{class_id}' is {shown(name)}: it has control characters, or "
+        "nothing that can be seen",
+        hint="write the name as one would say it",
+    )
 
 
 def _load_timm(spec: str) -> Vocabulary:
     name, _, rule = spec[len("timm:") :].partition("/")
     rule = rule or "distinct"
     if rule not in RULES:
-        raise UsageError(f"{spec}: unknown naming rule '{rule}': {did_you_mean(rule, RULES)}",
-                         hint="write timm:NAME, or timm:NAME/RULE with a rule of " + " or ".join(RULES))  # fmt: skip
+        raise UsageError(
+            f"{spec}: unknown naming rule '{rule}': {did_you_mean(rule, RULES)}",
+            hint="write timm:NAME, or timm:NAME/RULE with a rule of " + " or ".join(RULES),
+        )
     folder = _timm_info_folder()
     suffix = "_synsets.txt"
     known = sorted(path.name[: -len(suffix)] for path in folder.glob(f"*{suffix}"))
     if name not in known:
-        raise UsageError(f"{spec}: timm ships no class list '{name}': {did_you_mean(name, known)}",
-                         hint="give timm:NAME of a list that timm ships, or a TSV file (id TAB name)")  # fmt: skip
+        raise UsageError(
+            f"{spec}: timm ships no class list '{name}': {did_you_mean(name, known)}",
+            hint="give timm:NAME of a list that timm ships, or a TSV file (id TAB name)",
+        )
     ids = (folder / f"{name}{suffix}").read_text(encoding="utf-8").split()
     lemmas: dict[str, list[str]] = {}
     for line in (folder / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8").split("\n"):

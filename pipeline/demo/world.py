@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from teachonce.core.progress import Reporter, Silent
+from teachonce.core.sums import digest_of
 from teachonce.errors import DataError, EnvironmentFault, UsageError
 
 Floats = NDArray[np.float32]
@@ -37,9 +38,15 @@ RENDERER = 1
 
 IMAGE_SIZE = 40
 COLOURS: dict[str, float] = {
-    "red": 0.0, "orange": 0.075, "yellow": 0.15, "green": 0.33,
-    "teal": 0.48, "blue": 0.62, "purple": 0.75, "pink": 0.89,
-}  # fmt: skip
+    "red": 0.0,
+    "orange": 0.075,
+    "yellow": 0.15,
+    "green": 0.33,
+    "teal": 0.48,
+    "blue": 0.62,
+    "purple": 0.75,
+    "pink": 0.89,
+}
 """Colour word to hue in [0, 1)."""
 TEXTURES = ("solid", "striped", "checkered", "dotted", "ringed")
 SHAPES = ("circle", "triangle", "square", "heart", "hexagon", "star", "cross", "crescent")
@@ -309,7 +316,7 @@ def write_world(
         partial.mkdir(parents=True)
         _write_all(partial, seed, sizes, reporter or Silent())
         paths = sorted(path for path in partial.rglob("*") if path.is_file())
-        files = {path.relative_to(partial).as_posix(): _sha256(path) for path in paths}
+        files = {path.relative_to(partial).as_posix(): digest_of(path) for path in paths}
         record = {"schema": 1, "parameters": parameters, "files": files}
         (partial / "world.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         os.replace(partial, root)  # an empty folder at `root` is replaced too
@@ -333,7 +340,7 @@ def _check_existing(root: Path, parameters: dict[str, int]) -> dict[str, str]:
         raise DataError(f"{root} holds a demo world with other parameters: {', '.join(differing)}", hint)
     for name, digest in files.items():
         path = root / name
-        if not path.is_file() or _sha256(path) != digest:
+        if not path.is_file() or digest_of(path) != digest:
             raise DataError(f"{path} is missing or is not what was written", hint)
     return files
 
@@ -389,7 +396,3 @@ def _write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

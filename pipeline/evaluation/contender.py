@@ -100,8 +100,10 @@ def load_contender(student: str, run: Path | None, share: float, threads: int | 
     clip = load_clip(student, pick_device())
     prompts = None if run is None else load_prompts(run).bound_to(clip)
     if prompts is not None and prompts.image is not None and share != 1:
-        raise UsageError(f"--wise {share:g} mixes class features only, and the prompts in {run} change images too",
-                         hint="leave --wise out")  # fmt: skip
+        raise UsageError(
+            f"--wise {share:g} mixes class features only, and the prompts in {run} change images too",
+            hint="leave --wise out",
+        )
     return Contender(clip, prompts, share)
 
 

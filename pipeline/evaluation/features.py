@@ -54,9 +54,13 @@ def set_features(
 
 
 def image_features(
-    clip: LoadedClip, index: SampleIndex, root: Path, work: Work, reporter: Reporter,
+    clip: LoadedClip,
+    index: SampleIndex,
+    root: Path,
+    work: Work,
+    reporter: Reporter,
     prompts: LoadedPrompts | None = None,
-) -> npt.NDArray[np.float32]:  # fmt: skip
+) -> npt.NDArray[np.float32]:
     """Unit features of all images of an index, [N, E], with prompts in the image tower if they have some.
 
     Rows are NaN where an image failed; each is told with its reason.

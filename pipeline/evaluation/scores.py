@@ -21,8 +21,19 @@ from teachonce.data.vocabulary import Vocabulary
 MOST_CONFUSED = 10
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
-_COLUMNS = ("id", "name", "n", "top1", "top5", "most_confused_with", "confused_share", "confused_id", "nll",
-            "template_top1", "gain")  # fmt: skip
+_COLUMNS = (
+    "id",
+    "name",
+    "n",
+    "top1",
+    "top5",
+    "most_confused_with",
+    "confused_share",
+    "confused_id",
+    "nll",
+    "template_top1",
+    "gain",
+)
 TABLE_HEADER = ",".join(_COLUMNS)
 
 
@@ -91,8 +102,12 @@ def paired(prompts: Outcomes, template: Outcomes) -> dict[str, float | int]:
     whole = np.isin(prompts.top1, (0, 1)) & np.isin(template.top1, (0, 1))
     ours, theirs = prompts.top1[whole] == 1, template.top1[whole] == 1
     only_ours, only_theirs = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    return {"only_prompts": only_ours, "only_template": only_theirs, "n": int(whole.sum()),
-            "p": mcnemar(only_ours, only_theirs)}  # fmt: skip
+    return {
+        "only_prompts": only_ours,
+        "only_template": only_theirs,
+        "n": int(whole.sum()),
+        "p": mcnemar(only_ours, only_theirs),
+    }
 
 
 def confused_pairs(
@@ -105,11 +120,16 @@ def confused_pairs(
     order = np.lexsort((pairs[:, 1], pairs[:, 0], -counts, -counts / np.maximum(1, sizes[pairs[:, 0]])))[:most]
     return [
         {
-            "class": classes.names[own], "as": classes.names[other], "share": float(counts[i] / sizes[own]),
-            "images": int(counts[i]), "class_id": classes.ids[own], "as_id": classes.ids[other],
+            "class": classes.names[own],
+            "as": classes.names[other],
+            "share": float(counts[i] / sizes[own]),
+            "images": int(counts[i]),
+            "class_id": classes.ids[own],
+            "as_id": classes.ids[other],
         }
-        for i in order for own, other in [pairs[i]]
-    ]  # fmt: skip
+        for i in order
+        for own, other in [pairs[i]]
+    ]
 
 
 def class_table(found: Outcomes, template: Outcomes | None, labels: Labels, classes: Vocabulary) -> bytes:
@@ -123,11 +143,16 @@ def class_table(found: Outcomes, template: Outcomes | None, labels: Labels, clas
         other, count = worst.get(int(index), (None, 0))
         top1 = float(found.top1[mine].mean())
         line: dict[str, Any] = {
-            "id": classes.ids[index], "name": classes.names[index], "n": int(mine.sum()), "top1": f"{top1:.4f}",
-            "top5": f"{found.top5[mine].mean():.4f}", "confused_share": f"{count / mine.sum():.4f}",
+            "id": classes.ids[index],
+            "name": classes.names[index],
+            "n": int(mine.sum()),
+            "top1": f"{top1:.4f}",
+            "top5": f"{found.top5[mine].mean():.4f}",
+            "confused_share": f"{count / mine.sum():.4f}",
             "most_confused_with": "" if other is None else classes.names[other],
-            "confused_id": "" if other is None else classes.ids[other], "nll": f"{found.nll[mine].mean():.4f}",
-        }  # fmt: skip
+            "confused_id": "" if other is None else classes.ids[other],
+            "nll": f"{found.nll[mine].mean():.4f}",
+        }
         if template is not None:
             plain = float(template.top1[mine].mean())
             line |= {"template_top1": f"{plain:.4f}", "gain": f"{top1 - plain:.4f}"}

@@ -75,8 +75,10 @@ def open_set(choice: SetChoice, reporter: Reporter) -> EvaluationSet:
     """
     everything = choice.classes is None or str(choice.classes) == "all"
     if choice.among == "all" and everything:
-        raise UsageError("--among all adds nothing: without --classes all names compete as it is",
-                         hint="add --classes FILE, or leave --among out")  # fmt: skip
+        raise UsageError(
+            "--among all adds nothing: without --classes all names compete as it is",
+            hint="add --classes FILE, or leave --among out",
+        )
     manifest = load_manifest(choice.manifest)
     root = require_root(manifest, choice.root)
     manifest.split(choice.split)
@@ -96,9 +98,17 @@ def open_set(choice: SetChoice, reporter: Reporter) -> EvaluationSet:
             hint="--classes must name classes that have images there, and --without must leave some",
         )
     return EvaluationSet(
-        manifest, root, choice.split, index, rows, labels[rows], vocabulary, candidates, len(index) - len(rows),
+        manifest,
+        root,
+        choice.split,
+        index,
+        rows,
+        labels[rows],
+        vocabulary,
+        candidates,
+        len(index) - len(rows),
         _in_words(choice, everything, len(candidates)),
-    )  # fmt: skip
+    )
 
 
 def _in_words(choice: SetChoice, everything: bool, names: int) -> str:
@@ -128,8 +138,10 @@ def class_ids(spec: Path | str | None, own: Vocabulary, vocabulary: Vocabulary) 
         else:
             return read_class_ids(Path(word), vocabulary)
     except DataError as problem:
-        raise DataError(problem.message, hint="--classes takes ids of the class list that is evaluated, one a line; "
-                        "`base`, `novel` or timm:NAME") from problem  # fmt: skip
+        raise DataError(
+            problem.message,
+            hint="--classes takes ids of the class list that is evaluated, one a line; `base`, `novel` or timm:NAME",
+        ) from problem
     lacking = [class_id for class_id in ids if class_id not in vocabulary.index]
     if lacking:
         raise DataError(f"{len(lacking)} classes of '{word}' are not in the vocabulary, the first is '{lacking[0]}'")

@@ -100,8 +100,10 @@ def open_parent(path: Path, child: Path) -> LabelStore:
     for group in store.groups:
         missing = store.layout.chunks - len(store.committed(group))
         if missing:
-            raise IncompleteError(f"{path}: {missing} of {store.layout.chunks} chunks of {group} are not committed",
-                                  hint=f"run the command that made {path} again: it completes the store")  # fmt: skip
+            raise IncompleteError(
+                f"{path}: {missing} of {store.layout.chunks} chunks of {group} are not committed",
+                hint=f"run the command that made {path} again: it completes the store",
+            )
     return store
 
 
@@ -123,8 +125,9 @@ def require_sound(store: LabelStore) -> None:
 def content_id(store: LabelStore) -> str:
     """Digest of the labels and the embeddings: what a child depends on. A student added later does not change it."""
     groups = [name for name in (LABELS, EMBEDDING) if name in store.groups]
-    records = [[store.groups[name].digest, [_digests(store, name, c) for c in range(store.layout.chunks)]]
-               for name in groups]  # fmt: skip
+    records = [
+        [store.groups[name].digest, [_digests(store, name, c) for c in range(store.layout.chunks)]] for name in groups
+    ]
     return fingerprint_digest({"content": records})[:32]
 
 

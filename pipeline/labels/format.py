@@ -6,10 +6,12 @@ It does not read or write rows; `label_store` does. docs/label-store.md tells th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import zarr
+import zarr.errors
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from teachonce.data.views import NO_VIEW
@@ -98,9 +100,15 @@ def new_layout(
     measured = min(size, max(FEWEST_MEASURED, size // 1024)) if top_k else 0
     grid = (*(k for k in FIDELITY_K if k < top_k), top_k) if top_k else ()
     return Layout(
-        rows=rows, chunk_rows=size, classes=classes, top_k=top_k, temperatures=temperatures if top_k else (),
-        views=views, fidelity_rows=measured, fidelity_k=grid,
-    )  # fmt: skip
+        rows=rows,
+        chunk_rows=size,
+        classes=classes,
+        top_k=top_k,
+        temperatures=temperatures if top_k else (),
+        views=views,
+        fidelity_rows=measured,
+        fidelity_k=grid,
+    )
 
 
 def default_chunk_rows(rows: int) -> int:
@@ -139,9 +147,12 @@ def label_arrays(layout: Layout, version: int = FORMAT_VERSION) -> tuple[ArraySp
         ArraySpec("top_log_prob", np.dtype(np.float16), (), nan, "shuffle"),
         ArraySpec("log_residual", np.dtype(np.float16), t, nan, "shuffle"),
         *rows,
-        *([ArraySpec("fidelity", np.dtype(np.float16), report, nan, "shuffle", per_chunk=layout.fidelity_rows)]
-          if version > 1 else []),
-    )  # fmt: skip
+        *(
+            [ArraySpec("fidelity", np.dtype(np.float16), report, nan, "shuffle", per_chunk=layout.fidelity_rows)]
+            if version > 1
+            else []
+        ),
+    )
 
 
 def embedding_arrays(kind: EmbeddingKind, width: int, layout: Layout) -> tuple[ArraySpec, ...]:
@@ -149,9 +160,15 @@ def embedding_arrays(kind: EmbeddingKind, width: int, layout: Layout) -> tuple[A
     fill = -128 if kind == "int8" else float("nan")  # int8 uses -127 to 127
     return (
         ArraySpec(f"{EMBEDDING}/values", np.dtype(kind), (width,), fill, "noshuffle" if kind == "int8" else "shuffle"),
-        ArraySpec(f"{EMBEDDING}/fidelity", np.dtype(np.float16), (len(EMBEDDING_SCALES) + 1,), float("nan"), "shuffle",
-                  per_chunk=layout.fidelity_rows),
-    )  # fmt: skip
+        ArraySpec(
+            f"{EMBEDDING}/fidelity",
+            np.dtype(np.float16),
+            (len(EMBEDDING_SCALES) + 1,),
+            float("nan"),
+            "shuffle",
+            per_chunk=layout.fidelity_rows,
+        ),
+    )
 
 
 def student_group(digest: str) -> str:
@@ -194,3 +211,8 @@ def create_static_array(root: zarr.Group, path: str, data: np.ndarray[Any, np.dt
 def codecs(itemsize: int, shuffle: Shuffle, level: int = 3) -> tuple[BloscCodec, Crc32cCodec]:
     """Compression, then a checksum: without it nine of ten flipped bits pass in silence."""
     return BloscCodec(typesize=itemsize, cname="zstd", clevel=level, shuffle=shuffle), Crc32cCodec()
+
+
+def chunk_file(store: Path, spec: ArraySpec, chunk: int) -> Path:
+    """The file that holds a chunk of an array."""
+    return store / spec.path / "c" / "/".join([str(chunk)] + ["0"] * len(spec.tail))

@@ -75,8 +75,9 @@ def read_header(path: Path, root: zarr.Group) -> dict[str, Any]:
     # The digest covers the attributes; this covers the rest of the file.
     rest_is_sound = whole.get("zarr_format") == 3 and whole.get("node_type") == "group"
     if fingerprint_digest(body) != stated or not rest_is_sound:
-        raise IntegrityError(f"{path / HEADER_FILE}: the ledger's header is damaged: it does not match its own digest",
-                             hint=RESTORE)  # fmt: skip
+        raise IntegrityError(
+            f"{path / HEADER_FILE}: the ledger's header is damaged: it does not match its own digest", hint=RESTORE
+        )
     return body
 
 
@@ -90,8 +91,10 @@ def check_header(path: Path, root: zarr.Group) -> None:
         data = read_bytes(path / name)
         found = "no such file" if data is None else hashlib.sha256(data).hexdigest()
         if found != wanted:
-            raise IntegrityError(f"{path / name}: expected SHA-256 {wanted}, found {found}",
-                                 hint="restore the file from a backup; rows cannot be trusted without it")  # fmt: skip
+            raise IntegrityError(
+                f"{path / name}: expected SHA-256 {wanted}, found {found}",
+                hint="restore the file from a backup; rows cannot be trusted without it",
+            )
 
 
 def static_faults(path: Path, root: zarr.Group) -> list[tuple[str, str, str]]:
@@ -149,5 +152,5 @@ def other_groups(root: zarr.Group) -> list[tuple[str, dict[str, Any]]]:
     students = root["students"].group_keys() if "students" in root else ()  # type: ignore[union-attr]
     names = [EMBEDDING, *(f"students/{name}" for name in sorted(students))]
     # Only what the header knows: a run may have died while it made a group.
-    return [(name, dict(root[name].attrs["teachonce"])) for name in names  # type: ignore[arg-type]
-            if f"{name}/zarr.json" in header["files"]]  # fmt: skip
+    there = [name for name in names if f"{name}/zarr.json" in header["files"]]
+    return [(name, dict(root[name].attrs["teachonce"])) for name in there]  # type: ignore[arg-type]

@@ -30,8 +30,12 @@ def open_group(path: Path, writable: bool) -> zarr.Group:
     if writable:
         refuse_writes(path)
     if not exists(path):
-        raise DataError(f"{path} does not exist", hint=f"teachonce teach MANIFEST --teacher MODEL --labels {path}"
-                        if not is_remote(path) else "look at the bucket and the path")  # fmt: skip
+        raise DataError(
+            f"{path} does not exist",
+            hint=f"teachonce teach MANIFEST --teacher MODEL --labels {path}"
+            if not is_remote(path)
+            else "look at the bucket and the path",
+        )
     if not is_remote(path):
         return zarr.open_group(str(path), mode="r+" if writable else "r", zarr_format=3)
     return zarr.open_group(_Remote(FsspecStore.from_url(str(path), read_only=True)), mode="r", zarr_format=3)

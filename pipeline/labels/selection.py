@@ -132,8 +132,13 @@ def save_shots(path: Path, drawn: Mapping[str, Any], samples: npt.NDArray[np.int
         UsageError: another file is there.
         EnvironmentFault: it cannot be written.
     """
-    document: dict[str, Any] = {"schema": SCHEMA, "kind": "teachonce-shots", **drawn,
-                                "samples": samples.tolist(), "keys": list(keys)}  # fmt: skip
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "kind": "teachonce-shots",
+        **drawn,
+        "samples": samples.tolist(),
+        "keys": list(keys),
+    }
     return _write_once(path, document)
 
 
@@ -162,8 +167,10 @@ def choose(store: LabelStore, rule: Rule, reporter: Reporter) -> Chosen:
         taken = few_shot(hashes, labels, rule.shots)
         samples, labels = samples[taken], labels[taken]
     if not len(samples):
-        raise DataError(f"{store.path}: no sample with an image is left after the selection",
-                        hint=f"teachonce inspect {store.path} shows what there is")  # fmt: skip
+        raise DataError(
+            f"{store.path}: no sample with an image is left after the selection",
+            hint=f"teachonce inspect {store.path} shows what there is",
+        )
     samples = np.sort(samples)
     used = len(np.unique(labels[labels >= 0]))
     return Chosen(samples, _keys(store, samples), used, tuple(short))
@@ -173,8 +180,10 @@ def _check_rule(rule: Rule, store: LabelStore) -> None:
     if rule.shots is None and rule.top_k is None and rule.classes is None:
         raise UsageError("nothing to select: give --shots, --classes or --top-k")
     if rule.all_names and rule.classes is None:
-        raise UsageError("--all-names keeps the names of classes that --classes leaves out, and there is no --classes",
-                         hint="add --classes FILE, or leave --all-names out")  # fmt: skip
+        raise UsageError(
+            "--all-names keeps the names of classes that --classes leaves out, and there is no --classes",
+            hint="add --classes FILE, or leave --all-names out",
+        )
     if rule.shots is not None and rule.shots < 1:
         raise UsageError(f"--shots must be at least 1, found {rule.shots}")
     if not 0 <= rule.seed < 2**64:
@@ -295,8 +304,10 @@ def _samples(listed: Any, count: int, path: Path) -> npt.NDArray[np.uint32]:
     numbers = np.array(listed if isinstance(listed, list) else [])
     sound = numbers.ndim == 1 and numbers.size > 0 and numbers.dtype.kind == "i"
     if not sound or int(numbers.min()) < 0 or int(numbers.max()) >= count or (np.diff(numbers) <= 0).any():
-        raise IntegrityError(f"{path}: samples: expected rising whole numbers below {count}, at least one",
-                             hint="write it again with `teachonce subset`")  # fmt: skip
+        raise IntegrityError(
+            f"{path}: samples: expected rising whole numbers below {count}, at least one",
+            hint="write it again with `teachonce subset`",
+        )
     return numbers.astype(np.uint32)
 
 
@@ -305,14 +316,20 @@ def _document(path: Path) -> dict[str, Any]:
     try:
         document: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
-        raise DataError(f"cannot read the selection {path}: {problem}",
-                        hint="teachonce subset LABELS.zarr --out FILE.json writes one") from problem  # fmt: skip
+        raise DataError(
+            f"cannot read the selection {path}: {problem}",
+            hint="teachonce subset LABELS.zarr --out FILE.json writes one",
+        ) from problem
     if not isinstance(document, dict) or document.get("kind") != KIND:
-        raise DataError(f"{path} is no selection: expected kind {KIND!r}",
-                        hint="teachonce subset LABELS.zarr --out FILE.json writes one")  # fmt: skip
+        raise DataError(
+            f"{path} is no selection: expected kind {KIND!r}",
+            hint="teachonce subset LABELS.zarr --out FILE.json writes one",
+        )
     if document.get("schema") != SCHEMA:
-        raise IntegrityError(f"{path} has schema {document.get('schema')!r}; this program reads {SCHEMA}",
-                             hint="install the version of teachonce that wrote it, or a newer one")  # fmt: skip
+        raise IntegrityError(
+            f"{path} has schema {document.get('schema')!r}; this program reads {SCHEMA}",
+            hint="install the version of teachonce that wrote it, or a newer one",
+        )
     found = fingerprint_digest({key: value for key, value in document.items() if key != "digest"})
     if found != document.get("digest"):
         raise IntegrityError(

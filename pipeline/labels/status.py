@@ -104,23 +104,47 @@ def store_status(path: Path, now: float) -> StoreStatus:
     state = state_of(worker, done, bool(found.every), silent or 0.0, gap)
     end = ending(store.layout.rows - rows, rate, last or now, now, state)
     return StoreStatus(
-        path=str(path), made_by=store.maker, state=state, process=worker, chunks=store.layout.chunks,
-        chunks_committed=len(found.whole), rows=store.layout.rows, rows_committed=rows, rows_failed=found.failed,
-        groups=found.groups, rows_per_second=rate, runs=len({record.token for record in found.every}),
-        last_commit=iso(last) if last is not None else None, last_sign=iso(sign) if sign is not None else None,
+        path=str(path),
+        made_by=store.maker,
+        state=state,
+        process=worker,
+        chunks=store.layout.chunks,
+        chunks_committed=len(found.whole),
+        rows=store.layout.rows,
+        rows_committed=rows,
+        rows_failed=found.failed,
+        groups=found.groups,
+        rows_per_second=rate,
+        runs=len({record.token for record in found.every}),
+        last_commit=iso(last) if last is not None else None,
+        last_sign=iso(sign) if sign is not None else None,
         seconds_since_sign=round(silent, 1) if silent is not None else None,
-        seconds_left=end.seconds_left, estimated_end=end.estimated_end,
-    )  # fmt: skip
+        seconds_left=end.seconds_left,
+        estimated_end=end.estimated_end,
+    )
 
 
 def _only_a_lock(path: Path, worker: Worker | None, sign: float | None, now: float) -> StoreStatus:
     silent = max(0.0, now - sign) if sign is not None else 0.0
     return StoreStatus(
-        path=str(path), made_by="teachonce teach", state=state_of(worker, False, False, silent, 0.0), process=worker,
-        chunks=None, chunks_committed=0, rows=None, rows_committed=0, rows_failed=0, groups=(), rows_per_second=None,
-        runs=0, last_commit=None, last_sign=iso(sign) if sign is not None else None,
-        seconds_since_sign=round(silent, 1), seconds_left=None, estimated_end=None,
-    )  # fmt: skip
+        path=str(path),
+        made_by="teachonce teach",
+        state=state_of(worker, False, False, silent, 0.0),
+        process=worker,
+        chunks=None,
+        chunks_committed=0,
+        rows=None,
+        rows_committed=0,
+        rows_failed=0,
+        groups=(),
+        rows_per_second=None,
+        runs=0,
+        last_commit=None,
+        last_sign=iso(sign) if sign is not None else None,
+        seconds_since_sign=round(silent, 1),
+        seconds_left=None,
+        estimated_end=None,
+    )
 
 
 def _opened(path: Path) -> LabelStore:

@@ -28,7 +28,7 @@ from teachonce.labels import codec as label_codec
 from teachonce.labels import format as store_format
 from teachonce.labels.codec import CodecTables, CodedTopK, FloatArray, IdArray, TopK
 from teachonce.labels.embeddings import decode_embeddings
-from teachonce.labels.format import EMBEDDING, LABELS, ArraySpec, Layout
+from teachonce.labels.format import EMBEDDING, LABELS, ArraySpec, Layout, chunk_file
 from teachonce.labels.header import (
     RESTORE,
     Group,
@@ -189,8 +189,9 @@ class LabelStore:
         except READ_ERRORS as problem:
             raise IntegrityError(f"{self.path}/{name} cannot be read: {problem}", hint=RESTORE) from problem
         if array_digest(name, data) != read_header(self.path, self.root)["arrays"].get(name):
-            raise IntegrityError(f"{self.path}/{name} is not what was written; a lost chunk reads as zeros",
-                                 hint=RESTORE)  # fmt: skip
+            raise IntegrityError(
+                f"{self.path}/{name} is not what was written; a lost chunk reads as zeros", hint=RESTORE
+            )
         return data
 
     def static_faults(self) -> list[tuple[str, str, str]]:
@@ -201,8 +202,10 @@ class LabelStore:
         """The samples of one chunk, in row order."""
         start, stop = (edge // self.layout.views for edge in self.layout.bounds(chunk))
         try:
-            part = {n: np.asarray(self.root[f"index/{n}"][start:stop])  # type: ignore[index]
-                    for n in ("archive", "offset", "size", "label", "key_ends")}  # fmt: skip
+            part = {
+                n: np.asarray(self.root[f"index/{n}"][start:stop])  # type: ignore[index]
+                for n in ("archive", "offset", "size", "label", "key_ends")
+            }
             key_start = int(self.root["index/key_ends"][start - 1]) if start else 0  # type: ignore[index,arg-type]
             keys = np.asarray(self.root["index/key_bytes"][key_start : int(part["key_ends"][-1])])  # type: ignore[index]
         except READ_ERRORS as problem:
@@ -246,8 +249,10 @@ class LabelStore:
             raise write_failed(place, problem) from problem
         wanted = tuple(self._digest(group, spec, chunk, data[spec.path]) for spec in specs)
         if tuple(self._digest(group, spec, chunk, self._read(spec, chunk, place)) for spec in specs) != wanted:
-            raise IntegrityError(f"{place}: chunk {chunk} of {group} reads back different from what was written",
-                                 hint="the disk or its memory is faulty")  # fmt: skip
+            raise IntegrityError(
+                f"{place}: chunk {chunk} of {group} reads back different from what was written",
+                hint="the disk or its memory is faulty",
+            )
         return wanted
 
     def publish(self, group: str, chunk: int, staging: Path) -> None:
@@ -266,9 +271,15 @@ class LabelStore:
             raise write_failed(self.path, problem) from problem
 
     def commit(
-        self, group: str, chunk: int, token: int, rows_ok: int, rows_failed: int, digests: tuple[bytes, ...],
+        self,
+        group: str,
+        chunk: int,
+        token: int,
+        rows_ok: int,
+        rows_failed: int,
+        digests: tuple[bytes, ...],
         phases: Mapping[str, float] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Enter a written chunk into the ledger: from here on it exists."""
         path = ledger_path(group)
         row = to_row(token, rows_ok, rows_failed, digests, phases)
@@ -341,8 +352,10 @@ class LabelStore:
         """
         record = self.record(group, chunk)
         if record is None:
-            raise IncompleteError(f"{self.path}: chunk {chunk} of {group} is not committed",
-                                  hint=f"run the same `{self.maker}` again to complete the store")  # fmt: skip
+            raise IncompleteError(
+                f"{self.path}: chunk {chunk} of {group} is not committed",
+                hint=f"run the same `{self.maker}` again to complete the store",
+            )
         specs = self.groups[group].arrays
         data: Arrays = {}
         for spec, wanted in zip(specs, record.digests, strict=True):
@@ -375,11 +388,7 @@ class LabelStore:
     def store_id(self) -> str:
         """Digest of the fingerprints and of every committed chunk: equal ids mean equal content."""
         parts = [
-            [
-                name,
-                group.digest,
-                [record.digests for record in self.records(name) if record],
-            ]
+            [name, group.digest, [record.digests for record in self.records(name) if record]]
             for name, group in sorted(self.groups.items())
         ]
         return fingerprint_digest({"parts": str(parts)})[:32]
@@ -387,8 +396,3 @@ class LabelStore:
 
 def _coded(data: Arrays) -> CodedTopK:
     return CodedTopK(data["class_ids"], data["gaps"], data["top_log_prob"], data["log_residual"])
-
-
-def chunk_file(store: Path, spec: ArraySpec, chunk: int) -> Path:
-    """The file that holds a chunk of an array."""
-    return store / spec.path / "c" / "/".join([str(chunk)] + ["0"] * len(spec.tail))

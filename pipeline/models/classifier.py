@@ -134,8 +134,10 @@ def score(images_NE: Tensor, classes_CE: Tensor, labels_N: Tensor, inverse_C: Te
     for what, features in (("image", images_NE), ("class", classes_CE)):
         bad = int((~features.isfinite().all(1)).sum())
         if bad:
-            raise DataError(f"{bad} of {len(features)} {what} features are not numbers: nothing can be scored by them",
-                            hint="check the student's weights and the prompts: one of them gives NaN")  # fmt: skip
+            raise DataError(
+                f"{bad} of {len(features)} {what} features are not numbers: nothing can be scored by them",
+                hint="check the student's weights and the prompts: one of them gives NaN",
+            )
     count = int(inverse_C.max()) + 1
     first = torch.full((count,), len(inverse_C)).scatter_reduce(0, inverse_C, torch.arange(len(inverse_C)), "amin")
     size = torch.bincount(inverse_C, minlength=count).double()

@@ -85,11 +85,15 @@ def read_foreign(file: Path) -> ForeignPrompts:
     loaded = _load(file)
     state = loaded.get("state_dict") if isinstance(loaded, Mapping) else None
     if not isinstance(state, Mapping):
-        raise DataError(f"{file} is no checkpoint of Dassl: expected a 'state_dict', found {_names(loaded)}",
-                        hint=f"give the checkpoint itself: {EXAMPLE}")  # fmt: skip
+        raise DataError(
+            f"{file} is no checkpoint of Dassl: expected a 'state_dict', found {_names(loaded)}",
+            hint=f"give the checkpoint itself: {EXAMPLE}",
+        )
     if "ctx" not in state:
-        raise DataError(f"{file} holds no context: expected 'ctx' in its state_dict, found {_names(state)}",
-                        hint="give the prompt learner of a CoOp or POMP run")  # fmt: skip
+        raise DataError(
+            f"{file} holds no context: expected 'ctx' in its state_dict, found {_names(state)}",
+            hint="give the prompt learner of a CoOp or POMP run",
+        )
     context = _context(file, state["ctx"])
     start, positions = _around(file, state, context)
     epoch = loaded.get("epoch")
@@ -117,8 +121,10 @@ def prove_student(prompts: ForeignPrompts, tower: TextTower, file: Path) -> bool
         if number not in (None, own[what]):
             raise _other_student(file, f"{what} {number} there, {own[what]} here")
     if slots > tower.most_slots:
-        raise DataError(f"{file}: {slots} slots leave no room for a name; this student has room for {tower.most_slots}",
-                        hint="give a run with fewer slots (TRAINER.COOP.N_CTX)")  # fmt: skip
+        raise DataError(
+            f"{file}: {slots} slots leave no room for a name; this student has room for {tower.most_slots}",
+            hint="give a run with fewer slots (TRAINER.COOP.N_CTX)",
+        )
     if prompts.start is None:
         return False
     off = float((prompts.start - start).abs().max() / start.abs().max())
@@ -128,8 +134,10 @@ def prove_student(prompts: ForeignPrompts, tower: TextTower, file: Path) -> bool
 
 
 def _other_student(file: Path, difference: str) -> FingerprintError:
-    return FingerprintError(f"{file} was trained on another student: {difference}",
-                            hint="give the model it was trained on, such as --student ViT-B-16/openai")  # fmt: skip
+    return FingerprintError(
+        f"{file} was trained on another student: {difference}",
+        hint="give the model it was trained on, such as --student ViT-B-16/openai",
+    )
 
 
 def _load(file: Path) -> Any:
@@ -179,8 +187,10 @@ def _context(file: Path, ctx: Any) -> Tensor:
         kind = type(ctx).__name__
         if isinstance(ctx, Tensor):
             kind += f" of {ctx.dtype}" + (f", {ctx.layout}, on {ctx.device}" if ctx.is_floating_point() else "")
-        raise DataError(f"{file}: 'ctx' is no tensor of floating-point numbers: found {kind}",
-                        hint=f"give the checkpoint that training wrote: {EXAMPLE}")  # fmt: skip
+        raise DataError(
+            f"{file}: 'ctx' is no tensor of floating-point numbers: found {kind}",
+            hint=f"give the checkpoint that training wrote: {EXAMPLE}",
+        )
     if ctx.ndim == 3:
         raise DataError(
             f"{file} holds a context of its own for each of its {ctx.shape[0]} classes, {list(ctx.shape)}; other names "
@@ -190,8 +200,10 @@ def _context(file: Path, ctx: Any) -> Tensor:
     if ctx.ndim != 2 or not ctx.numel():
         raise DataError(f"{file}: expected 'ctx' of shape [slots, width], found {list(ctx.shape)}")
     if not ctx.isfinite().all():
-        raise DataError(f"{file}: {int((~ctx.isfinite()).sum())} of {ctx.numel()} numbers of 'ctx' are not finite",
-                        hint="its training has diverged: give an earlier checkpoint")  # fmt: skip
+        raise DataError(
+            f"{file}: {int((~ctx.isfinite()).sum())} of {ctx.numel()} numbers of 'ctx' are not finite",
+            hint="its training has diverged: give an earlier checkpoint",
+        )
     context: Tensor = ctx.detach().float().clone()
     return context
 

@@ -237,8 +237,10 @@ def _words(tower: TextTower, context: str) -> Tensor:
 
 def _check_length(spec: PromptSpec, tokens: int, tower: TextTower) -> None:
     if spec.length < 0 or spec.length > tower.most_slots:
-        raise UsageError(f"length = {spec.length} slots: the text tower has room for 1 to {tower.most_slots}",
-                         hint="set length = 0 for as many as the context has tokens, or a smaller one")  # fmt: skip
+        raise UsageError(
+            f"length = {spec.length} slots: the text tower has room for 1 to {tower.most_slots}",
+            hint="set length = 0 for as many as the context has tokens, or a smaller one",
+        )
     slots = spec.length or tokens
     if spec.init == "template" and slots != tokens:
         raise UsageError(

@@ -44,9 +44,14 @@ if TYPE_CHECKING:
     from teachonce.models.text_tower import TextTower
 
 EXPORTED = (
-    "prompts.safetensors", "prompts.json", "config.toml", "class_weights.npy", "class_weights.safetensors",
-    "classes.tsv", "export.json",
-)  # fmt: skip
+    "prompts.safetensors",
+    "prompts.json",
+    "config.toml",
+    "class_weights.npy",
+    "class_weights.safetensors",
+    "classes.tsv",
+    "export.json",
+)
 """What an export holds besides its card."""
 
 TENSORS_FILE = "prompts.safetensors"
@@ -177,8 +182,10 @@ def _require_names(names: object) -> list[str]:
     """
     hint = 'classifier(["tench", "great white shark"])'
     if isinstance(names, (str, bytes)):
-        raise UsageError(f"classifier takes a list of class names, found one {type(names).__name__} {names!r}",
-                         hint=f"classifier([{names!r}])" if isinstance(names, str) else hint)  # fmt: skip
+        raise UsageError(
+            f"classifier takes a list of class names, found one {type(names).__name__} {names!r}",
+            hint=f"classifier([{names!r}])" if isinstance(names, str) else hint,
+        )
     if not isinstance(names, Iterable):
         raise UsageError(f"classifier takes a list of class names, found {type(names).__name__}", hint=hint)
     found = list(names)
@@ -264,8 +271,10 @@ def _folder_of(place: str | Path) -> Path:
 def _require_finished(folder: Path) -> None:
     """A run that was stopped has checkpoints and no prompts yet."""
     if (folder / "checkpoints").is_dir() and (folder / "config.toml").is_file() and not (folder / META_FILE).exists():
-        raise IncompleteError(f"{folder} is a run that is not finished: it has no prompts yet",
-                              hint=f"teachonce status {folder} says where it is; `train --resume` ends it")  # fmt: skip
+        raise IncompleteError(
+            f"{folder} is a run that is not finished: it has no prompts yet",
+            hint=f"teachonce status {folder} says where it is; `train --resume` ends it",
+        )
 
 
 def _prompts_of(tower: str, tensors: dict[str, Tensor], structure: Structure) -> SlotPrompts | None:
@@ -281,8 +290,9 @@ def _read_document(file: Path) -> dict[str, Any]:
     keys = {"format", "tensors_sha256", "meta", "document_sha256"}
     known = (_FORMAT, _FIRST_FORMAT)
     if not isinstance(document, dict) or set(document) != keys or document["format"] not in known:
-        raise IntegrityError(f"{file} is not a description of prompts: expected the format {' or '.join(known)}",
-                             hint=AGAIN)  # fmt: skip
+        raise IntegrityError(
+            f"{file} is not a description of prompts: expected the format {' or '.join(known)}", hint=AGAIN
+        )
     body = {key: value for key, value in document.items() if key != "document_sha256"}
     _compare(file, document["document_sha256"], _document_digest(body))
     return document

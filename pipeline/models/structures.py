@@ -16,9 +16,24 @@ from teachonce.errors import UsageError
 
 Letter = Literal["query", "key", "value", "residual"]
 Structure = Literal[
-    "shared", "unshared", "unshared-replace",
-    "q", "k", "v", "r", "qk", "qv", "qr", "kv", "kr", "vr", "qkr", "qvr", "kvr", "qkvr",
-]  # fmt: skip
+    "shared",
+    "unshared",
+    "unshared-replace",
+    "q",
+    "k",
+    "v",
+    "r",
+    "qk",
+    "qv",
+    "qr",
+    "kv",
+    "kr",
+    "vr",
+    "qkr",
+    "qvr",
+    "kvr",
+    "qkvr",
+]
 """shared: one state a slot, at the input only (CoOp, arXiv 2109.01134; POMP, arXiv 2304.04704).
 unshared: query, key and value prompts added to the carried slot state in each block (RPP, arXiv 2409.06166).
 unshared-replace: prompts stand in for the slot state in each block; what the block makes of the slot is discarded.

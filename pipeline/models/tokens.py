@@ -81,8 +81,10 @@ def encode_text(tokenizer: Any, text: str, where: str, nothing: Sequence[int] = 
     if not ids or ids == nothing:
         raise UsageError(f"{where} is empty: the tokenizer finds no word in it", hint="give it at least one word")
     if max(ids) >= min(tokenizer.sot_token_id, tokenizer.eot_token_id):
-        raise UsageError(f"{where} holds a special token of the tokenizer, which would end the text early",
-                         hint="write it in words, without <...> of the tokenizer's own")  # fmt: skip
+        raise UsageError(
+            f"{where} holds a special token of the tokenizer, which would end the text early",
+            hint="write it in words, without <...> of the tokenizer's own",
+        )
     return ids
 
 

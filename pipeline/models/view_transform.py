@@ -30,9 +30,13 @@ class ViewTransform:
 
         # "squash" resizes exactly to the input's size, which is what a random resized crop does.
         own = open_clip.image_transform(
-            preprocess["size"], is_train=False, mean=preprocess.get("mean"), std=preprocess.get("std"),
-            interpolation=preprocess.get("interpolation"), resize_mode="squash",
-        )  # fmt: skip
+            preprocess["size"],
+            is_train=False,
+            mean=preprocess.get("mean"),
+            std=preprocess.get("std"),
+            interpolation=preprocess.get("interpolation"),
+            resize_mode="squash",
+        )
         self._evaluation = evaluation
         self._resize, self._convert, self._scale, self._normalise = own.transforms
 

@@ -19,9 +19,11 @@ from teachonce.runs.reader import FIGURES
 def tables(folder: Folder, measures: Sequence[Measure], fidelity: Mapping[str, Any] | None) -> dict[str, bytes]:
     """All CSV files of a report by name."""
     found = {
-        "settings.csv": _settings(measures), "runs.csv": _runs(folder), "curves.csv": _curves(folder),
+        "settings.csv": _settings(measures),
+        "runs.csv": _runs(folder),
+        "curves.csv": _curves(folder),
         "classes.csv": _classes(folder),
-    }  # fmt: skip
+    }
     if fidelity is not None:
         found["fidelity.csv"] = list(fidelity["by_k"])
     return {name: _table(rows) for name, rows in found.items() if rows} | {"configs.csv": _written(_configs(folder))}
@@ -46,20 +48,31 @@ def _figure(value: Any) -> Any:
 def _settings(measures: Sequence[Measure]) -> list[dict[str, Any]]:
     return [
         {"measure": measure.key, "images": measure.n, "images_most": measure.most, **_line(line)}
-        for measure in measures for line in measure.lines
-    ]  # fmt: skip
+        for measure in measures
+        for line in measure.lines
+    ]
 
 
 def _line(line: Line) -> dict[str, Any]:
     pair, template = line.paired, line.template
     return {
-        "number": line.number, "setting": line.group, "seeds": line.summary.n, "top1": line.summary.mean,
-        "spread": line.summary.spread, "difference": pair and pair.difference, "pairs": pair and pair.n,
-        "difference_spread": pair and pair.spread, **_ends("difference_t95", None if pair is None else pair.interval),
-        "p": pair and pair.p, "p_holm": line.corrected, "verdict": line.verdict,
-        **_ends("difference_images95", line.images), "over_template": template and template.difference,
-        **_ends("over_template_images95", line.template_images), **{key: line.further.get(key) for key in FIGURES[1:]},
-    }  # fmt: skip
+        "number": line.number,
+        "setting": line.group,
+        "seeds": line.summary.n,
+        "top1": line.summary.mean,
+        "spread": line.summary.spread,
+        "difference": pair and pair.difference,
+        "pairs": pair and pair.n,
+        "difference_spread": pair and pair.spread,
+        **_ends("difference_t95", None if pair is None else pair.interval),
+        "p": pair and pair.p,
+        "p_holm": line.corrected,
+        "verdict": line.verdict,
+        **_ends("difference_images95", line.images),
+        "over_template": template and template.difference,
+        **_ends("over_template_images95", line.template_images),
+        **{key: line.further.get(key) for key in FIGURES[1:]},
+    }
 
 
 def _ends(name: str, interval: tuple[float, float] | None) -> dict[str, float | None]:
@@ -72,10 +85,14 @@ def _runs(folder: Folder) -> list[dict[str, Any]]:
     for group in folder.groups:
         for run in group.runs:
             head = {
-                "run": run.name, "setting": group.name, "seed": run.seed, "steps": run.results.get("steps"),
-                "seconds": run.seconds, "trainable_parameters": run.results.get("trainable_parameters"),
+                "run": run.name,
+                "setting": group.name,
+                "seed": run.seed,
+                "steps": run.results.get("steps"),
+                "seconds": run.seconds,
+                "trainable_parameters": run.results.get("trainable_parameters"),
                 "final_loss": run.results.get("final_loss"),
-            }  # fmt: skip
+            }
             held_out = {"images": run.held_out_rows, "top1": run.results.get("held_out_top1")}
             rows.append({**head, "measure": HELD_OUT, **held_out})
             rows += [{**head, "measure": name, "images": e.n, **e.figures} for name, e in run.evaluations.items()]
@@ -92,8 +109,17 @@ def _curves(folder: Folder) -> list[dict[str, Any]]:
             for place, x in enumerate(found.x if found else ()):
                 mean = float(found.mean[place]) if found else None
                 spread = float(found.spread[place]) if found and found.spread is not None else None
-                rows.append({"setting": group.name, "figure": what, "over": over, "x": float(x), "mean": mean,
-                             "spread": spread, "seeds": len(group.runs)})  # fmt: skip
+                rows.append(
+                    {
+                        "setting": group.name,
+                        "figure": what,
+                        "over": over,
+                        "x": float(x),
+                        "mean": mean,
+                        "spread": spread,
+                        "seeds": len(group.runs),
+                    }
+                )
     return rows
 
 
@@ -103,13 +129,29 @@ def _configs(folder: Folder) -> list[list[Any]]:
     for number, group in enumerate(folder.groups, 1):
         columns.append(f"{group.name} ({number})" if group.name in columns else group.name)
     keys = list(dict.fromkeys(key for group in folder.groups for key in (*group.config, *group.changes)))
-    return [columns, *([key, *(group.changes.get(key, group.config.get(key)) for group in folder.groups)]
-                       for key in keys if key != "seed")]  # fmt: skip
+    return [
+        columns,
+        *(
+            [key, *(group.changes.get(key, group.config.get(key)) for group in folder.groups)]
+            for key in keys
+            if key != "seed"
+        ),
+    ]
 
 
 def _classes(folder: Folder) -> list[dict[str, Any]]:
     return [
-        {"measure": measure, "setting": group.name, "class_id": gain.id, "name": gain.name, "images": gain.n,
-         "template_top1": gain.template, "top1": gain.top1, "gain": gain.gain}
-        for measure in folder.measures for group in folder.groups for gain in class_gains(group, measure)
-    ]  # fmt: skip
+        {
+            "measure": measure,
+            "setting": group.name,
+            "class_id": gain.id,
+            "name": gain.name,
+            "images": gain.n,
+            "template_top1": gain.template,
+            "top1": gain.top1,
+            "gain": gain.gain,
+        }
+        for measure in folder.measures
+        for group in folder.groups
+        for gain in class_gains(group, measure)
+    ]

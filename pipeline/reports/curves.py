@@ -47,8 +47,9 @@ def panels(folder: Folder) -> list[Panel]:
         by_keys.setdefault(tuple(group.changes), []).append(group.name)
     blocks = [
         (keys, names[start : start + MOST_LINES])
-        for keys, names in by_keys.items() for start in range(0, len(names), MOST_LINES)
-    ]  # fmt: skip
+        for keys, names in by_keys.items()
+        for start in range(0, len(names), MOST_LINES)
+    ]
     found: list[tuple[list[str], list[str]]] = []
     for keys, names in blocks:
         if not found or len(found[-1][1]) + len(names) > MOST_LINES:

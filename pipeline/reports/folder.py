@@ -139,8 +139,12 @@ def read_folder(path: Path) -> Folder:
 
 def _without_foreign(folder: Folder) -> Folder:
     """Credits that were not read are told."""
-    told = [Unusable(run.name, "damaged", f"'{name}': {why}: its images are not compared")
-            for run in folder.runs for name, found in run.evaluations.items() for why in found.foreign]  # fmt: skip
+    told = [
+        Unusable(run.name, "damaged", f"'{name}': {why}: its images are not compared")
+        for run in folder.runs
+        for name, found in run.evaluations.items()
+        for why in found.foreign
+    ]
     return dataclasses.replace(folder, unusable=(*folder.unusable, *told))
 
 
@@ -155,15 +159,23 @@ def _of_one_set(folder: Folder) -> Folder:
                 others.append((run.name, measure))
     if not others:
         return folder
-    told = [Unusable(name, "damaged", f"'{measure}' is of other images or names than that of other runs: not compared")
-            for name, measure in others]  # fmt: skip
+    told = [
+        Unusable(name, "damaged", f"'{measure}' is of other images or names than that of other runs: not compared")
+        for name, measure in others
+    ]
     groups = [
-        dataclasses.replace(group, runs=tuple(
-            dataclasses.replace(run, evaluations={
-                key: value for key, value in run.evaluations.items() if (run.name, key) not in others
-            }) for run in group.runs
-        )) for group in folder.groups
-    ]  # fmt: skip
+        dataclasses.replace(
+            group,
+            runs=tuple(
+                dataclasses.replace(
+                    run,
+                    evaluations={key: value for key, value in run.evaluations.items() if (run.name, key) not in others},
+                )
+                for run in group.runs
+            ),
+        )
+        for group in folder.groups
+    ]
     return dataclasses.replace(folder, groups=tuple(groups), unusable=(*folder.unusable, *told))
 
 
@@ -184,12 +196,14 @@ def _read_grid(path: Path, grid: Mapping[str, Any]) -> Folder:
             unusable.append(found)
     groups = [
         Group(
-            name=name, changes=mapping(cells[0][0].get("changes")), runs=tuple(run for _, run in cells),
+            name=name,
+            changes=mapping(cells[0][0].get("changes")),
+            runs=tuple(run for _, run in cells),
             is_base=cells[0][0].get("is_base") is True,
             no_effect=tuple(map(str, cells[0][0].get("no_effect") or ())),
         )
         for name, cells in members.items()
-    ]  # fmt: skip
+    ]
     if groups and not any(group.is_base for group in groups):  # excluded, or not finished: the nearest takes its place
         nearest = min(groups, key=lambda group: len(group.changes))
         groups = [dataclasses.replace(group, is_base=group is nearest) for group in groups]
@@ -199,11 +213,17 @@ def _read_grid(path: Path, grid: Mapping[str, Any]) -> Folder:
     holds = not unusable and _is_choice_of(stored, results, grid)
     earlier = [*dictionaries(results.get("earlier_choices")), *([] if holds or not stored else [stored])]
     return Folder(
-        path=path, title=str(grid.get("title") or path.name), question=str(grid.get("question") or ""), grid=grid,
-        groups=tuple(groups), unusable=tuple(unusable), once=tuple(_names(grid, once=True)),
-        chosen=str(stored["group"]) if holds else None, choice=_choice(grid),
+        path=path,
+        title=str(grid.get("title") or path.name),
+        question=str(grid.get("question") or ""),
+        grid=grid,
+        groups=tuple(groups),
+        unusable=tuple(unusable),
+        once=tuple(_names(grid, once=True)),
+        chosen=str(stored["group"]) if holds else None,
+        choice=_choice(grid),
         earlier=tuple(str(entry.get("group")) for entry in earlier),
-    )  # fmt: skip
+    )
 
 
 def _is_choice_of(chosen: Mapping[str, Any], results: Mapping[str, Any], grid: Mapping[str, Any]) -> bool:
@@ -300,8 +320,9 @@ def _grouped(runs: Sequence[Run]) -> list[Group]:
     settings = {key: _setting(group[0]) for key, group in members.items()}
     default = TrainConfig().to_dict()
     names = list(dict.fromkeys(name for setting in settings.values() for name in setting))
-    common = {name: _most_common([setting.get(name) for setting in settings.values()], default.get(name))
-              for name in names}  # fmt: skip
+    common = {
+        name: _most_common([setting.get(name) for setting in settings.values()], default.get(name)) for name in names
+    }
     distance = {key: sum(setting.get(name) != common[name] for name in common) for key, setting in settings.items()}
     base = min(settings, key=lambda key: (distance[key], -len(members[key])))
     groups: list[Group] = []

@@ -15,9 +15,12 @@ from teachonce.reports.folder import Folder
 from teachonce.runs.reader import mapping, number
 
 DIGESTS = {
-    "label store": "store_id", "student's weights": "student_digest", "class names": "vocabulary_digest",
-    "selection": "selection_digest", "prompts at the start": "start",
-}  # fmt: skip
+    "label store": "store_id",
+    "student's weights": "student_digest",
+    "class names": "vocabulary_digest",
+    "selection": "selection_digest",
+    "prompts at the start": "start",
+}
 
 
 @dataclass(frozen=True)
@@ -57,20 +60,34 @@ def _commands(folder: Folder, command: str) -> Iterable[str]:
     labels, student = next(iter(starts), ("LABELS.zarr", "MODEL"))
     if folder.grid:
         labels, student = str(folder.grid.get("labels", labels)), str(folder.grid.get("student", student))
-        yield shlex.join(["teachonce", "ablate", "GRID.toml", "--labels", labels, "--student", student, "--out",
-                          str(folder.path)])  # fmt: skip
+        yield shlex.join(
+            ["teachonce", "ablate", "GRID.toml", "--labels", labels, "--student", student, "--out", str(folder.path)]
+        )
     else:
         run = folder.runs[0]
-        yield shlex.join(["teachonce", "train", labels, "--student", student, "--config",
-                          str(run.folder / "config.toml"), "--out", "RUN"])  # fmt: skip
+        yield shlex.join(
+            [
+                "teachonce",
+                "train",
+                labels,
+                "--student",
+                student,
+                "--config",
+                str(run.folder / "config.toml"),
+                "--out",
+                "RUN",
+            ]
+        )
     yield command
 
 
 def _dates(folder: Folder) -> list[tuple[str, list[str]]]:
     first = [time for run in folder.runs if (time := number(run.start.get("time"))) is not None]
     last = [run.last_time for run in folder.runs if run.last_time is not None]
-    return [("first run began", _moments(min(first)) if first else []),
-            ("last run ended", _moments(max(last)) if last else [])]  # fmt: skip
+    return [
+        ("first run began", _moments(min(first)) if first else []),
+        ("last run ended", _moments(max(last)) if last else []),
+    ]
 
 
 def _moments(time: float) -> list[str]:

@@ -84,32 +84,54 @@ def build(
     compared = {t.key: plot for i, t in enumerate(tables, 1) if (plot := differences(t, f"differences-{i}"))}
     drawn = [(panel, _curve_plots(folder, panel, i)) for i, panel in enumerate(panels(folder), 1)]
     classes = list(_by_class(folder, tables, best))
-    costs = [(title, [cost(folder, t, what, f"cost-{i}-{what}") for i, t in enumerate(tables, 1) if not t.once])
-             for what, title in COSTS.items()]  # fmt: skip
+    costs = [
+        (title, [cost(folder, t, what, f"cost-{i}-{what}") for i, t in enumerate(tables, 1) if not t.once])
+        for what, title in COSTS.items()
+    ]
     report = None if isinstance(store, str) else store
     shown = fidelity(report["by_k"], "fidelity") if report else []
-    plots = [*compared.values(), *(plot for _, found in drawn for plot in found),
-             *(plot for entry in classes for plot in entry.plots),
-             *(plot for _, found in costs for plot in found), *shown]  # fmt: skip
     context = {
-        "folder": folder, "tables": tables, "best": best, "words": words, "base_words": setting_in_words(folder),
-        "compared": compared, "curves": [entry for entry in drawn if entry[1]], "classes": classes, "costs": costs,
-        "fidelity": report, "fidelity_why": store if isinstance(store, str) else "", "fidelity_plots": shown,
-        "rules": tail_rules(report["by_k"]) if report else [], "quantiles": QUANTILES, "labels": labels,
-        "samples": None if isinstance(samples, str) else samples,
-        "samples_why": samples if isinstance(samples, str) else "", "origin": origin(folder, command),
-        "differing": _differing(folder), "numbers": {g.name: i for i, g in enumerate(folder.groups, 1)},
+        "folder": folder,
+        "tables": tables,
+        "best": best,
+        "words": words,
+        "base_words": setting_in_words(folder),
+        "compared": compared,
+        "curves": [entry for entry in drawn if entry[1]],
+        "classes": classes,
+        "costs": costs,
+        **_fidelity_context(store, shown),
+        "quantiles": QUANTILES,
+        "labels": labels,
+        **_said_or_shown("samples", samples),
+        "origin": origin(folder, command),
+        "differing": _differing(folder),
+        "numbers": {g.name: i for i, g in enumerate(folder.groups, 1)},
         "means": {g.name: _means(g) for g in folder.groups},
-    }  # fmt: skip
+    }
+    plots = [*compared.values(), *(plot for _, group in [*drawn, *costs] for plot in group), *shown]
+    plots += [plot for entry in classes for plot in entry.plots]
     files = {f"{plot.name}.svg": plot.file for plot in plots} | csv_tables(folder, tables, report)
     return Report(_rendered(context), files, words, tables, best)
+
+
+def _fidelity_context(store: Mapping[str, Any] | str, plots: list[Plot]) -> dict[str, Any]:
+    rules = [] if isinstance(store, str) else tail_rules(store["by_k"])
+    return {**_said_or_shown("fidelity", store), "fidelity_plots": plots, "rules": rules}
+
+
+def _said_or_shown(name: str, value: object) -> dict[str, Any]:
+    """A part of the page, or the sentence that says why it is not there."""
+    missing = isinstance(value, str)
+    return {name: None if missing else value, f"{name}_why": value if missing else ""}
 
 
 def _curve_plots(folder: Folder, panel: Panel, number: int) -> list[Plot]:
     wanted: list[tuple[What, Over]] = [(what, over) for what in get_args(What) for over in get_args(Over)]
     wanted.sort(key=lambda pair: pair[0] != HELD_OUT)
-    found = [curves(folder, panel, what, over, f"curve-{number}-{what.replace('_', '-')}-{over}")
-             for what, over in wanted]  # fmt: skip
+    found = [
+        curves(folder, panel, what, over, f"curve-{number}-{what.replace('_', '-')}-{over}") for what, over in wanted
+    ]
     return [plot for plot in found if plot is not None]
 
 
@@ -155,11 +177,17 @@ def _rendered(context: Mapping[str, Any]) -> str:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
-        "percent": percent, "points": points, "interval": interval, "p_value": p_value, "value": value,
-        "protocol": protocol, "spread": spread, "as_figure": as_figure,
+        "percent": percent,
+        "points": points,
+        "interval": interval,
+        "p_value": p_value,
+        "value": value,
+        "protocol": protocol,
+        "spread": spread,
+        "as_figure": as_figure,
         "figure": lambda name: FIGURE_NAMES.get(name, name),
         "svg": lambda plot: Markup(plot.inline),  # our own drawing, in which matplotlib has escaped every text
-    }  # fmt: skip
+    }
     environment.filters["breakable"] = lambda text: Markup(re.sub("([=_,])", r"\1<wbr>", str(escape(text))))
     assets = resources.files("teachonce.reports") / "assets"
     style = Markup((assets / "report.css").read_text(encoding="utf-8"))

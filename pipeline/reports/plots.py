@@ -38,8 +38,13 @@ LEAST_REACH = 0.5  # points: smaller differences look small
 NEAR = 9.0  # pixels at 100 a inch: texts closer than this would cover each other
 AROUND = 1.25  # how much wider than the marks an axis of differences is
 LABELS = {"loss": "training loss", "held_out": "held-out top-1, %", "steps": "steps", "seconds": "seconds of work"}
-_VERDICTS = {"better": (BETTER, "^", "better"), "worse": (WORSE, "v", "worse"), "alike": (ALIKE, "o", "not told apart"),
-             "untested": (ALIKE, "x", "no test"), "base": (INK, "o", "base")}  # fmt: skip
+_VERDICTS = {
+    "better": (BETTER, "^", "better"),
+    "worse": (WORSE, "v", "worse"),
+    "alike": (ALIKE, "o", "not told apart"),
+    "untested": (ALIKE, "x", "no test"),
+    "base": (INK, "o", "base"),
+}
 
 
 def differences(table: Measure, name: str) -> Plot | None:
@@ -143,8 +148,10 @@ def gains(found: Sequence[ClassGain], group: str, table: Measure, name: str) -> 
         axes.locator_params(axis="x", integer=True)
         axes.set_xlabel(f"{len(values):,} classes, by gain")
         axes.set_ylabel("gain, points")
-        words = f"{more} classes gain, {fewer} lose, {len(values) - more - fewer} stay; " \
-                f"from {values.max():+.1f} to {values.min():+.1f} points."  # fmt: skip
+        words = (
+            f"{more} classes gain, {fewer} lose, {len(values) - more - fewer} stay; "
+            f"from {values.max():+.1f} to {values.min():+.1f} points."
+        )
         return render(figure, name, f"Gains by class over the template: {group}, {table.title}", group, words)
 
 
@@ -205,8 +212,9 @@ def fidelity(by_k: Sequence[Mapping[str, Any]], name: str) -> list[Plot]:
         for place, rule in enumerate(tail_rules(by_k)):
             style = line_style(place)
             values = [line[rule] if line[rule] and line[rule] > 0 else np.nan for line in by_k]
-            (line,) = axes.plot(ks, values, color=style["color"], linestyle=style["linestyle"],
-                                marker=style["marker"], markersize=3)  # fmt: skip
+            (line,) = axes.plot(
+                ks, values, color=style["color"], linestyle=style["linestyle"], marker=style["marker"], markersize=3
+            )
             drawn.append((line, rule))
         axes.set_xscale("log")
         axes.set_yscale("log")

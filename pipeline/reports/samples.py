@@ -126,9 +126,11 @@ def _sample_rows(store: LabelStore, root: Path, run: Run, student: str, reporter
     spelt = np.array([spoken(name) for name in vocabulary.names], dtype=object)
     right = [spelt[names[p.argmax(axis=1)]] == spelt[rows.label] for p in (before, after)]
     kinds = {
-        "gained": ~right[0] & right[1], "lost": right[0] & ~right[1], "right before and after": right[0] & right[1],
+        "gained": ~right[0] & right[1],
+        "lost": right[0] & ~right[1],
+        "right before and after": right[0] & right[1],
         "wrong before and after": ~right[0] & ~right[1],
-    }  # fmt: skip
+    }
     shown = []
     for kind, most in SHOWN:
         for row in np.flatnonzero(kinds[kind])[:most].tolist():
@@ -138,20 +140,40 @@ def _sample_rows(store: LabelStore, root: Path, run: Run, student: str, reporter
                 (vocabulary.names[i], float(p))
                 for i, p in zip(rows.teacher_ids[row, :BEST], rows.teacher_p[row, :BEST], strict=True)
             )
-            shown.append(SampleRow(
-                key=rows.keys[row], kind=kind, label=vocabulary.names[rows.label[row]], image=image,
-                teacher=teacher, before=guesses[0], after=guesses[1],
-            ))  # fmt: skip
+            shown.append(
+                SampleRow(
+                    key=rows.keys[row],
+                    kind=kind,
+                    label=vocabulary.names[rows.label[row]],
+                    image=image,
+                    teacher=teacher,
+                    before=guesses[0],
+                    after=guesses[1],
+                )
+            )
     counts = {kind: int(mask.sum()) for kind, mask in kinds.items()}
-    return Samples(run=run.name, template=template, looked_at=len(rows.label), held_out=rows.held_out,
-                   names=len(names), counts=counts, rows=tuple(shown))  # fmt: skip
+    return Samples(
+        run=run.name,
+        template=template,
+        looked_at=len(rows.label),
+        held_out=rows.held_out,
+        names=len(names),
+        counts=counts,
+        rows=tuple(shown),
+    )
 
 
 def _read_rows(store: LabelStore, run: Run, most: int) -> _Rows:
     """The first rows, of the evaluation view, that have an image, a class and the student's features."""
     digest = run.results.get("student_digest")
-    group = next((name for name, group in store.groups.items() if name not in (LABELS, EMBEDDING)
-                  and group.fingerprint.get("student_digest") == digest), None)  # fmt: skip
+    group = next(
+        (
+            name
+            for name, group in store.groups.items()
+            if name not in (LABELS, EMBEDDING) and group.fingerprint.get("student_digest") == digest
+        ),
+        None,
+    )
     if group is None:
         raise DataError(f"{store.path.name} holds no image features of the run's student")
     both = sorted(set(store.committed(LABELS)) & set(store.committed(group)))
@@ -163,10 +185,14 @@ def _read_rows(store: LabelStore, run: Run, most: int) -> _Rows:
         if found >= most:
             break
     if not found:
-        raise DataError(f"the first chunks of {store.path.name} have no row with an image and a class of its vocabulary"
-                        f"{' that the run kept apart from training' if apart else ''}")  # fmt: skip
-    joined = {name: np.concatenate([getattr(part, name) for part in parts])[:most]
-              for name in ("label", "teacher_ids", "teacher_p", "features")}  # fmt: skip
+        raise DataError(
+            f"the first chunks of {store.path.name} have no row with an image and a class of its vocabulary"
+            f"{' that the run kept apart from training' if apart else ''}"
+        )
+    joined = {
+        name: np.concatenate([getattr(part, name) for part in parts])[:most]
+        for name in ("label", "teacher_ids", "teacher_p", "features")
+    }
     keys, places = [key for part in parts for key in part.keys], [place for part in parts for place in part.places]
     return _Rows(keys=keys[:most], places=places[:most], held_out=apart, **joined)
 
@@ -183,10 +209,14 @@ def _read_chunk(store: LabelStore, group: str, chunk: int, run: Run | None) -> _
         kept = np.intersect1d(kept, _held_out(store, chunk, run))
     samples = (kept // views).tolist()
     return _Rows(
-        keys=[index.key(sample) for sample in samples], places=[(chunk, sample) for sample in samples],
-        label=label[kept], teacher_ids=soft.class_ids[kept].astype(np.int64),
-        teacher_p=np.exp(soft.log_probs[kept].astype(np.float64)), features=features[kept], held_out=run is not None,
-    )  # fmt: skip
+        keys=[index.key(sample) for sample in samples],
+        places=[(chunk, sample) for sample in samples],
+        label=label[kept],
+        teacher_ids=soft.class_ids[kept].astype(np.int64),
+        teacher_p=np.exp(soft.log_probs[kept].astype(np.float64)),
+        features=features[kept],
+        held_out=run is not None,
+    )
 
 
 def _held_out(store: LabelStore, chunk: int, run: Run) -> npt.NDArray[np.int64]:

@@ -108,11 +108,16 @@ def _measure(folder: Folder, key: str) -> Measure:
     classes = sample.about.get("classes") if sample else None
     counts = [sample.n] if sample else [run.held_out_rows for run in folder.runs if run.held_out_rows]
     return Measure(
-        key=key, title="held-out samples" if key == HELD_OUT else key, once=key in folder.once,
-        n=min(counts, default=None), most=max(counts, default=None),
-        classes=classes if isinstance(classes, int) else None, template=sample.template if sample else {},
-        lines=tuple(lines), about=sample.about if sample else {},
-    )  # fmt: skip
+        key=key,
+        title="held-out samples" if key == HELD_OUT else key,
+        once=key in folder.once,
+        n=min(counts, default=None),
+        most=max(counts, default=None),
+        classes=classes if isinstance(classes, int) else None,
+        template=sample.template if sample else {},
+        lines=tuple(lines),
+        about=sample.about if sample else {},
+    )
 
 
 def _line(base: Group, group: Group, key: str, number: int) -> Line | None:
@@ -122,12 +127,19 @@ def _line(base: Group, group: Group, key: str, number: int) -> Line | None:
     evaluations = group.evaluations(key)
     template = next((e.template["top1"] for e in evaluations if "top1" in e.template), None)
     line = Line(
-        number=number, group=group.name, summary=summarise(list(values.values())), by_seed=values, verdict="base",
+        number=number,
+        group=group.name,
+        summary=summarise(list(values.values())),
+        by_seed=values,
+        verdict="base",
         template=None if template is None else against_constant(list(values.values()), template),
         template_images=_over_images(evaluations, evaluations, lambda e: e.template_credits),
-        further={name: float(np.mean(known)) for name in FIGURES[1:]
-                 if (known := [e.figures[name] for e in evaluations if name in e.figures])},
-    )  # fmt: skip
+        further={
+            name: float(np.mean(known))
+            for name in FIGURES[1:]
+            if (known := [e.figures[name] for e in evaluations if name in e.figures])
+        },
+    )
     if group is base:
         return line
     theirs = base.values(key)

@@ -17,9 +17,11 @@ from teachonce.runs.reader import mapping
 
 MOST_NAMED = 5  # settings that one sentence names
 HEADINGS = {
-    "better": "Better than the base", "worse": "Worse than the base", "alike": "Not told apart from the base",
+    "better": "Better than the base",
+    "worse": "Worse than the base",
+    "alike": "Not told apart from the base",
     "untested": "Not tested (one common seed, or differences that are all the same)",
-}  # fmt: skip
+}
 FIGURE_NAMES = {"top5": "top-5", "macro": "mean of classes", "ece": "ECE", "nll": "NLL, nats"}
 KINDS = {"failed": "failed", "unfinished": "not finished", "damaged": "damaged", "waiting": "not begun"}
 
@@ -96,8 +98,13 @@ def protocol(table: Measure) -> str:
         return "Training samples that each run keeps apart, another part with each seed; among all names of the run."
     about = table.about
     templates = about.get("templates") or _listed_of(about.get("baseline"), "template")
-    told = {"protocol": about.get("protocol"), "data": about.get("manifest"), "split": about.get("split"),
-            "classes": about.get("chosen"), "template": value(templates) if templates else None}  # fmt: skip
+    told = {
+        "protocol": about.get("protocol"),
+        "data": about.get("manifest"),
+        "split": about.get("split"),
+        "classes": about.get("chosen"),
+        "template": value(templates) if templates else None,
+    }
     size = _many(table.n or 0, "image") + (f", {table.classes:,} names" if table.classes else "")
     return "; ".join([*(f"{what}: {item}" for what, item in told.items() if item), size])
 
@@ -152,11 +159,17 @@ def _choice(folder: Folder, tables: Sequence[Measure], best: str, rule: Mapping[
     declared = str(mapping(folder.grid.get("choose")).get("metric") or "top1")
     metric = {"top1": "top-1", "macro": "macro accuracy"}.get(declared, declared) if folder.chosen else "top-1"
     on = f"{metric}, mean over seeds on {' and '.join([', '.join(names[:-1]), names[-1]] if names[1:] else names)}"
-    waits = "" if folder.chosen or not folder.choice else " The grid has not chosen: its own choice comes last, once " \
-        "`ablate` has finished all cells."  # fmt: skip
+    waits = (
+        ""
+        if folder.chosen or not folder.choice
+        else " The grid has not chosen: its own choice comes last, once `ablate` has finished all cells."
+    )
     if best == folder.base.name:
-        return f"The grid chose the base itself: no setting has a higher {on}." if folder.chosen else \
-            f"The base itself has the highest {on}.{waits}"  # fmt: skip
+        return (
+            f"The grid chose the base itself: no setting has a higher {on}."
+            if folder.chosen
+            else f"The base itself has the highest {on}.{waits}"
+        )
     lines = [line for table in tables if table.key in rule and (line := table.line(best))]
     known = any(line.verdict == "better" for line in lines)
     doubt = "" if known else "; paired tests of top-1 do not tell it from the base, so this may be chance"
@@ -228,8 +241,11 @@ def _cautions(folder: Folder, tables: Sequence[Measure]) -> list[str]:
     found = []
     if folder.earlier:
         named = ", ".join(f"“{name}”" for name in dict.fromkeys(folder.earlier))
-        now = "The choice has changed since the grid was first finished: before, it was" if folder.chosen else \
-            "An earlier choice of the grid was"  # fmt: skip
+        now = (
+            "The choice has changed since the grid was first finished: before, it was"
+            if folder.chosen
+            else "An earlier choice of the grid was"
+        )
         more = "measured more often" if folder.chosen else "measured for it already"
         found.append(f"{now} {named}. What should be measured once was {more}.")
     pairs: list[Paired] = [line.paired for table in tables for line in table.lines if line.paired is not None]

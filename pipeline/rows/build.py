@@ -148,8 +148,9 @@ def write_arrays(plan: Plan, place: Path, reporter: Reporter) -> dict[str, Any]:
     rows = writers[RECORDS].rows
     if not rows:
         which = "" if plan.selection is None else " that is in the selection"
-        raise IncompleteError(f"{plan.store.path} holds no row with an image{which}",
-                              hint=f"teachonce inspect {plan.store.path}")  # fmt: skip
+        raise IncompleteError(
+            f"{plan.store.path} holds no row with an image{which}", hint=f"teachonce inspect {plan.store.path}"
+        )
     return {"rows": rows, "without_class": without_class}
 
 

@@ -113,10 +113,14 @@ class ArrayWriter:
         self._file.close()
 
     def _write_header(self) -> None:
-        np.lib.format.write_array_header_1_0(self._file, {
-            "descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False,
-            "shape": (self.rows, *self._tail),
-        })  # fmt: skip
+        np.lib.format.write_array_header_1_0(
+            self._file,
+            {
+                "descr": np.lib.format.dtype_to_descr(self._dtype),
+                "fortran_order": False,
+                "shape": (self.rows, *self._tail),
+            },
+        )
 
 
 def open_files(folder: Path, digest: str) -> OpenFiles | None:
@@ -190,13 +194,19 @@ def publish(place: Path, identity: Mapping[str, Any], facts: Mapping[str, Any]) 
     for file in sorted(place.iterdir()):
         array = np.load(file, mmap_mode="r", allow_pickle=False)
         files[file.name] = {
-            "dtype": np.lib.format.dtype_to_descr(array.dtype), "shape": array.shape,
-            "bytes": file.stat().st_size, "crc32c": _crc(file),
-        }  # fmt: skip
+            "dtype": np.lib.format.dtype_to_descr(array.dtype),
+            "shape": array.shape,
+            "bytes": file.stat().st_size,
+            "crc32c": _crc(file),
+        }
     about: dict[str, Any] = {
-        "schema": SCHEMA, "kind": KIND, "identity": dict(identity), "files": files,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **facts,
-    }  # fmt: skip
+        "schema": SCHEMA,
+        "kind": KIND,
+        "identity": dict(identity),
+        "files": files,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **facts,
+    }
     about = json.loads(json.dumps(about))  # as a reader sees it: tuples are lists
     about["check"] = fingerprint_digest(about)
     (place / ABOUT).write_bytes(_about_bytes(about))

@@ -44,9 +44,14 @@ class TrainingOrder:
     """
 
     def __init__(
-        self, rows: npt.NDArray[np.integer[Any]], views: int, batch_size: int, views_per_step: int, seed: int,
+        self,
+        rows: npt.NDArray[np.integer[Any]],
+        views: int,
+        batch_size: int,
+        views_per_step: int,
+        seed: int,
         held_out: float,
-    ) -> None:  # fmt: skip
+    ) -> None:
         _check(rows, views, batch_size, views_per_step, held_out)
         self._views, self._batch_size, self._views_per_step, self._seed = views, batch_size, views_per_step, seed
         samples = rows if views == 1 else rows // views
@@ -97,7 +102,7 @@ class TrainingOrder:
 
 def _check(
     rows: npt.NDArray[np.integer[Any]], views: int, batch_size: int, views_per_step: int, held_out: float
-) -> None:  # fmt: skip
+) -> None:
     if not 1 <= views_per_step <= views:
         raise UsageError(
             f"views_per_step = {views_per_step}: expected 1 to {views}, the number of views of an image in this store",

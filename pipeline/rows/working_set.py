@@ -231,8 +231,10 @@ def _make(plan: Plan, folder: Path, identity: Mapping[str, Any], reporter: Repor
                 with working_files.draft(folder, digest) as place:
                     facts = write_arrays(plan, place, reporter)
                     if store.store_id() != identity["store"]:
-                        raise IncompleteError(f"{store.path} changed while its working set was made",
-                                              hint="run the same command again once the store is complete")  # fmt: skip
+                        raise IncompleteError(
+                            f"{store.path} changed while its working set was made",
+                            hint="run the same command again once the store is complete",
+                        )
                     working_files.publish(place, identity, {"store": store.path.name, **facts})
                 found = working_files.open_files(folder, digest)
     except OSError as problem:
@@ -240,6 +242,7 @@ def _make(plan: Plan, folder: Path, identity: Mapping[str, Any], reporter: Repor
             raise write_failed(folder / digest, problem) from problem
         raise PermissionError(problem.errno, problem.strerror or str(problem), str(folder)) from problem
     if found is None:
-        raise IncompleteError(f"{folder / digest} was cleared away as soon as it was made",
-                              hint="run the same command again")  # fmt: skip
+        raise IncompleteError(
+            f"{folder / digest} was cleared away as soon as it was made", hint="run the same command again"
+        )
     return found

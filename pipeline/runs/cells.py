@@ -57,8 +57,7 @@ def expand(grid: Grid) -> tuple[Cell, ...]:
                 cells.append(_cell(grid, name, own))
     unused = [i + 1 for i in range(len(grid.exclude)) if i not in used]
     if unused:
-        raise UsageError(f"{grid.file}: [[exclude]] {unused[0]}: matches no cell",
-                         hint="correct it, or take it out")  # fmt: skip
+        raise UsageError(f"{grid.file}: [[exclude]] {unused[0]}: matches no cell", hint="correct it, or take it out")
     if not cells:
         raise UsageError(f"{grid.file}: no cell is left: [[exclude]] matches all of them")
     _require_one_setting_a_name(grid, cells)
@@ -109,9 +108,14 @@ def _cell(grid: Grid, name: str | None, values: Values) -> Cell:
         settings[INIT] = grid.base[INIT] if grid.base[INIT] in WORDS else TrainConfig().init
     config = decode(TrainConfig, settings, where)
     return Cell(
-        name=f"{group} {SEED}={config.seed}", group=group, changes=changes, seed=config.seed, config=config,
-        data=_data(values, grid.file, where), prompts=prompts,
-    )  # fmt: skip
+        name=f"{group} {SEED}={config.seed}",
+        group=group,
+        changes=changes,
+        seed=config.seed,
+        config=config,
+        data=_data(values, grid.file, where),
+        prompts=prompts,
+    )
 
 
 def _shown(value: Any) -> str:
@@ -124,8 +128,10 @@ def _prompts(name: str, file: Path, where: str) -> Path:
     folder = beside(file, name)
     if not folder.is_dir():
         near = did_you_mean(name, WORDS)
-        raise UsageError(f"{where}: {INIT}: {folder.absolute()} is not a folder with prompts: {near}",
-                         hint="give the --out folder of `teachonce train`, or of `teachonce import`")  # fmt: skip
+        raise UsageError(
+            f"{where}: {INIT}: {folder.absolute()} is not a folder with prompts: {near}",
+            hint="give the --out folder of `teachonce train`, or of `teachonce import`",
+        )
     return folder.resolve()
 
 
@@ -157,8 +163,10 @@ def located(name: str, file: Path, where: str, words: Sequence[str] = ()) -> str
         return str(path.resolve())
     if name.startswith("timm:") or name in words:
         return name
-    raise DataError(f"{where}: there is no {path.absolute()}: {did_you_mean(name, (*words, *_files(file.parent)))}",
-                    hint="a path is relative to the grid's own folder")  # fmt: skip
+    raise DataError(
+        f"{where}: there is no {path.absolute()}: {did_you_mean(name, (*words, *_files(file.parent)))}",
+        hint="a path is relative to the grid's own folder",
+    )
 
 
 def _files(folder: Path) -> list[str]:

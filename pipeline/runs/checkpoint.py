@@ -45,9 +45,13 @@ class Identity:
 
 
 def save_checkpoint(
-    folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, identity: Identity,
+    folder: Path,
+    step: int,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: Identity,
     average: Mapping[str, Tensor] = _NO_AVERAGE,
-) -> Path:  # fmt: skip
+) -> Path:
     """Write `step-NNNNNNNN.safetensors` and remove all but the newest `KEEP` files.
 
     Args:
@@ -77,9 +81,12 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, identity: Identity,
+    folder: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: Identity,
     average: Mapping[str, Tensor] = _NO_AVERAGE,
-) -> int:  # fmt: skip
+) -> int:
     """Put the newest checkpoint into the module, the optimiser and the average, or into none of them.
 
     Args:
@@ -95,8 +102,9 @@ def load_checkpoint(
     """
     files = _files(folder)
     if not files:
-        raise UsageError(f"{folder} holds no checkpoint: there is nothing to resume",
-                         hint="restore it, or give another --out")  # fmt: skip
+        raise UsageError(
+            f"{folder} holds no checkpoint: there is nothing to resume", hint="restore it, or give another --out"
+        )
     file = files[-1]
     tensors, about = _read(file)
     _require_identity(file, about, identity)
@@ -204,8 +212,9 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _damaged(file: Path, why: str) -> IntegrityError:
-    return IntegrityError(f"the checkpoint {file} is damaged: {why}",
-                          hint=f"remove {file.name} and resume from the one before it")  # fmt: skip
+    return IntegrityError(
+        f"the checkpoint {file} is damaged: {why}", hint=f"remove {file.name} and resume from the one before it"
+    )
 
 
 def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:

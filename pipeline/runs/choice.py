@@ -51,8 +51,15 @@ def choose(folder: GridFolder, rule: Choose, groups: Mapping[str, Sequence[str]]
     values = {group: sum(share * figures[group][name] for name, share in rule.measures.items()) for group in groups}
     best = max(values, key=lambda group: values[group])  # the first of the largest
     ranking = dict(sorted(values.items(), key=lambda item: -item[1]))
-    return Choice(group=best, value=values[best], by=rule.measures, metric=rule.metric, figures=figures[best],
-                  cells=tuple(groups[best]), ranking=ranking)  # fmt: skip
+    return Choice(
+        group=best,
+        value=values[best],
+        by=rule.measures,
+        metric=rule.metric,
+        figures=figures[best],
+        cells=tuple(groups[best]),
+        ranking=ranking,
+    )
 
 
 def _figure(folder: GridFolder, digest: str, measure: str, metric: str) -> float:
@@ -63,6 +70,7 @@ def _figure(folder: GridFolder, digest: str, measure: str, metric: str) -> float
         file, key, found = cell.evaluation(measure), metric, read_document(cell.evaluation(measure))
     value: Any = (found or {}).get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise DataError(f"{file} does not say {key}, by which the grid chooses",
-                        hint="for held_out set held_out above 0 in [base]")  # fmt: skip
+        raise DataError(
+            f"{file} does not say {key}, by which the grid chooses", hint="for held_out set held_out above 0 in [base]"
+        )
     return float(value)

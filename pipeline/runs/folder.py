@@ -122,8 +122,10 @@ def require_same(out: Path, wanted: Mapping[str, Any]) -> None:
     stored = _stored(out)
     different = [f"{k}: there {stored[k]!r}, here {wanted[k]!r}" for k in sorted(wanted) if stored[k] != wanted[k]]
     if different:
-        raise FingerprintError(f"{out} was started with another config:\n  " + "\n  ".join(different),
-                               hint=f"resume with --config {out / CONFIG}")  # fmt: skip
+        raise FingerprintError(
+            f"{out} was started with another config:\n  " + "\n  ".join(different),
+            hint=f"resume with --config {out / CONFIG}",
+        )
 
 
 def clear(out: Path) -> None:
@@ -156,12 +158,16 @@ def _stored(out: Path) -> dict[str, Any]:
     known = [field.name for field in dataclasses.fields(TrainConfig)]
     unknown = [key for key in stored if key not in known]
     if unknown:
-        raise UsageError(f"{file} is not the config of a run: unknown keys {_listed(unknown)}",
-                         hint="give another --out; nothing was changed")  # fmt: skip
+        raise UsageError(
+            f"{file} is not the config of a run: unknown keys {_listed(unknown)}",
+            hint="give another --out; nothing was changed",
+        )
     missing = [key for key in known if key not in stored]
     if missing:
-        raise IntegrityError(f"{file} is not the whole config of a run: it lacks {_listed(missing)}",
-                             hint="restore it, or give another --out; nothing was changed")  # fmt: skip
+        raise IntegrityError(
+            f"{file} is not the whole config of a run: it lacks {_listed(missing)}",
+            hint="restore it, or give another --out; nothing was changed",
+        )
     return stored
 
 

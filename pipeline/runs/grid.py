@@ -183,10 +183,17 @@ def load_grid(file: Path) -> Grid:
         _exclude(entry, f"{where}: [[exclude]] {i + 1}") for i, entry in enumerate(_tables(lists, "exclude", where))
     ]
     grid = Grid(
-        file=file, title=head.title, question=head.question, design=head.design, base=base, axes=axes,
-        exclude=tuple(excluded), extra=_extra(_tables(lists, "cells", where), where), evaluations=head.evaluate,
+        file=file,
+        title=head.title,
+        question=head.question,
+        design=head.design,
+        base=base,
+        axes=axes,
+        exclude=tuple(excluded),
+        extra=_extra(_tables(lists, "cells", where), where),
+        evaluations=head.evaluate,
         choose=head.choose,
-    )  # fmt: skip
+    )
     _check_measures(grid)
     return grid
 
@@ -216,8 +223,10 @@ def _recipe(name: str | None, file: Path) -> Values:
     shipped = sorted(item.name for item in folder.iterdir() if item.name.endswith(".toml"))
     wanted = name if name.endswith(".toml") else f"{name}.toml"
     if wanted not in shipped:
-        raise UsageError(f"{file}: config: there is no {path.absolute()}, and no shipped recipe is called '{name}': "
-                         f"{did_you_mean(wanted, shipped)}")  # fmt: skip
+        raise UsageError(
+            f"{file}: config: there is no {path.absolute()}, and no shipped recipe is called '{name}': "
+            f"{did_you_mean(wanted, shipped)}"
+        )
     return _checked(tomllib.loads((folder / wanted).read_text(encoding="utf-8")), wanted)
 
 

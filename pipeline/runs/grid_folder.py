@@ -89,16 +89,19 @@ class GridFolder:
         if self.grid.is_file():
             found = read_document(self.grid)
             if found is None:
-                raise IntegrityError(f"{self.grid} is damaged: it is not what `ablate` writes",
-                                     hint="restore it; the runs below cells/ are not touched")  # fmt: skip
+                raise IntegrityError(
+                    f"{self.grid} is damaged: it is not what `ablate` writes",
+                    hint="restore it; the runs below cells/ are not touched",
+                )
             return found
         held = {item.name for item in self.path.iterdir()} if self.path.exists() else set()
         foreign = {name for name in held if not name.startswith("grid.json.lock")} - OURS
         cells = list((self.path / "cells").iterdir()) if "cells" in held else []
         # A lost grid.json costs nothing: cells are found by their digests.
         if foreign or not all((cell / "cell.json").is_file() for cell in cells):
-            raise UsageError(f"{self.path} is not empty and holds no grid",
-                             hint="give another --out; nothing was changed")  # fmt: skip
+            raise UsageError(
+                f"{self.path} is not empty and holds no grid", hint="give another --out; nothing was changed"
+            )
         return None
 
     def require_ours(self, wanted: Mapping[str, Any]) -> None:
@@ -124,8 +127,11 @@ class GridFolder:
         before = {entry["name"]: entry for entry in stored.get("evaluations", ())}
         for entry in wanted["evaluations"]:
             old = before.get(entry["name"], entry)
-            different += [f"evaluation {entry['name']}: {key}: there {old.get(key)!r}, here {value!r}"
-                          for key, value in entry.items() if key not in PLACES and old.get(key) != value]  # fmt: skip
+            different += [
+                f"evaluation {entry['name']}: {key}: there {old.get(key)!r}, here {value!r}"
+                for key, value in entry.items()
+                if key not in PLACES and old.get(key) != value
+            ]
         if different:
             raise FingerprintError(
                 f"{self.path} holds another grid ({stored.get('title')!r}, labels {stored.get('labels')}, student "
@@ -196,8 +202,11 @@ class CellFolder:
             return {"kind": type(damage).__name__, "message": damage.message, "hint": damage.hint}
         if not self.failure.is_file():
             return None
-        unread = {"kind": "IntegrityError", "message": f"{self.failure} is damaged: why the cell failed is lost",
-                  "hint": f"the same command with --retry-failed tries it again; or remove {self.path}"}  # fmt: skip
+        unread = {
+            "kind": "IntegrityError",
+            "message": f"{self.failure} is damaged: why the cell failed is lost",
+            "hint": f"the same command with --retry-failed tries it again; or remove {self.path}",
+        }
         found = read_document(self.failure) or unread
         return found if found.get("hint") else found | {"hint": RETRY}
 
@@ -209,9 +218,13 @@ class CellFolder:
             here = f"remove {self.path} to train this cell again"
             said, hint = problem.message, problem.hint.replace(OTHER_OUT, here)
         document = {
-            "schema": SCHEMA, "kind": type(problem).__name__, "message": said, "hint": hint, "ours": ours,
+            "schema": SCHEMA,
+            "kind": type(problem).__name__,
+            "message": said,
+            "hint": hint,
+            "ours": ours,
             "time": round(time.time(), 3),
-        }  # fmt: skip
+        }
         write_document(self.failure, document)
         return document
 

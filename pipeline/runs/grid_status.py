@@ -95,14 +95,18 @@ def grid_status(folder: Path, now: float) -> GridStatus:
     grid = GridFolder(folder)
     about = read_document(grid.grid)
     if about is None or not isinstance(about.get("cells"), list):
-        raise IntegrityError(f"{grid.grid} is damaged: it should list the cells of a grid",
-                             hint="restore it; the runs below cells/ are not touched")  # fmt: skip
+        raise IntegrityError(
+            f"{grid.grid} is damaged: it should list the cells of a grid",
+            hint="restore it; the runs below cells/ are not touched",
+        )
     wanted = [e["name"] for e in about.get("evaluations", ()) if e.get("only") != ONCE]
     owner = read_owner(grid.grid)
     worker, events = worker_of(owner), read_lines(folder / LOG)
     at_work = set() if owner is None or (worker and worker.alive is False) else _started(events, owner.token)
-    cells = [_cell(grid.cell(str(cell["digest"])), cell, wanted, str(cell["digest"]) in at_work, now)
-             for cell in about["cells"]]  # fmt: skip
+    cells = [
+        _cell(grid.cell(str(cell["digest"])), cell, wanted, str(cell["digest"]) in at_work, now)
+        for cell in about["cells"]
+    ]
     counts, seconds = _counts(cells), _seconds_of_a_cell(events, cells)
     sign = newest([lock_path(grid.grid), folder / LOG, grid.results, *(folder / "cells").glob(f"*/{LOG}")])
     silent = max(0.0, now - sign) if sign is not None else 0.0
@@ -110,12 +114,18 @@ def grid_status(folder: Path, now: float) -> GridStatus:
     state = _state(grid, worker, counts, silent)
     end = ending(left or 0.0, max(1, counts["running"]) if left is not None else None, now, now, state)
     return GridStatus(
-        path=str(folder), title=str(about.get("title", "")), state=state, process=worker, cells=counts,
+        path=str(folder),
+        title=str(about.get("title", "")),
+        state=state,
+        process=worker,
+        cells=counts,
         open_cells=tuple(_told(cell) for cell in cells if cell.state not in ("finished", "waiting")),
-        seconds_per_cell=seconds, last_sign=iso(sign) if sign is not None else None,
+        seconds_per_cell=seconds,
+        last_sign=iso(sign) if sign is not None else None,
         seconds_since_sign=round(silent, 1) if sign is not None else None,
-        seconds_left=end.seconds_left, estimated_end=end.estimated_end,
-    )  # fmt: skip
+        seconds_left=end.seconds_left,
+        estimated_end=end.estimated_end,
+    )
 
 
 def _started(events: Sequence[Mapping[str, Any]], token: int) -> set[str]:
@@ -181,11 +191,14 @@ def _state(grid: GridFolder, worker: Worker | None, counts: Mapping[str, int], s
 def _told(cell: _Cell) -> CellStatus:
     run, problem = cell.run, cell.problem or {}
     return CellStatus(
-        name=str(cell.about.get("name", "")), digest=str(cell.about["digest"]), state=cell.state,
-        step=run.step if run else 0, steps=run.steps if run else None,
+        name=str(cell.about.get("name", "")),
+        digest=str(cell.about["digest"]),
+        state=cell.state,
+        step=run.step if run else 0,
+        steps=run.steps if run else None,
         steps_per_second=run.steps_per_second if run else None,
         seconds_since_sign=run.seconds_since_sign if run else None,
         loss=run.losses.get("loss") if run else None,
         problem=str(problem["message"]) if problem.get("message") else None,
         hint=str(problem["hint"]) if problem.get("hint") else None,
-    )  # fmt: skip
+    )

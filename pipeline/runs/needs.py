@@ -42,8 +42,12 @@ class Derivation:
 
     def words(self) -> str:
         """What changes, for people."""
-        said = {"vocabulary": self.vocabulary, "template": " + ".join(self.templates or ()), "top_k": self.top_k,
-                "temperatures": ", ".join(f"{tau:g}" for tau in self.temperatures or ())}  # fmt: skip
+        said = {
+            "vocabulary": self.vocabulary,
+            "template": " + ".join(self.templates or ()),
+            "top_k": self.top_k,
+            "temperatures": ", ".join(f"{tau:g}" for tau in self.temperatures or ()),
+        }
         return "; ".join(f"{key} {value}" for key, value in said.items() if value)
 
 
@@ -86,10 +90,15 @@ def cell_digest(cell: Cell, need: Need, content: str, student: str, prompts: str
         student: digest of the student's weights.
         prompts: digest of the prompts that it starts from.
     """
-    return short_digest({
-        "config": cell.config.to_dict(), "data": need.identity(), "store": content, "student": student,
-        "prompts": prompts,
-    })  # fmt: skip
+    return short_digest(
+        {
+            "config": cell.config.to_dict(),
+            "data": need.identity(),
+            "store": content,
+            "student": student,
+            "prompts": prompts,
+        }
+    )
 
 
 def need_of(cell: Cell, store: LabelStore, root: Path | None) -> Need:
@@ -112,8 +121,13 @@ def need_of(cell: Cell, store: LabelStore, root: Path | None) -> Need:
     fewer = data.top_k if 0 < data.top_k < kept else None
     need = Need(derivation=derivation, rule=None)
     if data.shots or fewer or classes is not None:
-        rule = Rule(shots=data.shots or None, seed=int(data.shots_seed) if data.shots else 0, top_k=fewer,
-                    classes=classes, all_names=data.all_names)  # fmt: skip
+        rule = Rule(
+            shots=data.shots or None,
+            seed=int(data.shots_seed) if data.shots else 0,
+            top_k=fewer,
+            classes=classes,
+            all_names=data.all_names,
+        )
         need = Need(derivation=derivation, rule=rule)
     _check_top(cell, fewer or kept)
     return need
@@ -125,8 +139,9 @@ def _derivation(cell: Cell, data: DataKeys, vocabulary: Vocabulary, store: Label
     renamed = vocabulary.digest != stored.get("vocabulary_digest")
     templates = data.template if data.template and list(data.template) != stored.get("templates") else None
     if data.top_k > len(vocabulary):
-        raise UsageError(f"data.top_k = {data.top_k}: there are {len(vocabulary)} classes",
-                         hint=f"use at most {len(vocabulary)}")  # fmt: skip
+        raise UsageError(
+            f"data.top_k = {data.top_k}: there are {len(vocabulary)} classes", hint=f"use at most {len(vocabulary)}"
+        )
     more = data.top_k if data.top_k > min(layout.top_k, len(vocabulary)) else None
     taus = None
     if layout.top_k and config.soft_tail and config.tau_teacher not in layout.temperatures:
@@ -134,9 +149,12 @@ def _derivation(cell: Cell, data: DataKeys, vocabulary: Vocabulary, store: Label
     if not (renamed or templates or more or taus):
         return None
     found = Derivation(
-        vocabulary=data.vocabulary if renamed else None, vocabulary_digest=vocabulary.digest if renamed else None,
-        templates=templates, top_k=more, temperatures=taus,
-    )  # fmt: skip
+        vocabulary=data.vocabulary if renamed else None,
+        vocabulary_digest=vocabulary.digest if renamed else None,
+        templates=templates,
+        top_k=more,
+        temperatures=taus,
+    )
     _require_source(store, found)
     if renamed or templates:
         _require_teacher(store, vocabulary, templates)
@@ -146,11 +164,15 @@ def _derivation(cell: Cell, data: DataKeys, vocabulary: Vocabulary, store: Label
 def _require_source(store: LabelStore, wanted: Derivation) -> None:
     """Refuse what needs embeddings where there are none: it would take the teacher's image tower."""
     if not store.layout.top_k:
-        raise DataError(f"{store.path} was made without a teacher: {wanted.words()} cannot be had from it",
-                        hint=teach_command(store, "--teacher MODEL --embeddings int8"))  # fmt: skip
+        raise DataError(
+            f"{store.path} was made without a teacher: {wanted.words()} cannot be had from it",
+            hint=teach_command(store, "--teacher MODEL --embeddings int8"),
+        )
     if EMBEDDING not in store.groups:
-        raise DataError(f"{store.path} keeps no embeddings of its teacher, from which this would be derived: "
-                        f"{wanted.words()}", hint=teach_command(store, "--embeddings int8"))  # fmt: skip
+        raise DataError(
+            f"{store.path} keeps no embeddings of its teacher, from which this would be derived: {wanted.words()}",
+            hint=teach_command(store, "--embeddings int8"),
+        )
 
 
 def _require_teacher(store: LabelStore, vocabulary: Vocabulary, templates: tuple[str, ...] | None) -> None:
@@ -167,14 +189,17 @@ def _require_teacher(store: LabelStore, vocabulary: Vocabulary, templates: tuple
     try:
         parse_spec(spec)
     except UsageError as problem:
-        raise DataError(f"new names or templates need the text tower of the teacher: {problem.message}",
-                        hint=hint) from problem  # fmt: skip
+        raise DataError(
+            f"new names or templates need the text tower of the teacher: {problem.message}", hint=hint
+        ) from problem
 
 
 def _check_top(cell: Cell, top_k: int) -> None:
     if cell.config.candidates == "sampled" and top_k and cell.config.sampled_top > top_k:
-        raise UsageError(f"sampled_top = {cell.config.sampled_top}: soft labels have {top_k} classes here",
-                         hint=f"use sampled_top = {top_k}, or a larger data.top_k")  # fmt: skip
+        raise UsageError(
+            f"sampled_top = {cell.config.sampled_top}: soft labels have {top_k} classes here",
+            hint=f"use sampled_top = {top_k}, or a larger data.top_k",
+        )
 
 
 def teach_command(store: LabelStore, added: str) -> str:
@@ -202,5 +227,7 @@ def student_command(store: LabelStore, spec: str) -> str:
     about = store.groups[LABELS].fingerprint["about"]
     parents = [*about.get("parents", ()), *([about["parent"]] if "parent" in about else [])]
     names = " or ".join(str(parent["name"]) for parent in parents) or "its parent"
-    return (f"add them to the store that it was made from: the `teachonce teach ...` that wrote {names}, with "
-            f"--student {spec}; then run the same `{store.maker}` again, which copies them over")  # fmt: skip
+    return (
+        f"add them to the store that it was made from: the `teachonce teach ...` that wrote {names}, with "
+        f"--student {spec}; then run the same `{store.maker}` again, which copies them over"
+    )

@@ -145,11 +145,18 @@ def _read(folder: Path, name: str) -> Run:
     rows = [number(event.get("rows")) for event in events if event.get("event") == "held_out"]
     times = [time for event in events if (time := number(event.get("time"))) is not None]
     return Run(
-        folder=folder, name=name, seed=seed, config=config, results=results, start=start,
-        last_time=times[-1] if times else None, loss=loss, held_out=held_out,
+        folder=folder,
+        name=name,
+        seed=seed,
+        config=config,
+        results=results,
+        start=start,
+        last_time=times[-1] if times else None,
+        loss=loss,
+        held_out=held_out,
         held_out_rows=int(rows[-1]) if rows and rows[-1] is not None else None,
         evaluations=read_evaluations(folder / "evaluations"),
-    )  # fmt: skip
+    )
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -249,10 +256,16 @@ def read_evaluation(file: Path, name: str) -> Evaluation | None:
     credits, foreign = _credits(Path(f"{beside}.top1.npy"), int(n), figures["top1"])
     template_credits, more = _credits(Path(f"{beside}.template.top1.npy"), int(n), template.get("top1"))
     return Evaluation(
-        name=name, figures=figures, template=template, n=int(n), about=about,
-        classes=_class_figures(Path(f"{beside}.csv")), credits=credits, template_credits=template_credits,
+        name=name,
+        figures=figures,
+        template=template,
+        n=int(n),
+        about=about,
+        classes=_class_figures(Path(f"{beside}.csv")),
+        credits=credits,
+        template_credits=template_credits,
         foreign=(*foreign, *more),
-    )  # fmt: skip
+    )
 
 
 def _figures(document: Mapping[str, Any]) -> dict[str, float]:

@@ -90,15 +90,23 @@ def run_status(folder: Path, now: float) -> RunStatus:
     step, since = int(last.get("step", 0)), float(last.get("time", now))
     end = ending(max(0, (total or 0) - step), rate if total else None, since, now, state)
     return RunStatus(
-        path=str(folder), state=state, process=worker, step=step, steps=total,
+        path=str(folder),
+        state=state,
+        process=worker,
+        step=step,
+        steps=total,
         losses={name: value for name, value in last.items() if name not in _NO_LOSS and number(value)},
-        learning_rate=last.get("learning_rate"), gradient_norm=last.get("gradient_norm"), held_out=_held_out(events),
-        steps_per_second=rate, checkpoint=_checkpoint(folder),
+        learning_rate=last.get("learning_rate"),
+        gradient_norm=last.get("gradient_norm"),
+        held_out=_held_out(events),
+        steps_per_second=rate,
+        checkpoint=_checkpoint(folder),
         resumed=max(0, sum(event["event"] == "pairing" for event in events) - 1),
         last_sign=iso(sign) if sign is not None else None,
         seconds_since_sign=round(silent, 1) if silent is not None else None,
-        seconds_left=end.seconds_left, estimated_end=end.estimated_end,
-    )  # fmt: skip
+        seconds_left=end.seconds_left,
+        estimated_end=end.estimated_end,
+    )
 
 
 def _attempt(events: Sequence[Event]) -> Sequence[Event]:
@@ -132,8 +140,12 @@ def _held_out(events: Sequence[Event]) -> dict[str, float] | None:
     if not scores:
         return None
     best = max(scores, key=lambda event: event["top1"])
-    return {"top1": scores[-1]["top1"], "step": scores[-1]["step"],
-            "best_top1": best["top1"], "best_step": best["step"]}  # fmt: skip
+    return {
+        "top1": scores[-1]["top1"],
+        "step": scores[-1]["step"],
+        "best_top1": best["top1"],
+        "best_step": best["step"],
+    }
 
 
 def _checkpoint(folder: Path) -> int | None:

@@ -43,8 +43,9 @@ def require_packages(kinds: Sequence[LogTo]) -> None:
     """
     for kind in kinds:
         if importlib.util.find_spec(kind) is None:
-            raise EnvironmentFault(f"--log {kind}: the package {kind} is not installed",
-                                   hint=f"pip install 'teachonce[{kind}]'")  # fmt: skip
+            raise EnvironmentFault(
+                f"--log {kind}: the package {kind} is not installed", hint=f"pip install 'teachonce[{kind}]'"
+            )
 
 
 def open_sinks(kinds: Sequence[LogTo], run: Path) -> tuple[Sink, ...]:

@@ -162,8 +162,10 @@ class NameTokenizer:
     def _bare(text: str, before: str, after: str) -> str:
         inside = len(text) - len(before) - len(after)
         if inside < 1 or not text.startswith(before) or not text.endswith(after):
-            raise UsageError(f"{text!r} is not of the template {before + '{c}' + after!r}",
-                             hint="give prompted_model all templates, in the order in which texts come")  # fmt: skip
+            raise UsageError(
+                f"{text!r} is not of the template {before + '{c}' + after!r}",
+                hint="give prompted_model all templates, in the order in which texts come",
+            )
         return text[len(before) : len(before) + inside]
 
 

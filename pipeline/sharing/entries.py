@@ -114,8 +114,10 @@ def files_of(folder: Path) -> list[tuple[str, int]]:
     for file in folder.rglob("*"):
         name = file.relative_to(folder).as_posix()
         if file.is_symlink() or not (file.is_file() or file.is_dir()) or not is_plain(name):
-            raise IntegrityError(f"{str(file)!r} is a link, no file, or has an odd name: it cannot be packed",
-                                 hint="take it out of the folder: teachonce writes nothing like it")  # fmt: skip
+            raise IntegrityError(
+                f"{str(file)!r} is a link, no file, or has an odd name: it cannot be packed",
+                hint="take it out of the folder: teachonce writes nothing like it",
+            )
         if file.is_file():
             found.append((name, file.stat().st_size))
     return sorted(found)
@@ -143,8 +145,11 @@ def _tar_entries(pack: Path) -> Iterator[Entry]:
     try:
         for member in tar_members(Part(pack, pack.name)):  # passes over all that is no plain file
             if member.offset != end:
-                raise IntegrityError(f"{pack} holds something that is no plain file (a link, a device, a folder) "
-                                     f"at byte {end}; nothing was written", hint=FOREIGN)  # fmt: skip
+                raise IntegrityError(
+                    f"{pack} holds something that is no plain file (a link, a device, a folder) "
+                    f"at byte {end}; nothing was written",
+                    hint=FOREIGN,
+                )
             end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
             yield Entry(member.name, member.size, _opener(pack, member.offset_data))
     except DataError as problem:

@@ -26,9 +26,27 @@ FACTS_FILE, CONFIG_FILE = "export.json", "config.toml"
 _RUN_KEYS = ("steps", "trainable_parameters", "final_loss", "held_out_top1", "selection_digest", "start")
 _IMPORT_KEYS = ("checkpoint_digest", "epoch", "student_proved")
 _SCORE_KEYS = (
-    "top1", "top5", "macro", "ece", "nll", "n", "classes", "failed", "tied_names", "top1_interval", "wise", "protocol",
-    "manifest", "split", "chosen", "templates", "names_digest", "digests", "baseline", "paired",
-)  # fmt: skip
+    "top1",
+    "top5",
+    "macro",
+    "ece",
+    "nll",
+    "n",
+    "classes",
+    "failed",
+    "tied_names",
+    "top1_interval",
+    "wise",
+    "protocol",
+    "manifest",
+    "split",
+    "chosen",
+    "templates",
+    "names_digest",
+    "digests",
+    "baseline",
+    "paired",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,16 +120,25 @@ def gather(run: Path, prompts: LoadedPrompts, licence: str | None, version: str)
     else:
         results = _read(run / "results.json") if (run / "results.json").is_file() else {}
         if results.get("prompts_digest", prompts.tensors_digest) != prompts.tensors_digest:
-            raise FingerprintError(f"{run / 'results.json'} is about other prompts than those beside it",
-                                   hint="finish the run with `teachonce train --resume`")  # fmt: skip
+            raise FingerprintError(
+                f"{run / 'results.json'} is about other prompts than those beside it",
+                hint="finish the run with `teachonce train --resume`",
+            )
         origin = "import" if "checkpoint_digest" in results else "train" if "steps" in results else "unknown"
         training = {key: results[key] for key in (*_RUN_KEYS, *_IMPORT_KEYS) if results.get(key) is not None}
         data, evaluations = _data(run, results), _evaluations(run, prompts)
     return ExportFacts(
-        teachonce=version, licence=licence, prompts_digest=prompts.tensors_digest, student=public(meta.student),
-        student_digest=meta.student_digest, structure=_structure(meta), origin=origin, training=training, data=data,
+        teachonce=version,
+        licence=licence,
+        prompts_digest=prompts.tensors_digest,
+        student=public(meta.student),
+        student_digest=meta.student_digest,
+        structure=_structure(meta),
+        origin=origin,
+        training=training,
+        data=data,
         evaluations=evaluations,
-    )  # fmt: skip
+    )
 
 
 def _require_own_config(run: Path) -> None:
@@ -181,12 +208,21 @@ def _data(run: Path, results: dict[str, Any]) -> DataFacts:
     name, split = str(told.get("manifest", "")), str(told.get("split", ""))
     title, licence = _release(name, split, str(told.get("manifest_digest", "")))
     return DataFacts(
-        store_id=store_id, manifest=name, split=split, title=title, licence=licence, rows=store.layout.rows,
-        views=store.layout.views, top_k=store.layout.top_k, classes=store.layout.classes,
-        vocabulary=public(str(about.get("vocabulary") or "")), vocabulary_digest=known.vocabulary_digest,
-        teacher=public(str(about.get("teacher") or "")), teacher_digest=str(told.get("teacher_digest", "")),
+        store_id=store_id,
+        manifest=name,
+        split=split,
+        title=title,
+        licence=licence,
+        rows=store.layout.rows,
+        views=store.layout.views,
+        top_k=store.layout.top_k,
+        classes=store.layout.classes,
+        vocabulary=public(str(about.get("vocabulary") or "")),
+        vocabulary_digest=known.vocabulary_digest,
+        teacher=public(str(about.get("teacher") or "")),
+        teacher_digest=str(told.get("teacher_digest", "")),
         templates=tuple(told.get("templates", ())),
-    )  # fmt: skip
+    )
 
 
 def _release(name: str, split: str, digest: str) -> tuple[str, str]:
@@ -205,13 +241,16 @@ def _evaluations(run: Path, prompts: LoadedPrompts) -> tuple[dict[str, Any], ...
         told = _read(file)
         digests = told.get("digests")
         if not isinstance(digests, dict) or not isinstance(told.get("top1"), float) or not told.get("run"):
-            raise IntegrityError(f"{file} is no result of `teachonce evaluate RUN --json`", hint="take it out, or "
-                                 "write it again")  # fmt: skip
+            raise IntegrityError(
+                f"{file} is no result of `teachonce evaluate RUN --json`", hint="take it out, or write it again"
+            )
         own = {"student": prompts.meta.student_digest, "prompts": prompts.tensors_digest}
         for what, digest in own.items():
             if digests.get(what, digest) != digest:
-                raise FingerprintError(f"{file} was measured with other {what}: {digests[what]}, here {digest}",
-                                       hint="evaluate these prompts again")  # fmt: skip
+                raise FingerprintError(
+                    f"{file} was measured with other {what}: {digests[what]}, here {digest}",
+                    hint="evaluate these prompts again",
+                )
         scores = {key: told[key] for key in _SCORE_KEYS if told.get(key) is not None}
         found.append({"name": file.stem, **scores, "manifest": public(str(told.get("manifest", "")))})
     return tuple(found)

@@ -37,14 +37,22 @@ def model_card(facts: ExportFacts, place: str) -> str:
     page.filters |= {"md": markdown, "yaml": json.dumps, "json": json.dumps}
     source = (resources.files("teachonce.sharing") / "assets" / _TEMPLATE).read_text(encoding="utf-8")
     text = page.from_string(source).render(
-        facts=facts, place=place, licence_id=licence_id(facts.licence), base_model=base_model(facts.student),
-        local_student=facts.student.startswith(LOCAL_DIR), tower=facts.structure["tower"],
-        origin_text=_ORIGIN[facts.origin], structure_rows=_structure_rows(facts.structure),
-        training_rows=list(_training_rows(facts.training)), data_rows=list(_data_rows(facts)),
-        score_rows=[_score_row(row) for row in facts.evaluations], held_out=_held_out(facts.training),
-        limits=list(_limits(facts)), licence_text=facts.licence or "not stated by who exported them",
+        facts=facts,
+        place=place,
+        licence_id=licence_id(facts.licence),
+        base_model=base_model(facts.student),
+        local_student=facts.student.startswith(LOCAL_DIR),
+        tower=facts.structure["tower"],
+        origin_text=_ORIGIN[facts.origin],
+        structure_rows=_structure_rows(facts.structure),
+        training_rows=list(_training_rows(facts.training)),
+        data_rows=list(_data_rows(facts)),
+        score_rows=[_score_row(row) for row in facts.evaluations],
+        held_out=_held_out(facts.training),
+        limits=list(_limits(facts)),
+        licence_text=facts.licence or "not stated by who exported them",
         data_licence=facts.data.licence or "not recorded here; the terms of the training data hold",
-    )  # fmt: skip
+    )
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
@@ -89,11 +97,15 @@ def _structure_rows(structure: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _training_rows(training: dict[str, Any]) -> Iterator[tuple[str, str]]:
     words = {
-        "steps": "training steps", "trainable_parameters": "trained numbers", "final_loss": LOSS,
-        "checkpoint_digest": "imported checkpoint, SHA-256", "epoch": "its epoch",
+        "steps": "training steps",
+        "trainable_parameters": "trained numbers",
+        "final_loss": LOSS,
+        "checkpoint_digest": "imported checkpoint, SHA-256",
+        "epoch": "its epoch",
         "student_proved": "whether it holds the student's own start token",
-        "selection_digest": "selection of rows, SHA-256", "start": "started from the prompts, SHA-256",
-    }  # fmt: skip
+        "selection_digest": "selection of rows, SHA-256",
+        "start": "started from the prompts, SHA-256",
+    }
     for key, name in words.items():
         if key in training and training[key] not in _USUAL:
             value = training[key]
@@ -124,12 +136,16 @@ def _score_row(row: dict[str, Any]) -> list[str]:
     mixed = f", {row['wise']:g} of the prompts mixed with the template" if row.get("wise", 1) != 1 else ""
     where = f"{row.get('manifest') or 'not recorded'}, {row.get('split') or 'split not recorded'}"
     return [
-        f"{row.get('protocol') or row['name']}{mixed}", f"{where}{', ' + row['chosen'] if row.get('chosen') else ''}",
-        str(row.get("classes", "")), str(row.get("n", "")), percent(row["top1"]),
-        f"{percent(low)} to {percent(high)}" if low is not None else "", percent(row.get("macro")),
+        f"{row.get('protocol') or row['name']}{mixed}",
+        f"{where}{', ' + row['chosen'] if row.get('chosen') else ''}",
+        str(row.get("classes", "")),
+        str(row.get("n", "")),
+        percent(row["top1"]),
+        f"{percent(low)} to {percent(high)}" if low is not None else "",
+        percent(row.get("macro")),
         f"{row['ece']:.3f}" if "ece" in row else "",
         f"{percent(baseline['top1'])} ({baseline.get('template', '')})" if "top1" in baseline else "",
-    ]  # fmt: skip
+    ]
 
 
 def percent(share: float | None) -> str:

@@ -187,8 +187,10 @@ class _Seen:
         for name in sorted(listed.keys() | self.sums.keys()):
             expected, found = listed.get(name, "not in the list"), self.sums.get(name, "missing")
             if expected != found:
-                raise IntegrityError(f"{self.pack}: {name} is not what was packed: expected SHA-256 {expected}, found "
-                                     f"{found}", hint=AGAIN)  # fmt: skip
+                raise IntegrityError(
+                    f"{self.pack}: {name} is not what was packed: expected SHA-256 {expected}, found {found}",
+                    hint=AGAIN,
+                )
         return self.head, hashlib.sha256(self.listed).hexdigest()
 
 

@@ -80,24 +80,35 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
     start, stop = store.layout.bounds(chunk)
     index, rows = store.index_of_chunk(chunk), stop - start
     images = _Images(np.zeros(rows, np.uint8), np.zeros(rows, np.uint32), np.zeros((rows, 5), np.uint16))
-    columns = {group: column(group, store, chunk, job.logit_scale, job.class_tile)
-               for group, _, _ in job.models if group in missing}  # fmt: skip
+    columns = {
+        group: column(group, store, chunk, job.logit_scale, job.class_tile)
+        for group, _, _ in job.models
+        if group in missing
+    }
     with ImageReader(index, location(job.root)) as reader:
         faults, image_bytes, clock = _fill(columns, reader, images, job, threads)
     if LABELS not in missing:
         _require_same_images(store, chunk, index, images)
     phases, coding = clock.finish(), time.perf_counter()
-    data = {group: columns[group].finish(images.status, np.repeat(index.label, job.views.views))
-            if group in columns else {} for group in missing}  # fmt: skip
+    labels = np.repeat(index.label, job.views.views)
+    data = {group: columns[group].finish(images.status, labels) if group in columns else {} for group in missing}
     if LABELS in missing:
         data[LABELS] |= _row_arrays(store, chunk, index, images)
     staging, digests = _stage(store, job.token, chunk, data)
     phases["write"] = time.perf_counter() - coding
     reasons = tuple((index.key(row // job.views.views), fault.reason) for row, fault in faults)
     return ChunkReport(
-        chunk, str(staging), digests, rows - len(faults), len(faults), reasons, phases, len(index), image_bytes,
+        chunk,
+        str(staging),
+        digests,
+        rows - len(faults),
+        len(faults),
+        reasons,
+        phases,
+        len(index),
+        image_bytes,
         time.perf_counter() - began,
-    )  # fmt: skip
+    )
 
 
 def _require_seen(job: TeachJob) -> None:
@@ -125,8 +136,9 @@ def _stage(
     except OSError as problem:
         raise write_failed(store.path, problem) from problem
     try:
-        return staging, tuple((group, store.write_chunk(group, chunk, arrays, staging))
-                              for group, arrays in data.items())  # fmt: skip
+        return staging, tuple(
+            (group, store.write_chunk(group, chunk, arrays, staging)) for group, arrays in data.items()
+        )
     except BaseException:
         drop_staging(staging)
         raise

@@ -24,8 +24,18 @@ SHARED = 0.8  # of their sum, that workers of one machine reach at least
 BYTES_SPREAD = 0.08  # small chunks compress a little worse than large ones, and few photos are not all photos
 MOST_SHOWN = 40  # characters of a value in a message
 # Fields of a store's label fingerprint that say which job it was, and those without which it is another one entirely.
-JOB = ("manifest", "manifest_digest", "split", "vocabulary_digest", "views", "shots", "top_k", "precision", "templates",
-       "teacher_digest")  # fmt: skip
+JOB = (
+    "manifest",
+    "manifest_digest",
+    "split",
+    "vocabulary_digest",
+    "views",
+    "shots",
+    "top_k",
+    "precision",
+    "templates",
+    "teacher_digest",
+)
 ANOTHER = {"manifest", "manifest_digest", "split", "teacher_digest"}
 
 
@@ -62,9 +72,13 @@ def store_bytes(probe: Rehearsal, rows: int) -> list[Estimate]:
     spread = {"index": 4 * BYTES_SPREAD}  # names and places of a few archives, beside those of all
     if not probe.named:  # top classes of a made-up matrix are closer to each other than real ones
         spread["labels"] = 4 * BYTES_SPREAD
-    found = [_bytes(part, rows * each * (1 - spread.get(part, BYTES_SPREAD)),
-                    rows * each * (1 + spread.get(part, BYTES_SPREAD)))
-             for part, each in probe.bytes_per_row.items() if each]  # fmt: skip
+    found = [
+        _bytes(
+            part, rows * each * (1 - spread.get(part, BYTES_SPREAD)), rows * each * (1 + spread.get(part, BYTES_SPREAD))
+        )
+        for part, each in probe.bytes_per_row.items()
+        if each
+    ]
     return [*found, _bytes("fixed", 0.9 * probe.fixed_bytes, 1.5 * probe.fixed_bytes + rows / 16)]
 
 

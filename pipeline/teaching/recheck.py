@@ -133,19 +133,25 @@ def _turned(kept: npt.NDArray[np.float32], features: Tensor) -> str:
 def _teacher_of(store: LabelStore, spec: str) -> LoadedClip:
     fingerprint = store.groups[LABELS].fingerprint
     if "logit_scale" not in fingerprint:
-        raise DataError(f"{store.path} was not made by one teacher: there is nothing to run again",
-                        hint="check its parents instead")  # fmt: skip
+        raise DataError(
+            f"{store.path} was not made by one teacher: there is nothing to run again", hint="check its parents instead"
+        )
     teacher = load_clip(spec, pick_device())
     found = {
         "teacher_digest": teacher.digest,
         "preprocess": teacher.preprocess_text,
         "logit_scale": teacher.logit_scale,
     }
-    different = [f"{name}: stored {fingerprint[name]!r}, '{spec}' has {value!r}"
-                 for name, value in found.items() if fingerprint[name] != value]  # fmt: skip
+    different = [
+        f"{name}: stored {fingerprint[name]!r}, '{spec}' has {value!r}"
+        for name, value in found.items()
+        if fingerprint[name] != value
+    ]
     if different:
-        raise FingerprintError(f"'{spec}' is not the teacher of {store.path}:\n  " + "\n  ".join(different),
-                               hint="teachonce inspect shows which one was used")  # fmt: skip
+        raise FingerprintError(
+            f"'{spec}' is not the teacher of {store.path}:\n  " + "\n  ".join(different),
+            hint="teachonce inspect shows which one was used",
+        )
     return teacher
 
 
@@ -165,9 +171,13 @@ def _log_probs(head: TeacherHead, features: Tensor, kind: EmbeddingKind | None) 
 
 
 def _compare(
-    stored: TopK, place: int, log_p: npt.NDArray[np.float64] | None, store: LabelStore, slack: Slack,
+    stored: TopK,
+    place: int,
+    log_p: npt.NDArray[np.float64] | None,
+    store: LabelStore,
+    slack: Slack,
     unchanged: bool | None,
-) -> tuple[float, float, float, str]:  # fmt: skip
+) -> tuple[float, float, float, str]:
     """Overlap, worst value, KL and what is wrong of one row."""
     if log_p is None:
         return 0.0, float("inf"), float("inf"), "the image cannot be decoded any more"

@@ -96,11 +96,25 @@ def rehearse(
     rows = _chunk_rows(models, wanted, job.batch_size, budget / 8)
     with tempfile.TemporaryDirectory(prefix="teachonce-") as folder:
         path = Path(folder) / "rehearsal.zarr"
-        layout = new_layout(len(index) * wanted.views.views, len(wanted.vocabulary), wanted.top_k, TEMPERATURES, rows,
-                            wanted.views.views)  # fmt: skip
+        layout = new_layout(
+            len(index) * wanted.views.views,
+            len(wanted.vocabulary),
+            wanted.top_k,
+            TEMPERATURES,
+            rows,
+            wanted.views.views,
+        )
         fingerprint = fingerprint_of(wanted, models) | {"samples": index.digest}
-        store = create_store(path, layout, fingerprint, wanted.vocabulary, wanted.own_classes, index,
-                             row_order(len(index), ORDER_SEED), matrix)  # fmt: skip
+        store = create_store(
+            path,
+            layout,
+            fingerprint,
+            wanted.vocabulary,
+            wanted.own_classes,
+            index,
+            row_order(len(index), ORDER_SEED),
+            matrix,
+        )
         add_groups(store, wanted, models)
         with hold(path, Silent()) as token:
             ours = replace(job, store=str(path), root=absolute(wanted.root), token=token, threads=threads)
@@ -108,9 +122,14 @@ def rehearse(
 
 
 def _timed(
-    store: LabelStore, job: TeachJob, groups: tuple[str, ...], models: Mapping[str, LoadedClip], until: float,
-    names: tuple[float, bool], reporter: Reporter,
-) -> Rehearsal:  # fmt: skip
+    store: LabelStore,
+    job: TeachJob,
+    groups: tuple[str, ...],
+    models: Mapping[str, LoadedClip],
+    until: float,
+    names: tuple[float, bool],
+    reporter: Reporter,
+) -> Rehearsal:
     groups = groups if LABELS in groups else (LABELS, *groups)
     phases, rows, failed, images, image_bytes, seconds = dict.fromkeys(PHASES, 0.0), 0, 0, 0, 0, 0.0
     for chunk in range(store.layout.chunks):
@@ -129,15 +148,28 @@ def _timed(
     per_row = bytes_per_row(store)
     done = sum(stop - start for start, stop in map(store.layout.bounds, store.committed(LABELS)))
     # The index and the fixed part are of all samples of the probe, not only of the rows that it came to.
-    growing = {"labels": per_row["labels"], "embeddings": per_row["embeddings"], "features": per_row["features"],
-               "index": per_row["index"] * done / store.layout.rows}  # fmt: skip
+    growing = {
+        "labels": per_row["labels"],
+        "embeddings": per_row["embeddings"],
+        "features": per_row["features"],
+        "index": per_row["index"] * done / store.layout.rows,
+    }
     device = next(iter(models.values())).device
     return Rehearsal(
-        rows=rows, failed=failed, seconds=seconds, phases=phases, threads=job.threads or 1,
-        image_bytes=image_bytes / max(1, images), bytes_per_row=growing, fixed_bytes=round(per_row["fixed"] * done),
-        names_seconds=names[0], named=names[1], device=str(device), worker_bytes=psutil.Process().memory_info().rss,
+        rows=rows,
+        failed=failed,
+        seconds=seconds,
+        phases=phases,
+        threads=job.threads or 1,
+        image_bytes=image_bytes / max(1, images),
+        bytes_per_row=growing,
+        fixed_bytes=round(per_row["fixed"] * done),
+        names_seconds=names[0],
+        named=names[1],
+        device=str(device),
+        worker_bytes=psutil.Process().memory_info().rss,
         device_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
-    )  # fmt: skip
+    )
 
 
 def _class_matrix(
@@ -189,9 +221,14 @@ class InputRates:
 
 
 def input_rates(
-    index: SampleIndex, root: Path, models: Sequence[LoadedClip], wanted: WantedStore, threads: int, batch_size: int,
+    index: SampleIndex,
+    root: Path,
+    models: Sequence[LoadedClip],
+    wanted: WantedStore,
+    threads: int,
+    batch_size: int,
     seconds: float,
-) -> InputRates:  # fmt: skip
+) -> InputRates:
     """Read and decode as a worker does, with no model run, for about `seconds`; the images are gone over again."""
     with ImageReader(index, root) as reader:
         began, images = time.perf_counter(), 0
@@ -206,5 +243,6 @@ def input_rates(
                     images, failed = images + len(batch) // wanted.views.views, failed + len(batch.failed)
                     if time.perf_counter() - began > seconds:
                         break
-        return InputRates(images=images, read=read, decode=images / (time.perf_counter() - began), threads=threads,
-                          failed=failed)  # fmt: skip
+        return InputRates(
+            images=images, read=read, decode=images / (time.perf_counter() - began), threads=threads, failed=failed
+        )

@@ -102,9 +102,11 @@ def _continue(wanted: WantedStore, fingerprint: dict[str, Any], taught: bool, re
         fingerprint = _only_students(store, stored, fingerprint)
     # The store keeps the index it was made with; archives are not scanned again.
     require_fingerprint(wanted.path, LABELS, stored, fingerprint | {"samples": stored.get("samples")})
-    if wanted.chunk_rows is not None and store.layout.chunk_rows != new_layout(
-        store.layout.rows, 1, 0, (), wanted.chunk_rows, wanted.views.views
-    ).chunk_rows:  # fmt: skip
+    if (
+        wanted.chunk_rows is not None
+        and store.layout.chunk_rows
+        != new_layout(store.layout.rows, 1, 0, (), wanted.chunk_rows, wanted.views.views).chunk_rows
+    ):
         raise UsageError(
             f"{wanted.path} has chunks of {store.layout.chunk_rows} rows; --chunk-rows is fixed at creation"
         )
@@ -146,8 +148,9 @@ def _create(
         try:
             reader.read(0)
         except OSError as problem:
-            raise DataError(f"the first image cannot be read: {problem}",
-                            hint="look at the disk or network that holds the data") from problem  # fmt: skip
+            raise DataError(
+                f"the first image cannot be read: {problem}", hint="look at the disk or network that holds the data"
+            ) from problem
     embeddings = None
     if teacher is not None:
         from teachonce.models.classifier import ensemble_features
@@ -170,8 +173,13 @@ def _chosen(wanted: WantedStore, index: SampleIndex, reporter: Reporter) -> Samp
     chosen = index.take(samples)
     path = wanted.path.with_name(wanted.path.name + ".shots.json")
     keys = tuple(chosen.key(place) for place in range(len(chosen)))
-    drawn = {"manifest": wanted.manifest.name, "split": wanted.split, "samples_digest": index.digest,
-             "shots": wanted.shots, "seed": wanted.seed}  # fmt: skip
+    drawn = {
+        "manifest": wanted.manifest.name,
+        "split": wanted.split,
+        "samples_digest": index.digest,
+        "shots": wanted.shots,
+        "seed": wanted.seed,
+    }
     save_shots(path, drawn, samples, keys)
     reporter.note(f"{len(chosen)} of {len(index)} samples are taught; {path} lists them")
     return chosen

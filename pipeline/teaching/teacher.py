@@ -85,8 +85,10 @@ class PendingTopK:
         ids, log_probs, tails, crowded, total = self.found
         # A sum is cheaper than a look at each; only finite logits near the end of float32 overflow in it.
         if not (bool(torch.isfinite(total)) or bool(torch.isfinite(self.logits_BC).all())):
-            raise DataError("the teacher gave a NaN or infinite logit",
-                            hint="run with --set precision=fp32; if it stays, the weights are damaged")  # fmt: skip
+            raise DataError(
+                "the teacher gave a NaN or infinite logit",
+                hint="run with --set precision=fp32; if it stays, the weights are damaged",
+            )
         if bool(crowded.any()):
             exact, _ = exact_topk(self.logits_BC, ids.shape[1])
             ids, log_probs, tails = (part.cpu() for part in _inside_and_tails(self.logits_BC, exact, self.temperatures))
@@ -177,18 +179,24 @@ def begin_tiled_soft_labels(
         ids, values = ids.gather(1, by_class), values.gather(1, by_class)
         places, _ = exact_topk(values, min(top_k, values.shape[1]))
         outside = values.scatter(1, places, float("-inf"))
-        tails = [torch.logaddexp(tail, torch.logsumexp(outside / tau, dim=1))
-                 for tail, tau in zip(tails, temperatures, strict=True)]  # fmt: skip
+        tails = [
+            torch.logaddexp(tail, torch.logsumexp(outside / tau, dim=1))
+            for tail, tau in zip(tails, temperatures, strict=True)
+        ]
         ids, values = ids.gather(1, places), values.gather(1, places)
     if not bool(torch.isfinite(total).all()):
-        raise DataError("the teacher gave a NaN or infinite logit",
-                        hint="run with --set precision=fp32; if it stays, the weights are damaged")  # fmt: skip
+        raise DataError(
+            "the teacher gave a NaN or infinite logit",
+            hint="run with --set precision=fp32; if it stays, the weights are damaged",
+        )
     columns = [tail - total / tau for tail, tau in zip(tails, temperatures, strict=True)]
-    return _Done(TopK(
-        ids.cpu().numpy(),
-        (values - total[:, None]).cpu().numpy().astype(np.float32),
-        torch.stack(columns, dim=1).cpu().numpy().astype(np.float32),
-    ))  # fmt: skip
+    return _Done(
+        TopK(
+            ids.cpu().numpy(),
+            (values - total[:, None]).cpu().numpy().astype(np.float32),
+            torch.stack(columns, dim=1).cpu().numpy().astype(np.float32),
+        )
+    )
 
 
 def exact_topk(logits_BC: Tensor, top_k: int) -> tuple[Tensor, Tensor]:

@@ -41,9 +41,14 @@ class PromptAverage:
     """
 
     def __init__(
-        self, kind: AverageKind, steps: int, decay: float, mean: float, deviation: float,
+        self,
+        kind: AverageKind,
+        steps: int,
+        decay: float,
+        mean: float,
+        deviation: float,
         parameters: Mapping[str, Tensor],
-    ) -> None:  # fmt: skip
+    ) -> None:
         if kind == "ema" and not 0 < decay < 1:
             raise UsageError(f"decay = {decay}: an exponential average needs a number above 0 and below 1")
         if kind == "gaussian" and not deviation > 0:

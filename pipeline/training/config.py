@@ -25,15 +25,40 @@ NEXT = (
     "--set KEY=VALUE changes one key; `teachonce train --print-config` lists them all, docs/training.md explains them"
 )
 POSITIVE = (
-    "temperature", "learning_rate", "steps", "batch_size", "views_per_step", "evaluate_every", "checkpoint_every",
-    "log_every", "class_chunk", "sampled_backward", "image_length", "average_deviation", "average_decay",
-)  # fmt: skip
+    "temperature",
+    "learning_rate",
+    "steps",
+    "batch_size",
+    "views_per_step",
+    "evaluate_every",
+    "checkpoint_every",
+    "log_every",
+    "class_chunk",
+    "sampled_backward",
+    "image_length",
+    "average_deviation",
+    "average_decay",
+)
 LARGEST_RATE = 1e30  # beyond it, float32 overflows in the middle of an update
 NOT_NEGATIVE = (
-    "length", "depth", "image_depth", "soft_weight", "teacher_temperature", "anchor_weight", "consistency_weight",
-    "sampled_fill", "sampled_top", "weight_decay", "clip_gradient", "warmup_steps", "warmup_rate", "average_mean",
-    "epochs", "micro_batch", "seed",
-)  # fmt: skip
+    "length",
+    "depth",
+    "image_depth",
+    "soft_weight",
+    "teacher_temperature",
+    "anchor_weight",
+    "consistency_weight",
+    "sampled_fill",
+    "sampled_top",
+    "weight_decay",
+    "clip_gradient",
+    "warmup_steps",
+    "warmup_rate",
+    "average_mean",
+    "epochs",
+    "micro_batch",
+    "seed",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,8 +228,10 @@ class TrainConfig:
             raise ValueError("soft_weight = 0 with supervision = 'soft' leaves no loss: nothing would be learned")
         if self._sees_only_labels:
             beside = "batch_size = 1" if self.correction != "log10" else "correction = 'log10'"
-            raise ValueError(f"sampled_fill = 0 and sampled_top = 0 with {beside} leave each row its own label as the "
-                             "only candidate: nothing would be learned")  # fmt: skip
+            raise ValueError(
+                f"sampled_fill = 0 and sampled_top = 0 with {beside} leave each row its own label as the "
+                "only candidate: nothing would be learned"
+            )
 
     @property
     def _sees_only_labels(self) -> bool:
@@ -292,11 +319,14 @@ def _read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as problem:
-        raise UsageError(f"cannot read the config {file}: {problem.strerror or problem}",
-                         hint="`teachonce train --print-config > FILE.toml` writes one") from problem  # fmt: skip
+        raise UsageError(
+            f"cannot read the config {file}: {problem.strerror or problem}",
+            hint="`teachonce train --print-config > FILE.toml` writes one",
+        ) from problem
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise UsageError(f"{file} is not valid TOML: {problem}",
-                         hint="`teachonce train --print-config` shows how one is written") from problem  # fmt: skip
+        raise UsageError(
+            f"{file} is not valid TOML: {problem}", hint="`teachonce train --print-config` shows how one is written"
+        ) from problem
 
 
 def _parse_override(override: str) -> tuple[str, Any]:

@@ -39,9 +39,13 @@ RULES = (
     Rule(("depth", "image_depth"), ("structure",), lambda v: v["structure"] == "shared"),
     # The template's words are all of the slots, so words and template are the same start.
     Rule(
-        ("init",), ("tower", "length"), only="words",
-        holds=lambda v: (v["tower"], v["length"]) == ("text", 0)
-        and (v["structure"] != "unshared-replace" or v["position"] == "before"),
+        ("init",),
+        ("tower", "length"),
+        only="words",
+        holds=lambda v: (
+            (v["tower"], v["length"]) == ("text", 0)
+            and (v["structure"] != "unshared-replace" or v["position"] == "before")
+        ),
     ),
     Rule(("momentum",), ("optimizer",), lambda v: v["optimizer"] != "sgd"),
     Rule(("warmup_rate",), ("warmup",), lambda v: v["warmup"] != "constant"),
@@ -51,7 +55,7 @@ RULES = (
     Rule(("average_mean", "average_deviation"), ("averaging",), lambda v: v["averaging"] != "gaussian"),
     Rule(("steps",), ("epochs",), lambda v: v["epochs"] > 0),
     Rule(("evaluate_every",), ("held_out",), lambda v: v["held_out"] == 0),
-)  # fmt: skip
+)
 
 
 def without_effect(values: Values, defaults: Values) -> list[str]:

@@ -21,9 +21,13 @@ _NONE = -torch.inf  # the log of nothing
 
 
 def hard_rows(
-    logits: Tensor, log_weight: Tensor, labels: Tensor, groups: Tensor | None = None, smoothing: float = 0.0,
+    logits: Tensor,
+    log_weight: Tensor,
+    labels: Tensor,
+    groups: Tensor | None = None,
+    smoothing: float = 0.0,
     most_tied: int | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Cross-entropy with the label, in nats.
 
     Classes that share the label's name cannot be told apart by text, so a row costs -ln of the sum of softmax(s + ln w)

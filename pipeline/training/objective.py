@@ -77,9 +77,13 @@ class Objective:
     """
 
     def __init__(
-        self, config: TrainConfig, scale: float, teacher: Teacher | None, frozen: Tensor | None,
+        self,
+        config: TrainConfig,
+        scale: float,
+        teacher: Teacher | None,
+        frozen: Tensor | None,
         seen: Tensor | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.config, self.scale, self.teacher, self.frozen, self.seen = config, scale, teacher, frozen, seen
 
     def rows(
@@ -99,8 +103,7 @@ class Objective:
             compete = log_weight
             if self.seen is not None:
                 compete = log_weight.masked_fill(~self.seen[classes.classes], -torch.inf)
-            hard = hard_rows(logits_BK, compete, place, classes.groups, self.config.label_smoothing,
-                             classes.most_tied)  # fmt: skip
+            hard = hard_rows(logits_BK, compete, place, classes.groups, self.config.label_smoothing, classes.most_tied)
             found["hard"] = hard.sum() / max(1, counts.labelled)
         if self.config.supervision != "hard":
             found["soft"] = self._soft(logits_BK, log_weight, block, classes).sum() / counts.rows

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from teachonce.training.config import TrainConfig
+from teachonce.training.student import PromptedStudent
 
 
 def learning_rate(config: TrainConfig, steps: int, step: int) -> float:
@@ -32,3 +35,11 @@ def soft_weight(config: TrainConfig, steps: int, step: int) -> float:
     share = step / max(1, steps - 1)
     factor = {"constant": 1.0, "rise": share, "fall": 1.0 - share}[config.soft_schedule]
     return config.soft_weight * factor
+
+
+def optimizer_of(config: TrainConfig, student: PromptedStudent) -> torch.optim.Optimizer:
+    parameters = list(student.learners.parameters())
+    decay = config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=decay)
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=decay)

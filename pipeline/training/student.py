@@ -118,15 +118,28 @@ class PromptedStudent:
         about: dict[str, Any] = {}
         if image is not None and self.image is not None:
             about = {
-                "image_slots": image.slots, "image_depth": config.image_depth, "image_width": self.image.width,
-                "image_layers": self.image.layers, "image_gate": image().gate is not None,
-            }  # fmt: skip
+                "image_slots": image.slots,
+                "image_depth": config.image_depth,
+                "image_width": self.image.width,
+                "image_layers": self.image.layers,
+                "image_gate": image().gate is not None,
+            }
         return PromptMeta(
-            tower=config.tower, structure=config.structure, context=config.context, position=config.position,
-            init=config.init, slots=text.slots if text else 0, depth=config.depth, width=self.text.width,
-            layers=self.text.layers, student=self.clip.spec, student_digest=self.clip.digest, suffix=SUFFIX,
-            version=__version__, **about,
-        )  # fmt: skip
+            tower=config.tower,
+            structure=config.structure,
+            context=config.context,
+            position=config.position,
+            init=config.init,
+            slots=text.slots if text else 0,
+            depth=config.depth,
+            width=self.text.width,
+            layers=self.text.layers,
+            student=self.clip.spec,
+            student_digest=self.clip.digest,
+            suffix=SUFFIX,
+            version=__version__,
+            **about,
+        )
 
 
 def _compiled(tower: ImageTower) -> Callable[[SlotPrompts, Tensor], Tensor]:
@@ -148,6 +161,12 @@ def _compiled(tower: ImageTower) -> Callable[[SlotPrompts, Tensor], Tensor]:
 def prompt_spec(config: TrainConfig) -> PromptSpec:
     """The part of a training config that says what prompts are and how they begin."""
     return PromptSpec(
-        structure=config.structure, context=config.context, length=config.length, depth=config.depth,
-        init=config.init, layer_scale=config.layer_scale, position=config.position, seed=config.seed,
-    )  # fmt: skip
+        structure=config.structure,
+        context=config.context,
+        length=config.length,
+        depth=config.depth,
+        init=config.init,
+        layer_scale=config.layer_scale,
+        position=config.position,
+        seed=config.seed,
+    )

@@ -27,7 +27,7 @@ from teachonce.training.candidates import Candidates, all_candidates, sampled_ca
 from teachonce.training.config import TrainConfig
 from teachonce.training.objective import Counts, Objective, StepClasses, Teacher, block_of
 from teachonce.training.regularisers import project
-from teachonce.training.schedule import learning_rate, soft_weight
+from teachonce.training.schedule import learning_rate, optimizer_of, soft_weight
 from teachonce.training.student import PromptedStudent
 from teachonce.training.two_pass import FixedPass, PoissonSample, TextPass, pulled_back
 
@@ -61,22 +61,41 @@ class Trainer:
         self.config, self.rows, self.images = config, rows, images
         self.student = PromptedStudent(config, clip, rows.vocabulary.names)
         numbers = rows.records["row"].astype(np.int64)
-        self.order = TrainingOrder(numbers, rows.plan.store.layout.views, config.batch_size, config.views_per_step,
-                                   config.seed, config.held_out)  # fmt: skip
+        self.order = TrainingOrder(
+            numbers,
+            rows.plan.store.layout.views,
+            config.batch_size,
+            config.views_per_step,
+            config.seed,
+            config.held_out,
+        )
         self.steps = math.ceil(config.epochs * self.order.steps_per_epoch) or config.steps
         if self.steps == 1 and config.soft_schedule != "constant":
-            raise UsageError(f"soft_schedule = '{config.soft_schedule}' needs more than the one step of this run",
-                             hint="raise steps or epochs, or set soft_schedule = 'constant'")  # fmt: skip
+            raise UsageError(
+                f"soft_schedule = '{config.soft_schedule}' needs more than the one step of this run",
+                hint="raise steps or epochs, or set soft_schedule = 'constant'",
+            )
         if config.warmup == "constant" and config.warmup_steps >= self.steps:
-            raise UsageError(f"warmup_steps = {config.warmup_steps}: all {self.steps} steps of the run would be at the "
-                             f"warm-up's rate", hint=f"an epoch has {self.order.steps_per_epoch} steps")  # fmt: skip
+            raise UsageError(
+                f"warmup_steps = {config.warmup_steps}: all {self.steps} steps of the run would be at the "
+                f"warm-up's rate",
+                hint=f"an epoch has {self.order.steps_per_epoch} steps",
+            )
         self.learners = self.student.learners
-        self.optimizer = _optimizer(config, self.student)
-        self.average = PromptAverage(config.averaging, self.steps, config.average_decay, config.average_mean,
-                                     config.average_deviation, dict(self.learners.named_parameters()))  # fmt: skip
+        self.optimizer = optimizer_of(config, self.student)
+        self.average = PromptAverage(
+            config.averaging,
+            self.steps,
+            config.average_decay,
+            config.average_mean,
+            config.average_deviation,
+            dict(self.learners.named_parameters()),
+        )
         if config.held_out and not (rows.label_column[self.order.held_out] >= 0).any():
-            raise DataError("no held-out sample has a class of the vocabulary: there is nothing to measure",
-                            hint="set held_out to a larger share, or to 0")  # fmt: skip
+            raise DataError(
+                "no held-out sample has a class of the vocabulary: there is nothing to measure",
+                hint="set held_out to a larger share, or to 0",
+            )
         self.objective = Objective(config, clip.logit_scale, self._teacher(), self._frozen(), self._seen())
 
     def step(self, step: int) -> dict[str, float]:
@@ -112,8 +131,14 @@ class Trainer:
         rate = learning_rate(self.config, self.steps, step)
         self._update(named, gradient, rate)
         self.average.update(step, named)
-        return {"loss": loss, **losses, "gradient_norm": norm, "learning_rate": rate,
-                "candidates": len(candidates.classes), "forced": candidates.forced}  # fmt: skip
+        return {
+            "loss": loss,
+            **losses,
+            "gradient_norm": norm,
+            "learning_rate": rate,
+            "candidates": len(candidates.classes),
+            "forced": candidates.forced,
+        }
 
     @property
     def _first_telling(self) -> int:
@@ -180,8 +205,10 @@ class Trainer:
         """What is no error, and what a user should know: one sentence each."""
         config = self.config
         if config.warmup == "linear" and config.warmup_steps > self.steps:
-            return [f"the learning rate rises for {config.warmup_steps} steps and this run has {self.steps}: "
-                    f"it never reaches {config.learning_rate:g}"]  # fmt: skip
+            return [
+                f"the learning rate rises for {config.warmup_steps} steps and this run has {self.steps}: "
+                f"it never reaches {config.learning_rate:g}"
+            ]
         return []
 
     @property
@@ -276,23 +303,32 @@ class Trainer:
             self.student.names.inverse.numpy(),
         )
         if not len(found.classes):
-            raise UsageError(f"step {step}: there is no candidate: no row has a label that is in the vocabulary, and "
-                             f"sampled_top = {config.sampled_top} and sampled_fill = {config.sampled_fill} add none",
-                             hint="raise sampled_fill or sampled_top")  # fmt: skip
+            raise UsageError(
+                f"step {step}: there is no candidate: no row has a label that is in the vocabulary, and "
+                f"sampled_top = {config.sampled_top} and sampled_fill = {config.sampled_fill} add none",
+                hint="raise sampled_fill or sampled_top",
+            )
         return found
 
     def _step_classes(self, candidates: Candidates) -> StepClasses:
         move = self.device
         groups = self.student.names.inverse[candidates.classes]
-        return StepClasses(candidates.classes.to(move), candidates.log_weight.to(move), candidates.stands_for.to(move),
-                           candidates.columns().to(move), groups.to(move), int(groups.bincount().max()))  # fmt: skip
+        return StepClasses(
+            candidates.classes.to(move),
+            candidates.log_weight.to(move),
+            candidates.stands_for.to(move),
+            candidates.columns().to(move),
+            groups.to(move),
+            int(groups.bincount().max()),
+        )
 
     def _text_pass(self, candidates: Candidates) -> TextPass | FixedPass:
         student, learner = self.student, self.student.learner("text")
         if learner is None:
             return FixedPass(student.frozen_classes, candidates.classes.to(self.device))
-        return TextPass(student.text, learner, student.names, candidates.classes, self.config.class_chunk,
-                        student.autocast)  # fmt: skip
+        return TextPass(
+            student.text, learner, student.names, candidates.classes, self.config.class_chunk, student.autocast
+        )
 
     @property
     def _temperature(self) -> int | None:
@@ -320,8 +356,10 @@ class Trainer:
             what = f"the gradient of {', '.join(bad)} is not finite" if bad else "the gradient is too large for float32"
         hint = "use a smaller learning_rate or a longer warm-up in a new run"
         if step == 0:  # nothing has been updated yet
-            hint = ("not the learning rate, which has changed nothing yet: look at temperature, teacher_temperature, "
-                    "the weights of the losses, precision, and `teachonce verify` for the store")  # fmt: skip
+            hint = (
+                "not the learning rate, which has changed nothing yet: look at temperature, teacher_temperature, "
+                "the weights of the losses, precision, and `teachonce verify` for the store"
+            )
         return UsageError(
             f"step {step}: {what}; nothing was updated and the last checkpoint is kept (rows {batch.row[:8].tolist()})",
             hint=hint,
@@ -353,11 +391,3 @@ def _add(sums: list[list[Tensor]], parts: list[list[Tensor]]) -> None:
         return
     for own, more in zip(sums, parts, strict=True):
         own[:] = [a + b for a, b in zip(own, more, strict=True)]
-
-
-def _optimizer(config: TrainConfig, student: PromptedStudent) -> torch.optim.Optimizer:
-    parameters = list(student.learners.parameters())
-    decay = config.weight_decay
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=decay)
-    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=decay)

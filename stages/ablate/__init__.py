@@ -117,8 +117,10 @@ class _Run:
         with derived(self.prepared, todo, self.request.root, self.reporter) as sources:
             jobs = [self._job(planned, source) for planned, source in zip(todo, sources, strict=True)]
             for planned in todo:
-                write_document(self.prepared.folder.cell(planned.digest).path / "cell.json",
-                               {"schema": SCHEMA, **planned.document()})  # fmt: skip
+                write_document(
+                    self.prepared.folder.cell(planned.digest).path / "cell.json",
+                    {"schema": SCHEMA, **planned.document()},
+                )
             self._work(client, jobs, "cells")
 
     def choose(self) -> tuple[Choice | None, list[dict[str, Any]]]:
@@ -139,11 +141,17 @@ class _Run:
         if lacking:
             self._work(self._cluster(), [self._job(planned, None) for planned in lacking], "final")
         return choice, [
-            {"evaluation": evaluation.name, "group": p.cell.group, "seed": p.cell.seed, "digest": p.digest,
-             "top1": (self._final(evaluation.name, p) or {}).get("top1"),
-             "file": str(prepared.folder.final(evaluation.name, p.digest).relative_to(prepared.folder.path))}
-            for evaluation in prepared.late for p in cells
-        ]  # fmt: skip
+            {
+                "evaluation": evaluation.name,
+                "group": p.cell.group,
+                "seed": p.cell.seed,
+                "digest": p.digest,
+                "top1": (self._final(evaluation.name, p) or {}).get("top1"),
+                "file": str(prepared.folder.final(evaluation.name, p.digest).relative_to(prepared.folder.path)),
+            }
+            for evaluation in prepared.late
+            for p in cells
+        ]
 
     def _final(self, evaluation: str, planned: Planned) -> dict[str, Any] | None:
         return read_document(self.prepared.folder.final(evaluation, planned.digest))
@@ -172,13 +180,20 @@ class _Run:
 
         cell, prepared = planned.cell, self.prepared
         return CellJob(
-            out=prepared.folder.path, token=self.token, digest=planned.digest, name=cell.name,
+            out=prepared.folder.path,
+            token=self.token,
+            digest=planned.digest,
+            name=cell.name,
             labels=prepared.store.path.absolute() if source is None else source.labels.absolute(),
-            selection=None if source is None else source.selection, student=prepared.student, prompts=cell.prompts,
-            config=cell.config, root=None if self.request.root is None else self.request.root.absolute(),
-            threads=threads_of(self.request.cluster), final=source is None,
+            selection=None if source is None else source.selection,
+            student=prepared.student,
+            prompts=cell.prompts,
+            config=cell.config,
+            root=None if self.request.root is None else self.request.root.absolute(),
+            threads=threads_of(self.request.cluster),
+            final=source is None,
             evaluations=prepared.late if source is None else prepared.always,
-        )  # fmt: skip
+        )
 
     def _work(self, client: Client, jobs: Sequence[CellJob], what: str) -> None:
         from teachonce.cluster.client import run_tasks
@@ -188,8 +203,9 @@ class _Run:
         self.reporter.progress(what, 0, len(jobs), "cells")
         with _called_off(self.prepared.folder, self.token, self.reporter):
             try:
-                reports = run_tasks(client, run_cell, [(job,) for job in jobs], f"ablate-{self.token:x}-{what}",
-                                    self.reporter)  # fmt: skip
+                reports = run_tasks(
+                    client, run_cell, [(job,) for job in jobs], f"ablate-{self.token:x}-{what}", self.reporter
+                )
                 for done, report in enumerate(reports, 1):
                     failed += report.state == "failed"
                     if report.state == "failed":
@@ -230,15 +246,25 @@ def _result(run: _Run, choice: Choice | None, final: list[dict[str, Any]], secon
     for planned in prepared.cells:
         problem = prepared.folder.cell(planned.digest).problem()
         if problem is not None and (now[planned.digest] in ("failed", "damaged") or planned.digest in lacking):
-            failures.append({"name": planned.cell.name, "digest": planned.digest, "message": str(problem["message"]),
-                             "hint": str(problem.get("hint", ""))})  # fmt: skip
+            failures.append(
+                {
+                    "name": planned.cell.name,
+                    "digest": planned.digest,
+                    "message": str(problem["message"]),
+                    "hint": str(problem.get("hint", "")),
+                }
+            )
     skipped = sum(run.before[digest] == "finished" for digest in now)
     count = count_states(now.values())
     result = AblateResult(
         cells=count | {"finished": count["finished"] - skipped, "skipped": skipped},
-        failures=tuple(failures), chosen=None if choice is None else asdict(choice), final=tuple(final),
-        seconds=seconds, out=str(run.request.out), next=_next(count, bool(lacking), run.request.out),
-    )  # fmt: skip
+        failures=tuple(failures),
+        chosen=None if choice is None else asdict(choice),
+        final=tuple(final),
+        seconds=seconds,
+        out=str(run.request.out),
+        next=_next(count, bool(lacking), run.request.out),
+    )
     if count["failed"]:
         run.reporter.note(f"{count['failed']} cells have failed: {result.next}")
     old = read_document(prepared.folder.results) or {}

@@ -94,18 +94,30 @@ def _cell(job: CellJob, folder: GridFolder) -> CellReport:
         if cell.results() is None:
             train(
                 TrainRequest(
-                    labels=job.labels, student=job.student, out=cell.path, config=job.config,
-                    resume=(cell.path / "config.toml").is_file(), threads=job.threads, selection=job.selection,
-                    root=job.root, init=job.prompts,
+                    labels=job.labels,
+                    student=job.student,
+                    out=cell.path,
+                    config=job.config,
+                    resume=(cell.path / "config.toml").is_file(),
+                    threads=job.threads,
+                    selection=job.selection,
+                    root=job.root,
+                    init=job.prompts,
                 ),
                 Silent(),
-            )  # fmt: skip
+            )
         trained = time.monotonic() - began
         lacking = cell.lacking(names)
         _evaluate(job, cell, {e: cell.evaluation(e.name) for e in job.evaluations if e.name in lacking})
         seconds = round(time.monotonic() - began, 3)
-        folder.log.write("cell_done", digest=job.digest, name=job.name, token=job.token, seconds=seconds,
-                         train_seconds=round(trained, 3))  # fmt: skip
+        folder.log.write(
+            "cell_done",
+            digest=job.digest,
+            name=job.name,
+            token=job.token,
+            seconds=seconds,
+            train_seconds=round(trained, 3),
+        )
     cell.failure.unlink(missing_ok=True)
     return CellReport(digest=job.digest, name=job.name, state="done")
 
@@ -153,20 +165,33 @@ def _first(folder: GridFolder, name: str) -> Iterator[None]:
 
 
 def evaluate_request(
-    evaluation: Evaluation, student: str, root: Path | None, run: Path | None = None, file: Path | None = None,
+    evaluation: Evaluation,
+    student: str,
+    root: Path | None,
+    run: Path | None = None,
+    file: Path | None = None,
     threads: int | None = None,
-) -> EvaluateRequest:  # fmt: skip
+) -> EvaluateRequest:
     """What `evaluate` is asked; without a run and a file, what can be checked before there is one."""
     from teachonce.stages.evaluate import EvaluateRequest
 
     return EvaluateRequest(
-        run=run, student=student, manifest=evaluation.manifest, split=evaluation.split,
-        root=Path(evaluation.root) if evaluation.root else root, vocabulary=evaluation.vocabulary,
-        classes=evaluation.classes, among=evaluation.among, protocol=evaluation.protocol,
-        without=Path(evaluation.without) if evaluation.without else None, template=evaluation.template,
-        wise=1.0 if run is None else evaluation.wise, threads=threads,
-        per_class=file.with_suffix(".csv") if file else None, credits=file.with_suffix(".npy") if file else None,
-    )  # fmt: skip
+        run=run,
+        student=student,
+        manifest=evaluation.manifest,
+        split=evaluation.split,
+        root=Path(evaluation.root) if evaluation.root else root,
+        vocabulary=evaluation.vocabulary,
+        classes=evaluation.classes,
+        among=evaluation.among,
+        protocol=evaluation.protocol,
+        without=Path(evaluation.without) if evaluation.without else None,
+        template=evaluation.template,
+        wise=1.0 if run is None else evaluation.wise,
+        threads=threads,
+        per_class=file.with_suffix(".csv") if file else None,
+        credits=file.with_suffix(".npy") if file else None,
+    )
 
 
 def _ended(job: CellJob, folder: GridFolder, wanted: _Wanted, problem: Exception) -> CellReport:
@@ -234,8 +259,10 @@ def _alone(path: Path) -> Iterator[None]:
     deadline = time.monotonic() + CELL_SECONDS
     while (handle := locked(path, ALONE_OR_NOT, create=True)) is None:
         if time.monotonic() > deadline:
-            raise _Busy(f"another process runs this cell ({path} is locked)",
-                        hint="wait for it, or end it, and run the same command again")  # fmt: skip
+            raise _Busy(
+                f"another process runs this cell ({path} is locked)",
+                hint="wait for it, or end it, and run the same command again",
+            )
         time.sleep(0.2)
     try:
         yield
@@ -256,9 +283,10 @@ def _require_life(job: CellJob, folder: GridFolder, cell: CellFolder) -> None:
         started = event["event"] == "cell_start" and event.get("step") == cell.step()
         deaths = deaths + 1 if started else 0
     if deaths >= MOST_DEATHS:
-        raise IncompleteError(f"{deaths} workers died while they ran this cell (out of memory?)",
-                              hint="a smaller batch_size, micro_batch or class_chunk, or fewer workers on a machine; "
-                              "then --retry-failed")  # fmt: skip
+        raise IncompleteError(
+            f"{deaths} workers died while they ran this cell (out of memory?)",
+            hint="a smaller batch_size, micro_batch or class_chunk, or fewer workers on a machine; then --retry-failed",
+        )
 
 
 def _where() -> dict[str, Any]:

@@ -37,8 +37,11 @@ class Source:
 def wanted(planned: Sequence[Planned], folder: GridFolder) -> list[str]:
     """What would be derived for these cells and is not there yet, in words."""
     stores = {p.need.derivation.digest: p.need.derivation for p in planned if p.need.derivation}
-    found = [f"store {folder.store(digest).name}: {derivation.words()}" for digest, derivation in stores.items()
-             if not folder.store(digest).exists()]  # fmt: skip
+    found = [
+        f"store {folder.store(digest).name}: {derivation.words()}"
+        for digest, derivation in stores.items()
+        if not folder.store(digest).exists()
+    ]
     rules = {p.need.selection_digest: p.need.rule for p in planned if p.need.selection_digest and p.need.rule}
     for digest, rule in rules.items():
         if not folder.selection(str(digest)).exists():
@@ -91,11 +94,16 @@ def _store(prepared: Prepared, derivation: Derivation, root: Path | None, report
     reporter.note(f"making the store {path.name}: {derivation.words()}")
     relabel(
         RelabelRequest(
-            parent=prepared.store.path, labels=path, vocabulary=derivation.vocabulary,
-            templates=derivation.templates, top_k=derivation.top_k, temperatures=derivation.temperatures, root=root,
+            parent=prepared.store.path,
+            labels=path,
+            vocabulary=derivation.vocabulary,
+            templates=derivation.templates,
+            top_k=derivation.top_k,
+            temperatures=derivation.temperatures,
+            root=root,
         ),
         reporter,
-    )  # fmt: skip
+    )
     return LabelStore.open(path)
 
 
@@ -110,16 +118,22 @@ def _selection(
         file.parent.mkdir(parents=True, exist_ok=True)
         chosen = choose(store, rule, reporter)
         if chosen.short:
-            reporter.note(f"cell '{planned.cell.name}': {len(chosen.short)} classes have fewer than {rule.shots} "
-                          "samples; all of theirs are taken")  # fmt: skip
+            reporter.note(
+                f"cell '{planned.cell.name}': {len(chosen.short)} classes have fewer than {rule.shots} "
+                "samples; all of theirs are taken"
+            )
         save_selection(file, store, rule, chosen)
     return load_selection(file, store), file
 
 
 def _rows(
-    prepared: Prepared, store: LabelStore, selection: Selection | None, features: bool, embeddings: bool,
+    prepared: Prepared,
+    store: LabelStore,
+    selection: Selection | None,
+    features: bool,
+    embeddings: bool,
     reporter: Reporter,
-) -> WorkingSet:  # fmt: skip
+) -> WorkingSet:
     from teachonce.rows.working_set import open_working_set
 
     return open_working_set(store, prepared.clip.digest if features else None, reporter, selection, embeddings)
@@ -138,9 +152,12 @@ def _try(prepared: Prepared, planned: Planned, rows: WorkingSet) -> None:
         return
     try:
         if config.supervision != "soft" and not rows.has_labels:
-            raise UsageError("no row has a class of its vocabulary: there are no hard labels to train on",
-                             hint="set supervision = 'soft', or other classes")  # fmt: skip
+            raise UsageError(
+                "no row has a class of its vocabulary: there are no hard labels to train on",
+                hint="set supervision = 'soft', or other classes",
+            )
         Trainer(replace(config, compile=False), prepared.clip, rows)
     except TeachOnceError as problem:
-        raise type(problem)(f"cell '{planned.cell.name}' cannot run; nothing was started: {problem.message}",
-                            problem.hint) from problem  # fmt: skip
+        raise type(problem)(
+            f"cell '{planned.cell.name}' cannot run; nothing was started: {problem.message}", problem.hint
+        ) from problem

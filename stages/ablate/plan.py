@@ -86,17 +86,24 @@ def plan(prepared: Prepared, request: AblateRequest, reporter: Reporter) -> Abla
     return AblatePlan(
         title=prepared.grid.title,
         cells=count_states(now.values()),
-        to_run=len(todo), derived=tuple(wanted(todo, prepared.folder)),
+        to_run=len(todo),
+        derived=tuple(wanted(todo, prepared.folder)),
         evaluations=tuple(e.name + (" (chosen cells only)" if e.only else "") for e in prepared.evaluations),
-        seconds=None if total is None else total / at_once, measured=pace.said, workers=workers,
+        seconds=None if total is None else total / at_once,
+        measured=pace.said,
+        workers=workers,
         plan=tuple(
-            {"name": p.cell.name, "digest": p.digest, "state": now[p.digest],
-             "changes": [f"{key} = {value}" for key, value in p.cell.changes.items()],
-             "step": prepared.folder.cell(p.digest).step()}
+            {
+                "name": p.cell.name,
+                "digest": p.digest,
+                "state": now[p.digest],
+                "changes": [f"{key} = {value}" for key, value in p.cell.changes.items()],
+                "step": prepared.folder.cell(p.digest).step(),
+            }
             for p in prepared.cells
         ),
         out=str(request.out),
-    )  # fmt: skip
+    )
 
 
 def _workers(cluster: ClusterSpec) -> int | None:
@@ -165,12 +172,21 @@ def _measured(prepared: Prepared, request: AblateRequest, selections: _Selection
     if found:
         groups = {group: median(steps) for group, steps in found.items()}
         count = sum(map(len, found.values()))
-        return _Pace(groups, median(groups.values()), _besides(prepared.folder),
-                     f"measured: seconds a step and for evaluations of {count} cells here")  # fmt: skip
+        return _Pace(
+            groups,
+            median(groups.values()),
+            _besides(prepared.folder),
+            f"measured: seconds a step and for evaluations of {count} cells here",
+        )
     base = next((p for p in prepared.cells if p.cell.is_base), prepared.cells[0])
     if base.need.derivation is not None:  # other names, other cost: what the store has would tell nothing
-        return _Pace({}, None, 0.0, f"not timed: cell '{base.cell.name}' can be timed only once its store is derived "
-                     f"({base.need.derivation.words()}), that is after the first cell")  # fmt: skip
+        return _Pace(
+            {},
+            None,
+            0.0,
+            f"not timed: cell '{base.cell.name}' can be timed only once its store is derived "
+            f"({base.need.derivation.words()}), that is after the first cell",
+        )
     reporter.note(f"timing {TIMED_STEPS} steps of cell '{base.cell.name}' on this machine")
     step = _timed_step(prepared, base, request, selections)
     left_out = "; evaluations are not in it" if prepared.always else ""
@@ -181,8 +197,11 @@ def _logged_step(folder: GridFolder, digest: str) -> float | None:
     """Seconds a step of a run, the median over its log; None where there is nothing to measure."""
     file = folder.cell(digest).path / "events.jsonl"
     events = [e for e in read_events(file) if e.get("event") == "step"] if file.is_file() else []
-    paces = [(after["time"] - before["time"]) / (after["step"] - before["step"])
-             for before, after in itertools.pairwise(events) if after["step"] > before["step"]]  # fmt: skip
+    paces = [
+        (after["time"] - before["time"]) / (after["step"] - before["step"])
+        for before, after in itertools.pairwise(events)
+        if after["step"] > before["step"]
+    ]
     return median(paces) if paces else None
 
 

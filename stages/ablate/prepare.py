@@ -63,10 +63,17 @@ class Planned:
         """The cell as it stands in grid.json and cell.json."""
         cell = self.cell
         return {
-            "digest": self.digest, "name": cell.name, "group": cell.group, "changes": dict(cell.changes),
-            "seed": cell.seed, "is_base": cell.is_base, "config": cell.config.to_dict(), "data": asdict(cell.data),
-            "prompts": None if cell.prompts is None else str(cell.prompts), "no_effect": list(self.no_effect),
-        }  # fmt: skip
+            "digest": self.digest,
+            "name": cell.name,
+            "group": cell.group,
+            "changes": dict(cell.changes),
+            "seed": cell.seed,
+            "is_base": cell.is_base,
+            "config": cell.config.to_dict(),
+            "data": asdict(cell.data),
+            "prompts": None if cell.prompts is None else str(cell.prompts),
+            "no_effect": list(self.no_effect),
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,14 +113,22 @@ class Prepared:
         grid = self.grid
         cells = [planned.document() for planned in self.cells]
         return {
-            "schema": SCHEMA, "title": grid.title, "question": grid.question, "design": grid.design,
+            "schema": SCHEMA,
+            "title": grid.title,
+            "question": grid.question,
+            "design": grid.design,
             "grid_digest": short_digest({"cells": [cell["digest"] for cell in cells]}),
-            "labels": str(self.store.path), "store_id": self.store.store_id(), "content_id": content_id(self.store),
-            "student": self.student, "student_digest": self.clip.digest, "base": grid.base,
-            "axes": {key: list(values) for key, values in grid.axes.items()}, "cells": cells,
+            "labels": str(self.store.path),
+            "store_id": self.store.store_id(),
+            "content_id": content_id(self.store),
+            "student": self.student,
+            "student_digest": self.clip.digest,
+            "base": grid.base,
+            "axes": {key: list(values) for key, values in grid.axes.items()},
+            "cells": cells,
             "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
             "choose": None if grid.choose is None else asdict(grid.choose),
-        }  # fmt: skip
+        }
 
 
 def prepare(request: AblateRequest, reporter: Reporter) -> Prepared:
@@ -134,8 +149,10 @@ def prepare(request: AblateRequest, reporter: Reporter) -> Prepared:
     store = LabelStore.open(request.labels)
     missing = store.layout.chunks - len(store.committed(LABELS))
     if missing:
-        raise IncompleteError(f"{store.path}: {missing} of {store.layout.chunks} chunks are not committed",
-                              hint=f"run the same `{store.maker}` again to complete the store")  # fmt: skip
+        raise IncompleteError(
+            f"{store.path}: {missing} of {store.layout.chunks} chunks are not committed",
+            hint=f"run the same `{store.maker}` again to complete the store",
+        )
     needs = _checked(cells, lambda cell: _need(cell, store, request, grid))
     evaluations = tuple(_evaluation(grid, evaluation) for evaluation in grid.evaluations)
     sets = open_sets(evaluations, request.student, request.root, grid.file, reporter)
@@ -179,8 +196,10 @@ def _checked(cells: Sequence[Cell], check: Callable[[Cell], R]) -> list[R]:
         shown = "".join(f"\n  cell '{cell.name}': {problem.message}" for cell, problem in problems[:MOST_SHOWN])
         more = f"\n  and {len(problems) - MOST_SHOWN} more" if len(problems) > MOST_SHOWN else ""
         others = "; or leave such cells out with [[exclude]]" if len(problems) < len(cells) else ""
-        raise type(first)(f"{len(problems)} of {len(cells)} cells cannot run; nothing was started:{shown}{more}",
-                          hint=(first.hint or "change the grid") + others)  # fmt: skip
+        raise type(first)(
+            f"{len(problems)} of {len(cells)} cells cannot run; nothing was started:{shown}{more}",
+            hint=(first.hint or "change the grid") + others,
+        )
     return found
 
 
@@ -194,8 +213,10 @@ def _need(cell: Cell, store: LabelStore, request: AblateRequest, grid: Grid) -> 
 
     config = cell.config
     if config.tower != "text" and request.root is None:
-        raise UsageError(f"tower = '{config.tower}' reads images in training, and --root is missing",
-                         hint="give --root DATA, the folder that the store was taught from")  # fmt: skip
+        raise UsageError(
+            f"tower = '{config.tower}' reads images in training, and --root is missing",
+            hint="give --root DATA, the folder that the store was taught from",
+        )
     if grid.choose and HELD_OUT in grid.choose.measures and not config.held_out:
         raise UsageError(f"the grid chooses by {HELD_OUT}, and held_out is 0", hint="set held_out = 0.1 in [base]")
     need = need_of(cell, store, request.root)
@@ -244,8 +265,11 @@ class _Trial:
         store, clip = self._store, self._clip
         if student_group(clip.digest) in store.groups:
             return
-        known = [str(group.fingerprint["about"].get("student")) for name, group in sorted(store.groups.items())
-                 if name.startswith("students/")]  # fmt: skip
+        known = [
+            str(group.fingerprint["about"].get("student"))
+            for name, group in sorted(store.groups.items())
+            if name.startswith("students/")
+        ]
         raise DataError(
             f"{store.path} holds no image features of this student (weights {clip.digest[:16]}); it holds those of: "
             f"{', '.join(known) or 'none'}",
@@ -265,16 +289,32 @@ class _Trial:
             if learner is not None and given is not None:
                 learner.load_start(given)
             elif (learner is None) != (given is None):
-                raise UsageError(f"the prompts in {prompts} are of tower = '{loaded.meta.tower}', and this cell's is "
-                                 f"'{config.tower}'", hint=f"set tower = '{loaded.meta.tower}'")  # fmt: skip
+                raise UsageError(
+                    f"the prompts in {prompts} are of tower = '{loaded.meta.tower}', and this cell's is "
+                    f"'{config.tower}'",
+                    hint=f"set tower = '{loaded.meta.tower}'",
+                )
         if loaded.text is not None and loaded.meta.position != config.position:
-            raise UsageError(f"the prompts in {prompts} stand {loaded.meta.position} the name, and this cell's "
-                             f"{config.position}", hint=f"set position = '{loaded.meta.position}'")  # fmt: skip
+            raise UsageError(
+                f"the prompts in {prompts} stand {loaded.meta.position} the name, and this cell's {config.position}",
+                hint=f"set position = '{loaded.meta.position}'",
+            )
         return loaded.tensors_digest
 
 
-_OF_PROMPTS = ("tower", "structure", "context", "length", "depth", "init", "layer_scale", "position", "image_length",
-               "image_depth", "precision")  # fmt: skip
+_OF_PROMPTS = (
+    "tower",
+    "structure",
+    "context",
+    "length",
+    "depth",
+    "init",
+    "layer_scale",
+    "position",
+    "image_length",
+    "image_depth",
+    "precision",
+)
 
 
 def _distinct(planned: Sequence[Planned], grid: Grid, reporter: Reporter) -> tuple[Planned, ...]:
@@ -289,12 +329,16 @@ def _distinct(planned: Sequence[Planned], grid: Grid, reporter: Reporter) -> tup
             reporter.note(f"cell '{one.cell.name}' is the same run as '{first.cell.name}': it is run once")
             continue
         if names.setdefault(one.cell.name, one) is not one:
-            raise UsageError(f"{grid.file}: two different cells are called '{one.cell.name}'",
-                             hint="give the entry of [[cells]] another name")  # fmt: skip
+            raise UsageError(
+                f"{grid.file}: two different cells are called '{one.cell.name}'",
+                hint="give the entry of [[cells]] another name",
+            )
         twin = alike.setdefault(_effective(one), one)
         if twin is not one:
-            reporter.note(f"cell '{one.cell.name}' differs from '{twin.cell.name}' only in what has no effect: "
-                          f"{'; '.join(one.no_effect) or '; '.join(twin.no_effect)}")  # fmt: skip
+            reporter.note(
+                f"cell '{one.cell.name}' differs from '{twin.cell.name}' only in what has no effect: "
+                f"{'; '.join(one.no_effect) or '; '.join(twin.no_effect)}"
+            )
     return tuple(found.values())
 
 

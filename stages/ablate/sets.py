@@ -53,9 +53,12 @@ def open_sets(
             where = f" (in that [[evaluate]] of {file})" if hint != problem.hint else ""
             raise type(problem)(f"[[evaluate]] {evaluation.name}: {said}", hint + where) from problem
         found[evaluation.name] = {
-            "images": data.samples.digest, "names": data.candidates.digest, "split": data.split,
-            "templates": [evaluation.template or data.manifest.template], "wise": evaluation.wise,
-        }  # fmt: skip
+            "images": data.samples.digest,
+            "names": data.candidates.digest,
+            "split": data.split,
+            "templates": [evaluation.template or data.manifest.template],
+            "wise": evaluation.wise,
+        }
     return found
 
 
@@ -77,8 +80,11 @@ def require_measured_so(
             if result is None:
                 continue
             told = _told(result)
-            different = [f"{key}: there {_short(told[key])}, here {_short(wanted[key])}"
-                         for key in wanted if told[key] != wanted[key]]  # fmt: skip
+            different = [
+                f"{key}: there {_short(told[key])}, here {_short(wanted[key])}"
+                for key in wanted
+                if told[key] != wanted[key]
+            ]
             if different:
                 raise FingerprintError(
                     f"{file} is not of the evaluation '{evaluation.name}' as the grid has it now:\n  "
@@ -91,8 +97,13 @@ def require_measured_so(
 def _told(result: Mapping[str, Any]) -> dict[str, Any]:
     digests = result.get("digests")
     images = digests.get("samples") if isinstance(digests, Mapping) else None
-    return {"images": images, "names": result.get("names_digest"), "split": result.get("split"),
-            "templates": result.get("templates"), "wise": result.get("wise")}  # fmt: skip
+    return {
+        "images": images,
+        "names": result.get("names_digest"),
+        "split": result.get("split"),
+        "templates": result.get("templates"),
+        "wise": result.get("wise"),
+    }
 
 
 def _short(value: Any) -> str:

@@ -153,8 +153,10 @@ def _require_ours(table: Path) -> None:
         with open(table, "rb") as file:
             head = file.readline(len(TABLE_HEADER) + 2)
     if table.exists() and head.strip() != TABLE_HEADER.encode():
-        raise UsageError(f"--per-class {table}: this is there already, and no table of classes; nothing was changed",
-                         hint="give the path of a new .csv")  # fmt: skip
+        raise UsageError(
+            f"--per-class {table}: this is there already, and no table of classes; nothing was changed",
+            hint="give the path of a new .csv",
+        )
 
 
 @contextlib.contextmanager
@@ -171,9 +173,14 @@ def _next_step(hint: str) -> Iterator[None]:
 def set_choice(request: EvaluateRequest) -> SetChoice:
     """The part of a request that says what is classified among what."""
     return SetChoice(
-        manifest=request.manifest, root=request.root, split=request.split, vocabulary=request.vocabulary,
-        classes=request.classes, among=request.among, without=request.without,
-    )  # fmt: skip
+        manifest=request.manifest,
+        root=request.root,
+        split=request.split,
+        vocabulary=request.vocabulary,
+        classes=request.classes,
+        among=request.among,
+        without=request.without,
+    )
 
 
 def score_set(request: EvaluateRequest, data: EvaluationSet, who: Contender, reporter: Reporter) -> EvaluateResult:
@@ -196,8 +203,10 @@ def score_set(request: EvaluateRequest, data: EvaluationSet, who: Contender, rep
     labels = data.labels[good]
     bare = len(data.candidates) - len(np.unique(labels))
     if bare and request.vocabulary is None and request.among == "classes":
-        reporter.note(f"{bare} of {len(data.candidates)} classes have no image in '{data.split}'; their names compete "
-                      "all the same")  # fmt: skip
+        reporter.note(
+            f"{bare} of {len(data.candidates)} classes have no image in '{data.split}'; their names compete "
+            "all the same"
+        )
     if request.per_class is not None:
         _write(request.per_class, class_table(ours, beside, labels, data.candidates))
     if request.credits is not None:
@@ -235,25 +244,45 @@ def _write(file: Path, data: bytes) -> None:
 
 
 def _result(
-    request: EvaluateRequest, data: EvaluationSet, who: Contender, template: str, labels: Labels, ours: Outcomes,
+    request: EvaluateRequest,
+    data: EvaluationSet,
+    who: Contender,
+    template: str,
+    labels: Labels,
+    ours: Outcomes,
     beside: Outcomes | None,
-) -> EvaluateResult:  # fmt: skip
+) -> EvaluateResult:
     from teachonce.evaluation.statistics import wilson
 
     names, prompted, found = data.candidates, who.prompts is not None, figures(ours, labels)
     digests = {"student": who.clip.digest, "vocabulary": data.vocabulary.digest, "samples": data.samples.digest}
     digests |= {"prompts": who.prompts.tensors_digest} if who.prompts is not None else {}
     return EvaluateResult(
-        top1=found["top1"], top5=found["top5"], macro=found["macro"], ece=found["ece"], nll=found["nll"],
-        n=len(labels), classes=len(names), classes_seen=len(np.unique(labels)),
-        top1_interval=wilson(found["top1"], len(labels)), tied_names=names.tied(),
-        failed=len(data.rows) - len(labels), left_out=data.left_out, template=None if prompted else template,
-        run=str(request.run) if prompted else None, wise=request.wise if prompted else None,
+        top1=found["top1"],
+        top5=found["top5"],
+        macro=found["macro"],
+        ece=found["ece"],
+        nll=found["nll"],
+        n=len(labels),
+        classes=len(names),
+        classes_seen=len(np.unique(labels)),
+        top1_interval=wilson(found["top1"], len(labels)),
+        tied_names=names.tied(),
+        failed=len(data.rows) - len(labels),
+        left_out=data.left_out,
+        template=None if prompted else template,
+        run=str(request.run) if prompted else None,
+        wise=request.wise if prompted else None,
         baseline=None if beside is None else {**figures(beside, labels), "template": template},
-        paired=None if beside is None else paired(ours, beside), protocol=request.protocol,
-        manifest=data.manifest.name, split=data.split, chosen=data.in_words, templates=(template,),
-        names_digest=names.digest, digests=digests,
+        paired=None if beside is None else paired(ours, beside),
+        protocol=request.protocol,
+        manifest=data.manifest.name,
+        split=data.split,
+        chosen=data.in_words,
+        templates=(template,),
+        names_digest=names.digest,
+        digests=digests,
         per_class=None if request.per_class is None else str(request.per_class),
         credits=None if request.credits is None else str(credit_file(request.credits)),
         confused=tuple(confused_pairs(ours, labels, names)),
-    )  # fmt: skip
+    )

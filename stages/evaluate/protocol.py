@@ -130,12 +130,20 @@ def evaluate_protocol(request: ProtocolRequest, reporter: Reporter) -> ProtocolR
     means = averages(parts)
     code = IncompleteError.exit_code if missing and not request.skip_missing else 0
     return ProtocolResult(
-        protocol=protocol.name, title=protocol.title, run=None if request.run is None else str(request.run),
-        wise=None if request.run is None else request.wise, student_digest=who.clip.digest, sets=tuple(lines),
-        means=tuple(means), harmonic=tuple(harmonic_means(means)), missing=tuple(missing), damaged=tuple(damaged),
-        left_out=tuple(left_out), details={name: asdict(result) for name, result in results.items()},
+        protocol=protocol.name,
+        title=protocol.title,
+        run=None if request.run is None else str(request.run),
+        wise=None if request.run is None else request.wise,
+        student_digest=who.clip.digest,
+        sets=tuple(lines),
+        means=tuple(means),
+        harmonic=tuple(harmonic_means(means)),
+        missing=tuple(missing),
+        damaged=tuple(damaged),
+        left_out=tuple(left_out),
+        details={name: asdict(result) for name, result in results.items()},
         exit_code=DataError.exit_code if damaged else code,
-    )  # fmt: skip
+    )
 
 
 def _options(request: ProtocolRequest) -> dict[str, str | None]:
@@ -145,13 +153,24 @@ def _options(request: ProtocolRequest) -> dict[str, str | None]:
 
 def _request_of(item: ProtocolSet, protocol: Protocol, request: ProtocolRequest) -> EvaluateRequest:
     return EvaluateRequest(
-        run=request.run, student=request.student, manifest=item.manifest, root=request.root, split=item.split,
-        vocabulary=item.vocabulary, template=request.template or item.template, wise=request.wise,
-        classes=item.classes, among=item.among, without=None if item.without is None else Path(item.without),
+        run=request.run,
+        student=request.student,
+        manifest=item.manifest,
+        root=request.root,
+        split=item.split,
+        vocabulary=item.vocabulary,
+        template=request.template or item.template,
+        wise=request.wise,
+        classes=item.classes,
+        among=item.among,
+        without=None if item.without is None else Path(item.without),
         per_class=None if request.per_class is None else request.per_class / f"{item.name}.csv",
         credits=None if request.credits is None else request.credits / f"{item.name}.top1.npy",
-        protocol=protocol.name, cache=request.cache, batch_size=request.batch_size, threads=request.threads,
-    )  # fmt: skip
+        protocol=protocol.name,
+        cache=request.cache,
+        batch_size=request.batch_size,
+        threads=request.threads,
+    )
 
 
 def _there(
@@ -196,10 +215,17 @@ def _evaluated(
 def _line(name: str, result: EvaluateResult) -> SetLine:
     figures = _figures(result)
     return SetLine(
-        set=name, n=result.n, classes=result.classes, top1=result.top1, template_top1=figures["template_top1"],
-        gain=figures["gain"], p=None if result.paired is None else result.paired["p"], macro=result.macro,
-        ece=result.ece, nll=result.nll,
-    )  # fmt: skip
+        set=name,
+        n=result.n,
+        classes=result.classes,
+        top1=result.top1,
+        template_top1=figures["template_top1"],
+        gain=figures["gain"],
+        p=None if result.paired is None else result.paired["p"],
+        macro=result.macro,
+        ece=result.ece,
+        nll=result.nll,
+    )
 
 
 def _figures(result: EvaluateResult) -> dict[str, Any]:

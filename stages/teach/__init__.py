@@ -103,13 +103,18 @@ def _job(request: TeachRequest, root: Path, token: int, models: dict[str, Loaded
     from teachonce.teaching.chunk import TeachJob
 
     return TeachJob(
-        store=str(request.labels.resolve()), root=absolute(root), token=token,
+        store=str(request.labels.resolve()),
+        root=absolute(root),
+        token=token,
         models=tuple((group, absolute_spec(clip.spec), clip.digest) for group, clip in models.items()),
         logit_scale=models[LABELS].logit_scale if LABELS in models else 0.0,
-        precision=request.precision, batch_size=request.batch_size, views=request.views,
-        compiled=request.compiled, class_tile=request.class_tile,
+        precision=request.precision,
+        batch_size=request.batch_size,
+        views=request.views,
+        compiled=request.compiled,
+        class_tile=request.class_tile,
         threads=request.threads or threads_of(cluster_of(request)),
-    )  # fmt: skip
+    )
 
 
 @dataclass
@@ -133,8 +138,11 @@ def _run(
     if request.retry_failed:
         _drop_failed(store, done, reporter)
     _drop_orphans(store, done)
-    work = [(job, c, missing) for c in range(store.layout.chunks)
-            if (missing := tuple(g for g in groups if c not in done[g]))]  # fmt: skip
+    work = [
+        (job, c, missing)
+        for c in range(store.layout.chunks)
+        if (missing := tuple(g for g in groups if c not in done[g]))
+    ]
     # Of earlier runs too: the limit holds for the store, and asking again must not wash failures away.
     failed = {c: record.rows_failed for c in done[LABELS] if (record := store.record(LABELS, c))}
     excused = _known_bad(request, store)
@@ -233,8 +241,15 @@ def _finish(
         ok, failed = ok + record.rows_ok, failed + record.rows_failed
         reporter.progress("check", chunk + 1, store.layout.chunks, "chunks")
     return TeachResult(
-        rows_ok=ok, rows_failed=failed, rows_per_second=tally.rows / tally.seconds if tally.seconds else 0.0,
-        chunks_written=tally.written, chunks_skipped=tally.skipped, seconds=seconds, phases=tally.phases,
+        rows_ok=ok,
+        rows_failed=failed,
+        rows_per_second=tally.rows / tally.seconds if tally.seconds else 0.0,
+        chunks_written=tally.written,
+        chunks_skipped=tally.skipped,
+        seconds=seconds,
+        phases=tally.phases,
         bottleneck=_bottleneck(tally),
-        bytes_per_row=bytes_per_row(store), labels=str(request.labels), store_id=store.store_id(),
-    )  # fmt: skip
+        bytes_per_row=bytes_per_row(store),
+        labels=str(request.labels),
+        store_id=store.store_id(),
+    )

@@ -74,8 +74,15 @@ def check_request(request: TeachRequest) -> None:
     Raises:
         UsageError: an option is out of range, or asks for nothing.
     """
-    for name, least in (("workers", 1), ("batch_size", 1), ("top_k", 1), ("chunk_rows", 1), ("threads", 1),
-                        ("shots", 1), ("class_tile", 1)):  # fmt: skip
+    for name, least in (
+        ("workers", 1),
+        ("batch_size", 1),
+        ("top_k", 1),
+        ("chunk_rows", 1),
+        ("threads", 1),
+        ("shots", 1),
+        ("class_tile", 1),
+    ):
         value = getattr(request, name)
         if value is not None and value < least:
             raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, found {value}")
@@ -133,8 +140,19 @@ def wanted_store(
 ) -> WantedStore:
     """The store that the request describes."""
     return WantedStore(
-        path=request.labels, manifest=manifest, split=request.split, root=root, own_classes=own_classes,
-        vocabulary=vocabulary, vocabulary_spec=request.vocabulary, top_k=top_k_of(request, vocabulary),
-        templates=request.templates, precision=request.precision, embeddings=request.embeddings,
-        chunk_rows=request.chunk_rows, views=request.views, shots=request.shots, seed=request.seed,
-    )  # fmt: skip
+        path=request.labels,
+        manifest=manifest,
+        split=request.split,
+        root=root,
+        own_classes=own_classes,
+        vocabulary=vocabulary,
+        vocabulary_spec=request.vocabulary,
+        top_k=top_k_of(request, vocabulary),
+        templates=request.templates,
+        precision=request.precision,
+        embeddings=request.embeddings,
+        chunk_rows=request.chunk_rows,
+        views=request.views,
+        shots=request.shots,
+        seed=request.seed,
+    )

@@ -19,13 +19,17 @@ LINE = "ablate grid.toml --labels x.zarr --student S --out grid"
     ("more", "made"),
     [
         ("", {}),
-        ("--dry-run --root data --workers 3",
-         {"dry_run": True, "root": Path("data"), "cluster": ClusterSpec(workers=3)}),
-        ("--retry-failed --scheduler tcp://h:1 --force-unlock",
-         {"retry_failed": True, "force_unlock": True, "cluster": ClusterSpec(scheduler="tcp://h:1")}),
+        (
+            "--dry-run --root data --workers 3",
+            {"dry_run": True, "root": Path("data"), "cluster": ClusterSpec(workers=3)},
+        ),
+        (
+            "--retry-failed --scheduler tcp://h:1 --force-unlock",
+            {"retry_failed": True, "force_unlock": True, "cluster": ClusterSpec(scheduler="tcp://h:1")},
+        ),
         ("--cluster c.toml", {"cluster": ClusterSpec(file=Path("c.toml"))}),
     ],
-)  # fmt: skip
+)
 def test_every_option_reaches_the_stage(
     more: str, made: dict[str, Any], stubs: stage_stubs.Stubs, teachonce_here: Callable[..., Any]
 ) -> None:

@@ -19,9 +19,17 @@ from store_stubs import MergeRequest, RelabelRequest, SubsetRequest
             "relabel a.zarr --labels b.zarr --vocabulary v.tsv --template one_{} --template two_{} --top-k 7 "
             "--temperatures 1,2,0.5 --classes c.txt --teacher RN50/openai --root data --force-unlock --set threads=2",
             RelabelRequest(
-                parent=Path("a.zarr"), labels=Path("b.zarr"), vocabulary="v.tsv", templates=("one_{}", "two_{}"),
-                top_k=7, temperatures=(1.0, 2.0, 0.5), classes=Path("c.txt"), teacher="RN50/openai",
-                root=Path("data"), threads=2, force_unlock=True,
+                parent=Path("a.zarr"),
+                labels=Path("b.zarr"),
+                vocabulary="v.tsv",
+                templates=("one_{}", "two_{}"),
+                top_k=7,
+                temperatures=(1.0, 2.0, 0.5),
+                classes=Path("c.txt"),
+                teacher="RN50/openai",
+                root=Path("data"),
+                threads=2,
+                force_unlock=True,
             ),
         ),
         (
@@ -32,8 +40,13 @@ from store_stubs import MergeRequest, RelabelRequest, SubsetRequest
             "merge a.zarr b.zarr c.zarr --labels x.zarr --weights 1,2,0.5 --top-k 9 --set calibrate=false "
             "--set threads=1 --force-unlock",
             MergeRequest(
-                parents=(Path("a.zarr"), Path("b.zarr"), Path("c.zarr")), labels=Path("x.zarr"),
-                weights=(1.0, 2.0, 0.5), top_k=9, calibrate=False, threads=1, force_unlock=True,
+                parents=(Path("a.zarr"), Path("b.zarr"), Path("c.zarr")),
+                labels=Path("x.zarr"),
+                weights=(1.0, 2.0, 0.5),
+                top_k=9,
+                calibrate=False,
+                threads=1,
+                force_unlock=True,
             ),
         ),
         (
@@ -42,12 +55,10 @@ from store_stubs import MergeRequest, RelabelRequest, SubsetRequest
         ),
         (
             "subset a.zarr --out few.json --shots 2 --seed 3 --top-k 4 --classes c.txt",
-            SubsetRequest(
-                labels=Path("a.zarr"), out=Path("few.json"), shots=2, seed=3, top_k=4, classes=Path("c.txt")
-            ),
+            SubsetRequest(labels=Path("a.zarr"), out=Path("few.json"), shots=2, seed=3, top_k=4, classes=Path("c.txt")),
         ),
     ],
-)  # fmt: skip
+)
 def test_options_reach_the_stage(
     line: str, request_made: Any, stubs: stage_stubs.Stubs, teachonce_here: Callable[..., Any]
 ) -> None:

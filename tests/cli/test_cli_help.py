@@ -133,7 +133,7 @@ def test_a_misspelt_word_gets_a_suggestion(
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_has_few_options(command: str) -> None:
-    function = app.command_named(command)
+    function = app.COMMANDS[command]
     hints = typing.get_type_hints(function, include_extras=True)
     option = type(typer.Option())
     declared = [name for name in inspect.signature(function).parameters if _is_option(hints[name], option)]

@@ -221,10 +221,22 @@ def test_a_protocol_is_another_stage_with_its_own_exit_code(teachonce_here: Comm
     ended = teachonce_here(*line.split())
     assert ended.code == 5 and "-50.00%" in ended.out and "1.2345" not in ended.out
     assert stubs.requests[-1] == prompt_stubs.ProtocolRequest(
-        protocol="p", run=Path("run"), student="S", root=Path("data"), manifest="m", split="test", vocabulary="V",
-        classes="base", without=Path("w.tsv"), template="{}", wise=0.5, per_class=Path("c"), credits=Path("d"),
-        skip_missing=True, cache=False,
-    )  # fmt: skip
+        protocol="p",
+        run=Path("run"),
+        student="S",
+        root=Path("data"),
+        manifest="m",
+        split="test",
+        vocabulary="V",
+        classes="base",
+        without=Path("w.tsv"),
+        template="{}",
+        wise=0.5,
+        per_class=Path("c"),
+        credits=Path("d"),
+        skip_missing=True,
+        cache=False,
+    )
     assert teachonce_here(*line.split(), "--json").document["details"] == {"pets": {"nll": 1.2345}}
 
 
@@ -262,8 +274,9 @@ def test_cache_takes_an_action_and_perhaps_a_store(teachonce_here: Command, stub
     for line in ("cache list", "cache clear x.zarr"):
         assert teachonce_here(*line.split()).code == 0
     assert stubs.requests == [
-        store_stubs.CacheRequest(action="list"), store_stubs.CacheRequest(action="clear", labels=Path("x.zarr")),
-    ]  # fmt: skip
+        store_stubs.CacheRequest(action="list"),
+        store_stubs.CacheRequest(action="clear", labels=Path("x.zarr")),
+    ]
     assert teachonce_here("cache").code == 2
 
 

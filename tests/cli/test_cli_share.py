@@ -32,9 +32,12 @@ def test_nothing_is_pushed_unless_asked(teachonce_here: Command, stubs: stage_st
 
 @pytest.mark.parametrize(
     ("options", "wanted"),
-    [(["--out", "x.tar"], {"out": Path("x.tar")}), (["--check"], {"check": True}),
-     (["--unpack", "--out", "d"], {"unpack": True, "out": Path("d")})],
-)  # fmt: skip
+    [
+        (["--out", "x.tar"], {"out": Path("x.tar")}),
+        (["--check"], {"check": True}),
+        (["--unpack", "--out", "d"], {"unpack": True, "out": Path("d")}),
+    ],
+)
 def test_all_options_of_pack_reach_the_stage(
     options: list[str], wanted: dict[str, Any], teachonce_here: Command, stubs: stage_stubs.Stubs
 ) -> None:
@@ -45,9 +48,14 @@ def test_all_options_of_pack_reach_the_stage(
 
 @pytest.mark.parametrize(
     ("line", "suggestion"),
-    [(["export", "run", "--out", "d", "--clases", "x"], "--classes"), (["pack", "x", "--chek"], "--check"),
-     (["export", "run"], "--out"), (["pack"], "SOURCE"), (["exprt", "run"], "'export'")],
-)  # fmt: skip
+    [
+        (["export", "run", "--out", "d", "--clases", "x"], "--classes"),
+        (["pack", "x", "--chek"], "--check"),
+        (["export", "run"], "--out"),
+        (["pack"], "SOURCE"),
+        (["exprt", "run"], "'export'"),
+    ],
+)
 def test_a_misspelt_or_missing_word_is_a_usage_error(line: list[str], suggestion: str, teachonce_here: Command) -> None:
     ended = teachonce_here(*line)
     assert ended.code == 2 and ended.out == "" and suggestion in ended.err

@@ -18,29 +18,63 @@ from teachonce.cli.views.status import view
 Command = Callable[..., Any]
 
 RUN = prompt_stubs.StatusResult(
-    state="running", process={"host": "box", "pid": 7, "alive": True}, step=150, checkpoint=100,
-    held_out={"top1": 0.5, "step": 100, "best_top1": 0.625, "best_step": 50}, seconds_left=56.0,
+    state="running",
+    process={"host": "box", "pid": 7, "alive": True},
+    step=150,
+    checkpoint=100,
+    held_out={"top1": 0.5, "step": 100, "best_top1": 0.625, "best_step": 50},
+    seconds_left=56.0,
     estimated_end="2026-01-01T00:00:56Z",
-)  # fmt: skip
+)
 STORE = {
-    "kind": "labels", "path": "x.zarr", "made_by": "teachonce teach", "state": "stopped", "process": None, "chunks": 8,
-    "chunks_committed": 2, "rows": 800, "rows_committed": 200, "rows_failed": 3,
+    "kind": "labels",
+    "path": "x.zarr",
+    "made_by": "teachonce teach",
+    "state": "stopped",
+    "process": None,
+    "chunks": 8,
+    "chunks_committed": 2,
+    "rows": 800,
+    "rows_committed": 200,
+    "rows_failed": 3,
     "groups": [
         {"group": "labels", "chunks_committed": 2, "unreadable": 1},
         {"group": "embedding", "chunks_committed": 3, "unreadable": 0},
     ],
-    "rows_per_second": 10.0, "runs": 1, "last_commit": "2026-01-01T00:00:00Z", "last_sign": "2026-01-01T00:00:00Z",
-    "seconds_since_sign": 3700.0, "seconds_left": 60.0, "estimated_end": None,
-}  # fmt: skip
-CELL = {"name": "tail=ghost", "digest": "ab", "state": "failed", "step": 5, "steps": 10, "steps_per_second": None,
-        "seconds_since_sign": 5.0, "loss": 1.5, "problem": "[red]it broke", "hint": "mend it"}  # fmt: skip
+    "rows_per_second": 10.0,
+    "runs": 1,
+    "last_commit": "2026-01-01T00:00:00Z",
+    "last_sign": "2026-01-01T00:00:00Z",
+    "seconds_since_sign": 3700.0,
+    "seconds_left": 60.0,
+    "estimated_end": None,
+}
+CELL = {
+    "name": "tail=ghost",
+    "digest": "ab",
+    "state": "failed",
+    "step": 5,
+    "steps": 10,
+    "steps_per_second": None,
+    "seconds_since_sign": 5.0,
+    "loss": 1.5,
+    "problem": "[red]it broke",
+    "hint": "mend it",
+}
 GRID: dict[str, Any] = {
-    "kind": "ablate", "path": "grid", "title": "t", "state": "running", "process": None,
+    "kind": "ablate",
+    "path": "grid",
+    "title": "t",
+    "state": "running",
+    "process": None,
     "cells": {"finished": 3, "running": 1, "failed": 1, "damaged": 0, "waiting": 2, "interrupted": 0},
     "open_cells": [CELL],
-    "seconds_per_cell": 90.0, "last_sign": None, "seconds_since_sign": None, "seconds_left": None,
+    "seconds_per_cell": 90.0,
+    "last_sign": None,
+    "seconds_since_sign": None,
+    "seconds_left": None,
     "estimated_end": None,
-}  # fmt: skip
+}
 
 
 def text_of(values: dict[str, Any]) -> str:
@@ -57,17 +91,33 @@ def test_a_run_is_told_in_words(teachonce_here: Command, stubs: stage_stubs.Stub
     stubs.result = RUN
     ended = teachonce_here("status", "run")
     assert ended.code == 0
-    for words in ("run: train, running", "150 of 600 done, 8 steps/s", "loss 1.25", "top-1 50.00% at step 100",
-                  "best 62.50% at 50", "checkpoint", "56s, ends about", "7 on box, alive", "2s ago"):  # fmt: skip
+    for words in (
+        "run: train, running",
+        "150 of 600 done, 8 steps/s",
+        "loss 1.25",
+        "top-1 50.00% at step 100",
+        "best 62.50% at 50",
+        "checkpoint",
+        "56s, ends about",
+        "7 on box, alive",
+        "2s ago",
+    ):
         assert words in ended.out, words
     assert all(line == line.rstrip() for line in ended.out.splitlines())
 
 
 def test_a_store_is_told_in_words() -> None:
     text = text_of(STORE)
-    for words in ("stopped: nobody works on it", "2 of 8 committed", "200 of 800, 3 failed, 10 rows/s", "embedding 3",
-                  "1 ledger records", "1m 00s at this pace", "1h 01m ago",
-                  "the same `teachonce teach` again goes on from here"):  # fmt: skip
+    for words in (
+        "stopped: nobody works on it",
+        "2 of 8 committed",
+        "200 of 800, 3 failed, 10 rows/s",
+        "embedding 3",
+        "1 ledger records",
+        "1m 00s at this pace",
+        "1h 01m ago",
+        "the same `teachonce teach` again goes on from here",
+    ):
         assert words in text, words
     assert "only reads all chunks back" in text_of(STORE | {"chunks_committed": 8})
     nothing = STORE | {"chunks": None, "rows": None, "groups": [], "rows_per_second": None, "state": "starting"}
@@ -76,8 +126,14 @@ def test_a_store_is_told_in_words() -> None:
 
 def test_a_grid_is_told_in_words() -> None:
     text = text_of(GRID)
-    for words in ("3 of 7 finished", "1 running, 1 failed, 2 waiting", "1m 30s", "tail=ghost", "5/10",
-                  "[red]it broke (mend it)"):  # fmt: skip
+    for words in (
+        "3 of 7 finished",
+        "1 running, 1 failed, 2 waiting",
+        "1m 30s",
+        "tail=ghost",
+        "5/10",
+        "[red]it broke (mend it)",
+    ):
         assert words in text, words
     damaged = GRID | {"cells": {**GRID["cells"], "waiting": 1, "damaged": 1}}
     assert "3 of 7 finished" in text_of(damaged) and "1 failed, 1 damaged, 1 waiting" in text_of(damaged)

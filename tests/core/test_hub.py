@@ -60,9 +60,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[dict[str, Any
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
-    [("user/repo", HubId("user/repo")), ("hf-hub:user/repo", HubId("user/repo")),
-     ("user/repo@v1.0", HubId("user/repo", "v1.0")), ("hf-hub:a-b/c_d.e@refs/pr/1", HubId("a-b/c_d.e", "refs/pr/1"))],
-)  # fmt: skip
+    [
+        ("user/repo", HubId("user/repo")),
+        ("hf-hub:user/repo", HubId("user/repo")),
+        ("user/repo@v1.0", HubId("user/repo", "v1.0")),
+        ("hf-hub:a-b/c_d.e@refs/pr/1", HubId("a-b/c_d.e", "refs/pr/1")),
+    ],
+)
 def test_ids_are_read(text: str, wanted: HubId) -> None:
     assert parse_hub_id(text) == wanted and hub_id_of(text) == wanted
 

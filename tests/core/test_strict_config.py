@@ -17,12 +17,31 @@ from teachonce.data.manifests import Manifest, Split, load_manifest
 from teachonce.errors import DataError, UsageError, did_you_mean
 from teachonce.training.config import TrainConfig, load_train_config
 
-SPLIT = {"format": "webdataset", "path": "a/*.tar", "label": "cls", "classes": "b.tsv", "samples": 3,
-         "unlabelled": False, "archives": 2, "known_bad": ["a"], "images": "", "part": ""}  # fmt: skip
+SPLIT = {
+    "format": "webdataset",
+    "path": "a/*.tar",
+    "label": "cls",
+    "classes": "b.tsv",
+    "samples": 3,
+    "unlabelled": False,
+    "archives": 2,
+    "known_bad": ["a"],
+    "images": "",
+    "part": "",
+}
 MANIFEST: dict[str, Any] = {
-    "schema": 1, "name": "n", "title": "t", "classes": "c.tsv", "splits": {"train": SPLIT}, "licence": "l", "get": "g",
-    "about": "a", "digests": {"a.tar": "md5:0"}, "names": "", "template": "{}",
-}  # fmt: skip
+    "schema": 1,
+    "name": "n",
+    "title": "t",
+    "classes": "c.tsv",
+    "splits": {"train": SPLIT},
+    "licence": "l",
+    "get": "g",
+    "about": "a",
+    "digests": {"a.tar": "md5:0"},
+    "names": "",
+    "template": "{}",
+}
 COMPLETE: dict[type, dict[str, Any]] = {
     TrainConfig: TrainConfig().to_dict(),
     Manifest: MANIFEST,
@@ -84,16 +103,47 @@ def test_every_value_of_a_choice_is_accepted_and_others_are_not(name: str) -> No
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("temperature", 0.0), ("temperature", float("nan")), ("learning_rate", -1.0), ("steps", 0), ("batch_size", 0),
-     ("checkpoint_every", 0), ("log_every", 0), ("class_chunk", 0), ("depth", -1), ("soft_weight", -0.5),
-     ("soft_weight", float("nan")), ("sampled_fill", -1), ("sampled_top", -1), ("weight_decay", -1.0),
-     ("warmup_steps", -1), ("seed", -1), ("momentum", 1.0), ("momentum", -0.1), ("context", "  "), ("length", -1),
-     ("image_length", 0), ("image_depth", -1), ("teacher_temperature", -1.0), ("label_smoothing", 1.0),
-     ("anchor_weight", -1.0), ("consistency_weight", float("inf")), ("sampled_backward", 0), ("clip_gradient", -1.0),
-     ("warmup_rate", -1.0), ("average_decay", 0.0), ("average_decay", 1.0), ("average_deviation", 0.0),
-     ("average_mean", -1.0), ("epochs", -1.0), ("views_per_step", 0), ("micro_batch", -1), ("held_out", 1.0),
-     ("evaluate_every", 0)],
-)  # fmt: skip
+    [
+        ("temperature", 0.0),
+        ("temperature", float("nan")),
+        ("learning_rate", -1.0),
+        ("steps", 0),
+        ("batch_size", 0),
+        ("checkpoint_every", 0),
+        ("log_every", 0),
+        ("class_chunk", 0),
+        ("depth", -1),
+        ("soft_weight", -0.5),
+        ("soft_weight", float("nan")),
+        ("sampled_fill", -1),
+        ("sampled_top", -1),
+        ("weight_decay", -1.0),
+        ("warmup_steps", -1),
+        ("seed", -1),
+        ("momentum", 1.0),
+        ("momentum", -0.1),
+        ("context", "  "),
+        ("length", -1),
+        ("image_length", 0),
+        ("image_depth", -1),
+        ("teacher_temperature", -1.0),
+        ("label_smoothing", 1.0),
+        ("anchor_weight", -1.0),
+        ("consistency_weight", float("inf")),
+        ("sampled_backward", 0),
+        ("clip_gradient", -1.0),
+        ("warmup_rate", -1.0),
+        ("average_decay", 0.0),
+        ("average_decay", 1.0),
+        ("average_deviation", 0.0),
+        ("average_mean", -1.0),
+        ("epochs", -1.0),
+        ("views_per_step", 0),
+        ("micro_batch", -1),
+        ("held_out", 1.0),
+        ("evaluate_every", 0),
+    ],
+)
 def test_a_number_out_of_range_is_refused_with_its_name(name: str, value: object) -> None:
     """Ranges are checked where the config is read, not hours later."""
     with pytest.raises(UsageError, match=f"cfg: .*{name} must"):
@@ -102,16 +152,19 @@ def test_a_number_out_of_range_is_refused_with_its_name(name: str, value: object
 
 @pytest.mark.parametrize(
     ("given", "words"),
-    [({"prograd": True, "supervision": "soft"}, "prograd changes the gradient of the hard loss"),
-     ({"hard_over": "seen", "label_smoothing": 0.1}, "label_smoothing"),
-     ({"compile": True}, "compile is for the image tower"),
-     ({"tower": "image", "candidates": "all-sampled"}, "all-sampled"), ({"learning_rate": 1e31}, "learning_rate"),
-     ({"label_smoothing": 0.1, "supervision": "soft"}, "label_smoothing"),
-     ({"label_smoothing": 0.1, "candidates": "sampled", "correction": "none"}, "label_smoothing"),
-     ({"weight_decay": 0.1, "structure": "unshared-replace"}, "weight_decay"),
-     ({"prograd": True, "candidates": "all-sampled"}, "exact gradients"),
-     ({"candidates": "sampled", "correction": "log10", "consistency_weight": 1.0}, "log10")],
-)  # fmt: skip
+    [
+        ({"prograd": True, "supervision": "soft"}, "prograd changes the gradient of the hard loss"),
+        ({"hard_over": "seen", "label_smoothing": 0.1}, "label_smoothing"),
+        ({"compile": True}, "compile is for the image tower"),
+        ({"tower": "image", "candidates": "all-sampled"}, "all-sampled"),
+        ({"learning_rate": 1e31}, "learning_rate"),
+        ({"label_smoothing": 0.1, "supervision": "soft"}, "label_smoothing"),
+        ({"label_smoothing": 0.1, "candidates": "sampled", "correction": "none"}, "label_smoothing"),
+        ({"weight_decay": 0.1, "structure": "unshared-replace"}, "weight_decay"),
+        ({"prograd": True, "candidates": "all-sampled"}, "exact gradients"),
+        ({"candidates": "sampled", "correction": "log10", "consistency_weight": 1.0}, "log10"),
+    ],
+)
 def test_values_that_make_no_sense_together_are_refused(given: dict[str, object], words: str) -> None:
     """What would do nothing, or something else than its name says, is no silent choice."""
     with pytest.raises(UsageError, match=words):
@@ -216,16 +269,29 @@ def test_an_unreadable_manifest_is_a_data_error_that_names_it(tmp_path: Path, co
 
 @pytest.mark.parametrize(
     ("override", "words"),
-    [("steps=abc", "expected int, found str 'abc'"), ("steps=1.5", r"expected int, found float 1\.5"),
-     ("steps=true", "expected int, found bool True"), ("temperature=hot", "expected float, found str 'hot'"),
-     ("context=5", "expected str, found int 5"), ("context=2020-01-01", "expected str, found date"),
-     ("tf32=1", "expected bool, found int 1"), ("tf32=yes", "expected bool, found str 'yes'"),
-     ("steps=[1]", r"expected int, found list \[1\]"), ("steps=", "expected int, found str ''"),
-     ("supervision=5", "5 is not allowed"), ("supervision=harder", "did you mean 'hard'"), ("stepz=1", "mean 'steps'"),
-     ("=1", "unknown key"), ("steps", "expected key=value"), ("steps=0", "steps must be above 0"),
-     ("learning_rate=nan", "learning_rate must be above 0"), (f"temperature=1{'0' * 400}", "beyond all floats"),
-     ("steps=5\nseed=7", "expected int, found str"), ("soft_weight=0 supervision=soft", "expected float, found str")],
-)  # fmt: skip
+    [
+        ("steps=abc", "expected int, found str 'abc'"),
+        ("steps=1.5", r"expected int, found float 1\.5"),
+        ("steps=true", "expected int, found bool True"),
+        ("temperature=hot", "expected float, found str 'hot'"),
+        ("context=5", "expected str, found int 5"),
+        ("context=2020-01-01", "expected str, found date"),
+        ("tf32=1", "expected bool, found int 1"),
+        ("tf32=yes", "expected bool, found str 'yes'"),
+        ("steps=[1]", r"expected int, found list \[1\]"),
+        ("steps=", "expected int, found str ''"),
+        ("supervision=5", "5 is not allowed"),
+        ("supervision=harder", "did you mean 'hard'"),
+        ("stepz=1", "mean 'steps'"),
+        ("=1", "unknown key"),
+        ("steps", "expected key=value"),
+        ("steps=0", "steps must be above 0"),
+        ("learning_rate=nan", "learning_rate must be above 0"),
+        (f"temperature=1{'0' * 400}", "beyond all floats"),
+        ("steps=5\nseed=7", "expected int, found str"),
+        ("soft_weight=0 supervision=soft", "expected float, found str"),
+    ],
+)
 def test_a_wrong_override_says_what_was_expected_and_what_to_do(override: str, words: str) -> None:
     """Type expected and found, or the range; and where the keys are listed."""
     with pytest.raises(UsageError, match=words) as caught:
@@ -253,9 +319,18 @@ def test_the_settings_of_other_commands_say_which_keys_there_are() -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("5", 5), (" 5 ", 5), ("a photo", "a photo"), ('"5"', "5"), ("true", True), ("1e3", 1000.0), ("", ""),
-     ("5\nb = 6", "5\nb = 6"), ("[1, 2]", [1, 2])],
-)  # fmt: skip
+    [
+        ("5", 5),
+        (" 5 ", 5),
+        ("a photo", "a photo"),
+        ('"5"', "5"),
+        ("true", True),
+        ("1e3", 1000.0),
+        ("", ""),
+        ("5\nb = 6", "5\nb = 6"),
+        ("[1, 2]", [1, 2]),
+    ],
+)
 def test_a_value_is_toml_or_a_bare_word(text: str, value: object) -> None:
     """Text that brings further lines of TOML along is no value: they would be dropped in silence."""
     assert toml_value(text) == value

@@ -46,11 +46,18 @@ def test_a_split_lists_images_and_names_classes(tmp_path: Path) -> None:
     assert split_vocabulary(file) == Vocabulary(("3", "10"), ("blue jay", "red fox"))
     index = indexed(tmp_path)
     assert [(index.key(i), int(index.label[i]), int(index.size[i])) for i in range(2)] == [
-        ("a/x.jpg", 1, 7), ("y.jpg", 0, 5),
-    ]  # fmt: skip
+        ("a/x.jpg", 1, 7),
+        ("y.jpg", 0, 5),
+    ]
     assert index.archives == ("images/a", "images")
-    manifest = Manifest(schema=1, name="m", title="M", classes="split", get="", splits={
-        "test": Split(format="coop-split", path="split.json", images="images", part="test")})  # fmt: skip
+    manifest = Manifest(
+        schema=1,
+        name="m",
+        title="M",
+        classes="split",
+        get="",
+        splits={"test": Split(format="coop-split", path="split.json", images="images", part="test")},
+    )
     assert len(few_samples(manifest, "test", tmp_path, 1)) >= 1
 
 
@@ -73,7 +80,7 @@ def test_a_split_lists_images_and_names_classes(tmp_path: Path) -> None:
         ({**SOUND, "test": []}, "lists no image under 'test'"),
         ({"train": [], "val": [], "test": []}, "lists no image"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_split_is_refused(document: Any, message: str, tmp_path: Path) -> None:
     """The file, the entry, and what was expected."""
     a_split(tmp_path, document)
@@ -122,10 +129,15 @@ def test_names_of_a_file_take_the_place_of_the_lists(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"format": "coop-split", "part": "test"}, {"format": "coop-split", "images": "i"}, {"format": "image-list"},
-     {"format": "webdataset", "images": "i"}, {"format": "image-list", "images": "i", "part": "test"},
-     {"format": "image-list", "images": "../i"}],
-)  # fmt: skip
+    [
+        {"format": "coop-split", "part": "test"},
+        {"format": "coop-split", "images": "i"},
+        {"format": "image-list"},
+        {"format": "webdataset", "images": "i"},
+        {"format": "image-list", "images": "i", "part": "test"},
+        {"format": "image-list", "images": "../i"},
+    ],
+)
 def test_a_listed_split_needs_its_fields_and_others_do_not_take_them(fields: dict[str, Any]) -> None:
     """A manifest that would be half ignored is refused."""
     with pytest.raises(ValueError, match=r"images|part"):

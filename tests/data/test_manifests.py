@@ -70,8 +70,12 @@ def test_the_digest_covers_what_decides_samples_and_not_prose() -> None:
     assert set(others) | set(told) | {"images", "part"} == {field.name for field in dataclasses.fields(Split)}
     same = dataclasses.replace(base.splits["train"], **told)
     assert dataclasses.replace(base, splits={"train": same}).digest("train") == digest
-    found = {digest, base.digest("val"), dataclasses.replace(base, name="other").digest("train"),
-             dataclasses.replace(base, classes="d.tsv").digest("train")}  # fmt: skip
+    found = {
+        digest,
+        base.digest("val"),
+        dataclasses.replace(base, name="other").digest("train"),
+        dataclasses.replace(base, classes="d.tsv").digest("train"),
+    }
     for name, value in others.items():
         split = dataclasses.replace(base.splits["train"], **{name: value})
         found.add(dataclasses.replace(base, splits={"train": split}).digest("train"))

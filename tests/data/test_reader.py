@@ -54,8 +54,19 @@ def test_a_truncated_image_is_undecodable(kind: str, cut: float) -> None:
     assert bad(data[: int(cut * len(data))]).status == UNDECODABLE
 
 
-@pytest.mark.parametrize("data", [b"", b"hello", b"\x1f\x8b", gzip.compress(b"hello"), gzip.compress(b"x" * 999)[:20],
-                                  b"<svg/>", b"%PDF-1.4", b"\x89PNG\r\n\x1a\n"])  # fmt: skip
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"hello",
+        b"\x1f\x8b",
+        gzip.compress(b"hello"),
+        gzip.compress(b"x" * 999)[:20],
+        b"<svg/>",
+        b"%PDF-1.4",
+        b"\x89PNG\r\n\x1a\n",
+    ],
+)
 def test_what_is_no_image_is_undecodable(data: bytes) -> None:
     """Text, empty files, broken gzip."""
     assert bad(data).status == UNDECODABLE
@@ -110,10 +121,14 @@ def index_of_files(root: Path, files: int) -> SampleIndex:
         (root / f"{i}.tar").write_bytes(bytes([i]) * 10)
     keys = [f"k{i}" for i in range(files)]
     return SampleIndex(
-        tuple(f"{i}.tar" for i in range(files)), np.arange(files, dtype=np.uint32), np.full(files, 2, np.uint64),
-        np.full(files, 5, np.uint64), np.zeros(files, np.int32), np.frombuffer("".join(keys).encode(), np.uint8),
+        tuple(f"{i}.tar" for i in range(files)),
+        np.arange(files, dtype=np.uint32),
+        np.full(files, 2, np.uint64),
+        np.full(files, 5, np.uint64),
+        np.zeros(files, np.int32),
+        np.frombuffer("".join(keys).encode(), np.uint8),
         np.cumsum([len(key) for key in keys]).astype(np.uint64),
-    )  # fmt: skip
+    )
 
 
 def test_reading_more_archives_than_may_be_open(tmp_path: Path) -> None:

@@ -104,13 +104,23 @@ def write_tar(path: Path, members: list[tuple[str, bytes]], **options: int) -> N
 def test_webdataset_conventions(style: int, tmp_path: Path) -> None:
     """Folders, long names, capitals, other members, label by number or id, label before or after the image."""
     deep = "f" * 90 + "/" + "g" * 60
-    write_tar(tmp_path / "a.tar", [
-        ("x.JPG", b"one"), ("x.cls", b"1\n"), ("x.json", b"{}"),
-        ("dir/y.cls", b"n1"), ("dir/y.seg.png", b"mask"), ("dir/y.jpeg", b"two"),
-        (f"{deep}.png", b"three"), (f"{deep}.cls", b" n2 "),
-        ("notes.txt", b"no image"),
-        ("z.webp", b"four"), ("z.cls", b"0"),
-    ], format=style)  # fmt: skip
+    write_tar(
+        tmp_path / "a.tar",
+        [
+            ("x.JPG", b"one"),
+            ("x.cls", b"1\n"),
+            ("x.json", b"{}"),
+            ("dir/y.cls", b"n1"),
+            ("dir/y.seg.png", b"mask"),
+            ("dir/y.jpeg", b"two"),
+            (f"{deep}.png", b"three"),
+            (f"{deep}.cls", b" n2 "),
+            ("notes.txt", b"no image"),
+            ("z.webp", b"four"),
+            ("z.cls", b"0"),
+        ],
+        format=style,
+    )
     index = scan(tmp_path)
     assert [index.key(i) for i in range(4)] == ["x", "dir/y", deep, "z"]
     assert index.label.tolist() == [1, 0, 1, 0]
@@ -120,12 +130,16 @@ def test_webdataset_conventions(style: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("members", "message"),
-    [([("x.jpg", b"1")], "a.tar: the sample 'x' has no label"), ([("x.jpg", b"1"), ("x.cls", b"2")], "'2'"),
-     ([("x.jpg", b"1"), ("x.cls", b"fox")], "expected a class id or a number below 2"),
-     ([("x.jpg", b"1"), ("x.cls", b"-1")], "'-1'"), ([("x.jpg", b"1"), ("x.cls", b"\xff")], "the label of 'x'"),
-     ([("x.jpg", b"1"), ("x.cls", b"")], "the label of 'x' is ''"),
-     ([("x.cls", b"1"), ("y.txt", b"1")], "holds no image")],
-)  # fmt: skip
+    [
+        ([("x.jpg", b"1")], "a.tar: the sample 'x' has no label"),
+        ([("x.jpg", b"1"), ("x.cls", b"2")], "'2'"),
+        ([("x.jpg", b"1"), ("x.cls", b"fox")], "expected a class id or a number below 2"),
+        ([("x.jpg", b"1"), ("x.cls", b"-1")], "'-1'"),
+        ([("x.jpg", b"1"), ("x.cls", b"\xff")], "the label of 'x'"),
+        ([("x.jpg", b"1"), ("x.cls", b"")], "the label of 'x' is ''"),
+        ([("x.cls", b"1"), ("y.txt", b"1")], "holds no image"),
+    ],
+)
 def test_a_sample_without_a_sound_label_is_refused_by_name(
     members: list[tuple[str, bytes]], message: str, tmp_path: Path
 ) -> None:

@@ -35,8 +35,21 @@ PLAIN = ViewPolicy(views=4)
 STRONG = ViewPolicy(views=4, seed=7, scale=(0.5, 1.0), randaugment=(2, 9))
 LAST = ViewPolicy(views=255, seed=2**64 - 1)
 DRAWS = 6000
-SIZES = [(500, 375), (375, 500), (64, 64), (32, 400), (900, 60), (1, 1), (1, 9), (9, 1), (1, 5000), (4000, 3), (2, 3),
-         (65535, 7), (7, 65535)]  # fmt: skip
+SIZES = [
+    (500, 375),
+    (375, 500),
+    (64, 64),
+    (32, 400),
+    (900, 60),
+    (1, 1),
+    (1, 9),
+    (9, 1),
+    (1, 5000),
+    (4000, 3),
+    (2, 3),
+    (65535, 7),
+    (7, 65535),
+]
 WIDE = [(65536, 40), (70000, 900), (3, 200_000), (1_000_000, 1), (1, 1_000_000)]
 
 
@@ -95,11 +108,13 @@ def test_torchvisions_own_code_with_our_numbers_gives_our_crop(
 def our_boxes(policy: ViewPolicy, size: tuple[int, int], count: int = DRAWS) -> np.ndarray[Any, Any]:
     """[count, 4] left, top, right, bottom in pixels, of many samples and views."""
     views = 4
-    return np.array([
-        draw_view(policy, f"n{sample}", view, *size).pixels(*size)
-        for sample in range(count // views)
-        for view in range(1, views + 1)
-    ])  # fmt: skip
+    return np.array(
+        [
+            draw_view(policy, f"n{sample}", view, *size).pixels(*size)
+            for sample in range(count // views)
+            for view in range(1, views + 1)
+        ]
+    )
 
 
 def their_boxes(policy: ViewPolicy, size: tuple[int, int], count: int = DRAWS) -> np.ndarray[Any, Any]:
@@ -117,8 +132,12 @@ def traits(boxes: np.ndarray[Any, Any], size: tuple[int, int]) -> dict[str, np.n
     """Area share, aspect ratio, and where the crop lies in the room it has; each [count]."""
     w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     room_x, room_y = np.maximum(size[0] - w, 1), np.maximum(size[1] - h, 1)
-    return {"area": w * h / (size[0] * size[1]), "ratio": w / h, "left": boxes[:, 0] / room_x,
-            "top": boxes[:, 1] / room_y}  # fmt: skip
+    return {
+        "area": w * h / (size[0] * size[1]),
+        "ratio": w / h,
+        "left": boxes[:, 0] / room_x,
+        "top": boxes[:, 1] / room_y,
+    }
 
 
 def distance(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
@@ -188,13 +207,31 @@ GOLDEN: list[tuple[ViewPolicy, str, int, int, int, View]] = [
     (PLAIN, "x", 254, 70000, 900, View((32206, 0, 33329, UNIT), False)),
     (LAST, "n01440764_18", 1, 500, 375, View((5505, 0, 63831, 62215), True)),
     (LAST, "n01440764_18", 2, 500, 375, View((26607, 30233, 43384, 53477), False)),
-    (STRONG, "n01440764_18", 1, 500, 375,
-     View((11272, 1223, 51642, 55399), True, (("ShearX", 0.09), ("Brightness", 0.27)))),
-    (STRONG, "n01440764_18", 2, 500, 375,
-     View((20578, 699, 59375, 63438), True, (("Sharpness", 0.27), ("Rotate", 9.0)))),
-    (STRONG, "x", 254, 70000, 900,
-     View((32206, 0, 33329, UNIT), True, (("Posterize", 7.0), ("TranslateX", 0.3 * 150 / 331)))),
-]  # fmt: skip
+    (
+        STRONG,
+        "n01440764_18",
+        1,
+        500,
+        375,
+        View((11272, 1223, 51642, 55399), True, (("ShearX", 0.09), ("Brightness", 0.27))),
+    ),
+    (
+        STRONG,
+        "n01440764_18",
+        2,
+        500,
+        375,
+        View((20578, 699, 59375, 63438), True, (("Sharpness", 0.27), ("Rotate", 9.0))),
+    ),
+    (
+        STRONG,
+        "x",
+        254,
+        70000,
+        900,
+        View((32206, 0, 33329, UNIT), True, (("Posterize", 7.0), ("TranslateX", 0.3 * 150 / 331))),
+    ),
+]
 
 
 @pytest.mark.parametrize(("policy", "name", "view", "width", "height", "wanted"), GOLDEN)
@@ -225,8 +262,9 @@ def test_a_draw_depends_on_nothing_else() -> None:
         "print([draw_view(p, f'n{i}', v, 500, 375) for i in range(40) for v in range(4)])"
     )
     for hash_seed in ("0", "1"):
-        done = subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": hash_seed}, capture_output=True,
-                              text=True, check=True)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, check=True
+        )
         assert done.stdout.strip() == repr(serial)
 
 
@@ -244,9 +282,18 @@ def test_seeds_samples_and_views_differ() -> None:
 
 @pytest.mark.parametrize(
     ("key", "name"),
-    [("n01/n01_7", "n01_7"), ("n01_7", "n01_7"), ("n01/n01_7.JPEG", "n01_7"), ("a/b/x.png.webp", "x"), (".jpg", ".jpg"),
-     ("v1.2", "v1.2"), ("v1.2.jpg", "v1.2"), ("a/", ""), ("ä/ö.jpeg", "ö")],
-)  # fmt: skip
+    [
+        ("n01/n01_7", "n01_7"),
+        ("n01_7", "n01_7"),
+        ("n01/n01_7.JPEG", "n01_7"),
+        ("a/b/x.png.webp", "x"),
+        (".jpg", ".jpg"),
+        ("v1.2", "v1.2"),
+        ("v1.2.jpg", "v1.2"),
+        ("a/", ""),
+        ("ä/ö.jpeg", "ö"),
+    ],
+)
 def test_the_layout_of_archives_does_not_count(key: str, name: str) -> None:
     """The same photo has the same views in tars, WebDataset and folders."""
     assert sample_name(key) == name
@@ -322,9 +369,16 @@ def test_stored_parameters_give_the_view_back(policy: ViewPolicy, size: tuple[in
 
 @pytest.mark.parametrize(
     ("params", "view"),
-    [([NO_VIEW] * 5, 1), ([NO_VIEW] * 5, 0), ([0, 0, 9, 9, 2], 1), ([9, 0, 9, 9, 0], 1), ([0, 9, 9, 3, 0], 1),
-     ([0, 0, UNIT, UNIT, 1], 0), ([1, 0, UNIT, UNIT, 0], 0)],
-)  # fmt: skip
+    [
+        ([NO_VIEW] * 5, 1),
+        ([NO_VIEW] * 5, 0),
+        ([0, 0, 9, 9, 2], 1),
+        ([9, 0, 9, 9, 0], 1),
+        ([0, 9, 9, 3, 0], 1),
+        ([0, 0, UNIT, UNIT, 1], 0),
+        ([1, 0, UNIT, UNIT, 0], 0),
+    ],
+)
 def test_fields_of_no_view_are_refused(params: list[int], view: int) -> None:
     """A hole, an empty box, a flip that is none, and a view 0 that is not the whole image."""
     with pytest.raises(IntegrityError, match="view"):
@@ -333,12 +387,26 @@ def test_fields_of_no_view_are_refused(params: list[int], view: int) -> None:
 
 @pytest.mark.parametrize(
     "given",
-    [{"views": 0}, {"views": 256}, {"seed": -1}, {"seed": 2**64}, {"scale": (0.5, 0.4)}, {"scale": (0.0, 1.0)},
-     {"scale": (0.1, 1.1)}, {"scale": (math.nan, 1.0)}, {"ratio": (2.0, 1.0)}, {"ratio": (1.0, math.inf)},
-     {"flip": -0.1}, {"flip": math.nan}, {"randaugment": (0, 9)}, {"randaugment": (2, 31)}, {"randaugment": (15, 0)},
-     {"randaugment": (2, -1)}],
+    [
+        {"views": 0},
+        {"views": 256},
+        {"seed": -1},
+        {"seed": 2**64},
+        {"scale": (0.5, 0.4)},
+        {"scale": (0.0, 1.0)},
+        {"scale": (0.1, 1.1)},
+        {"scale": (math.nan, 1.0)},
+        {"ratio": (2.0, 1.0)},
+        {"ratio": (1.0, math.inf)},
+        {"flip": -0.1},
+        {"flip": math.nan},
+        {"randaugment": (0, 9)},
+        {"randaugment": (2, 31)},
+        {"randaugment": (15, 0)},
+        {"randaugment": (2, -1)},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_policy_that_cannot_be_drawn_is_refused(given: dict[str, Any]) -> None:
     """With a word that names the field."""
     with pytest.raises(UsageError, match="views"):

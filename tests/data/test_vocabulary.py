@@ -22,9 +22,11 @@ from teachonce.data.vocabulary import (
 from teachonce.errors import DataError, UsageError
 
 LISTS = [
-    ("imagenet22k", "first-lemma", 21841, 3243), ("imagenet22k", "distinct", 21841, 1152),
-    ("imagenet21k_miil_w21", "first-lemma", 10450, 1426), ("imagenet21k_miil_w21", "distinct", 10450, 457),
-]  # fmt: skip
+    ("imagenet22k", "first-lemma", 21841, 3243),
+    ("imagenet22k", "distinct", 21841, 1152),
+    ("imagenet21k_miil_w21", "first-lemma", 10450, 1426),
+    ("imagenet21k_miil_w21", "distinct", 10450, 457),
+]
 
 
 def timm_file(name: str) -> list[str]:
@@ -92,11 +94,18 @@ def test_tsv_there_and_back() -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a\tx\nb\n", "f.tsv, line 2: expected `id TAB name`"), ("a\t\n", "line 1"), ("\tx\n", "line 1"),
-     ("a\tx\nb\ty\tremark\n", "f.tsv, line 2: expected `id TAB name`, found 'b\\ty\\tremark'; what follows"),
-     ("a\tx\x1cb\ty\n", "f.tsv, line 1: expected `id TAB name`"), ("a\tx\x0by\n", "control characters"),
-     ("a\tx\u2028b\ty\n", "f.tsv, line 1"), ("", "holds no class"), ("a\tx\na\ty\n", "'a' comes 2 times")],
-)  # fmt: skip
+    [
+        ("a\tx\nb\n", "f.tsv, line 2: expected `id TAB name`"),
+        ("a\t\n", "line 1"),
+        ("\tx\n", "line 1"),
+        ("a\tx\nb\ty\tremark\n", "f.tsv, line 2: expected `id TAB name`, found 'b\\ty\\tremark'; what follows"),
+        ("a\tx\x1cb\ty\n", "f.tsv, line 1: expected `id TAB name`"),
+        ("a\tx\x0by\n", "control characters"),
+        ("a\tx\u2028b\ty\n", "f.tsv, line 1"),
+        ("", "holds no class"),
+        ("a\tx\na\ty\n", "'a' comes 2 times"),
+    ],
+)
 def test_a_malformed_class_list_is_refused_with_its_line(text: str, message: str) -> None:
     """Half lines, empty files and doubled ids are data errors."""
     with pytest.raises(DataError, match="f.tsv") as caught:

@@ -127,8 +127,11 @@ def test_unpacked_folders_are_plain_open_clip_models(models: DemoModels, name: s
 
 
 def test_every_word_of_the_demo_has_a_trained_row() -> None:
-    texts = [f"{start} {item.name}{end}" for item in seen_classes() for start, end in
-             (("a photo of a", "."), ("an image of", ""), ("a picture of the", "."))]  # fmt: skip
+    texts = [
+        f"{start} {item.name}{end}"
+        for item in seen_classes()
+        for start, end in (("a photo of a", "."), ("an image of", ""), ("a picture of the", "."))
+    ]
     tokens = open_clip.SimpleTokenizer(context_length=CONTEXT_LENGTH)(texts)
     assert set(tokens.unique().tolist()) <= set(demo_token_ids())
     assert {49406, 49407} <= set(demo_token_ids())
@@ -169,9 +172,14 @@ def test_the_recipe_s_shortcuts_equal_open_clip(models: DemoModels, name: str) -
 
 def test_the_recipe_still_runs_and_learns(tmp_path: Path) -> None:
     sizes = TrainSizes(
-        images_per_class=1, teacher_warm_up=2, teacher_contrast=5, student_warm_up=2, student_contrast=5, batch=32,
+        images_per_class=1,
+        teacher_warm_up=2,
+        teacher_contrast=5,
+        student_warm_up=2,
+        student_contrast=5,
+        batch=32,
         check_images_per_class=1,
-    )  # fmt: skip
+    )
     state = torch.get_rng_state()
     made = train_demo_models(tmp_path / "one", sizes, Silent())
     again = train_demo_models(tmp_path / "two", sizes, Silent())

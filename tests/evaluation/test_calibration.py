@@ -24,9 +24,12 @@ def test_likelihoods_are_those_of_a_softmax_over_all_classes(scale: float) -> No
     images /= np.linalg.norm(images, axis=1, keepdims=True)
     labels = rng.integers(0, 10, 1100)
     nll, confidence = likelihoods(
-        torch.from_numpy(images).float(), torch.from_numpy(distinct[inverse]).float(), torch.from_numpy(labels),
-        torch.from_numpy(inverse), scale,
-    )  # fmt: skip
+        torch.from_numpy(images).float(),
+        torch.from_numpy(distinct[inverse]).float(),
+        torch.from_numpy(labels),
+        torch.from_numpy(inverse),
+        scale,
+    )
     logits = scale * images @ distinct[inverse].T
     p = np.exp(logits - logits.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)

@@ -20,8 +20,18 @@ from teachonce.evaluation.protocols import (
     shipped_protocols,
 )
 
-CROSS = {"caltech101", "oxford-pets", "stanford-cars", "flowers102", "food101", "fgvc-aircraft", "sun397", "dtd",
-         "eurosat", "ucf101"}  # fmt: skip
+CROSS = {
+    "caltech101",
+    "oxford-pets",
+    "stanford-cars",
+    "flowers102",
+    "food101",
+    "fgvc-aircraft",
+    "sun397",
+    "dtd",
+    "eurosat",
+    "ucf101",
+}
 
 
 @pytest.mark.parametrize("name", sorted(shipped_protocols()))
@@ -53,8 +63,9 @@ def test_options_go_where_a_protocol_asks_for_them() -> None:
     given = {"--manifest": "m", "--split": "test", "--vocabulary": "timm:imagenet22k", "--without": "held.tsv"}
     ready, left_out = filled_in(protocol, given)
     assert [(item.without, item.split, item.vocabulary) for item in ready] == [
-        (None, "test", "timm:imagenet22k"), ("held.tsv", "test", "timm:imagenet22k"),
-    ]  # fmt: skip
+        (None, "test", "timm:imagenet22k"),
+        ("held.tsv", "test", "timm:imagenet22k"),
+    ]
     assert not left_out
     with pytest.raises(UsageError, match="needs a data set"):
         filled_in(protocol, {})
@@ -113,8 +124,13 @@ def test_means_count_all_sets_alike_and_h_is_of_means() -> None:
             "gain": gain,
         }
 
-    lines = [("base", figures(0.9, 0.8)), ("novel", figures(0.5, 0.7)), ("base", figures(0.7, 0.6)),
-             ("novel", figures(0.3, 0.5)), ("all", figures(0.4, None))]  # fmt: skip
+    lines = [
+        ("base", figures(0.9, 0.8)),
+        ("novel", figures(0.5, 0.7)),
+        ("base", figures(0.7, 0.6)),
+        ("novel", figures(0.3, 0.5)),
+        ("all", figures(0.4, None)),
+    ]
     means = averages(lines)
     assert [(mean["part"], mean["sets"]) for mean in means] == [("base", 2), ("novel", 2), ("all", 1)]
     assert [mean["top1"] for mean in means] == pytest.approx([0.8, 0.4, 0.4])
@@ -132,7 +148,10 @@ def test_what_is_averaged_together() -> None:
         return ProtocolSet(name="a", manifest="m", **fields).part
 
     assert [part(), part(classes="all"), part(classes="base"), part(classes="novel", among="all")] == [
-        "all", "all", "base", "novel among all",
-    ]  # fmt: skip
+        "all",
+        "all",
+        "base",
+        "novel among all",
+    ]
     assert part(without="held.tsv") == "all without some" and part(classes="timm:x") == "listed"
     assert Protocol(schema=1, name="p", title="P", sets=(ProtocolSet(name="a", manifest="m"),)).sets[0].split == "test"

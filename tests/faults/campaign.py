@@ -80,12 +80,16 @@ class Case:
         injected = f"{self.injected}" + (f" ({_counts(self.detail)})" if self.detail else "")
         exits = _counts(dict(sorted(Counter(map(str, self.exits)).items())))
         yes = {True: "yes", False: "NO"}
-        return (f"| {self.name} | {injected} | {exits} | {self.recomputed} (<= {self.allowed}) "
-                f"| {yes[self.identical]} | {yes[self.verified]} |")  # fmt: skip
+        return (
+            f"| {self.name} | {injected} | {exits} | {self.recomputed} (<= {self.allowed}) "
+            f"| {yes[self.identical]} | {yes[self.verified]} |"
+        )
 
 
-HEAD = ("| case | injected | exits of teach: how often | chunks recomputed | bit-identical | verify ok |\n"
-        "|---|---|---|---|---|---|")  # fmt: skip
+HEAD = (
+    "| case | injected | exits of teach: how often | chunks recomputed | bit-identical | verify ok |\n"
+    "|---|---|---|---|---|---|"
+)
 
 
 def _counts(counts: dict[str, int]) -> str:
@@ -95,8 +99,9 @@ def _counts(counts: dict[str, int]) -> str:
 def prepare(folder: Path) -> Ground:
     """Photos, models and the uninterrupted store."""
     world = worlds.make_world(folder / "world", worlds.make_photos())
-    teacher, student = (worlds.make_clip(folder / name, seed, width) for name, seed, width in
-                        (("teacher", 1, 16), ("student", 2, 12)))  # fmt: skip
+    teacher, student = (
+        worlds.make_clip(folder / name, seed, width) for name, seed, width in (("teacher", 1, 16), ("student", 2, 12))
+    )
     return ground_of(folder, world, teacher, student)
 
 
@@ -110,10 +115,30 @@ def ground_of(folder: Path, world: worlds.World, teacher: str, student: str, chu
 def teach(ground: Ground, processes: Processes, store: Path, out: str, *where: str) -> psutil.Popen:
     """The command, as a process."""
     return processes.start(
-        "teachonce", "teach", ground.world.manifest(), "--root", str(ground.world.root), "--teacher", ground.teacher,
-        "--student", ground.student, "--top-k", "5", "--chunk-rows", str(ground.chunk_rows), "--set", "batch_size=2",
-        "--set", "threads=1", "--labels", str(store), "--json", "--quiet", *where, out=out,
-    )  # fmt: skip
+        "teachonce",
+        "teach",
+        ground.world.manifest(),
+        "--root",
+        str(ground.world.root),
+        "--teacher",
+        ground.teacher,
+        "--student",
+        ground.student,
+        "--top-k",
+        "5",
+        "--chunk-rows",
+        str(ground.chunk_rows),
+        "--set",
+        "batch_size=2",
+        "--set",
+        "threads=1",
+        "--labels",
+        str(store),
+        "--json",
+        "--quiet",
+        *where,
+        out=out,
+    )
 
 
 def ended(case: Case, run: psutil.Popen, processes: Processes, out: str) -> int:
@@ -359,11 +384,15 @@ def shuffled(seed: int, number: int) -> list[str]:
 def all_cases(seed: int, number: int) -> list[partial[Case]]:
     """The long set, with so many kills."""
     return [
-        partial(kills, seed=seed, targets=shuffled(seed, number)), partial(two_at_once, seed=seed),
-        partial(read_errors, seed=seed), partial(unreadable, seed=seed), partial(lost_archive, seed=seed),
+        partial(kills, seed=seed, targets=shuffled(seed, number)),
+        partial(two_at_once, seed=seed),
+        partial(read_errors, seed=seed),
+        partial(unreadable, seed=seed),
+        partial(lost_archive, seed=seed),
         partial(clock_jumps, seed=seed),
-        partial(cut_off, seed=seed + 11, after_the_run=False), partial(cut_off, seed=seed + 11, after_the_run=True),
-    ]  # fmt: skip
+        partial(cut_off, seed=seed + 11, after_the_run=False),
+        partial(cut_off, seed=seed + 11, after_the_run=True),
+    ]
 
 
 def main() -> int:

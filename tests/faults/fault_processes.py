@@ -82,16 +82,25 @@ class Processes:
 
     def start(self, module: str, *arguments: str, out: str, **settings: str) -> psutil.Popen:
         """A Python module as a process; what it prints goes to `out`.out and `out`.err in the folder."""
-        environment = os.environ | settings | {
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(SHIM), os.environ.get("PYTHONPATH")))),
-            "TEACHONCE_FAULTS": json.dumps({"log": str(self.log)} | self.faults),
-            "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
+        environment = (
+            os.environ
+            | settings
+            | {
+                "PYTHONPATH": os.pathsep.join(filter(None, (str(SHIM), os.environ.get("PYTHONPATH")))),
+                "TEACHONCE_FAULTS": json.dumps({"log": str(self.log)} | self.faults),
+                "HF_HUB_OFFLINE": "1",
+                "OMP_NUM_THREADS": "1",
+            }
+        )
         with open(self.folder / f"{out}.out", "w") as stdout, open(self.folder / f"{out}.err", "w") as stderr:
             process = psutil.Popen(
                 [sys.executable, "-m", module, *arguments],
-                cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
-            )  # fmt: skip
+                cwd=self.folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+            )
         self.started.append(process)
         return process
 
@@ -149,9 +158,16 @@ class Cluster:
                 end(hand)
             self.count += 1
             self.scheduler = self.processes.start(
-                "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard",
-                "--no-show", out=f"scheduler-{self.count}", **self.settings,
-            )  # fmt: skip
+                "distributed.cli.dask_scheduler",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(self.port),
+                "--no-dashboard",
+                "--no-show",
+                out=f"scheduler-{self.count}",
+                **self.settings,
+            )
         self.hands = [hand for hand in self.hands if hand.poll() is None]
         while len(self.hands) < self.workers:
             self.count += 1
@@ -159,8 +175,20 @@ class Cluster:
 
     def _hand(self, name: str) -> psutil.Popen:
         return self.processes.start(
-            "distributed.cli.dask_worker", self.address, "--nthreads", "2", "--name", name, "--no-dashboard",
-            "--preload", "teachonce.teaching.chunk",  # imports hold up heartbeats for seconds: done before it joins
-            "--memory-limit", "0", "--nanny" if self.nannies else "--no-nanny", "--death-timeout", "120", out=name,
+            "distributed.cli.dask_worker",
+            self.address,
+            "--nthreads",
+            "2",
+            "--name",
+            name,
+            "--no-dashboard",
+            "--preload",
+            "teachonce.teaching.chunk",  # imports hold up heartbeats for seconds: done before it joins
+            "--memory-limit",
+            "0",
+            "--nanny" if self.nannies else "--no-nanny",
+            "--death-timeout",
+            "120",
+            out=name,
             **self.settings,
-        )  # fmt: skip
+        )

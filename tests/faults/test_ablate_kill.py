@@ -30,8 +30,13 @@ GRID = (
 def whole(world: World, finished: Path, student: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The prompts of every cell of a grid that nobody disturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    grids.run(grids.write(folder / "grid.toml", GRID), finished, student, folder / "out",
-              cluster=ClusterSpec(workers=psutil.cpu_count()))  # fmt: skip
+    grids.run(
+        grids.write(folder / "grid.toml", GRID),
+        finished,
+        student,
+        folder / "out",
+        cluster=ClusterSpec(workers=psutil.cpu_count()),
+    )
     return grids.prompts_of(folder / "out")
 
 
@@ -46,8 +51,21 @@ def start(processes: Processes, finished: Path, student: str, name: str) -> psut
     """`teachonce ablate` with two workers of one thread each."""
     grid = grids.write(processes.folder / "grid.toml", GRID)
     workers = str(max(2, psutil.cpu_count() or 1))
-    return processes.start("teachonce", "ablate", str(grid), "--labels", str(finished), "--student", student,
-                           "--out", "out", "--workers", workers, "--json", out=name)  # fmt: skip
+    return processes.start(
+        "teachonce",
+        "ablate",
+        str(grid),
+        "--labels",
+        str(finished),
+        "--student",
+        student,
+        "--out",
+        "out",
+        "--workers",
+        workers,
+        "--json",
+        out=name,
+    )
 
 
 def steps_of(out: Path) -> dict[str, int]:

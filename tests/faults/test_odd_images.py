@@ -93,8 +93,14 @@ def odd_store(
     victims = list(world.photos)[3 : 3 + 3 * (len(GOOD) + len(BAD)) : 3]
     kinds = dict(zip(victims, (*GOOD, *BAD), strict=True))
     data = {name: GOOD[kind]() if kind in GOOD else BAD[kind][1]() for name, kind in kinds.items()}
-    teach_inline(odd_world(root / "world", world.photos, data), root / "a.zarr", teacher, students=(student,), top_k=5,
-                 max_failed_share=0.2)  # fmt: skip
+    teach_inline(
+        odd_world(root / "world", world.photos, data),
+        root / "a.zarr",
+        teacher,
+        students=(student,),
+        top_k=5,
+        max_failed_share=0.2,
+    )
     return root / "a.zarr", kinds
 
 
@@ -254,8 +260,12 @@ def test_fault_12_sparse_members_are_passed_over(tmp_path: Path) -> None:
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         entry = tarfile.TarInfo("evil.jpg")
         entry.size = 512
-        entry.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.map": "0,512",
-                             "GNU.sparse.size": "1099511627776"}  # fmt: skip
+        entry.pax_headers = {
+            "GNU.sparse.major": "0",
+            "GNU.sparse.minor": "1",
+            "GNU.sparse.map": "0,512",
+            "GNU.sparse.size": "1099511627776",
+        }
         tar.addfile(entry, io.BytesIO(bytes(512)))
         for entry, data in sample("good"):
             tar.addfile(entry, io.BytesIO(data))

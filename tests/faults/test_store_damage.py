@@ -21,8 +21,8 @@ from worlds import CHUNKS, SMALL, files_of, synthetic_store
 from teachonce.core.progress import Silent
 from teachonce.errors import IntegrityError, TeachOnceError
 from teachonce.labels.create import add_embedding, add_student
-from teachonce.labels.format import LABELS
-from teachonce.labels.store import LabelStore, chunk_file
+from teachonce.labels.format import LABELS, chunk_file
+from teachonce.labels.store import LabelStore
 from teachonce.stages.verify import VerifyRequest, verify
 
 
@@ -101,8 +101,10 @@ def small_store_with_student(folder: Path) -> Path:
             store.commit(group, chunk, 7, 15, 0, store.write_chunk(group, chunk, {f"{group}/features": features}))
         group = add_embedding(store, "int8", 6, {"teacher_digest": "ab" * 32, "about": {"teacher": "tiny"}})
         for chunk in range(2):
-            data = {"embedding/values": np.full((15, 6), 100 + chunk, np.int8),
-                    "embedding/fidelity": np.full((8, 3), 1e-4, np.float16)}  # fmt: skip
+            data = {
+                "embedding/values": np.full((15, 6), 100 + chunk, np.int8),
+                "embedding/fidelity": np.full((8, 3), 1e-4, np.float16),
+            }
             store.commit(group, chunk, 7, 15, 0, store.write_chunk(group, chunk, data))
     assert complaint(store.path) is None
     return store.path

@@ -20,8 +20,8 @@ from worlds import SMALL, World, files_of, synthetic_store, teach_inline
 from teachonce.core.progress import Silent
 from teachonce.errors import IncompleteError
 from teachonce.labels.create import add_student
-from teachonce.labels.format import LABELS
-from teachonce.labels.store import LabelStore, chunk_file
+from teachonce.labels.format import LABELS, chunk_file
+from teachonce.labels.store import LabelStore
 
 # Fault 9: disk full and other write errors
 

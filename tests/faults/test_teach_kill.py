@@ -57,8 +57,9 @@ def a_run(world: World, labels: Path, teacher: str, student: str) -> Iterator[su
     """A `teach` in a process of its own; whatever is left of it is ended."""
     given = json.dumps([str(world.root), str(labels), teacher, student, WORKERS])
     tests = str(Path(worlds.__file__).parent)
-    run = subprocess.Popen([sys.executable, "-c", DRIVER, tests, given], stdout=subprocess.PIPE,
-                           stderr=subprocess.PIPE, text=True)  # fmt: skip
+    run = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, tests, given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     family: list[psutil.Process] = []
     try:
         yield run
@@ -145,23 +146,26 @@ def kill_and_resume(world: World, teacher: str, student: str, store: Path, whole
     assert partial == [], "no lock, no draft"
 
 
-def test_fault_1_and_2_kills_leave_the_same_bits(world: World, teacher: str, student: str, uninterrupted: Path,
-                                                 tmp_path: Path) -> None:  # fmt: skip
+def test_fault_1_and_2_kills_leave_the_same_bits(
+    world: World, teacher: str, student: str, uninterrupted: Path, tmp_path: Path
+) -> None:
     """kill -9 of the driver twice, of the worker once: all arrays equal those of an uninterrupted run."""
     kill_and_resume(world, teacher, student, tmp_path / "a.zarr", uninterrupted, kills=2, seed=1)
 
 
 @pytest.mark.slow
-def test_fault_1_twenty_kills_in_one_run(world: World, teacher: str, student: str, uninterrupted: Path,
-                                         tmp_path: Path) -> None:  # fmt: skip
+def test_fault_1_twenty_kills_in_one_run(
+    world: World, teacher: str, student: str, uninterrupted: Path, tmp_path: Path
+) -> None:
     """The same with 20 kills."""
     kill_and_resume(world, teacher, student, tmp_path / "a.zarr", uninterrupted, kills=20, seed=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_fault_1_a_kill_at_any_second(seed: int, world: World, teacher: str, student: str, uninterrupted: Path,
-                                      tmp_path: Path) -> None:  # fmt: skip
+def test_fault_1_a_kill_at_any_second(
+    seed: int, world: World, teacher: str, student: str, uninterrupted: Path, tmp_path: Path
+) -> None:
     """Kills by the clock, so that imports, creation and the last check are hit too."""
     rng, store = random.Random(seed), tmp_path / "a.zarr"
     for _ in range(3):
@@ -187,8 +191,16 @@ def job_for(world: World, store: Path, teacher: str, token: int) -> object:
     from teachonce.teaching.chunk import TeachJob
 
     clip = load_clip(teacher)
-    return TeachJob(store=str(store), root=str(world.root), token=token, models=((LABELS, clip.spec, clip.digest),),
-                    logit_scale=clip.logit_scale, precision="fp32", batch_size=4, threads=1)  # fmt: skip
+    return TeachJob(
+        store=str(store),
+        root=str(world.root),
+        token=token,
+        models=((LABELS, clip.spec, clip.digest),),
+        logit_scale=clip.logit_scale,
+        precision="fp32",
+        batch_size=4,
+        threads=1,
+    )
 
 
 def content(store: Path) -> dict[str, bytes]:
@@ -256,8 +268,10 @@ def test_a_task_that_runs_twice_changes_nothing(world: World, teacher: str, fini
         again = run_chunk(job, 3, (LABELS,))  # type: ignore[arg-type]
         assert deliver(opened, again, token) == () and again.rows_ok == again.rows_failed == 0
     assert content(store) == before and not staging_root(store).exists()
-    assert all(np.array_equal(data, all_arrays(finished)[name], equal_nan=data.dtype.kind == "f")
-               for name, data in all_arrays(store).items())  # fmt: skip
+    assert all(
+        np.array_equal(data, all_arrays(finished)[name], equal_nan=data.dtype.kind == "f")
+        for name, data in all_arrays(store).items()
+    )
 
 
 def test_a_worker_that_was_cut_off_never_wins(

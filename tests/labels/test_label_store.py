@@ -107,9 +107,16 @@ def test_a_chunk_of_fill_values_is_written_all_the_same(tmp_path: Path) -> None:
     words = Vocabulary(("a", "b", "c"), ("a", "b", "c"))
     store = create_store(tmp_path / "a.zarr", layout, {}, words, words, synthetic_index(4, 3), np.arange(4), None)
     empty = TopK(np.full((4, 2), -1), np.full((4, 2), np.nan, np.float32), np.full((4, 1), np.nan, np.float32))
-    data = {**vars(encode(empty, store.tables)), "label": np.full(4, -2), "sample": np.full(4, 2**32 - 1),
-            "view": np.full(4, 255), "status": np.full(4, 255), "image_crc": np.zeros(4),
-            "key_digest": np.zeros((1, 2)), "fidelity": np.full((2, 6), np.nan)}  # fmt: skip
+    data = {
+        **vars(encode(empty, store.tables)),
+        "label": np.full(4, -2),
+        "sample": np.full(4, 2**32 - 1),
+        "view": np.full(4, 255),
+        "status": np.full(4, 255),
+        "image_crc": np.zeros(4),
+        "key_digest": np.zeros((1, 2)),
+        "fidelity": np.full((2, 6), np.nan),
+    }
     store.commit(LABELS, 0, 1, 0, 4, store.write_chunk(LABELS, 0, data))
     for spec in store.groups[LABELS].arrays:
         folder = tmp_path / "a.zarr" / spec.path / "c"
@@ -246,8 +253,11 @@ def test_differing_fields_are_named_and_information_may_differ(tmp_path: Path) -
     with pytest.raises(FingerprintError) as caught:
         require_fingerprint(tmp_path, LABELS, stored, {"template": "b {}", "precision": "fp32", "about": {}})
     message = str(caught.value)
-    for part in ("template: stored 'a {}', asked for 'b {}'", "top_k: stored 5, asked for None",
-                 "precision: stored None, asked for 'fp32'"):  # fmt: skip
+    for part in (
+        "template: stored 'a {}', asked for 'b {}'",
+        "top_k: stored 5, asked for None",
+        "precision: stored None, asked for 'fp32'",
+    ):
         assert part in message
     assert "about" not in message
 
@@ -282,6 +292,11 @@ def test_chunks_cover_the_rows(rows: int) -> None:
     bounds = [layout.bounds(chunk) for chunk in range(layout.chunks)]
     assert [row for start, stop in bounds for row in range(start, stop)] == list(range(rows))
     assert [spec.path for spec in label_arrays(layout)] == [
-        "label", "sample", "view", "status", "image_crc", "key_digest",
-    ]  # fmt: skip
+        "label",
+        "sample",
+        "view",
+        "status",
+        "image_crc",
+        "key_digest",
+    ]
     assert store_format.LABEL_FILL == -2

@@ -33,11 +33,15 @@ def test_a_digest_binds_all_that_a_chunk_is() -> None:
     changed = data.copy()
     changed[2, 1] += 1
     digests = [
-        chunk_digest("f", "gaps", 0, data), chunk_digest("g", "gaps", 0, data), chunk_digest("f", "ids", 0, data),
-        chunk_digest("f", "gaps", 1, data), chunk_digest("f", "gaps", 0, data.astype(np.uint32)),
-        chunk_digest("f", "gaps", 0, data.reshape(2, 3)), chunk_digest("f", "gaps", 0, changed),
+        chunk_digest("f", "gaps", 0, data),
+        chunk_digest("g", "gaps", 0, data),
+        chunk_digest("f", "ids", 0, data),
+        chunk_digest("f", "gaps", 1, data),
+        chunk_digest("f", "gaps", 0, data.astype(np.uint32)),
+        chunk_digest("f", "gaps", 0, data.reshape(2, 3)),
+        chunk_digest("f", "gaps", 0, changed),
         chunk_digest("f", "gaps", 0, data.view(np.int16)),
-    ]  # fmt: skip
+    ]
     assert len(set(digests)) == len(digests)
     assert chunk_digest("f", "gaps", 0, np.asfortranarray(data)) == digests[0]
     assert all(len(digest) == 16 for digest in digests)

@@ -112,8 +112,14 @@ def reordered(path: Path) -> Any:
     for chunk in range(layout.chunks):
         start, stop = layout.bounds(chunk)
         part, zeros = made.index_of_chunk(chunk), np.zeros(stop - start, np.uint8)
-        data = {"label": part.label, "sample": made.samples(start, stop), "view": zeros, "status": zeros,
-                "image_crc": zeros.astype(np.uint32), "key_digest": key_digest(part)}  # fmt: skip
+        data = {
+            "label": part.label,
+            "sample": made.samples(start, stop),
+            "view": zeros,
+            "status": zeros,
+            "image_crc": zeros.astype(np.uint32),
+            "key_digest": key_digest(part),
+        }
         made.commit(LABELS, chunk, 7, stop - start, 0, made.write_chunk(LABELS, chunk, data))
     return made
 
@@ -150,10 +156,15 @@ def test_a_file_gives_back_what_was_chosen(store: LabelStore, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("rule", "message"),
-    [(Rule(), "nothing to select"), (Rule(shots=0), "--shots must be at least 1"), (Rule(top_k=0), "--top-k must be"),
-     (Rule(top_k=5), "--top-k 5 is more than the 4"), (Rule(shots=1, seed=2**64), "--seed must be between"),
-     (Rule(shots=1, seed=-1), "--seed")],
-)  # fmt: skip
+    [
+        (Rule(), "nothing to select"),
+        (Rule(shots=0), "--shots must be at least 1"),
+        (Rule(top_k=0), "--top-k must be"),
+        (Rule(top_k=5), "--top-k 5 is more than the 4"),
+        (Rule(shots=1, seed=2**64), "--seed must be between"),
+        (Rule(shots=1, seed=-1), "--seed"),
+    ],
+)
 def test_a_rule_out_of_range_is_refused(rule: Rule, message: str, store: LabelStore) -> None:
     """Exit 2 with the option."""
     with pytest.raises(UsageError, match=message):
@@ -197,9 +208,13 @@ DAMAGES: list[tuple[Callable[[dict[str, Any]], object], bool, type[TeachOnceErro
 
 @pytest.mark.parametrize(("change", "seal", "error", "message"), DAMAGES)
 def test_a_damaged_foreign_or_newer_file_is_refused(
-    change: Callable[[dict[str, Any]], object], seal: bool, error: type[TeachOnceError], message: str,
-    store: LabelStore, tmp_path: Path,
-) -> None:  # fmt: skip
+    change: Callable[[dict[str, Any]], object],
+    seal: bool,
+    error: type[TeachOnceError],
+    message: str,
+    store: LabelStore,
+    tmp_path: Path,
+) -> None:
     """Each with its own error and a hint what to do."""
     rule = Rule(shots=2, seed=SEED, top_k=3, classes=("c00001", "c00004"))
     save_selection(tmp_path / "a.json", store, rule, choose(store, rule, Silent()))

@@ -74,12 +74,18 @@ def brute_score(logits: np.ndarray, label: int, inverse: list[int]) -> tuple[flo
     """Mean over all orders of tied classes of: the label is first, the label is among the first five."""
     values = logits[inverse]
     orders = []
-    groups = [list(group) for _, group in itertools.groupby(sorted(range(len(values)), key=lambda c: -values[c]),
-                                                            key=lambda c: -values[c])]  # fmt: skip
+    groups = [
+        list(group)
+        for _, group in itertools.groupby(
+            sorted(range(len(values)), key=lambda c: -values[c]), key=lambda c: -values[c]
+        )
+    ]
     for choice in itertools.product(*(itertools.permutations(group) for group in groups)):
         orders.append([c for group in choice for c in group])
-    return (float(np.mean([order[0] == label for order in orders])),
-            float(np.mean([label in order[:5] for order in orders])))  # fmt: skip
+    return (
+        float(np.mean([order[0] == label for order in orders])),
+        float(np.mean([label in order[:5] for order in orders])),
+    )
 
 
 @settings(max_examples=120, deadline=None)
@@ -91,8 +97,9 @@ def test_scores_share_the_credit_of_ties(names: list[int], seed: int, data: st.D
     features = rng.normal(size=(max(inverse) + 1, 6)).astype(np.float32)
     images = rng.normal(size=(4, 6)).astype(np.float32)
     labels = data.draw(st.lists(st.integers(0, len(names) - 1), min_size=4, max_size=4))
-    found = score(torch.from_numpy(images), torch.from_numpy(features[inverse]), torch.tensor(labels),
-                  torch.tensor(inverse))  # fmt: skip
+    found = score(
+        torch.from_numpy(images), torch.from_numpy(features[inverse]), torch.tensor(labels), torch.tensor(inverse)
+    )
     logits = images @ features.T
     for row, label in enumerate(labels):
         top1, top5 = brute_score(logits[row], label, inverse)
@@ -113,9 +120,16 @@ def test_many_images_are_scored_in_pieces() -> None:
 
 @pytest.mark.parametrize(
     ("hits", "n", "low", "high"),
-    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662),
-     (15, 148, 0.0624, 0.1605), (1, 29, 0.0061, 0.1718), (0, 20, 0.0, 0.1611)],
-)  # fmt: skip
+    [
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (5, 10, 0.2366, 0.7634),
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (1, 29, 0.0061, 0.1718),
+        (0, 20, 0.0, 0.1611),
+    ],
+)
 def test_intervals_are_those_of_wilson(hits: int, n: int, low: float, high: float) -> None:
     """Published values (Newcombe 1998, table I, method 3) and the closed forms at 0 and 1."""
     assert wilson(hits / n, n) == pytest.approx((low, high), abs=5e-5)

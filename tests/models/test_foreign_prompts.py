@@ -86,9 +86,7 @@ SOUND: dict[str, Callable[[Checkpoint], Any]] = {
 
 
 @pytest.mark.parametrize("how", SOUND)
-def test_other_forms_of_the_same_are_taken(
-    how: str, checkpoint: Checkpoint, tower: TextTower, tmp_path: Path
-) -> None:  # fmt: skip
+def test_other_forms_of_the_same_are_taken(how: str, checkpoint: Checkpoint, tower: TextTower, tmp_path: Path) -> None:
     """Half precision is converted; what is not needed may be missing."""
     SOUND[how](checkpoint)
     file = dassl_files.saved(tmp_path, checkpoint)
@@ -155,7 +153,7 @@ REFUSED: dict[str, Callable[[Checkpoint], Any]] = {
     "'prompt_learner.ctx'": lambda c: c.update(state_dict={"prompt_learner.ctx": torch.zeros(4, 32)}),
     "expected a 'state_dict', found 'epoch', 'optimizer'": lambda c: c.pop("state_dict"),
     "expected a 'state_dict', found 'state_dict'": lambda c: c.update(state_dict=[1]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("message", REFUSED)

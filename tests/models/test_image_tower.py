@@ -22,7 +22,7 @@ from image_reference import (
     photos,
     plain_features,
     tower_of,
-)  # fmt: skip
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -177,8 +177,11 @@ def test_images_and_prompts_of_other_shapes_are_refused() -> None:
         with pytest.raises(TeachOnceError, match=r"do not fit a tower for \('B', 3, 32, 32\)"):
             tower.features(None, pixels)
     slots = torch.zeros(M, 32)
-    for prompts in (SlotPrompts(torch.zeros(M, 31)), SlotPrompts(slots, gate=torch.zeros(L + 1)),
-                    SlotPrompts(slots, key=torch.zeros(L + 1, M, 32))):  # fmt: skip
+    for prompts in (
+        SlotPrompts(torch.zeros(M, 31)),
+        SlotPrompts(slots, gate=torch.zeros(L + 1)),
+        SlotPrompts(slots, key=torch.zeros(L + 1, M, 32)),
+    ):
         with pytest.raises(TeachOnceError, match="do not fit 3 blocks of width 32"):
             tower.features(prompts, good)
 
@@ -209,8 +212,10 @@ def test_slots_start_as_distinct_noise_from_the_seed(structure: Structure) -> No
 def test_units_are_the_patches_sizes_at_each_block() -> None:
     model, tower = model_of("laion"), tower_of("laion")
     seen: list[Tensor] = []
-    hooks = [b.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-             for b in model.visual.transformer.resblocks]  # fmt: skip
+    hooks = [
+        b.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        for b in model.visual.transformer.resblocks
+    ]
     with torch.no_grad():
         model.encode_image(torch.zeros(1, 3, 32, 32))
     for hook in hooks:
@@ -219,8 +224,10 @@ def test_units_are_the_patches_sizes_at_each_block() -> None:
     expected = ((patches - patches.mean(2, keepdim=True)) ** 2).mean((1, 2)).sqrt()
     assert torch.allclose(tower.patch_scales(), expected, rtol=1e-4)
     assert expected.max() > 1.3 * expected.min()
-    scaled, plain = (image_learner(tower, PromptSpec(structure="v", init="normal", layer_scale=units), M, 0)
-                     for units in (True, False))  # fmt: skip
+    scaled, plain = (
+        image_learner(tower, PromptSpec(structure="v", init="normal", layer_scale=units), M, 0)
+        for units in (True, False)
+    )
     for learner, units in ((scaled, expected), (plain, torch.ones(L))):
         with torch.no_grad():
             learner.get_parameter("value").fill_(1.0)
@@ -277,7 +284,7 @@ REFUSED = {
     "half precision": (lambda: build("openai").half(), "float16"),
     "CoCa": (coca, "CoCa"),
     "no CLIP": (lambda: nn.Linear(2, 2), "Linear"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)

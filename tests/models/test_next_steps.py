@@ -24,11 +24,13 @@ def tower() -> TextTower:
 
 @pytest.mark.parametrize(
     ("given", "words", "hint"),
-    [({"length": 75, "init": "normal"}, "length = 75 slots: .* room for 1 to 74", "set length = 0"),
-     ({"context": "very " * 80}, "takes 80 of the text tower's 77 tokens", "at most 74 tokens"),
-     ({"context": "&nbsp;"}, "is empty", "set context"),
-     ({"context": "a <end_of_text> of"}, "special token", "set context")],
-)  # fmt: skip
+    [
+        ({"length": 75, "init": "normal"}, "length = 75 slots: .* room for 1 to 74", "set length = 0"),
+        ({"context": "very " * 80}, "takes 80 of the text tower's 77 tokens", "at most 74 tokens"),
+        ({"context": "&nbsp;"}, "is empty", "set context"),
+        ({"context": "a <end_of_text> of"}, "special token", "set context"),
+    ],
+)
 def test_slots_that_cannot_be_name_the_key_to_change(given: dict[str, Any], words: str, hint: str) -> None:
     """Too many slots, too long a context, none, and one that ends the text."""
     with pytest.raises(UsageError, match=words) as caught:

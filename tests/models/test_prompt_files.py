@@ -41,9 +41,17 @@ def make_tower() -> TextTower:
 def meta(**changes: object) -> PromptMeta:
     """Metadata of unshared prompts in all blocks of the `laion` tower."""
     values = {
-        "structure": "unshared", "context": CONTEXT, "slots": 4, "depth": 0, "width": 48, "layers": 4,
-        "student": "local-dir:student", "student_digest": "d" * 64, "suffix": ".", "version": "0.1.0",
-    }  # fmt: skip
+        "structure": "unshared",
+        "context": CONTEXT,
+        "slots": 4,
+        "depth": 0,
+        "width": 48,
+        "layers": 4,
+        "student": "local-dir:student",
+        "student_digest": "d" * 64,
+        "suffix": ".",
+        "version": "0.1.0",
+    }
     return PromptMeta(**{**values, **changes})  # type: ignore[arg-type]
 
 
@@ -103,9 +111,17 @@ def test_the_first_format_is_still_read(tmp_path: Path) -> None:
     prompts = random_prompts(make_tower(), "unshared", 2)
     data = bytes_from_tensors({name: x.detach() for name, x in prompts.tensors().items()})
     about = {
-        "structure": "unshared", "context": CONTEXT, "slots": 4, "depth": 2, "width": 48, "layers": 4,
-        "student": "local-dir:student", "student_digest": "d" * 64, "suffix": ".", "version": "0.1.0",
-    }  # fmt: skip
+        "structure": "unshared",
+        "context": CONTEXT,
+        "slots": 4,
+        "depth": 2,
+        "width": 48,
+        "layers": 4,
+        "student": "local-dir:student",
+        "student_digest": "d" * 64,
+        "suffix": ".",
+        "version": "0.1.0",
+    }
     body = {"format": "teachonce-prompts-1", "tensors_sha256": hashlib.sha256(data).hexdigest(), "meta": about}
     text = json.dumps(body, sort_keys=True, separators=(",", ":"))
     (tmp_path / "prompts.safetensors").write_bytes(data)
@@ -198,9 +214,15 @@ def test_missing_prompts_are_a_usage_error_with_a_hint(saved: Path, tmp_path: Pa
 def test_prompts_that_are_not_what_the_metadata_say_are_not_saved(tmp_path: Path) -> None:
     text, image = random_prompts(make_tower(), "unshared", 2), image_prompts("unshared")
     for wrong in (
-        meta(), meta(structure="shared"), meta(depth=2, slots=5), meta(depth=2, width=24), meta(depth=5),
-        meta(depth=2, tower="both", **IMAGE), meta(tower="image", slots=0, **IMAGE), meta(depth=2, structure="kv"),
-    ):  # fmt: skip
+        meta(),
+        meta(structure="shared"),
+        meta(depth=2, slots=5),
+        meta(depth=2, width=24),
+        meta(depth=5),
+        meta(depth=2, tower="both", **IMAGE),
+        meta(tower="image", slots=0, **IMAGE),
+        meta(depth=2, structure="kv"),
+    ):
         with pytest.raises(TeachOnceError, match="are not what"):
             save_prompts(tmp_path, text, None, wrong)
     with pytest.raises(TeachOnceError, match="are not what"):
@@ -272,13 +294,25 @@ def test_image_prompts_trained_beside_slots_elsewhere_have_the_context_in_front_
 
 @pytest.mark.parametrize(
     ("names", "words"),
-    [("tench", "found one str 'tench'"), (b"tench", "found one bytes"), (None, "found NoneType"), (3, "found int"),
-     ([], "found none"), (iter(()), "found none"), (["tench", 3], "class name 1 is no text: found int 3"),
-     ([None], "class name 0 is no text"), (["tench", " \n"], "class name 1 is blank"), ([""], "class name 0 is blank"),
-     (["\u200b"], "class name 0 is .*invisible: .*u200b"), (["\u200b \u2060"], "invisible"),
-     (["\x00"], "class name 0 .* is empty"), (["&nbsp;"], "is empty"), (["<end_of_text>"], "special token"),
-     (["very " * 80], "takes 82 tokens")],
-)  # fmt: skip
+    [
+        ("tench", "found one str 'tench'"),
+        (b"tench", "found one bytes"),
+        (None, "found NoneType"),
+        (3, "found int"),
+        ([], "found none"),
+        (iter(()), "found none"),
+        (["tench", 3], "class name 1 is no text: found int 3"),
+        ([None], "class name 0 is no text"),
+        (["tench", " \n"], "class name 1 is blank"),
+        ([""], "class name 0 is blank"),
+        (["\u200b"], "class name 0 is .*invisible: .*u200b"),
+        (["\u200b \u2060"], "invisible"),
+        (["\x00"], "class name 0 .* is empty"),
+        (["&nbsp;"], "is empty"),
+        (["<end_of_text>"], "special token"),
+        (["very " * 80], "takes 82 tokens"),
+    ],
+)
 def test_what_is_no_list_of_names_is_refused(
     names: Any, words: str, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,9 +325,7 @@ def test_what_is_no_list_of_names_is_refused(
         assert caught.value.hint == "classifier(['tench'])"
 
 
-def test_odd_characters_and_any_iterable_make_finite_features(
-    saved: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+def test_odd_characters_and_any_iterable_make_finite_features(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other scripts, emoji, accents, line breaks, half a surrogate pair: all are tokens of their bytes."""
     fake_loader(monkeypatch, "d" * 64)
     odd = ["日本", "\U0001f600", "é", "a\nb", "tench\tfish", "a\u200bb", "\ud800", "Ωmega", "x" * 30, "it's", '"']

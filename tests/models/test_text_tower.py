@@ -193,8 +193,10 @@ def coca() -> nn.Module:
 
 REFUSED = {
     "no mask": (lambda: custom(no_causal_mask=True), "no causal mask"),
-    "no mask in CLIP": (lambda: open_clip.CLIP(16, dict(VISION), {"width": 32, "heads": 2, "layers": 1,
-                                                                 "no_causal_mask": True}), "no causal mask"),
+    "no mask in CLIP": (
+        lambda: open_clip.CLIP(16, dict(VISION), {"width": 32, "heads": 2, "layers": 1, "no_causal_mask": True}),
+        "no causal mask",
+    ),
     "wrong mask": (not_causal, "no causal mask"),
     "class token": (lambda: custom(embed_cls=True), "cls_emb"),
     "CoCa": (coca, "CoCa"),
@@ -204,7 +206,7 @@ REFUSED = {
     "other blocks": (lambda: custom(qk_norm=True), "CustomResidualAttentionBlock"),
     "half precision": (lambda: custom().half(), "float16"),
     "no CLIP": (lambda: nn.Linear(2, 2), "Linear"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)

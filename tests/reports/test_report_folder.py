@@ -32,8 +32,13 @@ def test_verdicts_are_those_of_the_paired_test(tmp_path: Path) -> None:
     folder = read_folder(write_grid(tmp_path / "grid"))
     for table in measures(folder):
         assert [line.verdict for line in table.lines] == ["base", "better", "worse", "alike"]
-        assert all(line.corrected is not None and line.paired is not None and line.paired.p is not None
-                   and line.corrected >= line.paired.p for line in table.lines[1:])  # fmt: skip
+        assert all(
+            line.corrected is not None
+            and line.paired is not None
+            and line.paired.p is not None
+            and line.corrected >= line.paired.p
+            for line in table.lines[1:]
+        )
     line = measures(folder)[1].lines[1]
     assert line.images is not None and line.images[0] < line.paired.difference < line.images[1]  # type: ignore[union-attr]
     assert line.template_images is not None
@@ -122,9 +127,12 @@ def test_runs_that_do_not_count_are_listed(tmp_path: Path) -> None:
     (cells["supervision=hard seed=0"] / "failure.json").write_text('{"message": "diverged"}')
     folder = read_folder(grid)
     assert {entry.name: entry.kind for entry in folder.unusable} == {
-        "base seed=0": "waiting", "base seed=1": "damaged", "structure=kv seed=2": "unfinished",
-        "supervision=hard seed=0": "failed", "soft_weight=2.0 seed=1": "waiting",
-    }  # fmt: skip
+        "base seed=0": "waiting",
+        "base seed=1": "damaged",
+        "structure=kv seed=2": "unfinished",
+        "supervision=hard seed=0": "failed",
+        "soft_weight=2.0 seed=1": "waiting",
+    }
     assert len(folder.runs) == 7
     counted = headline(folder, measures(folder), "base", {}).counted
     assert "1 damaged, 1 failed, 1 not finished, 2 not begun" in counted
@@ -228,8 +236,11 @@ def test_a_choice_of_another_grid_or_rule_is_none_of_this_one(what: str, tmp_pat
     assert read_folder(grid).chosen == "soft_weight=2.0"
     cells = document["cells"]
     if what in ("rule", "weights", "metric"):
-        document["choose"] |= {"rule": {"by": "held_out", "weights": {}}, "weights": {"weights": {"held_out": 1}},
-                               "metric": {"metric": "macro"}}[what]  # fmt: skip
+        document["choose"] |= {
+            "rule": {"by": "held_out", "weights": {}},
+            "weights": {"weights": {"held_out": 1}},
+            "metric": {"metric": "macro"},
+        }[what]
     elif what == "seed":  # finished, but the kill came before the choice
         results["chosen"]["cells"].pop()
     elif what == "setting":

@@ -18,11 +18,14 @@ from teachonce.reports.page import Report, build
 from teachonce.reports.svg import canvas, render
 
 FIDELITY = {
-    "rows": 48, "k": 10, "value_kl": {"mean": 1e-5, "p50": 1e-5}, "mass": {"mean": 0.6},
+    "rows": 48,
+    "k": 10,
+    "value_kl": {"mean": 1e-5, "p50": 1e-5},
+    "mass": {"mean": 0.6},
     "topk_kl": {"ghost": {"mean": 1e-5}, "residual-uniform": {"mean": 0.4}},
     "embedding_kl": {"own scale": {"mean": 2e-4}},
     "by_k": [{"k": k, "mass": 0.1 * k, "ghost": 1e-5 * k, "residual-uniform": 1 / k} for k in (1, 2, 5)],
-}  # fmt: skip
+}
 ODD_GROUP = "_odd <b>$x$</b> #0072b2 0.00123456 " + "long" * 30
 
 
@@ -60,8 +63,15 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """A grid whose title, question, settings and classes have names that could break a page."""
     settings = [BASE, BETTER, Setting(group=ODD_GROUP, changes={"context": '<i>a & "b"</i> 狼'})]
     folder = tmp_path_factory.mktemp("odd")
-    write_grid(folder, settings, once=("val",), chosen=BETTER.group, names=ODD_NAMES, title="<script>alert(0)</script>",
-               question='"Does" <b>this</b> & that 🦊 help?')  # fmt: skip
+    write_grid(
+        folder,
+        settings,
+        once=("val",),
+        chosen=BETTER.group,
+        names=ODD_NAMES,
+        title="<script>alert(0)</script>",
+        question='"Does" <b>this</b> & that 🦊 help?',
+    )
     return made(folder)
 
 
@@ -133,8 +143,11 @@ def test_the_same_folder_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_csv_files_hold_what_the_page_shows(odd: Report) -> None:
-    tables = {name: list(csv.DictReader(io.StringIO(data.decode()))) for name, data in odd.files.items()
-              if name.endswith(".csv")}  # fmt: skip
+    tables = {
+        name: list(csv.DictReader(io.StringIO(data.decode())))
+        for name, data in odd.files.items()
+        if name.endswith(".csv")
+    }
     assert set(tables) == {"settings.csv", "runs.csv", "curves.csv", "configs.csv", "classes.csv", "fidelity.csv"}
     line = next(
         row for row in tables["settings.csv"] if row["setting"] == BETTER.group and row["measure"] == "held_out"
@@ -172,8 +185,17 @@ def test_a_large_report_stays_small(tmp_path: Path) -> None:
     settings = [BASE, BETTER, WORSE, SAME]
     settings += [Setting(group=f"depth={i}", changes={"depth": i}) for i in (1, 2, 3)]
     names = [f"{NAMES[i % 8]} {i}" for i in range(120)]
-    write_grid(tmp_path, settings, ("dev-unseen", "sketch"), ("val", "test-unseen"), names, steps=600, log_every=1,
-               n=1200, chosen=BETTER.group)  # fmt: skip
+    write_grid(
+        tmp_path,
+        settings,
+        ("dev-unseen", "sketch"),
+        ("val", "test-unseen"),
+        names,
+        steps=600,
+        log_every=1,
+        n=1200,
+        chosen=BETTER.group,
+    )
     report = made(tmp_path)
     assert len(report.html.encode()) < 1_000_000
     assert sum(map(len, report.files.values())) < 3_000_000

@@ -112,9 +112,7 @@ def test_the_views_of_a_sample_do_not_depend_on_other_samples() -> None:
 
 
 @given(sets(), SEEDS, st.floats(0.05, 0.95))
-def test_held_out_samples_are_never_trained_on(
-    made: tuple[np.ndarray[Any, Any], int], seed: int, share: float
-) -> None:  # fmt: skip
+def test_held_out_samples_are_never_trained_on(made: tuple[np.ndarray[Any, Any], int], seed: int, share: float) -> None:
     """All rows of a sample are on one side, and every sample is on one of them."""
     rows, views = made
     try:

@@ -154,8 +154,12 @@ def test_what_an_old_store_cannot_prove_is_said(copied: LabelStore, rows: Workin
 def test_another_data_set_is_refused_field_by_field(copied: LabelStore, world: worlds.World, tmp_path: Path) -> None:
     """Manifest, split and vocabulary: every field that differs is named with both values."""
     root = world.root
-    for sound in (Expected(), Expected(manifest=world.manifest()), Expected(split="train"),
-                  Expected(manifest=world.manifest(), split="train", vocabulary="classes.tsv")):  # fmt: skip
+    for sound in (
+        Expected(),
+        Expected(manifest=world.manifest()),
+        Expected(split="train"),
+        Expected(manifest=world.manifest(), split="train", vocabulary="classes.tsv"),
+    ):
         require_origin(copied, sound, root)
     with pytest.raises(FingerprintError, match="manifest: stored 'tiny-wds', expected 'tiny-tars'") as caught:
         require_origin(copied, Expected(manifest=world.manifest("tars")), root)

@@ -129,8 +129,9 @@ def test_every_layout_of_the_archives_gives_the_same_pixels(
         root, manifest = tmp_path / "data", str(tmp_path / "data/parquet.toml")
         in_parquet(world, root)
     path = tmp_path / "b.zarr"
-    worlds.teach_inline(world, path, None, manifest=manifest, root=root, students=(student,), views=VIEWS,
-                        chunk_rows=105)  # fmt: skip
+    worlds.teach_inline(
+        world, path, None, manifest=manifest, root=root, students=(student,), views=VIEWS, chunk_rows=105
+    )
     theirs = [name.rpartition("/")[2].removesuffix(".jpg") for name in keys_of(viewed)]
     ours = {name.rpartition("/")[2].removesuffix(".jpg"): place for place, name in enumerate(keys_of(path))}
     rows = np.array([0, 7, 100, 101, 209])
@@ -149,8 +150,9 @@ def in_parquet(world: World, root: Path) -> None:
     rows = [{"bytes": data, "path": f"{name}.jpg"} for name, data in world.photos.items()]
     table = pa.table({"image": rows, "label": [name[:3] for name in world.photos]})
     pq.write_table(table, root / "all.parquet", row_group_size=16)
-    splits = "".join(f'[splits.{split}]\nformat = "parquet"\npath = "*.parquet"\nlabel = "label"\n'
-                     for split in ("train", "val"))  # fmt: skip
+    splits = "".join(
+        f'[splits.{split}]\nformat = "parquet"\npath = "*.parquet"\nlabel = "label"\n' for split in ("train", "val")
+    )
     (root / "parquet.toml").write_text(
         f'schema = 1\nname = "tiny-parquet"\ntitle = "tiny"\nclasses = "classes.tsv"\n{splits}'
     )
@@ -206,8 +208,9 @@ def test_rows_without_an_image_are_refused(world: World, student: str, clip: Loa
     photo = next(iter(world.photos.values()))
     root = damaged(world, tmp_path / "data", photo, b"no image")
     path = tmp_path / "b.zarr"
-    worlds.teach_inline(World(root, world.photos), path, None, students=(student,), views=VIEWS,
-                        chunk_rows=105, max_failed_share=0.1)  # fmt: skip
+    worlds.teach_inline(
+        World(root, world.photos), path, None, students=(student,), views=VIEWS, chunk_rows=105, max_failed_share=0.1
+    )
     (hole, *_) = np.flatnonzero(all_arrays(path)["status"]).tolist()
     with ViewImages(LabelStore.open(path), root, clip, threads=1) as opened:
         with pytest.raises(DataError, match=rf"row {hole} \('.*'\) has no image that could be shown: status 1"):

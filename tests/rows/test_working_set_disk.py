@@ -90,8 +90,14 @@ def plain(store: LabelStore) -> Batch:
         features = store.read_chunk(group, chunk)[f"{group}/features"] if group else np.zeros((len(data["label"]), 0))
         good = data["status"] == 0
         start, stop = store.layout.bounds(chunk)
-        columns = (features, data["label"].astype(np.int64), top.class_ids.astype(np.int32), top.log_probs,
-                   top.log_residual, np.arange(start, stop))  # fmt: skip
+        columns = (
+            features,
+            data["label"].astype(np.int64),
+            top.class_ids.astype(np.int32),
+            top.log_probs,
+            top.log_residual,
+            np.arange(start, stop),
+        )
         parts.append([column[good] for column in columns])
     return Batch(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 

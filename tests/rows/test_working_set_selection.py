@@ -41,8 +41,13 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def selected(store: LabelStore, **fields: Any) -> Selection:
     """A selection as if it had been loaded."""
-    whole: dict[str, Any] = {"top_k": None, "classes": None, "samples": np.arange(store.layout.rows, dtype=np.uint32),
-                             "shots": None, "seed": 0}  # fmt: skip
+    whole: dict[str, Any] = {
+        "top_k": None,
+        "classes": None,
+        "samples": np.arange(store.layout.rows, dtype=np.uint32),
+        "shots": None,
+        "seed": 0,
+    }
     return Selection(**(whole | fields), digest=str(sorted(map(str, fields.items()))))
 
 
@@ -53,11 +58,17 @@ def plain_rows(store: LabelStore) -> list[dict[str, Any]]:
         data = store.read_chunk(LABELS, chunk)
         top = store.decode_labels(data)
         for i in range(len(data["label"])):
-            rows.append({
-                "row": len(rows), "label": int(data["label"][i]), "sample": int(data["sample"][i]),
-                "classes": list(zip(top.class_ids[i].tolist(), top.log_probs[i].astype(float).tolist(), strict=True)),
-                "residual": top.log_residual[i].astype(float).tolist(),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "row": len(rows),
+                    "label": int(data["label"][i]),
+                    "sample": int(data["sample"][i]),
+                    "classes": list(
+                        zip(top.class_ids[i].tolist(), top.log_probs[i].astype(float).tolist(), strict=True)
+                    ),
+                    "residual": top.log_residual[i].astype(float).tolist(),
+                }
+            )
     return rows
 
 

@@ -42,8 +42,10 @@ def test_a_product_holds_every_combination_and_the_seeds_of_a_setting_stand_toge
 
 
 def test_one_factor_changes_one_value_of_the_base_at_a_time(tmp_path: Path) -> None:
-    text = 'design = "one-factor"\n[base]\nsteps = 10\nsoft_weight = 2\n[axes]\nseed = [0, 1, 2]\nsteps = [10, 20]\n' \
-           'structure = ["shared", "kv"]\n"data.top_k" = [0, 10]\n'  # fmt: skip
+    text = (
+        'design = "one-factor"\n[base]\nsteps = 10\nsoft_weight = 2\n[axes]\nseed = [0, 1, 2]\nsteps = [10, 20]\n'
+        'structure = ["shared", "kv"]\n"data.top_k" = [0, 10]\n'
+    )
     found = cells(tmp_path, text)
     groups = list(dict.fromkeys(cell.group for cell in found))
     assert groups == ["base", "steps=20", "structure=shared", "structure=kv", "data.top_k=10"]
@@ -56,8 +58,11 @@ def test_excludes_leave_out_what_matches_all_their_keys(tmp_path: Path) -> None:
     axes = '[axes]\nseed = [0, 1]\nstructure = ["unshared", "shared", "kv"]\ndepth = [0, 1]\n'
     found = cells(tmp_path, axes + '[[exclude]]\nstructure = ["shared", "kv"]\ndepth = 1\n')
     assert {(cell.config.structure, cell.config.depth) for cell in found} == {
-        ("unshared", 0), ("unshared", 1), ("shared", 0), ("kv", 0),
-    }  # fmt: skip
+        ("unshared", 0),
+        ("unshared", 1),
+        ("shared", 0),
+        ("kv", 0),
+    }
     with pytest.raises(UsageError, match=r"\[\[exclude\]\] 1: matches no cell"):
         cells(tmp_path, axes + "[[exclude]]\ndepth = 2\n")
     with pytest.raises(UsageError, match="no cell is left"):
@@ -69,8 +74,12 @@ def test_named_cells_change_several_keys_and_take_every_seed_but_one_they_name(t
     once = '[[cells]]\nname = "once"\nsteps = 5\nseed = 9\n'
     found = cells(tmp_path, "[axes]\nseed = [0, 1]\n" + named + once)
     assert [cell.name for cell in found] == [
-        "base seed=0", "base seed=1", "anchored seed=0", "anchored seed=1", "once seed=9",
-    ]  # fmt: skip
+        "base seed=0",
+        "base seed=1",
+        "anchored seed=0",
+        "anchored seed=1",
+        "once seed=9",
+    ]
     assert found[2].changes == {"anchor_weight": 8.0, "soft_weight": 0.5} and not found[2].is_base
 
 
@@ -90,8 +99,11 @@ def test_init_is_a_word_of_the_config_or_a_folder_of_prompts(tmp_path: Path) -> 
     (tmp_path / "first").mkdir()
     found = cells(tmp_path, '[axes]\ninit = ["template", "normal", "first", ""]\n')
     assert [(c.config.init, c.prompts and c.prompts.name) for c in found] == [
-        ("template", None), ("normal", None), ("template", "first"), ("template", None),
-    ]  # fmt: skip
+        ("template", None),
+        ("normal", None),
+        ("template", "first"),
+        ("template", None),
+    ]
     with pytest.raises(UsageError, match="is not a folder with prompts: did you mean 'normal'"):
         cells(tmp_path, '[axes]\ninit = ["normale"]\n')
 
@@ -155,7 +167,7 @@ def test_files_are_found_beside_the_grid_and_words_stay_words(tmp_path: Path) ->
         ("[choose]\nweights = {held_out = 1e308, a = 1e308}\n", "weights add up to infinity"),
         ("[choose]\nby = 'a'\n[[evaluate]]\nname = 'a'\nmanifest = 'm'\nonly = 'chosen'\n", "it cannot choose"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_named_with_its_place_and_what_is_near(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(TeachOnceError, match=said) as caught:
         cells(tmp_path, text)

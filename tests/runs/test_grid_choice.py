@@ -19,9 +19,14 @@ def cell(folder: GridFolder, digest: str, held_out: float | None, dev: float | N
     place = folder.cell(digest)
     place.path.mkdir(parents=True)
     (place.path / "prompts.safetensors").write_bytes(digest.encode())
-    write_document(place.path / "results.json", {
-        "schema": 1, "held_out_top1": held_out, "prompts_digest": hashlib.sha256(digest.encode()).hexdigest(),
-    })  # fmt: skip
+    write_document(
+        place.path / "results.json",
+        {
+            "schema": 1,
+            "held_out_top1": held_out,
+            "prompts_digest": hashlib.sha256(digest.encode()).hexdigest(),
+        },
+    )
     if dev is not None:
         write_document(place.evaluation("dev"), {"schema": 1, "top1": dev, "macro": 1 - dev})
 
@@ -58,8 +63,9 @@ def test_a_cell_is_finished_when_its_run_and_its_evaluations_are_whole(tmp_path:
     place.fail(UsageError("no", hint="so"))
     assert place.state([]) == "failed" and (place.problem() or {})["hint"] == "so"
     place.fail(IntegrityError("x is damaged", hint="restore it, or give another --out; nothing was changed"))
-    assert (place.problem() or {})["hint"] == f"restore it, or remove {place.path} to train this cell again; " \
-        "nothing was changed"  # fmt: skip
+    assert (place.problem() or {})[
+        "hint"
+    ] == f"restore it, or remove {place.path} to train this cell again; nothing was changed"
     place.failure.write_text("{")
     assert "is damaged" in (place.problem() or {})["message"] and "--retry-failed" in (place.problem() or {})["hint"]
     place.fail(RuntimeError("out of memory"))

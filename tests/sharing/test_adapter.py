@@ -50,9 +50,17 @@ def as_benchmarks_do(model: Any, tokenizer: Any, names: Sequence[str], templates
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("config", [{}, {"position": "around", "structure": "shared"}, {"position": "after"},
-                                    {"tower": "image"}, {"tower": "both", "structure": "unshared-replace"}],
-                         ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"position": "around", "structure": "shared"},
+        {"position": "after"},
+        {"tower": "image"},
+        {"tower": "both", "structure": "unshared-replace"},
+    ],
+    ids=str,
+)
 def test_encode_text_is_the_classifier(config: dict[str, Any], student: str, tmp_path: Path) -> None:
     """To the bit for the same names, with its tokenizer and with open_clip's own; odd names too."""
     run = make_run(tmp_path / "run", student, **config)

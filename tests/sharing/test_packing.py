@@ -117,8 +117,17 @@ def test_a_cut_pack_is_found(cut: int, packed: Path) -> None:
 def forged(file: Path, add: Callable[[tarfile.TarFile], None], body: dict[str, bytes] | None = None) -> Path:
     """A pack with a right list of digests, and whatever `add` puts before the list."""
     files = {"things/a": b"data"} if body is None else body
-    head = json.dumps({"schema": 1, "format": "teachonce-pack", "kind": "prompts", "name": "things", "id": "f00d",
-                       "files": len(files), "bytes": sum(map(len, files.values()))}).encode()  # fmt: skip
+    head = json.dumps(
+        {
+            "schema": 1,
+            "format": "teachonce-pack",
+            "kind": "prompts",
+            "name": "things",
+            "id": "f00d",
+            "files": len(files),
+            "bytes": sum(map(len, files.values())),
+        }
+    ).encode()
     with tarfile.open(file, "w") as tar:
         put(tar, "digests.json", head)
         for name, data in files.items():
@@ -186,9 +195,14 @@ def test_the_forger_would_be_believed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"name": "../out"}, "no name of a folder"), ({"name": "SHA256SUMS"}, "no name of a folder"),
-     ({"schema": 2}, "schema"), ({"extra": 1}, "unknown key 'extra'"), ({"kind": "weights"}, "kind")],
-)  # fmt: skip
+    [
+        ({"name": "../out"}, "no name of a folder"),
+        ({"name": "SHA256SUMS"}, "no name of a folder"),
+        ({"schema": 2}, "schema"),
+        ({"extra": 1}, "unknown key 'extra'"),
+        ({"kind": "weights"}, "kind"),
+    ],
+)
 def test_a_head_of_another_form_is_refused(change: dict[str, object], message: str, tmp_path: Path) -> None:
     head = {
         "schema": 1,

@@ -36,8 +36,12 @@ def document(file: Path) -> Any:
 def done(world: World, finished: Path, student: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A finished grid of two settings and two seeds, with an evaluation, a choice and a final evaluation."""
     folder = tmp_path_factory.mktemp("grid")
-    text = TWO + evaluation(world, "dev", split="val") + evaluation(world, "test", only="chosen") + \
-        '[choose]\nweights = {held_out = 1, dev = 3}\n'  # fmt: skip
+    text = (
+        TWO
+        + evaluation(world, "dev", split="val")
+        + evaluation(world, "test", only="chosen")
+        + "[choose]\nweights = {held_out = 1, dev = 3}\n"
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TEACHONCE_CACHE", str(folder / "cache"))
         result = run(write(folder / "grid.toml", text), finished, student, folder / "out")
@@ -57,8 +61,11 @@ def again(done: Path, finished: Path, student: str, **options: Any) -> tuple[Any
 def test_every_cell_is_a_run_folder_with_its_own_config_and_results(done: Path) -> None:
     grid = document(done / "out/grid.json")
     assert [cell["name"] for cell in grid["cells"]] == [
-        "base seed=0", "base seed=1", "structure=shared seed=0", "structure=shared seed=1",
-    ]  # fmt: skip
+        "base seed=0",
+        "base seed=1",
+        "structure=shared seed=0",
+        "structure=shared seed=1",
+    ]
     for cell in grid["cells"]:
         folder = done / "out/cells" / cell["digest"]
         assert load_train_config(folder / "config.toml").to_dict() == cell["config"]

@@ -27,9 +27,19 @@ def job(finished: Path, student: str, tmp_path: Path) -> Iterator[CellJob]:
     config = TrainConfig(steps=2000, batch_size=8, checkpoint_every=1000, log_every=1)
     with hold(tmp_path / "out/grid.json", Notes()) as token:
         yield CellJob(
-            out=tmp_path / "out", token=token, digest="d", name="n", labels=finished, selection=None, student=student,
-            prompts=None, config=config, root=None, threads=1, evaluations=(),
-        )  # fmt: skip
+            out=tmp_path / "out",
+            token=token,
+            digest="d",
+            name="n",
+            labels=finished,
+            selection=None,
+            student=student,
+            prompts=None,
+            config=config,
+            root=None,
+            threads=1,
+            evaluations=(),
+        )
 
 
 def in_a_thread(job: CellJob) -> tuple[threading.Thread, list[CellReport]]:

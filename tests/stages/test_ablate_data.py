@@ -50,10 +50,12 @@ def test_selections_are_made_once_and_read_by_the_cells_that_ask_for_them(
 
     monkeypatch.setattr(WorkingSet, "__init__", noted)
     (tmp_path / "some.tsv").write_text("n02\nn05\n")
-    text = PLAIN + '[axes]\nsteps = [4, 3]\n"data.shots" = [0, 2]\n"data.classes" = ["", "some.tsv"]\n' \
-        "[[exclude]]\nsteps = 3\n'data.classes' = 'some.tsv'\n[[cells]]\nname = 'all names'\n" \
-        "data.classes = 'some.tsv'\ndata.all_names = true\n[[cells]]\nname = 'k'\ndata.top_k = 2\n" \
-        "[[cells]]\nname = 'same k'\ndata.top_k = 5\n"  # fmt: skip
+    text = (
+        PLAIN + '[axes]\nsteps = [4, 3]\n"data.shots" = [0, 2]\n"data.classes" = ["", "some.tsv"]\n'
+        "[[exclude]]\nsteps = 3\n'data.classes' = 'some.tsv'\n[[cells]]\nname = 'all names'\n"
+        "data.classes = 'some.tsv'\ndata.all_names = true\n[[cells]]\nname = 'k'\ndata.top_k = 2\n"
+        "[[cells]]\nname = 'same k'\ndata.top_k = 5\n"
+    )
     notes = Notes()
     result = run(write(tmp_path / "grid.toml", text), finished, student, tmp_path / "out", notes)
     assert result.cells == {"finished": 8, "failed": 0, "skipped": 0, "missing": 0, "damaged": 0}, result.failures
@@ -83,9 +85,11 @@ def test_stores_are_derived_from_embeddings_once_and_no_image_is_looked_at(
 
     monkeypatch.setattr(clip_models.LoadedClip, "encode_images", never)
     (tmp_path / "names.tsv").write_text("n01\tdog\nn02\tbird\nn03\tsnake\nn05\tbus\n")
-    text = SOFT + "[axes]\ntemperature = [1.0, 3.0]\n[[cells]]\nname = 'names'\n" \
-        "data.vocabulary = 'names.tsv'\n[[cells]]\nname = 'words'\ndata.template = ['{}', 'a {}.']\n" \
-        "[[cells]]\nname = 'k'\ndata.top_k = 8\n"  # fmt: skip
+    text = (
+        SOFT + "[axes]\ntemperature = [1.0, 3.0]\n[[cells]]\nname = 'names'\n"
+        "data.vocabulary = 'names.tsv'\n[[cells]]\nname = 'words'\ndata.template = ['{}', 'a {}.']\n"
+        "[[cells]]\nname = 'k'\ndata.top_k = 8\n"
+    )
     notes = Notes()
     result = run(write(tmp_path / "grid.toml", text), rich, student, tmp_path / "out", notes)
     assert result.cells["finished"] == 5, result.failures
@@ -128,8 +132,11 @@ def test_a_start_from_prompts_is_part_of_the_cell(finished: Path, student: str, 
 @pytest.mark.parametrize(
     ("text", "said", "hint"),
     [
-        ("[axes]\ntemperature = [1.0, 3.0]\n", r"1 of 2 cells.*cell 'temperature=3\.0 seed=0'.*embeddings",
-         "teachonce teach tiny-wds --split train .*--top-k 5 --embeddings int8"),
+        (
+            "[axes]\ntemperature = [1.0, 3.0]\n",
+            r"1 of 2 cells.*cell 'temperature=3\.0 seed=0'.*embeddings",
+            "teachonce teach tiny-wds --split train .*--top-k 5 --embeddings int8",
+        ),
         ("[data]\ntop_k = 7\n", "keeps no embeddings of its teacher.*top_k 7", "--embeddings int8"),
         ("[data]\ntop_k = 9\n", "there are 8 classes", "use at most 8"),
         ("[data]\ntemplate = '{}!'\n", "keeps no embeddings", r"--embeddings int8 \([^)]*\)$"),
@@ -139,15 +146,21 @@ def test_a_start_from_prompts_is_part_of_the_cell(finished: Path, student: str, 
         ("[axes]\nlength = [0, 40]\n", "40 slots: the text tower has room", "exclude"),
         ("[axes]\ndepth = [5]\n", "depth", "set depth to a number from 0 to 2$"),
         ("[axes]\ntower = ['image']\n", "--root is missing", "--root DATA"),
-        ("candidates = 'sampled'\nsampled_top = 3\n[data]\ntop_k = 2\n", "sampled_top = 3: soft labels have 2",
-         "sampled_top = 2"),
+        (
+            "candidates = 'sampled'\nsampled_top = 3\n[data]\ntop_k = 2\n",
+            "sampled_top = 3: soft labels have 2",
+            "sampled_top = 2",
+        ),
         ("[choose]\nby = 'held_out'\n", "held_out is 0", "held_out = 0.1"),
         ("warmup = 'constant'\nwarmup_steps = 9\n", "cell 'base seed=0' cannot run.*warmup_steps = 9", "epoch"),
-        ("[data]\nclasses = 'novel'\nall_names = false\n[[cells]]\nname = 'x'\ndata.classes = 'timm:nothing'\n",
-         "cell 'x seed=0'.*ships no class list 'nothing'", "exclude"),
+        (
+            "[data]\nclasses = 'novel'\nall_names = false\n[[cells]]\nname = 'x'\ndata.classes = 'timm:nothing'\n",
+            "cell 'x seed=0'.*ships no class list 'nothing'",
+            "exclude",
+        ),
         ("[data]\nclasses = 'timm:imagenet'\n", "1000 classes of 'timm:imagenet'", "^data.classes takes a file"),
     ],
-)  # fmt: skip
+)
 def test_a_cell_that_cannot_run_is_refused_before_anything_starts(
     finished: Path, student: str, tmp_path: Path, text: str, said: str, hint: str
 ) -> None:
@@ -178,8 +191,12 @@ def test_missing_data_of_an_evaluation_are_found_before_training(
         run(grid, finished, student, tmp_path / "out")
     assert caught.value.hint.startswith("give a `vocabulary =` that holds every class of the split (in that [[eval")
     with pytest.raises(DataError, match="classes: there is no"):
-        run(write(tmp_path / "grid.toml", BASE + evaluation(world, "far", classes="no.tsv")), finished, student,
-            tmp_path / "out")  # fmt: skip
+        run(
+            write(tmp_path / "grid.toml", BASE + evaluation(world, "far", classes="no.tsv")),
+            finished,
+            student,
+            tmp_path / "out",
+        )
     assert not (tmp_path / "out").exists()
 
 

@@ -83,8 +83,9 @@ sys.stdin.readline()
 
 def test_a_killed_reader_does_not_hold_a_set(store: LabelStore) -> None:
     """The lock ends with the process, however it ends."""
-    reader = subprocess.Popen([sys.executable, "-c", READER, str(store.path)], stdin=subprocess.PIPE,
-                              stdout=subprocess.PIPE, text=True)  # fmt: skip
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READER, str(store.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert reader.stdout is not None and reader.stdout.readline() == "open\n"
         assert cache(CacheRequest(action="list", labels=store.path), Silent()).entries[0].in_use

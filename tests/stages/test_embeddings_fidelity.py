@@ -126,8 +126,13 @@ def test_the_report_is_what_brute_force_finds(tmp_path: Path) -> None:
             flat[outside] = rest / len(outside)
             hit[data["label"][r]] += rest
             lump_p, lump_q = np.append(p[ids[:k]], p[outside].sum()), np.append(q[:k] / whole, rest)
-            wanted = {"mass": p[ids[:k]].sum(), "ghost": kl(lump_p, lump_q), "residual-uniform": kl(p, flat),
-                      "renormalise": kl(target / target.sum(), p), "to-label": kl(hit, p)}  # fmt: skip
+            wanted = {
+                "mass": p[ids[:k]].sum(),
+                "ghost": kl(lump_p, lump_q),
+                "residual-uniform": kl(p, flat),
+                "renormalise": kl(target / target.sum(), p),
+                "to-label": kl(hit, p),
+            }
             for name, value in wanted.items():
                 assert figures[f"{name}@{k}"] == pytest.approx(value, rel=2e-3, abs=2e-6), (name, k)
     report = fidelity_report(store)

@@ -175,11 +175,15 @@ def test_images_that_cannot_be_decoded_are_left_out_and_counted(world: World, st
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"split": "tset"}, "has no split"), ({"template": "none"}, "exactly one"),
-     ({"run": Path("gone")}, "gone is not a run"), ({"root": None}, "needs the folder"),
-     ({"manifest": "gone.toml"}, "gone.toml"),
-     ({"vocabulary": "timm:x"}, "timm")],
-)  # fmt: skip
+    [
+        ({"split": "tset"}, "has no split"),
+        ({"template": "none"}, "exactly one"),
+        ({"run": Path("gone")}, "gone is not a run"),
+        ({"root": None}, "needs the folder"),
+        ({"manifest": "gone.toml"}, "gone.toml"),
+        ({"vocabulary": "timm:x"}, "timm"),
+    ],
+)
 def test_a_wrong_option_is_refused(change: dict[str, Any], message: str, world: World, student: str) -> None:
     """Exit 2, before any image is decoded."""
     with pytest.raises(UsageError, match=message):

@@ -58,8 +58,11 @@ def brute(student: str, names: tuple[str, ...], template: str) -> dict[str, floa
     p = np.exp(logits - logits.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
     right = logits.argmax(1) == labels
-    return {"top1": right.mean(), "macro": np.mean([right[labels == c].mean() for c in range(len(CLASSES))]),
-            "nll": -np.log(p[np.arange(len(labels)), labels]).mean()}  # fmt: skip
+    return {
+        "top1": right.mean(),
+        "macro": np.mean([right[labels == c].mean() for c in range(len(CLASSES))]),
+        "nll": -np.log(p[np.arange(len(labels)), labels]).mean(),
+    }
 
 
 @pytest.mark.parametrize("name", coop_layouts.NAMES)

@@ -68,10 +68,19 @@ def test_the_table_is_that_of_single_evaluations(student: str, prompts: Path, tm
     assert [line.set for line in found.sets] == list(names)
     for line in found.sets:
         alone = evaluate(
-            EvaluateRequest(run=prompts, student=student, manifest=str(tmp_path / f"{line.set}.toml"), root=tmp_path,
-                            split="test", threads=1, protocol="mine", per_class=out / f"{line.set}.csv",
-                            credits=out / f"{line.set}.top1.npy"), Silent(),
-        )  # fmt: skip
+            EvaluateRequest(
+                run=prompts,
+                student=student,
+                manifest=str(tmp_path / f"{line.set}.toml"),
+                root=tmp_path,
+                split="test",
+                threads=1,
+                protocol="mine",
+                per_class=out / f"{line.set}.csv",
+                credits=out / f"{line.set}.top1.npy",
+            ),
+            Silent(),
+        )
         assert found.details[line.set] == asdict(alone) and alone.baseline is not None and alone.paired is not None
         assert (line.top1, line.template_top1, line.p) == (alone.top1, alone.baseline["top1"], alone.paired["p"])
         assert line.gain == alone.top1 - alone.baseline["top1"] and alone.protocol == "mine"
@@ -166,8 +175,18 @@ def test_names_are_encoded_once_for_sets_that_share_them(
     monkeypatch.setattr(contender, "template_features", counted)
     found = run(student, "base-to-novel", world.root, manifest=world.manifest("tars"), cache=False)
     assert passes == [8]
-    alone = evaluate(EvaluateRequest(run=None, student=student, manifest=world.manifest("tars"), root=world.root,
-                                     classes="novel", threads=1, cache=False), Silent())  # fmt: skip
+    alone = evaluate(
+        EvaluateRequest(
+            run=None,
+            student=student,
+            manifest=world.manifest("tars"),
+            root=world.root,
+            classes="novel",
+            threads=1,
+            cache=False,
+        ),
+        Silent(),
+    )
     assert passes == [8, 4] and found.sets[2].top1 == alone.top1
     assert found.sets[2].nll == pytest.approx(alone.nll, abs=1e-6)
 
@@ -180,8 +199,9 @@ def test_in_vocabulary_with_and_without_held_out_names(world: World, student: st
     (tmp_path / "held.tsv").write_text("n04\n")
     found = run(student, "in-vocabulary", world.root, without=tmp_path / "held.tsv", **options)
     assert [(line.set, line.n, line.classes) for line in found.sets] == [
-        ("all-names", 70, 8), ("without-held-out-names", 50, 6),
-    ]  # fmt: skip
+        ("all-names", 70, 8),
+        ("without-held-out-names", 50, 6),
+    ]
     assert [mean["part"] for mean in found.means] == ["all", "all without some"]
 
 
@@ -210,9 +230,17 @@ def test_base_to_novel_from_a_split_of_coop_to_the_table(student: str, teacher: 
     labels, selection, out = tmp_path / "pets.zarr", tmp_path / "base.json", tmp_path / "run"
     with worlds.inline_tasks():
         taught = teach(
-            TeachRequest(manifest=made.manifest, root=tmp_path, split="train", labels=labels, teacher=teacher,
-                         students=(student,), threads=1), Silent(),
-        )  # fmt: skip
+            TeachRequest(
+                manifest=made.manifest,
+                root=tmp_path,
+                split="train",
+                labels=labels,
+                teacher=teacher,
+                students=(student,),
+                threads=1,
+            ),
+            Silent(),
+        )
     assert taught.rows_ok == 19
     chosen = subset(SubsetRequest(labels=labels, out=selection, classes=Path("base")), Silent())
     assert (chosen.samples, chosen.classes) == (11, 3), "fox, jay and tea; the first fox is not in train"
@@ -222,6 +250,10 @@ def test_base_to_novel_from_a_split_of_coop_to_the_table(student: str, teacher: 
     )
     found = run(student, "base-to-novel", tmp_path, run=out, manifest=made.manifest, split="test")
     assert [(line.set, line.n, line.classes) for line in found.sets] == [
-        ("all", 20, 5), ("base", 12, 3), ("novel", 8, 2), ("base-among-all", 12, 5), ("novel-among-all", 8, 5),
-    ]  # fmt: skip
+        ("all", 20, 5),
+        ("base", 12, 3),
+        ("novel", 8, 2),
+        ("base-among-all", 12, 5),
+        ("novel-among-all", 8, 5),
+    ]
     assert found.details["all"]["template"] is None and found.details["all"]["baseline"]["template"].endswith("of pet.")

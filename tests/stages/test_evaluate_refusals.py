@@ -41,9 +41,17 @@ def test_a_template_that_cannot_be_used_says_what_to_change(template: str, world
 
 @pytest.mark.parametrize(
     "change",
-    [{"split": "tset"}, {"template": "none"}, {"run": Path("gone")}, {"root": None}, {"manifest": "gone.toml"},
-     {"student": "x"}, {"vocabulary": "timm:x"}, {"wise": 0.5}],
-)  # fmt: skip
+    [
+        {"split": "tset"},
+        {"template": "none"},
+        {"run": Path("gone")},
+        {"root": None},
+        {"manifest": "gone.toml"},
+        {"student": "x"},
+        {"vocabulary": "timm:x"},
+        {"wise": 0.5},
+    ],
+)
 def test_every_wrong_option_has_a_next_step(change: dict[str, Any], world: World, student: str) -> None:
     """Nobody is left with what is wrong alone."""
     assert refusal(world, student, **change).hint

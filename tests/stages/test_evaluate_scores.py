@@ -82,9 +82,12 @@ class Brute:
             start += len(part)
             ece += len(part) / len(order) * abs(confidence[part].mean() - credit[part].mean()) if len(part) else 0
         return {
-            "top1": credit.mean(), "ece": ece, "nll": -np.log(p[np.arange(len(labels)), labels]).mean(),
-            "macro": np.mean([credit[labels == c].mean() for c in np.unique(labels)]), "credit": credit,
-        }  # fmt: skip
+            "top1": credit.mean(),
+            "ece": ece,
+            "nll": -np.log(p[np.arange(len(labels)), labels]).mean(),
+            "macro": np.mean([credit[labels == c].mean() for c in np.unique(labels)]),
+            "credit": credit,
+        }
 
 
 @pytest.fixture(scope="module")
@@ -216,9 +219,14 @@ def test_names_taken_out_go_with_their_homonyms(world: World, student: str, temp
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "names no class"), ("n01\nn1\n", "1 class ids are not in the vocabulary: 'n1'"), ("n01\nn01\n", "2 times"),
-     (None, "cannot read"), ("n08\n", "none of the 70 images")],
-)  # fmt: skip
+    [
+        ("", "names no class"),
+        ("n01\nn1\n", "1 class ids are not in the vocabulary: 'n1'"),
+        ("n01\nn01\n", "2 times"),
+        (None, "cannot read"),
+        ("n08\n", "none of the 70 images"),
+    ],
+)
 def test_a_bad_list_of_classes_is_refused(
     text: str | None, message: str, world: World, student: str, tmp_path: Path
 ) -> None:
@@ -267,9 +275,14 @@ def test_results_are_kept_by_digests(
     """The same question again scores nothing; other names, classes, templates, prompts, shares are other questions."""
     files = own_cache / "results"
     asked: list[dict[str, Any]] = [
-        {}, {"template": "a drawing of a {}."}, {"classes": "base"}, {"classes": "base", "among": "all"},
-        {"run": prompts}, {"run": prompts, "wise": 0.5}, {"run": prompts, "wise": 0.5, "template": "the {}"},
-    ]  # fmt: skip
+        {},
+        {"template": "a drawing of a {}."},
+        {"classes": "base"},
+        {"classes": "base", "among": "all"},
+        {"run": prompts},
+        {"run": prompts, "wise": 0.5},
+        {"run": prompts, "wise": 0.5, "template": "the {}"},
+    ]
     first, counts = [], []
     for options in asked:
         first.append(run(world, student, **options))

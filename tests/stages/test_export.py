@@ -31,8 +31,17 @@ from teachonce.stages.export import ExportRequest, ExportResult, export
 from teachonce.stages.import_ import ImportRequest, import_
 from teachonce.training.config import load_train_config
 
-FILES = ("README.md", "SHA256SUMS", "class_weights.npy", "class_weights.safetensors", "classes.tsv", "config.toml",
-         "export.json", "prompts.json", "prompts.safetensors")  # fmt: skip
+FILES = (
+    "README.md",
+    "SHA256SUMS",
+    "class_weights.npy",
+    "class_weights.safetensors",
+    "classes.tsv",
+    "config.toml",
+    "export.json",
+    "prompts.json",
+    "prompts.safetensors",
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -155,13 +164,20 @@ def test_odd_names_are_kept_in_order(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "error", "message"),
-    [("a\tfox\na\tjay\n", DataError, "'a' comes 2 times"), ("fox\njay\n", DataError, "id TAB name"),
-     ("", DataError, "no class"), ("a\t \n", DataError, "id TAB name"),
-     ("a\tjay\nb\t" + "fox " * 40 + "\n", DataError,
-      r"names.tsv: the name of class 'b', 'fox .{0,80}\.\.\.', is too long: it takes"),
-     ("a\t<end_of_text>\n", DataError, "names.tsv: the name of class 'a', .* holds a special token"),
-     ("a\tfox\tjay\n", DataError, "id TAB name")],
-)  # fmt: skip
+    [
+        ("a\tfox\na\tjay\n", DataError, "'a' comes 2 times"),
+        ("fox\njay\n", DataError, "id TAB name"),
+        ("", DataError, "no class"),
+        ("a\t \n", DataError, "id TAB name"),
+        (
+            "a\tjay\nb\t" + "fox " * 40 + "\n",
+            DataError,
+            r"names.tsv: the name of class 'b', 'fox .{0,80}\.\.\.', is too long: it takes",
+        ),
+        ("a\t<end_of_text>\n", DataError, "names.tsv: the name of class 'a', .* holds a special token"),
+        ("a\tfox\tjay\n", DataError, "id TAB name"),
+    ],
+)
 def test_names_that_no_weights_can_be_made_of(
     text: str, error: type[Exception], message: str, run: Path, tmp_path: Path
 ) -> None:
@@ -275,10 +291,13 @@ def test_data_and_teacher_come_from_the_store(finished: Path, student: str, tmp_
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
-    [({"digests": {"student": "f00d"}}, FingerprintError, "other student"),
-     ({"digests": {"prompts": "f00d"}}, FingerprintError, "other prompts"),
-     ({"top1": "high"}, IntegrityError, "no result of"), ({"run": None}, IntegrityError, "no result of")],
-)  # fmt: skip
+    [
+        ({"digests": {"student": "f00d"}}, FingerprintError, "other student"),
+        ({"digests": {"prompts": "f00d"}}, FingerprintError, "other prompts"),
+        ({"top1": "high"}, IntegrityError, "no result of"),
+        ({"run": None}, IntegrityError, "no result of"),
+    ],
+)
 def test_results_of_other_prompts_are_refused(
     change: dict[str, Any], error: type[Exception], message: str, run: Path, tmp_path: Path
 ) -> None:

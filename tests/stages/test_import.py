@@ -87,19 +87,28 @@ def test_the_folder_tells_where_it_is_from(student: str, tmp_path: Path) -> None
     assert loaded.meta.structure == "shared" and loaded.meta.context == "" and loaded.meta.student == student
 
 
-def test_evaluate_and_train_take_it(
-    student: str, world: worlds.World, finished: Path, tmp_path: Path
-) -> None:  # fmt: skip
+def test_evaluate_and_train_take_it(student: str, world: worlds.World, finished: Path, tmp_path: Path) -> None:
     """It is scored like a run, and a run of any structure starts from it."""
     imported(student, tmp_path)
     out = tmp_path / "out"
-    scored = evaluate(EvaluateRequest(run=out, student=student, manifest=world.manifest(), root=world.root,
-                                      split="val", threads=1), Silent())  # fmt: skip
+    scored = evaluate(
+        EvaluateRequest(run=out, student=student, manifest=world.manifest(), root=world.root, split="val", threads=1),
+        Silent(),
+    )
     assert scored.n == worlds.PHOTOS
     labels = worlds.copy_store(finished, tmp_path)
     for structure in ("shared", "unshared"):
-        config = load_train_config(None, ["steps=1", "learning_rate=1e-12", f"structure={structure}", f"length={SLOTS}",
-                                          "init=normal", "warmup_steps=0"])  # fmt: skip
+        config = load_train_config(
+            None,
+            [
+                "steps=1",
+                "learning_rate=1e-12",
+                f"structure={structure}",
+                f"length={SLOTS}",
+                "init=normal",
+                "warmup_steps=0",
+            ],
+        )
         run = tmp_path / structure
         train(TrainRequest(labels=labels, student=student, out=run, config=config, threads=1, init=out), Silent())
         begun, own = (load_prompts(folder).classifier(NAMES) for folder in (run, out))
@@ -136,8 +145,12 @@ def test_a_folder_with_anything_in_it_is_left_alone(student: str, tmp_path: Path
         import_(ImportRequest(checkpoint=tmp_path / "x", student=student, out=tmp_path / "file"), Silent())
     assert (tmp_path / "file").read_text() == "mine"
     with pytest.raises(EnvironmentFault, match="cannot make") as caught:
-        import_(ImportRequest(checkpoint=checkpoint_of(student, tmp_path), student=student,
-                              out=tmp_path / "file" / "deep" / "er"), Silent())  # fmt: skip
+        import_(
+            ImportRequest(
+                checkpoint=checkpoint_of(student, tmp_path), student=student, out=tmp_path / "file" / "deep" / "er"
+            ),
+            Silent(),
+        )
     assert caught.value.hint and (tmp_path / "file").read_text() == "mine"
 
 

@@ -14,8 +14,8 @@ from worlds import CHUNKS, NAMES, PHOTOS, World, all_arrays, keys_of, teach_inli
 
 from teachonce.core.progress import Silent
 from teachonce.errors import DataError, IntegrityError
-from teachonce.labels.format import LABELS
-from teachonce.labels.store import LabelStore, chunk_file
+from teachonce.labels.format import LABELS, chunk_file
+from teachonce.labels.store import LabelStore
 from teachonce.stages.inspect import InspectRequest, inspect
 from teachonce.stages.verify import VerifyRequest, verify
 

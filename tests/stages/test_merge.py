@@ -33,8 +33,9 @@ def pair(world: World, teacher: str, student: str, tmp_path_factory: pytest.Temp
     folder = tmp_path_factory.mktemp("merge")
     other = worlds.session_clip(tmp_path_factory, "other")
     teach_inline(world, folder / "a.zarr", teacher, students=(student,), top_k=5, embeddings="float16")
-    teach_inline(world, folder / "b.zarr", student, students=(student, other), top_k=3, embeddings="int8",
-                 chunk_rows=16)  # fmt: skip
+    teach_inline(
+        world, folder / "b.zarr", student, students=(student, other), top_k=3, embeddings="int8", chunk_rows=16
+    )
     return folder / "a.zarr", folder / "b.zarr"
 
 
@@ -253,8 +254,12 @@ def test_stores_about_something_else_are_refused(
     assert "vocabulary_digest: '" in caught.value.message and "samples" not in caught.value.message
     assert "relabel --vocabulary" in caught.value.hint
     with worlds.inline_tasks():
-        relabel(RelabelRequest(parent=tmp_path / "c.zarr", labels=tmp_path / "d.zarr",
-                               vocabulary=str(world.root / "classes.tsv")), Silent())  # fmt: skip
+        relabel(
+            RelabelRequest(
+                parent=tmp_path / "c.zarr", labels=tmp_path / "d.zarr", vocabulary=str(world.root / "classes.tsv")
+            ),
+            Silent(),
+        )
     assert run((pair[1], tmp_path / "d.zarr"), tmp_path / "y.zarr").rows_ok == PHOTOS, "as the hint says"
     fewer = replace(world, root=tmp_path / "fewer")
     worlds.make_world(fewer.root, {name: world.photos[name] for name in list(world.photos)[:50]})
@@ -285,14 +290,21 @@ def test_parents_must_be_whole_and_have_embeddings(pair: tuple[Path, Path], fini
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"weights": (1.0,)}, "names 1 numbers for 2 stores"), ({"weights": (1.0, 0.0)}, "must be positive"),
-     ({"weights": (0.5, 0.50001)}, "must add up to 1, found 0.5, 0.50001, which is 1.00001"),
-     ({"weights": ()}, "names 0 numbers for 2 stores"),
-     ({"weights": (1.0, float("inf"))}, "must be positive"), ({"weights": (1.0, float("nan"))}, "must be positive"),
-     ({"top_k": 0}, "--top-k must be at least 1"), ({"top_k": 9}, "--top-k 9 is larger than the vocabulary of 8"),
-     ({"labels": Path("x")}, r"ends in \.zarr"), ({"threads": 0}, "threads"),
-     ({"parents": 1}, "at least two stores"), ({"parents": 3}, "the same store is given twice")],
-)  # fmt: skip
+    [
+        ({"weights": (1.0,)}, "names 1 numbers for 2 stores"),
+        ({"weights": (1.0, 0.0)}, "must be positive"),
+        ({"weights": (0.5, 0.50001)}, "must add up to 1, found 0.5, 0.50001, which is 1.00001"),
+        ({"weights": ()}, "names 0 numbers for 2 stores"),
+        ({"weights": (1.0, float("inf"))}, "must be positive"),
+        ({"weights": (1.0, float("nan"))}, "must be positive"),
+        ({"top_k": 0}, "--top-k must be at least 1"),
+        ({"top_k": 9}, "--top-k 9 is larger than the vocabulary of 8"),
+        ({"labels": Path("x")}, r"ends in \.zarr"),
+        ({"threads": 0}, "threads"),
+        ({"parents": 1}, "at least two stores"),
+        ({"parents": 3}, "the same store is given twice"),
+    ],
+)
 def test_a_wrong_option_is_refused(
     change: dict[str, Any], message: str, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -65,8 +65,10 @@ def test_a_store_comes_out_as_it_went_in(name: str, finished: Path, tmp_path: Pa
     )
     assert before == after
     arrays = worlds.all_arrays(finished)
-    assert all(np.array_equal(data, arrays[key], equal_nan=data.dtype.kind == "f")
-               for key, data in worlds.all_arrays(out).items())  # fmt: skip
+    assert all(
+        np.array_equal(data, arrays[key], equal_nan=data.dtype.kind == "f")
+        for key, data in worlds.all_arrays(out).items()
+    )
     assert packed(finished, tmp_path / f"again-{name}").digest == found.digest
     if name.endswith(".tar"):
         assert digest_of(tmp_path / name) == digest_of(tmp_path / f"again-{name}")

@@ -18,7 +18,8 @@ from teachonce.core.progress import Silent
 from teachonce.data.views import ViewPolicy
 from teachonce.errors import DataError, FingerprintError, UsageError
 from teachonce.labels.size import bytes_per_row
-from teachonce.stages.plan import PlanRequest, PlanResult, compare, plan
+from teachonce.stages.plan import PlanRequest, PlanResult, plan
+from teachonce.stages.plan.outcome import compare
 from teachonce.stages.teach.rehearse import RehearseResult, rehearse_half
 
 
@@ -125,10 +126,14 @@ def test_what_does_not_fit_is_said_with_the_option_that_helps(
 
 @pytest.mark.parametrize(
     ("text", "workers", "said"),
-    [('kind = "local"\nworkers = 3', 3, None), ('kind = "local"\nadaptive = {maximum = 2}', 2, None),
-     ('kind = "cuda"\ndevices = [0, 1]', 2, None), ('kind = "cuda"', 1, "one GPU"),
-     ('kind = "slurm"\ncores = 4\nmemory = "8 GB"\nwalltime = "01:00:00"\njobs = 5', 5, "a job's cores")],
-)  # fmt: skip
+    [
+        ('kind = "local"\nworkers = 3', 3, None),
+        ('kind = "local"\nadaptive = {maximum = 2}', 2, None),
+        ('kind = "cuda"\ndevices = [0, 1]', 2, None),
+        ('kind = "cuda"', 1, "one GPU"),
+        ('kind = "slurm"\ncores = 4\nmemory = "8 GB"\nwalltime = "01:00:00"\njobs = 5', 5, "a job's cores"),
+    ],
+)
 def test_workers_of_a_described_cluster(
     text: str, workers: int, said: str | None, world: World, teacher: str, tmp_path: Path
 ) -> None:
@@ -187,8 +192,12 @@ def test_what_was_taught_otherwise_is_said_before_the_figures(
     teach_inline(world, tmp_path / "b.zarr", teacher, top_k=4, shots=3, templates=("a {}",))
     compare(file, tmp_path / "b.zarr", notes)
     (said,) = notes.lines
-    for words in ("rows 14 planned, 21 taught", '{"shots": 2, "seed": 0} planned, {"shots": 3, "seed": 0} taught',
-                  "top_k 5 planned, 4 taught", 'templates ["a photo of a {}."] planned, ["a {}"] taught'):  # fmt: skip
+    for words in (
+        "rows 14 planned, 21 taught",
+        '{"shots": 2, "seed": 0} planned, {"shots": 3, "seed": 0} taught',
+        "top_k 5 planned, 4 taught",
+        'templates ["a photo of a {}."] planned, ["a {}"] taught',
+    ):
         assert words in said
     teach_inline(world, tmp_path / "c.zarr", student, top_k=5, shots=2)
     with pytest.raises(UsageError, match="plan of another job than .*teacher_digest"):

@@ -42,15 +42,21 @@ def decoded(path: Path) -> TopK:
     """All soft labels of a store."""
     store = LabelStore.open(path)
     parts = [store.decode_labels(store.read_chunk(LABELS, chunk)) for chunk in range(store.layout.chunks)]
-    return TopK(*(np.concatenate([getattr(part, name) for part in parts])
-                  for name in ("class_ids", "log_probs", "log_residual")))  # fmt: skip
+    return TopK(
+        *(
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("class_ids", "log_probs", "log_residual")
+        )
+    )
 
 
 def best(labels: TopK, top_k: int, temperatures: tuple[float, ...]) -> TopK:
     """The first k classes of each row; the others move to the tail sums."""
     moved = labels.log_probs[:, top_k:]
-    tails = [np.logaddexp.reduce(np.column_stack([tail, moved / tau]), axis=1)
-             for tail, tau in zip(labels.log_residual.T, temperatures, strict=True)]  # fmt: skip
+    tails = [
+        np.logaddexp.reduce(np.column_stack([tail, moved / tau]), axis=1)
+        for tail, tau in zip(labels.log_residual.T, temperatures, strict=True)
+    ]
     return TopK(labels.class_ids[:, :top_k], labels.log_probs[:, :top_k], np.stack(tails, axis=1))
 
 
@@ -61,8 +67,9 @@ def check_same(found: Path, wanted: Path, slack: float) -> None:
     tables = LabelStore.open(wanted).tables
     assert ours.class_ids.shape == theirs.class_ids.shape
     for row in range(len(ours.class_ids)):
-        here, there = (dict(zip(x.class_ids[row].tolist(), x.log_probs[row].tolist(), strict=True))
-                       for x in (ours, theirs))  # fmt: skip
+        here, there = (
+            dict(zip(x.class_ids[row].tolist(), x.log_probs[row].tolist(), strict=True)) for x in (ours, theirs)
+        )
         limit = 2 * float(max_error(theirs.log_probs[row : row + 1], tables).max()) + slack
         for class_id in set(here) & set(there):
             assert abs(here[class_id] - there[class_id]) <= limit
@@ -119,10 +126,14 @@ def test_the_same_classes_give_the_same_labels(parent: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("options", "kind"),
-    [({"vocabulary": "other.tsv"}, "float16"), ({"templates": TEMPLATES[:1]}, "float16"),
-     ({"templates": TEMPLATES}, "float16"), ({"vocabulary": "other.tsv", "templates": TEMPLATES, "top_k": 3}, "int8")],
+    [
+        ({"vocabulary": "other.tsv"}, "float16"),
+        ({"templates": TEMPLATES[:1]}, "float16"),
+        ({"templates": TEMPLATES}, "float16"),
+        ({"vocabulary": "other.tsv", "templates": TEMPLATES, "top_k": 3}, "int8"),
+    ],
     ids=["vocabulary", "template", "ensemble", "all"],
-)  # fmt: skip
+)
 def test_new_names_equal_teaching_them(
     options: dict[str, Any], kind: str, world: World, teacher: str, parent: Path, tmp_path: Path
 ) -> None:
@@ -180,8 +191,13 @@ def test_a_vocabulary_without_as_many_classes(parent: Path, tmp_path: Path) -> N
     notes = Notes()
     with worlds.inline_tasks(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("teachonce.models.clip.load_clip", None)
-        request = RelabelRequest(parent=parent, labels=tmp_path / "child.zarr", vocabulary=str(tmp_path / "two.tsv"),
-                                 teacher="RN50/openai", threads=1)  # fmt: skip
+        request = RelabelRequest(
+            parent=parent,
+            labels=tmp_path / "child.zarr",
+            vocabulary=str(tmp_path / "two.tsv"),
+            teacher="RN50/openai",
+            threads=1,
+        )
         result = relabel(request, notes)
     ours, theirs = (LabelStore.open(path).groups[LABELS].fingerprint for path in (tmp_path / "child.zarr", parent))
     assert ours["about"]["teacher"] == theirs["about"]["teacher"] != "RN50/openai"
@@ -278,8 +294,16 @@ def test_rows_without_an_image_stay_without_one(world: World, teacher: str, stud
     """Their status is kept, everything about them is blank."""
     photos = {name: b"broken" if name in ("n03_04", "n06_07") else data for name, data in world.photos.items()}
     hurt = worlds.make_world(tmp_path / "hurt", photos)
-    teach_inline(hurt, tmp_path / "a.zarr", teacher, students=(student,), top_k=5, embeddings="int8",
-                 max_failed_share=0.1, chunk_rows=35)  # fmt: skip
+    teach_inline(
+        hurt,
+        tmp_path / "a.zarr",
+        teacher,
+        students=(student,),
+        top_k=5,
+        embeddings="int8",
+        max_failed_share=0.1,
+        chunk_rows=35,
+    )
     result = run(tmp_path / "a.zarr", tmp_path / "child.zarr", top_k=3)
     assert (result.rows_ok, result.rows_failed) == (PHOTOS - 2, 2)
     status = [all_arrays(tmp_path / name)["status"] for name in ("a.zarr", "child.zarr")]
@@ -346,9 +370,13 @@ def test_a_damaged_parent_is_refused(parent: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "field"),
-    [({"top_k": 3}, "top_k"), ({"templates": TEMPLATES}, "templates"), ({"temperatures": (1.0, 8.0)}, "temperatures"),
-     ({"classes": "some.txt"}, "vocabulary_digest")],
-)  # fmt: skip
+    [
+        ({"top_k": 3}, "top_k"),
+        ({"templates": TEMPLATES}, "templates"),
+        ({"temperatures": (1.0, 8.0)}, "temperatures"),
+        ({"classes": "some.txt"}, "vocabulary_digest"),
+    ],
+)
 def test_another_request_does_not_continue_a_child(
     change: dict[str, Any], field: str, parent: Path, tmp_path: Path
 ) -> None:

@@ -47,15 +47,24 @@ def test_a_parent_without_embeddings_is_refused(finished: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"top_k": 0}, "--top-k must be at least 1"), ({"top_k": 9}, "--top-k 9 is larger than the vocabulary of 8"),
-     ({"temperatures": (2.0, 4.0)}, "must begin with 1"), ({"temperatures": (1.0, 2.0, 2.0)}, "name each once"),
-     ({"temperatures": ()}, "must begin with 1"), ({"temperatures": (1.0, 0.0)}, "positive"),
-     ({"temperatures": (1.0, float("nan"))}, "positive"), ({"templates": ("no hole",)}, "exactly one"),
-     ({"templates": ()}, "at least one template"), ({"labels": Path("x")}, r"ends in \.zarr"),
-     ({"teacher": "nonsense"}, "is not a model"), ({"threads": 0}, "threads"),
-     ({"vocabulary": "timm:imagenet22"}, "did you mean"), ({}, "nothing to change"),
-     ({"top_k": 5, "temperatures": (1.0, 2.0, 4.0), "templates": (worlds.TEMPLATE,)}, "nothing to change")],
-)  # fmt: skip
+    [
+        ({"top_k": 0}, "--top-k must be at least 1"),
+        ({"top_k": 9}, "--top-k 9 is larger than the vocabulary of 8"),
+        ({"temperatures": (2.0, 4.0)}, "must begin with 1"),
+        ({"temperatures": (1.0, 2.0, 2.0)}, "name each once"),
+        ({"temperatures": ()}, "must begin with 1"),
+        ({"temperatures": (1.0, 0.0)}, "positive"),
+        ({"temperatures": (1.0, float("nan"))}, "positive"),
+        ({"templates": ("no hole",)}, "exactly one"),
+        ({"templates": ()}, "at least one template"),
+        ({"labels": Path("x")}, r"ends in \.zarr"),
+        ({"teacher": "nonsense"}, "is not a model"),
+        ({"threads": 0}, "threads"),
+        ({"vocabulary": "timm:imagenet22"}, "did you mean"),
+        ({}, "nothing to change"),
+        ({"top_k": 5, "temperatures": (1.0, 2.0, 4.0), "templates": (worlds.TEMPLATE,)}, "nothing to change"),
+    ],
+)
 def test_a_wrong_option_is_refused(change: dict[str, Any], message: str, parent: Path, tmp_path: Path) -> None:
     """Exit 2 with the option; nothing is written."""
     given: dict[str, Any] = {"labels": tmp_path / "child.zarr", **change}
@@ -66,8 +75,11 @@ def test_a_wrong_option_is_refused(change: dict[str, Any], message: str, parent:
 
 def test_class_files_and_paths_that_do_not_fit(parent: Path, tmp_path: Path) -> None:
     """Unknown, doubled and missing classes, a missing file, the parent itself."""
-    for text, message in (("n01\nn99\n", "1 class ids are not in the vocabulary"), ("n01\nn01\n", "comes 2 times"),
-                          ("\n", "names no class")):  # fmt: skip
+    for text, message in (
+        ("n01\nn99\n", "1 class ids are not in the vocabulary"),
+        ("n01\nn01\n", "comes 2 times"),
+        ("\n", "names no class"),
+    ):
         (tmp_path / "some.txt").write_text(text)
         with pytest.raises(DataError, match=message):
             run(parent, tmp_path / "child.zarr", classes=tmp_path / "some.txt")

@@ -44,10 +44,23 @@ def trained(finished: Path, student: str, tmp_path_factory: pytest.TempPathFacto
     runs = tmp_path_factory.mktemp("trained") / "runs"
     for structure in ("unshared", "shared"):
         for seed in (0, 1):
-            own = (f"structure={structure}", f"seed={seed}", "steps=6", "batch_size=16", "log_every=1",
-                   "held_out=0.3", "evaluate_every=2", "learning_rate=0.3")  # fmt: skip
-            request = TrainRequest(labels=finished, student=student, out=runs / f"{structure}-{seed}",
-                                   config=load_train_config(None, own), threads=1)  # fmt: skip
+            own = (
+                f"structure={structure}",
+                f"seed={seed}",
+                "steps=6",
+                "batch_size=16",
+                "log_every=1",
+                "held_out=0.3",
+                "evaluate_every=2",
+                "learning_rate=0.3",
+            )
+            request = TrainRequest(
+                labels=finished,
+                student=student,
+                out=runs / f"{structure}-{seed}",
+                config=load_train_config(None, own),
+                threads=1,
+            )
             with worlds.inline_tasks():
                 train(request, worlds.Notes())
     return runs
@@ -111,8 +124,10 @@ def test_a_browser_shows_the_page_whole(
 def framed(text: str, file: Path) -> Path:
     """The page with a probe, in frames of all widths: a browser's own window is never narrower than 500 pixels."""
     probed = re.sub(r"<meta http-equiv[^>]*>", "", text).replace("</body>", f"{PROBE}</body>")
-    frames = [f'<iframe width="{width}" height="900" style="border:0" srcdoc="{html.escape(probed)}"></iframe>'
-              for width in WIDTHS]  # fmt: skip
+    frames = [
+        f'<iframe width="{width}" height="900" style="border:0" srcdoc="{html.escape(probed)}"></iframe>'
+        for width in WIDTHS
+    ]
     file.write_text(f"<!doctype html><meta charset=utf-8><body>{''.join(frames)}</body>", encoding="utf-8")
     return file
 

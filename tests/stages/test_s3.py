@@ -45,9 +45,13 @@ def s3(world: World, finished: Path, tmp_path_factory: pytest.TempPathFactory) -
             patch.delenv(name, raising=False)
         nothing = str(tmp_path_factory.mktemp("aws") / "none")
         for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": nothing, "AWS_SHARED_CREDENTIALS_FILE": nothing,
-        }.items():  # fmt: skip
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": nothing,
+            "AWS_SHARED_CREDENTIALS_FILE": nothing,
+        }.items():
             patch.setenv(name, value)
         client = boto3.client("s3", region_name="us-east-1")
         client.create_bucket(Bucket="photos")
@@ -82,15 +86,23 @@ def test_images_on_s3(layout: str, s3: Any, world: World, teacher: str, student:
     for root in (world.root, location(f"{BUCKET}/data")):
         store = tmp_path / f"{len(made)}.zarr"
         with inline_tasks():
-            request = request_for(world, store, teacher, manifest=world.manifest(layout), root=root, top_k=5,
-                                  students=(student,) if layout == "wds" else ())  # fmt: skip
+            request = request_for(
+                world,
+                store,
+                teacher,
+                manifest=world.manifest(layout),
+                root=root,
+                top_k=5,
+                students=(student,) if layout == "wds" else (),
+            )
             result = teach(request, Silent())
         assert result.rows_ok == PHOTOS
         made.append((result.store_id, all_arrays(store)))
     if layout != "folders":  # the empty folder of a class without images is an archive on a disk, and nothing on S3
         assert made[0][0] == made[1][0]
-    assert all(np.array_equal(made[1][1][name], data, equal_nan=data.dtype.kind == "f")
-               for name, data in made[0][1].items())  # fmt: skip
+    assert all(
+        np.array_equal(made[1][1][name], data, equal_nan=data.dtype.kind == "f") for name, data in made[0][1].items()
+    )
 
 
 def test_a_copied_store_is_the_store(
@@ -105,8 +117,14 @@ def test_a_copied_store_is_the_store(
     monkeypatch.setenv("TEACHONCE_CACHE", str(tmp_path / "cache"))
     digests = []
     for labels, root in ((finished, world.root), (copied, location(f"{BUCKET}/data"))):
-        request = TrainRequest(labels=labels, student=student, out=tmp_path / str(len(digests)), threads=1, root=root,
-                               config=TrainConfig(steps=3, batch_size=8))  # fmt: skip
+        request = TrainRequest(
+            labels=labels,
+            student=student,
+            out=tmp_path / str(len(digests)),
+            threads=1,
+            root=root,
+            config=TrainConfig(steps=3, batch_size=8),
+        )
         digests.append(train(request, Silent()).prompts_digest)
     assert digests[0] == digests[1]
     assert any((tmp_path / "cache/working").glob("*/records.npy")), "its working set lies in the user's cache"

@@ -117,13 +117,14 @@ def test_a_grid_counts_its_cells_and_its_time(tmp_path: Path, dead: ProcessMark)
     found = look(make_grid(tmp_path / "grid", states, dead, owner=HERE))
     assert isinstance(found, GridStatus) and (found.kind, found.state, found.title) == ("ablate", "running", "a grid")
     assert found.process is not None and found.process.alive is True
-    assert found.cells == {
-        "finished": 1, "running": 2, "failed": 1, "damaged": 0, "waiting": 2, "interrupted": 1
-    }  # fmt: skip
+    assert found.cells == {"finished": 1, "running": 2, "failed": 1, "damaged": 0, "waiting": 2, "interrupted": 1}
     told = {cell.digest: cell for cell in found.open_cells}
     assert {digest: cell.state for digest, cell in told.items()} == {
-        "b": "running", "c": "running", "d": "failed", "e": "interrupted"
-    }  # fmt: skip
+        "b": "running",
+        "c": "running",
+        "d": "failed",
+        "e": "interrupted",
+    }
     assert (told["b"].step, told["b"].steps, told["b"].loss) == (50, 100, 2.0)
     assert (told["d"].problem, told["d"].hint) == ("it broke", "mend it")
     assert told["c"].problem is None, "the attempt that runs has not failed"

@@ -115,8 +115,12 @@ def test_a_relabelled_store_takes_the_same_selection(world: World, teacher: str,
     teach_inline(world, tmp_path / "a.zarr", teacher, top_k=5, embeddings="int8", chunk_rows=35)
     (tmp_path / "six.txt").write_text("\n".join(IDS[:6]))
     with worlds.inline_tasks():
-        relabel(RelabelRequest(parent=tmp_path / "a.zarr", labels=tmp_path / "b.zarr", classes=tmp_path / "six.txt",
-                               top_k=2), Silent())  # fmt: skip
+        relabel(
+            RelabelRequest(
+                parent=tmp_path / "a.zarr", labels=tmp_path / "b.zarr", classes=tmp_path / "six.txt", top_k=2
+            ),
+            Silent(),
+        )
     child = LabelStore.open(tmp_path / "b.zarr")
     run(tmp_path / "a.zarr", tmp_path / "few.json", shots=2)
     first = load_selection(tmp_path / "few.json", LabelStore.open(tmp_path / "a.zarr"))
@@ -155,9 +159,13 @@ def test_an_incomplete_or_damaged_store_gives_no_selection(finished: Path, tmp_p
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({}, "nothing to select"), ({"shots": 0}, "--shots"), ({"top_k": 6}, "--top-k 6 is more than the 5"),
-     ({"out": Path("few.txt"), "shots": 1}, r"ends in \.json")],
-)  # fmt: skip
+    [
+        ({}, "nothing to select"),
+        ({"shots": 0}, "--shots"),
+        ({"top_k": 6}, "--top-k 6 is more than the 5"),
+        ({"out": Path("few.txt"), "shots": 1}, r"ends in \.json"),
+    ],
+)
 def test_a_wrong_option_is_refused(change: dict[str, Any], message: str, finished: Path, tmp_path: Path) -> None:
     """Exit 2 with the option; nothing is written."""
     given: dict[str, Any] = {"out": tmp_path / "few.json", **change}

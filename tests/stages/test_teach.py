@@ -47,9 +47,9 @@ def open_clips_own(spec: str, photos: list[bytes]) -> tuple[np.ndarray, np.ndarr
     model.eval()
     tokens = open_clip.get_tokenizer(spec)([TEMPLATE.format(name.lower()) for name in NAMES])
     text = model.encode_text(tokens, normalize=True)
-    images = torch.cat([
-        model.encode_image(preprocess(Image.open(io.BytesIO(photo)))[None], normalize=True) for photo in photos
-    ])  # fmt: skip
+    images = torch.cat(
+        [model.encode_image(preprocess(Image.open(io.BytesIO(photo)))[None], normalize=True) for photo in photos]
+    )
     return images.numpy(), (model.logit_scale.exp() * images @ text.T).numpy()
 
 
@@ -134,8 +134,15 @@ def test_running_again_writes_nothing(world: World, teacher: str, student: str, 
 
 
 @pytest.mark.parametrize("named_again", [True, False])
-def test_a_student_added_later_runs_alone(named_again: bool, world: World, teacher: str, student: str, finished: Path,
-                                          tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_student_added_later_runs_alone(
+    named_again: bool,
+    world: World,
+    teacher: str,
+    student: str,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Labels are neither computed nor written again, whether or not the teacher is named; the result is the same."""
     store = tmp_path / "a.zarr"
     teach_inline(world, store, teacher, top_k=5)
@@ -150,8 +157,9 @@ def test_a_student_added_later_runs_alone(named_again: bool, world: World, teach
     assert result.store_id == LabelStore.open(finished).store_id()
 
 
-def test_two_students_and_their_features(world: World, teacher: str, student: str, tmp_path: Path,
-                                         tmp_path_factory: pytest.TempPathFactory) -> None:  # fmt: skip
+def test_two_students_and_their_features(
+    world: World, teacher: str, student: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Each has its own group; the working set of one holds its features beside the same labels."""
     other = worlds.session_clip(tmp_path_factory, "other")
     store = tmp_path / "a.zarr"
@@ -167,10 +175,12 @@ def test_two_students_and_their_features(world: World, teacher: str, student: st
 
 
 CHANGES: list[tuple[dict[str, Any], str]] = [
-    ({"templates": ("a drawing of a {}.",)}, "templates"), ({"top_k": 4}, "top_k"),
+    ({"templates": ("a drawing of a {}.",)}, "templates"),
+    ({"top_k": 4}, "top_k"),
     ({"precision": "bf16"}, "precision"),
-    ({"split": "val"}, "split"), ({"vocabulary": "other.tsv"}, "vocabulary_digest"),
-]  # fmt: skip
+    ({"split": "val"}, "split"),
+    ({"vocabulary": "other.tsv"}, "vocabulary_digest"),
+]
 
 
 @pytest.mark.parametrize(("change", "field"), CHANGES, ids=[field for _, field in CHANGES])
@@ -188,8 +198,9 @@ def test_a_changed_option_is_refused_by_name(
     assert content(finished) == before
 
 
-def test_another_teacher_manifest_or_chunk_size_is_refused(world: World, teacher: str, student: str,
-                                                           finished: Path) -> None:  # fmt: skip
+def test_another_teacher_manifest_or_chunk_size_is_refused(
+    world: World, teacher: str, student: str, finished: Path
+) -> None:
     """The teacher by its weights, the manifest by what it says, the chunk size by both numbers."""
     with pytest.raises(FingerprintError, match="teacher_digest: stored"):
         teach_inline(world, finished, student, top_k=5)
@@ -313,15 +324,24 @@ def test_ties_are_said(world: World, teacher: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"workers": 0}, "--workers must be at least 1"), ({"batch_size": 0}, "--batch-size"), ({"top_k": 0}, "--top-k"),
-     ({"chunk_rows": 0}, "--chunk-rows"), ({"threads": 0}, "--threads"), ({"max_failed_share": 1.5}, "between 0 and 1"),
-     ({"teacher": None}, "nothing to compute"), ({"labels": Path("x")}, r"ends in \.zarr"),
-     ({"top_k": 9}, "--top-k 9 is larger than the vocabulary of 8 classes"),
-     ({"split": "trian"}, "did you mean 'train'"),
-     ({"root": None}, "needs the folder"), ({"manifest": "local-tarz"}, "did you mean"),
-     ({"vocabulary": "timm:imagenet22"}, "did you mean"), ({"templates": ("no hole",)}, "exactly one"),
-     ({"teacher": "local-dir:/nowhere"}, "open_clip_config.json")],
-)  # fmt: skip
+    [
+        ({"workers": 0}, "--workers must be at least 1"),
+        ({"batch_size": 0}, "--batch-size"),
+        ({"top_k": 0}, "--top-k"),
+        ({"chunk_rows": 0}, "--chunk-rows"),
+        ({"threads": 0}, "--threads"),
+        ({"max_failed_share": 1.5}, "between 0 and 1"),
+        ({"teacher": None}, "nothing to compute"),
+        ({"labels": Path("x")}, r"ends in \.zarr"),
+        ({"top_k": 9}, "--top-k 9 is larger than the vocabulary of 8 classes"),
+        ({"split": "trian"}, "did you mean 'train'"),
+        ({"root": None}, "needs the folder"),
+        ({"manifest": "local-tarz"}, "did you mean"),
+        ({"vocabulary": "timm:imagenet22"}, "did you mean"),
+        ({"templates": ("no hole",)}, "exactly one"),
+        ({"teacher": "local-dir:/nowhere"}, "open_clip_config.json"),
+    ],
+)
 def test_a_wrong_option_is_refused_before_anything_is_written(
     change: dict[str, Any], message: str, world: World, teacher: str, tmp_path: Path
 ) -> None:

@@ -47,12 +47,34 @@ def running(
     """`teachonce teach` as a person types it in the folder `where`, with every path relative."""
     near = {spec: f"local-dir:{os.path.relpath(spec.partition(':')[2], where)}" for spec in (teacher, student)}
     root = os.path.relpath(world.root, where)
-    command = [sys.executable, "-m", "teachonce", "teach", f"{root}/wds.toml", "--root", root, "--teacher",
-               near[teacher], "--student", near[student], "--labels", "out/a.zarr", "--top-k", "5", "--chunk-rows",
-               str(worlds.CHUNK_ROWS), "--set", "batch_size=4", "--set", "threads=1", "--json",
-               *where_it_runs]  # fmt: skip
-    with subprocess.Popen(command, cwd=where, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          env=os.environ | environment) as process:  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "teachonce",
+        "teach",
+        f"{root}/wds.toml",
+        "--root",
+        root,
+        "--teacher",
+        near[teacher],
+        "--student",
+        near[student],
+        "--labels",
+        "out/a.zarr",
+        "--top-k",
+        "5",
+        "--chunk-rows",
+        str(worlds.CHUNK_ROWS),
+        "--set",
+        "batch_size=4",
+        "--set",
+        "threads=1",
+        "--json",
+        *where_it_runs,
+    ]
+    with subprocess.Popen(
+        command, cwd=where, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment
+    ) as process:
         try:
             yield process
         finally:

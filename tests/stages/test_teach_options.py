@@ -75,10 +75,12 @@ def test_views_do_not_depend_on_the_layout_of_the_archives(
         arrays = all_arrays(path)
         names = [key.rpartition("/")[2] for key in keys_of(path)]
         labels = LabelStore.open(path).decode_labels(arrays)
-        of_photo.append({
-            name: (labels.class_ids[3 * i : 3 * i + 3].tolist(), arrays["view_params"][3 * i : 3 * i + 3].tolist())
-            for i, name in enumerate(names)
-        })  # fmt: skip
+        of_photo.append(
+            {
+                name: (labels.class_ids[3 * i : 3 * i + 3].tolist(), arrays["view_params"][3 * i : 3 * i + 3].tolist())
+                for i, name in enumerate(names)
+            }
+        )
     assert of_photo[0] == of_photo[1]
 
 

@@ -25,7 +25,8 @@ from teachonce.labels.selection import Rule, choose, save_selection
 from teachonce.labels.store import LabelStore
 from teachonce.runs import folder as run_folder
 from teachonce.runs.log import read_events
-from teachonce.stages.train import TrainRequest, TrainResult, train
+from teachonce.stages.train import TrainRequest, train
+from teachonce.stages.train.outcome import TrainResult
 from teachonce.training.config import TrainConfig, load_train_config
 
 STEPS = 18
@@ -255,8 +256,9 @@ def test_one_renormalised_class_teaches_nothing(supervision: str, finished: Path
     rule = Rule(top_k=1)
     save_selection(one, store, rule, choose(store, rule, Silent()))
     chosen = config(f"supervision={supervision}", "tail=renormalise")
-    request = TrainRequest(labels=finished, student=student, out=tmp_path / "run", config=chosen, threads=1,
-                           selection=one)  # fmt: skip
+    request = TrainRequest(
+        labels=finished, student=student, out=tmp_path / "run", config=chosen, threads=1, selection=one
+    )
     with pytest.raises(UsageError, match="nothing would be learned"):
         train(request, Silent())
     assert not (tmp_path / "run").exists()
@@ -269,8 +271,14 @@ def test_a_run_in_which_nothing_can_be_learned_stops_before_an_update(
     one, store = tmp_path / "one.json", LabelStore.open(finished)
     rule = Rule(classes=(worlds.IDS[0],))
     save_selection(one, store, rule, choose(store, rule, Silent()))
-    request = TrainRequest(labels=finished, student=student, out=tmp_path / "run", config=config("supervision=hard"),
-                           threads=1, selection=one)  # fmt: skip
+    request = TrainRequest(
+        labels=finished,
+        student=student,
+        out=tmp_path / "run",
+        config=config("supervision=hard"),
+        threads=1,
+        selection=one,
+    )
     with pytest.raises(UsageError, match="step 0: .*there is nothing to learn with supervision = 'hard'.* 1 classes"):
         train(request, Silent())
     assert not steps_of(tmp_path / "run")
@@ -305,8 +313,9 @@ def test_prompts_that_do_not_fit_are_refused_by_folder_and_tower(
     whole: Path, finished: Path, student: str, tmp_path: Path
 ) -> None:
     """`--init` of a run with more letters than this one."""
-    request = TrainRequest(labels=finished, student=student, out=tmp_path / "run", config=config("structure=shared"),
-                           threads=1, init=whole)  # fmt: skip
+    request = TrainRequest(
+        labels=finished, student=student, out=tmp_path / "run", config=config("structure=shared"), threads=1, init=whole
+    )
     with pytest.raises(UsageError, match=f"the prompts in {whole}, text tower: .*cannot start"):
         train(request, Silent())
     assert not (tmp_path / "run").exists()
@@ -316,8 +325,14 @@ def test_an_image_depth_out_of_range_is_called_by_its_key(
     world: Any, finished: Path, student: str, tmp_path: Path
 ) -> None:
     """Not `depth`, which is the text tower's."""
-    request = TrainRequest(labels=finished, student=student, out=tmp_path / "run", threads=1, root=world.root,
-                           config=config("tower=image", "image_depth=9"))  # fmt: skip
+    request = TrainRequest(
+        labels=finished,
+        student=student,
+        out=tmp_path / "run",
+        threads=1,
+        root=world.root,
+        config=config("tower=image", "image_depth=9"),
+    )
     with pytest.raises(UsageError, match="image_depth") as caught:
         train(request, Silent())
     assert caught.value.hint.startswith("set image_depth") and not (tmp_path / "run").exists()

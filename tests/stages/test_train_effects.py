@@ -53,7 +53,7 @@ CASES = (
     Case("", "averaging=gaussian", ("average_mean=0.2", "average_deviation=0.5")),
     Case("epochs=0.5", "", ("steps=2",)),
     Case("", "held_out=0.3", ("evaluate_every=1",)),
-)  # fmt: skip
+)
 PAIRS = [(case, value) for case in CASES for value in case.values]
 Fingerprint = tuple[object, ...]
 
@@ -66,15 +66,23 @@ def outcome(
     import teachonce.teaching.worker  # noqa: F401 - it must take the real load_clip before it is replaced
 
     folder = tmp_path_factory.mktemp("effects")
-    worlds.teach_inline(world, folder / "rich.zarr", teacher, students=(student,), top_k=4, embeddings="float16",
-                        chunk_rows=worlds.PHOTOS)  # fmt: skip
+    worlds.teach_inline(
+        world,
+        folder / "rich.zarr",
+        teacher,
+        students=(student,),
+        top_k=4,
+        embeddings="float16",
+        chunk_rows=worlds.PHOTOS,
+    )
     known: dict[str, Fingerprint] = {}
 
     def run(overrides: str) -> Fingerprint:
         out = folder / f"run-{len(known)}"
         config = load_train_config(None, [*BASE, *overrides.split()])
-        request = TrainRequest(labels=folder / "rich.zarr", student=student, out=out, config=config, threads=1,
-                               root=world.root)  # fmt: skip
+        request = TrainRequest(
+            labels=folder / "rich.zarr", student=student, out=out, config=config, threads=1, root=world.root
+        )
         try:
             train(request, Silent())
         except UsageError as problem:
@@ -105,8 +113,13 @@ def told(overrides: str, value: str) -> bool:
 
 def test_every_rule_is_tried_with_every_key() -> None:
     """A new rule needs a run that shows it."""
-    tried = {(key, rule) for case, value in PAIRS for rule in range(len(RULES)) for key in RULES[rule].keys
-             if key == value.partition("=")[0] and RULES[rule].holds(values_of(case.on))}  # fmt: skip
+    tried = {
+        (key, rule)
+        for case, value in PAIRS
+        for rule in range(len(RULES))
+        for key in RULES[rule].keys
+        if key == value.partition("=")[0] and RULES[rule].holds(values_of(case.on))
+    }
     wanted = {(key, rule) for rule in range(len(RULES)) for key in RULES[rule].keys}
     assert wanted == tried
 

@@ -21,8 +21,15 @@ SETTINGS = ["steps=12", "batch_size=16", "checkpoint_every=4", "log_every=1", "h
 def request_for(labels: Path, student: str, out: Path, resume: bool = False, log: bool = True) -> TrainRequest:
     """A short run with held-out samples."""
     config = load_train_config(None, SETTINGS)
-    return TrainRequest(labels=labels, student=student, out=out, config=config, resume=resume, threads=1,
-                        log=("tensorboard",) if log else ())  # fmt: skip
+    return TrainRequest(
+        labels=labels,
+        student=student,
+        out=out,
+        config=config,
+        resume=resume,
+        threads=1,
+        log=("tensorboard",) if log else (),
+    )
 
 
 def curves(out: Path) -> dict[str, list[tuple[int, Any]]]:

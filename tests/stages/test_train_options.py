@@ -26,12 +26,23 @@ from teachonce.labels.store import LabelStore
 from teachonce.models import clip as clip_models
 from teachonce.models.prompt_files import load_prompts
 from teachonce.runs.log import read_events
-from teachonce.stages.train import TrainRequest, TrainResult, train
+from teachonce.stages.train import TrainRequest, train
+from teachonce.stages.train.outcome import TrainResult
 from teachonce.training.config import TrainConfig, load_train_config
 
 STEPS = 4
-BASE = (f"steps={STEPS}", "batch_size=24", "checkpoint_every=100", "log_every=1", "warmup_steps=2", "image_length=2",
-        "sampled_fill=2", "sampled_top=1", "sampled_backward=3", "evaluate_every=2")  # fmt: skip
+BASE = (
+    f"steps={STEPS}",
+    "batch_size=24",
+    "checkpoint_every=100",
+    "log_every=1",
+    "warmup_steps=2",
+    "image_length=2",
+    "sampled_fill=2",
+    "sampled_top=1",
+    "sampled_backward=3",
+    "evaluate_every=2",
+)
 # What else must be said for a value to do its work.
 BESIDE = {
     ("correction", "*"): ["candidates=sampled"],
@@ -41,16 +52,38 @@ BESIDE = {
     ("prograd", "*"): ["supervision=hard"],
 }
 NUMBERS = (
-    "length=6 init=words", "length=3 init=normal", "depth=1", "depth=1 structure=unshared-replace",
-    "image_depth=1 image_length=1 tower=image", "image_depth=1 tower=both structure=unshared-replace init=normal",
-    "soft_weight=0.5", "temperature=2", "teacher_temperature=2", "temperature=3 targets=embedding",
-    "temperature=3 tail=renormalise", "label_smoothing=0.1", "anchor_weight=8", "consistency_weight=1",
-    "anchor_weight=1 consistency_weight=1 prograd=true tower=both", "sampled_fill=0 candidates=sampled",
-    "sampled_top=3 candidates=sampled", "momentum=0 optimizer=sgd", "weight_decay=0.1", "clip_gradient=0.01",
-    "warmup_steps=0", "average_decay=0.5 averaging=ema", "average_mean=0.5 average_deviation=1 averaging=gaussian",
-    "epochs=0.5", "batch_size=7", "views_per_step=2", "micro_batch=5", "held_out=0.3", "class_chunk=2", "seed=3",
+    "length=6 init=words",
+    "length=3 init=normal",
+    "depth=1",
+    "depth=1 structure=unshared-replace",
+    "image_depth=1 image_length=1 tower=image",
+    "image_depth=1 tower=both structure=unshared-replace init=normal",
+    "soft_weight=0.5",
+    "temperature=2",
+    "teacher_temperature=2",
+    "temperature=3 targets=embedding",
+    "temperature=3 tail=renormalise",
+    "label_smoothing=0.1",
+    "anchor_weight=8",
+    "consistency_weight=1",
+    "anchor_weight=1 consistency_weight=1 prograd=true tower=both",
+    "sampled_fill=0 candidates=sampled",
+    "sampled_top=3 candidates=sampled",
+    "momentum=0 optimizer=sgd",
+    "weight_decay=0.1",
+    "clip_gradient=0.01",
+    "warmup_steps=0",
+    "average_decay=0.5 averaging=ema",
+    "average_mean=0.5 average_deviation=1 averaging=gaussian",
+    "epochs=0.5",
+    "batch_size=7",
+    "views_per_step=2",
+    "micro_batch=5",
+    "held_out=0.3",
+    "class_chunk=2",
+    "seed=3",
     "context=an image of the",
-)  # fmt: skip
+)
 
 
 def literal_values() -> Iterator[str]:
@@ -78,8 +111,9 @@ def rich(world: World, teacher: str, student: str, tmp_path_factory: pytest.Temp
     """Two views of each photo, soft labels, the teacher's embeddings and the student's features."""
     path = tmp_path_factory.mktemp("rich") / "rich.zarr"
     policy = ViewPolicy(views=2, seed=5)
-    worlds.teach_inline(world, path, teacher, students=(student,), top_k=4, embeddings="float16", views=policy,
-                        chunk_rows=20)  # fmt: skip
+    worlds.teach_inline(
+        world, path, teacher, students=(student,), top_k=4, embeddings="float16", views=policy, chunk_rows=20
+    )
     return path
 
 
@@ -122,8 +156,16 @@ def test_every_option_value_does_real_work(choice: str, rich: Path, student: str
 
 def test_soft_loss_from_embeddings_is_the_whole_kl(rich: Path, student: str, tmp_path: Path) -> None:
     """The first logged soft loss, of all rows, against KL in NumPy from what the store holds, at tau = 2."""
-    run(rich, student, tmp_path / "run", "targets=embedding", "temperature=2", "batch_size=70", "views_per_step=2",
-        "steps=1")  # fmt: skip
+    run(
+        rich,
+        student,
+        tmp_path / "run",
+        "targets=embedding",
+        "temperature=2",
+        "batch_size=70",
+        "views_per_step=2",
+        "steps=1",
+    )
     soft = next(e["soft"] for e in read_events(tmp_path / "run" / "events.jsonl") if e["event"] == "step")
     store = LabelStore.open(rich)
     (group,) = [name for name in store.groups if name.startswith("students/")]
@@ -230,9 +272,15 @@ REFUSED = [
 
 @pytest.mark.parametrize(("name", "overrides", "options", "kind", "words"), REFUSED)
 def test_what_cannot_be_trained_is_refused_before_a_folder_is_made(
-    name: str, overrides: list[str], options: dict[str, Any], kind: type[TeachOnceError], words: str, rich: Path,
-    student: str, tmp_path: Path,
-) -> None:  # fmt: skip
+    name: str,
+    overrides: list[str],
+    options: dict[str, Any],
+    kind: type[TeachOnceError],
+    words: str,
+    rich: Path,
+    student: str,
+    tmp_path: Path,
+) -> None:
     """Each with what is wrong and what to do."""
     with pytest.raises(kind, match=words) as caught:
         run(rich, student, tmp_path / name, *overrides, **options)
@@ -248,9 +296,24 @@ def test_embeddings_that_a_store_lacks_are_asked_for(finished: Path, student: st
     assert not (tmp_path / "run").exists()
 
 
-ALL_ON = ("tower=both", "averaging=gaussian", "micro_batch=7", "views_per_step=2", "held_out=0.3", "prograd=true",
-          "consistency_weight=1", "anchor_weight=1", "targets=embedding", "candidates=sampled", "soft_schedule=rise",
-          "label_smoothing=0.1", "clip_gradient=1", "steps=8", "checkpoint_every=3", "batch_size=20")  # fmt: skip
+ALL_ON = (
+    "tower=both",
+    "averaging=gaussian",
+    "micro_batch=7",
+    "views_per_step=2",
+    "held_out=0.3",
+    "prograd=true",
+    "consistency_weight=1",
+    "anchor_weight=1",
+    "targets=embedding",
+    "candidates=sampled",
+    "soft_schedule=rise",
+    "label_smoothing=0.1",
+    "clip_gradient=1",
+    "steps=8",
+    "checkpoint_every=3",
+    "batch_size=20",
+)
 
 
 @pytest.fixture(scope="module")

@@ -55,8 +55,16 @@ def plain_batches(path: Path) -> Any:
     for chunk in range(store.layout.chunks):
         data, top = store.read_chunk(LABELS, chunk), store.decode_labels(store.read_chunk(LABELS, chunk))
         features = store.read_chunk(group, chunk)[f"{group}/features"]
-        parts.append((features, store.label_to_vocabulary[data["label"]], top.class_ids.astype(np.int32),
-                      top.log_probs, top.log_residual, np.arange(*store.layout.bounds(chunk))))  # fmt: skip
+        parts.append(
+            (
+                features,
+                store.label_to_vocabulary[data["label"]],
+                top.class_ids.astype(np.int32),
+                top.log_probs,
+                top.log_residual,
+                np.arange(*store.layout.bounds(chunk)),
+            )
+        )
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
 
     def batch(self: WorkingSet, indices: Any) -> Batch:
@@ -65,8 +73,11 @@ def plain_batches(path: Path) -> Any:
     return batch
 
 
-CHOICES = ["supervision=hard+soft", "supervision=soft temperature=2",
-           "candidates=sampled sampled_fill=2 sampled_top=1 tail=renormalise"]  # fmt: skip
+CHOICES = [
+    "supervision=hard+soft",
+    "supervision=soft temperature=2",
+    "candidates=sampled sampled_fill=2 sampled_top=1 tail=renormalise",
+]
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -125,8 +136,12 @@ def test_the_data_set_is_checked_before_the_run_begins(
     store: Path, student: str, world: worlds.World, tmp_path: Path
 ) -> None:
     """The right one trains, images compared; another manifest or other images are refused and nothing is written."""
-    right: dict[str, Any] = {"manifest": world.manifest(), "split": "train", "vocabulary": "classes.tsv",
-                             "root": world.root}  # fmt: skip
+    right: dict[str, Any] = {
+        "manifest": world.manifest(),
+        "split": "train",
+        "vocabulary": "classes.tsv",
+        "root": world.root,
+    }
     prompts = run(store, student, tmp_path / "right", **right)
     assert prompts == run(store, student, tmp_path / "unchecked")
     with pytest.raises(FingerprintError, match="manifest_digest"):

@@ -233,8 +233,7 @@ def test_a_photo_that_cannot_be_decoded_has_no_view(world: World, teacher: str, 
     archive, (name, photo) = root / "wds/part-0.tar", next(iter(world.photos.items()))
     archive.write_bytes(archive.read_bytes().replace(photo, bytes(len(photo))))
     path = tmp_path / "a.zarr"
-    done = teach_views(World(root, world.photos), path, teacher, students=(student,),
-                        max_failed_share=0.1)  # fmt: skip
+    done = teach_views(World(root, world.photos), path, teacher, students=(student,), max_failed_share=0.1)
     assert (done.rows_ok, done.rows_failed) == (ROWS - V, V)
     arrays = all_arrays(path)
     hole = np.repeat(np.array(names_of(path)) == name, V)
@@ -260,9 +259,11 @@ def test_shots_of_views_are_those_of_the_file_and_of_subset(
     document = json.loads((tmp_path / "two.json").read_text())
     assert listed["keys"] == document["keys"] and listed["samples"] == document["samples"]
     assert sorted(listed["keys"]) == sorted(keys_of(few)) and chosen.rows == done.rows_ok
-    whole, part = ({
-        name: arrays["view_params"][V * i : V * i + V].tolist() for i, name in enumerate(names_of(path))
-    } for path in (viewed, few) for arrays in [all_arrays(path)])  # fmt: skip
+    whole, part = (
+        {name: arrays["view_params"][V * i : V * i + V].tolist() for i, name in enumerate(names_of(path))}
+        for path in (viewed, few)
+        for arrays in [all_arrays(path)]
+    )
     assert part == {name: whole[name] for name in part}
 
 
@@ -277,15 +278,25 @@ def steps_of(out: Path) -> list[dict[str, Any]]:
 def test_training_takes_every_view_of_the_chosen_photos(viewed: Path, student: str, tmp_path: Path) -> None:
     """Real steps on a few-shot selection: three times as many rows as photos, and the loss falls."""
     chosen = subset(SubsetRequest(labels=viewed, out=tmp_path / "two.json", shots=2, seed=4), Silent())
-    config = load_train_config(None, [
-        "steps=30", "batch_size=14", "log_every=1", "warmup_steps=2", "checkpoint_every=10", "supervision=soft",
-    ])  # fmt: skip
+    config = load_train_config(
+        None,
+        [
+            "steps=30",
+            "batch_size=14",
+            "log_every=1",
+            "warmup_steps=2",
+            "checkpoint_every=10",
+            "supervision=soft",
+        ],
+    )
     out = tmp_path / "run"
-    request = TrainRequest(labels=viewed, student=student, out=out, config=config, threads=1,
-                           selection=tmp_path / "two.json")  # fmt: skip
+    request = TrainRequest(
+        labels=viewed, student=student, out=out, config=config, threads=1, selection=tmp_path / "two.json"
+    )
     store = LabelStore.open(viewed)
-    with contextlib.closing(open_working_set(store, load_clip(student).digest, Silent(),
-                                             load_selection(tmp_path / "two.json", store))) as rows:  # fmt: skip
+    with contextlib.closing(
+        open_working_set(store, load_clip(student).digest, Silent(), load_selection(tmp_path / "two.json", store))
+    ) as rows:
         assert len(rows) == chosen.rows
     result = train(request, Silent())
     steps = steps_of(out)
@@ -310,8 +321,9 @@ def test_the_page_recovers_a_view(viewed: Path, world: World, tmp_path: Path) ->
         code, times = re.subn(r"^row = 1$", f"row = {row}", match[1], flags=re.MULTILINE)
         assert times == 1
         code += f"\nimport sys\nassert 'teachonce' not in sys.modules\ncrop.convert('RGB').save('{row}.png')\n"
-        done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True,
-                              check=False)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         small = Image.open(tmp_path / f"{row}.png").resize((32, 32), Image.Resampling.BICUBIC)
         found = ((np.asarray(small, np.float32) / 255 - 0.5) / 0.5).transpose(2, 0, 1)

@@ -33,8 +33,16 @@ def stores(
     """The photos taught with embeddings of either kind."""
     folder = tmp_path_factory.mktemp("embeddings")
     for kind, views in VIEWS.items():
-        worlds.teach_inline(world, folder / f"{kind}.zarr", teacher, students=(student,), top_k=4, embeddings=kind,
-                            views=ViewPolicy(views=views), chunk_rows=18)  # fmt: skip
+        worlds.teach_inline(
+            world,
+            folder / f"{kind}.zarr",
+            teacher,
+            students=(student,),
+            top_k=4,
+            embeddings=kind,
+            views=ViewPolicy(views=views),
+            chunk_rows=18,
+        )
     return {kind: folder / f"{kind}.zarr" for kind in KINDS}
 
 
@@ -61,9 +69,7 @@ def log_probs_of(rows: WorkingSet, embedding: Any) -> Any:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("with_student", [False, True])
-def test_embeddings_give_the_stored_top_k(
-    kind: str, with_student: bool, stores: dict[str, Path], student: str
-) -> None:  # fmt: skip
+def test_embeddings_give_the_stored_top_k(kind: str, with_student: bool, stores: dict[str, Path], student: str) -> None:
     """scale * embedding @ class_embeddings is what the teacher said when it labelled, view by view, in any order."""
     rows = opened(stores[kind], student if with_student else None)
     batch = rows.batch(np.random.default_rng(0).permutation(len(rows)))

@@ -132,11 +132,13 @@ def parquet(folder: Path, column: str, made: Sequence[tuple[bytes, int]]) -> Non
     import pyarrow.parquet as pq
 
     features = {"img": {"_type": "Image"}, "coarse_label": {"names": ["things"]}, column: {"names": list(CLASSES)}}
-    table = pa.table({
-        "img": [{"bytes": data, "path": None} for data, _ in made],
-        "coarse_label": [0] * len(made),
-        column: [c for _, c in made],
-    }).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})  # fmt: skip
+    table = pa.table(
+        {
+            "img": [{"bytes": data, "path": None} for data, _ in made],
+            "coarse_label": [0] * len(made),
+            column: [c for _, c in made],
+        }
+    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     for part in ("train", "test"):
         buffer = io.BytesIO()
         pq.write_table(table, buffer)

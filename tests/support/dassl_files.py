@@ -30,8 +30,16 @@ def dassl_checkpoint(model: Any, tokens: Tensor, slots: int = 4, seed: int = 0) 
     with torch.no_grad():
         embedded = model.token_embedding(tokens)
     # Dassl's warm-up is a scheduler around another, which its state holds as an object.
-    warmup = {"successor": cosine, "warmup_epoch": 1, "cons_lr": 1e-5, "base_lrs": [0.002], "last_epoch": 50,
-              "verbose": False, "_step_count": 51, "_last_lr": [1.9e-06]}  # fmt: skip
+    warmup = {
+        "successor": cosine,
+        "warmup_epoch": 1,
+        "cons_lr": 1e-5,
+        "base_lrs": [0.002],
+        "last_epoch": 50,
+        "verbose": False,
+        "_step_count": 51,
+        "_last_lr": [1.9e-06],
+    }
     prefix, suffix = embedded[:, :1], embedded[:, 1 + slots :]
     return {
         "state_dict": {"ctx": context.detach(), "token_prefix": prefix, "token_suffix": suffix},

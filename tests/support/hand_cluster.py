@@ -46,17 +46,43 @@ def by_hand(
         environment: more variables of the workers.
     """
     address = f"tcp://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port),
-               "--no-dashboard"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_scheduler",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--no-dashboard",
+    ]
     found = os.pathsep.join(filter(None, sys.path))  # this module and what it imports, for the workers
-    quiet = {"cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL,
-             "env": os.environ | {"PYTHONPATH": found} | dict(environment or {})}  # fmt: skip
+    quiet = {
+        "cwd": folder,
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+        "env": os.environ | {"PYTHONPATH": found} | dict(environment or {}),
+    }
     processes = [subprocess.Popen(command, **quiet)]
     processes += [
-        subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "2", "--no-nanny",
-                          "--name", f"w-{i}", "--no-dashboard", *options], **quiet)
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "distributed.cli.dask_worker",
+                address,
+                "--nthreads",
+                "2",
+                "--no-nanny",
+                "--name",
+                f"w-{i}",
+                "--no-dashboard",
+                *options,
+            ],
+            **quiet,
+        )
         for i in range(workers)
-    ]  # fmt: skip
+    ]
     try:
         yield address, processes
     finally:

@@ -25,13 +25,36 @@ TEXT = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 2, "layers"
 TOWERS: dict[str, tuple[Any, bool, dict[str, Any]]] = {
     "openai": (open_clip.CLIP, True, {"width": 32, "patch_size": 16, "image_size": 32}),
     "laion": (open_clip.CLIP, False, {"width": 48, "patch_size": 8, "image_size": 32, "patch_dropout": 0.5}),
-    "average": (open_clip.CustomTextCLIP, False, {"width": 32, "patch_size": 14, "image_size": 28, "no_ln_pre": True,
-                                                  "pool_type": "avg", "final_ln_after_pool": True}),
-    "layer_scale": (open_clip.CLIP, False, {"width": 32, "patch_size": 8, "image_size": 24, "ls_init_value": 0.4,
-                                            "pos_embed_type": "sin_cos_2d", "pool_type": "avg"}),
-    "wide": (open_clip.CustomTextCLIP, True, {"width": 32, "patch_size": 8, "image_size": (16, 40), "mlp_ratio": 2.0,
-                                              "final_ln_after_pool": True}),
-}  # fmt: skip
+    "average": (
+        open_clip.CustomTextCLIP,
+        False,
+        {
+            "width": 32,
+            "patch_size": 14,
+            "image_size": 28,
+            "no_ln_pre": True,
+            "pool_type": "avg",
+            "final_ln_after_pool": True,
+        },
+    ),
+    "layer_scale": (
+        open_clip.CLIP,
+        False,
+        {
+            "width": 32,
+            "patch_size": 8,
+            "image_size": 24,
+            "ls_init_value": 0.4,
+            "pos_embed_type": "sin_cos_2d",
+            "pool_type": "avg",
+        },
+    ),
+    "wide": (
+        open_clip.CustomTextCLIP,
+        True,
+        {"width": 32, "patch_size": 8, "image_size": (16, 40), "mlp_ratio": 2.0, "final_ln_after_pool": True},
+    ),
+}
 KINDS = sorted(TOWERS)
 
 

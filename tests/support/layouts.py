@@ -100,8 +100,9 @@ def parquet(
                 {"image": {"bytes": photos[name], "path": f"{name}.JPEG"}, "label": ids.index(name.partition("_")[0])}
                 for name in names[part::2]
             ]
-            pq.write_table(pa.Table.from_pylist(rows, schema), root / f"data/{split}-{part:05d}-of-00002.parquet",
-                           row_group_size=7)  # fmt: skip
+            pq.write_table(
+                pa.Table.from_pylist(rows, schema), root / f"data/{split}-{part:05d}-of-00002.parquet", row_group_size=7
+            )
 
 
 def folder_tars(root: Path, photos: Photos, ids: Sequence[str]) -> None:

@@ -220,10 +220,17 @@ class ShowRequest:
 
 
 SHOWN = {
-    "number": 1, "setting": "[red]base", "is_base": True, "seeds": [0, 1], "changes": {}, "seconds": 61.0,
-    "trainable_parameters": 12288, "final_loss": 2.0, "loss": [3.0, 2.5, 2.0],
+    "number": 1,
+    "setting": "[red]base",
+    "is_base": True,
+    "seeds": [0, 1],
+    "changes": {},
+    "seconds": 61.0,
+    "trainable_parameters": 12288,
+    "final_loss": 2.0,
+    "loss": [3.0, 2.5, 2.0],
     "measures": {"held_out": {"top1": 0.4, "spread": 0.01, "difference": None, "verdict": "base"}},
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, kw_only=True)

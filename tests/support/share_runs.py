@@ -30,9 +30,19 @@ def make_run(folder: Path, student: str, **config: Any) -> Path:
     folder.mkdir(parents=True)
     save_prompts(folder, text, image, ours.meta())
     (folder / "config.toml").write_text(tomli_w.dumps(settings.to_dict()))
-    about = {"schema": 1, "steps": 60, "trainable_parameters": 12, "final_loss": 0.5, "held_out_top1": 0.25,
-             "prompts_digest": load_prompts(folder).tensors_digest, "store_id": "f00d", "out": str(folder),
-             "selection_digest": "all rows", "start": "of the config", "vocabulary_digest": "abcd"}  # fmt: skip
+    about = {
+        "schema": 1,
+        "steps": 60,
+        "trainable_parameters": 12,
+        "final_loss": 0.5,
+        "held_out_top1": 0.25,
+        "prompts_digest": load_prompts(folder).tensors_digest,
+        "store_id": "f00d",
+        "out": str(folder),
+        "selection_digest": "all rows",
+        "start": "of the config",
+        "vocabulary_digest": "abcd",
+    }
     (folder / "results.json").write_text(json.dumps(about))
     return folder
 

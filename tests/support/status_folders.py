@@ -62,8 +62,20 @@ def make_run(folder: Path, mark: ProcessMark | None, reached: int, began: float,
         (folder / ".teachonce.lock").write_text(json.dumps(vars(mark)))
     lines = [event("start", began, step=0, steps=steps), event("pairing", began, step=0)]
     for step in range(10, reached + 1, 10):
-        lines.append(event("step", began + step / 5, step=step, loss=2.0, hard=1.5, soft=0.5, learning_rate=0.02,
-                           gradient_norm=0.25, candidates=8, forced=8))  # fmt: skip
+        lines.append(
+            event(
+                "step",
+                began + step / 5,
+                step=step,
+                loss=2.0,
+                hard=1.5,
+                soft=0.5,
+                learning_rate=0.02,
+                gradient_norm=0.25,
+                candidates=8,
+                forced=8,
+            )
+        )
         if step % 20 == 0:
             lines.append(event("held_out", began + step / 5, step=step, top1=0.5 - abs(step - 40) / 100, rows=9))
     (folder / "events.jsonl").write_text("".join(lines))
@@ -80,8 +92,17 @@ def make_grid(folder: Path, cells: dict[str, str], dead: ProcessMark, owner: Pro
     folder.mkdir()
     listed, events = [], []
     for digest, state in cells.items():
-        about = {"digest": digest, "name": f"cell {digest}", "group": "g", "changes": {}, "seed": 0, "is_base": False,
-                 "config": {"steps": 100}, "data": {}, "no_effect": []}  # fmt: skip
+        about = {
+            "digest": digest,
+            "name": f"cell {digest}",
+            "group": "g",
+            "changes": {},
+            "seed": 0,
+            "is_base": False,
+            "config": {"steps": 100},
+            "data": {},
+            "no_effect": [],
+        }
         listed.append(about)
         cell = folder / "cells" / digest
         if state == "waiting":

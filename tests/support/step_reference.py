@@ -66,9 +66,13 @@ class PlainStep:
     """
 
     def __init__(
-        self, config: TrainConfig, clip: LoadedClip, rows: WorkingSet, learners: Mapping[str, Any],
+        self,
+        config: TrainConfig,
+        clip: LoadedClip,
+        rows: WorkingSet,
+        learners: Mapping[str, Any],
         pixels: Callable[[Any], Tensor] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.config, self.rows, self.pixels = config, rows, pixels
         self.model, self.scale = exact(clip.model), clip.logit_scale
         self.names = rows.vocabulary.names
@@ -91,8 +95,12 @@ class PlainStep:
         text, images = self.class_features(leaves), self.image_features(leaves, batch)
         share = step / (steps - 1)
         rise = {"constant": 1.0, "rise": share, "fall": 1 - share}[self.config.soft_schedule]
-        weights = {"hard": 1.0, "soft": self.config.soft_weight * rise, "anchor": self.config.anchor_weight,
-                   "consistency": self.config.consistency_weight}  # fmt: skip
+        weights = {
+            "hard": 1.0,
+            "soft": self.config.soft_weight * rise,
+            "anchor": self.config.anchor_weight,
+            "consistency": self.config.consistency_weight,
+        }
         parts = self.losses(text, images, batch, drawn)
         loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         gradient, against = self.gradient(leaves, loss, parts, text, step)
@@ -132,8 +140,16 @@ class PlainStep:
         config, classes = self.config, len(self.names)
         if config.candidates != "sampled":
             return Drawn(torch.zeros(1, classes).double(), torch.ones(classes).double())
-        found = sampled_candidates(batch.label, batch.class_ids[:, : config.sampled_top], config.sampled_fill, classes,
-                                   config.seed, step, config.correction, self.name_of.numpy())  # fmt: skip
+        found = sampled_candidates(
+            batch.label,
+            batch.class_ids[:, : config.sampled_top],
+            config.sampled_fill,
+            classes,
+            config.seed,
+            step,
+            config.correction,
+            self.name_of.numpy(),
+        )
         log_weight = torch.full((max(1, found.log_weight.ndim - 1) * len(batch.label), classes), -torch.inf).double()
         log_weight[:, found.classes] = found.log_weight.double()
         stands_for = torch.zeros(classes).double()
@@ -278,9 +294,12 @@ def _gradient(loss: Tensor, leaves: Gradients) -> Gradients:
 
 
 def sgd(
-    values: np.ndarray[Any, Any], gradients: list[np.ndarray[Any, Any]], rates: list[float], momentum: float,
+    values: np.ndarray[Any, Any],
+    gradients: list[np.ndarray[Any, Any]],
+    rates: list[float],
+    momentum: float,
     decay: float,
-) -> np.ndarray[Any, Any]:  # fmt: skip
+) -> np.ndarray[Any, Any]:
     """Parameters after steps of SGD with momentum (without dampening, not Nesterov's), decay in the gradient."""
     velocity = np.zeros_like(values)
     for gradient, rate in zip(gradients, rates, strict=True):

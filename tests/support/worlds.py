@@ -111,8 +111,11 @@ def make_world(root: Path, photos: dict[str, bytes]) -> World:
             for name in (name for name in names if name.startswith(class_id)):
                 add_member(tar, f"{name}.jpg", photos[name])
                 (root / f"folders/{class_id}/{name}.jpg").write_bytes(photos[name])
-    kinds = (("wds", "webdataset", "wds/*.tar"), ("tars", "class-tars", "tars/*.tar"),
-             ("folders", "image-folder", "folders"))  # fmt: skip
+    kinds = (
+        ("wds", "webdataset", "wds/*.tar"),
+        ("tars", "class-tars", "tars/*.tar"),
+        ("folders", "image-folder", "folders"),
+    )
     for name, kind, path in kinds:
         splits = "".join(f'[splits.{split}]\nformat = "{kind}"\npath = "{path}"\n' for split in ("train", "val"))
         (root / f"{name}.toml").write_text(
@@ -144,8 +147,10 @@ def make_clip(folder: Path, seed: int, embed_dim: int = 16) -> str:
                     weight.normal_(0, 1.5 / weight[0].numel() ** 0.5)
     folder.mkdir(parents=True, exist_ok=True)
     preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
-    config = {"model_cfg": {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text},
-              "preprocess_cfg": preprocess}  # fmt: skip
+    config = {
+        "model_cfg": {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text},
+        "preprocess_cfg": preprocess,
+    }
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     save_file({n: t.contiguous() for n, t in model.state_dict().items()}, folder / "open_clip_model.safetensors")
     return f"local-dir:{folder}"

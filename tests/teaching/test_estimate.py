@@ -21,11 +21,20 @@ from teachonce.teaching.estimate import (
 from teachonce.teaching.rehearsal import Rehearsal
 
 PROBE = Rehearsal(
-    rows=100, failed=0, seconds=10.0, threads=2, image_bytes=1e5, fixed_bytes=1000, names_seconds=1.0, named=True,
+    rows=100,
+    failed=0,
+    seconds=10.0,
+    threads=2,
+    image_bytes=1e5,
+    fixed_bytes=1000,
+    names_seconds=1.0,
+    named=True,
     bytes_per_row={"labels": 200.0, "embeddings": 0.0, "features": 50.0, "index": 8.0},
-    worker_bytes=10**9, device_bytes=0, device="cpu",
+    worker_bytes=10**9,
+    device_bytes=0,
+    device="cpu",
     phases={"read": 0.2, "decode": 7.8, "wait": 3.0, "forward": 4.0, "top_k": 1.0, "write": 0.5},
-)  # fmt: skip
+)
 
 
 def test_a_range_holds_the_rate_that_was_measured() -> None:
@@ -63,8 +72,12 @@ def test_bytes_without_a_rehearsal_hold_those_of_real_stores() -> None:
     """Figures of docs: 208 bytes a row of labels at k = 100 of 21,841; 474 of a student of width 256; int8 256 wide."""
     widths = {"teacher": 256, "student 0": 256}
     found = {e.what: e for e in stated_bytes(1000, 100, widths, "int8", 21_841)}
-    for what, real in (("bytes of labels", 208.2), ("bytes of features", 474.3), ("bytes of index", 7.9),
-                       ("bytes of embeddings", 256 * 0.93)):  # fmt: skip
+    for what, real in (
+        ("bytes of labels", 208.2),
+        ("bytes of features", 474.3),
+        ("bytes of index", 7.9),
+        ("bytes of embeddings", 256 * 0.93),
+    ):
         assert found[what].low <= 1000 * real <= found[what].high, what
     unknown = {e.what: e for e in stated_bytes(1000, 100, {"student 0": None}, None, 21_841)}
     assert "bytes of embeddings" not in unknown and unknown["bytes of features"].high > found["bytes of features"].high

@@ -56,9 +56,15 @@ def weights(kind: str, count: int, decay: float, mean: float, deviation: float) 
 @pytest.mark.parametrize("count", [1, 2, 17, STEPS])
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("ema", {"decay": 0.9}), ("ema", {"decay": 0.1}), ("ema", {"decay": 0.9999}), ("gaussian", {}),
-     ("gaussian", {"mean": 0.25, "deviation": 0.3}), ("gaussian", {"mean": 1.0, "deviation": 0.05})],
-)  # fmt: skip
+    [
+        ("ema", {"decay": 0.9}),
+        ("ema", {"decay": 0.1}),
+        ("ema", {"decay": 0.9999}),
+        ("gaussian", {}),
+        ("gaussian", {"mean": 0.25, "deviation": 0.3}),
+        ("gaussian", {"mean": 1.0, "deviation": 0.05}),
+    ],
+)
 def test_an_average_is_the_weighted_sum_over_all_steps(kind: str, options: dict[str, float], count: int) -> None:
     average = average_of(kind, **options)
     for step in range(count):
@@ -132,9 +138,13 @@ def test_a_checkpoint_with_or_without_an_average_is_not_the_other(there: str, he
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("ema", {"decay": 0.0}), ("ema", {"decay": 1.0}), ("gaussian", {"deviation": 0.0}),
-     ("gaussian", {"deviation": math.nan})],
-)  # fmt: skip
+    [
+        ("ema", {"decay": 0.0}),
+        ("ema", {"decay": 1.0}),
+        ("gaussian", {"deviation": 0.0}),
+        ("gaussian", {"deviation": math.nan}),
+    ],
+)
 def test_numbers_without_meaning_are_refused(kind: str, options: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=f"{next(iter(options))} = "):
         average_of(kind, **options)

@@ -53,8 +53,9 @@ def plain_soft(case: Case, rule: str) -> list[float]:
 
 def check_soft(case: Case, rule: str) -> list[float]:
     """In float32, as it is used; the gradient is finite."""
-    single = replace(case, targets=SoftTargets(case.targets.class_ids, case.targets.log_probs.float(),
-                                               case.targets.log_tail.float()))  # fmt: skip
+    single = replace(
+        case, targets=SoftTargets(case.targets.class_ids, case.targets.log_probs.float(), case.targets.log_tail.float())
+    )
     logits = case.logits.float().requires_grad_()
     rows = soft_rows(single, logits, rule)
     expected = plain_soft(case, rule)

@@ -132,5 +132,9 @@ def test_homonyms_have_one_probability_each() -> None:
     found = embedding_columns(images, texts[[0, 1, 1, 2]], 10.0, 1.0, torch.arange(4)).exp()
     assert torch.equal(found[:, 1], found[:, 2])
     assert found.sum(1).tolist() == pytest.approx([1.0] * 4)
-    assert math.isclose(found[0, 1].item(), math.exp(10 * float(images[0] @ texts[1])) / sum(
-        math.exp(10 * float(images[0] @ texts[i])) for i in (0, 1, 1, 2)), rel_tol=1e-5)  # fmt: skip
+    assert math.isclose(
+        found[0, 1].item(),
+        math.exp(10 * float(images[0] @ texts[1]))
+        / sum(math.exp(10 * float(images[0] @ texts[i])) for i in (0, 1, 1, 2)),
+        rel_tol=1e-5,
+    )

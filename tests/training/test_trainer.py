@@ -38,8 +38,15 @@ BASE = {"steps": STEPS, "batch_size": 24, "seed": 3, "warmup_steps": 2, "image_l
 # Three samples: their labels and best classes leave some of the eight classes out, so that a draw decides something.
 DRAWN = {"candidates": "sampled", "batch_size": 3, "sampled_top": 1, "sampled_fill": 2}
 ALL_SAMPLED = {"candidates": "all-sampled", "class_chunk": 2, "sampled_backward": 3}
-EVERYTHING = {"label_smoothing": 0.2, "soft_weight": 0.6, "soft_schedule": "fall", "temperature": 2.0,
-              "teacher_temperature": 4.0, "anchor_weight": 3.0, "consistency_weight": 0.7}  # fmt: skip
+EVERYTHING = {
+    "label_smoothing": 0.2,
+    "soft_weight": 0.6,
+    "soft_schedule": "fall",
+    "temperature": 2.0,
+    "teacher_temperature": 4.0,
+    "anchor_weight": 3.0,
+    "consistency_weight": 0.7,
+}
 CASES: dict[str, dict[str, Any]] = {
     "hard": {"supervision": "hard"},
     "soft": {"supervision": "soft"},
@@ -84,7 +91,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sampled for the image tower": {**DRAWN, "tower": "image"},
     "all-sampled": {**ALL_SAMPLED, **EVERYTHING},
     "all-sampled in both towers": {**ALL_SAMPLED, "tower": "both", "micro_batch": 10},
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,8 +132,16 @@ class Bench:
 def bench(world: World, teacher: str, student: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """Two views of each photo, soft labels, the teacher's embeddings and the student's features."""
     path = tmp_path_factory.mktemp("step") / "rich.zarr"
-    worlds.teach_inline(world, path, teacher, students=(student,), top_k=4, embeddings="float16",
-                        views=ViewPolicy(views=2, seed=5), chunk_rows=20)  # fmt: skip
+    worlds.teach_inline(
+        world,
+        path,
+        teacher,
+        students=(student,),
+        top_k=4,
+        embeddings="float16",
+        views=ViewPolicy(views=2, seed=5),
+        chunk_rows=20,
+    )
     clip, store = worlds.loaded_once(student), LabelStore.open(path)
     rows = open_working_set(store, clip.digest, Silent(), embeddings=True)
     clip = replace(clip, model=copy.deepcopy(clip.model))
@@ -208,8 +223,9 @@ def test_candidates_are_drawn_anew_by_the_seed_and_the_step(correction: Any, ben
     batch = bench.rows.batch(bench.trainer(**DRAWN).order.at(STEP)[1])
 
     def classes(seed: int, step: int) -> list[int]:
-        found = sampled_candidates(batch.label, batch.class_ids[:, :1], 2, len(plain.names), seed, step, correction,
-                                   plain.name_of.numpy())  # fmt: skip
+        found = sampled_candidates(
+            batch.label, batch.class_ids[:, :1], 2, len(plain.names), seed, step, correction, plain.name_of.numpy()
+        )
         return found.classes.tolist()
 
     own = classes(BASE["seed"], STEP)  # type: ignore[arg-type]
@@ -301,9 +317,11 @@ def test_four_steps_move_the_parameters_by_the_optimisers_formula(case: str, sch
 AVERAGES: dict[str, tuple[dict[str, Any], Callable[[int], float]]] = {
     "none": ({"averaging": "none"}, lambda done: float(done == 6)),
     "ema": ({"averaging": "ema", "average_decay": 0.8}, lambda done: 0.8 ** (6 - done)),
-    "gaussian": ({"averaging": "gaussian", "average_mean": 0.5, "average_deviation": 0.2},
-                 lambda done: math.exp(-((done / STEPS - 0.5) ** 2) / (2 * 0.2**2))),
-}  # fmt: skip
+    "gaussian": (
+        {"averaging": "gaussian", "average_mean": 0.5, "average_deviation": 0.2},
+        lambda done: math.exp(-((done / STEPS - 0.5) ** 2) / (2 * 0.2**2)),
+    ),
+}
 
 
 @pytest.mark.parametrize("tower", ["text", "both"])

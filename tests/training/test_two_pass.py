@@ -144,7 +144,13 @@ def test_one_chunk_needs_one_forward_and_more_need_two_by_like_length() -> None:
     text = TextPass(tower, prompts_of(tensors), names, torch.arange(60), 15)
     text.pull_back(tensors, on_features(text))
     assert [(len(ids), graph) for ids, graph in tower.calls] == [
-        (15, False), (15, False), (10, False), (15, True), (15, True), (10, True)]  # fmt: skip
+        (15, False),
+        (15, False),
+        (10, False),
+        (15, True),
+        (15, True),
+        (10, True),
+    ]
     order = [i for ids, _ in tower.calls[:3] for i in ids]
     assert sorted(order) == list(range(40)) and names.lengths[order].diff().ge(0).all()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,18 +18,16 @@ from teachonce.core.progress import Reporter
 from teachonce.data.index import build_index, few_samples, split_classes
 from teachonce.data.manifests import load_manifest, require_root
 from teachonce.data.vocabulary import load_vocabulary
-from teachonce.errors import DataError, EnvironmentFault, UsageError
+from teachonce.errors import EnvironmentFault, UsageError
 from teachonce.labels.format import LABELS, Layout, new_layout
 from teachonce.labels.ledger import IN_TURN, require_fingerprint
 from teachonce.labels.selection import few_shot_samples
-from teachonce.labels.size import bytes_per_row
 from teachonce.labels.store import LabelStore
+from teachonce.stages.plan.outcome import KIND, SCHEMA, Compared, CompareResult, compare
 from teachonce.stages.teach.request import TeachRequest, check_request, cluster_of, load_models, wanted_store
 from teachonce.teaching.estimate import (
-    ANOTHER,
     Estimate,
     all_workers,
-    differences,
     embedding_width_of,
     job_of,
     row_rates,
@@ -44,8 +41,7 @@ if TYPE_CHECKING:
     from teachonce.models.clip import LoadedClip
     from teachonce.teaching.rehearsal import Rehearsal
 
-KIND = "teachonce-plan"
-SCHEMA = 1
+__all__ = ["CompareResult", "Compared", "PlanRequest", "PlanResult", "compare", "plan"]
 PROBE_SECONDS = 30.0
 PROBE_SAMPLES = 4096
 START_SECONDS = 30.0  # importing, loading, starting workers
@@ -109,8 +105,14 @@ def plan(request: PlanRequest, reporter: Reporter) -> PlanResult:
     own = split_classes(manifest, ask.split, root)
     wanted = wanted_store(ask, manifest, root, own, load_vocabulary(ask.vocabulary, root) if ask.vocabulary else own)
     samples, counted = _samples(wanted, reporter)
-    layout = new_layout(samples * wanted.views.views, len(wanted.vocabulary), wanted.top_k, TEMPERATURES,
-                        wanted.chunk_rows, wanted.views.views)  # fmt: skip
+    layout = new_layout(
+        samples * wanted.views.views,
+        len(wanted.vocabulary),
+        wanted.top_k,
+        TEMPERATURES,
+        wanted.chunk_rows,
+        wanted.views.views,
+    )
     models = {} if request.rate is not None else load_models(ask, reporter)
     probe = None if request.rate is not None else _probe(request, wanted, models, samples, reporter)
     layout, there = _there(wanted, layout, models)
@@ -150,11 +152,19 @@ def rehearsal_job(request: TeachRequest, models: dict[str, LoadedClip], made_up:
     from teachonce.teaching.chunk import TeachJob
 
     return TeachJob(
-        store="", root="", token=0, models=tuple((group, clip.spec, clip.digest) for group, clip in models.items()),
-        logit_scale=models[LABELS].logit_scale if LABELS in models else 0.0, precision=request.precision,
-        batch_size=request.batch_size, views=request.views, compiled=request.compiled, class_tile=request.class_tile,
-        threads=request.threads or threads_of(cluster_of(request)), made_up=made_up,
-    )  # fmt: skip
+        store="",
+        root="",
+        token=0,
+        models=tuple((group, clip.spec, clip.digest) for group, clip in models.items()),
+        logit_scale=models[LABELS].logit_scale if LABELS in models else 0.0,
+        precision=request.precision,
+        batch_size=request.batch_size,
+        views=request.views,
+        compiled=request.compiled,
+        class_tile=request.class_tile,
+        threads=request.threads or threads_of(cluster_of(request)),
+        made_up=made_up,
+    )
 
 
 def _there(wanted: WantedStore, layout: Layout, models: dict[str, LoadedClip]) -> tuple[Layout, set[int]]:
@@ -164,8 +174,9 @@ def _there(wanted: WantedStore, layout: Layout, models: dict[str, LoadedClip]) -
     store = LabelStore.open(wanted.path)
     stored = store.groups[LABELS].fingerprint
     if LABELS in models:
-        require_fingerprint(wanted.path, LABELS, stored, fingerprint_of(wanted, models)
-                            | {"samples": stored.get("samples")})  # fmt: skip
+        require_fingerprint(
+            wanted.path, LABELS, stored, fingerprint_of(wanted, models) | {"samples": stored.get("samples")}
+        )
     done = set(store.committed(LABELS))
     for group in models:
         done &= set(store.committed(group)) if group in store.groups else set()
@@ -173,42 +184,88 @@ def _there(wanted: WantedStore, layout: Layout, models: dict[str, LoadedClip]) -
 
 
 def _result(
-    request: PlanRequest, wanted: WantedStore, layout: Layout, there: set[int], probe: Rehearsal | None, samples: int,
+    request: PlanRequest,
+    wanted: WantedStore,
+    layout: Layout,
+    there: set[int],
+    probe: Rehearsal | None,
+    samples: int,
     counted: str,
-) -> PlanResult:  # fmt: skip
-    ask = request.teach
+) -> PlanResult:
     left = layout.rows - sum(stop - start for start, stop in map(layout.bounds, there))
-    workers, unknown = _workers(cluster_of(ask))
-    if probe is not None:
-        rates = all_workers(row_rates(probe), workers)
-        sizes = store_bytes(probe, left)
-        source = f"{probe.rows} rows in {probe.seconds:.1f} s on this machine, {probe.threads} threads a worker"
-        extra = probe.names_seconds + START_SECONDS
-    else:
-        assert request.rate is not None  # one of the two
-        views = wanted.views.views
-        rates = (request.rate * views, request.rate * views)
-        widths = {name: embedding_width_of(spec) for name, spec in _specs(ask).items()}
-        sizes = stated_bytes(left, layout.top_k, widths, ask.embeddings, len(wanted.vocabulary))
-        source, extra = "the stated rate", START_SECONDS
-    total = Estimate(what="bytes", low=sum(e.low for e in sizes), high=sum(e.high for e in sizes), unit="bytes")
-    seconds = Estimate(what="seconds of chunks", low=left / rates[1], high=left / rates[0], unit="s")
-    around = Estimate(what="seconds around them", low=5.0, high=extra + total.high / CHECK_RATE, unit="s")
-    hours = Estimate(what=f"{'GPU' if probe and probe.device != 'cpu' else 'worker'}-hours",
-                     low=workers * seconds.low / 3600, high=workers * seconds.high / 3600, unit="h")  # fmt: skip
-    estimates = [Estimate(what="rows a second", low=rates[0], high=rates[1], unit="rows/s"), seconds, around, hours,
-                 *sizes, total, *_memory(probe, workers)]  # fmt: skip
+    workers, unknown = _workers(cluster_of(request.teach))
+    basis = _stated(request, wanted, layout, left) if probe is None else _measured(probe, workers, left)
+    total = _total(basis.sizes)
+    estimates = [*_times(basis, left, workers, probe), *basis.sizes, total, *_memory(probe, workers)]
     disk = shutil.disk_usage(next(p for p in (wanted.path, *wanted.path.resolve().parents) if p.exists())).free
     free = _memory_free(probe)
     advice = [*unknown, *_disk_advice(total, disk, wanted), *_memory_advice(estimates, free, probe)]
     fits = total.high <= disk and not any(e.what == "memory" and e.low > free for e in estimates)
     return PlanResult(
-        manifest=wanted.manifest.name, labels=str(wanted.path), samples=samples, counted=counted, rows=layout.rows,
-        chunk_rows=layout.chunk_rows, chunks=layout.chunks, chunks_there=len(there), workers=workers,
-        device=probe.device if probe else "as stated", source=source, bottleneck=_bottleneck(probe),
-        estimates=tuple(estimates), disk_free=disk, memory_free=free, advice=tuple(advice), fits=fits,
+        manifest=wanted.manifest.name,
+        labels=str(wanted.path),
+        samples=samples,
+        counted=counted,
+        rows=layout.rows,
+        chunk_rows=layout.chunk_rows,
+        chunks=layout.chunks,
+        chunks_there=len(there),
+        workers=workers,
+        device=probe.device if probe else "as stated",
+        source=basis.source,
+        bottleneck=_bottleneck(probe),
+        estimates=tuple(estimates),
+        disk_free=disk,
+        memory_free=free,
+        advice=tuple(advice),
+        fits=fits,
         exit_code=0 if fits else EnvironmentFault.exit_code,
-    )  # fmt: skip
+    )
+
+
+@dataclass(frozen=True)
+class _Basis:
+    """What an estimate rests on: rates from measured rows, or one that was stated."""
+
+    rates: tuple[float, float]
+    """Rows a second of all workers, low and high."""
+    sizes: list[Estimate]
+    """Bytes of each part of the store."""
+    source: str
+    around: float
+    """Seconds before the first chunk, at most."""
+
+
+def _measured(probe: Rehearsal, workers: int, left: int) -> _Basis:
+    source = f"{probe.rows} rows in {probe.seconds:.1f} s on this machine, {probe.threads} threads a worker"
+    rates = all_workers(row_rates(probe), workers)
+    return _Basis(rates, store_bytes(probe, left), source, probe.names_seconds + START_SECONDS)
+
+
+def _stated(request: PlanRequest, wanted: WantedStore, layout: Layout, left: int) -> _Basis:
+    assert request.rate is not None  # it was stated, or rows were measured
+    rate = request.rate * wanted.views.views
+    widths = {name: embedding_width_of(spec) for name, spec in _specs(request.teach).items()}
+    sizes = stated_bytes(left, layout.top_k, widths, request.teach.embeddings, len(wanted.vocabulary))
+    return _Basis((rate, rate), sizes, "the stated rate", START_SECONDS)
+
+
+def _total(sizes: list[Estimate]) -> Estimate:
+    return Estimate(what="bytes", low=sum(e.low for e in sizes), high=sum(e.high for e in sizes), unit="bytes")
+
+
+def _times(basis: _Basis, left: int, workers: int, probe: Rehearsal | None) -> list[Estimate]:
+    """Rates and times; `left` counts the rows that are still to be taught."""
+    low, high = basis.rates
+    around = basis.around + _total(basis.sizes).high / CHECK_RATE
+    device = "GPU" if probe and probe.device != "cpu" else "worker"
+    hours = (workers * left / high / 3600, workers * left / low / 3600)
+    return [
+        Estimate(what="rows a second", low=low, high=high, unit="rows/s"),
+        Estimate(what="seconds of chunks", low=left / high, high=left / low, unit="s"),
+        Estimate(what="seconds around them", low=5.0, high=around, unit="s"),
+        Estimate(what=f"{device}-hours", low=hours[0], high=hours[1], unit="h"),
+    ]
 
 
 def _specs(request: TeachRequest) -> dict[str, str]:
@@ -238,8 +295,9 @@ def _memory(probe: Rehearsal | None, workers: int) -> list[Estimate]:
     each = float(probe.worker_bytes)
     found = [Estimate(what="memory", low=0.8 * each * (workers + 1), high=1.3 * each * (workers + 1), unit="bytes")]
     if probe.device_bytes:
-        found.append(Estimate(what="GPU memory", low=float(probe.device_bytes), high=1.2 * probe.device_bytes,
-                              unit="bytes"))  # fmt: skip
+        found.append(
+            Estimate(what="GPU memory", low=float(probe.device_bytes), high=1.2 * probe.device_bytes, unit="bytes")
+        )
     return found
 
 
@@ -267,8 +325,10 @@ def _memory_advice(estimates: list[Estimate], free: int, probe: Rehearsal | None
     needed = next((e for e in estimates if e.what == "memory"), None)
     if needed is None or needed.high <= free:
         return []
-    return [f"memory may not suffice: {free / 1e9:.1f} GB are free and {needed.high / 1e9:.1f} may be needed; fewer "
-            "--workers, a smaller --set batch_size, or --set class_tile=4096"]  # fmt: skip
+    return [
+        f"memory may not suffice: {free / 1e9:.1f} GB are free and {needed.high / 1e9:.1f} may be needed; fewer "
+        "--workers, a smaller --set batch_size, or --set class_tile=4096"
+    ]
 
 
 def _bottleneck(probe: Rehearsal | None) -> str:
@@ -277,92 +337,3 @@ def _bottleneck(probe: Rehearsal | None) -> str:
     spent = {phase: probe.phases[phase] for phase in IN_TURN}
     total = sum(spent.values()) or 1.0
     return ", ".join(f"{phase} {seconds / total:.0%}" for phase, seconds in spent.items())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compared:
-    """One figure of a plan beside what came of it."""
-
-    what: str
-    low: float
-    high: float
-    outcome: float
-    unit: str
-    inside: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareResult:
-    """A plan against the store that was taught after it."""
-
-    labels: str
-    source: str
-    complete: bool
-    compared: tuple[Compared, ...]
-
-
-def compare(plan_file: Path, labels: Path, reporter: Reporter) -> CompareResult:
-    """Read a plan and a store, and set them side by side.
-
-    Raises:
-        DataError: the file is no plan.
-        UsageError: the store was taught from other data, or by another teacher.
-    """
-    try:
-        document: Any = json.loads(plan_file.read_text(encoding="utf-8"))
-        planned = {item["what"]: Estimate(**item) for item in document["estimates"]}
-        rows, chunks, there = (int(document[key]) for key in ("rows", "chunks", "chunks_there"))
-        known = document["kind"] == KIND and document["schema"] == SCHEMA
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise DataError(f"{plan_file} is no plan: {problem}", hint="`teachonce plan` with --out FILE.json") from problem
-    if not known:
-        raise DataError(f"{plan_file} is no plan of this version", hint="`teachonce plan` with --out FILE.json")
-    if there:
-        reporter.note(f"{there} chunks were there before the plan: bytes are compared with what was to be added")
-    store = LabelStore.open(labels)
-    _require_same_job(document, store, plan_file, reporter)
-    outcome = {"rows": float(store.layout.rows), "chunks": float(store.layout.chunks)} | _outcome(store, there)
-    planned = {"rows": Estimate(what="rows", low=rows, high=rows, unit="rows"),
-               "chunks": Estimate(what="chunks", low=chunks, high=chunks, unit="chunks")} | planned  # fmt: skip
-    found = tuple(
-        Compared(what=what, low=e.low, high=e.high, outcome=outcome[what], unit=e.unit,
-                 inside=e.low <= outcome[what] <= e.high)
-        for what, e in planned.items() if what in outcome
-    )  # fmt: skip
-    complete = len(store.committed(LABELS)) == store.layout.chunks
-    return CompareResult(labels=str(labels), source=document["source"], complete=complete, compared=found)
-
-
-def _require_same_job(document: dict[str, Any], store: LabelStore, plan_file: Path, reporter: Reporter) -> None:
-    """Say what was taught otherwise than it was planned, and refuse what was never planned."""
-    job = document.get("job")
-    taught = job_of(store.groups[LABELS].fingerprint, store.groups)
-    found = differences(job, taught) if isinstance(job, dict) else {}
-    if set(found) & ANOTHER:
-        raise UsageError(f"{plan_file} is the plan of another job than {store.path}: {'; '.join(found.values())}",
-                         hint="give the store that was taught after this plan, or plan this one")  # fmt: skip
-    if document["rows"] != store.layout.rows:
-        found["rows"] = f"rows {document['rows']} planned, {store.layout.rows} taught"
-    if found:
-        reporter.note(f"{store.path} was not taught as it was planned, so that figures may differ: "
-                      f"{'; '.join(found.values())}")  # fmt: skip
-
-
-def _outcome(store: LabelStore, there: int) -> dict[str, float]:
-    committed = store.committed(LABELS)
-    rows = sum(stop - start for start, stop in map(store.layout.bounds, committed))
-    share = 1 - there / max(1, store.layout.chunks)
-    sizes = {f"bytes of {part}" if part != "total" else "bytes": each * rows * share
-             for part, each in bytes_per_row(store).items() if each}  # fmt: skip
-    seconds = _seconds(store)
-    return sizes | ({"seconds of chunks": seconds, "rows a second": rows / seconds} if seconds else {})
-
-
-def _seconds(store: LabelStore) -> float:
-    """From the start of the first chunk to the last commit, over all runs: a record says how long its chunk took."""
-    runs: dict[int, list[tuple[float, float]]] = defaultdict(list)
-    for record in store.records(LABELS):
-        if record is not None:
-            took = sum(record.phases.get(phase, 0.0) for phase in IN_TURN)
-            runs[record.token].append((record.time_us / 1e6, took))
-    return sum(max(commits)[0] - min(commits)[0] + min(commits)[1] for commits in runs.values())

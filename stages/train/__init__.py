@@ -6,14 +6,12 @@ A run folder holds config.toml, events.jsonl, checkpoints/, prompts.safetensors 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tomli_w
 
@@ -21,7 +19,7 @@ from teachonce import __version__
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.machine import package_versions
 from teachonce.core.progress import Reporter
-from teachonce.errors import DataError, TeachOnceError, UsageError
+from teachonce.errors import DataError, UsageError
 from teachonce.labels.format import EMBEDDING
 from teachonce.labels.selection import Selection, load_selection
 from teachonce.labels.store import LabelStore
@@ -31,6 +29,7 @@ from teachonce.rows.working_set import WorkingSet, open_working_set
 from teachonce.runs import folder as run_folder
 from teachonce.runs.log import RunLog
 from teachonce.runs.tensorboard import LogTo, open_sinks, require_packages
+from teachonce.stages.train.outcome import TrainResult, finish, recorded
 from teachonce.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -38,6 +37,9 @@ if TYPE_CHECKING:
     from teachonce.rows.images import ViewImages
     from teachonce.runs.checkpoint import Identity
     from teachonce.training.trainer import Trainer
+
+
+__all__ = ["TrainRequest", "TrainResult", "check_store", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,23 +64,6 @@ class TrainRequest:
     """Run or export whose prompts this run starts from; None: as the config says."""
     log: tuple[LogTo, ...] = ()
     """Where figures go besides events.jsonl; no part of what the run is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What came out."""
-
-    steps: int
-    trainable_parameters: int
-    seconds: float
-    """Of all calls that worked on the run; what a killed one did after its last checkpoint is not in it."""
-    final_loss: float | None
-    """Mean loss of the last 5 logged steps; None where the log holds none."""
-    held_out_top1: float | None
-    """Of the result, on the samples that were kept apart; None where none were."""
-    out: str
-    prompts_digest: str
-    """SHA-256 of prompts.safetensors."""
 
 
 def train(request: TrainRequest, reporter: Reporter) -> TrainResult:
@@ -150,16 +135,16 @@ def _train(
         log = RunLog(request.out / run_folder.LOG, open_sinks(request.log, request.out))
         stack.callback(log.close)
         first = _start(request, trainer, identity, log, reporter)
-        recorded = _recorded(request, trainer) if first == trainer.steps else None
-        if recorded is not None:
+        earlier = recorded(request.out, trainer) if first == trainer.steps else None
+        if earlier is not None:
             reporter.note(f"{request.out} is finished: nothing is left to do")
-            return recorded
+            return earlier
         if request.resume:
             log.rewind(first)
             reporter.note(f"resuming {request.out} after step {first}")
         log.write("pairing", step=first, rows_proved=proved, images_compared=request.root is not None)
         _loop(request, trainer, identity, log, first, reporter, began)
-        return _finish(request, trainer, identity, log)
+        return finish(request.out, trainer, identity, log)
 
 
 def check_store(store: LabelStore, config: TrainConfig) -> None:
@@ -172,8 +157,10 @@ def check_store(store: LabelStore, config: TrainConfig) -> None:
     """
     views = store.layout.views
     if config.views_per_step > views:
-        raise UsageError(f"views_per_step = {config.views_per_step}: {store.path} holds {views} of each sample",
-                         hint=f"use at most {views}, or teach a store with more --views")  # fmt: skip
+        raise UsageError(
+            f"views_per_step = {config.views_per_step}: {store.path} holds {views} of each sample",
+            hint=f"use at most {views}, or teach a store with more --views",
+        )
     if config.supervision == "hard":
         return
     if not store.layout.top_k:
@@ -182,8 +169,10 @@ def check_store(store: LabelStore, config: TrainConfig) -> None:
             hint="train with --supervision hard, or make a store with `teachonce teach ... --teacher MODEL`",
         )
     if config.targets == "embedding" and EMBEDDING not in store.groups:
-        raise DataError(f"{store.path} holds no image embeddings of its teacher for targets = 'embedding'",
-                        hint=store.embedding_hint)  # fmt: skip
+        raise DataError(
+            f"{store.path} holds no image embeddings of its teacher for targets = 'embedding'",
+            hint=store.embedding_hint,
+        )
     if config.soft_tail and config.tau_teacher not in store.layout.temperatures:
         raise UsageError(
             f"teacher temperature = {config.tau_teacher}: {store.path} holds the mass outside the top "
@@ -199,12 +188,16 @@ def _check_top(store: LabelStore, selection: Selection | None, config: TrainConf
     if selection is not None and selection.top_k is not None:
         top_k = min(top_k, selection.top_k)
     if top_k == 1 and config.supervision != "hard" and config.targets == "top-k" and config.tail == "renormalise":
-        raise UsageError(f"tail = 'renormalise': soft labels of {store.path} have one class here, which renormalised "
-                         "is certain whatever the prompts: nothing would be learned from them",
-                         hint="use another --set tail=..., or more classes of each soft label")  # fmt: skip
+        raise UsageError(
+            f"tail = 'renormalise': soft labels of {store.path} have one class here, which renormalised "
+            "is certain whatever the prompts: nothing would be learned from them",
+            hint="use another --set tail=..., or more classes of each soft label",
+        )
     if config.candidates == "sampled" and config.sampled_top > top_k and store.layout.top_k:
-        raise UsageError(f"sampled_top = {config.sampled_top}: soft labels of {store.path} have {top_k} classes here",
-                         hint=f"--set sampled_top={top_k}, or a store with a larger --top-k")  # fmt: skip
+        raise UsageError(
+            f"sampled_top = {config.sampled_top}: soft labels of {store.path} have {top_k} classes here",
+            hint=f"--set sampled_top={top_k}, or a store with a larger --top-k",
+        )
 
 
 def _check_request(request: TrainRequest) -> None:
@@ -212,11 +205,15 @@ def _check_request(request: TrainRequest) -> None:
     require_packages(request.log)
     parse_spec(request.student)
     if request.config.tower != "text" and request.root is None:
-        raise UsageError(f"tower = '{request.config.tower}' reads images in training, and --root is missing",
-                         hint="give --root DATA, the folder that the store was taught from")  # fmt: skip
+        raise UsageError(
+            f"tower = '{request.config.tower}' reads images in training, and --root is missing",
+            hint="give --root DATA, the folder that the store was taught from",
+        )
     if request.init is not None and not request.init.is_dir():
-        raise UsageError(f"{request.init} is not a folder with prompts",
-                         hint="give the --out folder of `teachonce train` or of `teachonce import`")  # fmt: skip
+        raise UsageError(
+            f"{request.init} is not a folder with prompts",
+            hint="give the --out folder of `teachonce train` or of `teachonce import`",
+        )
 
 
 def _check_folder(request: TrainRequest) -> None:
@@ -227,9 +224,13 @@ def _check_folder(request: TrainRequest) -> None:
 
 
 def _build(
-    request: TrainRequest, rows: WorkingSet, clip: LoadedClip, images: ViewImages | None, selection: Selection | None,
+    request: TrainRequest,
+    rows: WorkingSet,
+    clip: LoadedClip,
+    images: ViewImages | None,
+    selection: Selection | None,
     reporter: Reporter,
-) -> tuple[Trainer, Identity]:  # fmt: skip
+) -> tuple[Trainer, Identity]:
     from teachonce.runs.checkpoint import ALL_ROWS, OWN_START, Identity
     from teachonce.training.trainer import Trainer
 
@@ -244,8 +245,10 @@ def _build(
     frozen = trainer.student.frozen_classes if request.config.tower == "image" else None
     if not trainer.student.is_sound() or (frozen is not None and not bool(frozen.isfinite().all())):
         whose = request.student if request.init is None else f"{request.student} with the prompts in {request.init}"
-        raise DataError(f"the start gives no numbers: features of {whose} are NaN or infinite",
-                        hint="give another student, or prompts that are sound")  # fmt: skip
+        raise DataError(
+            f"the start gives no numbers: features of {whose} are NaN or infinite",
+            hint="give another student, or prompts that are sound",
+        )
     for nothing in (*request.config.without_effect(), *trainer.warnings()):
         reporter.note(f"note: {nothing}")
     reporter.note(
@@ -271,16 +274,23 @@ def _start_from(folder: Path, trainer: Trainer) -> str:
             except UsageError as problem:
                 raise UsageError(f"the prompts in {folder}, {tower} tower: {problem.message}", problem.hint) from None
         elif (learner is None) != (prompts is None):
-            raise UsageError(f"the prompts in {folder} are of tower = '{loaded.meta.tower}', and this run's is "
-                             f"'{trainer.config.tower}'", hint=f"--set tower={loaded.meta.tower}")  # fmt: skip
+            raise UsageError(
+                f"the prompts in {folder} are of tower = '{loaded.meta.tower}', and this run's is "
+                f"'{trainer.config.tower}'",
+                hint=f"--set tower={loaded.meta.tower}",
+            )
     carried = loaded.text is not None and not loaded.text.replace
     if carried and trainer.config.structure == "unshared-replace" and trainer.config.position != "before":
-        raise UsageError(f"the prompts in {folder} are carried; slots {trainer.config.position} the name have other "
-                         "states for every name: unshared-replace cannot start as them",
-                         hint="--set position=before with prompts of that position, or another structure")  # fmt: skip
+        raise UsageError(
+            f"the prompts in {folder} are carried; slots {trainer.config.position} the name have other "
+            "states for every name: unshared-replace cannot start as them",
+            hint="--set position=before with prompts of that position, or another structure",
+        )
     if loaded.text is not None and loaded.meta.position != trainer.config.position:
-        raise UsageError(f"the prompts in {folder} stand {loaded.meta.position} the name, and this run's "
-                         f"{trainer.config.position}", hint=f"--set position={loaded.meta.position}")  # fmt: skip
+        raise UsageError(
+            f"the prompts in {folder} stand {loaded.meta.position} the name, and this run's {trainer.config.position}",
+            hint=f"--set position={loaded.meta.position}",
+        )
     return loaded.tensors_digest
 
 
@@ -297,20 +307,33 @@ def _start(request: TrainRequest, trainer: Trainer, identity: Identity, log: Run
     run_folder.clear(request.out)
     log.clear()
     save_checkpoint(checkpoints, 0, trainer.learners, trainer.optimizer, identity, trainer.average.state())
-    log.write("start", step=0, teachonce=__version__, versions=package_versions(), labels=str(request.labels),
-              student=request.student, **{f"{name}_digest": value for name, value in asdict(identity).items()},
-              steps=trainer.steps, steps_per_epoch=trainer.order.steps_per_epoch,
-              trainable_parameters=trainer.student.trainable_parameters(),
-              no_effect=request.config.without_effect())  # fmt: skip
+    log.write(
+        "start",
+        step=0,
+        teachonce=__version__,
+        versions=package_versions(),
+        labels=str(request.labels),
+        student=request.student,
+        **{f"{name}_digest": value for name, value in asdict(identity).items()},
+        steps=trainer.steps,
+        steps_per_epoch=trainer.order.steps_per_epoch,
+        trainable_parameters=trainer.student.trainable_parameters(),
+        no_effect=request.config.without_effect(),
+    )
     # The config is written last: it marks a folder that can be resumed.
     atomic_write_bytes(request.out / run_folder.CONFIG, tomli_w.dumps(request.config.to_dict()).encode())
     return 0
 
 
 def _loop(
-    request: TrainRequest, trainer: Trainer, identity: Identity, log: RunLog, first: int, reporter: Reporter,
+    request: TrainRequest,
+    trainer: Trainer,
+    identity: Identity,
+    log: RunLog,
+    first: int,
+    reporter: Reporter,
     began: float,
-) -> None:  # fmt: skip
+) -> None:
     from teachonce.core.signals import deferred_signals
     from teachonce.runs.checkpoint import save_checkpoint
 
@@ -346,47 +369,3 @@ def _measure(trainer: Trainer, log: RunLog, done: int) -> None:
         return
     if all(event["step"] != done for event in log.read("held_out")):
         log.write("held_out", step=done, **asdict(measure(trainer)))
-
-
-def _finish(request: TrainRequest, trainer: Trainer, identity: Identity, log: RunLog) -> TrainResult:
-    import torch
-
-    from teachonce.models.prompt_files import TENSORS_FILE, save_prompts
-
-    with torch.no_grad(), trainer.result() as student:
-        text, image = student.learner("text"), student.learner("image")
-        save_prompts(request.out, None if text is None else text(), None if image is None else image(), student.meta())
-    losses = [event["loss"] for event in log.read("step")][-5:]
-    held_out = [event["top1"] for event in log.read("held_out")]
-    result = TrainResult(
-        steps=trainer.steps, trainable_parameters=trainer.student.trainable_parameters(),
-        seconds=round(sum(event["seconds"] for event in log.read("checkpoint")), 3),
-        final_loss=sum(losses) / len(losses) if losses else None, held_out_top1=held_out[-1] if held_out else None,
-        out=str(request.out),
-        prompts_digest=hashlib.sha256((request.out / TENSORS_FILE).read_bytes()).hexdigest(),
-    )  # fmt: skip
-    about: dict[str, Any] = {
-        "schema": 1, **asdict(result), "store_id": identity.store, "student_digest": identity.student,
-        "selection_digest": identity.selection, "vocabulary_digest": trainer.rows.vocabulary.digest,
-        "start": identity.start,
-    }  # fmt: skip
-    text_of = json.dumps(about, indent=1, allow_nan=False)
-    atomic_write_bytes(request.out / run_folder.RESULTS, (text_of + "\n").encode())
-    return result
-
-
-def _recorded(request: TrainRequest, trainer: Trainer) -> TrainResult | None:
-    """What a finished run has written of itself; None where it does not agree with the prompts that lie there."""
-    from teachonce.models.prompt_files import load_prompts
-
-    found = run_folder.read_results(request.out)
-    names = [field.name for field in fields(TrainResult)]
-    if found is None or not set(names) <= found.keys() or found["steps"] != trainer.steps:
-        return None
-    try:
-        sound = load_prompts(request.out).tensors_digest == found["prompts_digest"]
-    except TeachOnceError:
-        sound = False  # what is lost or damaged is written again
-    if not sound:
-        return None
-    return replace(TrainResult(**{name: found[name] for name in names}), out=str(request.out))

@@ -1,0 +1,129 @@
+"""How an estimate compares with what a teach really took."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from teachonce.core.progress import Reporter
+from teachonce.errors import DataError, UsageError
+from teachonce.labels.format import LABELS
+from teachonce.labels.ledger import IN_TURN
+from teachonce.labels.size import bytes_per_row
+from teachonce.labels.store import LabelStore
+from teachonce.teaching.estimate import (
+    ANOTHER,
+    Estimate,
+    differences,
+    job_of,
+)
+
+KIND = "teachonce-plan"
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """One figure of a plan beside what came of it."""
+
+    what: str
+    low: float
+    high: float
+    outcome: float
+    unit: str
+    inside: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareResult:
+    """A plan against the store that was taught after it."""
+
+    labels: str
+    source: str
+    complete: bool
+    compared: tuple[Compared, ...]
+
+
+def compare(plan_file: Path, labels: Path, reporter: Reporter) -> CompareResult:
+    """Read a plan and a store, and set them side by side.
+
+    Raises:
+        DataError: the file is no plan.
+        UsageError: the store was taught from other data, or by another teacher.
+    """
+    try:
+        document: Any = json.loads(plan_file.read_text(encoding="utf-8"))
+        planned = {item["what"]: Estimate(**item) for item in document["estimates"]}
+        rows, chunks, there = (int(document[key]) for key in ("rows", "chunks", "chunks_there"))
+        known = document["kind"] == KIND and document["schema"] == SCHEMA
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise DataError(f"{plan_file} is no plan: {problem}", hint="`teachonce plan` with --out FILE.json") from problem
+    if not known:
+        raise DataError(f"{plan_file} is no plan of this version", hint="`teachonce plan` with --out FILE.json")
+    if there:
+        reporter.note(f"{there} chunks were there before the plan: bytes are compared with what was to be added")
+    store = LabelStore.open(labels)
+    _require_same_job(document, store, plan_file, reporter)
+    outcome = {"rows": float(store.layout.rows), "chunks": float(store.layout.chunks)} | _outcome(store, there)
+    planned = {
+        "rows": Estimate(what="rows", low=rows, high=rows, unit="rows"),
+        "chunks": Estimate(what="chunks", low=chunks, high=chunks, unit="chunks"),
+    } | planned
+    found = tuple(
+        Compared(
+            what=what,
+            low=e.low,
+            high=e.high,
+            outcome=outcome[what],
+            unit=e.unit,
+            inside=e.low <= outcome[what] <= e.high,
+        )
+        for what, e in planned.items()
+        if what in outcome
+    )
+    complete = len(store.committed(LABELS)) == store.layout.chunks
+    return CompareResult(labels=str(labels), source=document["source"], complete=complete, compared=found)
+
+
+def _require_same_job(document: dict[str, Any], store: LabelStore, plan_file: Path, reporter: Reporter) -> None:
+    """Say what was taught otherwise than it was planned, and refuse what was never planned."""
+    job = document.get("job")
+    taught = job_of(store.groups[LABELS].fingerprint, store.groups)
+    found = differences(job, taught) if isinstance(job, dict) else {}
+    if set(found) & ANOTHER:
+        raise UsageError(
+            f"{plan_file} is the plan of another job than {store.path}: {'; '.join(found.values())}",
+            hint="give the store that was taught after this plan, or plan this one",
+        )
+    if document["rows"] != store.layout.rows:
+        found["rows"] = f"rows {document['rows']} planned, {store.layout.rows} taught"
+    if found:
+        reporter.note(
+            f"{store.path} was not taught as it was planned, so that figures may differ: {'; '.join(found.values())}"
+        )
+
+
+def _outcome(store: LabelStore, there: int) -> dict[str, float]:
+    committed = store.committed(LABELS)
+    rows = sum(stop - start for start, stop in map(store.layout.bounds, committed))
+    share = 1 - there / max(1, store.layout.chunks)
+    sizes = {
+        f"bytes of {part}" if part != "total" else "bytes": each * rows * share
+        for part, each in bytes_per_row(store).items()
+        if each
+    }
+    seconds = _seconds(store)
+    return sizes | ({"seconds of chunks": seconds, "rows a second": rows / seconds} if seconds else {})
+
+
+def _seconds(store: LabelStore) -> float:
+    """From the start of the first chunk to the last commit, over all runs: a record says how long its chunk took."""
+    runs: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    for record in store.records(LABELS):
+        if record is not None:
+            took = sum(record.phases.get(phase, 0.0) for phase in IN_TURN)
+            runs[record.token].append((record.time_us / 1e6, took))
+    return sum(max(commits)[0] - min(commits)[0] + min(commits)[1] for commits in runs.values())
