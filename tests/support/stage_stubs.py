@@ -32,8 +32,8 @@ NAMES = (
     "show",
     "import_",
     "demo",
-    "rehearse",
-    "evaluate_protocol",
+    "teach.rehearse",
+    "evaluate.protocol",
 )
 
 
@@ -59,10 +59,10 @@ class Stubs:
     def module(self, name: str) -> types.ModuleType:
         """The stub of one stage, as `teachonce.stages.<name>`."""
         made = types.ModuleType(f"teachonce.stages.{name}")
-        if name == "rehearse":
+        if name == "teach.rehearse":
             made.rehearse_half = lambda *asked: self._asked(*asked)  # type: ignore[attr-defined]
             return made
-        if name == "evaluate_protocol":
+        if name == "evaluate.protocol":
             made.ProtocolRequest = prompt_stubs.ProtocolRequest  # type: ignore[attr-defined]
             made.evaluate_protocol = self._protocol  # type: ignore[attr-defined]
             return made
