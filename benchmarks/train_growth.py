@@ -38,7 +38,7 @@ from teachonce.training.trainer import Trainer
 Kind = Literal["all", "all-sampled", "sampled"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 CPU = torch.device("cpu")
-IMAGES, EPOCHS, GPU_BATCH = 167_200, 5, 1024  # 16 shots of ImageNet-21K-P, POMP's and RPP's pre-training
+IMAGES, EPOCHS, GPU_BATCH = 167_200, 5, 1024  # 16 shots of ImageNet-21K-P, POMP's pre-training
 MEGA = 1e6
 
 

@@ -320,7 +320,9 @@ Supervision = Annotated[
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
-        "--config", metavar="FILE.toml", help="Training configuration, or a shipped one: rpp, rpp-vitb16, pomp-vitb16."
+        "--config",
+        metavar="FILE.toml",
+        help="Training configuration, or a shipped one: rpp, rpp-reported, rpp-vitb16, pomp-vitb16.",
     ),
 ]
 TrainSet = Annotated[

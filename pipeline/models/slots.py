@@ -21,13 +21,14 @@ from teachonce.models.structures import Letter
 class SlotPrompts:
     """What the slots hold, in the tower's own units, after any parametrisation.
 
-    Carried (RPP, arXiv 2409.06166): `context` enters the first block and is carried through all of them. Layer l of
-    `query`, `key` and `value` is added to the slot states before the first norm of block l, for that letter's
-    projection only; layer l of `residual` is added to the residual stream only. Blocks beyond a stack add nothing.
+    Carried: `context` enters the first block and is carried through all of them (CoOp, POMP). What follows is ours.
+    Layer l of `query`, `key` and `value` is added to the slot states before the first norm of block l, for that
+    letter's projection only; layer l of `residual` is added to the residual stream only. Blocks beyond a stack add
+    nothing.
 
-    Replace: in the first len(key) blocks the slots' keys and values come from `key` and `value` in place of a slot
-    state. If another block follows, the slot goes on from the last of them: its query is made of `query[0]`, and its
-    residual stream is `residual[0]`.
+    Replace (RPP, arXiv 2409.06166, as reported by third parties): in the first len(key) blocks the slots' keys and
+    values come from `key` and `value` in place of a slot state. If another block follows, the slot goes on from the
+    last of them: its query is made of `query[0]`, and its residual stream is `residual[0]` (this residual is ours).
     """
 
     context: Tensor | None  # [M, D] slot states at the input (text: without position); None in replace

@@ -35,8 +35,11 @@ Structure = Literal[
     "qkvr",
 ]
 """shared: one state a slot, at the input only (CoOp, arXiv 2109.01134; POMP, arXiv 2304.04704).
-unshared: query, key and value prompts added to the carried slot state in each block (RPP, arXiv 2409.06166).
-unshared-replace: prompts stand in for the slot state in each block; what the block makes of the slot is discarded.
+unshared: ours. Query, key and value prompts are added to the slot state in each block. The state is carried from block
+to block, so that the query prompts live.
+unshared-replace: RPP (arXiv 2409.06166) as reported by third parties. A review, itself machine-written, calls it SAPL
+and gives X*_Q(l) = LN(Rep(X(l-1), P_Q(l))), likewise K and V; the paper's body was not available to us. Prompts stand
+in for the slot state in each block. Where the next block replaces the slot again, what this block makes of it is lost.
 Letters (q, k, v, r = residual): as unshared, with these letters only; unshared is `qkv`."""
 Position = Literal["before", "around", "after"]
 """Slots before the name, half of them on each side, or after it: CoOp's end, middle and front (arXiv 2109.01134)."""
@@ -65,7 +68,8 @@ def allocate(structure: Structure, layers: int, depth: int) -> Allocation:
     Carried letters are in the first `depth` blocks. Nobody reads what the last block makes of a slot, so it has
     neither query nor residual. In `unshared-replace` nobody reads what a replaced block makes of a slot if the next
     block replaces it again: only the last replaced block has a query and a residual, and only if a block follows. The
-    context would be replaced before anything reads it.
+    residual is ours: the reported formula does not say what goes on from a replaced slot. The context would be replaced
+    before anything reads it.
 
     Args:
         layers: L.

@@ -65,14 +65,17 @@ NOT_NEGATIVE = (
 class TrainConfig:
     """Everything that decides the result of a run, given a label store and a student.
 
-    Sources: the method is RPP (arXiv 2409.06166), on the ground of POMP (arXiv 2304.04704); defaults are ours.
+    Sources: the idea is RPP's (arXiv 2409.06166), on the ground of POMP (arXiv 2304.04704). Of RPP's paper we had the
+    abstract and what third parties report of its structure; nothing else of its recipe is known to us. Defaults are
+    ours.
     """
 
     tower: Literal["text", "image", "both"] = "text"
     """Which of the student's towers carries prompts. image, both: images are read in training (`--root`)."""
     structure: Structure = "unshared"
-    """shared: context vectors at the input (CoOp, POMP). unshared: query/key/value prompts in each layer (RPP), on top
-    of the slot states; unshared-replace: in their place. Letters (q, k, v, r for the residual) are its ablations."""
+    """shared: context vectors at the input (CoOp, POMP). unshared: query/key/value prompts in each layer on top of the
+    carried slot states (ours). unshared-replace: such prompts in place of the slot states (RPP as reported by third
+    parties). Letters (q, k, v, r for the residual) are ablations of unshared."""
     context: str = "a photo of a"
     """Words whose token embeddings initialise the slots. Step 0 is this template where init = "template"."""
     length: int = 0

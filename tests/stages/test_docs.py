@@ -7,6 +7,8 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 
 from teachonce.cli.app import EXAMPLES, app
 from teachonce.cli.jobs import Job
+from teachonce.cli.options import ConfigFile
 from teachonce.labels.store import LabelStore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,3 +64,29 @@ def test_the_format_page_decodes_a_store(finished: Path, tmp_path: Path) -> None
     outside = np.concatenate([part.log_residual[:, 0] for part in parts])
     assert np.allclose(found["outside"], np.exp(outside), rtol=1e-6)
     assert json.loads(done.stdout) == list(store.vocabulary().names)
+
+
+def test_help_and_docs_name_every_shipped_recipe() -> None:
+    """A recipe that nobody is told of is not shipped."""
+    shipped = [file for file in (ROOT / "configs").glob("*.toml") if "schema" not in tomllib.loads(file.read_text())]
+    assert {"rpp.toml", "rpp-reported.toml"} <= {file.name for file in shipped}
+    told = re.search(r"a shipped one: ([^.]*)\.", typing.get_args(ConfigFile)[1].help)
+    assert told is not None and set(told[1].split(", ")) == {file.stem for file in shipped}
+    training = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    assert [file.name for file in shipped if f"`{file.name}`" not in training] == []
+
+
+def test_rpp_is_the_name_of_the_structure_that_replaces_and_always_as_reported() -> None:
+    """Its body was never available: no page and no docstring calls a structure RPP's own, or carried prompts RPP."""
+    files = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "configs").glob("*.toml")]
+    files += [file for room in ("pipeline", "stages", "cli", "benchmarks") for file in (ROOT / room).rglob("*.py")]
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    labels = [line for line in lines if re.search(r"\(RPP(\)| as reported|, arXiv [\d.]+\))", line)]
+    assert labels and [line for line in labels if "as reported" not in line or "replace" not in line] == []
+    training = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    listed = {line.split()[0]: line for line in training.splitlines() if line.startswith("    ")}
+    assert listed["unshared"].endswith("(ours)")
+    assert listed["unshared-replace"].endswith("(RPP as reported by third parties)")
+    source = (ROOT / "pipeline" / "models" / "structures.py").read_text(encoding="utf-8")
+    assert "\nunshared: ours." in source
+    assert "\nunshared-replace: RPP (arXiv 2409.06166) as reported by third parties." in source

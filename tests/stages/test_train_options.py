@@ -355,7 +355,7 @@ def test_a_compiled_image_tower_trains_as_the_plain_one(rich: Path, student: str
     assert losses_of(tmp_path / "compiled") == pytest.approx(losses_of(tmp_path / "plain"), rel=1e-3)
 
 
-@pytest.mark.parametrize("recipe", ["rpp", "pomp-vitb16", "rpp-vitb16"])
+@pytest.mark.parametrize("recipe", ["rpp", "rpp-reported", "pomp-vitb16", "rpp-vitb16"])
 def test_every_shipped_recipe_trains(recipe: str, project: Path, rich: Path, student: str, tmp_path: Path) -> None:
     """As it stands but for the number of steps, and of views, of which this store has two."""
     file = project / "configs" / f"{recipe}.toml"
@@ -363,3 +363,22 @@ def test_every_shipped_recipe_trains(recipe: str, project: Path, rich: Path, stu
     request = TrainRequest(labels=rich, student=student, out=tmp_path / "run", config=config, threads=1)
     assert np.isfinite(train(request, Silent()).final_loss)
     assert all((tensor != 0).any() for tensor in parameters_of(tmp_path / "run").values())
+
+
+def test_the_reported_structure_learns_keys_and_values_of_every_block_and_has_no_query(
+    rich: Path, student: str, tmp_path: Path
+) -> None:
+    """Each block of recipe rpp-reported replaces the slots again, so a query prompt would never get a gradient."""
+    trained = []
+    for steps in (1, 4):
+        config = load_train_config(Path("rpp-reported"), [f"steps={steps}", "warmup_steps=1"])
+        out = tmp_path / str(steps)
+        train(TrainRequest(labels=rich, student=student, out=out, config=config, threads=1), Silent())
+        prompts = load_prompts(out).text
+        assert prompts is not None and prompts.replace
+        trained.append(prompts.tensors())
+    blocks = worlds.loaded_once(student).model.transformer.layers
+    assert set(trained[0]) == {"key", "value"}
+    for letter in ("key", "value"):
+        assert len(trained[0][letter]) == blocks
+        assert (trained[0][letter] != trained[1][letter]).flatten(1).any(1).all()  # every block has moved
