@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.progress import Reporter
 from teachonce.errors import IntegrityError, UsageError
+from teachonce.runs.folder import RESULTS, RunFolder
 
 if TYPE_CHECKING:
     from teachonce.demo.models import DemoModels
@@ -82,7 +83,7 @@ def demo(request: DemoRequest, reporter: Reporter) -> DemoResult:
         "label store": str(out / "labels.zarr"),
         "runs": str(out / "runs"),
         "table": str(out / "table.csv"),
-        "results": str(out / "results.json"),
+        "results": str(out / RESULTS),
         "report": _report(out, models, reporter),
     }
     result = DemoResult(table=tuple(table), paths=paths, seconds=time.monotonic() - began)
@@ -159,8 +160,9 @@ def _train(
     run = out / "runs" / f"{structure}-{supervision.replace('+', '-')}-{seed}"
     overrides = {"structure": structure, "supervision": supervision, "seed": seed, "steps": STEPS, "batch_size": BATCH}
     config = load_train_config(None, [f"{key}={value}" for key, value in overrides.items()])
-    if not (run / "results.json").is_file():
-        started = (run / "config.toml").is_file()
+    files = RunFolder(run)
+    if not files.results.is_file():
+        started = files.config.is_file()
         reporter.note(f"    {name}, seed {seed}")
         train(
             TrainRequest(
@@ -168,7 +170,7 @@ def _train(
             ),
             reporter,
         )
-    return name, run, json.loads((run / "results.json").read_text(encoding="utf-8"))
+    return name, run, json.loads(files.results.read_text(encoding="utf-8"))
 
 
 def _table(
@@ -221,14 +223,14 @@ def _evaluate(out: Path, model: str, run: Path | None, split: str, reporter: Rep
     request = EvaluateRequest(run=run, student=model, manifest=MANIFEST, root=out / "world", split=split)
     result = evaluate(request, reporter)
     if run is not None:
-        file = run / "evaluations" / f"{split}.json"
+        file = RunFolder(run).evaluation(split)
         file.parent.mkdir(exist_ok=True)
         atomic_write_bytes(file, (json.dumps({"schema": 1, **asdict(result)}, indent=1) + "\n").encode())
     return result
 
 
 def _write(out: Path, result: DemoResult) -> None:
-    atomic_write_bytes(out / "results.json", (json.dumps({"schema": 1, **asdict(result)}, indent=1) + "\n").encode())
+    atomic_write_bytes(out / RESULTS, (json.dumps({"schema": 1, **asdict(result)}, indent=1) + "\n").encode())
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(result.table[0]), lineterminator="\n")
     writer.writeheader()

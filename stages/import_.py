@@ -17,8 +17,10 @@ from teachonce import __version__
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, EnvironmentFault, UsageError
+from teachonce.models.prompt_names import META_FILE, TENSORS_FILE
 from teachonce.models.spec import parse_spec
 from teachonce.models.structures import Position
+from teachonce.runs.folder import RESULTS
 
 if TYPE_CHECKING:
     from teachonce.models.clip import LoadedClip
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from teachonce.models.slots import SlotPrompts
     from teachonce.models.text_tower import TextTower
 
-RESULTS_FILE = "results.json"
 PROBES = ("fox", "cup", "map")  # names that try out a context: a token each
 SUFFIX = "."  # CoOp and POMP end every prompt with a full stop
 
@@ -78,7 +79,7 @@ def import_(request: ImportRequest, reporter: Reporter) -> ImportResult:
 
     from teachonce.models.clip import load_clip  # heavy: only when all is in order
     from teachonce.models.foreign_prompts import prove_student, read_foreign
-    from teachonce.models.prompt_files import META_FILE, TENSORS_FILE, save_prompts
+    from teachonce.models.prompt_files import save_prompts
     from teachonce.models.slots import SlotPrompts
     from teachonce.models.text_tower import TextTower
 
@@ -93,11 +94,11 @@ def import_(request: ImportRequest, reporter: Reporter) -> ImportResult:
         )
     learnt = SlotPrompts(context=prompts.context)
     _require_sound(request, learnt, tower)
-    with _nothing_half_done(request.out, (TENSORS_FILE, META_FILE, RESULTS_FILE)):
+    with _nothing_half_done(request.out, (TENSORS_FILE, META_FILE, RESULTS)):
         save_prompts(request.out, learnt, None, _meta(request, prompts, clip, tower.layers))
         result = _result(request, prompts, proved)
         document = {"schema": 1, **asdict(result)}
-        atomic_write_bytes(request.out / RESULTS_FILE, (json.dumps(document, indent=1) + "\n").encode())
+        atomic_write_bytes(request.out / RESULTS, (json.dumps(document, indent=1) + "\n").encode())
     return result
 
 
@@ -123,8 +124,6 @@ def _meta(request: ImportRequest, prompts: ForeignPrompts, clip: LoadedClip, lay
 
 
 def _result(request: ImportRequest, prompts: ForeignPrompts, proved: bool) -> ImportResult:
-    from teachonce.models.prompt_files import TENSORS_FILE
-
     slots, width = prompts.context.shape
     return ImportResult(
         slots=slots,

@@ -16,6 +16,8 @@ from teachonce.reports.curves import band
 from teachonce.reports.folder import EMPTY_HINT, SEED, Folder, Group, read_folder
 from teachonce.reports.tables import Line, Measure, best_group, measures
 from teachonce.reports.words import headline
+from teachonce.runs.folder import RunFolder
+from teachonce.runs.grid_folder import GridFolder
 from teachonce.runs.reader import read_json
 from teachonce.training.config import TrainConfig
 
@@ -144,7 +146,8 @@ def _loss(group: Group) -> list[float]:
 def _document(path: Path) -> ShowResult:
     """A results.json: of the folder that it lies in, or of an evaluation."""
     folder = path.parent
-    if path.name == "results.json" and ((folder / "grid.json").is_file() or (folder / "config.toml").is_file()):
+    run, grid = RunFolder(folder), GridFolder(folder)
+    if path.name == run.results.name and (grid.grid.is_file() or run.config.is_file()):
         return _folder(folder)
     found = read_json(path)
     if not isinstance(found, Mapping) or "schema" not in found:

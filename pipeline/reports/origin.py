@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from teachonce.reports.folder import Folder
+from teachonce.runs.folder import RunFolder
 from teachonce.runs.reader import mapping, number
 
 DIGESTS = {
@@ -73,7 +74,7 @@ def _commands(folder: Folder, command: str) -> Iterable[str]:
                 "--student",
                 student,
                 "--config",
-                str(run.folder / "config.toml"),
+                str(RunFolder(run.folder).config),
                 "--out",
                 "RUN",
             ]

@@ -65,7 +65,7 @@ def choose(folder: GridFolder, rule: Choose, groups: Mapping[str, Sequence[str]]
 def _figure(folder: GridFolder, digest: str, measure: str, metric: str) -> float:
     cell = folder.cell(digest)
     if measure == HELD_OUT:
-        file, key, found = cell.path / "results.json", "held_out_top1", cell.results()
+        file, key, found = cell.results, "held_out_top1", cell.trained()
     else:
         file, key, found = cell.evaluation(measure), metric, read_document(cell.evaluation(measure))
     value: Any = (found or {}).get(key)

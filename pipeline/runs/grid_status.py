@@ -14,7 +14,6 @@ from typing import Any, Literal
 from teachonce.core.locks import lock_path, read_owner
 from teachonce.core.status import State, Worker, ending, iso, newest, number, read_lines, state_of, worker_of
 from teachonce.errors import IntegrityError
-from teachonce.runs.folder import LOG, RESULTS
 from teachonce.runs.grid_folder import CellFolder, GridFolder, read_document
 from teachonce.runs.status import RunStatus, is_run, run_status
 
@@ -101,14 +100,14 @@ def grid_status(folder: Path, now: float) -> GridStatus:
         )
     wanted = [e["name"] for e in about.get("evaluations", ()) if e.get("only") != ONCE]
     owner = read_owner(grid.grid)
-    worker, events = worker_of(owner), read_lines(folder / LOG)
+    worker, events = worker_of(owner), read_lines(grid.events)
     at_work = set() if owner is None or (worker and worker.alive is False) else _started(events, owner.token)
     cells = [
         _cell(grid.cell(str(cell["digest"])), cell, wanted, str(cell["digest"]) in at_work, now)
         for cell in about["cells"]
     ]
     counts, seconds = _counts(cells), _seconds_of_a_cell(events, cells)
-    sign = newest([lock_path(grid.grid), folder / LOG, grid.results, *(folder / "cells").glob(f"*/{LOG}")])
+    sign = newest([lock_path(grid.grid), grid.events, grid.results, *(cell.events for cell in grid.each_cell())])
     silent = max(0.0, now - sign) if sign is not None else 0.0
     left = _left(cells, seconds)
     state = _state(grid, worker, counts, silent)
@@ -137,7 +136,7 @@ def _started(events: Sequence[Mapping[str, Any]], token: int) -> set[str]:
 def _cell(folder: CellFolder, about: Mapping[str, Any], wanted: Sequence[str], at_work: bool, now: float) -> _Cell:
     if folder.damage() is not None:
         return _Cell("damaged", about, problem=folder.problem())
-    results = read_document(folder.path / RESULTS)
+    results = read_document(folder.results)
     if results is not None and not folder.lacking(wanted):
         seconds = results.get("seconds")
         return _Cell("finished", about, seconds=float(seconds) if number(seconds) else None)  # type: ignore[arg-type]

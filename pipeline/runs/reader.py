@@ -6,7 +6,6 @@ It changes nothing and loads no model; `report_folder` finds runs and puts them 
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import math
 import tomllib
@@ -18,11 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from teachonce.runs.folder import RunFolder
 from teachonce.runs.log import read_events
 from teachonce.training.config import config_digest
 
 FIGURES = ("top1", "top5", "macro", "ece", "nll")
-TENSORS = "prompts.safetensors"
 ROUNDING = 1e-6  # of the mean of credits, which are written as float32
 IDLE = "pairing"  # the event with which every call of `train` begins its work
 
@@ -123,7 +122,7 @@ def read_run(folder: Path, name: str) -> Run | Unusable:
     try:
         return _read(folder, name)
     except _NoRun as reason:
-        failure = read_json(folder / "failure.json")
+        failure = read_json(RunFolder(folder).failure)
         if isinstance(failure, dict):
             return Unusable(name, "failed", str(failure.get("message", reason.why)), str(failure.get("hint", "")))
         return Unusable(name, reason.kind, reason.why)
@@ -132,11 +131,12 @@ def read_run(folder: Path, name: str) -> Run | Unusable:
 
 
 def _read(folder: Path, name: str) -> Run:
-    config = _config(folder)
-    events = _events(folder)
+    files = RunFolder(folder)
+    config = _config(files)
+    events = _events(files)
     start = next((event for event in events if event.get("event") == "start"), {})
     _require_same_config(config, start)
-    results = _results(folder)
+    results = _results(files)
     seed = config.get("seed", 0)
     if not isinstance(seed, int):
         raise _NoRun("damaged", "config.toml: seed is no whole number")
@@ -155,13 +155,13 @@ def _read(folder: Path, name: str) -> Run:
         loss=loss,
         held_out=held_out,
         held_out_rows=int(rows[-1]) if rows and rows[-1] is not None else None,
-        evaluations=read_evaluations(folder / "evaluations"),
+        evaluations=read_evaluations(files.evaluations),
     )
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.toml"
-    if not file.is_file() and not (folder / "events.jsonl").is_file():
+def _config(run: RunFolder) -> dict[str, Any]:
+    file = run.config
+    if not file.is_file() and not run.events.is_file():
         raise _NoRun("waiting", "not begun")
     if not file.is_file():
         raise _NoRun("unfinished", "config.toml is missing: the run ended before its first step")
@@ -171,8 +171,8 @@ def _config(folder: Path) -> dict[str, Any]:
         raise _NoRun("damaged", f"config.toml is not TOML: {problem}") from problem
 
 
-def _events(folder: Path) -> list[dict[str, Any]]:
-    file = folder / "events.jsonl"
+def _events(run: RunFolder) -> list[dict[str, Any]]:
+    file = run.events
     if not file.is_file():
         raise _NoRun("damaged", "events.jsonl is missing")
     try:
@@ -181,18 +181,18 @@ def _events(folder: Path) -> list[dict[str, Any]]:
         raise _NoRun("damaged", f"events.jsonl is not UTF-8: {problem.reason}") from problem
 
 
-def _results(folder: Path) -> dict[str, Any]:
-    file = folder / "results.json"
+def _results(run: RunFolder) -> dict[str, Any]:
+    file = run.results
     if not file.is_file():
         raise _NoRun("unfinished", "results.json is missing: the run has not come to its end")
     results = read_json(file)
     if not isinstance(results, dict) or results.get("schema") != 1 or not _has_figures(results):
         raise _NoRun("damaged", "results.json is not what a run writes: cut short, or of another version")
-    tensors = folder / TENSORS
-    if not tensors.is_file():
-        raise _NoRun("damaged", f"{TENSORS} is missing")
-    if hashlib.sha256(tensors.read_bytes()).hexdigest() != results.get("prompts_digest"):
-        raise _NoRun("damaged", f"{TENSORS} is not the file that results.json tells of: its SHA-256 differs")
+    digest = run.prompts_digest()
+    if digest is None:
+        raise _NoRun("damaged", f"{run.tensors.name} is missing")
+    if digest != results.get("prompts_digest"):
+        raise _NoRun("damaged", f"{run.tensors.name} is not the file that results.json tells of: its SHA-256 differs")
     return results
 
 

@@ -117,10 +117,8 @@ class _Run:
         with derived(self.prepared, todo, self.request.root, self.reporter) as sources:
             jobs = [self._job(planned, source) for planned, source in zip(todo, sources, strict=True)]
             for planned in todo:
-                write_document(
-                    self.prepared.folder.cell(planned.digest).path / "cell.json",
-                    {"schema": SCHEMA, **planned.document()},
-                )
+                file = self.prepared.folder.cell(planned.digest).cell
+                write_document(file, {"schema": SCHEMA, **planned.document()})
             self._work(client, jobs, "cells")
 
     def choose(self) -> tuple[Choice | None, list[dict[str, Any]]]:
@@ -232,8 +230,8 @@ def _called_off(folder: GridFolder, token: int, reporter: Reporter) -> Iterator[
 
 def _in_flight(folder: GridFolder, token: int) -> int:
     """Cells of this call that have begun and not ended."""
-    file, last = folder.path / "events.jsonl", {}
-    for event in read_events(file) if file.is_file() else []:
+    last = {}
+    for event in read_events(folder.events) if folder.events.is_file() else []:
         if event.get("token") == token:
             last[event["digest"]] = event["event"]
     return sum(event == "cell_start" for event in last.values())

@@ -77,7 +77,7 @@ def run_cell(job: CellJob) -> CellReport:
         take_device(worker_index())
         with stopped_by(wanted.is_over):
             try:
-                with _alone(folder.path / "locks" / job.digest):
+                with _alone(folder.lock(job.digest)):
                     return _finals(job, folder) if job.final else _cell(job, folder)
             except Exception as problem:  # noqa: BLE001 - whatever a cell raises is its own failure; the others go on
                 return _ended(job, folder, wanted, problem)
@@ -91,14 +91,14 @@ def _cell(job: CellJob, folder: GridFolder) -> CellReport:
     if cell.state(names) != "finished":
         _require_life(job, folder, cell)
         folder.log.write("cell_start", digest=job.digest, name=job.name, token=job.token, step=cell.step(), **_where())
-        if cell.results() is None:
+        if cell.trained() is None:
             train(
                 TrainRequest(
                     labels=job.labels,
                     student=job.student,
                     out=cell.path,
                     config=job.config,
-                    resume=(cell.path / "config.toml").is_file(),
+                    resume=cell.config.is_file(),
                     threads=job.threads,
                     selection=job.selection,
                     root=job.root,
@@ -152,12 +152,12 @@ def _evaluate(job: CellJob, cell: CellFolder, files: Mapping[Evaluation, Path]) 
 @contextmanager
 def _first(folder: GridFolder, name: str) -> Iterator[None]:
     """Until one cell has been evaluated on a set, the others wait: its images are then encoded already."""
-    lock = folder.path / "locks" / f"evaluation-{name}"
+    lock = folder.lock(f"evaluation-{name}")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        if not any(folder.path.glob(f"cells/*/evaluations/{name}.json")):
+        if not folder.is_measured(name):
             handle = locked(lock, ALONE, create=True)
-            if handle is not None and not any(folder.path.glob(f"cells/*/evaluations/{name}.json")):
+            if handle is not None and not folder.is_measured(name):
                 stack.callback(os.close, handle)
             elif handle is not None:
                 os.close(handle)
@@ -277,7 +277,7 @@ def _require_life(job: CellJob, folder: GridFolder, cell: CellFolder) -> None:
         IncompleteError: it has, without a step of progress.
     """
     deaths = 0
-    for event in read_events(folder.path / "events.jsonl") if (folder.path / "events.jsonl").is_file() else []:
+    for event in read_events(folder.events) if folder.events.is_file() else []:
         if event.get("digest") != job.digest or event.get("token") != job.token:
             continue
         started = event["event"] == "cell_start" and event.get("step") == cell.step()

@@ -195,7 +195,7 @@ def _measured(prepared: Prepared, request: AblateRequest, selections: _Selection
 
 def _logged_step(folder: GridFolder, digest: str) -> float | None:
     """Seconds a step of a run, the median over its log; None where there is nothing to measure."""
-    file = folder.cell(digest).path / "events.jsonl"
+    file = folder.cell(digest).events
     events = [e for e in read_events(file) if e.get("event") == "step"] if file.is_file() else []
     paces = [
         (after["time"] - before["time"]) / (after["step"] - before["step"])

@@ -27,6 +27,7 @@ from teachonce.models.spec import parse_spec
 from teachonce.rows.pairing import Expected, prove_pairing, require_origin
 from teachonce.rows.working_set import WorkingSet, open_working_set
 from teachonce.runs import folder as run_folder
+from teachonce.runs.folder import RunFolder
 from teachonce.runs.log import RunLog
 from teachonce.runs.tensorboard import LogTo, open_sinks, require_packages
 from teachonce.stages.train.outcome import TrainResult, finish, recorded
@@ -132,7 +133,7 @@ def _train(
             images = stack.enter_context(contextlib.closing(ViewImages(store, request.root, clip, threads)))
         trainer, identity = _build(request, rows, clip, images, selection, reporter)
         stack.enter_context(own())
-        log = RunLog(request.out / run_folder.LOG, open_sinks(request.log, request.out))
+        log = RunFolder(request.out).log(open_sinks(request.log, request.out))
         stack.callback(log.close)
         first = _start(request, trainer, identity, log, reporter)
         earlier = recorded(request.out, trainer) if first == trainer.steps else None
@@ -298,11 +299,12 @@ def _start(request: TrainRequest, trainer: Trainer, identity: Identity, log: Run
     """Make or reopen the run folder; returns the first step to do."""
     from teachonce.runs.checkpoint import load_checkpoint, save_checkpoint
 
-    checkpoints = request.out / run_folder.CHECKPOINTS
+    folder = RunFolder(request.out)
+    checkpoints = folder.checkpoints.path
     if request.resume:
         step = load_checkpoint(checkpoints, trainer.learners, trainer.optimizer, identity, trainer.average.state())
-        if not (request.out / run_folder.LOG).is_file():
-            reporter.note(f"{request.out / run_folder.LOG} is gone: what happened up to step {step} is not known")
+        if not folder.events.is_file():
+            reporter.note(f"{folder.events} is gone: what happened up to step {step} is not known")
         return step
     run_folder.clear(request.out)
     log.clear()
@@ -321,7 +323,7 @@ def _start(request: TrainRequest, trainer: Trainer, identity: Identity, log: Run
         no_effect=request.config.without_effect(),
     )
     # The config is written last: it marks a folder that can be resumed.
-    atomic_write_bytes(request.out / run_folder.CONFIG, tomli_w.dumps(request.config.to_dict()).encode())
+    atomic_write_bytes(folder.config, tomli_w.dumps(request.config.to_dict()).encode())
     return 0
 
 
@@ -337,7 +339,7 @@ def _loop(
     from teachonce.core.signals import deferred_signals
     from teachonce.runs.checkpoint import save_checkpoint
 
-    config, checkpoints, steps = request.config, request.out / run_folder.CHECKPOINTS, trainer.steps
+    config, checkpoints, steps = request.config, RunFolder(request.out).checkpoints.path, trainer.steps
     if first:
         _measure(trainer, log, first)  # what a stop right after the checkpoint left out
     with deferred_signals() as stop_requested:

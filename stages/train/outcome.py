@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from teachonce.core.files import atomic_write_bytes
 from teachonce.errors import TeachOnceError
 from teachonce.runs import folder as run_folder
+from teachonce.runs.folder import RunFolder
 from teachonce.runs.log import RunLog
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def finish(out: Path, trainer: Trainer, identity: Identity, log: RunLog) -> Trai
     """Write the prompts of a run that has made its last step, and what it came to."""
     import torch
 
-    from teachonce.models.prompt_files import TENSORS_FILE, save_prompts
+    from teachonce.models.prompt_files import save_prompts
 
     with torch.no_grad(), trainer.result() as student:
         text, image = student.learner("text"), student.learner("image")
@@ -53,7 +53,7 @@ def finish(out: Path, trainer: Trainer, identity: Identity, log: RunLog) -> Trai
         final_loss=sum(losses) / len(losses) if losses else None,
         held_out_top1=held_out[-1] if held_out else None,
         out=str(out),
-        prompts_digest=hashlib.sha256((out / TENSORS_FILE).read_bytes()).hexdigest(),
+        prompts_digest=RunFolder(out).prompts_digest() or "",
     )
     about: dict[str, Any] = {
         "schema": 1,
@@ -65,7 +65,7 @@ def finish(out: Path, trainer: Trainer, identity: Identity, log: RunLog) -> Trai
         "start": identity.start,
     }
     text_of = json.dumps(about, indent=1, allow_nan=False)
-    atomic_write_bytes(out / run_folder.RESULTS, (text_of + "\n").encode())
+    atomic_write_bytes(RunFolder(out).results, (text_of + "\n").encode())
     return result
 
 

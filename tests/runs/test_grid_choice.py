@@ -88,7 +88,7 @@ def test_prompts_that_are_not_of_the_run_are_an_error(tmp_path: Path) -> None:
     assert place.state([]) == "damaged"
     assert "restore it, or remove" in str((place.problem() or {})["hint"])
     with pytest.raises(IntegrityError, match="is not what its run wrote"):
-        place.results()
+        place.trained()
 
 
 def test_documents_hold_null_for_what_is_no_number(tmp_path: Path) -> None:

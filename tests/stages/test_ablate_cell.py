@@ -60,7 +60,7 @@ def test_a_cell_stops_with_a_checkpoint_when_its_driver_calls_it_off(job: CellJo
     thread.join(60)
     assert [report.state for report in reports] == ["stopped"]
     last = max(event["step"] for event in read_events(log) if event["event"] == "step")
-    assert folder.cell("d").step() == last > 0 and folder.cell("d").results() is None
+    assert folder.cell("d").step() == last > 0 and folder.cell("d").trained() is None
     assert [event["event"] for event in read_events(job.out / "events.jsonl")] == ["cell_start", "cell_stopped"]
     assert run_cell(job).state == "stopped", "nothing is begun while the driver ends"
 
