@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from teachonce.core.status import State
 from teachonce.evaluation.statistics import LEVEL, Paired, smallest_telling
 from teachonce.reports.folder import HELD_OUT, Folder
 from teachonce.reports.tables import Line, Measure
@@ -23,7 +24,12 @@ HEADINGS = {
     "untested": "Not tested (one common seed, or differences that are all the same)",
 }
 FIGURE_NAMES = {"top5": "top-5", "macro": "mean of classes", "ece": "ECE", "nll": "NLL, nats"}
-KINDS = {"failed": "failed", "unfinished": "not finished", "damaged": "damaged", "waiting": "not begun"}
+KINDS: Mapping[State, str] = {
+    "failed": "failed",
+    "unfinished": "not finished",
+    "damaged": "damaged",
+    "waiting": "not begun",
+}
 
 
 def percent(value: float | None) -> str:

@@ -18,9 +18,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from teachonce.core.files import atomic_write_bytes
+from teachonce.core.status import State, cell_word
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
 from teachonce.runs.folder import LOG, RESULTS, RunFolder
 from teachonce.runs.log import RunLog
@@ -30,7 +31,7 @@ RETRY = "once the cause is mended run the same command with --retry-failed"
 PLACES = {"root", "manifest", "vocabulary", "classes", "without"}
 """Of an evaluation: where something lies. What is there is compared by content, with the results of the cells."""
 OTHER_OUT = "give another --out"  # of `train`: its --out is a cell here
-State = Literal["finished", "failed", "missing", "damaged"]
+CELL_STATES: tuple[State, ...] = ("finished", "failed", "unfinished", "damaged")
 GRID, STOP = "grid.json", "stop"
 CELLS, STORES, SELECTIONS, FINAL, LOCKS = "cells", "stores", "selections", "final", "locks"
 OURS = {GRID, CELLS, STORES, SELECTIONS, FINAL, RESULTS, LOG, LOCKS, STOP}
@@ -198,14 +199,14 @@ class CellFolder(RunFolder):
         return [name for name in evaluations if read_document(self.evaluation(name)) is None]
 
     def state(self, evaluations: Sequence[str]) -> State:
-        """Where the cell stands; `missing` also while it runs or when it was interrupted."""
+        """Where the cell stands: finished, failed, damaged or unfinished; no lock and no process is looked at."""
         try:
             trained = self.trained() is not None
         except IntegrityError:
             return "damaged"
         if trained and not self.lacking(evaluations):
             return "finished"
-        return "failed" if self.failure.is_file() else "missing"
+        return "failed" if self.failure.is_file() else "unfinished"
 
     def problem(self) -> dict[str, Any] | None:
         """What the cell is listed with: its damage, else failure.json."""
@@ -246,8 +247,9 @@ class CellFolder(RunFolder):
 
 
 def count_states(states: Iterable[State]) -> dict[str, int]:
-    """How many cells are in each state."""
-    return {state: 0 for state in get_args(State)} | Counter(states)
+    """How many cells are in each state that `CellFolder.state` knows, by the words of JSON documents."""
+    counts = Counter(states)
+    return {cell_word(state): counts[state] for state in CELL_STATES}
 
 
 def read_document(file: Path) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ It reads what `ablate` and the runs of its cells leave in their folders; it take
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,23 +13,23 @@ from statistics import mean
 from typing import Any, Literal
 
 from teachonce.core.locks import lock_path, read_owner
-from teachonce.core.status import State, Worker, ending, iso, newest, number, read_lines, state_of, worker_of
+from teachonce.core.status import State, Worker, cell_word, ending, iso, newest, number, read_lines, state_of, worker_of
 from teachonce.errors import IntegrityError
 from teachonce.runs.grid_folder import CellFolder, GridFolder, read_document
 from teachonce.runs.status import RunStatus, is_run, run_status
 
 ONCE = "chosen"  # evaluations that only the chosen cell gets
-
-CellState = Literal["finished", "running", "failed", "damaged", "interrupted", "waiting"]
+BEGUN: tuple[State, ...] = ("finished", "running", "failed", "damaged")  # states of cells that something was done for
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellStatus:
-    """One cell that runs, was interrupted, failed or is damaged."""
+    """One cell that runs, was stopped, failed or is damaged."""
 
     name: str
     digest: str
-    state: CellState
+    state: str
+    """`cell_word` of the cell's state."""
     step: int
     steps: int | None
     steps_per_second: float | None
@@ -67,10 +68,10 @@ class GridStatus:
 class _Cell:
     """A cell as it lies on disk."""
 
-    state: CellState
+    state: State
     about: Mapping[str, Any]
     run: RunStatus | None = None
-    """Of a cell that runs or was interrupted."""
+    """Of a cell that runs or was stopped."""
     seconds: float | None = None
     """That a finished run took."""
     problem: Mapping[str, Any] | None = None
@@ -146,14 +147,14 @@ def _cell(folder: CellFolder, about: Mapping[str, Any], wanted: Sequence[str], a
     problem = folder.problem()
     if problem is not None:
         return _Cell("failed", about, run, problem=problem)
-    return _Cell("waiting" if run is None else "interrupted", about, run)
+    return _Cell("waiting" if run is None else "stopped", about, run)
 
 
 def _counts(cells: Sequence[_Cell]) -> dict[str, int]:
-    found = {name: sum(cell.state == name for cell in cells) for name in ("finished", "running", "failed", "damaged")}
-    interrupted = sum(cell.state == "interrupted" for cell in cells)
-    waiting = interrupted + sum(cell.state == "waiting" for cell in cells)
-    return found | {"waiting": waiting, "interrupted": interrupted}
+    """How many cells are in each state, by the words of JSON documents; those that wait include the stopped ones."""
+    counts = Counter(cell.state for cell in cells)
+    begun = {cell_word(state): counts[state] for state in BEGUN}
+    return begun | {"waiting": counts["stopped"] + counts["waiting"], cell_word("stopped"): counts["stopped"]}
 
 
 def _seconds_of_a_cell(events: Sequence[Mapping[str, Any]], cells: Sequence[_Cell]) -> float | None:
@@ -165,7 +166,7 @@ def _seconds_of_a_cell(events: Sequence[Mapping[str, Any]], cells: Sequence[_Cel
 
 def _left(cells: Sequence[_Cell], seconds: float | None) -> float | None:
     """Seconds of work that are left for one worker; None where nothing tells."""
-    todo = [cell for cell in cells if cell.state in ("running", "interrupted", "waiting")]
+    todo = [cell for cell in cells if cell.state in ("running", "stopped", "waiting")]
     rates = [cell.run.steps_per_second for cell in todo if cell.run is not None and cell.run.steps_per_second]
     if todo and seconds is None and not rates:
         return None
@@ -182,9 +183,7 @@ def _left(cells: Sequence[_Cell], seconds: float | None) -> float | None:
 def _state(grid: GridFolder, worker: Worker | None, counts: Mapping[str, int], silent: float) -> State:
     todo = counts["running"] + counts["waiting"]
     done = worker is None and not todo and read_document(grid.results) is not None
-    return state_of(
-        worker, done, any(counts[name] for name in ("finished", "running", "failed", "damaged")), silent, 0.0
-    )
+    return state_of(worker, done, any(counts[state] for state in BEGUN), silent, 0.0)
 
 
 def _told(cell: _Cell) -> CellStatus:
@@ -192,7 +191,7 @@ def _told(cell: _Cell) -> CellStatus:
     return CellStatus(
         name=str(cell.about.get("name", "")),
         digest=str(cell.about["digest"]),
-        state=cell.state,
+        state=cell_word(cell.state),
         step=run.step if run else 0,
         steps=run.steps if run else None,
         steps_per_second=run.steps_per_second if run else None,

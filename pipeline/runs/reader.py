@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from teachonce.core.status import State
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.log import read_events
 from teachonce.training.config import config_digest
@@ -98,7 +99,7 @@ class Unusable:
     """A folder that is no finished, whole run, and why."""
 
     name: str
-    kind: str
+    kind: State
     """failed, unfinished, damaged or waiting."""
     why: str
     hint: str = ""
@@ -107,7 +108,7 @@ class Unusable:
 class _NoRun(Exception):
     """Why a folder does not count; never leaves this module."""
 
-    def __init__(self, kind: str, why: str) -> None:
+    def __init__(self, kind: State, why: str) -> None:
         super().__init__(why)
         self.kind, self.why = kind, why
 

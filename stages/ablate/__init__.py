@@ -105,7 +105,7 @@ class _Run:
 
     def cells(self) -> None:
         """Run the cells that are not finished; failed ones if that was asked for."""
-        states_wanted = {"missing", "failed"} if self.request.retry_failed else {"missing"}
+        states_wanted = {"unfinished", "failed"} if self.request.retry_failed else {"unfinished"}
         todo = [planned for planned in self.prepared.cells if self.before[planned.digest] in states_wanted]
         finished = sum(state == "finished" for state in self.before.values())
         self.reporter.note(f"{len(self.before)} cells: {finished} finished before, {len(todo)} to run")

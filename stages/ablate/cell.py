@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from teachonce.core.locks import ALONE, ALONE_OR_NOT, locked, read_owner
 from teachonce.core.progress import Silent
 from teachonce.core.signals import stopped_by
+from teachonce.core.status import State
 from teachonce.errors import IncompleteError
 from teachonce.runs.grid import Evaluation
 from teachonce.runs.grid_folder import SCHEMA, CellFolder, GridFolder, read_document, write_document
@@ -59,7 +60,8 @@ class CellReport:
     """How a task ended."""
 
     digest: str
-    state: Literal["done", "failed", "stopped"]
+    state: State
+    """finished, failed or stopped."""
     name: str
     message: str = ""
 
@@ -119,7 +121,7 @@ def _cell(job: CellJob, folder: GridFolder) -> CellReport:
             train_seconds=round(trained, 3),
         )
     cell.failure.unlink(missing_ok=True)
-    return CellReport(digest=job.digest, name=job.name, state="done")
+    return CellReport(digest=job.digest, name=job.name, state="finished")
 
 
 def _finals(job: CellJob, folder: GridFolder) -> CellReport:
@@ -128,7 +130,7 @@ def _finals(job: CellJob, folder: GridFolder) -> CellReport:
     lacking = {evaluation: file for evaluation, file in files.items() if read_document(file) is None}
     _evaluate(job, folder.cell(job.digest), lacking)
     folder.cell(job.digest).failure.unlink(missing_ok=True)
-    return CellReport(digest=job.digest, name=job.name, state="done")
+    return CellReport(digest=job.digest, name=job.name, state="finished")
 
 
 def _evaluate(job: CellJob, cell: CellFolder, files: Mapping[Evaluation, Path]) -> None:
@@ -200,7 +202,7 @@ def _ended(job: CellJob, folder: GridFolder, wanted: _Wanted, problem: Exception
         from distributed import Reschedule
 
         raise Reschedule from problem  # this worker goes, the grid goes on: somebody else takes the cell over
-    state: Literal["failed", "stopped"] = "failed"
+    state: State = "failed"
     if isinstance(problem, _Busy) or (wanted.is_over() and isinstance(problem, IncompleteError)):
         state = "stopped"
     said = str(problem) or type(problem).__name__

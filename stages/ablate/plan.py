@@ -17,6 +17,7 @@ import numpy as np
 
 from teachonce.cluster.description import ClusterSpec, LocalDescription, load_description
 from teachonce.core.progress import Reporter, Silent
+from teachonce.core.status import cell_word
 from teachonce.errors import TeachOnceError
 from teachonce.labels.selection import Selection, choose, load_selection, save_selection
 from teachonce.rows import files as working_files
@@ -75,7 +76,7 @@ def plan(prepared: Prepared, request: AblateRequest, reporter: Reporter) -> Abla
     from teachonce.stages.ablate.derive import wanted
 
     now = states(prepared)
-    runs = {"missing", "failed"} if request.retry_failed else {"missing"}
+    runs = {"unfinished", "failed"} if request.retry_failed else {"unfinished"}
     todo = [planned for planned in prepared.cells if now[planned.digest] in runs]
     workers = _workers(request.cluster)
     selections = _Selections(prepared)
@@ -96,7 +97,7 @@ def plan(prepared: Prepared, request: AblateRequest, reporter: Reporter) -> Abla
             {
                 "name": p.cell.name,
                 "digest": p.digest,
-                "state": now[p.digest],
+                "state": cell_word(now[p.digest]),
                 "changes": [f"{key} = {value}" for key, value in p.cell.changes.items()],
                 "step": prepared.folder.cell(p.digest).step(),
             }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from teachonce.cluster.description import ClusterSpec
 from teachonce.core.progress import Reporter
+from teachonce.core.status import State
 from teachonce.data.vocabulary import HALVES
 from teachonce.errors import DataError, IncompleteError, TeachOnceError, UsageError
 from teachonce.labels.derived import content_id
@@ -20,7 +21,7 @@ from teachonce.labels.store import LabelStore
 from teachonce.models.spec import absolute_spec, parse_spec
 from teachonce.runs.cells import Cell, expand, located
 from teachonce.runs.grid import HELD_OUT, Evaluation, Grid, beside, load_grid
-from teachonce.runs.grid_folder import SCHEMA, GridFolder, State
+from teachonce.runs.grid_folder import SCHEMA, GridFolder
 from teachonce.runs.needs import Need, cell_digest, need_of, short_digest, student_command
 from teachonce.stages.ablate.sets import open_sets, require_measured_so
 from teachonce.training.config import TrainConfig

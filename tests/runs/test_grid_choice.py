@@ -58,7 +58,7 @@ def test_a_cell_that_was_not_measured_cannot_choose(tmp_path: Path) -> None:
 def test_a_cell_is_finished_when_its_run_and_its_evaluations_are_whole(tmp_path: Path) -> None:
     folder = GridFolder(tmp_path)
     place = folder.cell("a")
-    assert place.state([]) == "missing" and place.step() == 0
+    assert place.state([]) == "unfinished" and place.step() == 0
     place.path.mkdir(parents=True)
     place.fail(UsageError("no", hint="so"))
     assert place.state([]) == "failed" and (place.problem() or {})["hint"] == "so"
@@ -73,12 +73,12 @@ def test_a_cell_is_finished_when_its_run_and_its_evaluations_are_whole(tmp_path:
     place.failure.unlink()
     cell(GridFolder(tmp_path / "other"), "a", 0.5)
     other = GridFolder(tmp_path / "other").cell("a")
-    assert other.state([]) == "finished" and other.state(["dev"]) == "missing"
+    assert other.state([]) == "finished" and other.state(["dev"]) == "unfinished"
     other.evaluation("dev").parent.mkdir()
     other.evaluation("dev").write_text('{"schema": 1, "top1": ')  # cut short
     assert other.lacking(["dev"]) == ["dev"]
     (other.path / "results.json").write_text("{")
-    assert other.state([]) == "missing"
+    assert other.state([]) == "unfinished"
 
 
 def test_prompts_that_are_not_of_the_run_are_an_error(tmp_path: Path) -> None:

@@ -79,8 +79,8 @@ def test_a_cell_in_which_workers_die_is_given_up(job: CellJob, monkeypatch: pyte
     log.write("cell_start", digest="d", name="n", token=job.token + 1, step=7)  # of an earlier call
     tried: list[Any] = []
     monkeypatch.setattr("teachonce.stages.train.train", lambda *asked: tried.append(asked))
-    monkeypatch.setattr(ablate_cell.CellFolder, "results", lambda self: {} if tried else None)
-    assert run_cell(job).state == "done" and len(tried) == 1
+    monkeypatch.setattr(ablate_cell.CellFolder, "trained", lambda self: {} if tried else None)
+    assert run_cell(job).state == "finished" and len(tried) == 1
     tried.clear()
     for _ in range(3):
         log.write("cell_start", digest="d", name="n", token=job.token, step=7)
