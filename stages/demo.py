@@ -19,6 +19,7 @@ from teachonce.core.files import atomic_write_bytes
 from teachonce.core.progress import Reporter
 from teachonce.errors import IntegrityError, UsageError
 from teachonce.runs.folder import RESULTS, RunFolder
+from teachonce.runs.results import RunResults
 
 if TYPE_CHECKING:
     from teachonce.demo.models import DemoModels
@@ -151,7 +152,7 @@ def _cells(seeds: int) -> Iterator[tuple[str, str, int]]:
 
 def _train(
     out: Path, models: DemoModels, structure: str, supervision: str, seed: int, reporter: Reporter
-) -> tuple[str, Path, dict[str, Any]]:
+) -> tuple[str, Path, RunResults]:
     """Train one cell, or take it up where an earlier demo left it; returns its name, folder and results."""
     from teachonce.stages.train import TrainRequest, train
     from teachonce.training.config import load_train_config
@@ -170,11 +171,14 @@ def _train(
             ),
             reporter,
         )
-    return name, run, json.loads(files.results.read_text(encoding="utf-8"))
+    results = files.read_results()
+    if results is None:
+        raise IntegrityError(f"{files.results} is damaged", hint=f"remove {run} and run again")
+    return name, run, results
 
 
 def _table(
-    out: Path, models: DemoModels, runs: list[tuple[str, Path, dict[str, Any]]], reporter: Reporter
+    out: Path, models: DemoModels, runs: list[tuple[str, Path, RunResults]], reporter: Reporter
 ) -> list[dict[str, Any]]:
     rows = [
         _row("teacher, hand-written template", out, models.teacher, [None], 0, reporter),
@@ -182,7 +186,7 @@ def _table(
     ]
     for name in dict.fromkeys(name for name, _, _ in runs):
         mine = [(run, results) for other, run, results in runs if other == name]
-        parameters = mine[0][1]["trainable_parameters"]
+        parameters = mine[0][1].trainable_parameters
         rows.append(_row(f"student, {name}", out, models.student, [run for run, _ in mine], parameters, reporter))
     return rows
 

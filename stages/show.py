@@ -101,7 +101,7 @@ def _config(base: Group) -> dict[str, Any]:
 
 def _setting(folder: Folder, group: Group, number: int, tables: tuple[Measure, ...]) -> dict[str, Any]:
     runs = group.runs
-    losses = [run.results["final_loss"] for run in runs if run.results.get("final_loss") is not None]
+    losses = [run.results.final_loss for run in runs if run.results.final_loss is not None]
     lines = {table.key: line for table in tables if (line := table.line(group.name))}
     return {
         "number": number,
@@ -110,7 +110,7 @@ def _setting(folder: Folder, group: Group, number: int, tables: tuple[Measure, .
         "seeds": sorted({run.seed for run in runs}),
         "changes": dict(group.changes),
         "seconds": sum(run.seconds for run in runs) / len(runs),
-        "trainable_parameters": int(runs[0].results["trainable_parameters"]),
+        "trainable_parameters": runs[0].results.trainable_parameters,
         "final_loss": sum(losses) / len(losses) if losses else None,
         "loss": _loss(group),
         "measures": {key: _figures(line) for key, line in lines.items()},

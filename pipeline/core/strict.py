@@ -53,6 +53,18 @@ def decode(
         raise error(f"{where}: {problem}") from problem
 
 
+def decode_known(kind: type[T], data: Mapping[str, Any], where: str, error: type[UsageError] | Any = UsageError) -> T:
+    """Build the dataclass `kind` from a document that another version may have written.
+
+    Keys that `kind` does not have are passed over, and fields with a default may be missing; all else as `decode`.
+
+    Raises:
+        error: a missing key, a wrong type, a value not allowed.
+    """
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return decode(kind, {key: value for key, value in data.items() if key in known}, where, error)
+
+
 def toml_value(text: str) -> Any:
     """What `text` means on the right side of a line of TOML; a bare word, or what is no value, is a string."""
     try:

@@ -112,7 +112,7 @@ class Folder:
 def value_of(run: Run, measure: str) -> float | None:
     """Top-1 of a run by a measure; None where it was not measured."""
     if measure == HELD_OUT:
-        return number(run.results.get("held_out_top1"))
+        return run.results.held_out_top1
     return run.evaluations[measure].figures["top1"] if measure in run.evaluations else None
 
 
@@ -342,7 +342,7 @@ def _grouped(runs: Sequence[Run]) -> list[Group]:
 def _setting(run: Run) -> dict[str, Any]:
     """All that decides a run's result but its seed."""
     config = {key: value for key, value in run.config.items() if key != SEED}
-    return config | {name: run.results.get(key) for name, key in _ORIGINS.items()}
+    return config | {name: getattr(run.results, key) for name, key in _ORIGINS.items()}
 
 
 def _most_common(values: Sequence[Any], default: Any) -> Any:

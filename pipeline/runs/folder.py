@@ -28,11 +28,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from teachonce.core.files import atomic_write_bytes
 from teachonce.core.locks import ALONE_OR_NOT, locked
 from teachonce.core.machine import this_process
 from teachonce.errors import EnvironmentFault, FingerprintError, IncompleteError, IntegrityError, UsageError
 from teachonce.models.prompt_names import CHECKPOINTS_FOLDER, CONFIG_FILE, META_FILE, TENSORS_FILE
 from teachonce.runs.log import RunLog
+from teachonce.runs.results import RunResults, decode_results
 from teachonce.runs.tensorboard import Sink
 from teachonce.training.config import TrainConfig
 
@@ -139,6 +141,22 @@ class RunFolder:
         """SHA-256 (hex) of `tensors` as they are now; None where the file is not there."""
         return hashlib.sha256(self.tensors.read_bytes()).hexdigest() if self.tensors.is_file() else None
 
+    def read_results(self) -> RunResults | None:
+        """What came out; None where `results` is not there, or is not what a run writes."""
+        try:
+            return decode_results(json.loads(self.results.read_text(encoding="utf-8")), str(self.results))
+        except (OSError, ValueError, RecursionError, IntegrityError):
+            return None
+
+    def write_results(self, results: RunResults) -> None:
+        """Write `results` whole.
+
+        Raises:
+            EnvironmentFault: it cannot be written.
+        """
+        text = json.dumps(results.document(), indent=1, allow_nan=False)
+        atomic_write_bytes(self.results, (text + "\n").encode())
+
     def looks_begun(self) -> bool:
         """Whether so much of a run is here that a search for runs should name the folder."""
         config, log = self.config.is_file(), self.events.is_file()
@@ -239,19 +257,6 @@ def clear(out: Path) -> None:
     shutil.rmtree(RunFolder(out).checkpoints.path, ignore_errors=True)
     for name in filter(_DRAFT.fullmatch, _names(out)):
         (out / name).unlink()
-
-
-def read_results(out: Path) -> dict[str, Any] | None:
-    """results.json; None where there is none, or not what a run writes."""
-    try:
-        found: Any = json.loads(RunFolder(out).results.read_text(encoding="utf-8"), parse_constant=_no_number)
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and found.get("schema") == 1 else None
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no JSON")
 
 
 def _stored(out: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from teachonce.core.status import State, cell_word
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
 from teachonce.runs.folder import LOG, RESULTS, RunFolder
 from teachonce.runs.log import RunLog
+from teachonce.runs.results import RunResults
 
 SCHEMA = 1
 RETRY = "once the cause is mended run the same command with --retry-failed"
@@ -168,23 +169,22 @@ class GridFolder:
 class CellFolder(RunFolder):
     """The folder of one cell: that of its run, with what `ablate` lays beside."""
 
-    def trained(self) -> dict[str, Any] | None:
-        """results.json of a run that is whole; None before that.
+    def trained(self) -> RunResults | None:
+        """What the run came to; None before its end.
 
         Raises:
             IntegrityError: the prompts are no longer those of the run.
         """
-        found = read_document(self.results)
-        if found is None:
+        results = self.read_results()
+        if results is None:
             return None
         digest = self.prompts_digest() or "no file"
-        if digest != found.get("prompts_digest"):
+        if digest != results.prompts_digest:
             raise IntegrityError(
-                f"{self.tensors} is not what its run wrote: expected SHA-256 {found.get('prompts_digest')}, "
-                f"found {digest}",
+                f"{self.tensors} is not what its run wrote: expected SHA-256 {results.prompts_digest}, found {digest}",
                 hint=f"restore it, or remove {self.path} to train this cell again",
             )
-        return found
+        return results
 
     def damage(self) -> IntegrityError | None:
         """What is wrong with a finished run whose prompts are no longer those that it wrote."""

@@ -137,10 +137,9 @@ def _started(events: Sequence[Mapping[str, Any]], token: int) -> set[str]:
 def _cell(folder: CellFolder, about: Mapping[str, Any], wanted: Sequence[str], at_work: bool, now: float) -> _Cell:
     if folder.damage() is not None:
         return _Cell("damaged", about, problem=folder.problem())
-    results = read_document(folder.results)
+    results = folder.read_results()
     if results is not None and not folder.lacking(wanted):
-        seconds = results.get("seconds")
-        return _Cell("finished", about, seconds=float(seconds) if number(seconds) else None)  # type: ignore[arg-type]
+        return _Cell("finished", about, seconds=results.seconds)
     run = run_status(folder.path, now) if is_run(folder.path) else None
     if at_work:
         return _Cell("running", about, run)

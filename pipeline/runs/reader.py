@@ -20,6 +20,7 @@ import numpy.typing as npt
 from teachonce.core.status import State
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.log import read_events
+from teachonce.runs.results import RunResults
 from teachonce.training.config import config_digest
 
 FIGURES = ("top1", "top5", "macro", "ece", "nll")
@@ -77,7 +78,7 @@ class Run:
     """Its path below the folder that was read."""
     seed: int
     config: Mapping[str, Any]
-    results: Mapping[str, Any]
+    results: RunResults
     start: Mapping[str, Any]
     """The first event: versions, digests, where labels and student were."""
     last_time: float | None
@@ -91,7 +92,7 @@ class Run:
     def seconds(self) -> float:
         """Of all its calls, as far as its log tells."""
         logged = float(self.loss.seconds[-1]) if len(self.loss.seconds) else 0.0
-        return max(logged, float(self.results["seconds"]))
+        return max(logged, self.results.seconds)
 
 
 @dataclass(frozen=True)
@@ -182,25 +183,18 @@ def _events(run: RunFolder) -> list[dict[str, Any]]:
         raise _NoRun("damaged", f"events.jsonl is not UTF-8: {problem.reason}") from problem
 
 
-def _results(run: RunFolder) -> dict[str, Any]:
-    file = run.results
-    if not file.is_file():
+def _results(run: RunFolder) -> RunResults:
+    if not run.results.is_file():
         raise _NoRun("unfinished", "results.json is missing: the run has not come to its end")
-    results = read_json(file)
-    if not isinstance(results, dict) or results.get("schema") != 1 or not _has_figures(results):
+    results = run.read_results()
+    if results is None:
         raise _NoRun("damaged", "results.json is not what a run writes: cut short, or of another version")
     digest = run.prompts_digest()
     if digest is None:
         raise _NoRun("damaged", f"{run.tensors.name} is missing")
-    if digest != results.get("prompts_digest"):
+    if digest != results.prompts_digest:
         raise _NoRun("damaged", f"{run.tensors.name} is not the file that results.json tells of: its SHA-256 differs")
     return results
-
-
-def _has_figures(results: Mapping[str, Any]) -> bool:
-    must = all(number(results.get(key)) is not None for key in ("steps", "trainable_parameters", "seconds"))
-    may = all(results.get(key) is None or number(results[key]) is not None for key in ("held_out_top1", "final_loss"))
-    return must and may
 
 
 def _require_same_config(config: Mapping[str, Any], start: Mapping[str, Any]) -> None:

@@ -85,8 +85,7 @@ def run_status(folder: Path, now: float) -> RunStatus:
     silent = max(0.0, now - sign) if sign is not None else None
     rate, gap = _pace(attempt)
     worker = worker_of(_mark(run.lock))
-    done = (read_object(run.results) or {}).get("steps") is not None
-    state = state_of(worker, done, bool(steps), silent or 0.0, gap)
+    state = state_of(worker, run.read_results() is not None, bool(steps), silent or 0.0, gap)
     step, since = int(last.get("step", 0)), float(last.get("time", now))
     end = ending(max(0, (total or 0) - step), rate if total else None, since, now, state)
     return RunStatus(

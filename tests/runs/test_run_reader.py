@@ -21,7 +21,7 @@ def readable(folder: Path) -> Run:
 
 def test_a_whole_run_gives_config_figures_and_curves(tmp_path: Path) -> None:
     run = readable(write_run(tmp_path / "run", seed=3, changes={"structure": "kv"}, top1=0.45, seconds=30.0))
-    assert (run.seed, run.config["structure"], run.results["held_out_top1"]) == (3, "kv", 0.45)
+    assert (run.seed, run.config["structure"], run.results.held_out_top1) == (3, "kv", 0.45)
     assert run.loss.steps.tolist() == list(range(5, 121, 5))
     assert run.loss.seconds == pytest.approx(run.loss.steps / 120 * 30.0, abs=1e-4)
     assert run.held_out.values[-1] == pytest.approx(0.45)
