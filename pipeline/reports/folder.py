@@ -158,9 +158,9 @@ def _of_one_set(folder: Folder) -> Folder:
     others = []
     for measure in folder.measures:
         named = [run.evaluations[measure] for run in folder.runs if measure in run.evaluations]
-        usual = Counter(map(_set_of, named)).most_common(1)[0][0] if named else None
+        usual = Counter(evaluation.image_set for evaluation in named).most_common(1)[0][0] if named else None
         for run in folder.runs:
-            if measure in run.evaluations and _set_of(run.evaluations[measure]) != usual:
+            if measure in run.evaluations and run.evaluations[measure].image_set != usual:
                 others.append((run.name, measure))
     if not others:
         return folder
@@ -182,11 +182,6 @@ def _of_one_set(folder: Folder) -> Folder:
         for group in folder.groups
     ]
     return dataclasses.replace(folder, groups=tuple(groups), unusable=(*folder.unusable, *told))
-
-
-def _set_of(evaluation: Evaluation) -> tuple[str, ...]:
-    digests = mapping(evaluation.about.get("digests"))
-    return str(digests.get("samples")), str(evaluation.about.get("names_digest")), str(evaluation.about.get("n"))
 
 
 def _read_grid(path: Path, grid: Mapping[str, Any]) -> Folder:

@@ -49,6 +49,22 @@ class ClassFigures:
     """Top-1 of the bare student with the template."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeasuredOn:
+    """What an evaluation's figures were measured on, as far as its document says."""
+
+    protocol: str | None = None
+    manifest: str | None = None
+    split: str | None = None
+    chosen: str | None = None
+    """Which classes, and among which names."""
+    templates: tuple[str, ...] = ()
+    classes: int | None = None
+    """Names that compete."""
+    names_digest: str | None = None
+    samples_digest: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
     """What `evaluate` said of a run on one set."""
@@ -59,14 +75,18 @@ class Evaluation:
     template: Mapping[str, float]
     """The same of the bare student with the hand-written template; empty if not there."""
     n: int
-    about: Mapping[str, Any]
-    """The document, as it is."""
+    measured_on: MeasuredOn
     classes: tuple[ClassFigures, ...] = ()
     credits: npt.NDArray[np.float32] | None = None
     """[n] credit of each image."""
     template_credits: npt.NDArray[np.float32] | None = None
     foreign: tuple[str, ...] = ()
     """Credits beside it that are not its own, in words; they are not read."""
+
+    @property
+    def image_set(self) -> tuple[int, str | None, str | None]:
+        """What two evaluations must share to be compared image by image: images and competing names."""
+        return self.n, self.measured_on.samples_digest, self.measured_on.names_digest
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -240,13 +260,13 @@ def read_evaluations(folder: Path) -> dict[str, Evaluation]:
 
 def read_evaluation(file: Path, name: str) -> Evaluation | None:
     """One result of `evaluate` and what lies beside it; None if it is not whole."""
-    about = read_json(file)
-    if not isinstance(about, dict):
+    document = read_json(file)
+    if not isinstance(document, dict):
         return None
-    figures, n = _figures(about), number(about.get("n"))
+    figures, n = _figures(document), number(document.get("n"))
     if "top1" not in figures or n is None or n < 1:
         return None
-    template = _figures(mapping(about.get("baseline")))
+    template = _figures(mapping(document.get("baseline")))
     beside = file.parent / file.stem
     credits, foreign = _credits(Path(f"{beside}.top1.npy"), int(n), figures["top1"])
     template_credits, more = _credits(Path(f"{beside}.template.top1.npy"), int(n), template.get("top1"))
@@ -255,12 +275,32 @@ def read_evaluation(file: Path, name: str) -> Evaluation | None:
         figures=figures,
         template=template,
         n=int(n),
-        about=about,
+        measured_on=_measured_on(document),
         classes=_class_figures(Path(f"{beside}.csv")),
         credits=credits,
         template_credits=template_credits,
         foreign=(*foreign, *more),
     )
+
+
+def _measured_on(document: Mapping[str, Any]) -> MeasuredOn:
+    """What a document of any version says; before there were several templates, the baseline named its one."""
+    classes, templates = document.get("classes"), document.get("templates")
+    told = templates if isinstance(templates, list) else []
+    return MeasuredOn(
+        protocol=_text(document.get("protocol")),
+        manifest=_text(document.get("manifest")),
+        split=_text(document.get("split")),
+        chosen=_text(document.get("chosen")),
+        templates=tuple(map(str, told or filter(None, [_text(mapping(document.get("baseline")).get("template"))]))),
+        classes=classes if isinstance(classes, int) else None,
+        names_digest=_text(document.get("names_digest")),
+        samples_digest=_text(mapping(document.get("digests")).get("samples")),
+    )
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
 
 
 def _figures(document: Mapping[str, Any]) -> dict[str, float]:
