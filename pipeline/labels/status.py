@@ -195,8 +195,6 @@ def _records(store: LabelStore, group: str) -> tuple[Sequence[Record | None], in
 
 def _pace(store: LabelStore, found: _Commits) -> tuple[float | None, float | None, float]:
     """Rows a second of the last run, its last commit in seconds since 1970, and the usual gap between two commits."""
-    from teachonce.labels.ledger import IN_TURN  # brings Zarr, which the status of a run does without
-
     if not found.every:
         return None, None, 0.0
     newest_record = max(found.every, key=lambda record: record.time_us)
