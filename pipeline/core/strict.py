@@ -137,7 +137,7 @@ def idle_unless(**value: Any) -> Idle:
 
 
 @functools.cache
-def marks_of(kind: type) -> dict[str, tuple[Any, ...]]:
+def marks_of(kind: Any) -> dict[str, tuple[Any, ...]]:
     """Field -> what its `Annotated` says besides its type, for the fields of a dataclass in their order."""
     hints = typing.get_type_hints(kind, include_extras=True)
     names = [field.name for field in dataclasses.fields(kind)]

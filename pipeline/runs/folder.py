@@ -26,7 +26,8 @@ from typing import Any
 from teachonce.core.locks import ALONE_OR_NOT, locked
 from teachonce.core.machine import this_process
 from teachonce.errors import EnvironmentFault, FingerprintError, IncompleteError, IntegrityError, UsageError
-from teachonce.training.config import TrainConfig
+from teachonce.training.config import table_of
+from teachonce.training.config_file import flat
 
 CONFIG, CHECKPOINTS, LOG, RESULTS = "config.toml", "checkpoints", "events.jsonl", "results.json"
 LOCK = ".teachonce.lock"
@@ -152,10 +153,10 @@ def _stored(out: Path) -> dict[str, Any]:
     """config.toml, with exactly the keys of a config."""
     file = out / CONFIG
     try:
-        stored = tomllib.loads(file.read_text(encoding="utf-8"))
+        stored = flat(tomllib.loads(file.read_text(encoding="utf-8")), str(file))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise IntegrityError(f"{file} is damaged: {problem}", hint="restore it, or give another --out") from problem
-    known = [field.name for field in dataclasses.fields(TrainConfig)]
+    known = list(table_of())
     unknown = [key for key in stored if key not in known]
     if unknown:
         raise UsageError(

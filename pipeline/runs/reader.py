@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from teachonce.errors import UsageError
 from teachonce.runs.log import read_events
 from teachonce.training.config import config_digest
+from teachonce.training.config_file import flat
 
 FIGURES = ("top1", "top5", "macro", "ece", "nll")
 TENSORS = "prompts.safetensors"
@@ -166,9 +168,11 @@ def _config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise _NoRun("unfinished", "config.toml is missing: the run ended before its first step")
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return flat(tomllib.loads(file.read_text(encoding="utf-8")), "config.toml")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise _NoRun("damaged", f"config.toml is not TOML: {problem}") from problem
+    except UsageError as problem:  # a key in its table and without it
+        raise _NoRun("damaged", problem.message) from problem
 
 
 def _events(folder: Path) -> list[dict[str, Any]]:
