@@ -34,7 +34,8 @@ from teachonce.models.structures import Init, Position, Structure
 
 LARGEST_RATE = 1e30  # beyond it, float32 overflows in the middle of an update
 OURS = Source("ours")
-NOT_TEXT = idle(tower="text")
+IMAGES = 'tower = "image" or "both"'
+NOT_TEXT = Idle(("tower",), lambda values: values["tower"] == "text", needs=IMAGES)
 NOT_IMAGE = idle(tower="image")
 ONLY_SAMPLED = idle_unless(candidates="sampled")
 NO_SOFT_LOSS = idle(supervision="hard")
@@ -67,11 +68,12 @@ class Prompts(_Table):
 
     tower: Annotated[Literal["text", "image", "both"], Source("POMP; RPP's encoders are not known to us")] = "text"
     """Which of the student's towers carries prompts. image, both: images are read in training (`--root`)."""
-    structure: Annotated[Structure, Source("RPP: individual query, key and value prompts; in every layer: ours")] = (
-        "unshared"
-    )
-    """shared: context vectors at the input (CoOp, POMP). unshared: query/key/value prompts in each layer (RPP), on top
-    of the slot states; unshared-replace: in their place. Letters (q, k, v, r for the residual) are its ablations."""
+    structure: Annotated[
+        Structure, Source('ours: carried, so that the query prompt lives; RPP as reported: "unshared-replace"')
+    ] = "unshared"
+    """shared: context vectors at the input (CoOp, POMP). unshared: query/key/value prompts in each layer on top of the
+    carried slot states (ours). unshared-replace: such prompts in place of the slot states (RPP as reported by third
+    parties). Letters (q, k, v, r for the residual) are ablations of unshared."""
     context: Annotated[str, Source("ours: step 0 is the hand-written template exactly; POMP starts from noise")] = (
         "a photo of a"
     )
@@ -231,7 +233,9 @@ class Loop(_Table):
     """Rows whose logits, and images, are in memory at once; 0: all of the step. Changes no result beyond rounding."""
     held_out: Annotated[float, Between(0, 1), Source("ours: nothing is kept apart")] = 0.0
     """Share of the samples that is never trained on and measured every `evaluate_every` steps."""
-    evaluate_every: Annotated[int, Above(0), idle(held_out=0), OURS] = 100
+    evaluate_every: Annotated[
+        int, Above(0), Idle(("held_out",), lambda values: values["held_out"] == 0, needs="held_out"), OURS
+    ] = 100
     seed: Annotated[int, AtLeast(0), Below(2**63, "2^63"), OURS] = 0
     checkpoint_every: Annotated[int, Above(0), OURS] = 100
     """Steps between checkpoints; one is always written at the end."""
@@ -243,7 +247,7 @@ class Loop(_Table):
     """Of the student's towers, under autocast; prompts, logits and losses are float32 in any case."""
     tf32: Annotated[bool, Source("ours; true on a GPU loses some digits for speed")] = False
     """CUDA: matrix products of float32 in TF32."""
-    compile: Annotated[bool, Source("ours; not with prompts in the text tower alone")] = False
+    compile: Annotated[bool, Source(f"ours; only with {IMAGES}")] = False
     """Run the image tower under torch.compile: seconds to begin with, faster steps after that."""
 
 
@@ -252,7 +256,9 @@ class TrainConfig:
     """Everything that decides the result of a run, given a label store and a student.
 
     No two tables have a key of the same name: `tail` and `loss.tail` are the same key to a file, a grid and `--set`.
-    Sources: the method is RPP (arXiv 2409.06166), on the ground of POMP (arXiv 2304.04704); defaults are ours.
+    Sources: the idea is RPP's (arXiv 2409.06166), on the ground of POMP (arXiv 2304.04704). Of RPP's paper we had the
+    abstract and what third parties report of its structure; nothing else of its recipe is known to us. Defaults are
+    ours.
     """
 
     prompts: Prompts = Prompts()

@@ -26,7 +26,7 @@ def test_the_default_recipe_lists_every_key_with_its_default() -> None:
 
 def test_the_recipe_of_the_reported_structure_is_the_defaults_with_prompts_that_replace() -> None:
     """It says that all but RPP's reported structure is our defaults."""
-    assert load_train_config(Path("rpp-reported")) == TrainConfig(structure="unshared-replace")
+    assert load_train_config(Path("rpp-reported")) == TrainConfig.of(structure="unshared-replace")
 
 
 def test_every_shipped_recipe_is_valid() -> None:
