@@ -155,7 +155,7 @@ def _train(
 ) -> tuple[str, Path, RunResults]:
     """Train one cell, or take it up where an earlier demo left it; returns its name, folder and results."""
     from teachonce.stages.train import TrainRequest, train
-    from teachonce.training.config import load_train_config
+    from teachonce.training.config_file import load_train_config
 
     name = f"{structure}, {supervision} labels"
     run = out / "runs" / f"{structure}-{supervision.replace('+', '-')}-{seed}"

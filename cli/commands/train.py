@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from teachonce.cli import options, places, settings
 from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job, job
-from teachonce.training.config import TrainConfig, load_train_config
+from teachonce.training.config import TrainConfig
+from teachonce.training.config_file import config_text, load_train_config
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -65,10 +66,8 @@ def train(
 
 
 def _print_config(config: TrainConfig, output: Output) -> int:
-    import tomli_w
-
     if output.json:
         output.document({"config": config.to_dict()})
     else:
-        output.text(tomli_w.dumps(config.to_dict()))
+        output.text(config_text(config))
     return 0

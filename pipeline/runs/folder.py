@@ -36,7 +36,8 @@ from teachonce.models.prompt_names import CHECKPOINTS_FOLDER, CONFIG_FILE, META_
 from teachonce.runs.log import RunLog
 from teachonce.runs.results import RunResults, decode_results
 from teachonce.runs.tensorboard import Sink
-from teachonce.training.config import TrainConfig
+from teachonce.training.config import table_of
+from teachonce.training.config_file import flat
 
 LOG, RESULTS, EVALUATIONS = "events.jsonl", "results.json", "evaluations"
 LOCK, CELL, FAILURE = ".teachonce.lock", "cell.json", "failure.json"
@@ -263,10 +264,10 @@ def _stored(out: Path) -> dict[str, Any]:
     """config.toml, with exactly the keys of a config."""
     file = RunFolder(out).config
     try:
-        stored = tomllib.loads(file.read_text(encoding="utf-8"))
+        stored = flat(tomllib.loads(file.read_text(encoding="utf-8")), str(file))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise IntegrityError(f"{file} is damaged: {problem}", hint="restore it, or give another --out") from problem
-    known = [field.name for field in dataclasses.fields(TrainConfig)]
+    known = list(table_of())
     unknown = [key for key in stored if key not in known]
     if unknown:
         raise UsageError(

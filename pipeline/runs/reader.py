@@ -18,10 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from teachonce.core.status import State
+from teachonce.errors import UsageError
+from teachonce.models.prompt_names import CONFIG_FILE
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.log import read_events
 from teachonce.runs.results import RunResults
 from teachonce.training.config import config_digest
+from teachonce.training.config_file import flat
 
 FIGURES = ("top1", "top5", "macro", "ece", "nll")
 ROUNDING = 1e-6  # of the mean of credits, which are written as float32
@@ -188,9 +191,11 @@ def _config(run: RunFolder) -> dict[str, Any]:
     if not file.is_file():
         raise _NoRun("unfinished", "config.toml is missing: the run ended before its first step")
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return flat(tomllib.loads(file.read_text(encoding="utf-8")), CONFIG_FILE)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise _NoRun("damaged", f"config.toml is not TOML: {problem}") from problem
+    except UsageError as problem:  # a key in its table and without it
+        raise _NoRun("damaged", problem.message) from problem
 
 
 def _events(run: RunFolder) -> list[dict[str, Any]]:

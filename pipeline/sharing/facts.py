@@ -14,7 +14,7 @@ from typing import Any
 
 from teachonce.core.strict import decode
 from teachonce.data.manifests import load_manifest, shipped_manifests
-from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError
+from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
 from teachonce.labels.format import LABELS
 from teachonce.labels.store import LabelStore
 from teachonce.models.prompt_files import LoadedPrompts, PromptMeta
@@ -22,6 +22,7 @@ from teachonce.models.spec import LOCAL_DIR
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.log import RunLog
 from teachonce.training.config import config_digest
+from teachonce.training.config_file import flat
 
 FACTS_FILE = "export.json"
 _RUN_KEYS = ("steps", "trainable_parameters", "final_loss", "held_out_top1", "selection_digest", "start")
@@ -150,8 +151,8 @@ def _require_own_config(run: Path) -> None:
         return
     hint = "put it back as it was, from a backup or an earlier export; or train again with another --out"
     try:
-        config = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
+        config = flat(tomllib.loads(file.read_text(encoding="utf-8")), str(file))
+    except (OSError, ValueError, UsageError) as problem:
         raise IntegrityError(f"{file} cannot be read: {problem}", hint=hint) from problem
     log = RunFolder(run).events
     try:

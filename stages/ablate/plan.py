@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from teachonce.runs.grid_folder import GridFolder, count_states
 from teachonce.runs.log import read_events
 from teachonce.stages.ablate.prepare import AblateRequest, Planned, Prepared, states
 from teachonce.training.config import TrainConfig
+from teachonce.training.requirements import requirements
 
 if TYPE_CHECKING:
     from teachonce.rows.working_set import WorkingSet
@@ -153,14 +154,14 @@ def _seconds(prepared: Prepared, todo: Sequence[Planned], pace: _Pace, selection
 
 def _steps(prepared: Prepared, planned: Planned, selections: _Selections) -> int:
     config, layout = planned.cell.config, prepared.store.layout
-    if not config.epochs:
-        return config.steps
+    if not config.loop.epochs:
+        return config.loop.steps
     samples = layout.rows // layout.views
     selection = selections.of(planned) if planned.need.derivation is None else None
     if selection is not None:
         samples = len(selection.samples)
-    trained = max(1, round(samples * (1 - config.held_out)))
-    return max(1, math.ceil(config.epochs * math.ceil(trained / config.batch_size)))
+    trained = max(1, round(samples * (1 - config.loop.held_out)))
+    return max(1, math.ceil(config.loop.epochs * math.ceil(trained / config.loop.batch_size)))
 
 
 def _measured(prepared: Prepared, request: AblateRequest, selections: _Selections, reporter: Reporter) -> _Pace:
@@ -221,7 +222,7 @@ def _timed_step(prepared: Prepared, planned: Planned, request: AblateRequest, se
 
     threads = default_threads(request.cluster.workers or 1)
     # Of a few rows a small share may hold out none, and an epoch of them is no epoch of the cell.
-    config = replace(planned.cell.config, held_out=0.0, epochs=0.0, steps=_steps(prepared, planned, selections))
+    config = planned.cell.config.changed(held_out=0.0, epochs=0.0, steps=_steps(prepared, planned, selections))
     tune_process(threads)
     device = pick_device()
     clip = prepared.clip if device == "cpu" else load_clip(prepared.student, device)
@@ -229,7 +230,7 @@ def _timed_step(prepared: Prepared, planned: Planned, request: AblateRequest, se
         rows = _some_rows(prepared, config, selections.of(planned), Path(place))
         stack.callback(rows.close)
         images = None
-        if config.tower != "text" and request.root is not None:
+        if requirements(config).images and request.root is not None:
             images = stack.enter_context(closing(ViewImages(prepared.store, request.root, clip, threads)))
         trainer = Trainer(config, clip, rows, images)
         trainer.step(0)  # what is done once is not counted
@@ -245,15 +246,15 @@ def _some_rows(prepared: Prepared, config: TrainConfig, selection: Selection | N
     from teachonce.rows.working_set import WorkingSet
 
     store = prepared.store
-    features = prepared.clip.digest if config.tower == "text" or config.uses_frozen else None
-    chosen = make_plan(store, features, selection, config.supervision != "hard" and config.targets == "embedding")
+    needs = requirements(config)
+    chosen = make_plan(store, prepared.clip.digest if needs.features else None, selection, needs.embeddings)
     parts, count = [], 0
     for chunk in range(store.layout.chunks):
         if selection is not None and not np.isin(store.samples(*store.layout.bounds(chunk)), selection.samples).any():
             continue
         parts.append(rows_of_chunk(chosen, chunk))
         count += len(parts[-1][RECORDS])
-        if count >= config.batch_size * config.views_per_step * (TIMED_STEPS + 1):
+        if count >= config.loop.batch_size * config.loop.views_per_step * (TIMED_STEPS + 1):
             break
     identity = {"timed": True, "store": store.store_id()}
     digest = working_files.set_digest(identity)

@@ -24,7 +24,7 @@ from teachonce.training.config import TrainConfig
 @pytest.fixture
 def job(finished: Path, student: str, tmp_path: Path) -> Iterator[CellJob]:
     """A cell of many steps, of a driver that holds its grid."""
-    config = TrainConfig(steps=2000, batch_size=8, checkpoint_every=1000, log_every=1)
+    config = TrainConfig.of(steps=2000, batch_size=8, checkpoint_every=1000, log_every=1)
     with hold(tmp_path / "out/grid.json", Notes()) as token:
         yield CellJob(
             out=tmp_path / "out",
