@@ -9,7 +9,6 @@ combinations, of which 64 are held out from prompt training such that each colou
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import itertools
 import json
@@ -26,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from teachonce.core.digests import canonical_digest
 from teachonce.core.progress import Reporter, Silent
 from teachonce.core.sums import digest_of
 from teachonce.errors import DataError, EnvironmentFault, UsageError
@@ -348,7 +348,7 @@ def _check_existing(root: Path, parameters: dict[str, int]) -> dict[str, str]:
 def _summary(root: Path, seed: int, sizes: WorldSizes, files: dict[str, str], *, reused: bool) -> WorldSummary:
     seen, unseen = len(seen_classes()), len(unseen_classes())
     images = sizes.train + seen * sizes.val_per_class + unseen * sizes.unseen_per_class
-    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    digest = canonical_digest(files, spaced=True)
     return WorldSummary(root, seed, sizes, seen, unseen, images, digest, reused)
 
 

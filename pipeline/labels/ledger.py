@@ -8,27 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
-import zarr.errors
 
 from teachonce.data.index import SampleIndex
-
-if TYPE_CHECKING:
-    pass
-
-import time
-from collections.abc import Sequence
-from dataclasses import field
-
-import zarr
-
 from teachonce.errors import FingerprintError
 from teachonce.labels.format import FORMAT_VERSION
 
@@ -58,11 +48,6 @@ class Record:
     phases: Mapping[str, float] = field(default_factory=dict)
     """Seconds that the chunk took in each of PHASES; empty where the writer did not measure them. Reading and decoding
     are summed over threads."""
-
-
-def fingerprint_digest(fingerprint: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of the canonical JSON of a fingerprint."""
-    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def require_fingerprint(path: Path, group: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

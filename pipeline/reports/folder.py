@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from teachonce.core.digests import canonical_json
 from teachonce.errors import DataError
 from teachonce.runs.reader import Evaluation, Run, Unusable, mapping, number, read_evaluation, read_json, read_run
 from teachonce.training.config import TrainConfig
@@ -314,7 +315,7 @@ def _grouped(runs: Sequence[Run]) -> list[Group]:
     """Settings of runs that no grid names: the base differs least from what most have (of equals, the default)."""
     members: dict[str, list[Run]] = {}
     for run in runs:
-        members.setdefault(json.dumps(_setting(run), sort_keys=True, default=str), []).append(run)
+        members.setdefault(canonical_json(_setting(run), foreign_as_text=True), []).append(run)
     if not members:
         return []
     settings = {key: _setting(group[0]) for key, group in members.items()}

@@ -27,13 +27,13 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
+from teachonce.core.digests import MIDDLE, canonical_digest
 from teachonce.core.files import sync, sync_tree
 from teachonce.core.locks import ALONE, ALONE_OR_NOT, SHARED, locked
 from teachonce.core.machine import cache_folder
 from teachonce.core.progress import Reporter
 from teachonce.core.remote import is_remote
 from teachonce.errors import IntegrityError, TeachOnceError
-from teachonce.labels.ledger import fingerprint_digest
 
 ABOUT = "about.json"
 KIND = "teachonce-working-set"
@@ -79,7 +79,7 @@ def folder_in_cache() -> Path:
 
 def set_digest(identity: Mapping[str, Any]) -> str:
     """The name of a set: equal only where the rows, columns and values are."""
-    return fingerprint_digest(identity)[:32]
+    return canonical_digest(identity, MIDDLE)
 
 
 class ArrayWriter:
@@ -208,7 +208,7 @@ def publish(place: Path, identity: Mapping[str, Any], facts: Mapping[str, Any]) 
         **facts,
     }
     about = json.loads(json.dumps(about))  # as a reader sees it: tuples are lists
-    about["check"] = fingerprint_digest(about)
+    about["check"] = canonical_digest(about)
     (place / ABOUT).write_bytes(_about_bytes(about))
     sync_tree(place)
     final = place.parent / set_digest(identity)
@@ -290,7 +290,7 @@ def _read_about(place: Path, digest: str) -> dict[str, Any]:
     except ValueError as problem:
         raise IntegrityError(f"{place / ABOUT} is damaged: {problem}") from problem
     sound = isinstance(about, dict) and _about_bytes(about) == raw
-    if not sound or fingerprint_digest({k: v for k, v in about.items() if k != "check"}) != about.get("check"):
+    if not sound or canonical_digest({k: v for k, v in about.items() if k != "check"}) != about.get("check"):
         raise IntegrityError(f"{place / ABOUT} is damaged: it is not what was written")
     if about["kind"] != KIND or about["schema"] != SCHEMA or set_digest(about["identity"]) != digest:
         raise IntegrityError(f"{place} is another working set than its name says")

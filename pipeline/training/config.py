@@ -6,8 +6,6 @@ It does not train and does not know stores; every key here is an axis that a gri
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from teachonce.core.digests import SHORT, canonical_digest
 from teachonce.core.strict import decode, toml_value
 from teachonce.errors import UsageError, did_you_mean
 from teachonce.models.spec import Precision
@@ -280,8 +279,7 @@ class TrainConfig:
 
 def config_digest(values: Mapping[str, Any]) -> str:
     """`TrainConfig.digest` of values as a file holds them, whichever version wrote it."""
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return canonical_digest(values, SHORT, foreign_as_text=True)
 
 
 def load_train_config(file: Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
