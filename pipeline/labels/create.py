@@ -17,6 +17,7 @@ import numpy.typing as npt
 import zarr
 
 from teachonce.core.files import sync, sync_tree, sync_up, write_failed
+from teachonce.core.streams import ROW_ORDER
 from teachonce.data.index import SampleIndex
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.labels import format as store_format
@@ -187,6 +188,6 @@ def row_order(samples: int, seed: int) -> npt.NDArray[np.int64]:
         [samples], a permutation of range(samples).
     """
     blocks = -(-samples // BLOCK)
-    starts = np.random.Generator(np.random.Philox(key=seed)).permutation(blocks) * BLOCK
+    starts = ROW_ORDER.at(seed).permutation(blocks) * BLOCK
     order = (starts[:, None] + np.arange(BLOCK)[None]).ravel()
     return np.asarray(order[order < samples], dtype=np.int64)
