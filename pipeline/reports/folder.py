@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from teachonce.core.digests import canonical_json
+from teachonce.core.documents import mapping, number, read_object
 from teachonce.errors import DataError
-from teachonce.runs.reader import Evaluation, Run, Unusable, mapping, number, read_evaluation, read_json, read_run
+from teachonce.runs.reader import Evaluation, Run, Unusable, read_evaluation, read_run
 from teachonce.training.config import TrainConfig
 
 DEPTH = 3  # levels of folders below the given one that are searched for runs
@@ -123,8 +124,8 @@ def read_folder(path: Path) -> Folder:
     """
     if not path.is_dir():
         raise DataError(f"{path} is not a folder", hint=EMPTY_HINT)
-    grid = read_json(path / "grid.json")
-    if isinstance(grid, dict) and grid.get("schema") == 1 and isinstance(grid.get("cells"), list):
+    grid = read_object(path / "grid.json", schema=1)
+    if grid is not None and isinstance(grid.get("cells"), list):
         folder = _read_grid(path, grid)
     else:
         folder = _read_runs(path)
@@ -209,7 +210,7 @@ def _read_grid(path: Path, grid: Mapping[str, Any]) -> Folder:
         nearest = min(groups, key=lambda group: len(group.changes))
         groups = [dataclasses.replace(group, is_base=group is nearest) for group in groups]
     groups.sort(key=lambda group: not group.is_base)
-    results = mapping(read_json(path / "results.json"))
+    results = read_object(path / "results.json") or {}
     stored = mapping(results.get("chosen"))
     holds = not unusable and _is_choice_of(stored, results, grid)
     earlier = [*dictionaries(results.get("earlier_choices")), *([] if holds or not stored else [stored])]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from teachonce.core.documents import mapping, number
 from teachonce.reports.folder import Folder
-from teachonce.runs.reader import mapping, number
 
 DIGESTS = {
     "label store": "store_id",

@@ -11,8 +11,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
+from teachonce.core.documents import number, read_events
 from teachonce.core.locks import lock_path, read_owner
-from teachonce.core.status import State, Worker, ending, iso, newest, number, read_lines, state_of, worker_of
+from teachonce.core.status import State, Worker, ending, iso, newest, state_of, worker_of
 from teachonce.errors import IntegrityError
 from teachonce.runs.folder import LOG, RESULTS
 from teachonce.runs.grid_folder import CellFolder, GridFolder, read_document
@@ -101,7 +102,7 @@ def grid_status(folder: Path, now: float) -> GridStatus:
         )
     wanted = [e["name"] for e in about.get("evaluations", ()) if e.get("only") != ONCE]
     owner = read_owner(grid.grid)
-    worker, events = worker_of(owner), read_lines(folder / LOG)
+    worker, events = worker_of(owner), read_events(folder / LOG, live=True)
     at_work = set() if owner is None or (worker and worker.alive is False) else _started(events, owner.token)
     cells = [
         _cell(grid.cell(str(cell["digest"])), cell, wanted, str(cell["digest"]) in at_work, now)
@@ -139,8 +140,7 @@ def _cell(folder: CellFolder, about: Mapping[str, Any], wanted: Sequence[str], a
         return _Cell("damaged", about, problem=folder.problem())
     results = read_document(folder.path / RESULTS)
     if results is not None and not folder.lacking(wanted):
-        seconds = results.get("seconds")
-        return _Cell("finished", about, seconds=float(seconds) if number(seconds) else None)  # type: ignore[arg-type]
+        return _Cell("finished", about, seconds=number(results.get("seconds")))
     run = run_status(folder.path, now) if is_run(folder.path) else None
     if at_work:
         return _Cell("running", about, run)
@@ -159,7 +159,7 @@ def _counts(cells: Sequence[_Cell]) -> dict[str, int]:
 
 def _seconds_of_a_cell(events: Sequence[Mapping[str, Any]], cells: Sequence[_Cell]) -> float | None:
     """Mean over finished cells: as the grid logged them, else as their runs did."""
-    logged = [e["seconds"] for e in events if e["event"] == "cell_done" and number(e.get("seconds"))]
+    logged = [e["seconds"] for e in events if e["event"] == "cell_done" and number(e.get("seconds")) is not None]
     known = logged or [cell.seconds for cell in cells if cell.seconds is not None]
     return mean(known) if known else None
 

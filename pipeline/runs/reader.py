@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
-import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from teachonce.runs.log import read_events
+from teachonce.core.documents import mapping, number, read_events, read_object
 from teachonce.training.config import config_digest
 
 FIGURES = ("top1", "top5", "macro", "ece", "nll")
@@ -123,8 +121,8 @@ def read_run(folder: Path, name: str) -> Run | Unusable:
     try:
         return _read(folder, name)
     except _NoRun as reason:
-        failure = read_json(folder / "failure.json")
-        if isinstance(failure, dict):
+        failure = read_object(folder / "failure.json")
+        if failure is not None:
             return Unusable(name, "failed", str(failure.get("message", reason.why)), str(failure.get("hint", "")))
         return Unusable(name, reason.kind, reason.why)
     except OSError as problem:
@@ -176,7 +174,7 @@ def _events(folder: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         raise _NoRun("damaged", "events.jsonl is missing")
     try:
-        return [event for event in read_events(file) if isinstance(event, dict)]
+        return read_events(file)
     except UnicodeDecodeError as problem:
         raise _NoRun("damaged", f"events.jsonl is not UTF-8: {problem.reason}") from problem
 
@@ -185,8 +183,8 @@ def _results(folder: Path) -> dict[str, Any]:
     file = folder / "results.json"
     if not file.is_file():
         raise _NoRun("unfinished", "results.json is missing: the run has not come to its end")
-    results = read_json(file)
-    if not isinstance(results, dict) or results.get("schema") != 1 or not _has_figures(results):
+    results = read_object(file, schema=1)
+    if results is None or not _has_figures(results):
         raise _NoRun("damaged", "results.json is not what a run writes: cut short, or of another version")
     tensors = folder / TENSORS
     if not tensors.is_file():
@@ -245,8 +243,8 @@ def read_evaluations(folder: Path) -> dict[str, Evaluation]:
 
 def read_evaluation(file: Path, name: str) -> Evaluation | None:
     """One result of `evaluate` and what lies beside it; None if it is not whole."""
-    about = read_json(file)
-    if not isinstance(about, dict):
+    about = read_object(file)
+    if about is None:
         return None
     figures, n = _figures(about), number(about.get("n"))
     if "top1" not in figures or n is None or n < 1:
@@ -304,22 +302,3 @@ def _credits(file: Path, n: int, top1: float | None) -> tuple[npt.NDArray[np.flo
         said = "no top-1" if top1 is None else f"{top1:.6g}"
         return None, (f"{file.name} has the mean {mean:.6g}, and the result says {said}",)
     return credits.astype(np.float32), ()
-
-
-def read_json(file: Path) -> Any:
-    """The document of a file; None if it is not there or not whole."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        return None
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    """A table; an empty one for anything else."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def number(value: Any) -> float | None:
-    """A finite number; None for anything else."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good else None

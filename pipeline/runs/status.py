@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from teachonce.core.documents import number, read_events, read_object
 from teachonce.core.machine import ProcessMark
 from teachonce.core.status import (
     State,
@@ -18,9 +19,6 @@ from teachonce.core.status import (
     ending,
     iso,
     newest,
-    number,
-    read_lines,
-    read_object,
     state_of,
     worker_of,
 )
@@ -64,7 +62,9 @@ class RunStatus:
 
 def is_run(folder: Path) -> bool:
     """Whether this is the folder of a run, be it one that has only begun."""
-    if (folder / LOG).is_file() and any(event["event"] == "start" for event in read_lines(folder / LOG)[:1]):
+    if (folder / LOG).is_file() and any(
+        event["event"] == "start" for event in read_events(folder / LOG, live=True)[:1]
+    ):
         return True
     return _checkpoint(folder) is not None or (folder / LOCK).is_file()
 
@@ -76,10 +76,12 @@ def run_status(folder: Path, now: float) -> RunStatus:
         folder: for which `is_run` holds.
         now: seconds since 1970.
     """
-    events = read_lines(folder / LOG)
+    events = read_events(folder / LOG, live=True)
     attempt = _attempt(events)
-    steps = [event for event in events if event["event"] == "step" and number(event.get("step"))]
-    total = next((int(e["steps"]) for e in events if e["event"] == "start" and number(e.get("steps"))), None)
+    steps = [event for event in events if event["event"] == "step" and number(event.get("step")) is not None]
+    total = next(
+        (int(e["steps"]) for e in events if e["event"] == "start" and number(e.get("steps")) is not None), None
+    )
     last: Event = steps[-1] if steps else {}
     sign = newest([folder / LOG, folder / LOCK, folder / RESULTS, *(folder / CHECKPOINTS).glob("step-*")])
     silent = max(0.0, now - sign) if sign is not None else None
@@ -95,7 +97,7 @@ def run_status(folder: Path, now: float) -> RunStatus:
         process=worker,
         step=step,
         steps=total,
-        losses={name: value for name, value in last.items() if name not in _NO_LOSS and number(value)},
+        losses={name: value for name, value in last.items() if name not in _NO_LOSS and number(value) is not None},
         learning_rate=last.get("learning_rate"),
         gradient_norm=last.get("gradient_norm"),
         held_out=_held_out(events),
@@ -127,7 +129,7 @@ def _mark(folder: Path) -> ProcessMark | None:
 
 def _pace(attempt: Sequence[Event]) -> tuple[float | None, float]:
     """Steps a second, None before two signs; and the usual seconds between two logged steps."""
-    steps = [e for e in attempt if e["event"] in ("step", "pairing") and number(e.get("step"))][-RECENT:]
+    steps = [e for e in attempt if e["event"] in ("step", "pairing") and number(e.get("step")) is not None][-RECENT:]
     if len(steps) < 2:
         return None, 0.0
     seconds = steps[-1]["time"] - steps[0]["time"]
@@ -136,7 +138,11 @@ def _pace(attempt: Sequence[Event]) -> tuple[float | None, float]:
 
 
 def _held_out(events: Sequence[Event]) -> dict[str, float] | None:
-    scores = [e for e in events if e["event"] == "held_out" and number(e.get("top1")) and number(e.get("step"))]
+    scores = [
+        e
+        for e in events
+        if e["event"] == "held_out" and number(e.get("top1")) is not None and number(e.get("step")) is not None
+    ]
     if not scores:
         return None
     best = max(scores, key=lambda event: event["top1"])

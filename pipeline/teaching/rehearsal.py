@@ -18,7 +18,7 @@ import psutil
 import torch
 from PIL import Image
 
-from teachonce.core.locks import hold
+from teachonce.core.locks import owned
 from teachonce.core.machine import default_threads
 from teachonce.core.progress import Reporter, Silent
 from teachonce.core.remote import absolute
@@ -117,7 +117,7 @@ def rehearse(
             matrix,
         )
         add_groups(store, wanted, models)
-        with hold(path, Silent()) as token:
+        with owned(path, Silent()) as token:
             ours = replace(job, store=str(path), root=absolute(wanted.root), token=token, threads=threads)
             return _timed(store, ours, tuple(models), models, began + budget, names, reporter)
 

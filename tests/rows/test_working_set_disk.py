@@ -249,7 +249,7 @@ def test_a_set_that_is_open_survives_its_replacement(store: LabelStore) -> None:
 CHILD = """
 import os, signal, sys, time
 from pathlib import Path
-from teachonce import working_set
+from teachonce.rows import working_set
 from teachonce.labels.store import LabelStore
 real = working_set.write_arrays
 class Tell:
