@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json as json_module
-import math
-import numbers
 import os
 import sys
 import time
@@ -22,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from teachonce.cli.views import fidelity as charts
+from teachonce.core.documents import plain
 from teachonce.errors import EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
@@ -278,21 +277,6 @@ def duration(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size}{name} {whole % size // small:02d}{small_name}"
     return f"{whole}s"
-
-
-def plain(value: Any) -> Any:
-    """The value in JSON's own types: paths as text, tuples as lists, NaN and infinities as null."""
-    if value is None or isinstance(value, (str, bool)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, numbers.Integral):  # NumPy's scalars are registered with `numbers`
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return float(value) if math.isfinite(value) else None
-    return str(value)
 
 
 def render(values: Mapping[str, Any]) -> list[RenderableType]:

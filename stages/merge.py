@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from teachonce import __version__
-from teachonce.core.locks import hold
+from teachonce.core.locks import owned
 from teachonce.core.machine import package_versions
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, FingerprintError, UsageError
@@ -86,7 +86,7 @@ def merge(request: MergeRequest, reporter: Reporter) -> MergeResult:
     top_k = first.layout.top_k if request.top_k is None else request.top_k
     if top_k > first.layout.classes:
         raise UsageError(f"--top-k {top_k} is larger than the vocabulary of {first.layout.classes} classes")
-    with hold(request.labels, reporter, request.force_unlock) as token:
+    with owned(request.labels, reporter, request.force_unlock) as token:
         child, scales = _open_or_create(request, parents, weights, top_k, reporter)
         sources = copy_groups(child, parents, lambda name: name.startswith(STUDENTS))
         maker = _Maker(parents, child, weights, scales, sources, request.threads)

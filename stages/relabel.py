@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teachonce import __version__
-from teachonce.core.locks import hold
+from teachonce.core.locks import owned
 from teachonce.core.machine import package_versions
 from teachonce.core.progress import Reporter
 from teachonce.data.vocabulary import Vocabulary, load_vocabulary, read_class_ids, require_template, take_classes
@@ -97,7 +97,7 @@ def relabel(request: RelabelRequest, reporter: Reporter) -> RelabelResult:
         reporter.note(
             f"{plan.vocabulary.tied()} of {len(plan.vocabulary)} classes share their name with another: they tie"
         )
-    with hold(request.labels, reporter, request.force_unlock) as token:
+    with owned(request.labels, reporter, request.force_unlock) as token:
         child = open_child(request.labels, plan.fingerprint)
         if child is None:
             features, spec = _class_embeddings(request, parent, plan, reporter)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from teachonce.core.documents import read_object
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError
 from teachonce.reports.curves import band
@@ -18,7 +19,6 @@ from teachonce.reports.tables import Line, Measure, best_group, measures
 from teachonce.reports.words import headline
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.grid_folder import GridFolder
-from teachonce.runs.reader import read_json
 from teachonce.training.config import TrainConfig
 
 POINTS = 16  # of a loss curve in a line of text
@@ -149,8 +149,8 @@ def _document(path: Path) -> ShowResult:
     run, grid = RunFolder(folder), GridFolder(folder)
     if path.name == run.results.name and (grid.grid.is_file() or run.config.is_file()):
         return _folder(folder)
-    found = read_json(path)
-    if not isinstance(found, Mapping) or "schema" not in found:
+    found = read_object(path)
+    if found is None or "schema" not in found:
         raise DataError(f"{path} is not a document of teachonce: expected JSON with a schema", hint=EMPTY_HINT)
     figures = {key: value for key, value in found.items() if not isinstance(value, (list, dict)) and value is not None}
     return _empty("results", path, title=path.name, figures=figures)

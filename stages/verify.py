@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from teachonce.core.locks import hold
+from teachonce.core.locks import owned
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
 from teachonce.labels.codec import GAP_FILL
@@ -95,7 +95,7 @@ def examine(request: VerifyRequest, reporter: Reporter) -> tuple[VerifyResult, s
     _check(request)
     if request.repair:
         LabelStore.open(request.labels)  # before a lock is laid beside something that is no store
-        with hold(request.labels, reporter):  # a store that is being written must not lose records
+        with owned(request.labels, reporter):  # a store that is being written must not lose records
             return _verify(request, reporter)
     return _verify(request, reporter)
 

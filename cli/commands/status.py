@@ -14,10 +14,11 @@ import typer
 from rich.console import Console
 
 from teachonce.cli import options
-from teachonce.cli.console import Output, on_terminal, plain
+from teachonce.cli.console import Output, on_terminal
 from teachonce.cli.jobs import Job
 from teachonce.cli.views import status as status_view
 from teachonce.cli.views.printed import print_view
+from teachonce.core.documents import plain
 from teachonce.core.status import State
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 
-from teachonce.cli.console import PIPE_WIDTH, Output, on_terminal, plain
+from teachonce.cli.console import PIPE_WIDTH, Output, on_terminal
+from teachonce.core.documents import plain
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

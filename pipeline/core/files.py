@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from teachonce.errors import EnvironmentFault, IncompleteError
+
+Check = Callable[[Path], None]
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
@@ -27,18 +30,11 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
     if path.exists() and not path.is_file() and not path.is_dir():
         _write_through(path, data)
         return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _sync_folder(path.parent)
+        with whole_file(path) as partial:
+            partial.write_bytes(data)
     except OSError as problem:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise EnvironmentFault(f"cannot write {path}: {problem.strerror or problem}") from problem
+        raise cannot_write(path, problem) from problem
 
 
 def _write_through(path: Path, data: bytes) -> None:
@@ -46,16 +42,37 @@ def _write_through(path: Path, data: bytes) -> None:
         with open(path, "wb") as stream:
             stream.write(data)
     except OSError as problem:
-        raise EnvironmentFault(f"cannot write {path}: {problem.strerror or problem}") from problem
+        raise cannot_write(path, problem) from problem
 
 
-def _sync_folder(folder: Path) -> None:
-    """Without this a power cut may take back the rename."""
-    handle = os.open(folder, os.O_RDONLY)
+@contextlib.contextmanager
+def whole_file(path: Path, last: Check | None = None) -> Iterator[Path]:
+    """Inside, a hidden name beside `path` to write a file to; behind, the file stands at `path` and is on the disk.
+
+    Args:
+        path: where the file appears; a file that is there is replaced.
+        last: called with `path` just before the file gets its name; what it raises stops that.
+
+    Raises:
+        OSError: the file cannot be written; nothing is left of it, and `path` is as it was.
+    """
+    partial = beside(path)
     try:
-        os.fsync(handle)
+        yield partial
+        sync(partial)
+        if last is not None:
+            last(path)
+        os.replace(partial, path)
+        sync(path.absolute().parent)  # without this a power cut may take back the rename
     finally:
-        os.close(handle)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def beside(out: Path) -> Path:
+    """The hidden name, in the same folder, of what will stand at `out`."""
+    place = out.absolute()
+    return place.with_name(f".{place.name}.{os.getpid()}.partial")
 
 
 def sync(path: Path) -> None:
@@ -84,8 +101,13 @@ def sync_tree(folder: Path) -> None:
         sync(Path(parent))
 
 
+def cannot_write(path: Path, problem: OSError, what: str = "") -> EnvironmentFault:
+    """The error of a write that leaves nothing to go on from: where and why; `what` is said in place of the path."""
+    return EnvironmentFault(f"cannot write {what or path}: {problem.strerror or problem}")
+
+
 def write_failed(path: Path, problem: OSError) -> IncompleteError:
-    """The error of a write that failed: where, why, how much space is left, what to do."""
+    """The error of a write into what can be taken up again: where, why, how much space is left, what to do."""
     free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
     return IncompleteError(
         f"writing {problem.filename or path} failed: {problem.strerror or problem} ({free / 1e6:.0f} MB free)",

@@ -1,6 +1,6 @@
-"""A folder that appears whole or not at all: built beside its place under a hidden name, then renamed.
+"""A folder that appears whole or not at all: built beside its place under another name, then renamed.
 
-It does not know what lies in it. A process that is killed leaves the hidden folder, `.NAME.PID.partial`, and no more.
+It does not know what lies in it. A process that is killed leaves the folder under its other name, and no more.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from teachonce.core.files import sync, sync_tree
-from teachonce.errors import EnvironmentFault, UsageError
+from teachonce.core.files import Check, beside, cannot_write, sync, sync_tree
+from teachonce.errors import UsageError
 
 
 def require_new(out: Path) -> None:
@@ -28,29 +28,42 @@ def require_new(out: Path) -> None:
 
 
 @contextmanager
+def whole_folder(out: Path, draft: Path | None = None, last: Check | None = None) -> Iterator[Path]:
+    """Inside, a new folder to fill; behind, it stands at `out`, on the disk with all its files.
+
+    Args:
+        out: where it appears. An empty folder gives way to it, anything else is an error.
+        draft: where it is built, in the folder of `out`; `.NAME.PID.partial` by default. What is there is removed.
+        last: called with `out` just before the folder gets its name: it makes room, or raises to stop that.
+
+    Raises:
+        OSError: it cannot be written; nothing is left of it.
+    """
+    draft = draft or beside(out)
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        sync_tree(draft)
+        if last is not None:
+            last(out)
+        os.replace(draft, out)
+        sync(out.absolute().parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Inside, a hidden folder to fill; behind, it stands at `out`, on the disk with all its files.
+    """`whole_folder` at a place where nothing is.
 
     Raises:
         UsageError: there is something at `out`, before or after.
         EnvironmentFault: the disk is full, or its place may not be written to.
     """
     require_new(out)
-    partial = beside(out)
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        sync_tree(partial)
-        require_new(out)
-        os.replace(partial, out)  # takes the place of an empty folder, and of no other
-        sync(out.absolute().parent)
+        with whole_folder(out, last=require_new) as partial:
+            yield partial
     except OSError as problem:
-        raise EnvironmentFault(f"cannot write {out}: {problem}") from problem
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def beside(out: Path) -> Path:
-    """The hidden name, in the same folder, of what will stand at `out`."""
-    place = out.absolute()
-    return place.with_name(f".{place.name}.{os.getpid()}.partial")
+        raise cannot_write(out, problem) from problem

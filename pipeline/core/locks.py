@@ -1,6 +1,12 @@
-"""One writer a store: a lock file beside it, which also tells tasks whether their run still owns the store.
+"""Locks, each held while a `with` block runs.
 
-It does not protect readers; they need no lock, because the ledger says what exists.
+`exclusive` and `shared` are the system's own locks on a file: they end with the process that holds them, however it
+ends, and hold on one machine. Working sets, runs and cells of grids are guarded so.
+
+`owned` makes a process the one writer of a store or a grid, on all machines that see its folder: a lock file beside it
+names the owner, whose token tells tasks whether their run still owns the store. Such a file outlives a process that is
+killed; who comes next on the same machine sees that the owner is dead, and takes over. Readers of a store need no lock,
+because the ledger says what exists.
 """
 
 from __future__ import annotations
@@ -16,15 +22,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from teachonce.core.documents import read_object
 from teachonce.core.files import write_failed
 from teachonce.core.machine import ProcessMark, lives, this_process
 from teachonce.core.progress import Reporter
 from teachonce.core.remote import refuse_writes
 from teachonce.errors import IncompleteError
-
-SHARED = fcntl.LOCK_SH
-ALONE = fcntl.LOCK_EX
-ALONE_OR_NOT = fcntl.LOCK_EX | fcntl.LOCK_NB  # does not wait
 
 HEARTBEAT_S = 10.0
 
@@ -44,8 +47,8 @@ def lock_path(store: Path) -> Path:
 def read_owner(store: Path) -> LockOwner | None:
     """The present owner; None when the store is free or the file cannot be read."""
     try:
-        return LockOwner(**json.loads(lock_path(store).read_text()))
-    except (OSError, ValueError, TypeError):
+        return LockOwner(**(read_object(lock_path(store)) or {}))
+    except TypeError:
         return None
 
 
@@ -61,7 +64,7 @@ def require_token(store: Path, token: int) -> None:
 
 
 @contextmanager
-def hold(store: Path, reporter: Reporter, force: bool = False) -> Iterator[int]:
+def owned(store: Path, reporter: Reporter, force: bool = False) -> Iterator[int]:
     """Own the store while the block runs; yields the run token.
 
     Raises:
@@ -82,7 +85,7 @@ def hold(store: Path, reporter: Reporter, force: bool = False) -> Iterator[int]:
     finally:
         stop.set()
         beat.join()
-        with _alone(path.parent):
+        with exclusive(path.parent):
             now = read_owner(store)
             if now is not None and now.token == token:
                 path.unlink(missing_ok=True)
@@ -92,7 +95,7 @@ def _take(store: Path, path: Path, owner: LockOwner, reporter: Reporter, force: 
     draft = path.with_name(f"{path.name}.{owner.token:x}")
     try:
         draft.write_text(json.dumps(asdict(owner)))
-        with _alone(path.parent):  # looking, clearing away and taking are one step
+        with exclusive(path.parent):  # looking, clearing away and taking are one step
             if path.exists():
                 _remove_dead(store, path, reporter, force)
             os.link(draft, path)  # whole at once, and fails when the lock exists
@@ -104,18 +107,6 @@ def _take(store: Path, path: Path, owner: LockOwner, reporter: Reporter, force: 
         raise write_failed(path, problem) from problem
     finally:
         draft.unlink(missing_ok=True)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process of this machine at a time; file systems without flock are left with the atomic link alone."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _remove_dead(store: Path, path: Path, reporter: Reporter, force: bool) -> None:
@@ -139,23 +130,43 @@ def _beat(path: Path, stop: threading.Event) -> None:
             os.utime(path)
 
 
-def locked(path: Path, how: int, create: bool = False) -> int | None:
-    """A descriptor of the file with a lock on it; closing it frees the lock.
+@contextmanager
+def exclusive(path: Path, *, wait: bool = True, create: bool = False) -> Iterator[int | None]:
+    """Hold a file or a folder alone while the block runs.
 
-    Whoever holds the file exclusively may remove it: who waits for it, or opened it before, gets no lock on what is
-    gone. On a file system without locks everybody gets one.
+    Whoever holds a file so may remove it: who waits for it, or opened it before, gets no lock on what is gone. On a
+    file system without locks everybody gets one.
 
     Args:
-        path: the file.
-        how: SHARED, ALONE or ALONE_OR_NOT.
+        path: the file or folder.
+        wait: until nobody else holds it; without, give up at once.
         create: make the file where it is not there.
 
-    Returns:
-        None when the file is not there, or held by another (ALONE_OR_NOT).
+    Yields:
+        A descriptor of the file; None when it is not there, or held by another that was not waited for.
 
     Raises:
         OSError: it cannot be opened.
     """
+    yield from _held(path, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB, create)
+
+
+@contextmanager
+def shared(path: Path) -> Iterator[int | None]:
+    """Hold a file together with others while the block runs, and wait until nobody holds it alone; see `exclusive`."""
+    yield from _held(path, fcntl.LOCK_SH, create=False)
+
+
+def _held(path: Path, how: int, create: bool) -> Iterator[int | None]:
+    handle = _locked(path, how, create)
+    try:
+        yield handle
+    finally:
+        if handle is not None:
+            os.close(handle)  # this frees the lock, too
+
+
+def _locked(path: Path, how: int, create: bool) -> int | None:
     while True:
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT if create else os.O_RDONLY, 0o666)

@@ -1,19 +1,16 @@
 """What every status says: a state, who works, the last sign of life, a pace and when it may end.
 
-The words for states stand here once, for label stores, runs, grids and cells.
-
-It reads single small files that another process may be writing, and changes nothing.
+The words for states stand here once, for label stores, runs, grids and cells. It changes nothing.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from teachonce.core.machine import ProcessMark, lives
 
@@ -114,32 +111,3 @@ def newest(files: Iterable[Path]) -> float | None:
         with suppress(OSError):  # it may go at any moment
             times.append(file.stat().st_mtime)
     return max(times, default=None)
-
-
-def read_object(file: Path) -> dict[str, Any] | None:
-    """A JSON object; None where the file is missing, half written or holds something else."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log that may be growing; what is torn or no event is passed over."""
-    try:
-        text = file.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    found = []
-    for line in text.splitlines():
-        with suppress(ValueError):
-            event = json.loads(line)
-            if isinstance(event, dict) and isinstance(event.get("event"), str) and number(event.get("time")):
-                found.append(event)
-    return found
-
-
-def number(value: Any) -> bool:
-    """Whether this is a number that can be reckoned with."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")

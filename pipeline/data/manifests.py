@@ -6,14 +6,13 @@ They never hold data and this module never opens an archive: `images` does, from
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from teachonce.core.digests import canonical_digest
 from teachonce.core.remote import is_folder
 from teachonce.core.strict import decode
 from teachonce.data.vocabulary import require_template
@@ -131,8 +130,7 @@ class Manifest:
             for key, value in dataclasses.asdict(self.split(split)).items()
             if key in _ALWAYS or (key in _WHEN_SET and value != _WHEN_SET[key])
         }
-        text = json.dumps({"name": self.name, "classes": self.classes_of(split), "split": part}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return canonical_digest({"name": self.name, "classes": self.classes_of(split), "split": part}, spaced=True)
 
 
 def shipped_manifests() -> dict[str, Any]:

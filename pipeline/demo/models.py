@@ -10,8 +10,6 @@ fills the unused rows with small values that depend on the width only, so pack(u
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -23,7 +21,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from teachonce.errors import DataError, EnvironmentFault
+from teachonce.core.files import cannot_write, whole_file
+from teachonce.core.folders import whole_folder
+from teachonce.errors import DataError
 
 VOCABULARY_ROWS = 49408
 """Rows of the token embedding that open_clip's own tokenizer addresses."""
@@ -92,13 +92,9 @@ def pack_state(config: dict[str, Any], state: dict[str, torch.Tensor], token_ids
     # Vectors and scalars stay float32: they are small in number, and a batch norm's variance may be tiny.
     packed = {name: (t.half() if t.is_floating_point() and t.ndim >= 2 else t).contiguous() for name, t in kept.items()}
     packed[_IDS] = ids
-    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
-    try:
+    with whole_file(file) as partial:
         save_file(packed, partial, metadata={"config": json.dumps(config, sort_keys=True)})
         partial.chmod(0o644)  # safetensors writes 0600
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def pack_model(folder: Path, token_ids: Sequence[int], file: Path) -> None:
@@ -123,17 +119,13 @@ def unpack_model(file: Path, folder: Path) -> None:
         if not _holds(folder, config, state):
             raise DataError(f"{folder} exists but is not the model of {file.name}", f"remove {folder}")
         return
-    partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        (partial / _CONFIG_FILE).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        save_file(state, partial / _WEIGHTS_FILE)
-        os.replace(partial, folder)
+        with whole_folder(folder) as partial:
+            text = json.dumps(config, indent=1, sort_keys=True)
+            (partial / _CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+            save_file(state, partial / _WEIGHTS_FILE)
     except OSError as problem:
-        raise EnvironmentFault(f"cannot write the model folder {folder}: {problem.strerror or problem}") from problem
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise cannot_write(folder, problem, f"the model folder {folder}") from problem
 
 
 def unpack_models(folder: Path) -> DemoModels:

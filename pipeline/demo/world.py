@@ -9,13 +9,10 @@ combinations, of which 64 are held out from prompt training such that each colou
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import itertools
 import json
 import math
-import os
-import shutil
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,9 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from teachonce.core.digests import canonical_digest
+from teachonce.core.files import cannot_write
+from teachonce.core.folders import whole_folder
 from teachonce.core.progress import Reporter, Silent
 from teachonce.core.sums import digest_of
-from teachonce.errors import DataError, EnvironmentFault, UsageError
+from teachonce.errors import DataError, UsageError
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -310,20 +310,15 @@ def write_world(
     parameters = {"renderer": RENDERER, "seed": seed, "image_size": IMAGE_SIZE, **dataclasses.asdict(sizes)}
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         return _summary(root, seed, sizes, _check_existing(root, parameters), reused=True)
-    partial = root.parent / f".{root.name}.partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        _write_all(partial, seed, sizes, reporter or Silent())
-        paths = sorted(path for path in partial.rglob("*") if path.is_file())
-        files = {path.relative_to(partial).as_posix(): digest_of(path) for path in paths}
-        record = {"schema": 1, "parameters": parameters, "files": files}
-        (partial / "world.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, root)  # an empty folder at `root` is replaced too
+        with whole_folder(root) as partial:
+            _write_all(partial, seed, sizes, reporter or Silent())
+            paths = sorted(path for path in partial.rglob("*") if path.is_file())
+            files = {path.relative_to(partial).as_posix(): digest_of(path) for path in paths}
+            record = {"schema": 1, "parameters": parameters, "files": files}
+            (partial / "world.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     except OSError as problem:
-        raise EnvironmentFault(f"cannot write the demo world at {root}: {problem.strerror or problem}") from problem
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise cannot_write(root, problem, f"the demo world at {root}") from problem
     return _summary(root, seed, sizes, files, reused=False)
 
 
@@ -348,7 +343,7 @@ def _check_existing(root: Path, parameters: dict[str, int]) -> dict[str, str]:
 def _summary(root: Path, seed: int, sizes: WorldSizes, files: dict[str, str], *, reused: bool) -> WorldSummary:
     seen, unseen = len(seen_classes()), len(unseen_classes())
     images = sizes.train + seen * sizes.val_per_class + unseen * sizes.unseen_per_class
-    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    digest = canonical_digest(files, spaced=True)
     return WorldSummary(root, seed, sizes, seen, unseen, images, digest, reused)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from teachonce.core.digests import MIDDLE, canonical_digest
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.machine import cache_folder
 from teachonce.data.index import SampleIndex
@@ -46,7 +46,7 @@ def feature_key(index: SampleIndex, root: Path, *parts: str) -> str:
 
 def digest_key(*parts: Any) -> str:
     """A name for all that an entry depends on, made of anything that JSON can hold."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    return canonical_digest(parts, MIDDLE, spaced=True, in_order=True)
 
 
 def cached_features(key: str, compute: Callable[[], SplitFeatures]) -> tuple[SplitFeatures, bool]:

@@ -14,6 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from teachonce.core.streams import BOOTSTRAP
+
 BINS = 15
 _BLOCK = 1024  # images at once
 
@@ -133,7 +135,7 @@ def bootstrap(ours: Credits, theirs: Credits, seed: int = 0) -> tuple[float, flo
     # Images of equal difference are alike, so their number is multinomial: the same distribution, much less to draw.
     values, counts = np.unique(np.round(difference, 9), return_counts=True)
     n = len(difference)
-    random = np.random.Generator(np.random.Philox(key=seed))
+    random = BOOTSTRAP.at(seed)
     means = random.multinomial(n, counts / n, size=DRAWS) @ values / n
     low, high = np.percentile(means, [100 * LEVEL / 2, 100 * (1 - LEVEL / 2)])
     return float(low), float(high)

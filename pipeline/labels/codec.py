@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from teachonce.core.streams import CLASS_ORDER
 from teachonce.errors import IntegrityError, UsageError
 
 LEAF = 4
@@ -196,7 +197,7 @@ def _halves(
     embeddings: npt.NDArray[np.float32], part: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     centred = embeddings[part] - embeddings[part].mean(axis=0)
-    direction = np.random.Generator(np.random.Philox(key=0)).normal(size=centred.shape[1]).astype(np.float32)
+    direction = CLASS_ORDER.at(0).normal(size=centred.shape[1]).astype(np.float32)
     for _ in range(POWER_STEPS):
         direction = centred.T @ (centred @ direction)
         length = float(np.linalg.norm(direction))

@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from teachonce.core.files import sync, sync_tree, sync_up, write_failed
+from teachonce.core.files import sync_tree, sync_up, write_failed
+from teachonce.core.folders import whole_folder
+from teachonce.core.streams import ROW_ORDER
 from teachonce.data.index import SampleIndex
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.labels import format as store_format
@@ -126,24 +128,20 @@ def _create(
     try:
         for left in path.parent.glob(f"{path.name}.creating-*"):  # of killed runs; the lock keeps living ones out
             shutil.rmtree(left, ignore_errors=True)
-        root = zarr.create_group(str(draft), zarr_format=3)
-        root.attrs["teachonce"] = {
-            "format": store_format.FORMAT,
-            "version": store_format.FORMAT_VERSION,
-            "layout": dataclasses.asdict(layout),
-            "fingerprint": dict(fingerprint),
-        }
-        for name, data in static.items():
-            store_format.create_static_array(root, name, data)
-        _create_arrays(root, LABELS, store_format.label_arrays(layout), layout)
-        write_header(draft, root)
-        sync_tree(draft)
-        os.rename(draft, path)
-        sync(path.parent)
+        with whole_folder(path, draft):
+            root = zarr.create_group(str(draft), zarr_format=3)
+            root.attrs["teachonce"] = {
+                "format": store_format.FORMAT,
+                "version": store_format.FORMAT_VERSION,
+                "layout": dataclasses.asdict(layout),
+                "fingerprint": dict(fingerprint),
+            }
+            for name, data in static.items():
+                store_format.create_static_array(root, name, data)
+            _create_arrays(root, LABELS, store_format.label_arrays(layout), layout)
+            write_header(draft, root)
     except OSError as problem:
         raise write_failed(path, problem) from problem
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return LabelStore.open(path, writable=True)
 
 
@@ -187,6 +185,6 @@ def row_order(samples: int, seed: int) -> npt.NDArray[np.int64]:
         [samples], a permutation of range(samples).
     """
     blocks = -(-samples // BLOCK)
-    starts = np.random.Generator(np.random.Philox(key=seed)).permutation(blocks) * BLOCK
+    starts = ROW_ORDER.at(seed).permutation(blocks) * BLOCK
     order = (starts[:, None] + np.arange(BLOCK)[None]).ravel()
     return np.asarray(order[order < samples], dtype=np.int64)

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from teachonce.core.digests import MIDDLE, canonical_digest
 from teachonce.core.locks import require_token
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
 from teachonce.labels.create import add_group_like
 from teachonce.labels.format import EMBEDDING, LABELS
-from teachonce.labels.ledger import fingerprint_digest, require_fingerprint
+from teachonce.labels.ledger import require_fingerprint
 from teachonce.labels.store import Arrays, LabelStore
 
 STUDENTS = "students/"
@@ -128,7 +129,7 @@ def content_id(store: LabelStore) -> str:
     records = [
         [store.groups[name].digest, [_digests(store, name, c) for c in range(store.layout.chunks)]] for name in groups
     ]
-    return fingerprint_digest({"content": records})[:32]
+    return canonical_digest({"content": records}, MIDDLE)
 
 
 def _digests(store: LabelStore, group: str, chunk: int) -> list[str]:

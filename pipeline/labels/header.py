@@ -16,11 +16,11 @@ import numpy.typing as npt
 import zarr
 import zarr.errors
 
+from teachonce.core.digests import canonical_digest
 from teachonce.core.remote import read_bytes
 from teachonce.errors import IntegrityError
 from teachonce.labels import format as store_format
 from teachonce.labels.format import EMBEDDING, ArraySpec, Layout
-from teachonce.labels.ledger import fingerprint_digest
 
 STATIC = ("vocabulary", "label_classes", "class_embeddings", "class_order", "gap_levels")
 HEADER_FILE = "ledger/zarr.json"
@@ -37,7 +37,7 @@ def write_header(path: Path, root: zarr.Group, arrays: dict[str, str] | None = N
     if arrays is None:
         arrays = {name: _array_digest(root, name) for name in static_arrays(root)}
     body: dict[str, Any] = {"files": files, "arrays": arrays}
-    root["ledger"].attrs["header"] = {**body, "digest": fingerprint_digest(body)}
+    root["ledger"].attrs["header"] = {**body, "digest": canonical_digest(body)}
 
 
 def metadata_files(path: Path) -> list[str]:
@@ -74,7 +74,7 @@ def read_header(path: Path, root: zarr.Group) -> dict[str, Any]:
         ) from problem
     # The digest covers the attributes; this covers the rest of the file.
     rest_is_sound = whole.get("zarr_format") == 3 and whole.get("node_type") == "group"
-    if fingerprint_digest(body) != stated or not rest_is_sound:
+    if canonical_digest(body) != stated or not rest_is_sound:
         raise IntegrityError(
             f"{path / HEADER_FILE}: the ledger's header is damaged: it does not match its own digest", hint=RESTORE
         )
@@ -136,7 +136,7 @@ class Group:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of the fingerprint without `about`, which is for people."""
-        return fingerprint_digest({field: value for field, value in self.fingerprint.items() if field != "about"})
+        return canonical_digest({field: value for field, value in self.fingerprint.items() if field != "about"})
 
 
 def group_arrays(name: str, body: dict[str, Any], layout: Layout) -> tuple[ArraySpec, ...]:

@@ -8,27 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
-import zarr.errors
 
 from teachonce.data.index import SampleIndex
-
-if TYPE_CHECKING:
-    pass
-
-import time
-from collections.abc import Sequence
-from dataclasses import field
-
-import zarr
-
 from teachonce.errors import FingerprintError
 from teachonce.labels.format import FORMAT_VERSION
 
@@ -63,11 +53,6 @@ class Record:
     def seconds(self) -> float:
         """Seconds that the chunk took: those of the phases that follow each other."""
         return sum(self.phases.get(phase, 0.0) for phase in IN_TURN)
-
-
-def fingerprint_digest(fingerprint: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of the canonical JSON of a fingerprint."""
-    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def require_fingerprint(path: Path, group: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from teachonce.core.digests import canonical_digest
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.progress import Reporter
 from teachonce.core.strict import decode
@@ -24,7 +25,6 @@ from teachonce.data.views import sample_name
 from teachonce.data.vocabulary import require_classes
 from teachonce.errors import DataError, FingerprintError, IntegrityError, UsageError
 from teachonce.labels.format import LABELS
-from teachonce.labels.ledger import fingerprint_digest
 from teachonce.labels.store import LabelStore
 
 SCHEMA = 1
@@ -254,7 +254,7 @@ def _stated(rule: Rule) -> dict[str, Any]:
 
 def _write_once(path: Path, document: dict[str, Any]) -> str:
     document = json.loads(json.dumps(document))  # as a reader sees it: tuples are lists
-    document["digest"] = fingerprint_digest(document)
+    document["digest"] = canonical_digest(document)
     content = (json.dumps(document, indent=1) + "\n").encode()
     if not path.exists():
         atomic_write_bytes(path, content)
@@ -330,7 +330,7 @@ def _document(path: Path) -> dict[str, Any]:
             f"{path} has schema {document.get('schema')!r}; this program reads {SCHEMA}",
             hint="install the version of teachonce that wrote it, or a newer one",
         )
-    found = fingerprint_digest({key: value for key, value in document.items() if key != "digest"})
+    found = canonical_digest({key: value for key, value in document.items() if key != "digest"})
     if found != document.get("digest"):
         raise IntegrityError(
             f"{path} was changed after it was written: expected digest {document.get('digest')}, found {found}",

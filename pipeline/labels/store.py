@@ -19,6 +19,7 @@ import numpy.typing as npt
 import zarr
 import zarr.errors
 
+from teachonce.core.digests import MIDDLE, canonical_digest
 from teachonce.core.files import sync, sync_up, write_failed
 from teachonce.core.strict import decode
 from teachonce.data.index import SampleIndex
@@ -39,7 +40,7 @@ from teachonce.labels.header import (
     read_header,
     static_faults,
 )
-from teachonce.labels.ledger import Record, chunk_digest, fingerprint_digest, from_row, ledger_path, to_row
+from teachonce.labels.ledger import Record, chunk_digest, from_row, ledger_path, to_row
 from teachonce.labels.remote import open_group
 from teachonce.labels.staging import stage_array
 
@@ -391,7 +392,7 @@ class LabelStore:
             [name, group.digest, [record.digests for record in self.records(name) if record]]
             for name, group in sorted(self.groups.items())
         ]
-        return fingerprint_digest({"parts": str(parts)})[:32]
+        return canonical_digest({"parts": str(parts)}, MIDDLE)
 
 
 def _coded(data: Arrays) -> CodedTopK:

@@ -23,6 +23,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as bytes_from_tensors
 from torch import Tensor
 
+from teachonce.core.digests import canonical_digest
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.hub import fetch, hub_id_of
 from teachonce.core.strict import decode
@@ -207,7 +208,7 @@ def save_prompts(folder: Path, text: SlotPrompts | None, image: SlotPrompts | No
         raise TeachOnceError(f"prompts of shapes {_shapes(tensors)} are not what {meta} describes")
     data = bytes_from_tensors(tensors)
     body = {"format": _FORMAT, "tensors_sha256": hashlib.sha256(data).hexdigest(), "meta": dataclasses.asdict(meta)}
-    document = {**body, "document_sha256": _document_digest(body)}
+    document = {**body, "document_sha256": canonical_digest(body)}
     atomic_write_bytes(folder / TENSORS_FILE, data)
     atomic_write_bytes(folder / META_FILE, (json.dumps(document, indent=2) + "\n").encode())
 
@@ -283,7 +284,7 @@ def _read_document(file: Path) -> dict[str, Any]:
             f"{file} is not a description of prompts: expected the format {' or '.join(known)}", hint=AGAIN
         )
     body = {key: value for key, value in document.items() if key != "document_sha256"}
-    _compare(file, document["document_sha256"], _document_digest(body))
+    _compare(file, document["document_sha256"], canonical_digest(body))
     return document
 
 
@@ -303,10 +304,6 @@ def _compare(file: Path, expected: object, found: str) -> None:
             f"{file} is not what was written: its SHA-256 should be {expected} and is {found}",
             hint=AGAIN,
         )
-
-
-def _document_digest(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _expected_shapes(meta: PromptMeta) -> dict[str, tuple[int, ...]] | None:

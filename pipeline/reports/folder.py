@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from teachonce.core.digests import canonical_json
+from teachonce.core.documents import mapping, number, read_object
 from teachonce.errors import DataError
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.grid_folder import GridFolder
-from teachonce.runs.reader import Evaluation, Run, Unusable, mapping, number, read_evaluation, read_json, read_run
+from teachonce.runs.reader import Evaluation, Run, Unusable, read_evaluation, read_run
 from teachonce.training.config import TrainConfig
 
 DEPTH = 3  # levels of folders below the given one that are searched for runs
@@ -125,8 +127,8 @@ def read_folder(path: Path) -> Folder:
     if not path.is_dir():
         raise DataError(f"{path} is not a folder", hint=EMPTY_HINT)
     files = GridFolder(path)
-    grid = read_json(files.grid)
-    if isinstance(grid, dict) and grid.get("schema") == 1 and isinstance(grid.get("cells"), list):
+    grid = read_object(files.grid, schema=1)
+    if grid is not None and isinstance(grid.get("cells"), list):
         folder = _read_grid(path, grid)
     else:
         folder = _read_runs(path)
@@ -208,7 +210,7 @@ def _read_grid(path: Path, grid: Mapping[str, Any]) -> Folder:
         nearest = min(groups, key=lambda group: len(group.changes))
         groups = [dataclasses.replace(group, is_base=group is nearest) for group in groups]
     groups.sort(key=lambda group: not group.is_base)
-    results = mapping(read_json(GridFolder(path).results))
+    results = read_object(GridFolder(path).results) or {}
     stored = mapping(results.get("chosen"))
     holds = not unusable and _is_choice_of(stored, results, grid)
     earlier = [*dictionaries(results.get("earlier_choices")), *([] if holds or not stored else [stored])]
@@ -313,7 +315,7 @@ def _grouped(runs: Sequence[Run]) -> list[Group]:
     """Settings of runs that no grid names: the base differs least from what most have (of equals, the default)."""
     members: dict[str, list[Run]] = {}
     for run in runs:
-        members.setdefault(json.dumps(_setting(run), sort_keys=True, default=str), []).append(run)
+        members.setdefault(canonical_json(_setting(run), foreign_as_text=True), []).append(run)
     if not members:
         return []
     settings = {key: _setting(group[0]) for key, group in members.items()}

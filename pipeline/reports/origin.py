@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from teachonce.core.documents import mapping, number
 from teachonce.reports.folder import Folder
 from teachonce.runs.folder import RunFolder
-from teachonce.runs.reader import mapping, number
 
 DIGESTS = {
     "label store": "store_id",

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from teachonce.core.documents import mapping
 from teachonce.core.status import State
 from teachonce.evaluation.statistics import LEVEL, Paired, smallest_telling
 from teachonce.reports.folder import HELD_OUT, Folder
 from teachonce.reports.tables import Line, Measure
-from teachonce.runs.reader import mapping
 
 MOST_NAMED = 5  # settings that one sentence names
 HEADINGS = {

@@ -17,8 +17,8 @@ import mmap
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,13 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from teachonce.core.files import sync, sync_tree
-from teachonce.core.locks import ALONE, ALONE_OR_NOT, SHARED, locked
+from teachonce.core.digests import MIDDLE, canonical_digest
+from teachonce.core.folders import whole_folder
+from teachonce.core.locks import exclusive, shared
 from teachonce.core.machine import cache_folder
 from teachonce.core.progress import Reporter
 from teachonce.core.remote import is_remote
 from teachonce.errors import IntegrityError, TeachOnceError
-from teachonce.labels.ledger import fingerprint_digest
 
 ABOUT = "about.json"
 KIND = "teachonce-working-set"
@@ -43,13 +43,13 @@ BLOCK_BYTES = 1 << 22  # read at once for a checksum
 
 @dataclass(frozen=True, eq=False)
 class OpenFiles:
-    """A proved set; `lock` is the descriptor that keeps it from being cleared away."""
+    """A proved set, which nobody clears away before `close` is called."""
 
     place: Path
     about: dict[str, Any]
     arrays: dict[str, npt.NDArray[Any]]
     """By file name, mapped into memory, read only."""
-    lock: int
+    close: Callable[[], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def folder_in_cache() -> Path:
 
 def set_digest(identity: Mapping[str, Any]) -> str:
     """The name of a set: equal only where the rows, columns and values are."""
-    return fingerprint_digest(identity)[:32]
+    return canonical_digest(identity, MIDDLE)
 
 
 class ArrayWriter:
@@ -132,21 +132,17 @@ def open_files(folder: Path, digest: str) -> OpenFiles | None:
         IntegrityError: it is damaged; says what is.
     """
     place = folder / digest
-    lock = locked(place / ABOUT, SHARED)
-    if lock is None:
-        if place.exists():
-            raise IntegrityError(f"{place / ABOUT} is missing")
-        return None
-    try:
-        about = _read_about(place, digest)
-        arrays = {name: _open_array(place / name, stated) for name, stated in about["files"].items()}
-    except OSError as problem:
-        os.close(lock)
-        raise IntegrityError(f"{problem.filename or place}: {problem.strerror or problem}") from problem
-    except BaseException:
-        os.close(lock)
-        raise
-    return OpenFiles(place, about, arrays, lock)
+    with ExitStack() as stack:
+        if stack.enter_context(shared(place / ABOUT)) is None:
+            if place.exists():
+                raise IntegrityError(f"{place / ABOUT} is missing")
+            return None
+        try:
+            about = _read_about(place, digest)
+            arrays = {name: _open_array(place / name, stated) for name, stated in about["files"].items()}
+        except OSError as problem:
+            raise IntegrityError(f"{problem.filename or place}: {problem.strerror or problem}") from problem
+        return OpenFiles(place, about, arrays, stack.pop_all().close)
 
 
 @contextmanager
@@ -158,32 +154,26 @@ def building(folder: Path, digest: str, reporter: Reporter) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{digest}.lock"
-    lock = locked(path, ALONE_OR_NOT, create=True)
-    if lock is None:
-        reporter.note("another process is making this working set: waiting for it")
-        lock = locked(path, ALONE, create=True)
-    try:
+    with ExitStack() as stack:
+        if stack.enter_context(exclusive(path, wait=False, create=True)) is None:
+            reporter.note("another process is making this working set: waiting for it")
+            stack.enter_context(exclusive(path, create=True))
         for left in folder.glob(f"{digest}.*-*"):
             shutil.rmtree(left, ignore_errors=True)
         yield
-    finally:
-        if lock is not None:
-            os.close(lock)
 
 
-@contextmanager
-def draft(folder: Path, digest: str) -> Iterator[Path]:
-    """A folder for the arrays of a new set; inside `building`. What is not published when the block ends is removed."""
-    place = folder / f"{digest}.building-{os.getpid()}"
-    place.mkdir()
-    try:
-        yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+def draft(folder: Path, digest: str) -> AbstractContextManager[Path]:
+    """A folder for the arrays of a new set and its description; inside `building`. Behind the block it is the set.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    return whole_folder(folder / digest, folder / f"{digest}.building-{os.getpid()}", last=discard)
 
 
-def publish(place: Path, identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Make a finished draft the set of its identity: describe its files, sync everything, rename.
+def describe(place: Path, identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Write what a finished draft is the set of, and what its files are.
 
     Args:
         place: the draft, which holds the arrays.
@@ -208,13 +198,8 @@ def publish(place: Path, identity: Mapping[str, Any], facts: Mapping[str, Any]) 
         **facts,
     }
     about = json.loads(json.dumps(about))  # as a reader sees it: tuples are lists
-    about["check"] = fingerprint_digest(about)
+    about["check"] = canonical_digest(about)
     (place / ABOUT).write_bytes(_about_bytes(about))
-    sync_tree(place)
-    final = place.parent / set_digest(identity)
-    discard(final)
-    os.rename(place, final)
-    sync(place.parent)
 
 
 def discard(place: Path) -> None:
@@ -235,19 +220,14 @@ def stored_sets(folder: Path) -> list[StoredSet]:
 def clear(place: Path) -> bool:
     """Throw a set, or what a build left, away, unless a process reads or builds it; returns whether it went."""
     build_file = place.with_name(f"{_name(place)}.lock")
-    lock = locked(build_file, ALONE_OR_NOT, create=True)
-    if lock is None:
-        return False
-    try:
-        reader = locked(place / ABOUT, ALONE_OR_NOT)  # keeps new readers out until it is gone
-        if reader is None and (place / ABOUT).exists():
+    with exclusive(build_file, wait=False, create=True) as builder:
+        if builder is None:
             return False
-        discard(place)
-        if reader is not None:
-            os.close(reader)
+        with exclusive(place / ABOUT, wait=False) as reader:  # keeps new readers out until it is gone
+            if reader is None and (place / ABOUT).exists():
+                return False
+            discard(place)
         build_file.unlink(missing_ok=True)
-    finally:
-        os.close(lock)
     with suppress(OSError):  # not empty: other sets lie there
         place.parent.rmdir()
     return True
@@ -259,10 +239,8 @@ def _busy(place: Path) -> bool:
     path = place / ABOUT if whole else place.with_name(f"{_name(place)}.lock")
     if not path.exists():
         return False
-    lock = locked(path, ALONE_OR_NOT)
-    if lock is not None:
-        os.close(lock)
-    return lock is None
+    with exclusive(path, wait=False) as lock:
+        return lock is None
 
 
 def _name(place: Path) -> str:
@@ -290,7 +268,7 @@ def _read_about(place: Path, digest: str) -> dict[str, Any]:
     except ValueError as problem:
         raise IntegrityError(f"{place / ABOUT} is damaged: {problem}") from problem
     sound = isinstance(about, dict) and _about_bytes(about) == raw
-    if not sound or fingerprint_digest({k: v for k, v in about.items() if k != "check"}) != about.get("check"):
+    if not sound or canonical_digest({k: v for k, v in about.items() if k != "check"}) != about.get("check"):
         raise IntegrityError(f"{place / ABOUT} is damaged: it is not what was written")
     if about["kind"] != KIND or about["schema"] != SCHEMA or set_digest(about["identity"]) != digest:
         raise IntegrityError(f"{place} is another working set than its name says")

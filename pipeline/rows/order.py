@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from teachonce.core.streams import TRAINING_ORDER
 from teachonce.errors import DataError, TeachOnceError, UsageError
 
 Places = npt.NDArray[np.int64]
@@ -80,7 +81,7 @@ class TrainingOrder:
         """
         epoch, within = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
-            random = np.random.Generator(np.random.Philox(key=[self._seed, epoch]))
+            random = TRAINING_ORDER.at(self._seed, epoch)
             self._order = (epoch, random.permutation(self.samples))
         chosen = self._order[1][within * self._batch_size : (within + 1) * self._batch_size]
         if self._alone:

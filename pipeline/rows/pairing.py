@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from teachonce.core.progress import Reporter
+from teachonce.core.streams import PAIRING
 from teachonce.data.index import SampleIndex, split_classes
 from teachonce.data.manifests import load_manifest
 from teachonce.data.reader import ImageReader
@@ -28,7 +29,6 @@ from teachonce.rows.working_set import WorkingSet
 
 PROVED = 64  # rows
 FIELDS = ("row", "label", "class_ids", "codes", "top_log_prob", "log_residual")
-_STREAM = 2  # keeps these draws apart from the sampler's and the candidates', which share the key (seed, number)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ def prove_pairing(rows: WorkingSet, seed: int, reporter: Reporter, root: Path | 
         DataError: an image cannot be read.
     """
     store = rows.plan.store
-    random = np.random.Generator(np.random.Philox(counter=[0, 0, 0, _STREAM], key=[seed, 0]))
+    random = PAIRING.at(seed)
     places = np.sort(random.choice(len(rows), min(PROVED, len(rows)), replace=False))
     numbers = rows.records.take(places)["row"].astype(np.int64)
     beyond = numbers >= store.layout.rows

@@ -7,7 +7,6 @@ Nothing here touches torch, and nothing keeps a Python object a row.
 from __future__ import annotations
 
 import errno
-import os
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -76,7 +75,7 @@ class WorkingSet:
         self.features = files.arrays.get(FEATURES)
         self.embeddings = files.arrays.get(EMBEDDINGS)
         self._below = code_values(plan.store.gap_levels) if plan.top_k else np.zeros(0, np.float32)
-        self.close = weakref.finalize(self, os.close, files.lock)
+        self.close = weakref.finalize(self, files.close)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -235,7 +234,7 @@ def _make(plan: Plan, folder: Path, identity: Mapping[str, Any], reporter: Repor
                             f"{store.path} changed while its working set was made",
                             hint="run the same command again once the store is complete",
                         )
-                    working_files.publish(place, identity, {"store": store.path.name, **facts})
+                    working_files.describe(place, identity, {"store": store.path.name, **facts})
                 found = working_files.open_files(folder, digest)
     except OSError as problem:
         if problem.errno in NO_SPACE:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from teachonce.core.digests import canonical_json
 from teachonce.core.files import atomic_write_bytes
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
 from teachonce.runs.folder import CheckpointFolder
@@ -72,7 +73,7 @@ def save_checkpoint(
             if value is not None:
                 tensors[f"{_OPTIMIZER}{names[number]}.{key}"] = torch.as_tensor(value)
     tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
-    about = {"step": str(step), "identity": json.dumps(vars(identity), sort_keys=True)}
+    about = {"step": str(step), "identity": canonical_json(vars(identity), spaced=True)}
     about["digest"] = _digest(tensors, about)
     file = CheckpointFolder(folder).file(step)
     atomic_write_bytes(file, save(tensors, metadata=about))

@@ -23,15 +23,16 @@ import re
 import shutil
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from teachonce.core.files import atomic_write_bytes
-from teachonce.core.locks import ALONE_OR_NOT, locked
+from teachonce.core.documents import read_object
+from teachonce.core.files import atomic_write_bytes, cannot_write
+from teachonce.core.locks import exclusive
 from teachonce.core.machine import this_process
-from teachonce.errors import EnvironmentFault, FingerprintError, IncompleteError, IntegrityError, UsageError
+from teachonce.errors import FingerprintError, IncompleteError, IntegrityError, UsageError
 from teachonce.models.prompt_names import CHECKPOINTS_FOLDER, CONFIG_FILE, META_FILE, TENSORS_FILE
 from teachonce.runs.log import RunLog
 from teachonce.runs.results import RunResults, decode_results
@@ -175,25 +176,25 @@ def only_writer(out: Path) -> Iterator[None]:
         EnvironmentFault: the folder cannot be written.
     """
     file = RunFolder(out).lock
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = locked(file, ALONE_OR_NOT, create=True)
-        if lock is not None:
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, json.dumps(dataclasses.asdict(this_process())).encode(), 0)
-    except OSError as problem:
-        raise EnvironmentFault(f"cannot write {file}: {problem.strerror or problem}") from problem
-    if lock is None:
-        raise IncompleteError(
-            f"{out} is being trained by {_owner(file)}",
-            hint="wait for it, or end that process and continue with --resume; another run needs another --out",
-        )
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            file.unlink()  # while it is held: nobody else can hold what is gone
-        os.close(lock)
+    with ExitStack() as stack:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(exclusive(file, wait=False, create=True))
+            if lock is not None:
+                os.ftruncate(lock, 0)
+                os.pwrite(lock, json.dumps(dataclasses.asdict(this_process())).encode(), 0)
+        except OSError as problem:
+            raise cannot_write(file, problem) from problem
+        if lock is None:
+            raise IncompleteError(
+                f"{out} is being trained by {_owner(file)}",
+                hint="wait for it, or end that process and continue with --resume; another run needs another --out",
+            )
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                file.unlink()  # while it is held: nobody else can hold what is gone
 
 
 def require_new(out: Path) -> None:
@@ -323,8 +324,5 @@ def _listed(keys: Sequence[str]) -> str:
 
 
 def _owner(lock: Path) -> str:
-    try:
-        mark = json.loads(lock.read_text(encoding="utf-8"))
-        return f"process {mark['pid']} on {mark['host']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it has taken the lock this very moment
-        return "another process"
+    mark = read_object(lock) or {}  # nothing, where it has taken the lock this very moment
+    return f"process {mark['pid']} on {mark['host']}" if {"pid", "host"} <= mark.keys() else "another process"

@@ -12,7 +12,6 @@ It starts no run. A cell is finished when its run is, and every evaluation that 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from teachonce.core.documents import plain, read_object
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.status import State, cell_word
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
@@ -254,11 +254,7 @@ def count_states(states: Iterable[State]) -> dict[str, int]:
 
 def read_document(file: Path) -> dict[str, Any] | None:
     """A JSON object with our schema; None where there is none, or not a whole one."""
-    try:
-        found: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and found.get("schema") == SCHEMA else None
+    return read_object(file, SCHEMA)
 
 
 def write_document(file: Path, document: Mapping[str, Any]) -> None:
@@ -268,14 +264,4 @@ def write_document(file: Path, document: Mapping[str, Any]) -> None:
         EnvironmentFault: it cannot be written.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_bytes(file, (json.dumps(_plain(document), indent=1, allow_nan=False) + "\n").encode())
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (str, int)) else str(value)
+    atomic_write_bytes(file, (json.dumps(plain(document), indent=1, allow_nan=False) + "\n").encode())

@@ -12,8 +12,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
+from teachonce.core.documents import number, read_events
 from teachonce.core.locks import lock_path, read_owner
-from teachonce.core.status import State, Worker, cell_word, ending, iso, newest, number, read_lines, state_of, worker_of
+from teachonce.core.status import State, Worker, cell_word, ending, iso, newest, state_of, worker_of
 from teachonce.errors import IntegrityError
 from teachonce.runs.grid_folder import CellFolder, GridFolder, read_document
 from teachonce.runs.status import RunStatus, is_run, run_status
@@ -101,7 +102,7 @@ def grid_status(folder: Path, now: float) -> GridStatus:
         )
     wanted = [e["name"] for e in about.get("evaluations", ()) if e.get("only") != ONCE]
     owner = read_owner(grid.grid)
-    worker, events = worker_of(owner), read_lines(grid.events)
+    worker, events = worker_of(owner), read_events(grid.events, live=True)
     at_work = set() if owner is None or (worker and worker.alive is False) else _started(events, owner.token)
     cells = [
         _cell(grid.cell(str(cell["digest"])), cell, wanted, str(cell["digest"]) in at_work, now)
@@ -158,7 +159,7 @@ def _counts(cells: Sequence[_Cell]) -> dict[str, int]:
 
 def _seconds_of_a_cell(events: Sequence[Mapping[str, Any]], cells: Sequence[_Cell]) -> float | None:
     """Mean over finished cells: as the grid logged them, else as their runs did."""
-    logged = [e["seconds"] for e in events if e["event"] == "cell_done" and number(e.get("seconds"))]
+    logged = [e["seconds"] for e in events if e["event"] == "cell_done" and number(e.get("seconds")) is not None]
     known = logged or [cell.seconds for cell in cells if cell.seconds is not None]
     return mean(known) if known else None
 

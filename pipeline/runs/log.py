@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from teachonce.core.documents import events_in, read_events
 from teachonce.runs.tensorboard import Sink
 
 SCHEMA = 1
@@ -39,7 +40,7 @@ class RunLog:
 
     def read(self, event: str) -> list[dict[str, Any]]:
         """All whole lines of one kind; none where there is no log yet."""
-        return [line for line in read_events(self._file) if line["event"] == event] if self._file.is_file() else []
+        return [line for line in read_events(self._file) if line["event"] == event]
 
     def clear(self) -> None:
         """Start over."""
@@ -55,13 +56,8 @@ class RunLog:
         """Drop the lines of steps after `step`, which a resumed run will write again; a torn last line goes too."""
         if not self._file.exists():
             return
-        kept = []
-        for line in self._file.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line).get("step", 0) <= step:
-                    kept.append(line + "\n")
-            except json.JSONDecodeError:
-                continue
+        text = self._file.read_text(encoding="utf-8")
+        kept = [line + "\n" for line, event in events_in(text) if event.get("step", 0) <= step]
         draft = self._file.with_suffix(".part")
         draft.write_text("".join(kept), encoding="utf-8")
         os.replace(draft, self._file)
@@ -70,14 +66,3 @@ class RunLog:
     def _begin(self, events: list[dict[str, Any]]) -> None:
         for sink in self._sinks:
             sink.start(events)
-
-
-def read_events(file: Path) -> list[dict[str, Any]]:
-    """All whole lines of a log; a torn last line, as a crash leaves it, is passed over."""
-    events = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return events

@@ -5,13 +5,11 @@ It derives nothing and loads no model; what cannot be had without the teacher's 
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from teachonce.core.digests import SHORT, canonical_digest
 from teachonce.data.vocabulary import Vocabulary, load_vocabulary
 from teachonce.errors import DataError, UsageError
 from teachonce.evaluation.sets import class_ids
@@ -39,7 +37,7 @@ class Derivation:
     @property
     def digest(self) -> str:
         """Its name: what the labels depend on, and no path."""
-        return short_digest({key: value for key, value in asdict(self).items() if key != "vocabulary"})
+        return canonical_digest({key: value for key, value in asdict(self).items() if key != "vocabulary"}, SHORT)
 
     def words(self) -> str:
         """What changes, for people."""
@@ -68,7 +66,8 @@ class Need:
         """Name of the selection file."""
         if self.rule is None:
             return None
-        return short_digest({"store": self.derivation.digest if self.derivation else None, "rule": asdict(self.rule)})
+        derived = self.derivation.digest if self.derivation else None
+        return canonical_digest({"store": derived, "rule": asdict(self.rule)}, SHORT)
 
     def identity(self) -> dict[str, Any]:
         """What decides the data of the cell, for its digest; temperatures follow from the config."""
@@ -77,11 +76,6 @@ class Need:
             key: derived[key] for key in ("vocabulary_digest", "templates", "top_k") if derived.get(key) is not None
         }
         return {"derived": kept, "rule": None if self.rule is None else asdict(self.rule)}
-
-
-def short_digest(document: Mapping[str, Any]) -> str:
-    """First 16 hex digits of the SHA-256 of the canonical JSON."""
-    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
 def cell_digest(cell: Cell, need: Need, content: str, student: str, prompts: str | None) -> str:
@@ -93,14 +87,15 @@ def cell_digest(cell: Cell, need: Need, content: str, student: str, prompts: str
         student: digest of the student's weights.
         prompts: digest of the prompts that it starts from.
     """
-    return short_digest(
+    return canonical_digest(
         {
             "config": cell.config.to_dict(),
             "data": need.identity(),
             "store": content,
             "student": student,
             "prompts": prompts,
-        }
+        },
+        SHORT,
     )
 
 

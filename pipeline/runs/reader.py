@@ -6,8 +6,6 @@ It changes nothing and loads no model; `report_folder` finds runs and puts them 
 from __future__ import annotations
 
 import csv
-import json
-import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from teachonce.core.documents import mapping, number, read_events, read_object
 from teachonce.core.status import State
 from teachonce.errors import UsageError
 from teachonce.models.prompt_names import CONFIG_FILE
 from teachonce.runs.folder import RunFolder
-from teachonce.runs.log import read_events
 from teachonce.runs.results import RunResults
 from teachonce.training.config import config_digest
 from teachonce.training.config_file import flat
@@ -147,8 +145,8 @@ def read_run(folder: Path, name: str) -> Run | Unusable:
     try:
         return _read(folder, name)
     except _NoRun as reason:
-        failure = read_json(RunFolder(folder).failure)
-        if isinstance(failure, dict):
+        failure = read_object(RunFolder(folder).failure)
+        if failure is not None:
             return Unusable(name, "failed", str(failure.get("message", reason.why)), str(failure.get("hint", "")))
         return Unusable(name, reason.kind, reason.why)
     except OSError as problem:
@@ -203,7 +201,7 @@ def _events(run: RunFolder) -> list[dict[str, Any]]:
     if not file.is_file():
         raise _NoRun("damaged", "events.jsonl is missing")
     try:
-        return [event for event in read_events(file) if isinstance(event, dict)]
+        return read_events(file)
     except UnicodeDecodeError as problem:
         raise _NoRun("damaged", f"events.jsonl is not UTF-8: {problem.reason}") from problem
 
@@ -265,8 +263,8 @@ def read_evaluations(folder: Path) -> dict[str, Evaluation]:
 
 def read_evaluation(file: Path, name: str) -> Evaluation | None:
     """One result of `evaluate` and what lies beside it; None if it is not whole."""
-    document = read_json(file)
-    if not isinstance(document, dict):
+    document = read_object(file)
+    if document is None:
         return None
     figures, n = _figures(document), number(document.get("n"))
     if "top1" not in figures or n is None or n < 1:
@@ -344,22 +342,3 @@ def _credits(file: Path, n: int, top1: float | None) -> tuple[npt.NDArray[np.flo
         said = "no top-1" if top1 is None else f"{top1:.6g}"
         return None, (f"{file.name} has the mean {mean:.6g}, and the result says {said}",)
     return credits.astype(np.float32), ()
-
-
-def read_json(file: Path) -> Any:
-    """The document of a file; None if it is not there or not whole."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        return None
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    """A table; an empty one for anything else."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def number(value: Any) -> float | None:
-    """A finite number; None for anything else."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good else None

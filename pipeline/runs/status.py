@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from teachonce.core.documents import number, read_events, read_object
 from teachonce.core.machine import ProcessMark
 from teachonce.core.status import (
     State,
@@ -17,9 +18,6 @@ from teachonce.core.status import (
     ending,
     iso,
     newest,
-    number,
-    read_lines,
-    read_object,
     state_of,
     worker_of,
 )
@@ -63,7 +61,7 @@ class RunStatus:
 def is_run(folder: Path) -> bool:
     """Whether this is the folder of a run, be it one that has only begun."""
     run = RunFolder(folder)
-    if run.events.is_file() and any(event["event"] == "start" for event in read_lines(run.events)[:1]):
+    if run.events.is_file() and any(event["event"] == "start" for event in read_events(run.events, live=True)[:1]):
         return True
     return run.checkpoints.newest_step() is not None or run.lock.is_file()
 
@@ -76,10 +74,12 @@ def run_status(folder: Path, now: float) -> RunStatus:
         now: seconds since 1970.
     """
     run = RunFolder(folder)
-    events = read_lines(run.events)
+    events = read_events(run.events, live=True)
     attempt = _attempt(events)
-    steps = [event for event in events if event["event"] == "step" and number(event.get("step"))]
-    total = next((int(e["steps"]) for e in events if e["event"] == "start" and number(e.get("steps"))), None)
+    steps = [event for event in events if event["event"] == "step" and number(event.get("step")) is not None]
+    total = next(
+        (int(e["steps"]) for e in events if e["event"] == "start" and number(e.get("steps")) is not None), None
+    )
     last: Event = steps[-1] if steps else {}
     sign = newest([run.events, run.lock, run.results, *run.checkpoints.files()])
     silent = max(0.0, now - sign) if sign is not None else None
@@ -94,7 +94,7 @@ def run_status(folder: Path, now: float) -> RunStatus:
         process=worker,
         step=step,
         steps=total,
-        losses={name: value for name, value in last.items() if name not in _NO_LOSS and number(value)},
+        losses={name: value for name, value in last.items() if name not in _NO_LOSS and number(value) is not None},
         learning_rate=last.get("learning_rate"),
         gradient_norm=last.get("gradient_norm"),
         held_out=_held_out(events),
@@ -126,7 +126,7 @@ def _mark(lock: Path) -> ProcessMark | None:
 
 def _pace(attempt: Sequence[Event]) -> tuple[float | None, float]:
     """Steps a second, None before two signs; and the usual seconds between two logged steps."""
-    steps = [e for e in attempt if e["event"] in ("step", "pairing") and number(e.get("step"))][-RECENT:]
+    steps = [e for e in attempt if e["event"] in ("step", "pairing") and number(e.get("step")) is not None][-RECENT:]
     if len(steps) < 2:
         return None, 0.0
     seconds = steps[-1]["time"] - steps[0]["time"]
@@ -135,7 +135,11 @@ def _pace(attempt: Sequence[Event]) -> tuple[float | None, float]:
 
 
 def _held_out(events: Sequence[Event]) -> dict[str, float] | None:
-    scores = [e for e in events if e["event"] == "held_out" and number(e.get("top1")) and number(e.get("step"))]
+    scores = [
+        e
+        for e in events
+        if e["event"] == "held_out" and number(e.get("top1")) is not None and number(e.get("step")) is not None
+    ]
     if not scores:
         return None
     best = max(scores, key=lambda event: event["top1"])

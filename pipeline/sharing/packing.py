@@ -12,17 +12,16 @@ import hashlib
 import io
 import json
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from teachonce.core.files import sync
-from teachonce.core.folders import beside, new_folder
+from teachonce.core.files import cannot_write, whole_file
+from teachonce.core.folders import new_folder
 from teachonce.core.progress import Reporter
 from teachonce.core.strict import decode
 from teachonce.core.sums import MOST_BYTES, SUMS_FILE, is_plain, parse_sums, sums_text
-from teachonce.errors import EnvironmentFault, IntegrityError, UsageError
+from teachonce.errors import IntegrityError, UsageError
 from teachonce.sharing.entries import (
     AGAIN,
     FOREIGN,
@@ -70,23 +69,15 @@ def write_pack(source: Path, head: PackHead, out: Path, reporter: Reporter) -> s
         with new_folder(out) as folder:
             return _copy(source, head, FolderTarget(folder), reporter)
     require_no_file(out)
-    partial = beside(out)
     try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "xb") as file:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(out, last=require_no_file) as partial, open(partial, "xb") as file:
             target = TarTarget(file)
             digest = _copy(source, head, target, reporter)
             target.close()
-        sync(partial)
-        require_no_file(out)
-        partial.replace(out)
-        sync(partial.parent)
         return digest
     except OSError as problem:
-        raise EnvironmentFault(f"cannot write {out}: {problem}") from problem
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+        raise cannot_write(out, problem) from problem
 
 
 def require_no_file(out: Path) -> None:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from teachonce.core.streams import CALIBRATION
 from teachonce.errors import DataError
 from teachonce.teaching.teacher import TeacherHead
 
@@ -55,7 +56,7 @@ def calibration_rows(usable: npt.NDArray[np.bool_], classes: int) -> npt.NDArray
             hint="add --set calibrate=false to use the scales that the models were trained with",
         )
     limit = max(1, min(CALIBRATION_ROWS, MOST_SIMILARITIES // classes))
-    rng = np.random.Generator(np.random.Philox(key=CALIBRATION_SEED))
+    rng = CALIBRATION.at(CALIBRATION_SEED)
     return np.sort(rng.permutation(rows)[:limit])
 
 

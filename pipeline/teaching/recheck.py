@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from teachonce.core.progress import Reporter
+from teachonce.core.streams import RECHECK
 from teachonce.data.index import SampleIndex
 from teachonce.data.reader import ImageFault, ImageReader, decode
 from teachonce.data.views import EVALUATION, View, ViewPolicy, view_from_params
@@ -83,7 +84,7 @@ def recheck_rows(
     teacher = _teacher_of(store, spec)
     fingerprint = store.groups[LABELS].fingerprint
     head = head_of(store.class_embeddings(), float(fingerprint["logit_scale"]), pick_device())
-    rows = np.random.Generator(np.random.Philox(key=seed)).permutation(store.layout.rows)[:sample]
+    rows = RECHECK.at(seed).permutation(store.layout.rows)[:sample]
     chunks = rows // store.layout.chunk_rows
     embedded = set(store.committed(EMBEDDING)) if EMBEDDING in store.groups else set()
     kind = fingerprint.get("embedding_kind")

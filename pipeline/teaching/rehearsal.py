@@ -18,10 +18,11 @@ import psutil
 import torch
 from PIL import Image
 
-from teachonce.core.locks import hold
+from teachonce.core.locks import owned
 from teachonce.core.machine import default_threads
 from teachonce.core.progress import Reporter, Silent
 from teachonce.core.remote import absolute
+from teachonce.core.streams import REHEARSAL
 from teachonce.data.batches import image_batches
 from teachonce.data.index import SampleIndex
 from teachonce.data.reader import ImageReader
@@ -116,7 +117,7 @@ def rehearse(
             matrix,
         )
         add_groups(store, wanted, models)
-        with hold(path, Silent()) as token:
+        with owned(path, Silent()) as token:
             ours = replace(job, store=str(path), root=absolute(wanted.root), token=token, threads=threads)
             return _timed(store, ours, tuple(models), models, began + budget, names, reporter)
 
@@ -186,7 +187,7 @@ def _class_matrix(
         began = time.perf_counter()
         known = ensemble_features(teacher, names, wanted.templates).cpu().numpy()
         return known, (time.perf_counter() - began, True)
-    random = np.random.default_rng(0)
+    random = REHEARSAL.at(0)
     rows = known[random.integers(0, len(known), len(names))]
     rows = rows + random.normal(0, 0.02, rows.shape).astype(np.float32)
     filled: npt.NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)

@@ -16,10 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from teachonce.core.streams import CANDIDATES
 from teachonce.errors import TeachOnceError
 
 Correction = Literal["ln", "log10", "none"]
-_STREAM = 1  # keeps these draws apart from the sampler's, which share the key (seed, number)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ def sampled_candidates(
         TeachOnceError: a class beyond the vocabulary.
     """
     own = _own_classes(labels, top_classes, vocabulary)
-    random = np.random.Generator(np.random.Philox(counter=[0, 0, 0, _STREAM], key=[seed, step]))
+    random = CANDIDATES.at(seed, step)
     forced = np.zeros(vocabulary, bool)
     forced[own[own >= 0]] = True
     if correction == "log10":

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from teachonce.core.digests import SHORT, canonical_digest
 from teachonce.core.strict import (
     Above,
     AtLeast,
@@ -394,5 +393,4 @@ def key_types() -> dict[str, Any]:
 
 def config_digest(values: Mapping[str, Any]) -> str:
     """`TrainConfig.digest` of values as a file holds them, without tables, whichever version wrote them."""
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return canonical_digest(values, SHORT, foreign_as_text=True)

@@ -19,10 +19,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from teachonce.core.streams import SECOND_PASS
 from teachonce.models.slots import SlotPrompts
 from teachonce.models.tokens import NameTokens
-
-_STREAM = 2  # keeps these draws apart from the candidates', which share the key (seed, step)
 
 
 class Tower(Protocol):
@@ -58,7 +57,7 @@ class PoissonSample:
             [d] rising, and [d].
         """
         chance = inclusion(norms, self.expected)
-        random = np.random.Generator(np.random.Philox(counter=[0, 0, 0, _STREAM], key=[self.seed, self.step]))
+        random = SECOND_PASS.at(self.seed, self.step)
         drawn = np.flatnonzero(random.random(len(norms)) < chance)
         return drawn, 1.0 / chance[drawn]
 

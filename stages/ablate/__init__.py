@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teachonce.core.locks import hold
+from teachonce.core.documents import read_events
+from teachonce.core.locks import owned
 from teachonce.core.progress import Reporter
 from teachonce.errors import IncompleteError, IntegrityError
 from teachonce.runs.choice import Choice, choose
 from teachonce.runs.grid_folder import RETRY, SCHEMA, GridFolder, count_states, read_document, write_document
-from teachonce.runs.log import read_events
 from teachonce.stages.ablate.prepare import AblateRequest, Planned, Prepared, prepare, states
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def ablate(request: AblateRequest, reporter: Reporter) -> AblateResult | AblateP
 
         return plan(prepared, request, reporter)
     folder = prepared.folder
-    with hold(folder.grid, reporter, request.force_unlock) as token:
+    with owned(folder.grid, reporter, request.force_unlock) as token:
         folder.require_ours(prepared.document())
         folder.stop.unlink(missing_ok=True)
         write_document(folder.grid, prepared.document())
@@ -231,7 +231,7 @@ def _called_off(folder: GridFolder, token: int, reporter: Reporter) -> Iterator[
 def _in_flight(folder: GridFolder, token: int) -> int:
     """Cells of this call that have begun and not ended."""
     last = {}
-    for event in read_events(folder.events) if folder.events.is_file() else []:
+    for event in read_events(folder.events):
         if event.get("token") == token:
             last[event["digest"]] = event["event"]
     return sum(event == "cell_start" for event in last.values())

@@ -6,7 +6,6 @@ A worker runs one cell at a time. A cell that fails says so in its folder and le
 from __future__ import annotations
 
 import dataclasses
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -15,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teachonce.core.locks import ALONE, ALONE_OR_NOT, locked, read_owner
+from teachonce.core.documents import read_events
+from teachonce.core.locks import exclusive, read_owner
 from teachonce.core.progress import Silent
 from teachonce.core.signals import stopped_by
 from teachonce.core.status import State
 from teachonce.errors import IncompleteError
 from teachonce.runs.grid import Evaluation
 from teachonce.runs.grid_folder import SCHEMA, CellFolder, GridFolder, read_document, write_document
-from teachonce.runs.log import read_events
 from teachonce.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -158,11 +157,9 @@ def _first(folder: GridFolder, name: str) -> Iterator[None]:
     lock.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         if not folder.is_measured(name):
-            handle = locked(lock, ALONE, create=True)
-            if handle is not None and not folder.is_measured(name):
-                stack.callback(os.close, handle)
-            elif handle is not None:
-                os.close(handle)
+            stack.enter_context(exclusive(lock, create=True))
+            if folder.is_measured(name):
+                stack.close()
         yield
 
 
@@ -259,17 +256,15 @@ def _alone(path: Path) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + CELL_SECONDS
-    while (handle := locked(path, ALONE_OR_NOT, create=True)) is None:
-        if time.monotonic() > deadline:
-            raise _Busy(
-                f"another process runs this cell ({path} is locked)",
-                hint="wait for it, or end it, and run the same command again",
-            )
-        time.sleep(0.2)
-    try:
+    with ExitStack() as stack:
+        while stack.enter_context(exclusive(path, wait=False, create=True)) is None:
+            if time.monotonic() > deadline:
+                raise _Busy(
+                    f"another process runs this cell ({path} is locked)",
+                    hint="wait for it, or end it, and run the same command again",
+                )
+            time.sleep(0.2)
         yield
-    finally:
-        os.close(handle)
 
 
 def _require_life(job: CellJob, folder: GridFolder, cell: CellFolder) -> None:
@@ -279,7 +274,7 @@ def _require_life(job: CellJob, folder: GridFolder, cell: CellFolder) -> None:
         IncompleteError: it has, without a step of progress.
     """
     deaths = 0
-    for event in read_events(folder.events) if folder.events.is_file() else []:
+    for event in read_events(folder.events):
         if event.get("digest") != job.digest or event.get("token") != job.token:
             continue
         started = event["event"] == "cell_start" and event.get("step") == cell.step()

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from teachonce.cluster.description import ClusterSpec, LocalDescription, load_description
+from teachonce.core.documents import read_events
 from teachonce.core.progress import Reporter, Silent
 from teachonce.core.status import cell_word
 from teachonce.errors import TeachOnceError
 from teachonce.labels.selection import Selection, choose, load_selection, save_selection
 from teachonce.rows import files as working_files
 from teachonce.runs.grid_folder import GridFolder, count_states
-from teachonce.runs.log import read_events
 from teachonce.stages.ablate.prepare import AblateRequest, Planned, Prepared, states
 from teachonce.training.config import TrainConfig
 from teachonce.training.requirements import requirements
@@ -197,8 +197,7 @@ def _measured(prepared: Prepared, request: AblateRequest, selections: _Selection
 
 def _logged_step(folder: GridFolder, digest: str) -> float | None:
     """Seconds a step of a run, the median over its log; None where there is nothing to measure."""
-    file = folder.cell(digest).events
-    events = [e for e in read_events(file) if e.get("event") == "step"] if file.is_file() else []
+    events = [e for e in read_events(folder.cell(digest).events) if e["event"] == "step"]
     paces = [
         (after["time"] - before["time"]) / (after["step"] - before["step"])
         for before, after in itertools.pairwise(events)
@@ -262,7 +261,7 @@ def _some_rows(prepared: Prepared, config: TrainConfig, selection: Selection | N
         for file in parts[0]:
             np.save(draft / file, np.concatenate([part[file] for part in parts]), allow_pickle=False)
         without = sum(int((part[RECORDS]["label"] < 0).sum()) for part in parts)
-        working_files.publish(draft, identity, {"store": store.path.name, "rows": count, "without_class": without})
+        working_files.describe(draft, identity, {"store": store.path.name, "rows": count, "without_class": without})
     files = working_files.open_files(place, digest)
     if files is None:
         raise TeachOnceError(f"{place} was written a moment ago and is gone")

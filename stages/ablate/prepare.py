@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from teachonce.cluster.description import ClusterSpec
+from teachonce.core.digests import SHORT, canonical_digest
 from teachonce.core.progress import Reporter
 from teachonce.core.status import State
 from teachonce.data.vocabulary import HALVES
@@ -22,7 +23,7 @@ from teachonce.models.spec import absolute_spec, parse_spec
 from teachonce.runs.cells import Cell, expand, located
 from teachonce.runs.grid import HELD_OUT, Evaluation, Grid, beside, load_grid
 from teachonce.runs.grid_folder import SCHEMA, GridFolder
-from teachonce.runs.needs import Need, cell_digest, need_of, short_digest, student_command
+from teachonce.runs.needs import Need, cell_digest, need_of, student_command
 from teachonce.stages.ablate.sets import open_sets, require_measured_so
 from teachonce.training.config import TrainConfig
 from teachonce.training.requirements import requirements
@@ -119,7 +120,7 @@ class Prepared:
             "title": grid.title,
             "question": grid.question,
             "design": grid.design,
-            "grid_digest": short_digest({"cells": [cell["digest"] for cell in cells]}),
+            "grid_digest": canonical_digest({"cells": [cell["digest"] for cell in cells]}, SHORT),
             "labels": str(self.store.path),
             "store_id": self.store.store_id(),
             "content_id": content_id(self.store),
@@ -331,7 +332,8 @@ def _effective(planned: Planned) -> str:
     for sentence in planned.no_effect:
         key = sentence.split()[0]
         values[key] = default[key]
-    return short_digest({"config": values, "data": planned.need.identity(), "prompts": str(planned.cell.prompts)})
+    identity = {"config": values, "data": planned.need.identity(), "prompts": str(planned.cell.prompts)}
+    return canonical_digest(identity, SHORT)
 
 
 def states(prepared: Prepared) -> dict[str, State]:

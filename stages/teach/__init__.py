@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teachonce.core.locks import hold
+from teachonce.core.locks import owned
 from teachonce.core.progress import Reporter
 from teachonce.core.remote import absolute
 from teachonce.data.index import split_classes
@@ -80,7 +80,7 @@ def teach(request: TeachRequest, reporter: Reporter) -> TeachResult:
     if vocabulary.tied():
         reporter.note(f"{vocabulary.tied()} of {len(vocabulary)} classes share their name with another: they tie")
     wanted = wanted_store(request, manifest, root, own_classes, vocabulary)
-    with hold(request.labels, reporter, request.force_unlock) as token:
+    with owned(request.labels, reporter, request.force_unlock) as token:
         # Torch, open_clip and Dask come in only now, when all that can be checked without them is in order.
         from teachonce.cluster.client import open_cluster, warm_up
 

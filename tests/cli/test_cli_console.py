@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from teachonce.cli.console import Output, duration, number, pace_text, plain
+from teachonce.cli.console import Output, duration, number, pace_text
+from teachonce.core.documents import plain
 from teachonce.errors import UsageError
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-7]m")

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from worlds import Notes
 
-from teachonce.core.locks import LockOwner, hold, lock_path, read_owner, require_token
+from teachonce.core.locks import LockOwner, exclusive, lock_path, owned, read_owner, require_token, shared
 from teachonce.core.machine import process_start
 from teachonce.core.progress import Silent
 from teachonce.errors import IncompleteError
@@ -34,7 +34,7 @@ def write_lock(store: Path, **fields: Any) -> None:
 def test_the_lock_is_held_and_freed(tmp_path: Path) -> None:
     """While it is held the owner can be read and the token is accepted; afterwards nothing is left."""
     store = tmp_path / "a.zarr"
-    with hold(store, Silent()) as token:
+    with owned(store, Silent()) as token:
         owner = read_owner(store)
         assert owner is not None and (owner.pid, owner.token) == (os.getpid(), token)
         require_token(store, token)
@@ -48,7 +48,7 @@ def test_the_lock_is_held_and_freed(tmp_path: Path) -> None:
 def test_a_living_owner_is_named(tmp_path: Path) -> None:
     """Process, host, age of the last sign of life, and what to do."""
     store = tmp_path / "a.zarr"
-    with hold(store, Silent()), pytest.raises(IncompleteError) as caught, hold(store, Silent()):
+    with owned(store, Silent()), pytest.raises(IncompleteError) as caught, owned(store, Silent()):
         pass
     assert f"process {os.getpid()} on {socket.gethostname()}" in str(caught.value) and "last sign 0 s" in str(
         caught.value
@@ -69,7 +69,7 @@ def test_the_lock_of_a_dead_process_is_reclaimed(tmp_path: Path) -> None:
     pid, started = a_dead_process()
     write_lock(tmp_path / "a.zarr", pid=pid, started=started)
     notes = Notes()
-    with hold(tmp_path / "a.zarr", notes) as token:
+    with owned(tmp_path / "a.zarr", notes) as token:
         require_token(tmp_path / "a.zarr", token)
     assert len(notes.lines) == 1 and f"dead process ({pid})" in notes.lines[0]
 
@@ -77,7 +77,7 @@ def test_the_lock_of_a_dead_process_is_reclaimed(tmp_path: Path) -> None:
 def test_a_pid_that_was_given_to_another_process_is_dead(tmp_path: Path) -> None:
     """Pids are reused; the start time tells."""
     write_lock(tmp_path / "a.zarr", started=process_start(os.getpid()) - 1000)
-    with hold(tmp_path / "a.zarr", Silent()):
+    with owned(tmp_path / "a.zarr", Silent()):
         pass
 
 
@@ -91,7 +91,7 @@ def test_a_zombie_is_dead(tmp_path: Path) -> None:
         deadline = time.monotonic() + 20
         while process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
             time.sleep(0.01)
-        with hold(tmp_path / "a.zarr", Silent()):
+        with owned(tmp_path / "a.zarr", Silent()):
             pass
     finally:
         child.communicate()
@@ -101,9 +101,9 @@ def test_another_hosts_lock_needs_force(tmp_path: Path) -> None:
     """Whether its process lives cannot be known here: refused, until the person says so."""
     store = tmp_path / "a.zarr"
     write_lock(store, host="elsewhere", pid=1)
-    with pytest.raises(IncompleteError, match="process 1 on elsewhere"), hold(store, Silent()):
+    with pytest.raises(IncompleteError, match="process 1 on elsewhere"), owned(store, Silent()):
         pass
-    with hold(store, Silent(), force=True) as token:
+    with owned(store, Silent(), force=True) as token:
         require_token(store, token)
     assert not lock_path(store).exists()
 
@@ -111,7 +111,7 @@ def test_another_hosts_lock_needs_force(tmp_path: Path) -> None:
 def test_a_run_that_lost_its_lock_does_not_remove_the_new_one(tmp_path: Path) -> None:
     """After --force-unlock elsewhere, the old run's end leaves the new owner's lock alone."""
     store = tmp_path / "a.zarr"
-    with hold(store, Silent()) as old:
+    with owned(store, Silent()) as old:
         write_lock(store, token=77)
         with pytest.raises(IncompleteError):
             require_token(store, old)
@@ -121,14 +121,14 @@ def test_a_run_that_lost_its_lock_does_not_remove_the_new_one(tmp_path: Path) ->
 def test_a_damaged_lock_file_is_reclaimed(tmp_path: Path) -> None:
     """Nothing in it can own a store."""
     lock_path(tmp_path / "a.zarr").write_text("{")
-    with hold(tmp_path / "a.zarr", Silent()):
+    with owned(tmp_path / "a.zarr", Silent()):
         assert isinstance(read_owner(tmp_path / "a.zarr"), LockOwner)
 
 
 def test_the_lock_shows_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its file is touched again and again while it is held."""
     monkeypatch.setattr("teachonce.core.locks.HEARTBEAT_S", 0.05)
-    with hold(tmp_path / "a.zarr", Silent()):
+    with owned(tmp_path / "a.zarr", Silent()):
         os.utime(lock_path(tmp_path / "a.zarr"), (1, 1))
         deadline = time.monotonic() + 10
         while lock_path(tmp_path / "a.zarr").stat().st_mtime < 100 and time.monotonic() < deadline:
@@ -144,7 +144,7 @@ def race(store: Path, barrier: Any, results: Any, trials: int, stale: tuple[int,
             write_lock(target, pid=stale[0], started=stale[1])  # a dead run's lock: both must reclaim it
         barrier.wait(60)
         try:
-            with hold(target, Silent()):
+            with owned(target, Silent()):
                 results.put((trial, "won"))
                 barrier.wait(60)
         except IncompleteError as problem:
@@ -182,7 +182,7 @@ def test_taking_turns_never_overlaps(tmp_path: Path) -> None:
     def contend() -> None:
         while time.monotonic() < stop:
             try:
-                with hold(store, Silent()):
+                with owned(store, Silent()):
                     try:
                         os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
                     except FileExistsError:
@@ -212,7 +212,7 @@ def test_a_lock_taken_between_a_look_and_a_removal_is_kept(tmp_path: Path, monke
     real, first = module.read_owner, threading.current_thread()
 
     def other() -> None:
-        with suppress(IncompleteError), hold(store, Silent()):
+        with suppress(IncompleteError), owned(store, Silent()):
             inside.set()
             done.wait(10)
             inside.clear()
@@ -233,7 +233,7 @@ def test_a_lock_taken_between_a_look_and_a_removal_is_kept(tmp_path: Path, monke
 
     monkeypatch.setattr(module, "read_owner", look)
     try:
-        with suppress(IncompleteError), hold(store, Silent()):
+        with suppress(IncompleteError), owned(store, Silent()):
             time.sleep(0.2)
             assert not inside.is_set(), "two processes own the store"
     finally:
@@ -254,9 +254,28 @@ def test_a_clock_that_jumps_does_not_free_the_lock(
     monkeypatch.setattr(psutil.Process, "create_time", lambda process: born(process) + jump)
     with (
         pytest.raises(IncompleteError, match=f"process {child.pid}"),
-        hold(tmp_path / "a.zarr", Silent()),
+        owned(tmp_path / "a.zarr", Silent()),
     ):
         pass
     child.communicate(b"\n")
-    with hold(tmp_path / "a.zarr", Silent()):
+    with owned(tmp_path / "a.zarr", Silent()):
         pass
+
+
+def test_a_file_is_held_by_one_alone_or_by_several_together(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with exclusive(path) as absent, shared(path) as also:
+        assert absent is also is None and not path.exists(), "nothing is made that was not asked for"
+    with exclusive(path, create=True) as held, exclusive(path, wait=False) as refused:
+        assert held is not None and refused is None
+    with shared(path) as first, shared(path) as second, exclusive(path, wait=False) as refused:
+        assert first is not None and second is not None and refused is None
+    with exclusive(path, wait=False) as free:
+        assert free is not None
+
+
+def test_a_lock_ends_with_its_block_however_that_ends(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), exclusive(tmp_path / "file", create=True):
+        raise KeyboardInterrupt
+    with exclusive(tmp_path / "file", wait=False) as free:
+        assert free is not None

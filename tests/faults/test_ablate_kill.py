@@ -15,7 +15,7 @@ from fault_processes import Processes, eventually, workers_of
 from worlds import World
 
 from teachonce.cluster.description import ClusterSpec
-from teachonce.runs.log import read_events
+from teachonce.core.documents import read_events
 
 pytestmark = pytest.mark.slow  # seven starts of workers, each of which imports torch
 CELLS = 4

@@ -135,20 +135,20 @@ def test_fault_10_data_is_synced_before_its_record(tmp_path: Path, monkeypatch: 
 def test_fault_10_a_new_store_is_synced_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file and folder of the draft, then the rename, then the folder that holds the name."""
     events: list[tuple[str, str]] = []
-    real_sync, real_rename = os.fsync, os.rename
+    real_sync, real_replace = os.fsync, os.replace
 
     def fsync(handle: int) -> None:
         events.append(("sync", os.readlink(f"/proc/self/fd/{handle}")))
         real_sync(handle)
 
-    def rename(source: Any, target: Any) -> None:
+    def replace(source: Any, target: Any) -> None:
         drafts = {str(path) for path in Path(source).rglob("*")} | {str(source)}
         events.append(("unsynced", str(drafts - {path for _, path in events})))
         events.append(("rename", str(target)))
-        real_rename(source, target)
+        real_replace(source, target)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(os, "replace", replace)
     synthetic_store(tmp_path / "a.zarr", **SMALL)
     at = events.index(("rename", str(tmp_path / "a.zarr")))
     assert events[at - 1] == ("unsynced", "set()")

@@ -24,7 +24,7 @@ import worlds
 from campaign import Case, Ground
 from worlds import World
 
-from teachonce.core.locks import hold
+from teachonce.core.locks import owned
 from teachonce.core.progress import Silent
 from teachonce.errors import DataError, IncompleteError
 from teachonce.labels.store import LabelStore
@@ -117,7 +117,7 @@ def test_a_late_report_never_wins(ground: Ground, tmp_path: Path, monkeypatch: p
     store = tmp_path / "a.zarr"
     worlds.teach_inline(ground.world, store, ground.teacher, students=(ground.student,), top_k=5)
     before = worlds.all_arrays(store)
-    with hold(store, Silent()) as token:
+    with owned(store, Silent()) as token:
         opened = LabelStore.open(store, writable=True)
         assert len(late) == worlds.CHUNKS
         for report, _ in late:
@@ -203,7 +203,7 @@ def test_a_clock_that_jumps_by_hours_frees_no_lock(
     monkeypatch.setattr(time, "time_ns", lambda: real_ns() + int(3.6e12 * rng.uniform(-9, 9)))
 
     def commit_with_a_rival(self: LabelStore, *args: Any) -> None:
-        with pytest.raises(IncompleteError, match="is being written by process"), hold(store, Silent()):
+        with pytest.raises(IncompleteError, match="is being written by process"), owned(store, Silent()):
             raise AssertionError("two hold one store")
         refused.append(args[1])
         commit(self, *args)

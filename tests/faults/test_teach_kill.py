@@ -25,7 +25,7 @@ import pytest
 import worlds
 from worlds import PHOTOS, World, all_arrays
 
-from teachonce.core.locks import hold
+from teachonce.core.locks import owned
 from teachonce.core.progress import Silent
 from teachonce.errors import IncompleteError
 from teachonce.labels.format import LABELS
@@ -217,7 +217,7 @@ def test_a_late_task_of_an_old_run_writes_nothing(world: World, teacher: str, fi
     before = content(store)
     with pytest.raises(IncompleteError, match="no longer owns the store"):
         run_chunk(job_for(world, store, teacher, 5), 3, (LABELS,))
-    with hold(store, Silent()) as token, pytest.raises(IncompleteError, match="no longer owns the store"):
+    with owned(store, Silent()) as token, pytest.raises(IncompleteError, match="no longer owns the store"):
         run_chunk(job_for(world, store, teacher, token + 1), 3, (LABELS,))
     assert content(store) == before
 
@@ -234,7 +234,7 @@ def test_a_run_that_loses_its_store_midway_does_not_commit(
     store = worlds.copy_store(finished, tmp_path)
     opened = LabelStore.open(store, writable=True)
     opened.drop(LABELS, 3)
-    with hold(store, Silent()) as token:
+    with owned(store, Silent()) as token:
         real = LabelStore.publish if step == "publish" else soft_chunk.begin_soft_labels
 
         def stolen(*args: object) -> object:
@@ -261,7 +261,7 @@ def test_a_task_that_runs_twice_changes_nothing(world: World, teacher: str, fini
     store = worlds.copy_store(finished, tmp_path)
     opened = LabelStore.open(store, writable=True)
     opened.drop(LABELS, 3)
-    with hold(store, Silent()) as token:
+    with owned(store, Silent()) as token:
         job = job_for(world, store, teacher, token)
         assert deliver(opened, run_chunk(job, 3, (LABELS,)), token) == (LABELS,)  # type: ignore[arg-type]
         before = content(store)
@@ -286,7 +286,7 @@ def test_a_worker_that_was_cut_off_never_wins(
     opened = LabelStore.open(store, writable=True)
     opened.drop(LABELS, 3)
     real = LabelStore.write_chunk
-    with hold(store, Silent()) as token:
+    with owned(store, Silent()) as token:
         job = job_for(world, store, teacher, token)
         nested: list[Any] = []
 
@@ -313,7 +313,7 @@ def test_other_weights_on_a_worker_are_refused(world: World, teacher: str, finis
 
     store = worlds.copy_store(finished, tmp_path)
     LabelStore.open(store, writable=True).drop(LABELS, 3)
-    with hold(store, Silent()) as token:
+    with owned(store, Silent()) as token:
         job = job_for(world, store, teacher, token)
         wrong = replace(job, models=((LABELS, teacher, "0" * 64),))  # type: ignore[type-var]
         with pytest.raises(FingerprintError, match="has weights .* here and 0000000000000000 where teach was started"):

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from teachonce.core.documents import read_events
 from teachonce.core.progress import Silent
 from teachonce.runs.folder import LOCK
-from teachonce.runs.log import read_events
 from teachonce.stages.train import TrainRequest, train
 from teachonce.training import held_out
 from teachonce.training.config_file import load_train_config

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teachonce.labels.ledger import COMMITTED, Record, chunk_digest, fingerprint_digest, from_row, to_row
+from teachonce.labels.ledger import COMMITTED, Record, chunk_digest, from_row, to_row
 
 
 @given(
@@ -45,9 +45,3 @@ def test_a_digest_binds_all_that_a_chunk_is() -> None:
     assert len(set(digests)) == len(digests)
     assert chunk_digest("f", "gaps", 0, np.asfortranarray(data)) == digests[0]
     assert all(len(digest) == 16 for digest in digests)
-
-
-def test_a_fingerprint_digest_does_not_depend_on_order() -> None:
-    """Canonical JSON: the order of keys is no content."""
-    assert fingerprint_digest({"a": 1, "b": [1.0]}) == fingerprint_digest({"b": [1.0], "a": 1})
-    assert fingerprint_digest({"a": 1}) != fingerprint_digest({"a": 2})

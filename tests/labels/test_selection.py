@@ -14,9 +14,9 @@ import worlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from teachonce.core.digests import canonical_digest
 from teachonce.core.progress import Silent
 from teachonce.errors import DataError, FingerprintError, IntegrityError, TeachOnceError, UsageError
-from teachonce.labels.ledger import fingerprint_digest
 from teachonce.labels.selection import Rule, choose, few_shot, key_hashes, load_selection, save_selection
 from teachonce.labels.store import LabelStore
 
@@ -145,7 +145,7 @@ def test_a_file_gives_back_what_was_chosen(store: LabelStore, tmp_path: Path) ->
     assert loaded.samples.dtype == np.uint32 and np.array_equal(loaded.samples, chosen.samples)
     document = json.loads((tmp_path / "a.json").read_text())
     assert document["keys"] == list(chosen.keys) and document["store"]["id"] == store.store_id()
-    assert loaded.digest == digest == document.pop("digest") == fingerprint_digest(document)
+    assert loaded.digest == digest == document.pop("digest") == canonical_digest(document)
     written = (tmp_path / "a.json").stat().st_mtime_ns
     assert save_selection(tmp_path / "a.json", store, rule, chosen) == digest
     assert (tmp_path / "a.json").stat().st_mtime_ns == written, "the same choice again changes nothing"
@@ -184,7 +184,7 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], object], seal: bool
     document = json.loads(path.read_text())
     change(document)
     if seal:
-        document["digest"] = fingerprint_digest({k: v for k, v in document.items() if k != "digest"})
+        document["digest"] = canonical_digest({k: v for k, v in document.items() if k != "digest"})
     path.write_text(json.dumps(document))
 
 

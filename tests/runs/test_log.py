@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from teachonce.runs.log import RunLog, read_events
+from teachonce.core.documents import read_events
+from teachonce.runs.log import RunLog
 
 
 def test_events_are_lines_with_schema_time_and_name(tmp_path: Path) -> None:

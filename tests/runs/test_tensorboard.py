@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from teachonce.core.documents import read_events
 from teachonce.errors import EnvironmentFault
-from teachonce.runs.log import RunLog, read_events
+from teachonce.runs.log import RunLog
 from teachonce.runs.tensorboard import TensorBoardSink, open_sinks, require_packages
 
 STEPS = {"train/loss": "loss", "train/gradient_norm": "gradient_norm", "train/learning_rate": "learning_rate"}

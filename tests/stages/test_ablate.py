@@ -16,11 +16,11 @@ from train_runs import killed_before
 from worlds import Notes, World
 
 from teachonce.cluster.description import ClusterSpec
-from teachonce.core.locks import hold
+from teachonce.core.documents import read_events
+from teachonce.core.locks import owned
 from teachonce.errors import DataError, FingerprintError, IncompleteError, IntegrityError, UsageError
 from teachonce.models.prompt_files import load_prompts
 from teachonce.reports.folder import read_folder
-from teachonce.runs.log import read_events
 from teachonce.stages import ablate as ablate_stage
 from teachonce.stages import train as train_stage
 from teachonce.stages.ablate import ablate
@@ -252,7 +252,7 @@ def test_the_report_takes_the_choice_for_that_of_this_grid_until_it_grows(
 
 
 def test_two_processes_do_not_run_one_grid(done: Path, finished: Path, student: str) -> None:
-    with hold(done / "out/grid.json", Notes()), pytest.raises(IncompleteError, match="is being written by process"):
+    with owned(done / "out/grid.json", Notes()), pytest.raises(IncompleteError, match="is being written by process"):
         again(done, finished, student)
 
 

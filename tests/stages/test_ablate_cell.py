@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from worlds import Notes
 
-from teachonce.core.locks import ALONE, hold, locked
+from teachonce.core.documents import read_events
+from teachonce.core.locks import exclusive, owned
 from teachonce.core.signals import deferred_signals, stopped_by
 from teachonce.errors import IncompleteError
 from teachonce.runs.grid_folder import GridFolder
-from teachonce.runs.log import read_events
 from teachonce.stages.ablate import cell as ablate_cell
 from teachonce.stages.ablate.cell import CellJob, CellReport, run_cell
 from teachonce.training.config import TrainConfig
@@ -25,7 +25,7 @@ from teachonce.training.config import TrainConfig
 def job(finished: Path, student: str, tmp_path: Path) -> Iterator[CellJob]:
     """A cell of many steps, of a driver that holds its grid."""
     config = TrainConfig.of(steps=2000, batch_size=8, checkpoint_every=1000, log_every=1)
-    with hold(tmp_path / "out/grid.json", Notes()) as token:
+    with owned(tmp_path / "out/grid.json", Notes()) as token:
         yield CellJob(
             out=tmp_path / "out",
             token=token,
@@ -92,9 +92,9 @@ def test_a_cell_in_which_workers_die_is_given_up(job: CellJob, monkeypatch: pyte
 def test_a_cell_waits_for_a_process_that_still_writes_it(job: CellJob, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ablate_cell, "CELL_SECONDS", 0.3)
     (job.out / "locks").mkdir()
-    handle = locked(job.out / "locks/d", ALONE, create=True)
-    assert handle is not None
-    report = run_cell(job)
+    with exclusive(job.out / "locks/d", create=True) as handle:
+        assert handle is not None
+        report = run_cell(job)
     assert report.state == "stopped" and "another process runs this cell" in report.message
     assert GridFolder(job.out).cell("d").problem() is None and not (job.out / "cells/d/checkpoints").exists()
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -98,11 +99,13 @@ def test_a_killed_reader_does_not_hold_a_set(store: LabelStore) -> None:
 
 def test_what_a_dead_builder_left_is_cleared_and_a_living_one_spared(store: LabelStore) -> None:
     folder, digest = working_files.folder_beside(store.path), "0" * 32
-    with working_files.building(folder, digest, Silent()), working_files.draft(folder, digest) as place:
+    dies = suppress(InterruptedError)
+    with dies, working_files.building(folder, digest, Silent()), working_files.draft(folder, digest) as place:
         (place / "records.npy").write_bytes(b"half of it")
         (entry,) = cache(CacheRequest(action="list", labels=store.path), Silent()).entries
         assert (entry.kind, entry.rows, entry.in_use) == ("unfinished", None, True)
         assert cache(CacheRequest(action="clear", labels=store.path), Silent()).skipped == (str(place),)
+        raise InterruptedError
     place.mkdir()
     (place / "records.npy").write_bytes(b"half of it")
     result = cache(CacheRequest(action="clear", labels=store.path), Silent())

@@ -209,7 +209,7 @@ def test_a_pack_that_cannot_be_written(shared: Path, tmp_path: Path, monkeypatch
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("teachonce.sharing.packing.sync", full)
+    monkeypatch.setattr("teachonce.core.files.sync", full)
     with pytest.raises(EnvironmentFault, match="No space left"):
         packed(shared, tmp_path / "p.tar")
     assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ import pytest
 import worlds
 from status_folders import AWAY, HERE, dead_process, event, look, make_run, write_lock
 
-from teachonce.core.locks import hold
+from teachonce.core.locks import owned
 from teachonce.core.machine import ProcessMark, lives
 from teachonce.core.progress import Silent
 from teachonce.errors import DataError, IncompleteError, IntegrityError, TeachOnceError
@@ -71,7 +71,7 @@ def test_a_killed_teach_is_stopped_and_says_what_is_left(half: Path) -> None:
 def test_whoever_holds_the_lock_is_named(half: Path, tmp_path: Path, dead: ProcessMark) -> None:
     """Alive here: running, with an end. Dead: stopped. On another machine: running as long as its lock is fresh."""
     store = worlds.copy_store(half, tmp_path)
-    with hold(store, Silent()):
+    with owned(store, Silent()):
         found = look(store)
         assert found.state == "running" and found.estimated_end is not None
         assert found.process is not None and (found.process.pid, found.process.alive) == (os.getpid(), True)
@@ -86,7 +86,7 @@ def test_whoever_holds_the_lock_is_named(half: Path, tmp_path: Path, dead: Proce
 
 def test_a_teach_that_only_holds_the_lock_is_starting(tmp_path: Path) -> None:
     """Models load for a minute before there is a store."""
-    with hold(tmp_path / "new.zarr", Silent()):
+    with owned(tmp_path / "new.zarr", Silent()):
         found = look(tmp_path / "new.zarr")
     assert (found.state, found.chunks, found.rows) == ("starting", None, None)
     with pytest.raises(DataError, match="does not exist"):
@@ -96,7 +96,7 @@ def test_a_teach_that_only_holds_the_lock_is_starting(tmp_path: Path) -> None:
 def test_a_finished_store_that_is_still_checked_is_running(finished: Path, tmp_path: Path) -> None:
     """All chunks are there, but the run that reads them back has not said that they are sound."""
     store = worlds.copy_store(finished, tmp_path)
-    with hold(store, Silent()):
+    with owned(store, Silent()):
         assert look(store).state == "running"
 
 

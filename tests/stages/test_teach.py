@@ -362,10 +362,10 @@ def test_a_wrong_root_fails_at_once(world: World, teacher: str, tmp_path: Path) 
 
 def test_a_second_writer_is_refused(world: World, teacher: str, finished: Path, tmp_path: Path) -> None:
     """Exit 5 with the owner; the first run goes on undisturbed."""
-    from teachonce.core.locks import hold, require_token
+    from teachonce.core.locks import owned, require_token
 
     store = worlds.copy_store(finished, tmp_path)
-    with hold(store, Silent()) as token:
+    with owned(store, Silent()) as token:
         with pytest.raises(IncompleteError, match="is being written by process"):
             teach_inline(world, store, teacher, top_k=5)
         require_token(store, token)

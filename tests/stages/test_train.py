@@ -18,13 +18,13 @@ import worlds
 from safetensors import safe_open
 from train_runs import killed_before
 
+from teachonce.core.documents import read_events
 from teachonce.core.progress import Silent
 from teachonce.errors import DataError, FingerprintError, IncompleteError, IntegrityError, UsageError
 from teachonce.labels.format import student_group
 from teachonce.labels.selection import Rule, choose, save_selection
 from teachonce.labels.store import LabelStore
 from teachonce.runs import folder as run_folder
-from teachonce.runs.log import read_events
 from teachonce.stages.train import TrainRequest, train
 from teachonce.stages.train.outcome import TrainResult
 from teachonce.training.config import TrainConfig

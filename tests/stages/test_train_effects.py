@@ -9,11 +9,11 @@ import pytest
 import worlds
 from worlds import World
 
+from teachonce.core.documents import read_events
 from teachonce.core.progress import Silent
 from teachonce.core.strict import Idle
 from teachonce.errors import UsageError
 from teachonce.models import clip as clip_models
-from teachonce.runs.log import read_events
 from teachonce.stages.train import TrainRequest, train
 from teachonce.training.config import marks
 from teachonce.training.config_file import load_train_config

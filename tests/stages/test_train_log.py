@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from train_runs import killed_before
 
+from teachonce.core.documents import read_events
 from teachonce.core.progress import Silent
 from teachonce.errors import EnvironmentFault
-from teachonce.runs.log import read_events
 from teachonce.stages.train import TrainRequest, train
 from teachonce.training.config_file import load_train_config
 

@@ -19,13 +19,13 @@ from safetensors import safe_open
 from train_runs import killed_before
 from worlds import World
 
+from teachonce.core.documents import read_events
 from teachonce.core.progress import Silent
 from teachonce.data.views import ViewPolicy
 from teachonce.errors import DataError, FingerprintError, TeachOnceError, UsageError
 from teachonce.labels.store import LabelStore
 from teachonce.models import clip as clip_models
 from teachonce.models.prompt_files import load_prompts
-from teachonce.runs.log import read_events
 from teachonce.stages.train import TrainRequest, train
 from teachonce.stages.train.outcome import TrainResult
 from teachonce.training.config import key_types

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import worlds
 
+from teachonce.core.documents import read_events
 from teachonce.core.progress import Silent
 from teachonce.errors import FingerprintError, IntegrityError, UsageError
 from teachonce.labels.format import LABELS
@@ -19,7 +20,6 @@ from teachonce.labels.selection import Rule, choose, save_selection
 from teachonce.labels.store import LabelStore
 from teachonce.rows import build as working_build
 from teachonce.rows.working_set import Batch, WorkingSet
-from teachonce.runs.log import read_events
 from teachonce.stages.train import TrainRequest, train
 from teachonce.training.config_file import load_train_config
 

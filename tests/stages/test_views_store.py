@@ -21,6 +21,7 @@ import worlds
 from PIL import Image, ImageOps
 from worlds import IDS, NAMES, PHOTOS, TEMPLATE, World, all_arrays, copy_store, keys_of
 
+from teachonce.core.documents import read_events
 from teachonce.core.progress import Silent
 from teachonce.data import batches as image_batches
 from teachonce.data.views import NO_VIEW, UNIT, ViewPolicy
@@ -31,7 +32,6 @@ from teachonce.labels.selection import load_selection
 from teachonce.labels.store import LabelStore
 from teachonce.models.clip import load_clip
 from teachonce.rows.working_set import open_working_set
-from teachonce.runs.log import read_events
 from teachonce.stages.subset import SubsetRequest, subset
 from teachonce.stages.teach import teach
 from teachonce.stages.train import TrainRequest, train

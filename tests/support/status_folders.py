@@ -45,7 +45,7 @@ def state_of_files(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def write_lock(store: Path, owner: ProcessMark, age: float = 0.0) -> None:
-    """A lock as `hold` writes it."""
+    """A lock as `owned` writes it."""
     lock_path(store).write_text(json.dumps({**vars(owner), "token": 1}))
     os.utime(lock_path(store), (time.time() - age,) * 2)
 
