@@ -3,7 +3,7 @@
 #   make demo        install, then run the demo: offline, CPU, minutes
 #   make test        install with the development tools, then run the tests; `make -j2 test` runs its two halves at once
 #   make test-slow   the tests that take minutes
-#   make lint        style, format, types of what ships
+#   make lint        style, format, layout of the docs' prose, types of what ships
 #   make clean       remove what builds and tests leave; keeps the environment
 
 PYTHON ?= python3
@@ -37,6 +37,7 @@ test-slow: install-dev
 # Types are checked on an installed copy: mypy does not follow an editable install whose folders are renamed.
 # build/ goes first: setuptools would ship a module from it that the tree no longer has.
 lint: install-dev
+	$(BIN)/python docs/check_prose.py
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf build
