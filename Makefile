@@ -17,7 +17,7 @@ KEY := $(shell cksum < pyproject.toml | cut -d ' ' -f 1)
 APP := $(VENV)/.installed-app-$(KEY)
 DEV := $(VENV)/.installed-dev-$(KEY)
 
-.PHONY: demo test test-units test-stages test-slow lint install install-dev clean
+.PHONY: demo test test-units test-stages test-slow lint types install install-dev clean
 
 demo: install
 	$(BIN)/teachonce demo
@@ -34,12 +34,15 @@ test-stages: install-dev
 test-slow: install-dev
 	$(BIN)/python -m pytest -m slow
 
-# Types are checked on an installed copy: mypy does not follow an editable install whose folders are renamed.
-# build/ goes first: setuptools would ship a module from it that the tree no longer has.
 lint: install-dev
 	$(BIN)/python docs/check_prose.py
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) types
+
+# Types are checked on an installed copy: mypy does not follow an editable install whose folders are renamed.
+# build/ goes first: setuptools would ship a module from it that the tree no longer has.
+types: install-dev
 	rm -rf build
 	$(PIP) install --quiet --no-deps --no-build-isolation --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy --strict -p teachonce
