@@ -4,6 +4,7 @@
 #   make test        install with the development tools, then run the tests; `make -j2 test` runs its two halves at once
 #   make test-slow   the tests that take minutes
 #   make lint        style, format, layout of the docs' prose, types of what ships
+#   make docs        the pages as a site in build/site, offline; a warning is an error
 #   make clean       remove what builds and tests leave; keeps the environment
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ KEY := $(shell cksum < pyproject.toml | cut -d ' ' -f 1)
 APP := $(VENV)/.installed-app-$(KEY)
 DEV := $(VENV)/.installed-dev-$(KEY)
 
-.PHONY: demo test test-units test-stages test-slow lint types install install-dev clean
+.PHONY: demo test test-units test-stages test-slow lint types docs install install-dev clean
 
 demo: install
 	$(BIN)/teachonce demo
@@ -46,6 +47,10 @@ types: install-dev
 	rm -rf build
 	$(PIP) install --quiet --no-deps --no-build-isolation --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy --strict -p teachonce
+
+# MkDocs fetches nothing, and neither does a reader's browser (a test looks). With --quiet it would not count warnings.
+docs: install-dev
+	$(BIN)/python -m mkdocs build --strict
 
 # The development environment holds all that the demo needs.
 install: $(if $(wildcard $(DEV)),,$(APP))
