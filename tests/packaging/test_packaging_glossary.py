@@ -27,7 +27,7 @@ OF_STORES = ("row", "sample", "view", "chunk", "ledger", "commit", "staging", "d
 OF_ORIGIN = ("fidelity", "fingerprint", "store id", "recheck", "rehearsal", "manifest", "layout", "vocabulary")
 OF_TRAINING = ("selection", "working set", "pairing", "candidates", "fill", "correction", "anchor", "two passes")
 OF_RESULTS = ("held out", "dev-unseen", "test-unseen", "homonyms", "credit", "protocol", "contender", "export", "pack")
-OF_GRIDS = ("grid", "cell", "setting", "axis", "choice")
+OF_GRIDS = ("grid", "cell", "setting", "state", "axis", "choice")
 METHODS = ("RPP", "SAPL", "POMP", "CoOp", "KgCoOp", "PromptSRC", "PromptKD", "ProGrad", "KDPL", "WiSE", "TinyViT")
 WORDS = (*OF_PROMPTS, *OF_STORES, *OF_ORIGIN, *OF_TRAINING, *OF_RESULTS, *OF_GRIDS, *METHODS)
 
