@@ -3,7 +3,8 @@
 #   make demo        install, then run the demo: offline, CPU, minutes
 #   make test        install with the development tools, then run the tests; `make -j2 test` runs its two halves at once
 #   make test-slow   the tests that take minutes
-#   make lint        style, format, types of what ships
+#   make lint        style, format, layout of the docs' prose, types of what ships
+#   make docs        the pages as a site in build/site, offline; a warning is an error
 #   make clean       remove what builds and tests leave; keeps the environment
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ KEY := $(shell cksum < pyproject.toml | cut -d ' ' -f 1)
 APP := $(VENV)/.installed-app-$(KEY)
 DEV := $(VENV)/.installed-dev-$(KEY)
 
-.PHONY: demo test test-units test-stages test-slow lint install install-dev clean
+.PHONY: demo test test-units test-stages test-slow lint types docs install install-dev clean
 
 demo: install
 	$(BIN)/teachonce demo
@@ -34,14 +35,22 @@ test-stages: install-dev
 test-slow: install-dev
 	$(BIN)/python -m pytest -m slow
 
-# Types are checked on an installed copy: mypy does not follow an editable install whose folders are renamed.
-# build/ goes first: setuptools would ship a module from it that the tree no longer has.
 lint: install-dev
+	$(BIN)/python docs/check_prose.py
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) types
+
+# Types are checked on an installed copy: mypy does not follow an editable install whose folders are renamed.
+# build/ goes first: setuptools would ship a module from it that the tree no longer has.
+types: install-dev
 	rm -rf build
 	$(PIP) install --quiet --no-deps --no-build-isolation --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy --strict -p teachonce
+
+# MkDocs fetches nothing, and neither does a reader's browser (a test looks). With --quiet it would not count warnings.
+docs: install-dev
+	$(BIN)/python -m mkdocs build --strict
 
 # The development environment holds all that the demo needs.
 install: $(if $(wildcard $(DEV)),,$(APP))

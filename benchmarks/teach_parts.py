@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from teachonce.core.locks import hold
+from teachonce.core.locks import owned
 from teachonce.core.progress import Silent
 from teachonce.data.batches import image_batches
 from teachonce.data.index import SampleIndex
@@ -142,7 +142,7 @@ class Bench:
         shutil.rmtree(self.store, ignore_errors=True)
         shutil.copytree(self.template, self.store)
         request = teach.TeachRequest(manifest="local-tars", labels=self.store, teacher=self.spec)
-        with hold(self.store, Silent()) as token:
+        with owned(self.store, Silent()) as token:
             store = LabelStore.open(self.store, writable=True)
             tally = teach._run(client, self.job(token), store, (LABELS,), request, Silent())
         assert tally.rows == store.layout.rows and not sum(r.rows_failed for r in store.records(LABELS) if r)

@@ -38,7 +38,7 @@ from teach_parts import (
 )
 
 from teachonce.cluster.client import local_cluster, run_tasks
-from teachonce.core.locks import hold
+from teachonce.core.locks import owned
 from teachonce.core.progress import Silent
 from teachonce.data.index import build_index, split_classes
 from teachonce.data.manifests import load_manifest
@@ -81,7 +81,7 @@ def scale(folder: Path, rows: int, workers: int) -> None:
     chunk_task.run_chunk = fake_chunk
     request = teach.TeachRequest(manifest="local-tars", labels=path, teacher="fake")
     bench = Bench(path, folder, "fake", "")
-    with local_cluster(workers) as client, hold(path, Silent()) as token:
+    with local_cluster(workers) as client, owned(path, Silent()) as token:
         pids = client.run(os.getpid)
         empty = no_work(client, store.layout.chunks)
         opened, driver = LabelStore.open(path, writable=True), psutil.Process()

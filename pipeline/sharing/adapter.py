@@ -33,7 +33,8 @@ def prompted_model(
     `load_prompts(folder).classifier(names)`, up to rounding.
 
     Args:
-        folder, model: as in `load_prompts`.
+        folder: as in `load_prompts`.
+        model: as in `load_prompts`.
         device: where the model runs.
         templates: what the other program puts around names, in its order, such as `a photo of a {c}.`: the tokenizer
             takes it off. None: texts are bare names, and what looks like a sentence is refused. `["{c}"]`: texts are

@@ -1,6 +1,5 @@
 """The digests that files of earlier versions hold: every value was computed before one function made them all."""
 
-import dataclasses
 import datetime
 from typing import Any
 
@@ -54,4 +53,4 @@ def test_the_order_of_keys_is_no_content() -> None:
 
 def test_a_config_is_digested_as_a_file_holds_it() -> None:
     config = TrainConfig.of(seed=3)
-    assert config.digest() == config_digest(dataclasses.asdict(config))
+    assert config.digest() == config_digest(config.to_dict())
