@@ -4,6 +4,7 @@
 #   make test        install with the development tools, then run the tests; `make -j2 test` runs its two halves at once
 #   make test-slow   the tests that take minutes
 #   make lint        style, format, types of what ships
+#   make commands    write docs/commands.md again, from docs/commands.toml and --help
 #   make clean       remove what builds and tests leave; keeps the environment
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ KEY := $(shell cksum < pyproject.toml | cut -d ' ' -f 1)
 APP := $(VENV)/.installed-app-$(KEY)
 DEV := $(VENV)/.installed-dev-$(KEY)
 
-.PHONY: demo test test-units test-stages test-slow lint install install-dev clean
+.PHONY: demo test test-units test-stages test-slow lint commands install install-dev clean
 
 demo: install
 	$(BIN)/teachonce demo
@@ -42,6 +43,9 @@ lint: install-dev
 	rm -rf build
 	$(PIP) install --quiet --no-deps --no-build-isolation --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy --strict -p teachonce
+
+commands: install
+	$(BIN)/python docs/make_commands.py
 
 # The development environment holds all that the demo needs.
 install: $(if $(wildcard $(DEV)),,$(APP))
