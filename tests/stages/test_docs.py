@@ -67,6 +67,12 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
     assert rooms and (rooms | folders) - set(named) == set()
 
 
+def test_the_readme_links_to_what_is_there() -> None:
+    """Pages of docs/ are tested in test_tutorial.py."""
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", README)
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
 def test_the_index_of_docs_lists_every_page() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     pages = {file.name for file in (ROOT / "docs").glob("*.md")} - {"README.md"}
