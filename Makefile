@@ -4,8 +4,8 @@
 #   make test        install with the development tools, then run the tests; `make -j2 test` runs its two halves at once
 #   make test-slow   the tests that take minutes
 #   make lint        style, format, types of what ships
-#   make commands    write docs/commands.md again, from docs/commands.toml and --help
 #   make clean       remove what builds and tests leave; keeps the environment
+#   make commands    write docs/commands.md again, from docs/commands.toml and --help
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,7 +18,7 @@ KEY := $(shell cksum < pyproject.toml | cut -d ' ' -f 1)
 APP := $(VENV)/.installed-app-$(KEY)
 DEV := $(VENV)/.installed-dev-$(KEY)
 
-.PHONY: demo test test-units test-stages test-slow lint commands install install-dev clean
+.PHONY: demo test test-units test-stages test-slow lint install install-dev clean
 
 demo: install
 	$(BIN)/teachonce demo
@@ -44,6 +44,7 @@ lint: install-dev
 	$(PIP) install --quiet --no-deps --no-build-isolation --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy --strict -p teachonce
 
+.PHONY: commands
 commands: install
 	$(BIN)/python docs/make_commands.py
 
