@@ -6,6 +6,7 @@
 #   make lint        style, format, layout of the docs' prose, types of what ships
 #   make docs        the pages as a site in build/site, offline; a warning is an error
 #   make clean       remove what builds and tests leave; keeps the environment
+#   make commands    write docs/commands.md again, from docs/commands.toml and --help
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -51,6 +52,9 @@ types: install-dev
 # MkDocs fetches nothing, and neither does a reader's browser (a test looks). With --quiet it would not count warnings.
 docs: install-dev
 	$(BIN)/python -m mkdocs build --strict
+.PHONY: commands
+commands: install
+	$(BIN)/python docs/make_commands.py
 
 # The development environment holds all that the demo needs.
 install: $(if $(wildcard $(DEV)),,$(APP))

@@ -1,4 +1,4 @@
-"""What README and docs say is so: command lines parse, the tree is complete, the format page decodes a store."""
+"""What README and docs say is so: commands parse, Python runs, the tree is whole, the format page decodes a store."""
 
 from __future__ import annotations
 
@@ -13,15 +13,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import share_runs
+import worlds
 
-from teachonce.cli.app import EXAMPLES, app
+from teachonce.cli.app import app
 from teachonce.cli.jobs import Job
 from teachonce.cli.options import ConfigFile
 from teachonce.labels.store import LabelStore
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [line.split("#")[0].strip() for line in README.splitlines() if line.startswith("    teachonce ")]
+COMMANDS = re.findall(r"^\$ (teachonce .*)$", README.replace("\\\n", ""), re.MULTILINE)
+JOURNEY = ["teach", "verify", "train", "evaluate", "export"]
+
+
+def test_the_readme_leads_from_photos_to_prompts() -> None:
+    """The test below checks something."""
+    assert [line.split()[1] for line in COMMANDS] == JOURNEY
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -30,15 +38,45 @@ def test_every_command_of_the_readme_parses(line: str) -> None:
     assert isinstance(app(shlex.split(line)[1:], prog_name="teachonce", standalone_mode=False), Job)
 
 
-def test_the_readme_has_commands() -> None:
-    """The test above checks something: one line at least for each command."""
-    assert {line.split()[1] for line in COMMANDS} == set(EXAMPLES)
+def test_the_readme_can_be_read_at_one_sitting() -> None:
+    assert len(README.splitlines()) <= 150
 
 
-def test_the_tree_in_the_readme_is_complete() -> None:
-    """Every module of the library is named with a comment."""
-    modules = {file.name for file in (ROOT / "pipeline").glob("*.py")} - {"__init__.py", "__main__.py"}
-    assert [name for name in sorted(modules) if name not in README] == []
+def test_the_python_of_the_readme_names_what_is_in_a_photo(
+    student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    block = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert block is not None and len(block[1].split("\n")) <= 10, "eight lines, and an empty one"
+    share_runs.make_run(tmp_path / "my-prompts", student)
+    (tmp_path / "photo.jpg").write_bytes(worlds.encoded(worlds.make_photo(0, 0), quality=92))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block[1], "README.md", "exec"), {})  # the text is our own
+    assert capsys.readouterr().out.strip() in ("red fox", "blue jay", "piano")
+
+
+def test_the_tree_in_the_readme_is_the_tree() -> None:
+    """Every room of the library, and every folder at the top, has its line; every line is in the tree."""
+    block = README.split("## The tree\n")[1].split("\n## ")[0]
+    named: list[str] = []
+    for indent, name in re.findall(r"^    ( *)([\w./]+)  ", block, re.MULTILINE):
+        named.append(f"pipeline/{name}" if indent else name)
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    rooms = {f"pipeline/{file.parent.name}/" for file in (ROOT / "pipeline").glob("*/__init__.py")}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    folders = {f"{path.split('/')[0]}/" for path in tracked.splitlines() if "/" in path}
+    assert rooms and (rooms | folders) - set(named) == set()
+
+
+def test_the_readme_links_to_what_is_there() -> None:
+    """Pages of docs/ are tested in test_tutorial.py."""
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", README)
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_the_index_of_docs_lists_every_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = {file.name for file in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert pages - set(re.findall(r"\]\(([\w-]+\.md)\)", index)) == set()
 
 
 def test_the_format_page_decodes_a_store(finished: Path, tmp_path: Path) -> None:
