@@ -70,7 +70,7 @@ def inspect(request: InspectRequest, reporter: Reporter) -> InspectResult:
             "group": name,
             "student": group.fingerprint["about"].get("student"),
             "digest": group.fingerprint["student_digest"],
-            "width": group.arrays[0].tail[0],
+            "width": group.vectors.tail[0],
             "chunks_committed": len(store.committed(name)),
         }
         for name, group in store.groups.items()
@@ -101,7 +101,7 @@ def _embeddings(store: LabelStore) -> dict[str, Any]:
         return {}
     return {
         "kind": group.fingerprint["kind"],
-        "width": group.arrays[0].tail[0],
+        "width": group.vectors.tail[0],
         "chunks_committed": len(store.committed(EMBEDDING)),
     }
 

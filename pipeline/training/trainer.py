@@ -63,7 +63,7 @@ class Trainer:
         numbers = rows.records["row"].astype(np.int64)
         self.order = TrainingOrder(
             numbers,
-            rows.plan.store.layout.views,
+            rows.store.layout.views,
             config.batch_size,
             config.views_per_step,
             config.seed,

@@ -234,7 +234,7 @@ def _build(
     from teachonce.runs.checkpoint import ALL_ROWS, OWN_START, Identity
     from teachonce.training.trainer import Trainer
 
-    store, vocabulary = rows.plan.store, rows.vocabulary
+    store, vocabulary = rows.store, rows.vocabulary
     if request.config.supervision != "soft" and not rows.has_labels:
         raise DataError(
             f"no row of {store.path} has a class that is in its vocabulary: there are no hard labels to train on",
