@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING, Any
-
 from teachonce.cli import options, places, settings
-from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job, job
 from teachonce.errors import UsageError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from teachonce.evaluation.choice import Entrant, SetChoice, Work
+from teachonce.stages import evaluate as stage
 
 
 def evaluate(
@@ -40,28 +35,34 @@ def evaluate(
     and the exit code is 5.
     """
     how = settings.settings(settings.EvaluateSettings, set_ or ())
-    who = {"run": run, "student": student, "template": template, "wise": wise}
-    data = {"root": root, "vocabulary": vocabulary, "classes": classes, "without": without}
-    tables = {"per_class": per_class, "credits": credits}
-    common: dict[str, Any] = {**who, **data, **tables, **dataclasses.asdict(how)}
-    source = _one_set(manifest, skip_missing) if protocol is None else ""
-    if protocol is not None and among is not None:
+    entrant = Entrant(student=student, run=run, template=template, wise=wise)
+    work = Work(batch_size=how.batch_size, threads=how.threads, cache=how.cache)
+    files = stage.Files(per_class=per_class, credits=credits)
+    if protocol is None:
+        data = SetChoice(
+            manifest=_one_set(manifest, skip_missing),
+            root=root,
+            split=split or "val",
+            vocabulary=vocabulary,
+            classes=classes,
+            among=among or "classes",
+            without=without,
+        )
+        request = stage.EvaluateRequest(entrant=entrant, data=data, files=files, work=work)
+        return job("evaluate", json, quiet, lambda output: stage.evaluate(request, output))
+    if among is not None:
         raise UsageError("--among is what a protocol says of each of its sets", "leave it out")
-
-    def run_stage(output: Output) -> DataclassInstance:
-        if protocol is not None:
-            from teachonce.stages.evaluate import protocol as protocols
-
-            asked = protocols.ProtocolRequest(
-                **common, protocol=protocol, manifest=manifest, split=split, skip_missing=skip_missing
-            )
-            return protocols.evaluate_protocol(asked, output)
-        from teachonce.stages import evaluate as stage
-
-        request = stage.EvaluateRequest(**common, manifest=source, split=split or "val", among=among or "classes")
-        return stage.evaluate(request, output)
-
-    return job("evaluate", json, quiet, run_stage)
+    asked = stage.ProtocolRequest(
+        protocol=protocol,
+        entrant=entrant,
+        given=stage.Given(
+            root=root, manifest=manifest, split=split, vocabulary=vocabulary, classes=classes, without=without
+        ),
+        files=files,
+        work=work,
+        skip_missing=skip_missing,
+    )
+    return job("evaluate", json, quiet, lambda output: stage.evaluate_protocol(asked, output))
 
 
 def _one_set(manifest: str | None, skip_missing: bool) -> str:

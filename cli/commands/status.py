@@ -18,6 +18,7 @@ from teachonce.cli.console import Output, on_terminal, plain
 from teachonce.cli.jobs import Job
 from teachonce.cli.views import status as status_view
 from teachonce.cli.views.printed import print_view
+from teachonce.stages import status as stage
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -65,8 +66,6 @@ def status(
 
 
 def _looker(folder: Path, output: Output) -> Callable[[], dict[str, Any]]:
-    from teachonce.stages import status as stage
-
     def look() -> dict[str, Any]:
         with output.working():
             result: DataclassInstance = stage.status(stage.StatusRequest(folder=folder), output)

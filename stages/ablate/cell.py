@@ -13,19 +13,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from teachonce.core.locks import ALONE, ALONE_OR_NOT, locked, read_owner
 from teachonce.core.progress import Silent
 from teachonce.core.signals import stopped_by
 from teachonce.errors import IncompleteError
+from teachonce.evaluation.choice import Entrant, SetChoice, Work
 from teachonce.runs.grid import Evaluation
 from teachonce.runs.grid_folder import SCHEMA, CellFolder, GridFolder, read_document, write_document
 from teachonce.runs.log import read_events
+from teachonce.stages.evaluate import EvaluateRequest, Files
 from teachonce.training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from teachonce.stages.evaluate import EvaluateRequest
 
 LOOK_EVERY = 0.5  # seconds between looks whether this cell is still wanted
 MOST_DEATHS = 3  # workers that may die in a cell without a step of progress
@@ -135,16 +134,17 @@ def _evaluate(job: CellJob, cell: CellFolder, files: Mapping[Evaluation, Path]) 
     """Evaluate a run on several sets; a result appears under its name only when all that belongs to it is there."""
     from teachonce.evaluation.contender import load_contender
     from teachonce.evaluation.sets import open_set
-    from teachonce.stages.evaluate import check, score_set, set_choice
+    from teachonce.stages.evaluate.checks import check
+    from teachonce.stages.evaluate.scoring import score_set
 
     who = None
     for evaluation, file in files.items():
-        if who is None or evaluation.wise != who.share:
-            who = load_contender(job.student, cell.path, evaluation.wise, job.threads)
         request = evaluate_request(evaluation, job.student, job.root, cell.path, file, job.threads)
+        if who is None or evaluation.wise != who.share:
+            who = load_contender(request.entrant, job.threads)
         check(request)
         with _first(GridFolder(job.out), evaluation.name):
-            result = score_set(request, open_set(set_choice(request), Silent()), who, Silent())
+            result = score_set(request, open_set(request.data, Silent()), who, Silent())
             about = {"schema": SCHEMA, "evaluation": evaluation.name, "cell": job.digest}
             write_document(file, dataclasses.asdict(result) | about)
 
@@ -173,24 +173,21 @@ def evaluate_request(
     threads: int | None = None,
 ) -> EvaluateRequest:
     """What `evaluate` is asked; without a run and a file, what can be checked before there is one."""
-    from teachonce.stages.evaluate import EvaluateRequest
-
+    share = 1.0 if run is None else evaluation.wise
     return EvaluateRequest(
-        run=run,
-        student=student,
-        manifest=evaluation.manifest,
-        split=evaluation.split,
-        root=Path(evaluation.root) if evaluation.root else root,
-        vocabulary=evaluation.vocabulary,
-        classes=evaluation.classes,
-        among=evaluation.among,
+        entrant=Entrant(student=student, run=run, template=evaluation.template, wise=share),
+        data=SetChoice(
+            manifest=evaluation.manifest,
+            root=Path(evaluation.root) if evaluation.root else root,
+            split=evaluation.split,
+            vocabulary=evaluation.vocabulary,
+            classes=evaluation.classes,
+            among=evaluation.among,
+            without=Path(evaluation.without) if evaluation.without else None,
+        ),
+        files=Files(per_class=file.with_suffix(".csv"), credits=file.with_suffix(".npy")) if file else Files(),
+        work=Work(threads=threads),
         protocol=evaluation.protocol,
-        without=Path(evaluation.without) if evaluation.without else None,
-        template=evaluation.template,
-        wise=1.0 if run is None else evaluation.wise,
-        threads=threads,
-        per_class=file.with_suffix(".csv") if file else None,
-        credits=file.with_suffix(".npy") if file else None,
     )
 
 
@@ -299,6 +296,6 @@ def _where() -> dict[str, Any]:
 def get_ready() -> None:
     """Import what cells need, while the driver prepares."""
     import teachonce.evaluation.contender
-    import teachonce.stages.evaluate
+    import teachonce.stages.evaluate.scoring
     import teachonce.stages.train
     import teachonce.training.trainer  # noqa: F401

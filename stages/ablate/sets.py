@@ -40,14 +40,14 @@ def open_sets(
     """
     from teachonce.evaluation.sets import open_set
     from teachonce.stages.ablate.cell import evaluate_request
-    from teachonce.stages.evaluate import check, set_choice
+    from teachonce.stages.evaluate.checks import check
 
     found = {}
     for evaluation in evaluations:
         wanted = evaluate_request(evaluation, student, root)
         try:
             check(wanted)
-            data = open_set(set_choice(wanted), reporter)
+            data = open_set(wanted.data, reporter)
         except TeachOnceError as problem:
             said, hint = _OPTION.sub(r"`\1 =`", problem.message), _OPTION.sub(r"`\1 =`", problem.hint)
             where = f" (in that [[evaluate]] of {file})" if hint != problem.hint else ""

@@ -21,9 +21,9 @@ from teachonce.errors import DataError, FingerprintError, IncompleteError, Integ
 from teachonce.models.prompt_files import load_prompts
 from teachonce.reports.folder import read_folder
 from teachonce.runs.log import read_events
-from teachonce.stages import ablate as ablate_stage
 from teachonce.stages import train as train_stage
 from teachonce.stages.ablate import ablate
+from teachonce.stages.ablate import work as ablate_stage
 from teachonce.training.config import load_train_config
 
 

@@ -20,7 +20,7 @@ from train_runs import killed_before
 from worlds import World
 
 from teachonce.core.progress import Silent
-from teachonce.data.views import ViewPolicy
+from teachonce.data.view_policy import ViewPolicy
 from teachonce.errors import DataError, FingerprintError, TeachOnceError, UsageError
 from teachonce.labels.store import LabelStore
 from teachonce.models import clip as clip_models
