@@ -9,6 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+COLUMNS = (
+    "id",
+    "name",
+    "n",
+    "top1",
+    "top5",
+    "most_confused_with",
+    "confused_share",
+    "confused_id",
+    "nll",
+    "template_top1",
+    "gain",
+)
+TABLE_HEADER = ",".join(COLUMNS)
+"""First line of a table of classes, which tells it from other people's files."""
 Among = Literal["classes", "all"]
 
 

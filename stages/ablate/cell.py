@@ -15,15 +15,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from distributed import Reschedule, get_worker
+
+from teachonce.cluster.client import worker_index
 from teachonce.core.locks import ALONE, ALONE_OR_NOT, locked, read_owner
+from teachonce.core.machine import this_process
 from teachonce.core.progress import Silent
 from teachonce.core.signals import stopped_by
 from teachonce.errors import IncompleteError
-from teachonce.evaluation.choice import Entrant, SetChoice, Work
+from teachonce.evaluation.contender import load_contender
+from teachonce.evaluation.sets import open_set
+from teachonce.models.clip import take_device
 from teachonce.runs.grid import Evaluation
 from teachonce.runs.grid_folder import SCHEMA, CellFolder, GridFolder, read_document, write_document
 from teachonce.runs.log import read_events
-from teachonce.stages.evaluate import EvaluateRequest, Files
+from teachonce.stages import train as train_stage
+from teachonce.stages.ablate.sets import evaluate_request
+from teachonce.stages.evaluate.checks import check
+from teachonce.stages.evaluate.scoring import score_set
+from teachonce.stages.train import TrainRequest
 from teachonce.training.config import TrainConfig
 
 LOOK_EVERY = 0.5  # seconds between looks whether this cell is still wanted
@@ -65,9 +75,6 @@ class CellReport:
 
 def run_cell(job: CellJob) -> CellReport:
     """The task of a worker. Idempotent; raises only what Dask must see to run it elsewhere."""
-    from teachonce.cluster.client import worker_index
-    from teachonce.models.clip import take_device
-
     folder = GridFolder(job.out)
     wanted = _Wanted(folder, job.token)
     with _TURN:
@@ -83,15 +90,13 @@ def run_cell(job: CellJob) -> CellReport:
 
 
 def _cell(job: CellJob, folder: GridFolder) -> CellReport:
-    from teachonce.stages.train import TrainRequest, train
-
     cell, began = folder.cell(job.digest), time.monotonic()
     names = [evaluation.name for evaluation in job.evaluations]
     if cell.state(names) != "finished":
         _require_life(job, folder, cell)
         folder.log.write("cell_start", digest=job.digest, name=job.name, token=job.token, step=cell.step(), **_where())
         if cell.results() is None:
-            train(
+            train_stage.train(
                 TrainRequest(
                     labels=job.labels,
                     student=job.student,
@@ -132,11 +137,6 @@ def _finals(job: CellJob, folder: GridFolder) -> CellReport:
 
 def _evaluate(job: CellJob, cell: CellFolder, files: Mapping[Evaluation, Path]) -> None:
     """Evaluate a run on several sets; a result appears under its name only when all that belongs to it is there."""
-    from teachonce.evaluation.contender import load_contender
-    from teachonce.evaluation.sets import open_set
-    from teachonce.stages.evaluate.checks import check
-    from teachonce.stages.evaluate.scoring import score_set
-
     who = None
     for evaluation, file in files.items():
         request = evaluate_request(evaluation, job.student, job.root, cell.path, file, job.threads)
@@ -164,38 +164,9 @@ def _first(folder: GridFolder, name: str) -> Iterator[None]:
         yield
 
 
-def evaluate_request(
-    evaluation: Evaluation,
-    student: str,
-    root: Path | None,
-    run: Path | None = None,
-    file: Path | None = None,
-    threads: int | None = None,
-) -> EvaluateRequest:
-    """What `evaluate` is asked; without a run and a file, what can be checked before there is one."""
-    share = 1.0 if run is None else evaluation.wise
-    return EvaluateRequest(
-        entrant=Entrant(student=student, run=run, template=evaluation.template, wise=share),
-        data=SetChoice(
-            manifest=evaluation.manifest,
-            root=Path(evaluation.root) if evaluation.root else root,
-            split=evaluation.split,
-            vocabulary=evaluation.vocabulary,
-            classes=evaluation.classes,
-            among=evaluation.among,
-            without=Path(evaluation.without) if evaluation.without else None,
-        ),
-        files=Files(per_class=file.with_suffix(".csv"), credits=file.with_suffix(".npy")) if file else Files(),
-        work=Work(threads=threads),
-        protocol=evaluation.protocol,
-    )
-
-
 def _ended(job: CellJob, folder: GridFolder, wanted: _Wanted, problem: Exception) -> CellReport:
     """What became of a cell that raised."""
     if wanted.is_leaving() and not wanted.is_called_off():
-        from distributed import Reschedule
-
         raise Reschedule from problem  # this worker goes, the grid goes on: somebody else takes the cell over
     state: Literal["failed", "stopped"] = "failed"
     if isinstance(problem, _Busy) or (wanted.is_over() and isinstance(problem, IncompleteError)):
@@ -234,8 +205,6 @@ class _Wanted:
 
 
 def _this_worker() -> Any:
-    from distributed import get_worker
-
     with suppress(ValueError):  # outside Dask
         return get_worker()
     return None
@@ -287,8 +256,6 @@ def _require_life(job: CellJob, folder: GridFolder, cell: CellFolder) -> None:
 
 
 def _where() -> dict[str, Any]:
-    from teachonce.core.machine import this_process
-
     mark = this_process()
     return {"host": mark.host, "pid": mark.pid}
 

@@ -13,19 +13,22 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from teachonce.cluster.description import ClusterSpec
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.progress import Reporter
+from teachonce.demo import world as demo_world
+from teachonce.demo.models import DemoModels, unpack_models
 from teachonce.errors import IntegrityError, UsageError
 from teachonce.evaluation.choice import Entrant, SetChoice
 from teachonce.stages.demo.request import DemoRequest, DemoResult
 from teachonce.stages.evaluate import EvaluateRequest, EvaluateResult, evaluate
+from teachonce.stages.report import ReportRequest, report
 from teachonce.stages.teach import TaughtData, TeachRequest, teach
-
-if TYPE_CHECKING:
-    from teachonce.demo.models import DemoModels
+from teachonce.stages.train import TrainRequest, train
+from teachonce.stages.verify import VerifyRequest, verify
+from teachonce.training.config import load_train_config
 
 STEPS, BATCH = 300, 256  # enough for the curves to flatten on this small world
 STRUCTURES, SUPERVISIONS = ("shared", "unshared"), ("hard", "hard+soft")
@@ -43,14 +46,11 @@ def demo(request: DemoRequest, reporter: Reporter) -> DemoResult:
     began = time.monotonic()
     if request.train_models is not None:
         return _train_models(request.train_models, reporter, began)
-    from teachonce.demo.models import unpack_models
-    from teachonce.demo.world import write_world
-
     out = request.out
     _require_place(out)
     out.mkdir(parents=True, exist_ok=True)
     reporter.note("1/6 drawing a small labelled image world")
-    world = write_world(out / "world", reporter=reporter)
+    world = demo_world.write_world(out / "world", reporter=reporter)
     reporter.note(
         f"    {world.images} images of {world.seen_classes} classes; {world.unseen_classes} more are held out"
     )
@@ -99,8 +99,6 @@ def _train_models(folder: Path, reporter: Reporter, began: float) -> DemoResult:
 
 
 def _teach_and_verify(request: DemoRequest, models: DemoModels, reporter: Reporter) -> None:
-    from teachonce.stages.verify import VerifyRequest, verify
-
     labels = request.out / "labels.zarr"
     reporter.note("2/6 teach: the teacher runs once, the store keeps its top 100 classes of every image")
     taught = teach(
@@ -134,9 +132,6 @@ def _train(
     out: Path, models: DemoModels, structure: str, supervision: str, seed: int, reporter: Reporter
 ) -> tuple[str, Path, dict[str, Any]]:
     """Train one cell, or take it up where an earlier demo left it; returns its name, folder and results."""
-    from teachonce.stages.train import TrainRequest, train
-    from teachonce.training.config import load_train_config
-
     name = f"{structure}, {supervision} labels"
     run = out / "runs" / f"{structure}-{supervision.replace('+', '-')}-{seed}"
     overrides = {"structure": structure, "supervision": supervision, "seed": seed, "steps": STEPS, "batch_size": BATCH}
@@ -169,8 +164,6 @@ def _table(
 
 def _report(out: Path, models: DemoModels, reporter: Reporter) -> str:
     """The page about all runs; returns its path."""
-    from teachonce.stages.report import ReportRequest, report
-
     reporter.note("6/6 report")
     request = ReportRequest(
         folder=out / "runs",

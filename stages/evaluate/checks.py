@@ -11,9 +11,8 @@ from teachonce.core.progress import Reporter
 from teachonce.data.manifests import load_manifest, require_data, require_root
 from teachonce.data.vocabulary import require_template
 from teachonce.errors import DataError, UsageError
-from teachonce.evaluation.choice import SetChoice
+from teachonce.evaluation.choice import TABLE_HEADER, SetChoice
 from teachonce.evaluation.protocols import Protocol, ProtocolSet, filled_in, load_protocol, require_any
-from teachonce.evaluation.scores import TABLE_HEADER
 from teachonce.evaluation.sets import EvaluationSet, open_set
 from teachonce.models.spec import parse_spec
 from teachonce.stages.evaluate.request import EvaluateRequest, Files, ProtocolRequest

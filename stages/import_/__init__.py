@@ -6,6 +6,7 @@ The folder holds prompts.safetensors + prompts.json and results.json; `evaluate`
 from __future__ import annotations
 
 from teachonce.core.progress import Reporter
+from teachonce.stages.import_.checks import check
 from teachonce.stages.import_.request import ImportRequest, ImportResult
 
 __all__ = ["ImportRequest", "ImportResult", "import_"]
@@ -22,6 +23,7 @@ def import_(request: ImportRequest, reporter: Reporter) -> ImportResult:
         FingerprintError: it was trained on another student.
         UnsupportedModelError: the student's text tower cannot carry prompts.
     """
-    from teachonce.stages.import_ import work
+    check(request)
+    from teachonce.stages.import_ import work  # torch and open_clip
 
     return work.import_(request, reporter)

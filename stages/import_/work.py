@@ -11,21 +11,18 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from teachonce import __version__
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, EnvironmentFault, UsageError
-from teachonce.models.spec import parse_spec
+from teachonce.models.classifier import prompted_features
+from teachonce.models.clip import LoadedClip, load_clip
+from teachonce.models.foreign_prompts import ForeignPrompts, prove_student, read_foreign
+from teachonce.models.prompt_files import META_FILE, TENSORS_FILE, PromptMeta, save_prompts
+from teachonce.models.slots import SlotPrompts
+from teachonce.models.text_tower import TextTower
 from teachonce.stages.import_.request import ImportRequest, ImportResult
-
-if TYPE_CHECKING:
-    from teachonce.models.clip import LoadedClip
-    from teachonce.models.foreign_prompts import ForeignPrompts
-    from teachonce.models.prompt_files import PromptMeta
-    from teachonce.models.slots import SlotPrompts
-    from teachonce.models.text_tower import TextTower
 
 RESULTS_FILE = "results.json"
 PROBES = ("fox", "cup", "map")  # names that try out a context: a token each
@@ -43,14 +40,6 @@ def import_(request: ImportRequest, reporter: Reporter) -> ImportResult:
         FingerprintError: it was trained on another student.
         UnsupportedModelError: the student's text tower cannot carry prompts.
     """
-    parse_spec(request.student)
-    _check_out(request.out)
-
-    from teachonce.models.clip import load_clip  # heavy: only when all is in order
-    from teachonce.models.foreign_prompts import prove_student, read_foreign
-    from teachonce.models.prompt_files import META_FILE, TENSORS_FILE, save_prompts
-    from teachonce.models.slots import SlotPrompts
-    from teachonce.models.text_tower import TextTower
 
     prompts = read_foreign(request.checkpoint)
     clip = load_clip(request.student)
@@ -73,8 +62,6 @@ def import_(request: ImportRequest, reporter: Reporter) -> ImportResult:
 
 def _meta(request: ImportRequest, prompts: ForeignPrompts, clip: LoadedClip, layers: int) -> PromptMeta:
     """What the prompts file says of them; the words that they began as are not in the checkpoint."""
-    from teachonce.models.prompt_files import PromptMeta
-
     slots, width = prompts.context.shape
     return PromptMeta(
         structure="shared",
@@ -93,8 +80,6 @@ def _meta(request: ImportRequest, prompts: ForeignPrompts, clip: LoadedClip, lay
 
 
 def _result(request: ImportRequest, prompts: ForeignPrompts, proved: bool) -> ImportResult:
-    from teachonce.models.prompt_files import TENSORS_FILE
-
     slots, width = prompts.context.shape
     return ImportResult(
         slots=slots,
@@ -109,17 +94,8 @@ def _result(request: ImportRequest, prompts: ForeignPrompts, proved: bool) -> Im
     )
 
 
-def _check_out(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; --out is a folder", hint="give another --out; nothing was changed")
-    if out.exists() and any(out.iterdir()):
-        raise UsageError(f"{out} is not empty", hint="give another --out; nothing was changed")
-
-
 def _require_sound(request: ImportRequest, prompts: SlotPrompts, tower: TextTower) -> None:
     """Refuse a context, finite itself, behind which the student makes no numbers of a name."""
-    from teachonce.models.classifier import prompted_features
-
     try:
         names = tower.tokenise(PROBES, SUFFIX, prompts.slots, request.position)
     except UsageError as problem:
