@@ -6,6 +6,7 @@ Stages are stubs: nothing here computes.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import tomllib
 from collections.abc import Callable
@@ -306,3 +307,11 @@ def test_json_lines_append_to_one_file(teachonce_here: Command) -> None:
     assert out.count("\n") == 1
     assert out.endswith("\n")
     assert json.loads(out)
+
+
+@pytest.mark.parametrize("name", [name for name in stage_stubs.STAGES if name != "status"])  # three kinds of its own
+def test_a_stand_in_says_nothing_that_the_real_result_does_not_say(name: str) -> None:
+    module = importlib.import_module(f"teachonce.stages.{name}")
+    real = getattr(module, f"{name.strip('_').capitalize()}Result")
+    said = {field.name for field in dataclasses.fields(stage_stubs.result_of(name))}
+    assert said - {field.name for field in dataclasses.fields(real)} - set(dir(real)) == set()
