@@ -5,7 +5,7 @@ from __future__ import annotations
 from teachonce.cli import options, places, settings
 from teachonce.cli.jobs import Job, job
 from teachonce.errors import UsageError
-from teachonce.evaluation.choice import Entrant, SetChoice, Work
+from teachonce.evaluation.choice import Among, Entrant, SetChoice, Work
 from teachonce.stages import evaluate as stage
 
 
@@ -38,35 +38,31 @@ def evaluate(
     entrant = Entrant(student=student, run=run, template=template, wise=wise)
     work = Work(batch_size=how.batch_size, threads=how.threads, cache=how.cache)
     files = stage.Files(per_class=per_class, credits=credits)
+    given = stage.Given(
+        root=root, manifest=manifest, split=split, vocabulary=vocabulary, classes=classes, without=without
+    )
     if protocol is None:
-        data = SetChoice(
-            manifest=_one_set(manifest, skip_missing),
-            root=root,
-            split=split or "val",
-            vocabulary=vocabulary,
-            classes=classes,
-            among=among or "classes",
-            without=without,
-        )
+        data = _one_set(given, among or "classes", skip_missing)
         request = stage.EvaluateRequest(entrant=entrant, data=data, files=files, work=work)
         return job("evaluate", json, quiet, lambda output: stage.evaluate(request, output))
     if among is not None:
         raise UsageError("--among is what a protocol says of each of its sets", "leave it out")
     asked = stage.ProtocolRequest(
-        protocol=protocol,
-        entrant=entrant,
-        given=stage.Given(
-            root=root, manifest=manifest, split=split, vocabulary=vocabulary, classes=classes, without=without
-        ),
-        files=files,
-        work=work,
-        skip_missing=skip_missing,
+        protocol=protocol, entrant=entrant, given=given, files=files, work=work, skip_missing=skip_missing
     )
     return job("evaluate", json, quiet, lambda output: stage.evaluate_protocol(asked, output))
 
 
-def _one_set(manifest: str | None, skip_missing: bool) -> str:
-    """The manifest of an evaluation without a protocol."""
+def _one_set(given: stage.Given, among: Among, skip_missing: bool) -> SetChoice:
+    """What is evaluated without a protocol."""
     if skip_missing:
         raise UsageError("--skip-missing is about the sets of a --protocol", "teachonce evaluate --help")
-    return options.required(manifest, "option '--manifest' (or '--protocol')", "evaluate")
+    return SetChoice(
+        manifest=options.required(given.manifest, "option '--manifest' (or '--protocol')", "evaluate"),
+        root=given.root,
+        split=given.split or "val",
+        vocabulary=given.vocabulary,
+        classes=given.classes,
+        among=among,
+        without=given.without,
+    )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from teachonce.cli import options, places, settings
+from teachonce.cli.commands.teach import teach_request
 from teachonce.cli.jobs import Job, job
 from teachonce.cluster.description import ClusterSpec
 from teachonce.stages import plan as stage
-from teachonce.stages import teach as teach_stage
+from teachonce.stages.teach import Kept, TaughtData
 
 
 def plan(
@@ -41,28 +42,11 @@ def plan(
     if compare is not None:
         return job("plan", json, quiet, lambda output: stage.compare(compare, labels, output))
     how = settings.settings(settings.TeachSettings, set_ or ())
-    taught = teach_stage.TeachRequest(
-        labels=labels,
-        data=teach_stage.TaughtData(
-            manifest=options.one_manifest(manifest, manifest_option, "plan"),
-            root=root,
-            split=split,
-            vocabulary=vocabulary,
-            shots=shots,
-            seed=how.seed,
-        ),
-        teacher=teacher,
-        students=tuple(student or ()),
-        kept=teach_stage.Kept(
-            templates=tuple(template) if template else teach_stage.Kept.templates,
-            top_k=top_k,
-            embeddings=embeddings,
-            views=how.view_policy(views),
-            chunk_rows=chunk_rows,
-        ),
-        cluster=ClusterSpec(workers=workers, scheduler=scheduler, file=cluster),
-        computing=how.computing,
-        max_failed_share=how.max_failed_share,
-    )
-    request = stage.PlanRequest(teach=taught, rate=rate, seconds=how.rehearsal_seconds, out=out)
+    source = options.one_manifest(manifest, manifest_option, "plan")
+    data = TaughtData(manifest=source, root=root, split=split, vocabulary=vocabulary, shots=shots, seed=how.seed)
+    sentences, policy = tuple(template or Kept.templates), how.view_policy(views)
+    kept = Kept(templates=sentences, top_k=top_k, embeddings=embeddings, views=policy, chunk_rows=chunk_rows)
+    place = ClusterSpec(workers=workers, scheduler=scheduler, file=cluster)
+    asked = teach_request(how, labels, teacher, student, data, kept, place)
+    request = stage.PlanRequest(teach=asked, rate=rate, seconds=how.rehearsal_seconds, out=out)
     return job("plan", json, quiet, lambda output: stage.plan(request, output))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 from teachonce.cli import options, places, settings
 from teachonce.cli.jobs import Job, job
 from teachonce.cluster.description import ClusterSpec
 from teachonce.errors import UsageError
 from teachonce.stages import teach as stage
+from teachonce.stages.teach import Half, Kept, TaughtData, TeachRequest
 
 
 def teach(
@@ -40,38 +44,42 @@ def teach(
     The same command continues a store that is not complete; rows that are there are never computed again.
     """
     how = settings.settings(settings.TeachSettings, set_ or ())
-    request = stage.TeachRequest(
-        labels=labels,
-        data=stage.TaughtData(
-            manifest=options.one_manifest(manifest, manifest_option, "teach"),
-            root=root,
-            split=split,
-            vocabulary=vocabulary,
-            shots=shots,
-            seed=how.seed,
-        ),
-        teacher=teacher,
-        students=tuple(student or ()),
-        kept=stage.Kept(
-            templates=tuple(template) if template else stage.Kept.templates,
-            top_k=top_k,
-            embeddings=embeddings,
-            views=how.view_policy(views),
-            chunk_rows=chunk_rows,
-        ),
-        cluster=ClusterSpec(workers=workers, scheduler=scheduler, file=cluster),
-        computing=how.computing,
-        retry_failed=retry_failed,
-        max_failed_share=how.max_failed_share,
-        force_unlock=force_unlock,
-    )
+    source = options.one_manifest(manifest, manifest_option, "teach")
+    data = TaughtData(manifest=source, root=root, split=split, vocabulary=vocabulary, shots=shots, seed=how.seed)
+    sentences, policy = tuple(template or Kept.templates), how.view_policy(views)
+    kept = Kept(templates=sentences, top_k=top_k, embeddings=embeddings, views=policy, chunk_rows=chunk_rows)
+    place = ClusterSpec(workers=workers, scheduler=scheduler, file=cluster)
+    asked = teach_request(how, labels, teacher, student, data, kept, place)
+    request = dataclasses.replace(asked, retry_failed=retry_failed, force_unlock=force_unlock)
     half = _half(dry_run_io, dummy_images)
     if half is None:
         return job("teach", json, quiet, lambda output: stage.teach(request, output))
     return job("teach", json, quiet, lambda output: stage.rehearse_half(request, half, how.rehearsal_seconds, output))
 
 
-def _half(dry_run_io: bool, dummy_images: bool) -> stage.Half | None:
+def teach_request(
+    how: settings.TeachSettings,
+    labels: Path,
+    teacher: str | None,
+    students: list[str] | None,
+    data: TaughtData,
+    kept: Kept,
+    place: ClusterSpec,
+) -> TeachRequest:
+    """What `teach` and `plan` are both asked, with the settings of `--set` put in."""
+    return TeachRequest(
+        labels=labels,
+        data=data,
+        teacher=teacher,
+        students=tuple(students or ()),
+        kept=kept,
+        cluster=place,
+        computing=how.computing,
+        max_failed_share=how.max_failed_share,
+    )
+
+
+def _half(dry_run_io: bool, dummy_images: bool) -> Half | None:
     """The half of the pipeline that is tried alone; None: all of it works."""
     if dry_run_io and dummy_images:
         raise UsageError("--dry-run-io and --dummy-images exclude each other: one runs no model, the other no image")

@@ -84,7 +84,7 @@ class ReadySets:
     protocol: Protocol
     requests: dict[str, EvaluateRequest]
     """By the names of the sets whose data are there, in the order of the protocol."""
-    parts: dict[str, str | None]
+    parts: dict[str, str]
     missing: list[dict[str, str]]
     left_out: list[str]
 
