@@ -45,7 +45,7 @@ MEGA = 1e6
 def config_of(given: argparse.Namespace, candidates: Kind, **changes: Any) -> TrainConfig:
     """A run that takes every class, or some of them."""
     drawn = given.candidates
-    return TrainConfig(
+    return TrainConfig.of(
         structure=given.structure,
         batch_size=given.batch,
         candidates=candidates,

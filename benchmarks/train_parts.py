@@ -148,7 +148,7 @@ def made_up_trainer(config: TrainConfig, clip: LoadedClip, names: Sequence[str])
     model = cast(Any, clip.model)
     with torch.no_grad():
         width = model.encode_text(clip.tokenizer(["a"]).to(clip.device)).shape[1]
-    return Trainer(config, clip, cast(WorkingSet, MadeUpRows(names, int(width), config.batch_size)))
+    return Trainer(config, clip, cast(WorkingSet, MadeUpRows(names, int(width), config.loop.batch_size)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -176,7 +176,7 @@ def sides(given: argparse.Namespace, config: TrainConfig) -> Iterator[Sides]:
 def step_config(given: argparse.Namespace, vocabulary: int, **changes: Any) -> TrainConfig:
     """The candidates are the labels and a uniform fill: nothing that a rounded target could change."""
     few = given.candidates < vocabulary
-    return TrainConfig(
+    return TrainConfig.of(
         structure=given.structure,
         batch_size=given.batch,
         candidates="sampled" if few else "all",

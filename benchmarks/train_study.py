@@ -34,7 +34,8 @@ from teachonce.labels.store import LabelStore
 from teachonce.models.classifier import equal_rows, score
 from teachonce.models.clip import LoadedClip, load_clip, tune_process
 from teachonce.rows.working_set import open_working_set
-from teachonce.training.config import load_train_config
+from teachonce.training.config_file import load_train_config
+from teachonce.training.requirements import requirements
 from teachonce.training.trainer import Trainer
 
 BASE = ("anchor_weight=0",)  # as when docs/training.md's tables were made
@@ -85,7 +86,7 @@ def run_cell(args: argparse.Namespace, cell: str, seed: int) -> None:
     overrides = [*BASE, *CELLS[cell], f"steps={args.steps}", f"seed={seed}"]
     config = load_train_config(None, overrides)
     rows = open_working_set(
-        LabelStore.open(Path(args.labels)), clip.digest, Silent(), embeddings=config.targets == "embedding"
+        LabelStore.open(Path(args.labels)), clip.digest, Silent(), embeddings=requirements(config).embeddings
     )
     trainer, curve, seconds = Trainer(config, clip, rows), [], 0.0
     points = sorted({p for p in (*CURVE, args.steps) if p <= args.steps and (p % args.every == 0 or p < args.every)})
@@ -117,7 +118,7 @@ def pace(args: argparse.Namespace) -> str:
     trainers, seconds = {}, dict[str, list[float]]()
     for cell in args.cells.split(","):
         config = load_train_config(None, [*BASE, *CELLS[cell]])
-        rows = open_working_set(store, clip.digest, Silent(), embeddings=config.targets == "embedding")
+        rows = open_working_set(store, clip.digest, Silent(), embeddings=requirements(config).embeddings)
         trainers[cell] = Trainer(config, clip, rows)
     for step in range(args.pace + 1):  # the first is not counted: it makes what is made once
         for cell, trainer in trainers.items():

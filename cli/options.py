@@ -17,7 +17,7 @@ from teachonce.cli.settings import EvaluateSettings, MergeSettings, RelabelSetti
 from teachonce.errors import UsageError, did_you_mean
 from teachonce.models.spec import EmbeddingKind
 from teachonce.runs.tensorboard import LogTo
-from teachonce.training.config import TrainConfig
+from teachonce.training.config import key_types
 
 T = TypeVar("T")
 CacheAction = typing.Literal["list", "clear"]
@@ -78,7 +78,7 @@ def required(value: T | None, name: str, command: str) -> T:
 
 def _choices(key: str) -> str:
     """The allowed values of a training key, read off the config so that no list is kept twice."""
-    return " or ".join(typing.get_args(typing.get_type_hints(TrainConfig)[key]))
+    return " or ".join(typing.get_args(key_types()[key]))
 
 
 def _set_help(kind: type[Any]) -> str:

@@ -18,12 +18,13 @@ from teachonce.cli.console import Output, on_terminal, plain
 from teachonce.cli.jobs import Job
 from teachonce.cli.views import status as status_view
 from teachonce.cli.views.printed import print_view
+from teachonce.core.status import State
 from teachonce.stages import status as stage
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-OVER = ("finished", "stopped")  # states that do not change by themselves
+OVER: tuple[State, ...] = ("finished", "stopped")  # states that do not change by themselves
 SHORTEST_S = 0.2  # between two looks
 Folder = Annotated[
     Path, typer.Argument(metavar="DIR", help="A label store, a run folder of train or a grid folder of ablate.")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tomli_w
-
 from teachonce.cli import options, places, settings
 from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job, job
 from teachonce.stages import train as stage
-from teachonce.training.config import TrainConfig, load_train_config
+from teachonce.training.config import TrainConfig
+from teachonce.training.config_file import config_text, load_train_config
 
 
 def train(
@@ -67,5 +66,5 @@ def _print_config(config: TrainConfig, output: Output) -> int:
     if output.json:
         output.document({"config": config.to_dict()})
     else:
-        output.text(tomli_w.dumps(config.to_dict()))
+        output.text(config_text(config))
     return 0

@@ -14,16 +14,23 @@ from rich.table import Table
 from rich.text import Text
 
 from teachonce.cli.console import duration, label, number, records, show
+from teachonce.core.status import State
 
 BAR = 24
-WORDS = {
+WORDS: Mapping[State, str] = {
     "starting": "starting",
     "running": "running",
     "finished": "finished",
     "stopped": "stopped: nobody works on it",
     "unknown": "no sign of life, and its process is on another machine",
 }
-COLOURS = {"running": "green", "starting": "green", "finished": "cyan", "stopped": "yellow", "unknown": "yellow"}
+COLOURS: Mapping[State, str] = {
+    "running": "green",
+    "starting": "green",
+    "finished": "cyan",
+    "stopped": "yellow",
+    "unknown": "yellow",
+}
 Line = tuple[str, str | Text]
 
 

@@ -1,12 +1,14 @@
 """What every status says: a state, who works, the last sign of life, a pace and when it may end.
 
+The words for states stand here once, for label stores, runs, grids and cells.
+
 It reads single small files that another process may be writing, and changes nothing.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,9 +17,21 @@ from typing import Any, Literal
 
 from teachonce.core.machine import ProcessMark, lives
 
-State = Literal["starting", "running", "stopped", "finished", "unknown"]
-"""starting: nothing is done yet. stopped: work is left and nobody does it. unknown: whoever does it is on another
-machine and has been silent for longer than its own pace explains."""
+State = Literal["waiting", "starting", "running", "unknown", "stopped", "unfinished", "failed", "damaged", "finished"]
+MEANINGS: Mapping[State, str] = {
+    "waiting": "Nothing has been begun.",
+    "starting": "A process works, and nothing is done yet.",
+    "running": "A process works, and something is done.",
+    "unknown": "The process is on another machine and has been silent for longer than its own pace explains.",
+    "stopped": "Something was begun, work is left, and nobody does it.",
+    "unfinished": "Work is left; whether a process does it was not looked at.",
+    "failed": "The last attempt ended with an error.",
+    "damaged": "What was written is no longer what it was.",
+    "finished": "Nothing is left to do.",
+}
+"""What each state says of a label store, a run, a grid or a cell."""
+CELL_WORDS: Mapping[State, str] = {"stopped": "interrupted", "unfinished": "missing"}
+"""Other words for two states, for cells only: documents of `status` and `ablate` have had them from the beginning."""
 
 PATIENCE_S = 120.0  # of silence that says nothing
 PATIENT_GAPS = 10  # ... or so many times the usual gap between two signs
@@ -65,6 +79,11 @@ def state_of(worker: Worker | None, done: bool, anything: bool, silent_s: float,
     if worker.alive is None and silent_s > max(PATIENCE_S, PATIENT_GAPS * gap_s):
         return "unknown"
     return "running" if anything else "starting"
+
+
+def cell_word(state: State) -> str:
+    """What JSON documents of `status` and `ablate` call the state of a cell: programs look for these words."""
+    return CELL_WORDS.get(state, state)
 
 
 def ending(left: float, rate: float | None, since: float, now: float, state: State) -> Ending:

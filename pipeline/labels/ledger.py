@@ -59,6 +59,11 @@ class Record:
     """Seconds that the chunk took in each of PHASES; empty where the writer did not measure them. Reading and decoding
     are summed over threads."""
 
+    @property
+    def seconds(self) -> float:
+        """Seconds that the chunk took: those of the phases that follow each other."""
+        return sum(self.phases.get(phase, 0.0) for phase in IN_TURN)
+
 
 def fingerprint_digest(fingerprint: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of the canonical JSON of a fingerprint."""

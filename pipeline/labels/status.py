@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Literal
 from teachonce.core.locks import lock_path, read_owner
 from teachonce.core.status import State, Worker, ending, iso, newest, state_of, worker_of
 from teachonce.errors import IntegrityError
-from teachonce.labels.ledger import IN_TURN
 
 if TYPE_CHECKING:
     from teachonce.labels.ledger import Record
@@ -208,6 +207,6 @@ def _pace(store: LabelStore, found: _Commits) -> tuple[float | None, float | Non
     if not mine:
         return None, last, 0.0
     first = min(mine.values(), key=lambda record: record.time_us)
-    seconds = last - first.time_us / 1e6 + sum(first.phases.get(phase, 0.0) for phase in IN_TURN)
+    seconds = last - first.time_us / 1e6 + first.seconds
     rows = sum(stop - start for start, stop in map(store.layout.bounds, mine))
     return (rows / seconds if seconds > 0 else None), last, seconds / len(mine)

@@ -34,6 +34,7 @@ from teachonce.errors import (
     TeachOnceError,
     UsageError,
 )
+from teachonce.models.prompt_names import CHECKPOINTS_FOLDER, CONFIG_FILE, EXPORTED, META_FILE, TENSORS_FILE
 from teachonce.models.slots import SlotPrompts
 from teachonce.models.structures import Init, Position, Structure, allocate, written
 
@@ -41,19 +42,6 @@ if TYPE_CHECKING:
     from teachonce.models.classifier import PromptsAtWork
     from teachonce.models.clip import LoadedClip
 
-EXPORTED = (
-    "prompts.safetensors",
-    "prompts.json",
-    "config.toml",
-    "class_weights.npy",
-    "class_weights.safetensors",
-    "classes.tsv",
-    "export.json",
-)
-"""What an export holds besides its card."""
-
-TENSORS_FILE = "prompts.safetensors"
-META_FILE = "prompts.json"
 _FORMAT = "teachonce-prompts-2"  # tensors `text.context`, `text.key`, ..., `image.context`, ...
 _FIRST_FORMAT = "teachonce-prompts-1"  # text prompts only, tensors without a tower's name
 
@@ -217,7 +205,8 @@ def _folder_of(place: str | Path) -> Path:
 
 def _require_finished(folder: Path) -> None:
     """A run that was stopped has checkpoints and no prompts yet."""
-    if (folder / "checkpoints").is_dir() and (folder / "config.toml").is_file() and not (folder / META_FILE).exists():
+    begun = (folder / CHECKPOINTS_FOLDER).is_dir() and (folder / CONFIG_FILE).is_file()
+    if begun and not (folder / META_FILE).exists():
         raise IncompleteError(
             f"{folder} is a run that is not finished: it has no prompts yet",
             hint=f"teachonce status {folder} says where it is; `train --resume` ends it",

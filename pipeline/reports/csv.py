@@ -88,12 +88,12 @@ def _runs(folder: Folder) -> list[dict[str, Any]]:
                 "run": run.name,
                 "setting": group.name,
                 "seed": run.seed,
-                "steps": run.results.get("steps"),
+                "steps": run.results.steps,
                 "seconds": run.seconds,
-                "trainable_parameters": run.results.get("trainable_parameters"),
-                "final_loss": run.results.get("final_loss"),
+                "trainable_parameters": run.results.trainable_parameters,
+                "final_loss": run.results.final_loss,
             }
-            held_out = {"images": run.held_out_rows, "top1": run.results.get("held_out_top1")}
+            held_out = {"images": run.held_out_rows, "top1": run.results.held_out_top1}
             rows.append({**head, "measure": HELD_OUT, **held_out})
             rows += [{**head, "measure": name, "images": e.n, **e.figures} for name, e in run.evaluations.items()]
     return rows

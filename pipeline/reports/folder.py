@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from teachonce.errors import DataError
+from teachonce.runs.folder import RunFolder
+from teachonce.runs.grid_folder import GridFolder
 from teachonce.runs.reader import Evaluation, Run, Unusable, mapping, number, read_evaluation, read_json, read_run
 from teachonce.training.config import TrainConfig
 
@@ -110,7 +112,7 @@ class Folder:
 def value_of(run: Run, measure: str) -> float | None:
     """Top-1 of a run by a measure; None where it was not measured."""
     if measure == HELD_OUT:
-        return number(run.results.get("held_out_top1"))
+        return run.results.held_out_top1
     return run.evaluations[measure].figures["top1"] if measure in run.evaluations else None
 
 
@@ -122,13 +124,16 @@ def read_folder(path: Path) -> Folder:
     """
     if not path.is_dir():
         raise DataError(f"{path} is not a folder", hint=EMPTY_HINT)
-    grid = read_json(path / "grid.json")
+    files = GridFolder(path)
+    grid = read_json(files.grid)
     if isinstance(grid, dict) and grid.get("schema") == 1 and isinstance(grid.get("cells"), list):
         folder = _read_grid(path, grid)
     else:
         folder = _read_runs(path)
-        if (path / "grid.json").exists():
-            broken = Unusable("grid.json", "damaged", "it is not what ablate writes; runs are grouped by their configs")
+        if files.grid.exists():
+            broken = Unusable(
+                files.grid.name, "damaged", "it is not what ablate writes; runs are grouped by their configs"
+            )
             folder = dataclasses.replace(folder, unusable=(broken, *folder.unusable))
     if not folder.groups:
         reasons = [f"{entry.name}: {entry.kind}, {entry.why}" for entry in folder.unusable[:3]]
@@ -153,9 +158,9 @@ def _of_one_set(folder: Folder) -> Folder:
     others = []
     for measure in folder.measures:
         named = [run.evaluations[measure] for run in folder.runs if measure in run.evaluations]
-        usual = Counter(map(_set_of, named)).most_common(1)[0][0] if named else None
+        usual = Counter(evaluation.image_set for evaluation in named).most_common(1)[0][0] if named else None
         for run in folder.runs:
-            if measure in run.evaluations and _set_of(run.evaluations[measure]) != usual:
+            if measure in run.evaluations and run.evaluations[measure].image_set != usual:
                 others.append((run.name, measure))
     if not others:
         return folder
@@ -177,11 +182,6 @@ def _of_one_set(folder: Folder) -> Folder:
         for group in folder.groups
     ]
     return dataclasses.replace(folder, groups=tuple(groups), unusable=(*folder.unusable, *told))
-
-
-def _set_of(evaluation: Evaluation) -> tuple[str, ...]:
-    digests = mapping(evaluation.about.get("digests"))
-    return str(digests.get("samples")), str(evaluation.about.get("names_digest")), str(evaluation.about.get("n"))
 
 
 def _read_grid(path: Path, grid: Mapping[str, Any]) -> Folder:
@@ -208,7 +208,7 @@ def _read_grid(path: Path, grid: Mapping[str, Any]) -> Folder:
         nearest = min(groups, key=lambda group: len(group.changes))
         groups = [dataclasses.replace(group, is_base=group is nearest) for group in groups]
     groups.sort(key=lambda group: not group.is_base)
-    results = mapping(read_json(path / "results.json"))
+    results = mapping(read_json(GridFolder(path).results))
     stored = mapping(results.get("chosen"))
     holds = not unusable and _is_choice_of(stored, results, grid)
     earlier = [*dictionaries(results.get("earlier_choices")), *([] if holds or not stored else [stored])]
@@ -247,7 +247,8 @@ def _is_choice_of(chosen: Mapping[str, Any], results: Mapping[str, Any], grid: M
 
 def _read_cell(path: Path, cell: Mapping[str, Any], name: str, grid: Mapping[str, Any]) -> Run | Unusable:
     digest = str(cell.get("digest"))
-    folder = path / "cells" / digest
+    files = GridFolder(path)
+    folder = files.cell(digest).path
     if not re.fullmatch(r"[0-9A-Za-z]+", digest) or not folder.is_dir():
         return Unusable(name, "waiting", "not begun")
     found = read_run(folder, name)
@@ -256,9 +257,9 @@ def _read_cell(path: Path, cell: Mapping[str, Any], name: str, grid: Mapping[str
     lacking = [evaluation for evaluation in _names(grid, once=False) if evaluation not in found.evaluations]
     if lacking:
         return Unusable(name, "unfinished", f"trained, but not yet evaluated on {', '.join(lacking)}")
-    files = {late: path / "final" / f"{late}-{digest}.json" for late in _names(grid, once=True)}
-    finals = {late: evaluation for late, file in files.items() if (evaluation := read_evaluation(file, late))}
-    return dataclasses.replace(found, evaluations={**found.evaluations, **finals})
+    finals = {late: read_evaluation(files.final(late, digest), late) for late in _names(grid, once=True)}
+    whole = {late: evaluation for late, evaluation in finals.items() if evaluation is not None}
+    return dataclasses.replace(found, evaluations={**found.evaluations, **whole})
 
 
 def _names(grid: Mapping[str, Any], once: bool) -> list[str]:
@@ -292,10 +293,8 @@ def _search(path: Path, levels: int) -> Iterator[Path]:
 
 
 def _looks_like_run(path: Path) -> bool:
-    if (path / "grid.json").exists():  # its events.jsonl is about cells
-        return False
-    config, log = (path / "config.toml").is_file(), (path / "events.jsonl").is_file()
-    return (config and (log or (path / "results.json").is_file())) or (log and (path / "checkpoints").is_dir())
+    # The log of a grid is about cells.
+    return not GridFolder(path).grid.exists() and RunFolder(path).looks_begun()
 
 
 def _read_runs(path: Path) -> Folder:
@@ -338,7 +337,7 @@ def _grouped(runs: Sequence[Run]) -> list[Group]:
 def _setting(run: Run) -> dict[str, Any]:
     """All that decides a run's result but its seed."""
     config = {key: value for key, value in run.config.items() if key != SEED}
-    return config | {name: run.results.get(key) for name, key in _ORIGINS.items()}
+    return config | {name: getattr(run.results, key) for name, key in _ORIGINS.items()}
 
 
 def _most_common(values: Sequence[Any], default: Any) -> Any:

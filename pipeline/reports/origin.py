@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from teachonce.reports.folder import Folder
+from teachonce.runs.folder import RunFolder
 from teachonce.runs.reader import mapping, number
 
 DIGESTS = {
@@ -47,7 +48,7 @@ def origin(folder: Folder, command: str) -> Origin:
         ("labels", _each(start.get("labels") for start in starts)),
         ("student", _each(start.get("student") for start in starts)),
     ]
-    facts += [(what, _each(run.results.get(key) for run in folder.runs)) for what, key in DIGESTS.items()]
+    facts += [(what, _each(getattr(run.results, key) for run in folder.runs)) for what, key in DIGESTS.items()]
     facts.append(("teachonce", _each(start.get("teachonce") for start in starts)))
     packages = dict.fromkeys(name for start in starts for name in mapping(start.get("versions")))
     facts += [(name, _each(mapping(start.get("versions")).get(name) for start in starts)) for name in packages]
@@ -73,7 +74,7 @@ def _commands(folder: Folder, command: str) -> Iterable[str]:
                 "--student",
                 student,
                 "--config",
-                str(run.folder / "config.toml"),
+                str(RunFolder(run.folder).config),
                 "--out",
                 "RUN",
             ]

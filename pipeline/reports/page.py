@@ -167,7 +167,7 @@ def _means(group: Group) -> dict[str, Any]:
     runs = group.runs
     return {
         "seconds": sum(run.seconds for run in runs) / len(runs),
-        "parameters": runs[0].results.get("trainable_parameters"),
+        "parameters": runs[0].results.trainable_parameters,
     }
 
 

@@ -161,7 +161,7 @@ def cost(folder: Folder, table: Measure, what: str, name: str) -> Plot:
         words, places = [], []
         for line in table.lines:
             runs = folder.groups[line.number - 1].runs
-            known = [run.seconds if what == "seconds" else float(run.results["trainable_parameters"]) for run in runs]
+            known = [run.seconds if what == "seconds" else float(run.results.trainable_parameters) for run in runs]
             x, y = float(np.mean(known)), 100 * line.summary.mean
             colour, marker, _ = _VERDICTS[line.verdict]
             spread = 100 * (line.summary.spread or 0.0)

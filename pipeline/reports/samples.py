@@ -165,7 +165,7 @@ def _sample_rows(store: LabelStore, root: Path, run: Run, student: str, reporter
 
 def _read_rows(store: LabelStore, run: Run, most: int) -> _Rows:
     """The first rows, of the evaluation view, that have an image, a class and the student's features."""
-    digest = run.results.get("student_digest")
+    digest = run.results.student_digest
     group = next(
         (
             name
@@ -177,7 +177,7 @@ def _read_rows(store: LabelStore, run: Run, most: int) -> _Rows:
     if group is None:
         raise DataError(f"{store.path.name} holds no image features of the run's student")
     both = sorted(set(store.committed(LABELS)) & set(store.committed(group)))
-    apart = bool(run.config.get("held_out")) and run.results.get("store_id") == store.store_id()
+    apart = bool(run.config.get("held_out")) and run.results.store_id == store.store_id()
     parts, found = [], 0
     for chunk in both[:MOST_CHUNKS]:
         parts.append(_read_chunk(store, group, chunk, run if apart else None))

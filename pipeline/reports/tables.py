@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from teachonce.evaluation.statistics import LEVEL, Paired, Summary, against_constant, bootstrap, holm, paired, summarise
 from teachonce.reports.folder import HELD_OUT, Folder, Group
-from teachonce.runs.reader import FIGURES, ClassFigures, Evaluation, mapping
+from teachonce.runs.reader import FIGURES, ClassFigures, Evaluation, MeasuredOn
 
 Verdict = Literal["base", "better", "worse", "alike", "untested"]
 Interval = tuple[float, float]
@@ -60,8 +60,8 @@ class Measure:
     template: Mapping[str, float]
     """Figures of the bare student; empty where they were not measured."""
     lines: tuple[Line, ...]
-    about: Mapping[str, Any]
-    """Of one evaluation: protocol, manifest, split, templates; empty for held-out samples."""
+    measured_on: MeasuredOn
+    """Of one evaluation; it says nothing for held-out samples."""
 
     @property
     def further(self) -> list[str]:
@@ -105,7 +105,6 @@ def _measure(folder: Folder, key: str) -> Measure:
     lines = [line for i, group in enumerate(folder.groups, 1) if (line := _line(folder.base, group, key, i))]
     corrected = holm([None if line.paired is None else line.paired.p for line in lines])
     lines = [replace(line, corrected=p, verdict=_verdict(line, p)) for line, p in zip(lines, corrected, strict=True)]
-    classes = sample.about.get("classes") if sample else None
     counts = [sample.n] if sample else [run.held_out_rows for run in folder.runs if run.held_out_rows]
     return Measure(
         key=key,
@@ -113,10 +112,10 @@ def _measure(folder: Folder, key: str) -> Measure:
         once=key in folder.once,
         n=min(counts, default=None),
         most=max(counts, default=None),
-        classes=classes if isinstance(classes, int) else None,
+        classes=sample.measured_on.classes if sample else None,
         template=sample.template if sample else {},
         lines=tuple(lines),
-        about=sample.about if sample else {},
+        measured_on=sample.measured_on if sample else MeasuredOn(),
     )
 
 
@@ -160,10 +159,7 @@ def _over_images(
     ours: Sequence[Evaluation], theirs: Sequence[Evaluation], which: CreditsOf = lambda e: e.credits
 ) -> Interval | None:
     """Interval of the difference over images, seeds averaged first; None without the same images in all of them."""
-    samples = {
-        (e.n, str(mapping(e.about.get("digests")).get("samples")), str(e.about.get("names_digest")))
-        for e in (*ours, *theirs)
-    }
+    samples = {e.image_set for e in (*ours, *theirs)}
     own, other = [e.credits for e in ours], [which(e) for e in theirs]
     here, there = ([credits for credits in side if credits is not None] for side in (own, other))
     if len(samples) != 1 or not here or not there or len(here) < len(own) or len(there) < len(other):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from teachonce.core.status import State
 from teachonce.evaluation.statistics import LEVEL, Paired, smallest_telling
 from teachonce.reports.folder import HELD_OUT, Folder
 from teachonce.reports.tables import Line, Measure
@@ -23,7 +24,12 @@ HEADINGS = {
     "untested": "Not tested (one common seed, or differences that are all the same)",
 }
 FIGURE_NAMES = {"top5": "top-5", "macro": "mean of classes", "ece": "ECE", "nll": "NLL, nats"}
-KINDS = {"failed": "failed", "unfinished": "not finished", "damaged": "damaged", "waiting": "not begun"}
+KINDS: Mapping[State, str] = {
+    "failed": "failed",
+    "unfinished": "not finished",
+    "damaged": "damaged",
+    "waiting": "not begun",
+}
 
 
 def percent(value: float | None) -> str:
@@ -96,21 +102,16 @@ def protocol(table: Measure) -> str:
     """What a table's figures were measured on, as far as the evaluation says."""
     if table.key == HELD_OUT:
         return "Training samples that each run keeps apart, another part with each seed; among all names of the run."
-    about = table.about
-    templates = about.get("templates") or _listed_of(about.get("baseline"), "template")
+    on = table.measured_on
     told = {
-        "protocol": about.get("protocol"),
-        "data": about.get("manifest"),
-        "split": about.get("split"),
-        "classes": about.get("chosen"),
-        "template": value(templates) if templates else None,
+        "protocol": on.protocol,
+        "data": on.manifest,
+        "split": on.split,
+        "classes": on.chosen,
+        "template": value(on.templates) if on.templates else None,
     }
     size = _many(table.n or 0, "image") + (f", {table.classes:,} names" if table.classes else "")
     return "; ".join([*(f"{what}: {item}" for what, item in told.items() if item), size])
-
-
-def _listed_of(document: Any, key: str) -> list[Any]:
-    return [document[key]] if isinstance(document, Mapping) and document.get(key) else []
 
 
 @dataclass(frozen=True)

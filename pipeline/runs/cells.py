@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from teachonce.core.strict import decode
 from teachonce.data.vocabulary import HALVES
 from teachonce.errors import DataError, UsageError, did_you_mean
 from teachonce.runs.grid import DATA, INIT, SEED, WORDS, DataKeys, Grid, Values, beside
 from teachonce.training.config import TrainConfig
+from teachonce.training.config_file import train_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +105,13 @@ def _cell(grid: Grid, name: str | None, values: Values) -> Cell:
     prompts = None
     if settings[INIT] not in WORDS:
         prompts = _prompts(settings[INIT], grid.file, where) if settings[INIT] else None
-        settings[INIT] = grid.base[INIT] if grid.base[INIT] in WORDS else TrainConfig().init
-    config = decode(TrainConfig, settings, where)
+        settings[INIT] = grid.base[INIT] if grid.base[INIT] in WORDS else TrainConfig().prompts.init
+    config = train_config(settings, where)
     return Cell(
-        name=f"{group} {SEED}={config.seed}",
+        name=f"{group} {SEED}={config.loop.seed}",
         group=group,
         changes=changes,
-        seed=config.seed,
+        seed=config.loop.seed,
         config=config,
         data=_data(values, grid.file, where),
         prompts=prompts,

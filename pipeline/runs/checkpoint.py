@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from teachonce.core.files import atomic_write_bytes
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
+from teachonce.runs.folder import CheckpointFolder
 
 KEEP = 2  # the newest and the one before it, should the newest turn out damaged
 ALL_ROWS = "all rows"  # the selection of runs that have none, also of those from before there were selections
@@ -52,7 +53,7 @@ def save_checkpoint(
     identity: Identity,
     average: Mapping[str, Tensor] = _NO_AVERAGE,
 ) -> Path:
-    """Write `step-NNNNNNNN.safetensors` and remove all but the newest `KEEP` files.
+    """Write the checkpoint of a step and remove all but the newest `KEEP` files.
 
     Args:
         folder: `RUN/checkpoints`.
@@ -73,9 +74,9 @@ def save_checkpoint(
     tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
     about = {"step": str(step), "identity": json.dumps(vars(identity), sort_keys=True)}
     about["digest"] = _digest(tensors, about)
-    file = _file(folder, step)
+    file = CheckpointFolder(folder).file(step)
     atomic_write_bytes(file, save(tensors, metadata=about))
-    for old in _files(folder)[:-KEEP]:
+    for old in CheckpointFolder(folder).files()[:-KEEP]:
         old.unlink()
     return file
 
@@ -100,7 +101,7 @@ def load_checkpoint(
         FingerprintError: it belongs to another config, store, student or selection; names which.
         IntegrityError: it is damaged, or holds more, less or other tensors than these; names the file.
     """
-    files = _files(folder)
+    files = CheckpointFolder(folder).files()
     if not files:
         raise UsageError(
             f"{folder} holds no checkpoint: there is nothing to resume", hint="restore it, or give another --out"
@@ -185,14 +186,6 @@ def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-def _file(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:08d}.safetensors"
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*.safetensors")) if folder.is_dir() else []
-
-
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(file, framework="pt") as opened:
@@ -204,7 +197,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if about.get("digest") != found:
         raise _damaged(file, f"expected digest {about.get('digest')}, found {found}")
     step = about.get("step", "")
-    if not (step.isascii() and step.isdigit()) or _file(file.parent, int(step)) != file:
+    if not (step.isascii() and step.isdigit()) or CheckpointFolder(file.parent).file(int(step)) != file:
         raise _damaged(file, f"it says that it is of step {step or 'none'}, which is not what it is called")
     if "identity" not in about:
         raise _damaged(file, "it does not say what it belongs to")

@@ -64,11 +64,13 @@ def choose(folder: GridFolder, rule: Choose, groups: Mapping[str, Sequence[str]]
 
 def _figure(folder: GridFolder, digest: str, measure: str, metric: str) -> float:
     cell = folder.cell(digest)
+    value: Any
     if measure == HELD_OUT:
-        file, key, found = cell.path / "results.json", "held_out_top1", cell.results()
+        file, key, results = cell.results, "held_out_top1", cell.trained()
+        value = None if results is None else results.held_out_top1
     else:
-        file, key, found = cell.evaluation(measure), metric, read_document(cell.evaluation(measure))
-    value: Any = (found or {}).get(key)
+        file, key = cell.evaluation(measure), metric
+        value = (read_document(file) or {}).get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise DataError(
             f"{file} does not say {key}, by which the grid chooses", hint="for held_out set held_out above 0 in [base]"

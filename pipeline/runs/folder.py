@@ -6,6 +6,9 @@ It trains nothing and does not look into checkpoints and prompts: their own modu
     OUT/events.jsonl                  what happened
     OUT/config.toml                   written last of what a run begins with: a folder with it can be resumed
     OUT/prompts.*, OUT/results.json   what came out
+    OUT/evaluations/NAME.json         what `evaluate` said of it, with NAME.csv and NAME.top1.npy
+    OUT/tensorboard/                  curves, if that was asked for
+    OUT/cell.json, OUT/failure.json   of a cell of `ablate`: what it is; why its last attempt failed
     OUT/.teachonce.lock               there while a process works on the run, and says which; one that was killed may
                                       leave the file, which then stops nobody
 """
@@ -13,6 +16,7 @@ It trains nothing and does not look into checkpoints and prompts: their own modu
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -20,23 +24,144 @@ import shutil
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from teachonce.core.files import atomic_write_bytes
 from teachonce.core.locks import ALONE_OR_NOT, locked
 from teachonce.core.machine import this_process
 from teachonce.errors import EnvironmentFault, FingerprintError, IncompleteError, IntegrityError, UsageError
-from teachonce.training.config import TrainConfig
+from teachonce.models.prompt_names import CHECKPOINTS_FOLDER, CONFIG_FILE, META_FILE, TENSORS_FILE
+from teachonce.runs.log import RunLog
+from teachonce.runs.results import RunResults, decode_results
+from teachonce.runs.tensorboard import Sink
+from teachonce.training.config import table_of
+from teachonce.training.config_file import flat
 
-CONFIG, CHECKPOINTS, LOG, RESULTS = "config.toml", "checkpoints", "events.jsonl", "results.json"
-LOCK = ".teachonce.lock"
+LOG, RESULTS, EVALUATIONS = "events.jsonl", "results.json", "evaluations"
+LOCK, CELL, FAILURE = ".teachonce.lock", "cell.json", "failure.json"
 # What a run has written before config.toml marks it, and what `ablate` lays beside.
-BEFORE_MARKER = {CHECKPOINTS, LOG, LOCK, "cell.json", "failure.json", "evaluations"}
+BEFORE_MARKER = {CHECKPOINTS_FOLDER, LOG, LOCK, CELL, FAILURE, EVALUATIONS}
 MOST_KEYS = 5  # that a message lists
 
 _DRAFT = re.compile(r"\.config\.toml\.\d+\.partial")
 _CHECKPOINT = re.compile(r"step-(\d{8})\.safetensors")
 _OF_CHECKPOINTS = re.compile(r"\.?step-\d{8}\.safetensors.*")  # and drafts of them
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """The checkpoints of a run, each under the number of steps that were finished."""
+
+    path: Path
+
+    def file(self, step: int) -> Path:
+        """The checkpoint after so many steps."""
+        return self.path / f"step-{step:08d}.safetensors"
+
+    def files(self) -> list[Path]:
+        """All that are called a checkpoint, the newest last; none where the folder is not there."""
+        return sorted(self.path.glob("step-*.safetensors")) if self.path.is_dir() else []
+
+    def newest_step(self) -> int | None:
+        """Steps that the newest checkpoint has finished, by its name; None where there is none."""
+        matches = (_CHECKPOINT.fullmatch(name) for name in _names(self.path))
+        return max((int(match[1]) for match in matches if match), default=None)
+
+    def holds_nothing_else(self) -> bool:
+        """Whether there is nothing but checkpoints and drafts of them."""
+        return all(_OF_CHECKPOINTS.fullmatch(name) for name in _names(self.path))
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run, which may not be there yet, with every file that a run or a reader of runs looks for."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The training config; its presence marks a run that can be resumed."""
+        return self.path / CONFIG_FILE
+
+    @property
+    def events(self) -> Path:
+        """What happened, a line each."""
+        return self.path / LOG
+
+    @property
+    def checkpoints(self) -> CheckpointFolder:
+        """The checkpoints that a resumed run goes on from."""
+        return CheckpointFolder(self.path / CHECKPOINTS_FOLDER)
+
+    @property
+    def tensors(self) -> Path:
+        """The trained prompts; there once the run has made its last step."""
+        return self.path / TENSORS_FILE
+
+    @property
+    def meta(self) -> Path:
+        """What describes `tensors`."""
+        return self.path / META_FILE
+
+    @property
+    def results(self) -> Path:
+        """What came out; the last file of a run."""
+        return self.path / RESULTS
+
+    @property
+    def evaluations(self) -> Path:
+        """The folder of results of `evaluate`."""
+        return self.path / EVALUATIONS
+
+    @property
+    def lock(self) -> Path:
+        """There while a process works on the run, and says which."""
+        return self.path / LOCK
+
+    @property
+    def cell(self) -> Path:
+        """Which cell of a grid the run is; only in folders of `ablate`."""
+        return self.path / CELL
+
+    @property
+    def failure(self) -> Path:
+        """Why the last attempt of a cell failed; there only while it did."""
+        return self.path / FAILURE
+
+    def evaluation(self, name: str) -> Path:
+        """One result of `evaluate`."""
+        return self.evaluations / f"{name}.json"
+
+    def log(self, sinks: Sequence[Sink] = ()) -> RunLog:
+        """The log, to write or to read; what is written goes to the sinks, too."""
+        return RunLog(self.events, sinks)
+
+    def prompts_digest(self) -> str | None:
+        """SHA-256 (hex) of `tensors` as they are now; None where the file is not there."""
+        return hashlib.sha256(self.tensors.read_bytes()).hexdigest() if self.tensors.is_file() else None
+
+    def read_results(self) -> RunResults | None:
+        """What came out; None where `results` is not there, or is not what a run writes."""
+        try:
+            return decode_results(json.loads(self.results.read_text(encoding="utf-8")), str(self.results))
+        except (OSError, ValueError, RecursionError, IntegrityError):
+            return None
+
+    def write_results(self, results: RunResults) -> None:
+        """Write `results` whole.
+
+        Raises:
+            EnvironmentFault: it cannot be written.
+        """
+        text = json.dumps(results.document(), indent=1, allow_nan=False)
+        atomic_write_bytes(self.results, (text + "\n").encode())
+
+    def looks_begun(self) -> bool:
+        """Whether so much of a run is here that a search for runs should name the folder."""
+        config, log = self.config.is_file(), self.events.is_file()
+        return (config and (log or self.results.is_file())) or (log and self.checkpoints.path.is_dir())
 
 
 @contextmanager
@@ -49,7 +174,7 @@ def only_writer(out: Path) -> Iterator[None]:
         IncompleteError: another process works on it; says which.
         EnvironmentFault: the folder cannot be written.
     """
-    file = out / LOCK
+    file = RunFolder(out).lock
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = locked(file, ALONE_OR_NOT, create=True)
@@ -91,7 +216,7 @@ def holds_run(out: Path) -> bool:
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; --out is a folder", hint="give another --out")
-    if (out / CONFIG).is_file():
+    if RunFolder(out).config.is_file():
         _stored(out)
         return True
     ours = _is_ours(out)
@@ -115,7 +240,7 @@ def require_same(out: Path, wanted: Mapping[str, Any]) -> None:
         IntegrityError: its config is lost or damaged.
         FingerprintError: it has another config; names every difference.
     """
-    if not (out / CONFIG).is_file():
+    if not RunFolder(out).config.is_file():
         if _is_ours(out):
             _require_config(out)
         raise UsageError(f"{out} holds no run: there is nothing to resume", hint="start without --resume")
@@ -124,38 +249,25 @@ def require_same(out: Path, wanted: Mapping[str, Any]) -> None:
     if different:
         raise FingerprintError(
             f"{out} was started with another config:\n  " + "\n  ".join(different),
-            hint=f"resume with --config {out / CONFIG}",
+            hint=f"resume with --config {RunFolder(out).config}",
         )
 
 
 def clear(out: Path) -> None:
     """Remove what a run left that died before its config marked it, but for its log; inside `only_writer`."""
-    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    shutil.rmtree(RunFolder(out).checkpoints.path, ignore_errors=True)
     for name in filter(_DRAFT.fullmatch, _names(out)):
         (out / name).unlink()
 
 
-def read_results(out: Path) -> dict[str, Any] | None:
-    """results.json; None where there is none, or not what a run writes."""
-    try:
-        found: Any = json.loads((out / RESULTS).read_text(encoding="utf-8"), parse_constant=_no_number)
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and found.get("schema") == 1 else None
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no JSON")
-
-
 def _stored(out: Path) -> dict[str, Any]:
     """config.toml, with exactly the keys of a config."""
-    file = out / CONFIG
+    file = RunFolder(out).config
     try:
-        stored = tomllib.loads(file.read_text(encoding="utf-8"))
+        stored = flat(tomllib.loads(file.read_text(encoding="utf-8")), str(file))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise IntegrityError(f"{file} is damaged: {problem}", hint="restore it, or give another --out") from problem
-    known = [field.name for field in dataclasses.fields(TrainConfig)]
+    known = list(table_of())
     unknown = [key for key in stored if key not in known]
     if unknown:
         raise UsageError(
@@ -173,24 +285,24 @@ def _stored(out: Path) -> dict[str, Any]:
 
 def _require_config(out: Path) -> None:
     """Refuse a folder without config.toml in which a run has got further than its start."""
-    found = (_CHECKPOINT.fullmatch(name) for name in _names(out / CHECKPOINTS))
-    reached = max((int(match[1]) for match in found if match), default=0)
+    reached = RunFolder(out).checkpoints.newest_step()
     if reached:
         raise IntegrityError(
-            f"{out} holds a run at step {reached} whose {CONFIG} is lost; nothing was changed",
-            hint=f"restore {out / CONFIG} and continue with --resume, or give another --out",
+            f"{out} holds a run at step {reached} whose {CONFIG_FILE} is lost; nothing was changed",
+            hint=f"restore {RunFolder(out).config} and continue with --resume, or give another --out",
         )
 
 
 def _is_ours(out: Path) -> bool:
     """Whether what is called as a run calls it is a run's: it would be removed."""
-    checkpoints, log = out / CHECKPOINTS, out / LOG
+    run = RunFolder(out)
+    checkpoints = run.checkpoints.path
     if checkpoints.is_symlink() or (checkpoints.exists() and not checkpoints.is_dir()):
         return False
-    if not all(_OF_CHECKPOINTS.fullmatch(name) for name in _names(checkpoints)):
+    if not run.checkpoints.holds_nothing_else():
         return False
     try:
-        head = log.read_bytes()[:4096].partition(b"\n")[0]
+        head = run.events.read_bytes()[:4096].partition(b"\n")[0]
     except FileNotFoundError:
         return True
     except OSError:  # a folder

@@ -19,7 +19,8 @@ from teachonce.core.strict import decode
 from teachonce.data.vocabulary import require_template
 from teachonce.errors import UsageError, did_you_mean
 from teachonce.models.structures import Init
-from teachonce.training.config import TrainConfig, shipped_config
+from teachonce.training.config import TrainConfig, key_types
+from teachonce.training.config_file import flat, nearest, shipped_config
 
 DATA = "data."
 SEED = "seed"
@@ -176,9 +177,15 @@ def load_grid(file: Path) -> Grid:
     for name, table in tables.items():
         if not isinstance(table, Mapping):
             raise UsageError(f"{where}: {name}: expected a table, found {table!r}")
-    base = _defaults() | _recipe(head.config, file) | _checked(_flat(tables["base"]), f"{where}: [base]")
+    base = (
+        _defaults()
+        | _recipe(head.config, file)
+        | _checked(_flat(tables["base"], f"{where}: [base]"), f"{where}: [base]")
+    )
     base |= _checked({DATA + key: value for key, value in tables["data"].items()}, f"{where}: [data]")
-    axes = {key: _axis(key, values, f"{where}: [axes]") for key, values in _flat(tables["axes"]).items()}
+    axes = {
+        key: _axis(key, values, f"{where}: [axes]") for key, values in _flat(tables["axes"], f"{where}: [axes]").items()
+    }
     excluded = [
         _exclude(entry, f"{where}: [[exclude]] {i + 1}") for i, entry in enumerate(_tables(lists, "exclude", where))
     ]
@@ -218,7 +225,7 @@ def _recipe(name: str | None, file: Path) -> Values:
         return {}
     path = beside(file, name)
     if path.is_file():
-        return _checked(_read(path), str(path))
+        return _checked(_flat(_read(path), str(path)), str(path))
     folder = resources.files("teachonce.configs")
     shipped = sorted(item.name for item in folder.iterdir() if item.name.endswith(".toml"))
     wanted = name if name.endswith(".toml") else f"{name}.toml"
@@ -227,7 +234,8 @@ def _recipe(name: str | None, file: Path) -> Values:
             f"{file}: config: there is no {path.absolute()}, and no shipped recipe is called '{name}': "
             f"{did_you_mean(wanted, shipped)}"
         )
-    return _checked(tomllib.loads((folder / wanted).read_text(encoding="utf-8")), wanted)
+    recipe = tomllib.loads((folder / wanted).read_text(encoding="utf-8"))
+    return _checked(_flat(recipe, wanted), wanted)
 
 
 def beside(file: Path, name: str) -> Path:
@@ -235,15 +243,18 @@ def beside(file: Path, name: str) -> Path:
     return file.parent / name
 
 
-def _flat(table: Mapping[str, Any]) -> Values:
-    """`data.top_k = ...` is a table in a table to TOML; `"data.top_k" = ...` is not."""
-    flat: Values = {}
-    for key, value in table.items():
+def _flat(table: Mapping[str, Any], where: str) -> Values:
+    """One level of keys: `data.top_k = ...` is a table in a table to TOML, and `"data.top_k" = ...` is not.
+
+    Keys of the config lose their table: `loss.tail` and `tail` are one axis, and one name of a cell.
+    """
+    values: Values = {}
+    for key, value in flat(table, where).items():
         if key == DATA[:-1] and isinstance(value, Mapping):
-            flat |= {DATA + name: item for name, item in value.items()}
+            values |= {DATA + name: item for name, item in value.items()}
         else:
-            flat[key] = value
-    return flat
+            values[key] = value
+    return values
 
 
 def _checked(values: Values, where: str) -> Values:
@@ -260,19 +271,19 @@ def check_value(key: str, value: Any, where: str) -> Any:
         name = key[len(DATA) :]
         if name == "template" and isinstance(value, str):
             value = [value] if value else []
-        return _one(DataKeys, name, value, where, DATA)
+        return _one(typing.get_type_hints(DataKeys), name, value, where, DATA)
     if key == INIT:
         if not isinstance(value, str):
             raise UsageError(f"{where}: {INIT}: expected one of {', '.join(WORDS)} or a folder, found {value!r}")
         return value
-    return _one(TrainConfig, key, value, where, "")
+    return _one(key_types(), key, value, where, "")
 
 
-def _one(kind: type[Any], name: str, value: Any, where: str, prefix: str) -> Any:
-    hints = typing.get_type_hints(kind)
-    if name not in hints or name.startswith("_"):
-        known = [*TrainConfig().to_dict(), *(DATA + f.name for f in dataclasses.fields(DataKeys))]
-        raise UsageError(f"{where}: unknown key '{prefix}{name}': {did_you_mean(prefix + name, known)}")
+def _one(hints: Mapping[str, Any], name: str, value: Any, where: str, prefix: str) -> Any:
+    if name not in hints:
+        data = [DATA + f.name for f in dataclasses.fields(DataKeys)]
+        near = did_you_mean(prefix + name, [*key_types(), *data]) if prefix else nearest(name, data)
+        raise UsageError(f"{where}: unknown key '{prefix}{name}': {near}")
     if name == "shots_seed":
         if value != SEED and (isinstance(value, bool) or not isinstance(value, int)):
             raise UsageError(f'{where}: {prefix}{name}: expected a whole number or "{SEED}", found {value!r}')
@@ -295,7 +306,7 @@ def _tables(lists: Mapping[str, Any], name: str, where: str) -> list[Values]:
     entries = lists[name]
     if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
         raise UsageError(f"{where}: {name}: expected [[{name}]] tables, found {entries!r}")
-    return [_flat(entry) for entry in entries]
+    return [_flat(entry, f"{where}: [[{name}]] {i}") for i, entry in enumerate(entries, 1)]
 
 
 def _exclude(entry: Values, where: str) -> Values:

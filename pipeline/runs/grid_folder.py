@@ -11,28 +11,31 @@ It starts no run. A cell is finished when its run is, and every evaluation that 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from teachonce.core.files import atomic_write_bytes
+from teachonce.core.status import State, cell_word
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
+from teachonce.runs.folder import LOG, RESULTS, RunFolder
 from teachonce.runs.log import RunLog
+from teachonce.runs.results import RunResults
 
 SCHEMA = 1
 RETRY = "once the cause is mended run the same command with --retry-failed"
 PLACES = {"root", "manifest", "vocabulary", "classes", "without"}
 """Of an evaluation: where something lies. What is there is compared by content, with the results of the cells."""
 OTHER_OUT = "give another --out"  # of `train`: its --out is a cell here
-State = Literal["finished", "failed", "missing", "damaged"]
-OURS = {"grid.json", "cells", "stores", "selections", "final", "results.json", "events.jsonl", "locks", "stop"}
+CELL_STATES: tuple[State, ...] = ("finished", "failed", "unfinished", "damaged")
+GRID, STOP = "grid.json", "stop"
+CELLS, STORES, SELECTIONS, FINAL, LOCKS = "cells", "stores", "selections", "final", "locks"
+OURS = {GRID, CELLS, STORES, SELECTIONS, FINAL, RESULTS, LOG, LOCKS, STOP}
 
 
 @dataclass(frozen=True)
@@ -44,38 +47,60 @@ class GridFolder:
     @property
     def grid(self) -> Path:
         """What the grid is; the lock lies beside it."""
-        return self.path / "grid.json"
+        return self.path / GRID
 
     @property
     def results(self) -> Path:
         """What came out."""
-        return self.path / "results.json"
+        return self.path / RESULTS
 
     @property
     def stop(self) -> Path:
         """There while a driver that ends waits for its cells to write their checkpoints."""
-        return self.path / "stop"
+        return self.path / STOP
+
+    @property
+    def events(self) -> Path:
+        """What happened to cells, a line each; drivers and workers append to it."""
+        return self.path / LOG
 
     @property
     def log(self) -> RunLog:
-        """What happened to cells; drivers and workers append to it."""
-        return RunLog(self.path / "events.jsonl")
+        """The log in `events`."""
+        return RunLog(self.events)
+
+    @property
+    def cells(self) -> Path:
+        """The folder with a run folder for each cell."""
+        return self.path / CELLS
 
     def cell(self, digest: str) -> CellFolder:
         """The folder of a cell."""
-        return CellFolder(self.path / "cells" / digest)
+        return CellFolder(self.cells / digest)
+
+    def each_cell(self) -> list[CellFolder]:
+        """The folders of all cells that were ever begun here, also of those that grid.json has no more."""
+        return [CellFolder(folder) for folder in sorted(self.cells.glob("*"))]
+
+    def is_measured(self, evaluation: str) -> bool:
+        """Whether some cell has its result of an evaluation."""
+        return any(cell.evaluation(evaluation).exists() for cell in self.each_cell())
+
+    def lock(self, name: str) -> Path:
+        """A lock of workers: that of a cell's digest, or of `evaluation-NAME`. The driver's lies beside grid.json."""
+        return self.path / LOCKS / name
 
     def store(self, digest: str) -> Path:
         """A derived label store."""
-        return self.path / "stores" / f"{digest}.zarr"
+        return self.path / STORES / f"{digest}.zarr"
 
     def selection(self, digest: str) -> Path:
         """A selection file."""
-        return self.path / "selections" / f"{digest}.json"
+        return self.path / SELECTIONS / f"{digest}.json"
 
     def final(self, evaluation: str, digest: str) -> Path:
         """An evaluation that only chosen cells and the base get."""
-        return self.path / "final" / f"{evaluation}-{digest}.json"
+        return self.path / FINAL / f"{evaluation}-{digest}.json"
 
     def stored(self) -> dict[str, Any] | None:
         """grid.json; None where no grid was run here yet.
@@ -95,10 +120,10 @@ class GridFolder:
                 )
             return found
         held = {item.name for item in self.path.iterdir()} if self.path.exists() else set()
-        foreign = {name for name in held if not name.startswith("grid.json.lock")} - OURS
-        cells = list((self.path / "cells").iterdir()) if "cells" in held else []
+        foreign = {name for name in held if not name.startswith(f"{GRID}.lock")} - OURS
+        cells = self.each_cell()
         # A lost grid.json costs nothing: cells are found by their digests.
-        if foreign or not all((cell / "cell.json").is_file() for cell in cells):
+        if foreign or not all(cell.cell.is_file() for cell in cells):
             raise UsageError(
                 f"{self.path} is not empty and holds no grid", hint="give another --out; nothing was changed"
             )
@@ -141,42 +166,30 @@ class GridFolder:
 
 
 @dataclass(frozen=True)
-class CellFolder:
-    """The folder of one cell."""
+class CellFolder(RunFolder):
+    """The folder of one cell: that of its run, with what `ablate` lays beside."""
 
-    path: Path
-
-    @property
-    def failure(self) -> Path:
-        """Why the last attempt failed; there only while it did."""
-        return self.path / "failure.json"
-
-    def evaluation(self, name: str) -> Path:
-        """A result of `evaluate`."""
-        return self.path / "evaluations" / f"{name}.json"
-
-    def results(self) -> dict[str, Any] | None:
-        """results.json of a run that is whole; None before that.
+    def trained(self) -> RunResults | None:
+        """What the run came to; None before its end.
 
         Raises:
             IntegrityError: the prompts are no longer those of the run.
         """
-        found = read_document(self.path / "results.json")
-        if found is None:
+        results = self.read_results()
+        if results is None:
             return None
-        file = self.path / "prompts.safetensors"
-        digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "no file"
-        if digest != found.get("prompts_digest"):
+        digest = self.prompts_digest() or "no file"
+        if digest != results.prompts_digest:
             raise IntegrityError(
-                f"{file} is not what its run wrote: expected SHA-256 {found.get('prompts_digest')}, found {digest}",
+                f"{self.tensors} is not what its run wrote: expected SHA-256 {results.prompts_digest}, found {digest}",
                 hint=f"restore it, or remove {self.path} to train this cell again",
             )
-        return found
+        return results
 
     def damage(self) -> IntegrityError | None:
         """What is wrong with a finished run whose prompts are no longer those that it wrote."""
         try:
-            self.results()
+            self.trained()
         except IntegrityError as problem:
             return problem
         return None
@@ -186,14 +199,14 @@ class CellFolder:
         return [name for name in evaluations if read_document(self.evaluation(name)) is None]
 
     def state(self, evaluations: Sequence[str]) -> State:
-        """Where the cell stands; `missing` also while it runs or when it was interrupted."""
+        """Where the cell stands: finished, failed, damaged or unfinished; no lock and no process is looked at."""
         try:
-            trained = self.results() is not None
+            trained = self.trained() is not None
         except IntegrityError:
             return "damaged"
         if trained and not self.lacking(evaluations):
             return "finished"
-        return "failed" if self.failure.is_file() else "missing"
+        return "failed" if self.failure.is_file() else "unfinished"
 
     def problem(self) -> dict[str, Any] | None:
         """What the cell is listed with: its damage, else failure.json."""
@@ -230,15 +243,13 @@ class CellFolder:
 
     def step(self) -> int:
         """Of the newest checkpoint; 0 without one."""
-        names = [
-            re.fullmatch(r"step-(\d{8})\.safetensors", file.name) for file in (self.path / "checkpoints").glob("*")
-        ]
-        return max((int(name[1]) for name in names if name), default=0)
+        return self.checkpoints.newest_step() or 0
 
 
 def count_states(states: Iterable[State]) -> dict[str, int]:
-    """How many cells are in each state."""
-    return {state: 0 for state in get_args(State)} | Counter(states)
+    """How many cells are in each state that `CellFolder.state` knows, by the words of JSON documents."""
+    counts = Counter(states)
+    return {cell_word(state): counts[state] for state in CELL_STATES}
 
 
 def read_document(file: Path) -> dict[str, Any] | None:

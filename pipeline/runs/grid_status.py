@@ -5,6 +5,7 @@ It reads what `ablate` and the runs of its cells leave in their folders; it take
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,24 +13,23 @@ from statistics import mean
 from typing import Any, Literal
 
 from teachonce.core.locks import lock_path, read_owner
-from teachonce.core.status import State, Worker, ending, iso, newest, number, read_lines, state_of, worker_of
+from teachonce.core.status import State, Worker, cell_word, ending, iso, newest, number, read_lines, state_of, worker_of
 from teachonce.errors import IntegrityError
-from teachonce.runs.folder import LOG, RESULTS
 from teachonce.runs.grid_folder import CellFolder, GridFolder, read_document
 from teachonce.runs.status import RunStatus, is_run, run_status
 
 ONCE = "chosen"  # evaluations that only the chosen cell gets
-
-CellState = Literal["finished", "running", "failed", "damaged", "interrupted", "waiting"]
+BEGUN: tuple[State, ...] = ("finished", "running", "failed", "damaged")  # states of cells that something was done for
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellStatus:
-    """One cell that runs, was interrupted, failed or is damaged."""
+    """One cell that runs, was stopped, failed or is damaged."""
 
     name: str
     digest: str
-    state: CellState
+    state: str
+    """`cell_word` of the cell's state."""
     step: int
     steps: int | None
     steps_per_second: float | None
@@ -68,10 +68,10 @@ class GridStatus:
 class _Cell:
     """A cell as it lies on disk."""
 
-    state: CellState
+    state: State
     about: Mapping[str, Any]
     run: RunStatus | None = None
-    """Of a cell that runs or was interrupted."""
+    """Of a cell that runs or was stopped."""
     seconds: float | None = None
     """That a finished run took."""
     problem: Mapping[str, Any] | None = None
@@ -101,14 +101,14 @@ def grid_status(folder: Path, now: float) -> GridStatus:
         )
     wanted = [e["name"] for e in about.get("evaluations", ()) if e.get("only") != ONCE]
     owner = read_owner(grid.grid)
-    worker, events = worker_of(owner), read_lines(folder / LOG)
+    worker, events = worker_of(owner), read_lines(grid.events)
     at_work = set() if owner is None or (worker and worker.alive is False) else _started(events, owner.token)
     cells = [
         _cell(grid.cell(str(cell["digest"])), cell, wanted, str(cell["digest"]) in at_work, now)
         for cell in about["cells"]
     ]
     counts, seconds = _counts(cells), _seconds_of_a_cell(events, cells)
-    sign = newest([lock_path(grid.grid), folder / LOG, grid.results, *(folder / "cells").glob(f"*/{LOG}")])
+    sign = newest([lock_path(grid.grid), grid.events, grid.results, *(cell.events for cell in grid.each_cell())])
     silent = max(0.0, now - sign) if sign is not None else 0.0
     left = _left(cells, seconds)
     state = _state(grid, worker, counts, silent)
@@ -137,24 +137,23 @@ def _started(events: Sequence[Mapping[str, Any]], token: int) -> set[str]:
 def _cell(folder: CellFolder, about: Mapping[str, Any], wanted: Sequence[str], at_work: bool, now: float) -> _Cell:
     if folder.damage() is not None:
         return _Cell("damaged", about, problem=folder.problem())
-    results = read_document(folder.path / RESULTS)
+    results = folder.read_results()
     if results is not None and not folder.lacking(wanted):
-        seconds = results.get("seconds")
-        return _Cell("finished", about, seconds=float(seconds) if number(seconds) else None)  # type: ignore[arg-type]
+        return _Cell("finished", about, seconds=results.seconds)
     run = run_status(folder.path, now) if is_run(folder.path) else None
     if at_work:
         return _Cell("running", about, run)
     problem = folder.problem()
     if problem is not None:
         return _Cell("failed", about, run, problem=problem)
-    return _Cell("waiting" if run is None else "interrupted", about, run)
+    return _Cell("waiting" if run is None else "stopped", about, run)
 
 
 def _counts(cells: Sequence[_Cell]) -> dict[str, int]:
-    found = {name: sum(cell.state == name for cell in cells) for name in ("finished", "running", "failed", "damaged")}
-    interrupted = sum(cell.state == "interrupted" for cell in cells)
-    waiting = interrupted + sum(cell.state == "waiting" for cell in cells)
-    return found | {"waiting": waiting, "interrupted": interrupted}
+    """How many cells are in each state, by the words of JSON documents; those that wait include the stopped ones."""
+    counts = Counter(cell.state for cell in cells)
+    begun = {cell_word(state): counts[state] for state in BEGUN}
+    return begun | {"waiting": counts["stopped"] + counts["waiting"], cell_word("stopped"): counts["stopped"]}
 
 
 def _seconds_of_a_cell(events: Sequence[Mapping[str, Any]], cells: Sequence[_Cell]) -> float | None:
@@ -166,7 +165,7 @@ def _seconds_of_a_cell(events: Sequence[Mapping[str, Any]], cells: Sequence[_Cel
 
 def _left(cells: Sequence[_Cell], seconds: float | None) -> float | None:
     """Seconds of work that are left for one worker; None where nothing tells."""
-    todo = [cell for cell in cells if cell.state in ("running", "interrupted", "waiting")]
+    todo = [cell for cell in cells if cell.state in ("running", "stopped", "waiting")]
     rates = [cell.run.steps_per_second for cell in todo if cell.run is not None and cell.run.steps_per_second]
     if todo and seconds is None and not rates:
         return None
@@ -183,9 +182,7 @@ def _left(cells: Sequence[_Cell], seconds: float | None) -> float | None:
 def _state(grid: GridFolder, worker: Worker | None, counts: Mapping[str, int], silent: float) -> State:
     todo = counts["running"] + counts["waiting"]
     done = worker is None and not todo and read_document(grid.results) is not None
-    return state_of(
-        worker, done, any(counts[name] for name in ("finished", "running", "failed", "damaged")), silent, 0.0
-    )
+    return state_of(worker, done, any(counts[state] for state in BEGUN), silent, 0.0)
 
 
 def _told(cell: _Cell) -> CellStatus:
@@ -193,7 +190,7 @@ def _told(cell: _Cell) -> CellStatus:
     return CellStatus(
         name=str(cell.about.get("name", "")),
         digest=str(cell.about["digest"]),
-        state=cell.state,
+        state=cell_word(cell.state),
         step=run.step if run else 0,
         steps=run.steps if run else None,
         steps_per_second=run.steps_per_second if run else None,

@@ -21,6 +21,7 @@ from teachonce.labels.store import LabelStore
 from teachonce.models.spec import parse_spec
 from teachonce.runs.cells import Cell
 from teachonce.runs.grid import DataKeys
+from teachonce.training.requirements import Holdings, requirements
 
 CLASSES_TAKES = "takes a file of ids that the class list has, one a line; `base`, `novel` or timm:NAME"
 
@@ -59,6 +60,8 @@ class Need:
     """None: the grid's store itself."""
     rule: Rule | None
     """Of the selection; None: all rows and classes."""
+    held: Holdings
+    """What the cell's run will find there."""
 
     @property
     def selection_digest(self) -> str | None:
@@ -119,7 +122,7 @@ def need_of(cell: Cell, store: LabelStore, root: Path | None) -> Need:
         except DataError as problem:  # its hint speaks of --classes, which is no option here
             raise DataError(problem.message, hint=f"data.classes {CLASSES_TAKES}") from problem
     fewer = data.top_k if 0 < data.top_k < kept else None
-    need = Need(derivation=derivation, rule=None)
+    rule = None
     if data.shots or fewer or classes is not None:
         rule = Rule(
             shots=data.shots or None,
@@ -128,9 +131,15 @@ def need_of(cell: Cell, store: LabelStore, root: Path | None) -> Need:
             classes=classes,
             all_names=data.all_names,
         )
-        need = Need(derivation=derivation, rule=rule)
-    _check_top(cell, fewer or kept)
-    return need
+    taus = None if derivation is None else derivation.temperatures
+    held = Holdings(
+        views=store.layout.views,
+        top_k=fewer or kept,
+        temperatures=taus or tuple(store.layout.temperatures),
+        embeddings=EMBEDDING in store.groups,
+    )
+    _require_top(cell, held)
+    return Need(derivation=derivation, rule=rule, held=held)
 
 
 def _derivation(cell: Cell, data: DataKeys, vocabulary: Vocabulary, store: LabelStore) -> Derivation | None:
@@ -144,8 +153,9 @@ def _derivation(cell: Cell, data: DataKeys, vocabulary: Vocabulary, store: Label
         )
     more = data.top_k if data.top_k > min(layout.top_k, len(vocabulary)) else None
     taus = None
-    if layout.top_k and config.soft_tail and config.tau_teacher not in layout.temperatures:
-        taus = (*layout.temperatures, config.tau_teacher)
+    tau = requirements(config).temperature
+    if layout.top_k and tau is not None and tau not in layout.temperatures:
+        taus = (*layout.temperatures, tau)
     if not (renamed or templates or more or taus):
         return None
     found = Derivation(
@@ -194,11 +204,12 @@ def _require_teacher(store: LabelStore, vocabulary: Vocabulary, templates: tuple
         ) from problem
 
 
-def _check_top(cell: Cell, top_k: int) -> None:
-    if cell.config.candidates == "sampled" and top_k and cell.config.sampled_top > top_k:
+def _require_top(cell: Cell, held: Holdings) -> None:
+    """Refuse more of the teacher's best classes than a soft label has: a grid can give it more."""
+    if "sampled_top" in requirements(cell.config).lacking(held):
         raise UsageError(
-            f"sampled_top = {cell.config.sampled_top}: soft labels have {top_k} classes here",
-            hint=f"use sampled_top = {top_k}, or a larger data.top_k",
+            f"sampled_top = {cell.config.candidates.sampled_top}: soft labels have {held.top_k} classes here",
+            hint=f"use sampled_top = {held.top_k}, or a larger data.top_k",
         )
 
 

@@ -6,7 +6,6 @@ It changes nothing and loads no model; `report_folder` finds runs and puts them 
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import math
 import tomllib
@@ -18,11 +17,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from teachonce.core.status import State
+from teachonce.errors import UsageError
+from teachonce.models.prompt_names import CONFIG_FILE
+from teachonce.runs.folder import RunFolder
 from teachonce.runs.log import read_events
+from teachonce.runs.results import RunResults
 from teachonce.training.config import config_digest
+from teachonce.training.config_file import flat
 
 FIGURES = ("top1", "top5", "macro", "ece", "nll")
-TENSORS = "prompts.safetensors"
 ROUNDING = 1e-6  # of the mean of credits, which are written as float32
 IDLE = "pairing"  # the event with which every call of `train` begins its work
 
@@ -48,6 +52,22 @@ class ClassFigures:
     """Top-1 of the bare student with the template."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeasuredOn:
+    """What an evaluation's figures were measured on, as far as its document says."""
+
+    protocol: str | None = None
+    manifest: str | None = None
+    split: str | None = None
+    chosen: str | None = None
+    """Which classes, and among which names."""
+    templates: tuple[str, ...] = ()
+    classes: int | None = None
+    """Names that compete."""
+    names_digest: str | None = None
+    samples_digest: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
     """What `evaluate` said of a run on one set."""
@@ -58,14 +78,18 @@ class Evaluation:
     template: Mapping[str, float]
     """The same of the bare student with the hand-written template; empty if not there."""
     n: int
-    about: Mapping[str, Any]
-    """The document, as it is."""
+    measured_on: MeasuredOn
     classes: tuple[ClassFigures, ...] = ()
     credits: npt.NDArray[np.float32] | None = None
     """[n] credit of each image."""
     template_credits: npt.NDArray[np.float32] | None = None
     foreign: tuple[str, ...] = ()
     """Credits beside it that are not its own, in words; they are not read."""
+
+    @property
+    def image_set(self) -> tuple[int, str | None, str | None]:
+        """What two evaluations must share to be compared image by image: images and competing names."""
+        return self.n, self.measured_on.samples_digest, self.measured_on.names_digest
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,7 +101,7 @@ class Run:
     """Its path below the folder that was read."""
     seed: int
     config: Mapping[str, Any]
-    results: Mapping[str, Any]
+    results: RunResults
     start: Mapping[str, Any]
     """The first event: versions, digests, where labels and student were."""
     last_time: float | None
@@ -91,7 +115,7 @@ class Run:
     def seconds(self) -> float:
         """Of all its calls, as far as its log tells."""
         logged = float(self.loss.seconds[-1]) if len(self.loss.seconds) else 0.0
-        return max(logged, float(self.results["seconds"]))
+        return max(logged, self.results.seconds)
 
 
 @dataclass(frozen=True)
@@ -99,7 +123,7 @@ class Unusable:
     """A folder that is no finished, whole run, and why."""
 
     name: str
-    kind: str
+    kind: State
     """failed, unfinished, damaged or waiting."""
     why: str
     hint: str = ""
@@ -108,7 +132,7 @@ class Unusable:
 class _NoRun(Exception):
     """Why a folder does not count; never leaves this module."""
 
-    def __init__(self, kind: str, why: str) -> None:
+    def __init__(self, kind: State, why: str) -> None:
         super().__init__(why)
         self.kind, self.why = kind, why
 
@@ -123,7 +147,7 @@ def read_run(folder: Path, name: str) -> Run | Unusable:
     try:
         return _read(folder, name)
     except _NoRun as reason:
-        failure = read_json(folder / "failure.json")
+        failure = read_json(RunFolder(folder).failure)
         if isinstance(failure, dict):
             return Unusable(name, "failed", str(failure.get("message", reason.why)), str(failure.get("hint", "")))
         return Unusable(name, reason.kind, reason.why)
@@ -132,11 +156,12 @@ def read_run(folder: Path, name: str) -> Run | Unusable:
 
 
 def _read(folder: Path, name: str) -> Run:
-    config = _config(folder)
-    events = _events(folder)
+    files = RunFolder(folder)
+    config = _config(files)
+    events = _events(files)
     start = next((event for event in events if event.get("event") == "start"), {})
     _require_same_config(config, start)
-    results = _results(folder)
+    results = _results(files)
     seed = config.get("seed", 0)
     if not isinstance(seed, int):
         raise _NoRun("damaged", "config.toml: seed is no whole number")
@@ -155,24 +180,26 @@ def _read(folder: Path, name: str) -> Run:
         loss=loss,
         held_out=held_out,
         held_out_rows=int(rows[-1]) if rows and rows[-1] is not None else None,
-        evaluations=read_evaluations(folder / "evaluations"),
+        evaluations=read_evaluations(files.evaluations),
     )
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.toml"
-    if not file.is_file() and not (folder / "events.jsonl").is_file():
+def _config(run: RunFolder) -> dict[str, Any]:
+    file = run.config
+    if not file.is_file() and not run.events.is_file():
         raise _NoRun("waiting", "not begun")
     if not file.is_file():
         raise _NoRun("unfinished", "config.toml is missing: the run ended before its first step")
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return flat(tomllib.loads(file.read_text(encoding="utf-8")), CONFIG_FILE)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise _NoRun("damaged", f"config.toml is not TOML: {problem}") from problem
+    except UsageError as problem:  # a key in its table and without it
+        raise _NoRun("damaged", problem.message) from problem
 
 
-def _events(folder: Path) -> list[dict[str, Any]]:
-    file = folder / "events.jsonl"
+def _events(run: RunFolder) -> list[dict[str, Any]]:
+    file = run.events
     if not file.is_file():
         raise _NoRun("damaged", "events.jsonl is missing")
     try:
@@ -181,25 +208,18 @@ def _events(folder: Path) -> list[dict[str, Any]]:
         raise _NoRun("damaged", f"events.jsonl is not UTF-8: {problem.reason}") from problem
 
 
-def _results(folder: Path) -> dict[str, Any]:
-    file = folder / "results.json"
-    if not file.is_file():
+def _results(run: RunFolder) -> RunResults:
+    if not run.results.is_file():
         raise _NoRun("unfinished", "results.json is missing: the run has not come to its end")
-    results = read_json(file)
-    if not isinstance(results, dict) or results.get("schema") != 1 or not _has_figures(results):
+    results = run.read_results()
+    if results is None:
         raise _NoRun("damaged", "results.json is not what a run writes: cut short, or of another version")
-    tensors = folder / TENSORS
-    if not tensors.is_file():
-        raise _NoRun("damaged", f"{TENSORS} is missing")
-    if hashlib.sha256(tensors.read_bytes()).hexdigest() != results.get("prompts_digest"):
-        raise _NoRun("damaged", f"{TENSORS} is not the file that results.json tells of: its SHA-256 differs")
+    digest = run.prompts_digest()
+    if digest is None:
+        raise _NoRun("damaged", f"{run.tensors.name} is missing")
+    if digest != results.prompts_digest:
+        raise _NoRun("damaged", f"{run.tensors.name} is not the file that results.json tells of: its SHA-256 differs")
     return results
-
-
-def _has_figures(results: Mapping[str, Any]) -> bool:
-    must = all(number(results.get(key)) is not None for key in ("steps", "trainable_parameters", "seconds"))
-    may = all(results.get(key) is None or number(results[key]) is not None for key in ("held_out_top1", "final_loss"))
-    return must and may
 
 
 def _require_same_config(config: Mapping[str, Any], start: Mapping[str, Any]) -> None:
@@ -245,13 +265,13 @@ def read_evaluations(folder: Path) -> dict[str, Evaluation]:
 
 def read_evaluation(file: Path, name: str) -> Evaluation | None:
     """One result of `evaluate` and what lies beside it; None if it is not whole."""
-    about = read_json(file)
-    if not isinstance(about, dict):
+    document = read_json(file)
+    if not isinstance(document, dict):
         return None
-    figures, n = _figures(about), number(about.get("n"))
+    figures, n = _figures(document), number(document.get("n"))
     if "top1" not in figures or n is None or n < 1:
         return None
-    template = _figures(mapping(about.get("baseline")))
+    template = _figures(mapping(document.get("baseline")))
     beside = file.parent / file.stem
     credits, foreign = _credits(Path(f"{beside}.top1.npy"), int(n), figures["top1"])
     template_credits, more = _credits(Path(f"{beside}.template.top1.npy"), int(n), template.get("top1"))
@@ -260,12 +280,32 @@ def read_evaluation(file: Path, name: str) -> Evaluation | None:
         figures=figures,
         template=template,
         n=int(n),
-        about=about,
+        measured_on=_measured_on(document),
         classes=_class_figures(Path(f"{beside}.csv")),
         credits=credits,
         template_credits=template_credits,
         foreign=(*foreign, *more),
     )
+
+
+def _measured_on(document: Mapping[str, Any]) -> MeasuredOn:
+    """What a document of any version says; before there were several templates, the baseline named its one."""
+    classes, templates = document.get("classes"), document.get("templates")
+    told = templates if isinstance(templates, list) else []
+    return MeasuredOn(
+        protocol=_text(document.get("protocol")),
+        manifest=_text(document.get("manifest")),
+        split=_text(document.get("split")),
+        chosen=_text(document.get("chosen")),
+        templates=tuple(map(str, told or filter(None, [_text(mapping(document.get("baseline")).get("template"))]))),
+        classes=classes if isinstance(classes, int) else None,
+        names_digest=_text(document.get("names_digest")),
+        samples_digest=_text(mapping(document.get("digests")).get("samples")),
+    )
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
 
 
 def _figures(document: Mapping[str, Any]) -> dict[str, float]:

@@ -5,7 +5,6 @@ It needs neither torch nor the label store, takes no lock and writes nothing.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,9 @@ from teachonce.core.status import (
     state_of,
     worker_of,
 )
-from teachonce.runs.folder import CHECKPOINTS, LOCK, LOG, RESULTS
+from teachonce.runs.folder import RunFolder
 
 RECENT = 20  # logged steps that the pace is taken from
-_CHECKPOINT = re.compile(r"step-(\d{8})\.safetensors")
 _NO_LOSS = frozenset({"schema", "time", "event", "step", "gradient_norm", "learning_rate", "candidates", "forced"})
 
 Event = Mapping[str, Any]
@@ -64,9 +62,10 @@ class RunStatus:
 
 def is_run(folder: Path) -> bool:
     """Whether this is the folder of a run, be it one that has only begun."""
-    if (folder / LOG).is_file() and any(event["event"] == "start" for event in read_lines(folder / LOG)[:1]):
+    run = RunFolder(folder)
+    if run.events.is_file() and any(event["event"] == "start" for event in read_lines(run.events)[:1]):
         return True
-    return _checkpoint(folder) is not None or (folder / LOCK).is_file()
+    return run.checkpoints.newest_step() is not None or run.lock.is_file()
 
 
 def run_status(folder: Path, now: float) -> RunStatus:
@@ -76,17 +75,17 @@ def run_status(folder: Path, now: float) -> RunStatus:
         folder: for which `is_run` holds.
         now: seconds since 1970.
     """
-    events = read_lines(folder / LOG)
+    run = RunFolder(folder)
+    events = read_lines(run.events)
     attempt = _attempt(events)
     steps = [event for event in events if event["event"] == "step" and number(event.get("step"))]
     total = next((int(e["steps"]) for e in events if e["event"] == "start" and number(e.get("steps"))), None)
     last: Event = steps[-1] if steps else {}
-    sign = newest([folder / LOG, folder / LOCK, folder / RESULTS, *(folder / CHECKPOINTS).glob("step-*")])
+    sign = newest([run.events, run.lock, run.results, *run.checkpoints.files()])
     silent = max(0.0, now - sign) if sign is not None else None
     rate, gap = _pace(attempt)
-    worker = worker_of(_mark(folder))
-    done = (read_object(folder / RESULTS) or {}).get("steps") is not None
-    state = state_of(worker, done, bool(steps), silent or 0.0, gap)
+    worker = worker_of(_mark(run.lock))
+    state = state_of(worker, run.read_results() is not None, bool(steps), silent or 0.0, gap)
     step, since = int(last.get("step", 0)), float(last.get("time", now))
     end = ending(max(0, (total or 0) - step), rate if total else None, since, now, state)
     return RunStatus(
@@ -100,7 +99,7 @@ def run_status(folder: Path, now: float) -> RunStatus:
         gradient_norm=last.get("gradient_norm"),
         held_out=_held_out(events),
         steps_per_second=rate,
-        checkpoint=_checkpoint(folder),
+        checkpoint=run.checkpoints.newest_step(),
         resumed=max(0, sum(event["event"] == "pairing" for event in events) - 1),
         last_sign=iso(sign) if sign is not None else None,
         seconds_since_sign=round(silent, 1) if silent is not None else None,
@@ -115,12 +114,12 @@ def _attempt(events: Sequence[Event]) -> Sequence[Event]:
     return events[starts[-1] :] if starts else events
 
 
-def _mark(folder: Path) -> ProcessMark | None:
+def _mark(lock: Path) -> ProcessMark | None:
     """Who has the run's lock, or died with it; None where nobody has."""
-    if not (folder / LOCK).is_file():
+    if not lock.is_file():
         return None
     try:
-        return ProcessMark(**(read_object(folder / LOCK) or {}))
+        return ProcessMark(**(read_object(lock) or {}))
     except TypeError:  # it is being written this very moment
         return ProcessMark("unknown", 0, 0.0)
 
@@ -146,11 +145,3 @@ def _held_out(events: Sequence[Event]) -> dict[str, float] | None:
         "best_top1": best["top1"],
         "best_step": best["step"],
     }
-
-
-def _checkpoint(folder: Path) -> int | None:
-    try:
-        names = [file.name for file in (folder / CHECKPOINTS).iterdir()]
-    except OSError:
-        return None
-    return max((int(match[1]) for name in names if (match := _CHECKPOINT.fullmatch(name))), default=None)

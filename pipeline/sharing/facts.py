@@ -14,15 +14,17 @@ from typing import Any
 
 from teachonce.core.strict import decode
 from teachonce.data.manifests import load_manifest, shipped_manifests
-from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError
+from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
 from teachonce.labels.format import LABELS
 from teachonce.labels.store import LabelStore
 from teachonce.models.prompt_files import LoadedPrompts, PromptMeta
 from teachonce.models.spec import LOCAL_DIR
+from teachonce.runs.folder import RunFolder
 from teachonce.runs.log import RunLog
 from teachonce.training.config import config_digest
+from teachonce.training.config_file import flat
 
-FACTS_FILE, CONFIG_FILE = "export.json", "config.toml"
+FACTS_FILE = "export.json"
 _RUN_KEYS = ("steps", "trainable_parameters", "final_loss", "held_out_top1", "selection_digest", "start")
 _IMPORT_KEYS = ("checkpoint_digest", "epoch", "student_proved")
 _SCORE_KEYS = (
@@ -118,10 +120,11 @@ def gather(run: Path, prompts: LoadedPrompts, licence: str | None, version: str)
         origin, training, data, evaluations, recorded = _recorded(run / FACTS_FILE)
         licence = licence or recorded
     else:
-        results = _read(run / "results.json") if (run / "results.json").is_file() else {}
+        file = RunFolder(run).results
+        results = _read(file) if file.is_file() else {}
         if results.get("prompts_digest", prompts.tensors_digest) != prompts.tensors_digest:
             raise FingerprintError(
-                f"{run / 'results.json'} is about other prompts than those beside it",
+                f"{file} is about other prompts than those beside it",
                 hint="finish the run with `teachonce train --resume`",
             )
         origin = "import" if "checkpoint_digest" in results else "train" if "steps" in results else "unknown"
@@ -143,15 +146,15 @@ def gather(run: Path, prompts: LoadedPrompts, licence: str | None, version: str)
 
 def _require_own_config(run: Path) -> None:
     """What stands in config.toml must be what the run began with, where its log still tells."""
-    file = run / CONFIG_FILE
+    file = RunFolder(run).config
     if not file.is_file():  # an imported checkpoint has none
         return
     hint = "put it back as it was, from a backup or an earlier export; or train again with another --out"
     try:
-        config = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
+        config = flat(tomllib.loads(file.read_text(encoding="utf-8")), str(file))
+    except (OSError, ValueError, UsageError) as problem:
         raise IntegrityError(f"{file} cannot be read: {problem}", hint=hint) from problem
-    log = run / "events.jsonl"
+    log = RunFolder(run).events
     try:
         starts = RunLog(log).read("start")
     except (OSError, ValueError, KeyError, TypeError) as problem:
@@ -194,7 +197,7 @@ def _data(run: Path, results: dict[str, Any]) -> DataFacts:
     """What the store tells that the run was trained from; little where it is not where it was."""
     store_id = str(results.get("store_id", ""))
     known = DataFacts(store_id=store_id, vocabulary_digest=str(results.get("vocabulary_digest", "")))
-    starts = RunLog(run / "events.jsonl").read("start")
+    starts = RunFolder(run).log().read("start")
     if not starts or not store_id:
         return known
     try:
@@ -237,7 +240,7 @@ def _release(name: str, split: str, digest: str) -> tuple[str, str]:
 def _evaluations(run: Path, prompts: LoadedPrompts) -> tuple[dict[str, Any], ...]:
     """The results of `evaluate` in RUN/evaluations/*.json, by name."""
     found = []
-    for file in sorted((run / "evaluations").glob("*.json")):
+    for file in sorted(RunFolder(run).evaluations.glob("*.json")):
         told = _read(file)
         digests = told.get("digests")
         if not isinstance(digests, dict) or not isinstance(told.get("top1"), float) or not told.get("run"):

@@ -42,7 +42,7 @@ def measure(trainer: Trainer) -> HeldOutScore:
         classes = student.class_features().cpu()
         inverse = equal_rows(classes)
         right = 0.0
-        size = trainer.config.micro_batch or AT_ONCE
+        size = trainer.config.loop.micro_batch or AT_ONCE
         for start in range(0, len(places), size):
             part = slice(start, start + size)
             images = trainer.image_features(trainer.rows.batch(places[part])).cpu()

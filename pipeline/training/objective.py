@@ -98,16 +98,18 @@ class Objective:
         logits_BK = self.scale * images_BE @ features_KE.T
         log_weight = classes.of_rows(block.rows)
         found: dict[str, Tensor] = {}
-        if self.config.supervision != "soft":
+        if self.config.loss.supervision != "soft":
             place = torch.where(block.label >= 0, classes.columns[block.label], -1)
             compete = log_weight
             if self.seen is not None:
                 compete = log_weight.masked_fill(~self.seen[classes.classes], -torch.inf)
-            hard = hard_rows(logits_BK, compete, place, classes.groups, self.config.label_smoothing, classes.most_tied)
+            hard = hard_rows(
+                logits_BK, compete, place, classes.groups, self.config.loss.label_smoothing, classes.most_tied
+            )
             found["hard"] = hard.sum() / max(1, counts.labelled)
-        if self.config.supervision != "hard":
+        if self.config.loss.supervision != "hard":
             found["soft"] = self._soft(logits_BK, log_weight, block, classes).sum() / counts.rows
-        if self.config.uses_frozen:
+        if self.config.loss.uses_frozen:
             found["consistency"] = self._consistency(logits_BK, log_weight, block, classes).sum() / counts.rows
         return found
 
@@ -123,8 +125,8 @@ class Objective:
         return {
             "hard": 1.0,
             "soft": soft_weight,
-            "consistency": config.consistency_weight,
-            "anchor": config.anchor_weight,
+            "consistency": config.loss.consistency_weight,
+            "anchor": config.loss.anchor_weight,
         }
 
     def directions(self, losses: dict[str, Tensor], weights: dict[str, float]) -> list[Tensor]:
@@ -134,28 +136,28 @@ class Objective:
             The weighted sum of all; with ProGrad the hard loss, the general one, and the sum of the rest if any.
         """
         parts = {name: weights[name] * loss for name, loss in losses.items()}
-        if not self.config.prograd:
+        if not self.config.loss.prograd:
             return [torch.stack(list(parts.values())).sum()]
         rest = [part for name, part in parts.items() if name != "hard" and weights[name]]
         return [parts["hard"], losses["consistency"], *([torch.stack(rest).sum()] if rest else [])]
 
     def _soft(self, logits_BK: Tensor, log_weight: Tensor, block: Block, classes: StepClasses) -> Tensor:
-        config, tau = self.config, self.config.temperature
-        if config.targets == "embedding":
+        loss, tau = self.config.loss, self.config.loss.temperature
+        if loss.targets == "embedding":
             if self.teacher is None or block.embedding is None:
                 raise DataError("targets = 'embedding' needs the teacher's embeddings")
             log_p = embedding_columns(
-                block.embedding, self.teacher.classes, self.teacher.scale, config.tau_teacher, classes.classes
+                block.embedding, self.teacher.classes, self.teacher.scale, loss.tau_teacher, classes.classes
             )
             return dense_rows(log_p, logits_BK, log_weight, tau)
         if block.targets is None:
             raise DataError("the soft loss needs the teacher's stored top k")
-        if config.tail == "ghost":
-            return ghost_rows(logits_BK, log_weight, block.targets, classes.columns, tau, config.tau_teacher)
-        if config.tail == "renormalise":
-            return renormalise_rows(logits_BK, log_weight, block.targets, classes.columns, tau, config.tau_teacher)
+        if loss.tail == "ghost":
+            return ghost_rows(logits_BK, log_weight, block.targets, classes.columns, tau, loss.tau_teacher)
+        if loss.tail == "renormalise":
+            return renormalise_rows(logits_BK, log_weight, block.targets, classes.columns, tau, loss.tau_teacher)
         log_p = top_k_columns(
-            block.targets, classes.columns, block.label, len(classes.classes), config.tau_teacher, config.tail
+            block.targets, classes.columns, block.label, len(classes.classes), loss.tau_teacher, loss.tail
         )
         return dense_rows(log_p, logits_BK, log_weight, tau)
 
@@ -177,12 +179,12 @@ def block_of(batch: Batch, rows: slice, device: torch.device, temperature: int |
         return torch.from_numpy(column[rows]).to(device, non_blocking=True)
 
     targets = None
-    if config.supervision != "hard" and config.targets == "top-k" and batch.class_ids.shape[1]:
+    if config.loss.supervision != "hard" and config.loss.targets == "top-k" and batch.class_ids.shape[1]:
         ids = here(batch.class_ids).long()
         tail = torch.full((len(ids),), -torch.inf, device=device)
         if temperature is not None:
             tail = here(batch.log_residual[:, temperature])
         targets = SoftTargets(ids, here(batch.log_probs), tail)
-    frozen = here(batch.features).float() if config.uses_frozen and batch.features is not None else None
+    frozen = here(batch.features).float() if config.loss.uses_frozen and batch.features is not None else None
     embedding = None if batch.embedding is None else here(batch.embedding)
     return Block(rows, here(batch.label), targets, embedding, frozen)

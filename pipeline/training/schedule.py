@@ -20,26 +20,28 @@ def learning_rate(config: TrainConfig, steps: int, step: int) -> float:
         steps: of the whole run.
         step: from 0.
     """
-    if step < config.warmup_steps:
-        if config.warmup == "constant":
-            return config.warmup_rate
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.learning_rate
-    share = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+    moves = config.optimiser
+    if step < moves.warmup_steps:
+        if moves.warmup == "constant":
+            return moves.warmup_rate
+        return moves.learning_rate * (step + 1) / moves.warmup_steps
+    if moves.schedule == "constant":
+        return moves.learning_rate
+    share = (step - moves.warmup_steps) / max(1, steps - moves.warmup_steps)
+    return moves.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def soft_weight(config: TrainConfig, steps: int, step: int) -> float:
     """Lambda in CE + lambda tau^2 KL: constant, or linear between 0 and its value over the run."""
     share = step / max(1, steps - 1)
-    factor = {"constant": 1.0, "rise": share, "fall": 1.0 - share}[config.soft_schedule]
-    return config.soft_weight * factor
+    factor = {"constant": 1.0, "rise": share, "fall": 1.0 - share}[config.loss.soft_schedule]
+    return config.loss.soft_weight * factor
 
 
 def optimizer_of(config: TrainConfig, student: PromptedStudent) -> torch.optim.Optimizer:
     parameters = list(student.learners.parameters())
-    decay = config.weight_decay
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=decay)
-    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=decay)
+    moves = config.optimiser
+    decay = moves.weight_decay
+    if moves.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=moves.learning_rate, momentum=moves.momentum, weight_decay=decay)
+    return torch.optim.AdamW(parameters, lr=moves.learning_rate, weight_decay=decay)

@@ -50,15 +50,17 @@ class PromptedStudent:
         self.learners = nn.ModuleDict()
         spec = prompt_spec(config)
         slots = 0
-        if config.tower != "image":
+        if config.prompts.tower != "image":
             learner = text_learner(self.text, spec)
             self.learners["text"], slots = learner, learner.slots
-        if config.tower != "text":
+        if config.prompts.tower != "text":
             self.image = ImageTower.from_clip(clip.model)
-            self._image_forward = _compiled(self.image) if config.compile else self.image.features
-            self.learners["image"] = image_learner(self.image, spec, config.image_length, config.image_depth)
+            self._image_forward = _compiled(self.image) if config.loop.compile else self.image.features
+            self.learners["image"] = image_learner(
+                self.image, spec, config.prompts.image_length, config.prompts.image_depth
+            )
         self.learners.to(clip.device)
-        self.names = self.text.tokenise(names, SUFFIX, slots, config.position)
+        self.names = self.text.tokenise(names, SUFFIX, slots, config.prompts.position)
 
     def learner(self, tower: str) -> SlotLearner | None:
         """The prompts of one tower, `text` or `image`; None if it has none."""
@@ -76,13 +78,13 @@ class PromptedStudent:
 
     def autocast(self) -> AbstractContextManager[None]:
         """The configured precision of the towers."""
-        return autocast(self.clip.device, self.config.precision)
+        return autocast(self.clip.device, self.config.loop.precision)
 
     @cached_property
     def frozen_classes(self) -> Tensor:
         """Unit text features of all classes in the hand-written template, [V, E] float32."""
         with torch.no_grad(), self.autocast():
-            return template_features(self.clip, self._given, written(self.config.context, SUFFIX)).clone()
+            return template_features(self.clip, self._given, written(self.config.prompts.context, SUFFIX)).clone()
 
     @torch.no_grad()
     def class_features(self) -> Tensor:
@@ -97,7 +99,7 @@ class PromptedStudent:
         """Unit image features with the image prompts, [B, E] float32, differentiable in them."""
         learner = self.learner("image")
         if learner is None or self.image is None:
-            return self.clip.encode_images(pixels, self.config.precision)
+            return self.clip.encode_images(pixels, self.config.loop.precision)
         with self.autocast():
             return self._image_forward(learner(), pixels.to(self.clip.device, non_blocking=True))
 
@@ -120,19 +122,19 @@ class PromptedStudent:
         if image is not None and self.image is not None:
             about = {
                 "image_slots": image.slots,
-                "image_depth": config.image_depth,
+                "image_depth": config.prompts.image_depth,
                 "image_width": self.image.width,
                 "image_layers": self.image.layers,
                 "image_gate": image().gate is not None,
             }
         return PromptMeta(
-            tower=config.tower,
-            structure=config.structure,
-            context=config.context,
-            position=config.position,
-            init=config.init,
+            tower=config.prompts.tower,
+            structure=config.prompts.structure,
+            context=config.prompts.context,
+            position=config.prompts.position,
+            init=config.prompts.init,
             slots=text.slots if text else 0,
-            depth=config.depth,
+            depth=config.prompts.depth,
             width=self.text.width,
             layers=self.text.layers,
             student=self.clip.spec,
@@ -162,12 +164,12 @@ def _compiled(tower: ImageTower) -> Callable[[SlotPrompts, Tensor], Tensor]:
 def prompt_spec(config: TrainConfig) -> PromptSpec:
     """The part of a training config that says what prompts are and how they begin."""
     return PromptSpec(
-        structure=config.structure,
-        context=config.context,
-        length=config.length,
-        depth=config.depth,
-        init=config.init,
-        layer_scale=config.layer_scale,
-        position=config.position,
-        seed=config.seed,
+        structure=config.prompts.structure,
+        context=config.prompts.context,
+        length=config.prompts.length,
+        depth=config.prompts.depth,
+        init=config.prompts.init,
+        layer_scale=config.prompts.layer_scale,
+        position=config.prompts.position,
+        seed=config.loop.seed,
     )

@@ -27,6 +27,7 @@ from teachonce.training.candidates import Candidates, all_candidates, sampled_ca
 from teachonce.training.config import TrainConfig
 from teachonce.training.objective import Counts, Objective, StepClasses, Teacher, block_of
 from teachonce.training.regularisers import project
+from teachonce.training.requirements import requirements
 from teachonce.training.schedule import learning_rate, optimizer_of, soft_weight
 from teachonce.training.student import PromptedStudent
 from teachonce.training.two_pass import FixedPass, PoissonSample, TextPass, pulled_back
@@ -59,39 +60,40 @@ class Trainer:
         self, config: TrainConfig, clip: LoadedClip, rows: WorkingSet, images: ViewImages | None = None
     ) -> None:
         self.config, self.rows, self.images = config, rows, images
+        self.needs = requirements(config)
         self.student = PromptedStudent(config, clip, rows.vocabulary.names)
         numbers = rows.records["row"].astype(np.int64)
         self.order = TrainingOrder(
             numbers,
             rows.store.layout.views,
-            config.batch_size,
-            config.views_per_step,
-            config.seed,
-            config.held_out,
+            config.loop.batch_size,
+            config.loop.views_per_step,
+            config.loop.seed,
+            config.loop.held_out,
         )
-        self.steps = math.ceil(config.epochs * self.order.steps_per_epoch) or config.steps
-        if self.steps == 1 and config.soft_schedule != "constant":
+        self.steps = math.ceil(config.loop.epochs * self.order.steps_per_epoch) or config.loop.steps
+        if self.steps == 1 and config.loss.soft_schedule != "constant":
             raise UsageError(
-                f"soft_schedule = '{config.soft_schedule}' needs more than the one step of this run",
+                f"soft_schedule = '{config.loss.soft_schedule}' needs more than the one step of this run",
                 hint="raise steps or epochs, or set soft_schedule = 'constant'",
             )
-        if config.warmup == "constant" and config.warmup_steps >= self.steps:
+        if config.optimiser.warmup == "constant" and config.optimiser.warmup_steps >= self.steps:
             raise UsageError(
-                f"warmup_steps = {config.warmup_steps}: all {self.steps} steps of the run would be at the "
+                f"warmup_steps = {config.optimiser.warmup_steps}: all {self.steps} steps of the run would be at the "
                 f"warm-up's rate",
                 hint=f"an epoch has {self.order.steps_per_epoch} steps",
             )
         self.learners = self.student.learners
         self.optimizer = optimizer_of(config, self.student)
         self.average = PromptAverage(
-            config.averaging,
+            config.optimiser.averaging,
             self.steps,
-            config.average_decay,
-            config.average_mean,
-            config.average_deviation,
+            config.optimiser.average_decay,
+            config.optimiser.average_mean,
+            config.optimiser.average_deviation,
             dict(self.learners.named_parameters()),
         )
-        if config.held_out and not (rows.label_column[self.order.held_out] >= 0).any():
+        if config.loop.held_out and not (rows.label_column[self.order.held_out] >= 0).any():
             raise DataError(
                 "no held-out sample has a class of the vocabulary: there is nothing to measure",
                 hint="set held_out to a larger share, or to 0",
@@ -126,8 +128,8 @@ class Trainer:
             raise self._nothing_to_learn(step)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise self._not_finite(step, loss, dict(zip(named, gradient, strict=True)), batch)
-        if 0 < self.config.clip_gradient < norm:
-            gradient = [part * (self.config.clip_gradient / norm) for part in gradient]
+        if 0 < self.config.optimiser.clip_gradient < norm:
+            gradient = [part * (self.config.optimiser.clip_gradient / norm) for part in gradient]
         rate = learning_rate(self.config, self.steps, step)
         self._update(named, gradient, rate)
         self.average.update(step, named)
@@ -143,16 +145,16 @@ class Trainer:
     @property
     def _first_telling(self) -> int:
         """The first step in which every loss of the run counts: a weight that rises from 0 begins with the second."""
-        return int(self.config.supervision != "hard" and self.config.soft_schedule == "rise")
+        return int(self.needs.teacher and self.config.loss.soft_schedule == "rise")
 
     def _counts(self, weights: dict[str, float], batch: Batch) -> bool:
         """Whether a gradient of zero tells something: with hard labels alone, a batch may by chance have none."""
-        soft = self.config.supervision != "hard" and weights["soft"] > 0
+        soft = self.needs.teacher and weights["soft"] > 0
         return soft or bool((batch.label >= 0).any())
 
     def _nothing_to_learn(self, step: int) -> UsageError:
-        keys = ("supervision", "targets", "tail", "candidates")
-        said = ", ".join(f"{key} = {getattr(self.config, key)!r}" for key in keys)
+        values = self.config.to_dict()
+        said = ", ".join(f"{key} = {values[key]!r}" for key in ("supervision", "targets", "tail", "candidates"))
         return UsageError(
             f"step {step}: the gradient of every parameter is exactly zero: there is nothing to learn with {said} and "
             f"{len(self.rows.vocabulary)} classes; nothing was updated",
@@ -204,10 +206,10 @@ class Trainer:
     def warnings(self) -> list[str]:
         """What is no error, and what a user should know: one sentence each."""
         config = self.config
-        if config.warmup == "linear" and config.warmup_steps > self.steps:
+        if config.optimiser.warmup == "linear" and config.optimiser.warmup_steps > self.steps:
             return [
-                f"the learning rate rises for {config.warmup_steps} steps and this run has {self.steps}: "
-                f"it never reaches {config.learning_rate:g}"
+                f"the learning rate rises for {config.optimiser.warmup_steps} steps and this run has {self.steps}: "
+                f"it never reaches {config.optimiser.learning_rate:g}"
             ]
         return []
 
@@ -255,7 +257,7 @@ class Trainer:
 
     def _block_size(self, rows: int) -> int:
         """How many rows are in memory at once."""
-        return self.config.micro_batch or rows
+        return self.config.loop.micro_batch or rows
 
     def _block_images(self, step: int, batch: Batch, rows: slice) -> Tensor:
         """Image features of some rows of a step, [B, E]; the images of the rows after them are read meanwhile."""
@@ -274,38 +276,38 @@ class Trainer:
         """The gradient of every parameter, in the order of `learners.named_parameters()`."""
         on_text = self.student.parameters("text")
         sample = None
-        if self.config.candidates == "all-sampled":
-            sample = PoissonSample(self.config.sampled_backward, self.config.seed, step)
+        if self.config.candidates.candidates == "all-sampled":
+            sample = PoissonSample(self.config.candidates.sampled_backward, self.config.loop.seed, step)
         none: list[list[Tensor]] = [[] for _ in found.features]
         parts = none
         if isinstance(text, TextPass):
             parts = text.pull_back(on_text, [features for (features,) in found.features], sample)
         whole = [[*t, *i] for t, i in zip(parts, found.images or none, strict=True)]
-        if not self.config.prograd:
+        if not self.config.loss.prograd:
             return whole[0]
         hard, general, *rest = whole
         kept = project(hard, general)
         return [a + b for a, b in zip(kept, rest[0], strict=True)] if rest else kept
 
     def _candidates(self, batch: Batch, step: int) -> Candidates:
-        config, vocabulary = self.config, len(self.rows.vocabulary)
-        if config.candidates != "sampled":
+        drawn, vocabulary, seed = self.config.candidates, len(self.rows.vocabulary), self.config.loop.seed
+        if drawn.candidates != "sampled":
             return all_candidates(vocabulary)
-        best = batch.class_ids[:, : config.sampled_top]
+        best = batch.class_ids[:, : drawn.sampled_top]
         found = sampled_candidates(
             batch.label,
             best,
-            config.sampled_fill,
+            drawn.sampled_fill,
             vocabulary,
-            config.seed,
+            seed,
             step,
-            config.correction,
+            drawn.correction,
             self.student.names.inverse.numpy(),
         )
         if not len(found.classes):
             raise UsageError(
                 f"step {step}: there is no candidate: no row has a label that is in the vocabulary, and "
-                f"sampled_top = {config.sampled_top} and sampled_fill = {config.sampled_fill} add none",
+                f"sampled_top = {drawn.sampled_top} and sampled_fill = {drawn.sampled_fill} add none",
                 hint="raise sampled_fill or sampled_top",
             )
         return found
@@ -327,24 +329,25 @@ class Trainer:
         if learner is None:
             return FixedPass(student.frozen_classes, candidates.classes.to(self.device))
         return TextPass(
-            student.text, learner, student.names, candidates.classes, self.config.class_chunk, student.autocast
+            student.text, learner, student.names, candidates.classes, self.config.loop.class_chunk, student.autocast
         )
 
     @property
     def _temperature(self) -> int | None:
         """The column of `log_residual` that the soft loss reads."""
-        return self.rows.temperatures.index(self.config.tau_teacher) if self.config.soft_tail else None
+        tau = self.needs.temperature
+        return None if tau is None else self.rows.temperatures.index(tau)
 
     def _teacher(self) -> Teacher | None:
-        if self.config.supervision == "hard" or self.config.targets != "embedding":
+        if not self.needs.embeddings:
             return None
         return Teacher(torch.from_numpy(self.rows.class_embeddings).to(self.device), self.rows.teacher_scale)
 
     def _frozen(self) -> Tensor | None:
-        return self.student.frozen_classes if self.config.uses_frozen or self.config.anchors else None
+        return self.student.frozen_classes if self.config.loss.uses_frozen or self.config.anchors else None
 
     def _seen(self) -> Tensor | None:
-        if self.config.hard_over == "all":
+        if self.config.loss.hard_over == "all":
             return None
         labels = torch.from_numpy(self.rows.label_column.astype(np.int64))
         return torch.bincount(labels[labels >= 0], minlength=len(self.rows.vocabulary)).to(self.device) > 0

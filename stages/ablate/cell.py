@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from distributed import Reschedule, get_worker
 
@@ -22,6 +22,7 @@ from teachonce.core.locks import ALONE, ALONE_OR_NOT, locked, read_owner
 from teachonce.core.machine import this_process
 from teachonce.core.progress import Silent
 from teachonce.core.signals import stopped_by
+from teachonce.core.status import State
 from teachonce.errors import IncompleteError
 from teachonce.evaluation.contender import load_contender
 from teachonce.evaluation.sets import open_set
@@ -68,7 +69,8 @@ class CellReport:
     """How a task ended."""
 
     digest: str
-    state: Literal["done", "failed", "stopped"]
+    state: State
+    """finished, failed or stopped."""
     name: str
     message: str = ""
 
@@ -83,7 +85,7 @@ def run_cell(job: CellJob) -> CellReport:
         take_device(worker_index())
         with stopped_by(wanted.is_over):
             try:
-                with _alone(folder.path / "locks" / job.digest):
+                with _alone(folder.lock(job.digest)):
                     return _finals(job, folder) if job.final else _cell(job, folder)
             except Exception as problem:  # noqa: BLE001 - whatever a cell raises is its own failure; the others go on
                 return _ended(job, folder, wanted, problem)
@@ -95,14 +97,14 @@ def _cell(job: CellJob, folder: GridFolder) -> CellReport:
     if cell.state(names) != "finished":
         _require_life(job, folder, cell)
         folder.log.write("cell_start", digest=job.digest, name=job.name, token=job.token, step=cell.step(), **_where())
-        if cell.results() is None:
+        if cell.trained() is None:
             train_stage.train(
                 TrainRequest(
                     labels=job.labels,
                     student=job.student,
                     out=cell.path,
                     config=job.config,
-                    resume=(cell.path / "config.toml").is_file(),
+                    resume=cell.config.is_file(),
                     threads=job.threads,
                     selection=job.selection,
                     root=job.root,
@@ -123,7 +125,7 @@ def _cell(job: CellJob, folder: GridFolder) -> CellReport:
             train_seconds=round(trained, 3),
         )
     cell.failure.unlink(missing_ok=True)
-    return CellReport(digest=job.digest, name=job.name, state="done")
+    return CellReport(digest=job.digest, name=job.name, state="finished")
 
 
 def _finals(job: CellJob, folder: GridFolder) -> CellReport:
@@ -132,7 +134,7 @@ def _finals(job: CellJob, folder: GridFolder) -> CellReport:
     lacking = {evaluation: file for evaluation, file in files.items() if read_document(file) is None}
     _evaluate(job, folder.cell(job.digest), lacking)
     folder.cell(job.digest).failure.unlink(missing_ok=True)
-    return CellReport(digest=job.digest, name=job.name, state="done")
+    return CellReport(digest=job.digest, name=job.name, state="finished")
 
 
 def _evaluate(job: CellJob, cell: CellFolder, files: Mapping[Evaluation, Path]) -> None:
@@ -152,12 +154,12 @@ def _evaluate(job: CellJob, cell: CellFolder, files: Mapping[Evaluation, Path]) 
 @contextmanager
 def _first(folder: GridFolder, name: str) -> Iterator[None]:
     """Until one cell has been evaluated on a set, the others wait: its images are then encoded already."""
-    lock = folder.path / "locks" / f"evaluation-{name}"
+    lock = folder.lock(f"evaluation-{name}")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        if not any(folder.path.glob(f"cells/*/evaluations/{name}.json")):
+        if not folder.is_measured(name):
             handle = locked(lock, ALONE, create=True)
-            if handle is not None and not any(folder.path.glob(f"cells/*/evaluations/{name}.json")):
+            if handle is not None and not folder.is_measured(name):
                 stack.callback(os.close, handle)
             elif handle is not None:
                 os.close(handle)
@@ -168,7 +170,7 @@ def _ended(job: CellJob, folder: GridFolder, wanted: _Wanted, problem: Exception
     """What became of a cell that raised."""
     if wanted.is_leaving() and not wanted.is_called_off():
         raise Reschedule from problem  # this worker goes, the grid goes on: somebody else takes the cell over
-    state: Literal["failed", "stopped"] = "failed"
+    state: State = "failed"
     if isinstance(problem, _Busy) or (wanted.is_over() and isinstance(problem, IncompleteError)):
         state = "stopped"
     said = str(problem) or type(problem).__name__
@@ -243,7 +245,7 @@ def _require_life(job: CellJob, folder: GridFolder, cell: CellFolder) -> None:
         IncompleteError: it has, without a step of progress.
     """
     deaths = 0
-    for event in read_events(folder.path / "events.jsonl") if (folder.path / "events.jsonl").is_file() else []:
+    for event in read_events(folder.events) if folder.events.is_file() else []:
         if event.get("digest") != job.digest or event.get("token") != job.token:
             continue
         started = event["event"] == "cell_start" and event.get("step") == cell.step()

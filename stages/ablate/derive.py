@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from teachonce.runs.grid_folder import GridFolder
 from teachonce.runs.needs import Derivation
 from teachonce.stages.ablate.prepare import Planned, Prepared
 from teachonce.stages.relabel import RelabelRequest, relabel
+from teachonce.training.requirements import Requirements, requirements
 
 if TYPE_CHECKING:
     from teachonce.rows.working_set import WorkingSet
@@ -75,13 +76,12 @@ def derived(
                 stores[name] = _store(prepared, derivation, root, reporter)
             store = stores[name]
             selection, file = _selection(prepared, planned, store, reporter)
-            features = config.tower == "text" or config.uses_frozen
-            embeddings = config.supervision != "hard" and config.targets == "embedding"
-            key = (str(store.path), planned.need.selection_digest, features, embeddings)
+            run = requirements(config)
+            key = (str(store.path), planned.need.selection_digest, run.features, run.embeddings)
             if key not in opened:
-                opened[key] = _rows(prepared, store, selection, features, embeddings, reporter)
+                opened[key] = _rows(prepared, store, selection, run, reporter)
                 stack.callback(opened[key].close)
-            setting = (key, replace(config, seed=0), planned.cell.prompts)
+            setting = (key, config.changed(seed=0), planned.cell.prompts)
             if setting not in tried:
                 tried.add(setting)
                 _try(prepared, planned, opened[key])
@@ -130,13 +130,13 @@ def _rows(
     prepared: Prepared,
     store: LabelStore,
     selection: Selection | None,
-    features: bool,
-    embeddings: bool,
+    run: Requirements,
     reporter: Reporter,
 ) -> WorkingSet:
     from teachonce.rows.working_set import open_working_set
 
-    return open_working_set(store, prepared.clip.digest if features else None, reporter, selection, embeddings)
+    digest = prepared.clip.digest if run.features else None
+    return open_working_set(store, digest, reporter, selection, run.embeddings)
 
 
 def _try(prepared: Prepared, planned: Planned, rows: WorkingSet) -> None:
@@ -148,15 +148,15 @@ def _try(prepared: Prepared, planned: Planned, rows: WorkingSet) -> None:
     from teachonce.training.trainer import Trainer
 
     config = planned.cell.config
-    if len(rows.vocabulary) > MOST_NAMES and (config.uses_frozen or config.anchor_weight):
+    if len(rows.vocabulary) > MOST_NAMES and (config.loss.uses_frozen or config.loss.anchor_weight):
         return
     try:
-        if config.supervision != "soft" and not rows.has_labels:
+        if requirements(config).hard_labels and not rows.has_labels:
             raise UsageError(
                 "no row has a class of its vocabulary: there are no hard labels to train on",
                 hint="set supervision = 'soft', or other classes",
             )
-        Trainer(replace(config, compile=False), prepared.clip, rows)
+        Trainer(config.changed(compile=False), prepared.clip, rows)
     except TeachOnceError as problem:
         raise type(problem)(
             f"cell '{planned.cell.name}' cannot run; nothing was started: {problem.message}", problem.hint

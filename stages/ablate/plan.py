@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ import numpy as np
 
 from teachonce.cluster.description import ClusterSpec, LocalDescription, load_description
 from teachonce.core.progress import Reporter, Silent
+from teachonce.core.status import cell_word
 from teachonce.errors import TeachOnceError
 from teachonce.labels.selection import Selection, choose, load_selection, save_selection
 from teachonce.rows import files as working_files
@@ -25,6 +26,7 @@ from teachonce.runs.log import read_events
 from teachonce.stages.ablate.prepare import Planned, Prepared, states
 from teachonce.stages.ablate.request import AblatePlan, AblateRequest
 from teachonce.training.config import TrainConfig
+from teachonce.training.requirements import requirements
 
 if TYPE_CHECKING:
     from teachonce.rows.working_set import WorkingSet
@@ -53,7 +55,7 @@ def plan(prepared: Prepared, request: AblateRequest, reporter: Reporter) -> Abla
     from teachonce.stages.ablate.derive import wanted
 
     now = states(prepared)
-    runs = {"missing", "failed"} if request.retry_failed else {"missing"}
+    runs = {"unfinished", "failed"} if request.retry_failed else {"unfinished"}
     todo = [planned for planned in prepared.cells if now[planned.digest] in runs]
     workers = _workers(request.cluster)
     selections = _Selections(prepared)
@@ -74,7 +76,7 @@ def plan(prepared: Prepared, request: AblateRequest, reporter: Reporter) -> Abla
             {
                 "name": p.cell.name,
                 "digest": p.digest,
-                "state": now[p.digest],
+                "state": cell_word(now[p.digest]),
                 "changes": [f"{key} = {value}" for key, value in p.cell.changes.items()],
                 "step": prepared.folder.cell(p.digest).step(),
             }
@@ -130,14 +132,14 @@ def _seconds(prepared: Prepared, todo: Sequence[Planned], pace: _Pace, selection
 
 def _steps(prepared: Prepared, planned: Planned, selections: _Selections) -> int:
     config, layout = planned.cell.config, prepared.store.layout
-    if not config.epochs:
-        return config.steps
+    if not config.loop.epochs:
+        return config.loop.steps
     samples = layout.rows // layout.views
     selection = selections.of(planned) if planned.need.derivation is None else None
     if selection is not None:
         samples = len(selection.samples)
-    trained = max(1, round(samples * (1 - config.held_out)))
-    return max(1, math.ceil(config.epochs * math.ceil(trained / config.batch_size)))
+    trained = max(1, round(samples * (1 - config.loop.held_out)))
+    return max(1, math.ceil(config.loop.epochs * math.ceil(trained / config.loop.batch_size)))
 
 
 def _measured(prepared: Prepared, request: AblateRequest, selections: _Selections, reporter: Reporter) -> _Pace:
@@ -173,7 +175,7 @@ def _measured(prepared: Prepared, request: AblateRequest, selections: _Selection
 
 def _logged_step(folder: GridFolder, digest: str) -> float | None:
     """Seconds a step of a run, the median over its log; None where there is nothing to measure."""
-    file = folder.cell(digest).path / "events.jsonl"
+    file = folder.cell(digest).events
     events = [e for e in read_events(file) if e.get("event") == "step"] if file.is_file() else []
     paces = [
         (after["time"] - before["time"]) / (after["step"] - before["step"])
@@ -198,7 +200,7 @@ def _timed_step(prepared: Prepared, planned: Planned, request: AblateRequest, se
 
     threads = default_threads(request.cluster.workers or 1)
     # Of a few rows a small share may hold out none, and an epoch of them is no epoch of the cell.
-    config = replace(planned.cell.config, held_out=0.0, epochs=0.0, steps=_steps(prepared, planned, selections))
+    config = planned.cell.config.changed(held_out=0.0, epochs=0.0, steps=_steps(prepared, planned, selections))
     tune_process(threads)
     device = pick_device()
     clip = prepared.clip if device == "cpu" else load_clip(prepared.student, device)
@@ -206,7 +208,7 @@ def _timed_step(prepared: Prepared, planned: Planned, request: AblateRequest, se
         rows = _some_rows(prepared, config, selections.of(planned), Path(place))
         stack.callback(rows.close)
         images = None
-        if config.tower != "text" and request.root is not None:
+        if requirements(config).images and request.root is not None:
             images = stack.enter_context(closing(ViewImages(prepared.store, request.root, clip, threads)))
         trainer = Trainer(config, clip, rows, images)
         trainer.step(0)  # what is done once is not counted
@@ -222,15 +224,15 @@ def _some_rows(prepared: Prepared, config: TrainConfig, selection: Selection | N
     from teachonce.rows.working_set import WorkingSet
 
     store = prepared.store
-    features = prepared.clip.digest if config.tower == "text" or config.uses_frozen else None
-    chosen = make_plan(store, features, selection, config.supervision != "hard" and config.targets == "embedding")
+    needs = requirements(config)
+    chosen = make_plan(store, prepared.clip.digest if needs.features else None, selection, needs.embeddings)
     parts, count = [], 0
     for chunk in range(store.layout.chunks):
         if selection is not None and not np.isin(store.samples(*store.layout.bounds(chunk)), selection.samples).any():
             continue
         parts.append(rows_of_chunk(chosen, chunk))
         count += len(parts[-1][RECORDS])
-        if count >= config.batch_size * config.views_per_step * (TIMED_STEPS + 1):
+        if count >= config.loop.batch_size * config.loop.views_per_step * (TIMED_STEPS + 1):
             break
     identity = {"timed": True, "store": store.store_id()}
     digest = working_files.set_digest(identity)

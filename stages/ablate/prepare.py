@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from teachonce.core.progress import Reporter
+from teachonce.core.status import State
 from teachonce.data.vocabulary import HALVES
 from teachonce.errors import DataError, IncompleteError, TeachOnceError, UsageError
 from teachonce.labels.derived import content_id
@@ -19,11 +20,12 @@ from teachonce.labels.store import LabelStore
 from teachonce.models.spec import absolute_spec, parse_spec
 from teachonce.runs.cells import Cell, expand, located
 from teachonce.runs.grid import HELD_OUT, Evaluation, Grid, beside, load_grid
-from teachonce.runs.grid_folder import SCHEMA, GridFolder, State
+from teachonce.runs.grid_folder import SCHEMA, GridFolder
 from teachonce.runs.needs import Need, cell_digest, need_of, short_digest, student_command
 from teachonce.stages.ablate.request import AblateRequest
 from teachonce.stages.ablate.sets import open_sets, require_measured_so
 from teachonce.training.config import TrainConfig
+from teachonce.training.requirements import requirements
 
 if TYPE_CHECKING:
     from teachonce.models.clip import LoadedClip
@@ -193,19 +195,14 @@ def _need(cell: Cell, store: LabelStore, request: AblateRequest, grid: Grid) -> 
     Raises:
         UsageError, DataError: the store, the request or the grid cannot serve it.
     """
-    from teachonce.stages.train.work import check_store
+    from teachonce.stages.train.served import require_images, require_served
 
     config = cell.config
-    if config.tower != "text" and request.root is None:
-        raise UsageError(
-            f"tower = '{config.tower}' reads images in training, and --root is missing",
-            hint="give --root DATA, the folder that the store was taught from",
-        )
-    if grid.choose and HELD_OUT in grid.choose.measures and not config.held_out:
+    require_images(config, request.root)
+    if grid.choose and HELD_OUT in grid.choose.measures and not config.loop.held_out:
         raise UsageError(f"the grid chooses by {HELD_OUT}, and held_out is 0", hint="set held_out = 0.1 in [base]")
     need = need_of(cell, store, request.root)
-    derived = need.derivation is not None and need.derivation.temperatures is not None
-    check_store(store, replace(config, tail="renormalise") if derived else config)
+    require_served(config, store, need.held)
     return need
 
 
@@ -238,9 +235,9 @@ class _Trial:
             TeachOnceError: they do not, or the store has no features of the student.
         """
         config = cell.config
-        if config.tower == "text" or config.uses_frozen:
+        if requirements(config).features:
             self._require_features()
-        key = (*(getattr(config, name) for name in _OF_PROMPTS), cell.prompts)
+        key = (config.prompts, config.loop.precision, cell.prompts)
         if key not in self._seen:
             self._seen[key] = self._try(config, cell.prompts)
         return self._seen[key]
@@ -264,7 +261,7 @@ class _Trial:
         from teachonce.models.prompt_files import load_prompts
         from teachonce.training.student import PromptedStudent
 
-        student = PromptedStudent(replace(config, compile=False), self._clip, self._names)
+        student = PromptedStudent(config.changed(compile=False), self._clip, self._names)
         if prompts is None:
             return None
         loaded = load_prompts(prompts).bound_to(self._clip)
@@ -275,30 +272,16 @@ class _Trial:
             elif (learner is None) != (given is None):
                 raise UsageError(
                     f"the prompts in {prompts} are of tower = '{loaded.meta.tower}', and this cell's is "
-                    f"'{config.tower}'",
+                    f"'{config.prompts.tower}'",
                     hint=f"set tower = '{loaded.meta.tower}'",
                 )
-        if loaded.text is not None and loaded.meta.position != config.position:
+        if loaded.text is not None and loaded.meta.position != config.prompts.position:
             raise UsageError(
-                f"the prompts in {prompts} stand {loaded.meta.position} the name, and this cell's {config.position}",
+                f"the prompts in {prompts} stand {loaded.meta.position} the name, and this cell's "
+                f"{config.prompts.position}",
                 hint=f"set position = '{loaded.meta.position}'",
             )
         return loaded.tensors_digest
-
-
-_OF_PROMPTS = (
-    "tower",
-    "structure",
-    "context",
-    "length",
-    "depth",
-    "init",
-    "layer_scale",
-    "position",
-    "image_length",
-    "image_depth",
-    "precision",
-)
 
 
 def _distinct(planned: Sequence[Planned], grid: Grid, reporter: Reporter) -> tuple[Planned, ...]:

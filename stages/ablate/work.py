@@ -75,7 +75,7 @@ class _Run:
 
     def cells(self) -> None:
         """Run the cells that are not finished; failed ones if that was asked for."""
-        states_wanted = {"missing", "failed"} if self.request.retry_failed else {"missing"}
+        states_wanted = {"unfinished", "failed"} if self.request.retry_failed else {"unfinished"}
         todo = [planned for planned in self.prepared.cells if self.before[planned.digest] in states_wanted]
         finished = sum(state == "finished" for state in self.before.values())
         self.reporter.note(f"{len(self.before)} cells: {finished} finished before, {len(todo)} to run")
@@ -87,10 +87,8 @@ class _Run:
         with derived(self.prepared, todo, self.request.root, self.reporter) as sources:
             jobs = [self._job(planned, source) for planned, source in zip(todo, sources, strict=True)]
             for planned in todo:
-                write_document(
-                    self.prepared.folder.cell(planned.digest).path / "cell.json",
-                    {"schema": SCHEMA, **planned.document()},
-                )
+                file = self.prepared.folder.cell(planned.digest).cell
+                write_document(file, {"schema": SCHEMA, **planned.document()})
             self._work(client, jobs, "cells")
 
     def choose(self) -> tuple[Choice | None, list[dict[str, Any]]]:
@@ -202,8 +200,8 @@ def _called_off(folder: GridFolder, token: int, reporter: Reporter) -> Iterator[
 
 def _in_flight(folder: GridFolder, token: int) -> int:
     """Cells of this call that have begun and not ended."""
-    file, last = folder.path / "events.jsonl", {}
-    for event in read_events(file) if file.is_file() else []:
+    last = {}
+    for event in read_events(folder.events) if folder.events.is_file() else []:
         if event.get("token") == token:
             last[event["digest"]] = event["event"]
     return sum(event == "cell_start" for event in last.values())

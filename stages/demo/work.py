@@ -22,13 +22,15 @@ from teachonce.demo import world as demo_world
 from teachonce.demo.models import DemoModels, unpack_models
 from teachonce.errors import IntegrityError, UsageError
 from teachonce.evaluation.choice import Entrant, SetChoice
+from teachonce.runs.folder import RESULTS, RunFolder
+from teachonce.runs.results import RunResults
 from teachonce.stages.demo.request import DemoRequest, DemoResult
 from teachonce.stages.evaluate import EvaluateRequest, EvaluateResult, evaluate
 from teachonce.stages.report import ReportRequest, report
 from teachonce.stages.teach import TaughtData, TeachRequest, teach
 from teachonce.stages.train import TrainRequest, train
 from teachonce.stages.verify import VerifyRequest, verify
-from teachonce.training.config import load_train_config
+from teachonce.training.config_file import load_train_config
 
 STEPS, BATCH = 300, 256  # enough for the curves to flatten on this small world
 STRUCTURES, SUPERVISIONS = ("shared", "unshared"), ("hard", "hard+soft")
@@ -66,7 +68,7 @@ def demo(request: DemoRequest, reporter: Reporter) -> DemoResult:
         "label store": str(out / "labels.zarr"),
         "runs": str(out / "runs"),
         "table": str(out / "table.csv"),
-        "results": str(out / "results.json"),
+        "results": str(out / RESULTS),
         "report": _report(out, models, reporter),
     }
     result = DemoResult(table=tuple(table), paths=paths, seconds=time.monotonic() - began)
@@ -130,14 +132,15 @@ def _cells(seeds: int) -> Iterator[tuple[str, str, int]]:
 
 def _train(
     out: Path, models: DemoModels, structure: str, supervision: str, seed: int, reporter: Reporter
-) -> tuple[str, Path, dict[str, Any]]:
+) -> tuple[str, Path, RunResults]:
     """Train one cell, or take it up where an earlier demo left it; returns its name, folder and results."""
     name = f"{structure}, {supervision} labels"
     run = out / "runs" / f"{structure}-{supervision.replace('+', '-')}-{seed}"
     overrides = {"structure": structure, "supervision": supervision, "seed": seed, "steps": STEPS, "batch_size": BATCH}
     config = load_train_config(None, [f"{key}={value}" for key, value in overrides.items()])
-    if not (run / "results.json").is_file():
-        started = (run / "config.toml").is_file()
+    files = RunFolder(run)
+    if not files.results.is_file():
+        started = files.config.is_file()
         reporter.note(f"    {name}, seed {seed}")
         train(
             TrainRequest(
@@ -145,11 +148,14 @@ def _train(
             ),
             reporter,
         )
-    return name, run, json.loads((run / "results.json").read_text(encoding="utf-8"))
+    results = files.read_results()
+    if results is None:
+        raise IntegrityError(f"{files.results} is damaged", hint=f"remove {run} and run again")
+    return name, run, results
 
 
 def _table(
-    out: Path, models: DemoModels, runs: list[tuple[str, Path, dict[str, Any]]], reporter: Reporter
+    out: Path, models: DemoModels, runs: list[tuple[str, Path, RunResults]], reporter: Reporter
 ) -> list[dict[str, Any]]:
     rows = [
         _row("teacher, hand-written template", out, models.teacher, [None], 0, reporter),
@@ -157,7 +163,7 @@ def _table(
     ]
     for name in dict.fromkeys(name for name, _, _ in runs):
         mine = [(run, results) for other, run, results in runs if other == name]
-        parameters = mine[0][1]["trainable_parameters"]
+        parameters = mine[0][1].trainable_parameters
         rows.append(_row(f"student, {name}", out, models.student, [run for run, _ in mine], parameters, reporter))
     return rows
 
@@ -196,14 +202,14 @@ def _evaluate(out: Path, model: str, run: Path | None, split: str, reporter: Rep
     )
     result = evaluate(request, reporter)
     if run is not None:
-        file = run / "evaluations" / f"{split}.json"
+        file = RunFolder(run).evaluation(split)
         file.parent.mkdir(exist_ok=True)
         atomic_write_bytes(file, (json.dumps({"schema": 1, **asdict(result)}, indent=1) + "\n").encode())
     return result
 
 
 def _write(out: Path, result: DemoResult) -> None:
-    atomic_write_bytes(out / "results.json", (json.dumps({"schema": 1, **asdict(result)}, indent=1) + "\n").encode())
+    atomic_write_bytes(out / RESULTS, (json.dumps({"schema": 1, **asdict(result)}, indent=1) + "\n").encode())
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(result.table[0]), lineterminator="\n")
     writer.writeheader()

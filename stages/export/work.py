@@ -13,7 +13,7 @@ from teachonce.core.progress import Reporter
 from teachonce.core.sums import CARD_FILE, SUMS_FILE, require_unchanged, write_sums
 from teachonce.data.vocabulary import Vocabulary, load_vocabulary, shown
 from teachonce.errors import DataError, IntegrityError, UsageError
-from teachonce.models.prompt_files import EXPORTED
+from teachonce.models.prompt_names import CONFIG_FILE, EXPORTED, META_FILE, TENSORS_FILE
 from teachonce.models.spec import parse_spec
 from teachonce.stages.export.request import ExportRequest, ExportResult
 
@@ -96,9 +96,8 @@ def _write(
     """Fill the folder; returns the facts with those of the weights, and the names of all files."""
     import hashlib
 
-    from teachonce.models.prompt_files import META_FILE, TENSORS_FILE
     from teachonce.sharing.class_weights import write_weights
-    from teachonce.sharing.facts import CONFIG_FILE, FACTS_FILE
+    from teachonce.sharing.facts import FACTS_FILE
     from teachonce.sharing.model_card import model_card
 
     names = [TENSORS_FILE, META_FILE]

@@ -19,12 +19,13 @@ from teachonce.errors import DataError, EnvironmentFault, UsageError
 from teachonce.models.classifier import prompted_features
 from teachonce.models.clip import LoadedClip, load_clip
 from teachonce.models.foreign_prompts import ForeignPrompts, prove_student, read_foreign
-from teachonce.models.prompt_files import META_FILE, TENSORS_FILE, PromptMeta, save_prompts
+from teachonce.models.prompt_files import PromptMeta, save_prompts
+from teachonce.models.prompt_names import META_FILE, TENSORS_FILE
 from teachonce.models.slots import SlotPrompts
 from teachonce.models.text_tower import TextTower
+from teachonce.runs.folder import RESULTS
 from teachonce.stages.import_.request import ImportRequest, ImportResult
 
-RESULTS_FILE = "results.json"
 PROBES = ("fox", "cup", "map")  # names that try out a context: a token each
 SUFFIX = "."  # CoOp and POMP end every prompt with a full stop
 
@@ -52,11 +53,11 @@ def import_(request: ImportRequest, reporter: Reporter) -> ImportResult:
         )
     learnt = SlotPrompts(context=prompts.context)
     _require_sound(request, learnt, tower)
-    with _nothing_half_done(request.out, (TENSORS_FILE, META_FILE, RESULTS_FILE)):
+    with _nothing_half_done(request.out, (TENSORS_FILE, META_FILE, RESULTS)):
         save_prompts(request.out, learnt, None, _meta(request, prompts, clip, tower.layers))
         result = _result(request, prompts, proved)
         document = {"schema": 1, **asdict(result)}
-        atomic_write_bytes(request.out / RESULTS_FILE, (json.dumps(document, indent=1) + "\n").encode())
+        atomic_write_bytes(request.out / RESULTS, (json.dumps(document, indent=1) + "\n").encode())
     return result
 
 

@@ -10,12 +10,11 @@ from teachonce.core.progress import Reporter
 from teachonce.core.remote import is_remote
 from teachonce.core.sums import SUMS_FILE, digest_of, is_plain, require_unchanged
 from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
-from teachonce.models.prompt_files import EXPORTED
+from teachonce.models.prompt_names import EXPORTED, META_FILE, TENSORS_FILE
 from teachonce.sharing.entries import files_of
 from teachonce.sharing.packing import HEAD_FILE, TAR, PackHead, check_pack, require_no_file, unpack, write_pack
 from teachonce.stages.pack.request import PackRequest, PackResult
 
-TENSORS_FILE, META_FILE = "prompts.safetensors", "prompts.json"
 STORE_FILE = "zarr.json"
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, UsageError
 from teachonce.labels.format import LABELS
-from teachonce.labels.ledger import IN_TURN
 from teachonce.labels.size import bytes_per_row
 from teachonce.labels.store import LabelStore
 from teachonce.stages.plan.request import Compared, CompareResult
@@ -102,6 +101,5 @@ def _seconds(store: LabelStore) -> float:
     runs: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for record in store.records(LABELS):
         if record is not None:
-            took = sum(record.phases.get(phase, 0.0) for phase in IN_TURN)
-            runs[record.token].append((record.time_us / 1e6, took))
+            runs[record.token].append((record.time_us / 1e6, record.seconds))
     return sum(max(commits)[0] - min(commits)[0] + min(commits)[1] for commits in runs.values())

@@ -16,6 +16,8 @@ from teachonce.reports.curves import band
 from teachonce.reports.folder import EMPTY_HINT, SEED, Folder, Group, read_folder
 from teachonce.reports.tables import Line, Measure, best_group, measures
 from teachonce.reports.words import headline
+from teachonce.runs.folder import RunFolder
+from teachonce.runs.grid_folder import GridFolder
 from teachonce.runs.reader import read_json
 from teachonce.stages.show.request import ShowRequest, ShowResult
 from teachonce.training.config import TrainConfig
@@ -66,7 +68,7 @@ def _config(base: Group) -> dict[str, Any]:
 
 def _setting(folder: Folder, group: Group, number: int, tables: tuple[Measure, ...]) -> dict[str, Any]:
     runs = group.runs
-    losses = [run.results["final_loss"] for run in runs if run.results.get("final_loss") is not None]
+    losses = [run.results.final_loss for run in runs if run.results.final_loss is not None]
     lines = {table.key: line for table in tables if (line := table.line(group.name))}
     return {
         "number": number,
@@ -75,7 +77,7 @@ def _setting(folder: Folder, group: Group, number: int, tables: tuple[Measure, .
         "seeds": sorted({run.seed for run in runs}),
         "changes": dict(group.changes),
         "seconds": sum(run.seconds for run in runs) / len(runs),
-        "trainable_parameters": int(runs[0].results["trainable_parameters"]),
+        "trainable_parameters": runs[0].results.trainable_parameters,
         "final_loss": sum(losses) / len(losses) if losses else None,
         "loss": _loss(group),
         "measures": {key: _figures(line) for key, line in lines.items()},
@@ -111,7 +113,8 @@ def _loss(group: Group) -> list[float]:
 def _document(path: Path) -> ShowResult:
     """A results.json: of the folder that it lies in, or of an evaluation."""
     folder = path.parent
-    if path.name == "results.json" and ((folder / "grid.json").is_file() or (folder / "config.toml").is_file()):
+    run, grid = RunFolder(folder), GridFolder(folder)
+    if path.name == run.results.name and (grid.grid.is_file() or run.config.is_file()):
         return _folder(folder)
     found = read_json(path)
     if not isinstance(found, Mapping) or "schema" not in found:

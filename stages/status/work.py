@@ -13,6 +13,7 @@ from pathlib import Path
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError
 from teachonce.labels.status import StoreStatus, is_store, store_status
+from teachonce.runs.folder import RunFolder
 from teachonce.runs.grid_status import GridStatus, grid_status, is_grid
 from teachonce.runs.status import RunStatus, is_run, run_status
 from teachonce.stages.status.request import StatusRequest
@@ -59,7 +60,7 @@ def _unknown(folder: Path) -> DataError:
             f"{folder} holds such folders and is none itself; expected {EXPECTED}",
             hint="teachonce status " + " or ".join(map(str, inside)),
         )
-    if (folder / "prompts.safetensors").is_file():
+    if RunFolder(folder).tensors.is_file():
         return DataError(
             f"{folder} holds finished prompts and no run; expected {EXPECTED}",
             hint="look at the run that they were exported from",

@@ -13,25 +13,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tomli_w
-
 from teachonce import __version__
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.machine import package_versions
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, UsageError
-from teachonce.labels.format import EMBEDDING
 from teachonce.labels.selection import Selection, load_selection
 from teachonce.labels.store import LabelStore
 from teachonce.models.spec import parse_spec
 from teachonce.rows.pairing import Expected, prove_pairing, require_origin
 from teachonce.rows.working_set import WorkingSet, open_working_set
 from teachonce.runs import folder as run_folder
+from teachonce.runs.folder import RunFolder
 from teachonce.runs.log import RunLog
 from teachonce.runs.tensorboard import open_sinks, require_packages
 from teachonce.stages.train.outcome import finish, recorded
 from teachonce.stages.train.request import TrainRequest, TrainResult
-from teachonce.training.config import TrainConfig
+from teachonce.stages.train.served import holdings, require_images, require_served
+from teachonce.training.config_file import config_text
+from teachonce.training.requirements import requirements
 
 if TYPE_CHECKING:
     from teachonce.models.clip import LoadedClip
@@ -74,11 +74,11 @@ def _train(
     request: TrainRequest, own: Callable[[], AbstractContextManager[None]], began: float, reporter: Reporter
 ) -> TrainResult:
     store = LabelStore.open(request.labels)
-    check_store(store, request.config)
+    require_served(request.config, store, holdings(store))
     expected = Expected(manifest=request.manifest, split=request.split, vocabulary=request.vocabulary)
     require_origin(store, expected, request.root)
     selection = None if request.selection is None else load_selection(request.selection, store)
-    _check_top(store, selection, request.config)
+    require_served(request.config, store, holdings(store, selection))
 
     from teachonce.core.machine import default_threads
     from teachonce.models.clip import (  # heavy: only when all is in order
@@ -91,22 +91,19 @@ def _train(
 
     threads = request.threads or default_threads(1)
     tune_process(threads)
-    allow_tf32(request.config.tf32)
+    allow_tf32(request.config.loop.tf32)
     clip = load_clip(request.student, pick_device())
-    config = request.config
-    features = clip.digest if config.tower == "text" or config.uses_frozen else None
-    rows = open_working_set(
-        store, features, reporter, selection, config.supervision != "hard" and config.targets == "embedding"
-    )
+    config, needs = request.config, requirements(request.config)
+    rows = open_working_set(store, clip.digest if needs.features else None, reporter, selection, needs.embeddings)
     with contextlib.ExitStack() as stack:
         stack.callback(rows.close)
-        proved = prove_pairing(rows, config.seed, reporter, request.root)
+        proved = prove_pairing(rows, config.loop.seed, reporter, request.root)
         images = None
-        if config.tower != "text" and request.root is not None:
+        if needs.images and request.root is not None:
             images = stack.enter_context(contextlib.closing(ViewImages(store, request.root, clip, threads)))
         trainer, identity = _build(request, rows, clip, images, selection, reporter)
         stack.enter_context(own())
-        log = RunLog(request.out / run_folder.LOG, open_sinks(request.log, request.out))
+        log = RunFolder(request.out).log(open_sinks(request.log, request.out))
         stack.callback(log.close)
         first = _start(request, trainer, identity, log, reporter)
         earlier = recorded(request.out, trainer) if first == trainer.steps else None
@@ -121,68 +118,11 @@ def _train(
         return finish(request.out, trainer, identity, log)
 
 
-def check_store(store: LabelStore, config: TrainConfig) -> None:
-    """Refuse a config that the store cannot serve, before anything heavy is loaded.
-
-    Raises:
-        UsageError: soft labels from a store without a teacher, at a temperature it has no tail for, or fewer views
-            than a step should have.
-        DataError: the store keeps no embeddings of its teacher.
-    """
-    views = store.layout.views
-    if config.views_per_step > views:
-        raise UsageError(
-            f"views_per_step = {config.views_per_step}: {store.path} holds {views} of each sample",
-            hint=f"use at most {views}, or teach a store with more --views",
-        )
-    if config.supervision == "hard":
-        return
-    if not store.layout.top_k:
-        raise UsageError(
-            f"{store.path} was made without a teacher: it has no soft labels for supervision = '{config.supervision}'",
-            hint="train with --supervision hard, or make a store with `teachonce teach ... --teacher MODEL`",
-        )
-    if config.targets == "embedding" and EMBEDDING not in store.groups:
-        raise DataError(
-            f"{store.path} holds no image embeddings of its teacher for targets = 'embedding'",
-            hint=store.embedding_hint,
-        )
-    if config.soft_tail and config.tau_teacher not in store.layout.temperatures:
-        raise UsageError(
-            f"teacher temperature = {config.tau_teacher}: {store.path} holds the mass outside the top "
-            f"{store.layout.top_k} for the temperatures {', '.join(map(str, store.layout.temperatures))} only",
-            hint="use one of these, or --set targets=embedding with a store that keeps embeddings, or "
-            "--set tail=renormalise, which reads no tail",
-        )
-
-
-def _check_top(store: LabelStore, selection: Selection | None, config: TrainConfig) -> None:
-    """Refuse what needs more of the teacher's best classes than a row has (none without a teacher)."""
-    top_k = store.layout.top_k
-    if selection is not None and selection.top_k is not None:
-        top_k = min(top_k, selection.top_k)
-    if top_k == 1 and config.supervision != "hard" and config.targets == "top-k" and config.tail == "renormalise":
-        raise UsageError(
-            f"tail = 'renormalise': soft labels of {store.path} have one class here, which renormalised "
-            "is certain whatever the prompts: nothing would be learned from them",
-            hint="use another --set tail=..., or more classes of each soft label",
-        )
-    if config.candidates == "sampled" and config.sampled_top > top_k and store.layout.top_k:
-        raise UsageError(
-            f"sampled_top = {config.sampled_top}: soft labels of {store.path} have {top_k} classes here",
-            hint=f"--set sampled_top={top_k}, or a store with a larger --top-k",
-        )
-
-
 def _check_request(request: TrainRequest) -> None:
     """What can be known before a store is opened."""
     require_packages(request.log)
     parse_spec(request.student)
-    if request.config.tower != "text" and request.root is None:
-        raise UsageError(
-            f"tower = '{request.config.tower}' reads images in training, and --root is missing",
-            hint="give --root DATA, the folder that the store was taught from",
-        )
+    require_images(request.config, request.root)
     if request.init is not None and not request.init.is_dir():
         raise UsageError(
             f"{request.init} is not a folder with prompts",
@@ -209,14 +149,14 @@ def _build(
     from teachonce.training.trainer import Trainer
 
     store, vocabulary = rows.store, rows.vocabulary
-    if request.config.supervision != "soft" and not rows.has_labels:
+    if requirements(request.config).hard_labels and not rows.has_labels:
         raise DataError(
             f"no row of {store.path} has a class that is in its vocabulary: there are no hard labels to train on",
             hint="train with --supervision soft, or teach with a vocabulary that holds the data's classes",
         )
     trainer = Trainer(request.config, clip, rows, images)
     start = OWN_START if request.init is None else _start_from(request.init, trainer)
-    frozen = trainer.student.frozen_classes if request.config.tower == "image" else None
+    frozen = trainer.student.frozen_classes if request.config.prompts.tower == "image" else None
     if not trainer.student.is_sound() or (frozen is not None and not bool(frozen.isfinite().all())):
         whose = request.student if request.init is None else f"{request.student} with the prompts in {request.init}"
         raise DataError(
@@ -250,19 +190,24 @@ def _start_from(folder: Path, trainer: Trainer) -> str:
         elif (learner is None) != (prompts is None):
             raise UsageError(
                 f"the prompts in {folder} are of tower = '{loaded.meta.tower}', and this run's is "
-                f"'{trainer.config.tower}'",
+                f"'{trainer.config.prompts.tower}'",
                 hint=f"--set tower={loaded.meta.tower}",
             )
     carried = loaded.text is not None and not loaded.text.replace
-    if carried and trainer.config.structure == "unshared-replace" and trainer.config.position != "before":
+    if (
+        carried
+        and trainer.config.prompts.structure == "unshared-replace"
+        and trainer.config.prompts.position != "before"
+    ):
         raise UsageError(
-            f"the prompts in {folder} are carried; slots {trainer.config.position} the name have other "
+            f"the prompts in {folder} are carried; slots {trainer.config.prompts.position} the name have other "
             "states for every name: unshared-replace cannot start as them",
             hint="--set position=before with prompts of that position, or another structure",
         )
-    if loaded.text is not None and loaded.meta.position != trainer.config.position:
+    if loaded.text is not None and loaded.meta.position != trainer.config.prompts.position:
         raise UsageError(
-            f"the prompts in {folder} stand {loaded.meta.position} the name, and this run's {trainer.config.position}",
+            f"the prompts in {folder} stand {loaded.meta.position} the name, and this run's "
+            f"{trainer.config.prompts.position}",
             hint=f"--set position={loaded.meta.position}",
         )
     return loaded.tensors_digest
@@ -272,11 +217,12 @@ def _start(request: TrainRequest, trainer: Trainer, identity: Identity, log: Run
     """Make or reopen the run folder; returns the first step to do."""
     from teachonce.runs.checkpoint import load_checkpoint, save_checkpoint
 
-    checkpoints = request.out / run_folder.CHECKPOINTS
+    folder = RunFolder(request.out)
+    checkpoints = folder.checkpoints.path
     if request.resume:
         step = load_checkpoint(checkpoints, trainer.learners, trainer.optimizer, identity, trainer.average.state())
-        if not (request.out / run_folder.LOG).is_file():
-            reporter.note(f"{request.out / run_folder.LOG} is gone: what happened up to step {step} is not known")
+        if not folder.events.is_file():
+            reporter.note(f"{folder.events} is gone: what happened up to step {step} is not known")
         return step
     run_folder.clear(request.out)
     log.clear()
@@ -295,7 +241,7 @@ def _start(request: TrainRequest, trainer: Trainer, identity: Identity, log: Run
         no_effect=request.config.without_effect(),
     )
     # The config is written last: it marks a folder that can be resumed.
-    atomic_write_bytes(request.out / run_folder.CONFIG, tomli_w.dumps(request.config.to_dict()).encode())
+    atomic_write_bytes(folder.config, config_text(request.config).encode())
     return 0
 
 
@@ -311,18 +257,18 @@ def _loop(
     from teachonce.core.signals import deferred_signals
     from teachonce.runs.checkpoint import save_checkpoint
 
-    config, checkpoints, steps = request.config, request.out / run_folder.CHECKPOINTS, trainer.steps
+    config, checkpoints, steps = request.config, RunFolder(request.out).checkpoints.path, trainer.steps
     if first:
         _measure(trainer, log, first)  # what a stop right after the checkpoint left out
     with deferred_signals() as stop_requested:
         for step in range(first, steps):
             losses = trainer.step(step)
             done = step + 1
-            if done % config.log_every == 0 or done == steps:
+            if done % config.loop.log_every == 0 or done == steps:
                 log.write("step", step=done, **losses)
                 reporter.progress("train", done, steps, "steps", loss=round(losses["loss"], 4))
             stopping = stop_requested()
-            if done % config.checkpoint_every == 0 or done == steps or stopping:
+            if done % config.loop.checkpoint_every == 0 or done == steps or stopping:
                 trainer.require_sound(done)
                 state = trainer.average.state()
                 save_checkpoint(checkpoints, done, trainer.learners, trainer.optimizer, identity, state)
@@ -339,7 +285,7 @@ def _measure(trainer: Trainer, log: RunLog, done: int) -> None:
     from teachonce.training.held_out import measure
 
     config = trainer.config
-    if not config.held_out or (done % config.evaluate_every and done != trainer.steps):
+    if not config.loop.held_out or (done % config.loop.evaluate_every and done != trainer.steps):
         return
     if all(event["step"] != done for event in log.read("held_out")):
         log.write("held_out", step=done, **asdict(measure(trainer)))

@@ -23,6 +23,7 @@ from teachonce.stages.cache import CacheRequest
 from teachonce.stages.demo import DemoRequest
 from teachonce.stages.plan import PlanRequest
 from teachonce.training.config import TrainConfig
+from teachonce.training.config_file import flat
 
 Command = Callable[..., Any]
 
@@ -262,7 +263,7 @@ def test_train_flags_win_over_set_and_set_over_the_file(
     assert teachonce_here(*LINES["train"], *line, *flags).code == 0
     request = stubs.requests[-1]
     assert (request.threads, request.resume) == (2, True)
-    assert request.config == TrainConfig(structure="shared", supervision="hard", batch_size=7, steps=8, seed=9)
+    assert request.config == TrainConfig.of(structure="shared", supervision="hard", batch_size=7, steps=8, seed=9)
 
 
 def test_train_hands_on_what_the_store_must_be(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
@@ -295,10 +296,10 @@ def test_print_config_needs_no_store_and_reads_back(
 ) -> None:
     ended = teachonce_here("train", "--print-config", "--steps", "3")
     assert ended.code == 0
-    assert tomllib.loads(ended.out) == TrainConfig(steps=3).to_dict()
+    assert flat(tomllib.loads(ended.out), "printed") == TrainConfig.of(steps=3).to_dict()
     (tmp_path / "c.toml").write_text(ended.out)
     again = teachonce_here("train", "--print-config", "--config", str(tmp_path / "c.toml"), "--json")
-    assert again.document["config"] == TrainConfig(steps=3).to_dict()
+    assert again.document["config"] == TrainConfig.of(steps=3).to_dict()
     assert stubs.requests == []
 
 

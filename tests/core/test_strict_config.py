@@ -15,7 +15,8 @@ from teachonce.cli.settings import EvaluateSettings, settings
 from teachonce.core.strict import decode, toml_value
 from teachonce.data.manifests import Manifest, Split, load_manifest
 from teachonce.errors import DataError, UsageError, did_you_mean
-from teachonce.training.config import TrainConfig, load_train_config
+from teachonce.training.config import TABLES, TrainConfig, key_types
+from teachonce.training.config_file import load_train_config, train_config
 
 SPLIT = {
     "format": "webdataset",
@@ -43,9 +44,9 @@ MANIFEST: dict[str, Any] = {
     "template": "{}",
 }
 COMPLETE: dict[type, dict[str, Any]] = {
-    TrainConfig: TrainConfig().to_dict(),
     Manifest: MANIFEST,
     Split: SPLIT,
+    **{kind: dataclasses.asdict(kind()) for kind in TABLES.values()},
 }
 FIELDS = [(kind, field.name) for kind in COMPLETE for field in dataclasses.fields(kind)]
 
@@ -88,17 +89,18 @@ def test_true_is_no_number_and_no_choice(kind: type, name: str) -> None:
         decode(kind, COMPLETE[kind] | {name: True}, "file.toml")
 
 
-@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(TrainConfig)])
+@pytest.mark.parametrize("name", list(key_types()))
 def test_every_value_of_a_choice_is_accepted_and_others_are_not(name: str) -> None:
     """Choices are closed lists; a near miss is answered with the nearest choice."""
-    hint = typing.get_type_hints(TrainConfig)[name]
+    hint = key_types()[name]
     if typing.get_origin(hint) is not Literal:
-        assert getattr(decode(TrainConfig, {name: getattr(TrainConfig(), name)}, "x"), name) is not None
+        default = TrainConfig().to_dict()[name]
+        assert train_config({name: default}, "x") == TrainConfig()
         return
     for value in typing.get_args(hint):
-        assert getattr(decode(TrainConfig, {name: value}, "x"), name) == value
+        assert train_config({name: value}, "x").to_dict()[name] == value
         with pytest.raises(UsageError, match=re.escape(f"did you mean '{value}'")):
-            decode(TrainConfig, {name: value + "x"}, "x")
+            train_config({name: value + "x"}, "x")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,7 @@ def test_every_value_of_a_choice_is_accepted_and_others_are_not(name: str) -> No
 def test_a_number_out_of_range_is_refused_with_its_name(name: str, value: object) -> None:
     """Ranges are checked where the config is read, not hours later."""
     with pytest.raises(UsageError, match=f"cfg: .*{name} must"):
-        decode(TrainConfig, {name: value}, "cfg")
+        train_config({name: value}, "cfg")
 
 
 @pytest.mark.parametrize(
@@ -168,14 +170,14 @@ def test_a_number_out_of_range_is_refused_with_its_name(name: str, value: object
 def test_values_that_make_no_sense_together_are_refused(given: dict[str, object], words: str) -> None:
     """What would do nothing, or something else than its name says, is no silent choice."""
     with pytest.raises(UsageError, match=words):
-        decode(TrainConfig, given, "cfg")
+        train_config(given, "cfg")
 
 
 def test_whole_numbers_pass_for_floats_and_floats_not_for_whole_numbers() -> None:
     """`soft_weight = 2` is fine; `steps = 2.0` is not."""
-    assert decode(TrainConfig, {"soft_weight": 2}, "x").soft_weight == 2.0
+    assert train_config({"soft_weight": 2}, "x").loss.soft_weight == 2.0
     with pytest.raises(UsageError, match=r"steps: expected int, found float 2\.0"):
-        decode(TrainConfig, {"steps": 2.0}, "x")
+        train_config({"steps": 2.0}, "x")
 
 
 def test_a_missing_key_is_named() -> None:
@@ -215,8 +217,9 @@ def test_set_overrides_the_file_and_the_file_the_defaults(tmp_path: Path) -> Non
     file = tmp_path / "a.toml"
     file.write_text('steps = 7\nseed = 3\ncontext = "x"\n')
     config = load_train_config(file, ["seed=4", "structure=shared", "learning_rate = 0.5", "context=a photo of"])
-    assert (config.steps, config.seed, config.structure, config.learning_rate) == (7, 4, "shared", 0.5)
-    assert config.context == "a photo of" and config.batch_size == TrainConfig().batch_size
+    assert (config.loop.steps, config.loop.seed) == (7, 4)
+    assert (config.prompts.structure, config.optimiser.learning_rate) == ("shared", 0.5)
+    assert config.prompts.context == "a photo of" and config.loop.batch_size == TrainConfig().loop.batch_size
     assert load_train_config(None) == TrainConfig()
 
 
@@ -232,9 +235,8 @@ def test_the_digest_depends_on_every_value() -> None:
     """Two runs have equal digests only if nothing differs."""
     base = TrainConfig()
     digests = {base.digest()}
-    for field in dataclasses.fields(TrainConfig):
-        value = getattr(base, field.name)
-        hint = typing.get_type_hints(TrainConfig)[field.name]
+    for name, value in base.to_dict().items():
+        hint = key_types()[name]
         if typing.get_origin(hint) is Literal:
             other: object = next(v for v in typing.get_args(hint) if v != value)
         elif isinstance(value, str):
@@ -243,9 +245,9 @@ def test_the_digest_depends_on_every_value() -> None:
             other = not value
         else:
             other = 0.5 if isinstance(value, float) else value + 1  # no default is one half
-        beside = {"tower": "both"} if field.name == "compile" else {}  # goes with an image tower only
-        digests.add(dataclasses.replace(base, **{field.name: other}, **beside).digest())
-    assert len(digests) == 1 + len(dataclasses.fields(TrainConfig))
+        beside = {"tower": "both"} if name == "compile" else {}  # goes with an image tower only
+        digests.add(base.changed(**{name: other}, **beside).digest())
+    assert len(digests) == 1 + len(base.to_dict())
 
 
 @pytest.mark.parametrize("content", [b"steps = ", b"\xff\xfe\x00", None])

@@ -18,7 +18,7 @@ from teachonce.runs.folder import LOCK
 from teachonce.runs.log import read_events
 from teachonce.stages.train import TrainRequest, train
 from teachonce.training import held_out
-from teachonce.training.config import load_train_config
+from teachonce.training.config_file import load_train_config
 from teachonce.training.held_out import HeldOutScore
 from teachonce.training.trainer import Trainer
 

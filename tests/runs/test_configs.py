@@ -8,24 +8,25 @@ from pathlib import Path
 
 import pytest
 
-from teachonce.core.strict import decode
 from teachonce.errors import UsageError
 from teachonce.runs.cells import expand
 from teachonce.runs.grid import load_grid
-from teachonce.training.config import TrainConfig, load_train_config
+from teachonce.training.config import TrainConfig
+from teachonce.training.config_file import config_text, flat, load_train_config, train_config
 
 
 def test_the_default_recipe_lists_every_key_with_its_default() -> None:
     """A reader of configs/rpp.toml knows what `teachonce train` does without any option."""
     text = (resources.files("teachonce.configs") / "rpp.toml").read_text(encoding="utf-8")
     stated = tomllib.loads(text)
-    assert decode(TrainConfig, stated, "rpp.toml") == TrainConfig()
-    assert list(stated) == list(TrainConfig().to_dict())
+    assert train_config(stated, "rpp.toml") == TrainConfig()
+    assert list(flat(stated, "rpp.toml")) == list(TrainConfig().to_dict())
+    assert text.endswith(config_text(TrainConfig()))  # with its tables, sources and all
 
 
 def test_the_recipe_of_the_reported_structure_is_the_defaults_with_prompts_that_replace() -> None:
     """It says that all but RPP's reported structure is our defaults."""
-    assert load_train_config(Path("rpp-reported")) == TrainConfig(structure="unshared-replace")
+    assert load_train_config(Path("rpp-reported")) == TrainConfig.of(structure="unshared-replace")
 
 
 def test_every_shipped_recipe_is_valid() -> None:
@@ -37,19 +38,19 @@ def test_every_shipped_recipe_is_valid() -> None:
         if file in grids:
             assert len(expand(load_grid(Path(file.name.removesuffix(".toml"))))) > 1
         else:
-            decode(TrainConfig, tomllib.loads(file.read_text(encoding="utf-8")), file.name)
+            train_config(tomllib.loads(file.read_text(encoding="utf-8")), file.name)
 
 
 def test_a_shipped_recipe_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With or without .toml; a file of that name here wins; a path is never looked up elsewhere."""
     monkeypatch.chdir(tmp_path)
     assert load_train_config(Path("pomp-vitb16")) == load_train_config(Path("pomp-vitb16.toml"))
-    assert load_train_config(Path("pomp-vitb16")).optimizer == "sgd"
+    assert load_train_config(Path("pomp-vitb16")).optimiser.optimizer == "sgd"
     (tmp_path / "rpp.toml").write_text("seed = 9\n")
-    assert load_train_config(Path("rpp.toml")).seed == 9
+    assert load_train_config(Path("rpp.toml")).loop.seed == 9
     with pytest.raises(UsageError, match="cannot read the config"):
         load_train_config(Path("here/rpp"))
     (tmp_path / "pomp-vitb16").mkdir()  # a run that was called after its recipe
-    assert load_train_config(Path("pomp-vitb16")).optimizer == "sgd"
+    assert load_train_config(Path("pomp-vitb16")).optimiser.optimizer == "sgd"
     (tmp_path / "study-small").mkdir()  # what the documented command leaves, and finds when it is run again
     assert load_grid(Path("study-small")).title

@@ -33,7 +33,7 @@ def test_a_product_holds_every_combination_and_the_seeds_of_a_setting_stand_toge
         for group in ("base", "steps=10", "structure=shared", "structure=shared steps=10")
         for seed in (3, 4)
     ]
-    assert [(c.config.structure, c.config.steps, c.config.seed) for c in found[-2:]] == [
+    assert [(c.config.prompts.structure, c.config.loop.steps, c.config.loop.seed) for c in found[-2:]] == [
         ("shared", 10, 3),
         ("shared", 10, 4),
     ]
@@ -49,15 +49,15 @@ def test_one_factor_changes_one_value_of_the_base_at_a_time(tmp_path: Path) -> N
     found = cells(tmp_path, text)
     groups = list(dict.fromkeys(cell.group for cell in found))
     assert groups == ["base", "steps=20", "structure=shared", "structure=kv", "data.top_k=10"]
-    assert len(found) == 3 * len(groups) and all(cell.config.soft_weight == 2 for cell in found)
-    assert {cell.config.steps for cell in found if cell.group != "steps=20"} == {10}
+    assert len(found) == 3 * len(groups) and all(cell.config.loss.soft_weight == 2 for cell in found)
+    assert {cell.config.loop.steps for cell in found if cell.group != "steps=20"} == {10}
     assert found[-1].data.top_k == 10
 
 
 def test_excludes_leave_out_what_matches_all_their_keys(tmp_path: Path) -> None:
     axes = '[axes]\nseed = [0, 1]\nstructure = ["unshared", "shared", "kv"]\ndepth = [0, 1]\n'
     found = cells(tmp_path, axes + '[[exclude]]\nstructure = ["shared", "kv"]\ndepth = 1\n')
-    assert {(cell.config.structure, cell.config.depth) for cell in found} == {
+    assert {(cell.config.prompts.structure, cell.config.prompts.depth) for cell in found} == {
         ("unshared", 0),
         ("unshared", 1),
         ("shared", 0),
@@ -85,9 +85,11 @@ def test_named_cells_change_several_keys_and_take_every_seed_but_one_they_name(t
 
 def test_a_recipe_is_the_base_of_the_base(tmp_path: Path) -> None:
     shipped = cells(tmp_path, 'config = "rpp"\n[base]\nsteps = 7\n')
-    assert shipped[0].config == TrainConfig(steps=7) and shipped[0].is_base
+    assert shipped[0].config == TrainConfig.of(steps=7) and shipped[0].is_base
     (tmp_path / "own.toml").write_text("batch_size = 3\nsteps = 8\n")
-    assert cells(tmp_path, 'config = "own.toml"\n[base]\nsteps = 7\n')[0].config == TrainConfig(steps=7, batch_size=3)
+    assert cells(tmp_path, 'config = "own.toml"\n[base]\nsteps = 7\n')[0].config == TrainConfig.of(
+        steps=7, batch_size=3
+    )
     with pytest.raises(UsageError, match="did you mean 'rpp.toml'"):
         grid(tmp_path, 'config = "rp"\n')
     (tmp_path / "own.toml").write_text("batchsize = 3\n")
@@ -98,7 +100,7 @@ def test_a_recipe_is_the_base_of_the_base(tmp_path: Path) -> None:
 def test_init_is_a_word_of_the_config_or_a_folder_of_prompts(tmp_path: Path) -> None:
     (tmp_path / "first").mkdir()
     found = cells(tmp_path, '[axes]\ninit = ["template", "normal", "first", ""]\n')
-    assert [(c.config.init, c.prompts and c.prompts.name) for c in found] == [
+    assert [(c.config.prompts.init, c.prompts and c.prompts.name) for c in found] == [
         ("template", None),
         ("normal", None),
         ("template", "first"),

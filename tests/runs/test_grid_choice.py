@@ -23,6 +23,9 @@ def cell(folder: GridFolder, digest: str, held_out: float | None, dev: float | N
         place.path / "results.json",
         {
             "schema": 1,
+            "steps": 8,
+            "trainable_parameters": 4,
+            "seconds": 1.5,
             "held_out_top1": held_out,
             "prompts_digest": hashlib.sha256(digest.encode()).hexdigest(),
         },
@@ -58,7 +61,7 @@ def test_a_cell_that_was_not_measured_cannot_choose(tmp_path: Path) -> None:
 def test_a_cell_is_finished_when_its_run_and_its_evaluations_are_whole(tmp_path: Path) -> None:
     folder = GridFolder(tmp_path)
     place = folder.cell("a")
-    assert place.state([]) == "missing" and place.step() == 0
+    assert place.state([]) == "unfinished" and place.step() == 0
     place.path.mkdir(parents=True)
     place.fail(UsageError("no", hint="so"))
     assert place.state([]) == "failed" and (place.problem() or {})["hint"] == "so"
@@ -73,12 +76,12 @@ def test_a_cell_is_finished_when_its_run_and_its_evaluations_are_whole(tmp_path:
     place.failure.unlink()
     cell(GridFolder(tmp_path / "other"), "a", 0.5)
     other = GridFolder(tmp_path / "other").cell("a")
-    assert other.state([]) == "finished" and other.state(["dev"]) == "missing"
+    assert other.state([]) == "finished" and other.state(["dev"]) == "unfinished"
     other.evaluation("dev").parent.mkdir()
     other.evaluation("dev").write_text('{"schema": 1, "top1": ')  # cut short
     assert other.lacking(["dev"]) == ["dev"]
     (other.path / "results.json").write_text("{")
-    assert other.state([]) == "missing"
+    assert other.state([]) == "unfinished"
 
 
 def test_prompts_that_are_not_of_the_run_are_an_error(tmp_path: Path) -> None:
@@ -88,7 +91,7 @@ def test_prompts_that_are_not_of_the_run_are_an_error(tmp_path: Path) -> None:
     assert place.state([]) == "damaged"
     assert "restore it, or remove" in str((place.problem() or {})["hint"])
     with pytest.raises(IntegrityError, match="is not what its run wrote"):
-        place.results()
+        place.trained()
 
 
 def test_documents_hold_null_for_what_is_no_number(tmp_path: Path) -> None:

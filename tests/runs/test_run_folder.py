@@ -146,4 +146,4 @@ def test_a_killed_owner_stops_nobody(tmp_path: Path) -> None:
 def test_results_that_a_run_does_not_write_are_none(text: str, tmp_path: Path) -> None:
     """So that they are written again."""
     (tmp_path / "results.json").write_text(text)
-    assert run_folder.read_results(tmp_path) is None
+    assert run_folder.RunFolder(tmp_path).read_results() is None

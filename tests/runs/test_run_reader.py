@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from grid_folders import PHOTOS, START, write_evaluation, write_run
 
-from teachonce.runs.reader import Run, Unusable, read_evaluation, read_run
+from teachonce.runs.reader import MeasuredOn, Run, Unusable, read_evaluation, read_run
 
 
 def readable(folder: Path) -> Run:
@@ -21,7 +21,7 @@ def readable(folder: Path) -> Run:
 
 def test_a_whole_run_gives_config_figures_and_curves(tmp_path: Path) -> None:
     run = readable(write_run(tmp_path / "run", seed=3, changes={"structure": "kv"}, top1=0.45, seconds=30.0))
-    assert (run.seed, run.config["structure"], run.results["held_out_top1"]) == (3, "kv", 0.45)
+    assert (run.seed, run.config["structure"], run.results.held_out_top1) == (3, "kv", 0.45)
     assert run.loss.steps.tolist() == list(range(5, 121, 5))
     assert run.loss.seconds == pytest.approx(run.loss.steps / 120 * 30.0, abs=1e-4)
     assert run.held_out.values[-1] == pytest.approx(0.45)
@@ -136,3 +136,16 @@ def test_credits_that_are_not_of_the_recorded_figure_are_not_read(name: str, tmp
 def test_half_an_evaluation_is_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "val.json").write_text(text)
     assert read_evaluation(tmp_path / "val.json", "val") is None
+
+
+def test_what_an_evaluation_was_measured_on_is_read_from_documents_of_any_version(tmp_path: Path) -> None:
+    """Before there were several templates, the baseline named its one; what is of another kind is not told."""
+    file = tmp_path / "val.json"
+    document = {"top1": 0.5, "n": 4, "manifest": "m", "split": 7, "baseline": {"template": "a {}."}, "digests": ["x"]}
+    file.write_text(json.dumps(document))
+    found = read_evaluation(file, "val")
+    assert found is not None and found.measured_on == MeasuredOn(manifest="m", templates=("a {}.",))
+    file.write_text(json.dumps(document | {"templates": ["b {}.", "c {}."], "digests": {"samples": "s"}}))
+    found = read_evaluation(file, "val")
+    assert found is not None and found.measured_on.templates == ("b {}.", "c {}.")
+    assert found.image_set == (4, "s", None)

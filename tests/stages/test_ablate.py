@@ -24,7 +24,7 @@ from teachonce.runs.log import read_events
 from teachonce.stages import train as train_stage
 from teachonce.stages.ablate import ablate
 from teachonce.stages.ablate import work as ablate_stage
-from teachonce.training.config import load_train_config
+from teachonce.training.config_file import load_train_config
 
 
 def document(file: Path) -> Any:
@@ -177,9 +177,9 @@ def test_a_failed_cell_is_told_leaves_the_others_alone_and_runs_again_on_request
     real, grid = train_stage.train, write(tmp_path / "grid.toml", TWO)
 
     def breaking(wanted: Any, reporter: Any) -> Any:
-        if wanted.config.structure == "shared" and wanted.config.seed == 1:
+        if wanted.config.prompts.structure == "shared" and wanted.config.loop.seed == 1:
             raise UsageError("step 3: the loss became nan", hint="use a smaller learning_rate")
-        if wanted.config.structure == "shared":
+        if wanted.config.prompts.structure == "shared":
             raise RuntimeError("out of memory")
         return real(wanted, reporter)
 

@@ -24,7 +24,7 @@ from teachonce.training.config import TrainConfig
 @pytest.fixture
 def job(finished: Path, student: str, tmp_path: Path) -> Iterator[CellJob]:
     """A cell of many steps, of a driver that holds its grid."""
-    config = TrainConfig(steps=2000, batch_size=8, checkpoint_every=1000, log_every=1)
+    config = TrainConfig.of(steps=2000, batch_size=8, checkpoint_every=1000, log_every=1)
     with hold(tmp_path / "out/grid.json", Notes()) as token:
         yield CellJob(
             out=tmp_path / "out",
@@ -60,7 +60,7 @@ def test_a_cell_stops_with_a_checkpoint_when_its_driver_calls_it_off(job: CellJo
     thread.join(60)
     assert [report.state for report in reports] == ["stopped"]
     last = max(event["step"] for event in read_events(log) if event["event"] == "step")
-    assert folder.cell("d").step() == last > 0 and folder.cell("d").results() is None
+    assert folder.cell("d").step() == last > 0 and folder.cell("d").trained() is None
     assert [event["event"] for event in read_events(job.out / "events.jsonl")] == ["cell_start", "cell_stopped"]
     assert run_cell(job).state == "stopped", "nothing is begun while the driver ends"
 
@@ -79,8 +79,8 @@ def test_a_cell_in_which_workers_die_is_given_up(job: CellJob, monkeypatch: pyte
     log.write("cell_start", digest="d", name="n", token=job.token + 1, step=7)  # of an earlier call
     tried: list[Any] = []
     monkeypatch.setattr("teachonce.stages.train.train", lambda *asked: tried.append(asked))
-    monkeypatch.setattr(ablate_cell.CellFolder, "results", lambda self: {} if tried else None)
-    assert run_cell(job).state == "done" and len(tried) == 1
+    monkeypatch.setattr(ablate_cell.CellFolder, "trained", lambda self: {} if tried else None)
+    assert run_cell(job).state == "finished" and len(tried) == 1
     tried.clear()
     for _ in range(3):
         log.write("cell_start", digest="d", name="n", token=job.token, step=7)

@@ -194,7 +194,7 @@ def test_a_wrong_option_is_refused(change: dict[str, Any], message: str, world: 
 def moved_prompts(student: str, folder: Path, tower: Any) -> LoadedPrompts:
     """Saved prompts that differ from their start in every tensor."""
     clip = load_clip(student)
-    config = TrainConfig(tower=tower, image_length=2)
+    config = TrainConfig.of(tower=tower, image_length=2)
     ours = PromptedStudent(config, clip, NAMES)
     torch.manual_seed(3)
     with torch.no_grad():

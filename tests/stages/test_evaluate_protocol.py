@@ -244,7 +244,7 @@ def test_base_to_novel_from_a_split_of_coop_to_the_table(student: str, teacher: 
     assert taught.rows_ok == 19
     chosen = subset(SubsetRequest(labels=labels, out=selection, classes=Path("base")), Silent())
     assert (chosen.samples, chosen.classes) == (11, 3), "fox, jay and tea; the first fox is not in train"
-    config = TrainConfig(steps=4, batch_size=8, warmup_steps=1)
+    config = TrainConfig.of(steps=4, batch_size=8, warmup_steps=1)
     train(
         TrainRequest(labels=labels, student=student, out=out, config=config, selection=selection, threads=1), Silent()
     )

@@ -30,7 +30,7 @@ from teachonce.models.prompt_files import LoadedPrompts
 from teachonce.stages.evaluate import evaluate
 from teachonce.stages.export import ExportRequest, ExportResult, export
 from teachonce.stages.import_ import ImportRequest, import_
-from teachonce.training.config import load_train_config
+from teachonce.training.config_file import load_train_config
 
 FILES = (
     "README.md",

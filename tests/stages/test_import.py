@@ -22,7 +22,7 @@ from teachonce.models.clip import load_clip
 from teachonce.stages.evaluate import evaluate
 from teachonce.stages.import_ import ImportRequest, ImportResult, import_
 from teachonce.stages.train import TrainRequest, train
-from teachonce.training.config import load_train_config
+from teachonce.training.config_file import load_train_config
 
 NAMES = ("red fox", "blue jay", "green snake", "crane")
 SLOTS = 5  # an odd number: CoOp's middle rounds down

@@ -19,7 +19,7 @@ from teachonce.errors import DataError, UsageError
 from teachonce.stages.report import ReportRequest, ReportResult, report
 from teachonce.stages.show import ShowRequest, show
 from teachonce.stages.train import TrainRequest, train
-from teachonce.training.config import load_train_config
+from teachonce.training.config_file import load_train_config
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: pages are not opened")

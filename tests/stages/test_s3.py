@@ -124,7 +124,7 @@ def test_a_copied_store_is_the_store(
             out=tmp_path / str(len(digests)),
             threads=1,
             root=root,
-            config=TrainConfig(steps=3, batch_size=8),
+            config=TrainConfig.of(steps=3, batch_size=8),
         )
         digests.append(train(request, Silent()).prompts_digest)
     assert digests[0] == digests[1]

@@ -27,7 +27,8 @@ from teachonce.runs import folder as run_folder
 from teachonce.runs.log import read_events
 from teachonce.stages.train import TrainRequest, train
 from teachonce.stages.train.outcome import TrainResult
-from teachonce.training.config import TrainConfig, load_train_config
+from teachonce.training.config import TrainConfig
+from teachonce.training.config_file import load_train_config
 
 STEPS = 18
 BASE = (f"steps={STEPS}", "batch_size=16", "checkpoint_every=4", "log_every=1", "warmup_steps=3")

@@ -28,7 +28,8 @@ from teachonce.models.prompt_files import load_prompts
 from teachonce.runs.log import read_events
 from teachonce.stages.train import TrainRequest, train
 from teachonce.stages.train.outcome import TrainResult
-from teachonce.training.config import TrainConfig, load_train_config
+from teachonce.training.config import key_types
+from teachonce.training.config_file import load_train_config
 
 STEPS = 4
 BASE = (
@@ -88,8 +89,7 @@ NUMBERS = (
 
 def literal_values() -> Iterator[str]:
     """`key=value`, with what belongs to it, for every allowed value of every option that is a choice."""
-    hints = typing.get_type_hints(TrainConfig)
-    for name, hint in hints.items():
+    for name, hint in key_types().items():
         values = ("false", "true") if hint is bool else typing.get_args(hint)
         for value in values if name != "compile" else ("false",):  # true: in the slow set
             beside = BESIDE.get((name, value), BESIDE.get((name, "*"), []))

@@ -21,7 +21,7 @@ from teachonce.rows import build as working_build
 from teachonce.rows.working_set import Batch, WorkingSet
 from teachonce.runs.log import read_events
 from teachonce.stages.train import TrainRequest, train
-from teachonce.training.config import load_train_config
+from teachonce.training.config_file import load_train_config
 
 BASE = ("steps=12", "batch_size=16", "checkpoint_every=4", "log_every=1")
 

@@ -38,7 +38,7 @@ from teachonce.stages.teach import teach
 from teachonce.stages.train import TrainRequest, train
 from teachonce.stages.verify import VerifyRequest, verify
 from teachonce.teaching.recheck import recheck_rows
-from teachonce.training.config import load_train_config
+from teachonce.training.config_file import load_train_config
 
 V = 3
 ROWS = V * PHOTOS

@@ -79,7 +79,7 @@ def write_run(
 ) -> Path:
     """A finished run whose held-out accuracy ends at `top1`."""
     own = {key: value for key, value in (changes or {}).items() if not key.startswith("data.") and key != "init"}
-    config = TrainConfig(**{"held_out": 0.1, "steps": steps, **own, "seed": seed})
+    config = TrainConfig.of(**{"held_out": 0.1, "steps": steps, **own, "seed": seed})
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     (folder / "config.toml").write_text(tomli_w.dumps(config.to_dict()))
     start = {
@@ -193,7 +193,7 @@ def write_grid(
     for setting in settings:
         for seed in setting.seeds:
             digest = hashlib.sha256(f"{setting.group} {seed}".encode()).hexdigest()[:16]
-            own = TrainConfig(seed=seed).to_dict()
+            own = TrainConfig.of(seed=seed).to_dict()
             cell = {
                 "digest": digest,
                 "name": f"{setting.group} seed={seed}",

@@ -20,7 +20,7 @@ def make_run(folder: Path, student: str, **config: Any) -> Path:
     from teachonce.training.config import TrainConfig
     from teachonce.training.student import PromptedStudent
 
-    settings = TrainConfig(**({"image_length": 2} | config))
+    settings = TrainConfig.of(**({"image_length": 2} | config))
     ours = PromptedStudent(settings, load_clip(student), NAMES)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(3)

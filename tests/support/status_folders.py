@@ -118,7 +118,8 @@ def make_grid(folder: Path, cells: dict[str, str], dead: ProcessMark, owner: Pro
                 json.dumps({"schema": 1, "kind": "UsageError", "message": "it broke", "hint": "mend it", "time": 1.0})
             )
         if reached == 100:
-            results = {"schema": 1, "steps": 100, "seconds": 20.0, "prompts_digest": sha256(b"prompts").hexdigest()}
+            results = {"schema": 1, "steps": 100, "trainable_parameters": 8, "seconds": 20.0}
+            results |= {"prompts_digest": sha256(b"prompts").hexdigest()}
             (cell / "results.json").write_text(json.dumps(results))
             (cell / "prompts.safetensors").write_bytes(b"edited" if state == "damaged" else b"prompts")
         if state in ("finished", "damaged"):

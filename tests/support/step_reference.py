@@ -85,7 +85,7 @@ class PlainStep:
         self.by_length = sorted(range(len(first)), key=lengths.__getitem__)  # the order in which names are drawn
         with torch.no_grad():
             self.frozen: Tensor = self.model.encode_text(
-                tower_reference.full_tokens(self.model, self.names, f"{config.context} {{}}."), normalize=True
+                tower_reference.full_tokens(self.model, self.names, f"{config.prompts.context} {{}}."), normalize=True
             )
 
     def at(self, parameters: Mapping[str, Tensor], batch: Batch, step: int, steps: int) -> Told:
@@ -94,12 +94,12 @@ class PlainStep:
         drawn = self.candidates(batch, step)
         text, images = self.class_features(leaves), self.image_features(leaves, batch)
         share = step / (steps - 1)
-        rise = {"constant": 1.0, "rise": share, "fall": 1 - share}[self.config.soft_schedule]
+        rise = {"constant": 1.0, "rise": share, "fall": 1 - share}[self.config.loss.soft_schedule]
         weights = {
             "hard": 1.0,
-            "soft": self.config.soft_weight * rise,
-            "anchor": self.config.anchor_weight,
-            "consistency": self.config.consistency_weight,
+            "soft": self.config.loss.soft_weight * rise,
+            "anchor": self.config.loss.anchor_weight,
+            "consistency": self.config.loss.consistency_weight,
         }
         parts = self.losses(text, images, batch, drawn)
         loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
@@ -112,12 +112,12 @@ class PlainStep:
         self, leaves: Gradients, loss: Tensor, parts: Mapping[str, Tensor], text: Tensor, step: int
     ) -> tuple[Gradients, float]:
         """Of the loss; with ProGrad less what opposes the frozen student, with all-sampled of the drawn names' text."""
-        if self.config.candidates == "all-sampled":
+        if self.config.candidates.candidates == "all-sampled":
             drawn = self.of_drawn_names(loss, text, step)
             on_prompts = {"text": _gradient(drawn, leaves), "image": _gradient(loss, leaves)}
             return {name: on_prompts[name.partition(".")[0]][name] for name in leaves}, 1.0
         whole = _gradient(loss, leaves)
-        if not self.config.prograd:
+        if not self.config.loss.prograd:
             return whole, 1.0
         hard, general = _gradient(parts["hard"], leaves), _gradient(parts["consistency"], leaves)
         inner = float(torch.stack([(hard[name] * general[name]).sum() for name in leaves]).sum())
@@ -130,7 +130,7 @@ class PlainStep:
         (on_classes,) = torch.autograd.grad(loss, text, retain_graph=True)
         on_names = torch.zeros(len(self.by_length), text.shape[1]).double().index_add(0, self.name_of, on_classes)
         norms = on_names.norm(dim=1)[self.by_length].numpy()
-        chosen, weight = PoissonSample(self.config.sampled_backward, self.config.seed, step).draw(norms)
+        chosen, weight = PoissonSample(self.config.candidates.sampled_backward, self.config.loop.seed, step).draw(norms)
         factor = torch.zeros(len(self.by_length)).double()
         factor[[self.by_length[place] for place in chosen]] = torch.from_numpy(weight)
         return (on_classes * factor[self.name_of][:, None] * text).sum()
@@ -138,16 +138,16 @@ class PlainStep:
     def candidates(self, batch: Batch, step: int) -> Drawn:
         """All classes, or those that are drawn."""
         config, classes = self.config, len(self.names)
-        if config.candidates != "sampled":
+        if config.candidates.candidates != "sampled":
             return Drawn(torch.zeros(1, classes).double(), torch.ones(classes).double())
         found = sampled_candidates(
             batch.label,
-            batch.class_ids[:, : config.sampled_top],
-            config.sampled_fill,
+            batch.class_ids[:, : config.candidates.sampled_top],
+            config.candidates.sampled_fill,
             classes,
-            config.seed,
+            config.loop.seed,
             step,
-            config.correction,
+            config.candidates.correction,
             self.name_of.numpy(),
         )
         log_weight = torch.full((max(1, found.log_weight.ndim - 1) * len(batch.label), classes), -torch.inf).double()
@@ -170,7 +170,7 @@ class PlainStep:
         if "text" not in self.starts:
             return self.frozen
         return tower_reference.plain_features(
-            self.model, self.prompts("text", leaves), self.names, self.config.position
+            self.model, self.prompts("text", leaves), self.names, self.config.prompts.position
         )
 
     def image_features(self, leaves: Gradients, batch: Batch) -> Tensor:
@@ -185,15 +185,15 @@ class PlainStep:
         """The means over the step of everything that the config asks for."""
         config, logits, parts = self.config, self.scale * images @ text.T, {}
         label, log_weight = torch.from_numpy(batch.label), drawn.log_weight.expand(len(batch.label), -1)
-        if config.supervision != "soft":
+        if config.loss.supervision != "soft":
             parts["hard"] = self.hard(logits, log_weight, label)
-        if config.supervision != "hard":
+        if config.loss.supervision != "hard":
             parts["soft"] = self.soft(logits, log_weight, label, batch).mean()
-        if config.consistency_weight or config.prograd:
+        if config.loss.consistency_weight or config.loss.prograd:
             assert batch.features is not None
             frozen = (self.scale * torch.from_numpy(batch.features).double() @ self.frozen.T).softmax(1)
             parts["consistency"] = divergence(frozen, logits, log_weight, 1.0).mean()
-        if config.anchor_weight and config.tower != "image":
+        if config.loss.anchor_weight and config.prompts.tower != "image":
             parts["anchor"] = (drawn.stands_for * (text - self.frozen).square().sum(1)).sum() / len(self.names)
         return parts
 
@@ -201,7 +201,7 @@ class PlainStep:
         """Cross-entropy with all classes of the label's name, and with the whole vocabulary for the smoothed share."""
         labelled = label >= 0
         logits, log_weight, label = logits[labelled], log_weight[labelled], label[labelled]
-        if self.config.hard_over == "seen":
+        if self.config.loss.hard_over == "seen":
             unseen = sorted(set(range(len(self.names))) - set(self.rows.label_column.tolist()))
             log_weight = log_weight.clone()
             log_weight[:, unseen] = -torch.inf
@@ -211,32 +211,32 @@ class PlainStep:
         wanted = -(log_p + log_weight).masked_fill(~same, -torch.inf).logsumexp(1)
         weight = log_weight.exp()
         spread = -(weight * log_p).sum(1) / weight.sum(1)
-        smoothing = self.config.label_smoothing
+        smoothing = self.config.loss.label_smoothing
         return ((1 - smoothing) * wanted + smoothing * spread).sum() / max(1, len(label))
 
     def soft(self, logits: Tensor, log_weight: Tensor, label: Tensor, batch: Batch) -> Tensor:
         """tau^2 KL from the teacher by the config's source and tail rule, [B]."""
-        config, tau = self.config, self.config.temperature
-        softened = config.teacher_temperature or tau
-        if config.targets == "embedding":
+        config, tau = self.config, self.config.loss.temperature
+        softened = config.loss.teacher_temperature or tau
+        if config.loss.targets == "embedding":
             cosines = torch.from_numpy(batch.embedding @ self.rows.class_embeddings.T).double()
             teacher = (self.rows.teacher_scale * cosines / softened).softmax(1)
             return divergence(teacher, logits, log_weight, tau)
         ids = torch.from_numpy(batch.class_ids).long()  # every row has as many classes
         mass = torch.zeros_like(logits).scatter(1, ids, (torch.from_numpy(batch.log_probs).double() / softened).exp())
         stored = torch.zeros_like(logits, dtype=torch.bool).scatter(1, ids, True)
-        if config.tail == "renormalise":
+        if config.loss.tail == "renormalise":
             kept = stored & (log_weight > -torch.inf)
             return tau**2 * kl(mass * kept, logits.div(tau).exp() * kept)
         column = self.rows.temperatures.index(softened)
         tail = torch.from_numpy(batch.log_residual[:, column]).double().exp()[:, None]
-        if config.tail == "ghost":
+        if config.loss.tail == "ghost":
             single = stored & (log_weight == 0)
             student = (logits / tau + log_weight).exp()
             rest = [tail + (mass * ~single).sum(1, keepdim=True), (student * ~single).sum(1, keepdim=True)]
             rest[0] = rest[0] * (rest[1] > 0)
             return tau**2 * kl(torch.cat([mass * single, rest[0]], 1), torch.cat([student * single, rest[1]], 1))
-        if config.tail == "residual-uniform":
+        if config.loss.tail == "residual-uniform":
             mass = mass + ~stored * tail / (~stored).sum(1, keepdim=True)
         else:
             mass = mass + nn.functional.one_hot(label.clamp(min=0), len(self.names)) * (label >= 0)[:, None] * tail
@@ -252,10 +252,10 @@ def exact(model: nn.Module) -> Any:
 def units_of(tower: str, learner: Any, clip: LoadedClip, config: TrainConfig) -> dict[str, Tensor]:
     """What one unit of each parameter is worth in the tower's own numbers."""
     if tower == "text":
-        sizes = TextTower.from_clip(clip.model, clip.tokenizer).slot_scales(config.context).double()
+        sizes = TextTower.from_clip(clip.model, clip.tokenizer).slot_scales(config.prompts.context).double()
     else:
         sizes = ImageTower.from_clip(clip.model).patch_scales().double()
-    if not config.layer_scale:
+    if not config.prompts.layer_scale:
         sizes = torch.ones_like(sizes)
     units = {"context": sizes[0], "gate": torch.tensor(1.0).double()}
     blocks: Mapping[Letter, range] = learner.allocation.blocks

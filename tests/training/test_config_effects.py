@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import tomllib
 from importlib import resources
@@ -10,15 +9,17 @@ from typing import Any
 
 import pytest
 
-from teachonce.core.strict import decode
+from teachonce.core.strict import Idle
 from teachonce.errors import UsageError
-from teachonce.training.config import TrainConfig
-from teachonce.training.config_effects import RULES
+from teachonce.training.config import TrainConfig, marks
+from teachonce.training.config_file import train_config
+
+IDLE = [(key, mark) for key, found in marks().items() for mark in found if isinstance(mark, Idle)]
 
 
 def notes(**given: Any) -> list[str]:
     """What a config says of itself."""
-    return TrainConfig(**given).without_effect()
+    return TrainConfig.of(**given).without_effect()
 
 
 def test_defaults_and_shipped_recipes_have_nothing_idle() -> None:
@@ -28,7 +29,7 @@ def test_defaults_and_shipped_recipes_have_nothing_idle() -> None:
     recipes = [found for file in shipped if "axes" not in (found := tomllib.loads(file.read_text(encoding="utf-8")))]
     assert len(recipes) >= 3
     for recipe in recipes:
-        assert decode(TrainConfig, recipe, "x").without_effect() == []
+        assert train_config(recipe, "x").without_effect() == []
 
 
 @pytest.mark.parametrize(
@@ -70,9 +71,8 @@ def test_the_sentences_name_the_key_and_the_reason(given: dict[str, Any], senten
 
 def test_rules_know_only_keys_that_exist() -> None:
     """A renamed key would leave a rule silent for ever."""
-    keys = {field.name for field in dataclasses.fields(TrainConfig)}
-    for rule in RULES:
-        assert {*rule.keys, *rule.beside} <= keys
+    for _, rule in IDLE:
+        assert rule.beside and set(rule.beside) <= marks().keys()
 
 
 def test_rules_hold_for_plain_values_only() -> None:
@@ -81,7 +81,7 @@ def test_rules_hold_for_plain_values_only() -> None:
     elsewhere: set[int] = set()
     towers, structures = ("text", "image", "both"), ("shared", "unshared")
     for tower, structure, on in itertools.product(towers, structures, (False, True)):
-        config = TrainConfig(
+        config = TrainConfig.of(
             tower=tower,
             structure=structure,
             supervision="hard" if on else "soft",
@@ -102,9 +102,9 @@ def test_rules_hold_for_plain_values_only() -> None:
             config.to_dict() | {"candidates": "sampled", "averaging": "gaussian"},
             config.to_dict() | {"warmup_steps": 9, "steps": 9, "epochs": 0.0},
         ):
-            for number, rule in enumerate(RULES):
+            for number, (_, rule) in enumerate(IDLE):
                 (somewhere if rule.holds(values) else elsewhere).add(number)
-    assert somewhere == elsewhere == set(range(len(RULES)))
+    assert somewhere == elsewhere == set(range(len(IDLE)))
 
 
 SAMPLED = {"candidates": "sampled", "sampled_fill": 0, "sampled_top": 0}
@@ -124,7 +124,7 @@ SAMPLED = {"candidates": "sampled", "sampled_fill": 0, "sampled_top": 0}
 def test_a_run_whose_loss_is_a_constant_is_refused(given: dict[str, Any]) -> None:
     """It would take its time and return the prompts that it began with."""
     with pytest.raises(UsageError, match="nothing would be learned"):
-        decode(TrainConfig, given, "cfg")
+        train_config(given, "cfg")
 
 
 @pytest.mark.parametrize(
@@ -141,4 +141,4 @@ def test_a_run_whose_loss_is_a_constant_is_refused(given: dict[str, Any]) -> Non
 )
 def test_what_learns_something_is_not_refused(given: dict[str, Any]) -> None:
     """Labels of a step's other samples are candidates, and self-consistency is a loss."""
-    decode(TrainConfig, given, "cfg")
+    train_config(given, "cfg")

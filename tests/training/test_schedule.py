@@ -17,7 +17,7 @@ STEPS, WARM = 100, 10
 def rate(step: int, steps: int = STEPS, **options: Any) -> float:
     """The learning rate of a run with ten steps of warm-up."""
     given: dict[str, Any] = {"learning_rate": PEAK, "warmup_steps": WARM, "warmup_rate": 0.002} | options
-    return learning_rate(TrainConfig(steps=steps, **given), steps, step)
+    return learning_rate(TrainConfig.of(steps=steps, **given), steps, step)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
@@ -71,7 +71,7 @@ def test_a_run_of_one_step_moves(schedule: str) -> None:
 
 def weight(step: int, steps: int = 5, soft_schedule: Any = "constant") -> float:
     """Lambda of a run whose weight is 3."""
-    return soft_weight(TrainConfig(steps=steps, soft_weight=3.0, soft_schedule=soft_schedule), steps, step)
+    return soft_weight(TrainConfig.of(steps=steps, soft_weight=3.0, soft_schedule=soft_schedule), steps, step)
 
 
 @pytest.mark.parametrize(

@@ -104,8 +104,8 @@ class Bench:
 
     def trainer(self, moved: int | None = 0, **options: Any) -> Trainer:
         """A run whose parameters were moved away from zero by a draw of that seed; None: as it begins."""
-        config = TrainConfig(**(BASE | options))
-        trainer = Trainer(config, self.clip, self.rows, None if config.tower == "text" else self.images)
+        config = TrainConfig.of(**(BASE | options))
+        trainer = Trainer(config, self.clip, self.rows, None if config.prompts.tower == "text" else self.images)
         if moved is not None:
             generator = torch.Generator().manual_seed(moved)
             with torch.no_grad():
@@ -115,15 +115,19 @@ class Bench:
 
     def plain(self, **options: Any) -> PlainStep:
         """The same run by the reference."""
-        config = TrainConfig(**(BASE | options))
+        config = TrainConfig.of(**(BASE | options))
         learners = self.trainer(None, **options).learners
-        return PlainStep(config, self.clip, self.rows, learners, None if config.tower == "text" else self.images.pixels)
+        return PlainStep(
+            config, self.clip, self.rows, learners, None if config.prompts.tower == "text" else self.images.pixels
+        )
 
     def both(self, step: int = STEP, moved: int = 0, **options: Any) -> tuple[Trainer, dict[str, float], Told]:
         """One step of a run, what it reported, and the same by the reference."""
         trainer, plain = self.trainer(moved, **options), self.plain(**options)
         config = trainer.config
-        order = TrainingOrder(self.rows.row_column, 2, config.batch_size, config.views_per_step, config.seed, 0.0)
+        order = TrainingOrder(
+            self.rows.row_column, 2, config.loop.batch_size, config.loop.views_per_step, config.loop.seed, 0.0
+        )
         before, batch = named(trainer), self.rows.batch(order.at(step)[1])
         return trainer, trainer.step(step), plain.at(before, batch, step, STEPS)
 

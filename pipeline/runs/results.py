@@ -1,0 +1,64 @@
+"""results.json of a run: what the run came to, and what its figures belong to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from teachonce.core.strict import decode_known
+from teachonce.errors import IntegrityError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResults:
+    """What a finished run says of itself. What an earlier version did not write has its default."""
+
+    steps: int
+    trainable_parameters: int
+    seconds: float
+    """Of all calls that worked on the run; what a killed one did after its last checkpoint is not in it."""
+    final_loss: float | None = None
+    """Mean loss of the last 5 logged steps; None where the log holds none."""
+    held_out_top1: float | None = None
+    """Of the result, on the samples that were kept apart; None where none were."""
+    out: str = ""
+    """Where the run folder was."""
+    prompts_digest: str = ""
+    """SHA-256 of prompts.safetensors."""
+    store_id: str | None = None
+    student_digest: str | None = None
+    """Of the student's weights."""
+    selection_digest: str | None = None
+    vocabulary_digest: str | None = None
+    start: str | None = None
+    """Digest of the prompts that the run started from, or words where it was given none."""
+
+    def __post_init__(self) -> None:
+        """Refuse figures that are no numbers: means and tables would be none, either."""
+        for name in ("seconds", "final_loss", "held_out_top1"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}")
+
+    def document(self) -> dict[str, Any]:
+        """The JSON document."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+
+def decode_results(document: Any, where: str) -> RunResults:
+    """The results that a document holds.
+
+    Args:
+        document: parsed JSON.
+        where: the file, for messages.
+
+    Raises:
+        IntegrityError: no run of any version has written it.
+    """
+    if not isinstance(document, Mapping) or document.get("schema") != SCHEMA:
+        raise IntegrityError(f"{where} is not what a run writes: expected an object with schema {SCHEMA}")
+    return decode_known(RunResults, document, where, IntegrityError)
