@@ -37,6 +37,7 @@ from teachonce.labels.format import LABELS, new_layout
 from teachonce.labels.store import Arrays, LabelStore
 from teachonce.models.clip import load_clip, tune_process
 from teachonce.stages import teach
+from teachonce.stages.teach import work as teach_run
 from teachonce.teaching.chunk import TeachJob, _Images, _row_arrays, _stage
 from teachonce.teaching.delivery import ChunkReport
 from teachonce.teaching.worker import worker_head, worker_models
@@ -141,10 +142,10 @@ class Bench:
         """`teach` from its first task to its last commit, in workers that have loaded the models already."""
         shutil.rmtree(self.store, ignore_errors=True)
         shutil.copytree(self.template, self.store)
-        request = teach.TeachRequest(manifest="local-tars", labels=self.store, teacher=self.spec)
+        request = teach.TeachRequest(data=teach.TaughtData(manifest="local-tars"), labels=self.store, teacher=self.spec)
         with owned(self.store, Silent()) as token:
             store = LabelStore.open(self.store, writable=True)
-            tally = teach._run(client, self.job(token), store, (LABELS,), request, Silent())
+            tally = teach_run._run(client, self.job(token), store, (LABELS,), request, Silent())
         assert tally.rows == store.layout.rows and not sum(r.rows_failed for r in store.records(LABELS) if r)
         return Run(tally.seconds, tally.phases, tally.rows)
 

@@ -47,6 +47,7 @@ from teachonce.labels.format import LABELS
 from teachonce.labels.size import bytes_per_row
 from teachonce.labels.store import LabelStore
 from teachonce.stages import teach
+from teachonce.stages.teach import work as teach_run
 from teachonce.teaching import chunk as chunk_task
 
 POINTS = 10
@@ -57,7 +58,7 @@ class Deliveries:
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self._deliver = teach.deliver
+        self._deliver = teach_run.deliver
 
     def __call__(self, *args: Any) -> tuple[str, ...]:
         """Deliver."""
@@ -77,9 +78,9 @@ def scale(folder: Path, rows: int, workers: int) -> None:
     say(f"| {rows:,} rows in {store.layout.chunks} chunks, {workers} workers | |\n|---|---|")
     say(f"| made-up index, empty store, pool | {time.perf_counter() - began:.0f} s |")
     deliveries = Deliveries()
-    teach.deliver = deliveries
+    teach_run.deliver = deliveries
     chunk_task.run_chunk = fake_chunk
-    request = teach.TeachRequest(manifest="local-tars", labels=path, teacher="fake")
+    request = teach.TeachRequest(data=teach.TaughtData(manifest="local-tars"), labels=path, teacher="fake")
     bench = Bench(path, folder, "fake", "")
     with local_cluster(workers) as client, owned(path, Silent()) as token:
         pids = client.run(os.getpid)
@@ -87,7 +88,7 @@ def scale(folder: Path, rows: int, workers: int) -> None:
         opened, driver = LabelStore.open(path, writable=True), psutil.Process()
         with MemoryWatch([os.getpid(), *pids.values()]) as watch:
             before = sum(driver.cpu_times()[:2])
-            tally = teach._run(client, bench.job(token, path), opened, (LABELS,), request, Silent())
+            tally = teach_run._run(client, bench.job(token, path), opened, (LABELS,), request, Silent())
             spent = sum(driver.cpu_times()[:2]) - before
     chunks = store.layout.chunks
     say(f"| write, prove, deliver and commit all chunks | {tally.seconds:.0f} s, {rows / tally.seconds:,.0f} rows/s |")
@@ -112,7 +113,7 @@ def scale(folder: Path, rows: int, workers: int) -> None:
 def finish(request: Any, store: LabelStore, tally: Any) -> None:
     """The check at the end of every teach, and the bytes."""
     began = time.perf_counter()
-    result = teach._finish(request, store, (LABELS,), tally, 0.0, Silent())
+    result = teach_run._finish(request, store, (LABELS,), tally, 0.0, Silent())
     assert result.rows_ok == store.layout.rows
     say(f"| every chunk read back against its record, by the driver | {time.perf_counter() - began:.0f} s |")
     total = sum(value for name, value in bytes_per_row(store).items() if name != "total")

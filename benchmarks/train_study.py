@@ -28,7 +28,8 @@ import torch
 from teachonce.core.progress import Silent
 from teachonce.data.index import build_index, split_classes
 from teachonce.data.manifests import load_manifest
-from teachonce.evaluation.features import Work, image_features
+from teachonce.evaluation.choice import Work
+from teachonce.evaluation.features import image_features
 from teachonce.labels.store import LabelStore
 from teachonce.models.classifier import equal_rows, score
 from teachonce.models.clip import LoadedClip, load_clip, tune_process

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from teachonce.core.strict import decode, toml_value
+from teachonce.data.view_policy import ViewPolicy
 from teachonce.errors import UsageError, did_you_mean
 from teachonce.models.spec import Precision
+from teachonce.stages.teach import Computing
 
 T = TypeVar("T")
 
@@ -41,10 +43,25 @@ class TeachSettings:
         if not self.rehearsal_seconds > 0:
             raise ValueError(f"rehearsal_seconds must be above 0, found {self.rehearsal_seconds}")
 
+    def view_policy(self, views: int) -> ViewPolicy:
+        """What so many views of an image are drawn from.
+
+        Raises:
+            UsageError: a value out of range.
+        """
+        ops = (self.randaugment_ops, self.randaugment_magnitude) if self.randaugment_ops else None
+        return ViewPolicy(views=views, seed=self.seed, scale=(self.view_scale, 1.0), randaugment=ops)
+
     @property
-    def randaugment(self) -> tuple[int, int] | None:
-        """Operations a view and their magnitude; None: none."""
-        return (self.randaugment_ops, self.randaugment_magnitude) if self.randaugment_ops else None
+    def computing(self) -> Computing:
+        """How a worker computes."""
+        return Computing(
+            batch_size=self.batch_size,
+            threads=self.threads,
+            precision=self.precision,
+            compiled=self.compile,
+            class_tile=self.class_tile,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

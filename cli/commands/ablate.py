@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from teachonce.cli import options
-from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job, job
+from teachonce.cluster.description import ClusterSpec
 from teachonce.core.remote import location
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from teachonce.stages import ablate as stage
 
 GridFile = Annotated[
     Path,
@@ -72,21 +70,15 @@ def ablate(
     code 5 while a cell has failed or is missing. No image reaches the teacher.
     """
 
-    def run_stage(output: Output) -> DataclassInstance:
-        from teachonce.cluster.description import ClusterSpec
-        from teachonce.stages import ablate as stage
-
-        request = stage.AblateRequest(
-            grid=grid,
-            labels=labels,
-            student=student,
-            out=out,
-            root=root,
-            dry_run=dry_run,
-            retry_failed=retry_failed,
-            cluster=ClusterSpec(workers=workers, scheduler=scheduler, file=cluster),
-            force_unlock=force_unlock,
-        )
-        return stage.ablate(request, output)
-
-    return job("ablate", json, quiet, run_stage)
+    request = stage.AblateRequest(
+        grid=grid,
+        labels=labels,
+        student=student,
+        out=out,
+        root=root,
+        dry_run=dry_run,
+        retry_failed=retry_failed,
+        cluster=ClusterSpec(workers=workers, scheduler=scheduler, file=cluster),
+        force_unlock=force_unlock,
+    )
+    return job("ablate", json, quiet, lambda output: stage.ablate(request, output))

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from teachonce.cli import options, places
-from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job, job
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from teachonce.stages import cache as stage
 
 
 def cache(
@@ -24,9 +19,5 @@ def cache(
     """
     todo = options.cache_action(action)
 
-    def run_stage(output: Output) -> DataclassInstance:
-        from teachonce.stages import cache as stage
-
-        return stage.cache(stage.CacheRequest(action=todo, labels=labels), output)
-
-    return job("cache", json, quiet, run_stage)
+    request = stage.CacheRequest(action=todo, labels=labels)
+    return job("cache", json, quiet, lambda output: stage.cache(request, output))

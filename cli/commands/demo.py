@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from teachonce.cli import options
-from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job, job
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
+from teachonce.stages import demo as stage
 
 DEMO_FOLDER = Path("teachonce-demo")
 
@@ -25,11 +20,5 @@ def demo(
     quiet: options.Quiet = False,
 ) -> Job:
     """Show all of it in minutes: offline, on a CPU, with images and models that ship with the package."""
-
-    def run_stage(output: Output) -> DataclassInstance:
-        from teachonce.stages import demo as stage
-
-        request = stage.DemoRequest(out=out, seeds=seeds, workers=workers, train_models=train_models)
-        return stage.demo(request, output)
-
-    return job("demo", json, quiet, run_stage)
+    request = stage.DemoRequest(out=out, seeds=seeds, workers=workers, train_models=train_models)
+    return job("demo", json, quiet, lambda output: stage.demo(request, output))

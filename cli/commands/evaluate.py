@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING, Any
-
 from teachonce.cli import options, places, settings
-from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job, job
 from teachonce.errors import UsageError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from teachonce.evaluation.choice import Among, Entrant, SetChoice, Work
+from teachonce.stages import evaluate as stage
 
 
 def evaluate(
@@ -40,32 +35,34 @@ def evaluate(
     and the exit code is 5.
     """
     how = settings.settings(settings.EvaluateSettings, set_ or ())
-    who = {"run": run, "student": student, "template": template, "wise": wise}
-    data = {"root": root, "vocabulary": vocabulary, "classes": classes, "without": without}
-    tables = {"per_class": per_class, "credits": credits}
-    common: dict[str, Any] = {**who, **data, **tables, **dataclasses.asdict(how)}
-    source = _one_set(manifest, skip_missing) if protocol is None else ""
-    if protocol is not None and among is not None:
+    entrant = Entrant(student=student, run=run, template=template, wise=wise)
+    work = Work(batch_size=how.batch_size, threads=how.threads, cache=how.cache)
+    files = stage.Files(per_class=per_class, credits=credits)
+    given = stage.Given(
+        root=root, manifest=manifest, split=split, vocabulary=vocabulary, classes=classes, without=without
+    )
+    if protocol is None:
+        data = _one_set(given, among or "classes", skip_missing)
+        request = stage.EvaluateRequest(entrant=entrant, data=data, files=files, work=work)
+        return job("evaluate", json, quiet, lambda output: stage.evaluate(request, output))
+    if among is not None:
         raise UsageError("--among is what a protocol says of each of its sets", "leave it out")
-
-    def run_stage(output: Output) -> DataclassInstance:
-        if protocol is not None:
-            from teachonce.stages.evaluate import protocol as protocols
-
-            asked = protocols.ProtocolRequest(
-                **common, protocol=protocol, manifest=manifest, split=split, skip_missing=skip_missing
-            )
-            return protocols.evaluate_protocol(asked, output)
-        from teachonce.stages import evaluate as stage
-
-        request = stage.EvaluateRequest(**common, manifest=source, split=split or "val", among=among or "classes")
-        return stage.evaluate(request, output)
-
-    return job("evaluate", json, quiet, run_stage)
+    asked = stage.ProtocolRequest(
+        protocol=protocol, entrant=entrant, given=given, files=files, work=work, skip_missing=skip_missing
+    )
+    return job("evaluate", json, quiet, lambda output: stage.evaluate_protocol(asked, output))
 
 
-def _one_set(manifest: str | None, skip_missing: bool) -> str:
-    """The manifest of an evaluation without a protocol."""
+def _one_set(given: stage.Given, among: Among, skip_missing: bool) -> SetChoice:
+    """What is evaluated without a protocol."""
     if skip_missing:
         raise UsageError("--skip-missing is about the sets of a --protocol", "teachonce evaluate --help")
-    return options.required(manifest, "option '--manifest' (or '--protocol')", "evaluate")
+    return SetChoice(
+        manifest=options.required(given.manifest, "option '--manifest' (or '--protocol')", "evaluate"),
+        root=given.root,
+        split=given.split or "val",
+        vocabulary=given.vocabulary,
+        classes=given.classes,
+        among=among,
+        without=given.without,
+    )

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from teachonce.cli import options
-from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job, job
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from teachonce.stages import export as stage
 
 ExportRun = Annotated[Path, typer.Argument(metavar="RUN", help="A run of train, a result of import, or an export.")]
 ExportOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; new or empty.")]
@@ -56,11 +53,5 @@ def export(
 
     It is loaded again and compared before it gets its name. No network is used, except for --push.
     """
-
-    def run_stage(output: Output) -> DataclassInstance:
-        from teachonce.stages import export as stage
-
-        request = stage.ExportRequest(run=run, out=out, classes=classes, student=student, licence=licence, push=push)
-        return stage.export(request, output)
-
-    return job("export", json, quiet, run_stage)
+    request = stage.ExportRequest(run=run, out=out, classes=classes, student=student, licence=licence, push=push)
+    return job("export", json, quiet, lambda output: stage.export(request, output))

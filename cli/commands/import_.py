@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from teachonce.cli import options
-from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job, job
 from teachonce.models.structures import Position
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from teachonce.stages import import_ as stage
 
 Checkpoint = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="A file of CoOp or POMP: .../prompt_learner/model.pth.tar-50.")
@@ -41,11 +38,5 @@ def import_(
 
     Nothing in the file is run: only tensors are read. The student must be the one it was trained on.
     """
-
-    def run_stage(output: Output) -> DataclassInstance:
-        from teachonce.stages import import_ as stage
-
-        request = stage.ImportRequest(checkpoint=checkpoint, student=student, out=out, position=position)
-        return stage.import_(request, output)
-
-    return job("import", json, quiet, run_stage)
+    request = stage.ImportRequest(checkpoint=checkpoint, student=student, out=out, position=position)
+    return job("import", json, quiet, lambda output: stage.import_(request, output))

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from teachonce.cli import options, places
-from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job, job
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from teachonce.stages import index as stage
 
 
 def index(
@@ -27,9 +22,5 @@ def index(
     """
     source = options.one_manifest(manifest, manifest_option, "index")
 
-    def run_stage(output: Output) -> DataclassInstance:
-        from teachonce.stages import index as stage
-
-        return stage.index(stage.IndexRequest(manifest=source, root=root, split=split, digests=digests), output)
-
-    return job("index", json, quiet, run_stage)
+    request = stage.IndexRequest(manifest=source, root=root, split=split, digests=digests)
+    return job("index", json, quiet, lambda output: stage.index(request, output))

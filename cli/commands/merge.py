@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from teachonce.cli import options, places, settings
-from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job, job
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from teachonce.stages import merge as stage
 
 
 def merge(
@@ -29,18 +24,13 @@ def merge(
     shares = options.listed_numbers(weights, "--weights")
     how = settings.settings(settings.MergeSettings, set_ or ())
 
-    def run_stage(output: Output) -> DataclassInstance:
-        from teachonce.stages import merge as stage
-
-        request = stage.MergeRequest(
-            parents=tuple(stores),
-            labels=out,
-            weights=shares,
-            top_k=top_k,
-            calibrate=how.calibrate,
-            threads=how.threads,
-            force_unlock=force_unlock,
-        )
-        return stage.merge(request, output)
-
-    return job("merge", json, quiet, run_stage)
+    request = stage.MergeRequest(
+        parents=tuple(stores),
+        labels=out,
+        weights=shares,
+        top_k=top_k,
+        calibrate=how.calibrate,
+        threads=how.threads,
+        force_unlock=force_unlock,
+    )
+    return job("merge", json, quiet, lambda output: stage.merge(request, output))

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from teachonce.cli import options
-from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job, job
 from teachonce.core.remote import location
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from teachonce.stages import pack as stage
 
 PackSource = Annotated[
     Path,
@@ -44,10 +41,5 @@ def pack(
 
     A store is verified first. The same content gives the same bytes. `tar xf` and `sha256sum -c` read it too.
     """
-
-    def run_stage(output: Output) -> DataclassInstance:
-        from teachonce.stages import pack as stage
-
-        return stage.pack(stage.PackRequest(source=source, out=out, check=check, unpack=unpack), output)
-
-    return job("pack", json, quiet, run_stage)
+    request = stage.PackRequest(source=source, out=out, check=check, unpack=unpack)
+    return job("pack", json, quiet, lambda output: stage.pack(request, output))

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 from teachonce.cli import options, places, settings
 from teachonce.cli.commands.teach import teach_request
-from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job, job
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from teachonce.cluster.description import ClusterSpec
+from teachonce.stages import plan as stage
+from teachonce.stages.teach import Kept, TaughtData
 
 
 def plan(
@@ -44,27 +40,13 @@ def plan(
     Some images are taught for half a minute on this machine. Exit 6 when disk or memory would not suffice.
     """
     if compare is not None:
-        return _compare(compare, labels, json, quiet)
-    source = options.one_manifest(manifest, manifest_option, "plan")
+        return job("plan", json, quiet, lambda output: stage.compare(compare, labels, output))
     how = settings.settings(settings.TeachSettings, set_ or ())
-
-    data = {"manifest": source, "root": root, "split": split, "vocabulary": vocabulary, "shots": shots}
-    store = {"labels": labels, "top_k": top_k, "embeddings": embeddings, "chunk_rows": chunk_rows}
-    place = {"scheduler": scheduler, "cluster": cluster, "workers": workers}
-
-    def run_stage(output: Output) -> DataclassInstance:
-        from teachonce.stages import plan as stage
-
-        request = teach_request(how, views, template, student, teacher=teacher, **data, **store, **place)
-        return stage.plan(stage.PlanRequest(teach=request, rate=rate, seconds=how.rehearsal_seconds, out=out), output)
-
-    return job("plan", json, quiet, run_stage)
-
-
-def _compare(plan_file: Path, labels: Path, json: bool, quiet: bool) -> Job:
-    def run_stage(output: Output) -> DataclassInstance:
-        from teachonce.stages import plan as stage
-
-        return stage.compare(plan_file, labels, output)
-
-    return job("plan", json, quiet, run_stage)
+    source = options.one_manifest(manifest, manifest_option, "plan")
+    data = TaughtData(manifest=source, root=root, split=split, vocabulary=vocabulary, shots=shots, seed=how.seed)
+    sentences, policy = tuple(template or Kept.templates), how.view_policy(views)
+    kept = Kept(templates=sentences, top_k=top_k, embeddings=embeddings, views=policy, chunk_rows=chunk_rows)
+    place = ClusterSpec(workers=workers, scheduler=scheduler, file=cluster)
+    asked = teach_request(how, labels, teacher, student, data, kept, place)
+    request = stage.PlanRequest(teach=asked, rate=rate, seconds=how.rehearsal_seconds, out=out)
+    return job("plan", json, quiet, lambda output: stage.plan(request, output))

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from teachonce.cli import options, places, settings
-from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job, job
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from teachonce.stages import relabel as stage
 
 
 def relabel(
@@ -34,22 +29,17 @@ def relabel(
     taus = options.listed_numbers(temperatures, "--temperatures")
     how = settings.settings(settings.RelabelSettings, set_ or ())
 
-    def run_stage(output: Output) -> DataclassInstance:
-        from teachonce.stages import relabel as stage
-
-        request = stage.RelabelRequest(
-            parent=labels,
-            labels=out,
-            vocabulary=vocabulary,
-            templates=tuple(template) if template else None,
-            top_k=top_k,
-            temperatures=taus,
-            classes=classes,
-            teacher=teacher,
-            root=root,
-            threads=how.threads,
-            force_unlock=force_unlock,
-        )
-        return stage.relabel(request, output)
-
-    return job("relabel", json, quiet, run_stage)
+    request = stage.RelabelRequest(
+        parent=labels,
+        labels=out,
+        vocabulary=vocabulary,
+        templates=tuple(template) if template else None,
+        top_k=top_k,
+        temperatures=taus,
+        classes=classes,
+        teacher=teacher,
+        root=root,
+        threads=how.threads,
+        force_unlock=force_unlock,
+    )
+    return job("relabel", json, quiet, lambda output: stage.relabel(request, output))

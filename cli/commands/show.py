@@ -12,6 +12,7 @@ from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job
 from teachonce.cli.views import show as show_view
 from teachonce.cli.views.printed import print_result
+from teachonce.stages import show as stage
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -30,8 +31,6 @@ def show(
 
     def work(output: Output) -> int:
         with output.working():
-            from teachonce.stages import show as stage
-
             result: DataclassInstance = stage.show(stage.ShowRequest(path=path), output)
         print_result(result, output, show_view.view)
         return 0

@@ -20,6 +20,7 @@ from teachonce.cli.views import status as status_view
 from teachonce.cli.views.printed import print_view
 from teachonce.core.documents import plain
 from teachonce.core.status import State
+from teachonce.stages import status as stage
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -67,8 +68,6 @@ def status(
 
 
 def _looker(folder: Path, output: Output) -> Callable[[], dict[str, Any]]:
-    from teachonce.stages import status as stage
-
     def look() -> dict[str, Any]:
         with output.working():
             result: DataclassInstance = stage.status(stage.StatusRequest(folder=folder), output)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from teachonce.cli import options, places
-from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job, job
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from teachonce.stages import subset as stage
 
 
 def subset(
@@ -27,13 +22,7 @@ def subset(
 
     The store stays as it is. Shots nest: with one seed, 1 shot is part of 2 shots.
     """
-
-    def run_stage(output: Output) -> DataclassInstance:
-        from teachonce.stages import subset as stage
-
-        request = stage.SubsetRequest(
-            labels=labels, out=out, shots=shots, seed=seed, top_k=top_k, classes=classes, all_names=all_names
-        )
-        return stage.subset(request, output)
-
-    return job("subset", json, quiet, run_stage)
+    request = stage.SubsetRequest(
+        labels=labels, out=out, shots=shots, seed=seed, top_k=top_k, classes=classes, all_names=all_names
+    )
+    return job("subset", json, quiet, lambda output: stage.subset(request, output))

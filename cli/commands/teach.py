@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+import dataclasses
+from pathlib import Path
 
 from teachonce.cli import options, places, settings
-from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job, job
+from teachonce.cluster.description import ClusterSpec
 from teachonce.errors import UsageError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-    from teachonce.stages.teach import TeachRequest
-
-TEMPLATE = "a photo of a {}."
+from teachonce.stages import teach as stage
+from teachonce.stages.teach import Half, Kept, TaughtData, TeachRequest
 
 
 def teach(
@@ -47,54 +43,46 @@ def teach(
 
     The same command continues a store that is not complete; rows that are there are never computed again.
     """
-    source = options.one_manifest(manifest, manifest_option, "teach")
     how = settings.settings(settings.TeachSettings, set_ or ())
+    source = options.one_manifest(manifest, manifest_option, "teach")
+    data = TaughtData(manifest=source, root=root, split=split, vocabulary=vocabulary, shots=shots, seed=how.seed)
+    sentences, policy = tuple(template or Kept.templates), how.view_policy(views)
+    kept = Kept(templates=sentences, top_k=top_k, embeddings=embeddings, views=policy, chunk_rows=chunk_rows)
+    place = ClusterSpec(workers=workers, scheduler=scheduler, file=cluster)
+    asked = teach_request(how, labels, teacher, student, data, kept, place)
+    request = dataclasses.replace(asked, retry_failed=retry_failed, force_unlock=force_unlock)
     half = _half(dry_run_io, dummy_images)
-
-    data = {"manifest": source, "root": root, "split": split, "vocabulary": vocabulary, "shots": shots}
-    store = {"labels": labels, "top_k": top_k, "embeddings": embeddings, "chunk_rows": chunk_rows}
-    place = {"scheduler": scheduler, "cluster": cluster, "workers": workers, "force_unlock": force_unlock}
-
-    def run_stage(output: Output) -> DataclassInstance:
-        from teachonce.stages import teach as stage
-
-        models = {"teacher": teacher, "retry_failed": retry_failed}
-        request = teach_request(how, views, template, student, **models, **data, **store, **place)
-        if half is None:
-            return stage.teach(request, output)
-        from teachonce.stages.teach import rehearse
-
-        return rehearse.rehearse_half(request, half, how.rehearsal_seconds, output)
-
-    return job("teach", json, quiet, run_stage)
+    if half is None:
+        return job("teach", json, quiet, lambda output: stage.teach(request, output))
+    return job("teach", json, quiet, lambda output: stage.rehearse_half(request, half, how.rehearsal_seconds, output))
 
 
-def _half(dry_run_io: bool, dummy_images: bool) -> Literal["images", "models"] | None:
+def teach_request(
+    how: settings.TeachSettings,
+    labels: Path,
+    teacher: str | None,
+    students: list[str] | None,
+    data: TaughtData,
+    kept: Kept,
+    place: ClusterSpec,
+) -> TeachRequest:
+    """What `teach` and `plan` are both asked, with the settings of `--set` put in."""
+    return TeachRequest(
+        labels=labels,
+        data=data,
+        teacher=teacher,
+        students=tuple(students or ()),
+        kept=kept,
+        cluster=place,
+        computing=how.computing,
+        max_failed_share=how.max_failed_share,
+    )
+
+
+def _half(dry_run_io: bool, dummy_images: bool) -> Half | None:
     """The half of the pipeline that is tried alone; None: all of it works."""
     if dry_run_io and dummy_images:
         raise UsageError("--dry-run-io and --dummy-images exclude each other: one runs no model, the other no image")
     if dry_run_io:
         return "images"
     return "models" if dummy_images else None
-
-
-def teach_request(
-    how: settings.TeachSettings, views: int, template: list[str] | None, student: list[str] | None, **given: Any
-) -> TeachRequest:
-    """What `teach` and `plan` are asked: their options, with the settings of `--set` put in."""
-    from teachonce.data.views import ViewPolicy
-    from teachonce.stages.teach import TeachRequest
-
-    return TeachRequest(
-        **given,
-        students=tuple(student or ()),
-        templates=tuple(template or (TEMPLATE,)),
-        seed=how.seed,
-        views=ViewPolicy(views=views, seed=how.seed, scale=(how.view_scale, 1.0), randaugment=how.randaugment),
-        compiled=how.compile,
-        class_tile=how.class_tile,
-        threads=how.threads,
-        batch_size=how.batch_size,
-        precision=how.precision,
-        max_failed_share=how.max_failed_share,
-    )

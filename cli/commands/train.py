@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from teachonce.cli import options, places, settings
 from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job, job
+from teachonce.stages import train as stage
 from teachonce.training.config import TrainConfig
 from teachonce.training.config_file import config_text, load_train_config
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 
 def train(
@@ -48,21 +44,22 @@ def train(
     resolved = load_train_config(config, overrides)
     if print_config:
         return Job(command="train", json=json, quiet=quiet, work=lambda output: _print_config(resolved, output))
-    work = {
-        "labels": options.required(labels, "argument 'LABELS.zarr'", "train"),
-        "student": options.required(student, "option '--student'", "train"),
-        "out": options.required(out, "option '--out'", "train"),
-    }
-    data = {"manifest": manifest, "split": split, "vocabulary": vocabulary, "root": root, "selection": select}
-    begin = {"init": init, "resume": resume, "log": () if log is None else (log,)}
-
-    def run_stage(output: Output) -> DataclassInstance:
-        from teachonce.stages import train as stage
-
-        given: dict[str, Any] = {**work, **data, **begin}
-        return stage.train(stage.TrainRequest(config=resolved, threads=how.threads, **given), output)
-
-    return job("train", json, quiet, run_stage)
+    request = stage.TrainRequest(
+        labels=options.required(labels, "argument 'LABELS.zarr'", "train"),
+        student=options.required(student, "option '--student'", "train"),
+        out=options.required(out, "option '--out'", "train"),
+        config=resolved,
+        resume=resume,
+        threads=how.threads,
+        selection=select,
+        manifest=manifest,
+        split=split,
+        vocabulary=vocabulary,
+        root=root,
+        init=init,
+        log=() if log is None else (log,),
+    )
+    return job("train", json, quiet, lambda output: stage.train(request, output))
 
 
 def _print_config(config: TrainConfig, output: Output) -> int:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from teachonce.cli import options, places
-from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job, job
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from teachonce.stages import verify as stage
 
 
 def verify(
@@ -27,13 +22,5 @@ def verify(
     With --teacher the model runs again on random rows and is compared with what is stored. Exit code 4 and a list of
     what differs if anything does.
     """
-
-    def run_stage(output: Output) -> DataclassInstance:
-        from teachonce.stages import verify as stage
-
-        request = stage.VerifyRequest(
-            labels=labels, repair=repair, teacher=teacher, sample=sample, seed=seed, root=root
-        )
-        return stage.verify(request, output)
-
-    return job("verify", json, quiet, run_stage)
+    request = stage.VerifyRequest(labels=labels, repair=repair, teacher=teacher, sample=sample, seed=seed, root=root)
+    return job("verify", json, quiet, lambda output: stage.verify(request, output))

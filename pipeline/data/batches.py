@@ -21,7 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from teachonce.data.reader import DECODE_ERRORS, UNDECODABLE, ImageFault, ImageReader, decode
-from teachonce.data.views import NO_VIEW, View, ViewPolicy, draw_view, view_params
+from teachonce.data.view_policy import ViewPolicy
+from teachonce.data.views import NO_VIEW, View, draw_view, view_params
 
 READ_AHEAD = 2  # batches that are decoded while one is in the model
 ONE_VIEW = ViewPolicy()

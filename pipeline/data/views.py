@@ -8,99 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from teachonce.core.strict import decode
 from teachonce.data.places import IMAGE_EXTENSIONS, extension
-from teachonce.errors import IntegrityError, UsageError
+from teachonce.data.view_policy import BINS, OPS, SIGNED, ViewPolicy
+from teachonce.errors import IntegrityError
 
-if TYPE_CHECKING:
-    pass
-
-FUNCTION = 1  # of the draw; another number is another function, and its views are other views
 UNIT = 65535  # a box counts in 1/65535 of the image's width and height
-MAX_VIEWS = 255  # view numbers are stored in one byte, and 255 is no number
 NO_VIEW = 65535  # in all five fields where an image failed: no flip is 65535, so a hole never passes for a view
 TRIES = 10  # as torchvision: crops that do not fit are drawn again, then the largest centred one is taken
 
 _PERSON = b"teachonce views"
 _OP_BLOCK = 16  # RandAugment's numbers come from blocks 16, 17, ...; crops use 0 to 9
-_BINS = 30  # the strongest magnitude, as in torchvision's 31 bins
-_SIGNED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness")
-OPS = ("Identity", *_SIGNED, "Posterize", "Solarize", "AutoContrast", "Equalize")
-"""RandAugment's operations in torchvision's order."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewPolicy:
-    """How many views an image has, and what they are drawn from.
-
-    Raises:
-        UsageError: a value out of range.
-    """
-
-    views: int = 1
-    seed: int = 0
-    scale: tuple[float, float] = (0.08, 1.0)
-    """Area of a crop as a share of the image's, least and most; the default is torchvision's, CoOp's and POMP's."""
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width over height of a crop in pixels, least and most."""
-    flip: float = 0.5
-    """Probability of a horizontal flip."""
-    randaugment: tuple[int, int] | None = None
-    """Number of operations and magnitude (0 to 30)."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be drawn."""
-        if not 1 <= self.views <= MAX_VIEWS:
-            raise UsageError(f"views must be between 1 and {MAX_VIEWS}, found {self.views}")
-        if not 0 <= self.seed < 2**64:
-            raise UsageError(f"the seed of views must be between 0 and 2^64 - 1, found {self.seed}")
-        for name, values, most in (("scale", self.scale, 1.0), ("ratio", self.ratio, 1e4)):
-            if len(values) != 2 or not 1 / 1e4 <= values[0] <= values[1] <= most:
-                raise UsageError(f"{name} of views must be two rising numbers from 0.0001 to {most:g}, found {values}")
-        if not 0 <= self.flip <= 1:
-            raise UsageError(f"flip of views is a probability, found {self.flip}")
-        if self.randaugment is not None:
-            number, magnitude = self.randaugment if len(self.randaugment) == 2 else (0, 0)
-            if not (1 <= number <= len(OPS) and 0 <= magnitude <= _BINS):
-                raise UsageError(
-                    f"randaugment of views is a number of operations (1 to {len(OPS)}) and a magnitude (0 to {_BINS}), "
-                    f"found {self.randaugment}"
-                )
-
-    def to_dict(self) -> dict[str, Any]:
-        """What views depend on, for JSON; with one view nothing is drawn and nothing else matters."""
-        if self.views == 1:
-            return {"views": 1}
-        return {"function": FUNCTION} | {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @staticmethod
-    def from_dict(fields: Mapping[str, Any], where: str) -> ViewPolicy:
-        """The policy that `to_dict` described.
-
-        Args:
-            fields: from a store's fingerprint.
-            where: the store, for messages.
-
-        Raises:
-            IntegrityError: unknown or missing fields, or another version of the function drew the views.
-        """
-        fields = dict(fields)
-        if fields.get("views") != 1 and fields.pop("function", None) != FUNCTION:
-            raise IntegrityError(
-                f"{where}: its views were drawn by another version of the function than {FUNCTION}",
-                hint="install the version of teachonce that wrote it; boxes and flips are stored and stay readable",
-            )
-        try:
-            return decode(ViewPolicy, fields, where, IntegrityError)
-        except UsageError as problem:
-            raise IntegrityError(f"{where}: {problem.message}") from problem
 
 
 @dataclass(frozen=True)
@@ -210,19 +133,19 @@ def _ops(policy: ViewPolicy, name: str, view: int) -> tuple[tuple[str, float], .
         which, sign = uniforms(policy.seed, name, view, block)[:2]
         op = OPS[int(which * len(OPS))]
         strength = _strength(op, magnitude)
-        drawn.append((op, -strength if op in _SIGNED and sign < 0.5 else strength))
+        drawn.append((op, -strength if op in SIGNED and sign < 0.5 else strength))
     return tuple(drawn)
 
 
 def _strength(op: str, magnitude: int) -> float:
     """Torchvision's strength of an operation at this magnitude of 31 (translations: as a share of the side)."""
-    share = magnitude / _BINS
+    share = magnitude / BINS
     most = {"ShearX": 0.3, "ShearY": 0.3, "TranslateX": 150 / 331, "TranslateY": 150 / 331, "Rotate": 30.0}
     if op == "Posterize":
         return 8.0 - round(share * 4)
     if op == "Solarize":
-        return 255.0 * (_BINS - magnitude) / _BINS  # exact: a threshold just above 170 would leave pixels of 170 alone
-    return share * most.get(op, 0.9) if op in _SIGNED else 0.0
+        return 255.0 * (BINS - magnitude) / BINS  # exact: a threshold just above 170 would leave pixels of 170 alone
+    return share * most.get(op, 0.9) if op in SIGNED else 0.0
 
 
 def _quantised(start: int, stop: int, size: int) -> tuple[int, int]:

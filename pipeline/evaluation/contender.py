@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,8 @@ from teachonce.core.machine import CACHE_VARIABLE, cache_problem, default_thread
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, UsageError
 from teachonce.evaluation.cache import digest_key, feature_key, keep_arrays, kept_arrays
-from teachonce.evaluation.features import Work, image_identity, set_features
+from teachonce.evaluation.choice import Entrant, Work
+from teachonce.evaluation.features import image_identity, set_features
 from teachonce.evaluation.scores import Outcomes, outcomes
 from teachonce.evaluation.sets import EvaluationSet
 from teachonce.models.classifier import template_features
@@ -89,7 +89,7 @@ class Judged:
     """Of the decoded ones."""
 
 
-def load_contender(student: str, run: Path | None, share: float, threads: int | None) -> Contender:
+def load_contender(entrant: Entrant, threads: int | None) -> Contender:
     """Load the student, and the prompts of a run.
 
     Raises:
@@ -97,7 +97,7 @@ def load_contender(student: str, run: Path | None, share: float, threads: int | 
         FingerprintError: the prompts belong to another student.
     """
     tune_process(threads or default_threads(1))
-    clip = load_clip(student, pick_device())
+    clip, run, share = load_clip(entrant.student, pick_device()), entrant.run, entrant.wise
     prompts = None if run is None else load_prompts(run).bound_to(clip)
     if prompts is not None and prompts.image is not None and share != 1:
         raise UsageError(

@@ -6,7 +6,6 @@ It scores nothing, and training does not use it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +19,10 @@ from teachonce.data.index import SampleIndex
 from teachonce.data.reader import ImageReader
 from teachonce.errors import DataError
 from teachonce.evaluation.cache import SplitFeatures, cached_features, feature_key, kept_features
+from teachonce.evaluation.choice import Work
 from teachonce.evaluation.sets import EvaluationSet
 from teachonce.models.clip import LoadedClip, embedding_width
 from teachonce.models.prompt_files import LoadedPrompts
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """How images are gone through; it changes no feature."""
-
-    batch_size: int = 128
-    threads: int | None = None
-    cache: bool = True
-    """Whether features may come from, and go to, the user's cache."""
 
 
 def image_identity(clip: LoadedClip, prompts: LoadedPrompts | None) -> list[str]:

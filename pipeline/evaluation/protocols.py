@@ -16,7 +16,7 @@ from typing import Any, Literal
 from teachonce.core.strict import decode
 from teachonce.data.vocabulary import HALVES
 from teachonce.errors import DataError, UsageError, neither_file_nor_name
-from teachonce.evaluation.sets import Among
+from teachonce.evaluation.choice import Among
 
 OPTION = "--"  # a value such as "--manifest" is taken from the option of that name
 DEFAULTS = {"--split": "val"}

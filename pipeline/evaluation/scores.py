@@ -15,26 +15,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from teachonce.data.vocabulary import Vocabulary
+from teachonce.evaluation.choice import COLUMNS
+from teachonce.evaluation.statistics import expected_calibration_error, likelihoods, mcnemar
+from teachonce.models.classifier import equal_rows, score
 
 MOST_CONFUSED = 10
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
-_COLUMNS = (
-    "id",
-    "name",
-    "n",
-    "top1",
-    "top5",
-    "most_confused_with",
-    "confused_share",
-    "confused_id",
-    "nll",
-    "template_top1",
-    "gain",
-)
-TABLE_HEADER = ",".join(_COLUMNS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +54,6 @@ def outcomes(
     Raises:
         DataError: features that are not numbers.
     """
-    import torch
-
-    from teachonce.evaluation.statistics import likelihoods
-    from teachonce.models.classifier import equal_rows, score
-
     images, text, own = torch.from_numpy(features), torch.from_numpy(classes), torch.from_numpy(labels)
     inverse = equal_rows(text)
     scores = score(images, text, own, inverse)
@@ -78,8 +63,6 @@ def outcomes(
 
 def figures(found: Outcomes, labels: Labels) -> dict[str, float]:
     """top1, top5, macro (mean over classes of their top-1), ece and nll; fractions, and nats for nll."""
-    from teachonce.evaluation.statistics import expected_calibration_error
-
     return {
         "top1": float(found.top1.mean()),
         "top5": float(found.top5.mean()),
@@ -97,8 +80,6 @@ def macro_accuracy(credit: Floats, labels: Labels) -> float:
 
 def paired(prompts: Outcomes, template: Outcomes) -> dict[str, float | int]:
     """McNemar's exact test of the prompts against the template, on the images where neither shares its credit."""
-    from teachonce.evaluation.statistics import mcnemar
-
     whole = np.isin(prompts.top1, (0, 1)) & np.isin(template.top1, (0, 1))
     ours, theirs = prompts.top1[whole] == 1, template.top1[whole] == 1
     only_ours, only_theirs = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
@@ -135,7 +116,7 @@ def confused_pairs(
 def class_table(found: Outcomes, template: Outcomes | None, labels: Labels, classes: Vocabulary) -> bytes:
     """CSV with one line a class that has images; the template's columns are empty where it is what was evaluated."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n")
     writer.writeheader()
     worst = _worst(found, labels)
     for index in np.unique(labels):

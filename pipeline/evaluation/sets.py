@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,26 +17,7 @@ from teachonce.data.index import SampleIndex, build_index, split_classes
 from teachonce.data.manifests import Manifest, load_manifest, require_data, require_root
 from teachonce.data.vocabulary import HALVES, Vocabulary, half_of, load_vocabulary, read_class_ids, spoken, take_classes
 from teachonce.errors import DataError, UsageError
-
-Among = Literal["classes", "all"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SetChoice:
-    """Which part of which data set, and which names compete."""
-
-    manifest: str
-    root: Path | None
-    split: str = "val"
-    vocabulary: str | None = None
-    """The names; None: the manifest's own class list."""
-    classes: Path | str | None = None
-    """Images of these classes only: a file of class ids, `base` or `novel` (halves of the split's own class list),
-    `timm:NAME`, or `all`; None: all."""
-    among: Among = "classes"
-    """Whose names compete where `classes` is given: of these classes, or of the whole vocabulary."""
-    without: Path | None = None
-    """Classes whose names, and those of their homonyms, are taken out of the competition; with them their images."""
+from teachonce.evaluation.choice import SetChoice
 
 
 @dataclass(frozen=True, eq=False)

@@ -107,7 +107,7 @@ def add_embedding(store: LabelStore, kind: EmbeddingKind, width: int, fingerprin
 def add_group_like(store: LabelStore, parent: LabelStore, name: str) -> str:
     """Add an empty column group with the arrays and the fingerprint of the parent's."""
     group = parent.groups[name]
-    return _add_group(store, name, group.arrays[0].tail[0], group.fingerprint)
+    return _add_group(store, name, group.vectors.tail[0], group.fingerprint)
 
 
 def _create(

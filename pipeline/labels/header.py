@@ -138,6 +138,11 @@ class Group:
         """SHA-256 (hex) of the fingerprint without `about`, which is for people."""
         return canonical_digest({field: value for field, value in self.fingerprint.items() if field != "about"})
 
+    @property
+    def vectors(self) -> ArraySpec:
+        """The array of the vectors, one a row: every group but `labels` holds vectors, and their array comes first."""
+        return self.arrays[0]
+
 
 def group_arrays(name: str, body: dict[str, Any], layout: Layout) -> tuple[ArraySpec, ...]:
     """The arrays of a column group other than `labels`, from its attributes."""

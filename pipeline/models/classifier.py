@@ -1,12 +1,13 @@
-"""Zero-shot classification: class features from a template, top-1/top-5 with ties shared, intervals.
+"""Class features of a template or of prompts, and scoring: top-1/top-5 with ties shared, probabilities.
 
 It does not read images and does not train.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from teachonce.data.vocabulary import require_template
-from teachonce.errors import DataError, UnsupportedModelError, UsageError
+from teachonce.data.vocabulary import is_visible, require_template
+from teachonce.errors import DataError, EnvironmentFault, TeachOnceError, UnsupportedModelError, UsageError
+from teachonce.models import clip as clip_models
 from teachonce.models.clip import LoadedClip
+from teachonce.models.image_tower import ImageTower
+from teachonce.models.prompt_files import LoadedPrompts
 from teachonce.models.slots import SlotPrompts
+from teachonce.models.structures import Position
 from teachonce.models.text_tower import TextTower
 from teachonce.models.tokens import NameTokens
 
 CHUNK = 512  # names encoded at once
+WRITTEN: Position = "before"  # where a hand-written context stands, wherever slots would
 
 
 @torch.inference_mode()
@@ -104,6 +110,84 @@ def _plain_features(clip: LoadedClip, names: Sequence[str], template: str) -> Te
         tokens = clip.tokenizer(texts)
         parts.append(clip.model.encode_text(tokens.to(clip.device)).float())  # type: ignore[operator]
     return nn.functional.normalize(torch.cat(parts), dim=-1)
+
+
+class PromptsAtWork:
+    """Saved prompts in their student, which is loaded when features are first asked for.
+
+    Args:
+        prompts: as they were read.
+    """
+
+    def __init__(self, prompts: LoadedPrompts) -> None:
+        self._prompts = prompts
+
+    def class_features(self, names: Sequence[str]) -> Tensor:
+        """Unit text features of class names, [C, E] float32; see `LoadedPrompts.classifier`."""
+        listed = _require_names(names)
+        tower, meta = self._text_tower, self._prompts.meta
+        if self._prompts.text is None:
+            prompts, position = SlotPrompts(context=tower.embed_words(meta.context)), WRITTEN
+        else:
+            prompts, position = self._prompts.text, meta.position
+        return prompted_features(tower, prompts, tower.tokenise(listed, meta.suffix, prompts.slots, position))
+
+    @torch.no_grad()
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Unit image features of prepared images, [B, E] float32; see `LoadedPrompts.image_features`."""
+        if self._prompts.image is None:
+            return self._student.encode_images(pixels)
+        tower = ImageTower.from_clip(self._student.model)
+        return tower.features(self._prompts.image.apply(lambda x: x.to(tower.device)), pixels.to(tower.device))
+
+    @cached_property
+    def _student(self) -> LoadedClip:
+        if self._prompts.student is not None:
+            return self._prompts.student
+        try:
+            loaded = self._prompts.bound_to(clip_models.load_clip(self._prompts.model)).student
+        except (UsageError, EnvironmentFault) as problem:
+            problem.hint = f"say where the student is: load_prompts(..., model='local-dir:PATH'); {problem.hint}"
+            raise
+        if loaded is None:
+            raise TeachOnceError("no student was loaded")
+        return loaded
+
+    @cached_property
+    def _text_tower(self) -> TextTower:
+        return TextTower.from_clip(self._student.model, self._student.tokenizer)
+
+
+def _require_names(names: object) -> list[str]:
+    """Class names as a list.
+
+    Raises:
+        UsageError: one text, which would count as its letters; nothing to go through; no name; a name that is no text
+            or blank.
+    """
+    hint = 'classifier(["tench", "great white shark"])'
+    if isinstance(names, (str, bytes)):
+        raise UsageError(
+            f"classifier takes a list of class names, found one {type(names).__name__} {names!r}",
+            hint=f"classifier([{names!r}])" if isinstance(names, str) else hint,
+        )
+    if not isinstance(names, Iterable):
+        raise UsageError(f"classifier takes a list of class names, found {type(names).__name__}", hint=hint)
+    listed = list(names)
+    if not listed:
+        raise UsageError("classifier takes at least one class name, found none", hint=hint)
+    for index, name in enumerate(listed):
+        if not isinstance(name, str):
+            raise UsageError(f"class name {index} is no text: found {type(name).__name__} {name!r}", hint=hint)
+        if not is_visible(name.strip()):
+            raise UsageError(f"class name {index} is blank or invisible: {name!r}", hint=hint)
+    return listed
+
+
+def probabilities(images_NE: Tensor, classes_CE: Tensor, logit_scale: float) -> Tensor:
+    """What a CLIP makes of unit image features among unit class features: softmax(scale * cosine), [N, C] float64."""
+    logits = logit_scale * images_NE.double() @ classes_CE.double().cpu().T
+    return logits.softmax(dim=1)
 
 
 @dataclass(frozen=True)

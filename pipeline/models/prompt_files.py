@@ -1,6 +1,6 @@
 """Save and load prompts: the two files that people take home.
 
-It trains nothing (`prompts` does) and fetches nothing except the student model itself, and files of a hub id.
+It trains nothing (`learner` does), runs nothing (`classifier` does) and fetches nothing but the files of a hub id.
 
 Shapes: M slots, L blocks, D width, B images, C names, E embedding.
 """
@@ -11,13 +11,12 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as bytes_from_tensors
@@ -28,9 +27,8 @@ from teachonce.core.files import atomic_write_bytes
 from teachonce.core.hub import fetch, hub_id_of
 from teachonce.core.strict import decode
 from teachonce.core.sums import AGAIN, SUMS_FILE, require_unchanged
-from teachonce.data.vocabulary import is_visible, shown
+from teachonce.data.vocabulary import shown
 from teachonce.errors import (
-    EnvironmentFault,
     FingerprintError,
     IncompleteError,
     IntegrityError,
@@ -39,11 +37,11 @@ from teachonce.errors import (
 )
 from teachonce.models.prompt_names import CHECKPOINTS_FOLDER, CONFIG_FILE, EXPORTED, META_FILE, TENSORS_FILE
 from teachonce.models.slots import SlotPrompts
-from teachonce.models.structures import Init, Position, Structure, allocate
+from teachonce.models.structures import Init, Position, Structure, allocate, written
 
 if TYPE_CHECKING:
+    from teachonce.models.classifier import PromptsAtWork
     from teachonce.models.clip import LoadedClip
-    from teachonce.models.text_tower import TextTower
 
 _FORMAT = "teachonce-prompts-2"  # tensors `text.context`, `text.key`, ..., `image.context`, ...
 _FIRST_FORMAT = "teachonce-prompts-1"  # text prompts only, tensors without a tower's name
@@ -52,7 +50,6 @@ _PLACE = (
     f"give a folder with {TENSORS_FILE} and {META_FILE}: a run of `teachonce train`, or an export of one; or "
     "OWNER/NAME, OWNER/NAME@REVISION on the hub"
 )
-WRITTEN: Position = "before"  # where a hand-written context stands, wherever slots would
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +75,11 @@ class PromptMeta:
     suffix: str  # what follows a name
     version: str  # of this project
 
+    @property
+    def template(self) -> str:
+        """The sentence around a name that the text slots began as."""
+        return written(self.context, self.suffix)
+
 
 @dataclass(frozen=True)
 class LoadedPrompts:
@@ -102,29 +104,15 @@ class LoadedPrompts:
             FingerprintError: the student's weights are not the ones the prompts were trained on.
             UsageError: no list of names; a name that is no text, blank or too long.
         """
-        own = _require_names(names)
-        from teachonce.models.classifier import prompted_features  # brings open_clip, as the student does
+        return self._at_work.class_features(names)
 
-        tower = self._text_tower
-        if self.text is None:
-            prompts, position = SlotPrompts(context=tower.embed_words(self.meta.context)), WRITTEN
-        else:
-            prompts, position = self.text, self.meta.position
-        return prompted_features(tower, prompts, tower.tokenise(own, self.meta.suffix, prompts.slots, position))
-
-    @torch.no_grad()
     def image_features(self, pixels: Tensor) -> Tensor:
         """Unit image features of prepared images [B, 3, H, W], [B, E] float32. The first call loads the student.
 
         Raises:
             FingerprintError: the student's weights are not the ones the prompts were trained on.
         """
-        if self.image is None:
-            return self._student.encode_images(pixels)
-        from teachonce.models.image_tower import ImageTower  # only where there are image prompts
-
-        tower = ImageTower.from_clip(self._student.model)
-        return tower.features(self.image.apply(lambda x: x.to(tower.device)), pixels.to(tower.device))
+        return self._at_work.image_features(pixels)
 
     def bound_to(self, clip: LoadedClip) -> LoadedPrompts:
         """The same prompts on a student that is loaded already.
@@ -141,51 +129,10 @@ class LoadedPrompts:
         return dataclasses.replace(self, student=clip)
 
     @cached_property
-    def _student(self) -> LoadedClip:
-        from teachonce.models.clip import load_clip  # models are loaded only by those who ask for features
+    def _at_work(self) -> PromptsAtWork:
+        from teachonce.models.classifier import PromptsAtWork  # brings open_clip: only for those who ask for features
 
-        if self.student is not None:
-            return self.student
-        try:
-            loaded = self.bound_to(load_clip(self.model)).student
-        except (UsageError, EnvironmentFault) as problem:
-            problem.hint = f"say where the student is: load_prompts(..., model='local-dir:PATH'); {problem.hint}"
-            raise
-        if loaded is None:
-            raise TeachOnceError("no student was loaded")
-        return loaded
-
-    @cached_property
-    def _text_tower(self) -> TextTower:
-        from teachonce.models.text_tower import TextTower
-
-        return TextTower.from_clip(self._student.model, self._student.tokenizer)
-
-
-def _require_names(names: object) -> list[str]:
-    """Class names as a list.
-
-    Raises:
-        UsageError: one text, which would count as its letters; nothing to go through; no name; a name that is no text
-            or blank.
-    """
-    hint = 'classifier(["tench", "great white shark"])'
-    if isinstance(names, (str, bytes)):
-        raise UsageError(
-            f"classifier takes a list of class names, found one {type(names).__name__} {names!r}",
-            hint=f"classifier([{names!r}])" if isinstance(names, str) else hint,
-        )
-    if not isinstance(names, Iterable):
-        raise UsageError(f"classifier takes a list of class names, found {type(names).__name__}", hint=hint)
-    found = list(names)
-    if not found:
-        raise UsageError("classifier takes at least one class name, found none", hint=hint)
-    for index, name in enumerate(found):
-        if not isinstance(name, str):
-            raise UsageError(f"class name {index} is no text: found {type(name).__name__} {name!r}", hint=hint)
-        if not is_visible(name.strip()):
-            raise UsageError(f"class name {index} is blank or invisible: {name!r}", hint=hint)
-    return found
+        return PromptsAtWork(self)
 
 
 def save_prompts(folder: Path, text: SlotPrompts | None, image: SlotPrompts | None, meta: PromptMeta) -> None:

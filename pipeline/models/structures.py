@@ -62,6 +62,11 @@ class Allocation:
         return slots * width * (self.context + sum(map(len, self.blocks.values())))
 
 
+def written(context: str, suffix: str) -> str:
+    """The template of a hand-written context: its words in front of a name, and what follows the name."""
+    return f"{context} {{}}{suffix}"
+
+
 def allocate(structure: Structure, layers: int, depth: int) -> Allocation:
     """The trained tensors of a structure on a tower of L blocks.
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from teachonce.data.views import OPS, View
+from teachonce.data.view_policy import OPS
+from teachonce.data.views import View
 
 if TYPE_CHECKING:
     from torch import Tensor

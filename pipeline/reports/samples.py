@@ -201,7 +201,7 @@ def _read_chunk(store: LabelStore, group: str, chunk: int, run: Run | None) -> _
     """Of one chunk; with a run only what it kept apart from training."""
     data, views = store.read_chunk(LABELS, chunk), store.layout.views
     soft, index = store.decode_labels(data), store.index_of_chunk(chunk)
-    features = store.read_chunk(group, chunk)[store.groups[group].arrays[0].path].astype(np.float32)
+    features = store.read_chunk(group, chunk)[store.groups[group].vectors.path].astype(np.float32)
     label = store.label_to_vocabulary[data["label"]]
     first = np.arange(len(label)) % views == 0
     kept = np.flatnonzero(first & (data["status"] == 0) & (label >= 0) & np.isfinite(features).all(axis=1))
@@ -240,21 +240,19 @@ def _student(
     run: Run, student: str, names: Sequence[str], features: npt.NDArray[np.float32]
 ) -> tuple[str, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """The template, and the probabilities of the student with it and with the prompts, [R, C] each."""
-    from teachonce.models.classifier import template_features
-    from teachonce.models.clip import load_clip
-    from teachonce.models.prompt_files import load_prompts
+    import torch
 
-    prompts = load_prompts(run.folder)
-    clip = load_clip(student)
-    bound = prompts.bound_to(clip)
-    template = f"{prompts.meta.context} {{}}{prompts.meta.suffix}"
-    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-    both = []
-    for classes in (template_features(clip, names, template), bound.classifier(names)):
-        logits = clip.logit_scale * unit.astype(np.float64) @ classes.cpu().numpy().T
-        p = np.exp(logits - logits.max(axis=1, keepdims=True))
-        both.append(p / p.sum(axis=1, keepdims=True))
-    return template, both[0], both[1]
+    from teachonce.models import classifier, clip, prompt_files  # bring open_clip: only where rows can be shown
+
+    prompts = prompt_files.load_prompts(run.folder)
+    model = clip.load_clip(student)
+    template, bound = prompts.meta.template, prompts.bound_to(model)
+    unit = torch.from_numpy(features / np.linalg.norm(features, axis=1, keepdims=True))
+    before, after = (
+        classifier.probabilities(unit, classes, model.logit_scale).numpy()
+        for classes in (classifier.template_features(model, names, template), bound.classifier(names))
+    )
+    return template, before, after
 
 
 def _best(p: npt.NDArray[np.float64], names: npt.NDArray[np.int64], vocabulary: Vocabulary) -> tuple[Guess, ...]:

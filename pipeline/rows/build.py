@@ -133,7 +133,7 @@ def write_arrays(plan: Plan, place: Path, reporter: Reporter) -> dict[str, Any]:
     without_class = 0
     try:
         for file, group in plan.columns.items():
-            spec = plan.store.groups[group].arrays[0]
+            spec = plan.store.groups[group].vectors
             writers[file] = ArrayWriter(place / file, spec.dtype.newbyteorder("<"), spec.tail)
         for chunk, parts in enumerate(_in_order(plan, chunks)):
             for file, writer in writers.items():
@@ -206,7 +206,7 @@ def _values(plan: Plan, group: str, chunk: int, seen: npt.NDArray[np.bool_]) -> 
     Raises:
         DataError: names the first row that is not.
     """
-    array = plan.store.groups[group].arrays[0].path
+    array = plan.store.groups[group].vectors.path
     values = plan.store.read_chunk(group, chunk, (array,))[array]
     sound = values[:, 0] != INT8_FILL if values.dtype == np.int8 else np.isfinite(values).all(axis=1)
     broken = np.flatnonzero(seen & ~sound)

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from teachonce.data.index import SampleIndex
 from teachonce.data.reader import DECODE_ERRORS, ImageFault, ImageReader, decode
-from teachonce.data.views import EVALUATION, View, ViewPolicy, view_from_params
+from teachonce.data.view_policy import ViewPolicy
+from teachonce.data.views import EVALUATION, View, view_from_params
 from teachonce.errors import DataError, IntegrityError, TeachOnceError
 from teachonce.labels.format import LABELS
 from teachonce.labels.ledger import key_digest

@@ -94,7 +94,7 @@ def prove_pairing(rows: WorkingSet, seed: int, reporter: Reporter, root: Path | 
         IntegrityError: names the row and its key, what was expected and what was found.
         DataError: an image cannot be read.
     """
-    store = rows.plan.store
+    store = rows.store
     random = PAIRING.at(seed)
     places = np.sort(random.choice(len(rows), min(PROVED, len(rows)), replace=False))
     numbers = rows.records.take(places)["row"].astype(np.int64)
@@ -117,7 +117,7 @@ def prove_pairing(rows: WorkingSet, seed: int, reporter: Reporter, root: Path | 
 
 
 def _prove_chunk(rows: WorkingSet, chunk: int, picked: list[_Row], root: Path | None) -> None:
-    store = rows.plan.store
+    store = rows.store
     index = store.index_of_chunk(chunk)
     data = store.read_chunk(LABELS, chunk)
     _prove_index(store, chunk, data, index, picked)
@@ -170,7 +170,7 @@ def _prove_record(rows: WorkingSet, row: _Row, key: str, wanted: dict[str, npt.N
 def _wrong_set(rows: WorkingSet, row: int, key: str, expected: str, found: str) -> IntegrityError:
     return IntegrityError(
         f"{rows.path}: row {row} (key '{key}'): expected {expected}, found {found}",
-        hint=f"teachonce cache clear {rows.plan.store.path}, then run the same command again",
+        hint=f"teachonce cache clear {rows.store.path}, then run the same command again",
     )
 
 

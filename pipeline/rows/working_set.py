@@ -81,6 +81,11 @@ class WorkingSet:
         return len(self.records)
 
     @property
+    def store(self) -> LabelStore:
+        """The label store that the rows come from."""
+        return self.plan.store
+
+    @property
     def label_column(self) -> npt.NDArray[np.int32]:
         """The label of every row, [N]; reading it touches every record."""
         column: npt.NDArray[np.int32] = self.records["label"]
@@ -100,7 +105,7 @@ class WorkingSet:
             IntegrityError: they are damaged.
         """
         self._require_teacher()
-        return self.plan.store.class_embeddings()[self.plan.run_class[:-1] >= 0]
+        return self.store.class_embeddings()[self.plan.run_class[:-1] >= 0]
 
     @property
     def teacher_scale(self) -> float:
@@ -110,10 +115,10 @@ class WorkingSet:
             DataError: the store has no teacher.
         """
         self._require_teacher()
-        return float(self.plan.store.groups[LABELS].fingerprint["logit_scale"])
+        return float(self.store.groups[LABELS].fingerprint["logit_scale"])
 
     def _require_teacher(self) -> None:
-        store = self.plan.store
+        store = self.store
         if "logit_scale" not in store.groups[LABELS].fingerprint:
             raise DataError(f"{store.path} has no teacher of its own with class embeddings", hint=store.embedding_hint)
 

@@ -23,7 +23,7 @@ from teachonce.core.remote import exists, location
 from teachonce.data.batches import ImageBatch, ImageBatches, image_batches
 from teachonce.data.index import SampleIndex
 from teachonce.data.reader import ImageFault, ImageReader
-from teachonce.data.views import ViewPolicy
+from teachonce.data.view_policy import ViewPolicy
 from teachonce.errors import DataError, EnvironmentFault
 from teachonce.labels.format import LABELS
 from teachonce.labels.ledger import key_digest

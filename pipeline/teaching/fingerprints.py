@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from teachonce import __version__
 from teachonce.core.machine import package_versions
 from teachonce.data.manifests import Manifest
-from teachonce.data.views import ViewPolicy
+from teachonce.data.view_policy import ViewPolicy
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.labels.codec import CODEC_VERSION
 from teachonce.labels.create import BLOCK

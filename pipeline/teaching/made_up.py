@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from teachonce.data.batches import ImageBatch
-from teachonce.data.views import ViewPolicy
+from teachonce.data.view_policy import ViewPolicy
 from teachonce.models.clip import LoadedClip
 
 

@@ -19,7 +19,8 @@ from teachonce.core.progress import Reporter
 from teachonce.core.streams import RECHECK
 from teachonce.data.index import SampleIndex
 from teachonce.data.reader import ImageFault, ImageReader, decode
-from teachonce.data.views import EVALUATION, View, ViewPolicy, view_from_params
+from teachonce.data.view_policy import ViewPolicy
+from teachonce.data.views import EVALUATION, View, view_from_params
 from teachonce.errors import DataError, FingerprintError
 from teachonce.labels.codec import TopK, max_error
 from teachonce.labels.embeddings import decode_embeddings, encode_embeddings

@@ -14,7 +14,7 @@ from teachonce.core.progress import Reporter
 from teachonce.data.index import SampleIndex, build_index
 from teachonce.data.manifests import Manifest
 from teachonce.data.reader import ImageReader
-from teachonce.data.views import ViewPolicy
+from teachonce.data.view_policy import ViewPolicy
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
 from teachonce.labels.create import add_embedding, add_student, create_store, row_order

@@ -23,6 +23,7 @@ from teachonce.models.image_tower import ImageTower
 from teachonce.models.learner import PromptSpec, SlotLearner, image_learner, text_learner
 from teachonce.models.prompt_files import PromptMeta
 from teachonce.models.slots import SlotPrompts
+from teachonce.models.structures import written
 from teachonce.models.text_tower import TextTower
 from teachonce.training.config import TrainConfig
 
@@ -83,7 +84,7 @@ class PromptedStudent:
     def frozen_classes(self) -> Tensor:
         """Unit text features of all classes in the hand-written template, [V, E] float32."""
         with torch.no_grad(), self.autocast():
-            return template_features(self.clip, self._given, f"{self.config.prompts.context} {{}}{SUFFIX}").clone()
+            return template_features(self.clip, self._given, written(self.config.prompts.context, SUFFIX)).clone()
 
     @torch.no_grad()
     def class_features(self) -> Tensor:

@@ -65,7 +65,7 @@ class Trainer:
         numbers = rows.records["row"].astype(np.int64)
         self.order = TrainingOrder(
             numbers,
-            rows.plan.store.layout.views,
+            rows.store.layout.views,
             config.loop.batch_size,
             config.loop.views_per_step,
             config.loop.seed,

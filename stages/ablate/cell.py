@@ -12,20 +12,29 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from distributed import Reschedule, get_worker
+
+from teachonce.cluster.client import worker_index
 from teachonce.core.documents import read_events
 from teachonce.core.locks import exclusive, read_owner
+from teachonce.core.machine import this_process
 from teachonce.core.progress import Silent
 from teachonce.core.signals import stopped_by
 from teachonce.core.status import State
 from teachonce.errors import IncompleteError
+from teachonce.evaluation.contender import load_contender
+from teachonce.evaluation.sets import open_set
+from teachonce.models.clip import take_device
 from teachonce.runs.grid import Evaluation
 from teachonce.runs.grid_folder import SCHEMA, CellFolder, GridFolder, read_document, write_document
+from teachonce.stages import train as train_stage
+from teachonce.stages.ablate.sets import evaluate_request
+from teachonce.stages.evaluate.checks import check
+from teachonce.stages.evaluate.scoring import score_set
+from teachonce.stages.train import TrainRequest
 from teachonce.training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from teachonce.stages.evaluate import EvaluateRequest
 
 LOOK_EVERY = 0.5  # seconds between looks whether this cell is still wanted
 MOST_DEATHS = 3  # workers that may die in a cell without a step of progress
@@ -67,9 +76,6 @@ class CellReport:
 
 def run_cell(job: CellJob) -> CellReport:
     """The task of a worker. Idempotent; raises only what Dask must see to run it elsewhere."""
-    from teachonce.cluster.client import worker_index
-    from teachonce.models.clip import take_device
-
     folder = GridFolder(job.out)
     wanted = _Wanted(folder, job.token)
     with _TURN:
@@ -85,15 +91,13 @@ def run_cell(job: CellJob) -> CellReport:
 
 
 def _cell(job: CellJob, folder: GridFolder) -> CellReport:
-    from teachonce.stages.train import TrainRequest, train
-
     cell, began = folder.cell(job.digest), time.monotonic()
     names = [evaluation.name for evaluation in job.evaluations]
     if cell.state(names) != "finished":
         _require_life(job, folder, cell)
         folder.log.write("cell_start", digest=job.digest, name=job.name, token=job.token, step=cell.step(), **_where())
         if cell.trained() is None:
-            train(
+            train_stage.train(
                 TrainRequest(
                     labels=job.labels,
                     student=job.student,
@@ -134,18 +138,14 @@ def _finals(job: CellJob, folder: GridFolder) -> CellReport:
 
 def _evaluate(job: CellJob, cell: CellFolder, files: Mapping[Evaluation, Path]) -> None:
     """Evaluate a run on several sets; a result appears under its name only when all that belongs to it is there."""
-    from teachonce.evaluation.contender import load_contender
-    from teachonce.evaluation.sets import open_set
-    from teachonce.stages.evaluate import check, score_set, set_choice
-
     who = None
     for evaluation, file in files.items():
-        if who is None or evaluation.wise != who.share:
-            who = load_contender(job.student, cell.path, evaluation.wise, job.threads)
         request = evaluate_request(evaluation, job.student, job.root, cell.path, file, job.threads)
+        if who is None or evaluation.wise != who.share:
+            who = load_contender(request.entrant, job.threads)
         check(request)
         with _first(GridFolder(job.out), evaluation.name):
-            result = score_set(request, open_set(set_choice(request), Silent()), who, Silent())
+            result = score_set(request, open_set(request.data, Silent()), who, Silent())
             about = {"schema": SCHEMA, "evaluation": evaluation.name, "cell": job.digest}
             write_document(file, dataclasses.asdict(result) | about)
 
@@ -163,41 +163,9 @@ def _first(folder: GridFolder, name: str) -> Iterator[None]:
         yield
 
 
-def evaluate_request(
-    evaluation: Evaluation,
-    student: str,
-    root: Path | None,
-    run: Path | None = None,
-    file: Path | None = None,
-    threads: int | None = None,
-) -> EvaluateRequest:
-    """What `evaluate` is asked; without a run and a file, what can be checked before there is one."""
-    from teachonce.stages.evaluate import EvaluateRequest
-
-    return EvaluateRequest(
-        run=run,
-        student=student,
-        manifest=evaluation.manifest,
-        split=evaluation.split,
-        root=Path(evaluation.root) if evaluation.root else root,
-        vocabulary=evaluation.vocabulary,
-        classes=evaluation.classes,
-        among=evaluation.among,
-        protocol=evaluation.protocol,
-        without=Path(evaluation.without) if evaluation.without else None,
-        template=evaluation.template,
-        wise=1.0 if run is None else evaluation.wise,
-        threads=threads,
-        per_class=file.with_suffix(".csv") if file else None,
-        credits=file.with_suffix(".npy") if file else None,
-    )
-
-
 def _ended(job: CellJob, folder: GridFolder, wanted: _Wanted, problem: Exception) -> CellReport:
     """What became of a cell that raised."""
     if wanted.is_leaving() and not wanted.is_called_off():
-        from distributed import Reschedule
-
         raise Reschedule from problem  # this worker goes, the grid goes on: somebody else takes the cell over
     state: State = "failed"
     if isinstance(problem, _Busy) or (wanted.is_over() and isinstance(problem, IncompleteError)):
@@ -236,8 +204,6 @@ class _Wanted:
 
 
 def _this_worker() -> Any:
-    from distributed import get_worker
-
     with suppress(ValueError):  # outside Dask
         return get_worker()
     return None
@@ -287,8 +253,6 @@ def _require_life(job: CellJob, folder: GridFolder, cell: CellFolder) -> None:
 
 
 def _where() -> dict[str, Any]:
-    from teachonce.core.machine import this_process
-
     mark = this_process()
     return {"host": mark.host, "pid": mark.pid}
 
@@ -296,6 +260,6 @@ def _where() -> dict[str, Any]:
 def get_ready() -> None:
     """Import what cells need, while the driver prepares."""
     import teachonce.evaluation.contender
-    import teachonce.stages.evaluate
+    import teachonce.stages.evaluate.scoring
     import teachonce.stages.train
     import teachonce.training.trainer  # noqa: F401

@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,7 +23,8 @@ from teachonce.errors import TeachOnceError
 from teachonce.labels.selection import Selection, choose, load_selection, save_selection
 from teachonce.rows import files as working_files
 from teachonce.runs.grid_folder import GridFolder, count_states
-from teachonce.stages.ablate.prepare import AblateRequest, Planned, Prepared, states
+from teachonce.stages.ablate.prepare import Planned, Prepared, states
+from teachonce.stages.ablate.request import AblatePlan, AblateRequest
 from teachonce.training.config import TrainConfig
 from teachonce.training.requirements import requirements
 
@@ -31,29 +32,6 @@ if TYPE_CHECKING:
     from teachonce.rows.working_set import WorkingSet
 
 TIMED_STEPS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class AblatePlan:
-    """What a grid would do."""
-
-    title: str
-    cells: dict[str, int]
-    """How many are `finished`, `failed`, `missing` and `damaged`."""
-    to_run: int
-    """Cells that the same command without --dry-run runs."""
-    derived: tuple[str, ...]
-    """Stores and selections that would be made from the label store."""
-    evaluations: tuple[str, ...]
-    seconds: float | None
-    """Estimated, for all cells to run on all workers; None where nothing could be measured."""
-    measured: str
-    """What the estimate comes from, and what is not in it."""
-    workers: int | None
-    """Cells at once; None where only the cluster knows: then `seconds` is for one."""
-    plan: tuple[dict[str, Any], ...]
-    """name, digest, changes, state and newest checkpoint's step of each cell."""
-    out: str
 
 
 @dataclass(frozen=True)

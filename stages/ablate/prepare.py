@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from teachonce.cluster.description import ClusterSpec
 from teachonce.core.digests import SHORT, canonical_digest
 from teachonce.core.progress import Reporter
 from teachonce.core.status import State
@@ -24,6 +23,7 @@ from teachonce.runs.cells import Cell, expand, located
 from teachonce.runs.grid import HELD_OUT, Evaluation, Grid, beside, load_grid
 from teachonce.runs.grid_folder import SCHEMA, GridFolder
 from teachonce.runs.needs import Need, cell_digest, need_of, student_command
+from teachonce.stages.ablate.request import AblateRequest
 from teachonce.stages.ablate.sets import open_sets, require_measured_so
 from teachonce.training.config import TrainConfig
 from teachonce.training.requirements import requirements
@@ -34,22 +34,6 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 MOST_SHOWN = 5  # cells that cannot run, in one message
 LONGEST = 32  # names on which a cell's prompts are tried
-
-
-@dataclass(frozen=True, kw_only=True)
-class AblateRequest:
-    """What to run; see `teachonce ablate --help`."""
-
-    grid: Path
-    labels: Path
-    student: str
-    out: Path
-    dry_run: bool = False
-    retry_failed: bool = False
-    cluster: ClusterSpec = ClusterSpec()
-    root: Path | None = None
-    """Folder of the data: of evaluations that name none, and of images for prompts in the image tower."""
-    force_unlock: bool = False
 
 
 @dataclass(frozen=True, eq=False)

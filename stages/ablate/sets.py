@@ -13,8 +13,12 @@ from typing import Any
 
 from teachonce.core.progress import Reporter
 from teachonce.errors import FingerprintError, TeachOnceError
+from teachonce.evaluation.choice import Entrant, SetChoice, Work
+from teachonce.evaluation.sets import open_set
 from teachonce.runs.grid import Evaluation
 from teachonce.runs.grid_folder import GridFolder, read_document
+from teachonce.stages.evaluate import EvaluateRequest, Files
+from teachonce.stages.evaluate.checks import check
 
 # Options of `evaluate` that are keys of a grid; --root is an option of `ablate` too.
 _OPTION = re.compile(r"--(manifest|split|vocabulary|classes|among|without|template|wise)\b")
@@ -38,16 +42,12 @@ def open_sets(
     Raises:
         TeachOnceError: as `evaluate` would; names the evaluation.
     """
-    from teachonce.evaluation.sets import open_set
-    from teachonce.stages.ablate.cell import evaluate_request
-    from teachonce.stages.evaluate import check, set_choice
-
     found = {}
     for evaluation in evaluations:
         wanted = evaluate_request(evaluation, student, root)
         try:
             check(wanted)
-            data = open_set(set_choice(wanted), reporter)
+            data = open_set(wanted.data, reporter)
         except TeachOnceError as problem:
             said, hint = _OPTION.sub(r"`\1 =`", problem.message), _OPTION.sub(r"`\1 =`", problem.hint)
             where = f" (in that [[evaluate]] of {file})" if hint != problem.hint else ""
@@ -60,6 +60,33 @@ def open_sets(
             "wise": evaluation.wise,
         }
     return found
+
+
+def evaluate_request(
+    evaluation: Evaluation,
+    student: str,
+    root: Path | None,
+    run: Path | None = None,
+    file: Path | None = None,
+    threads: int | None = None,
+) -> EvaluateRequest:
+    """What `evaluate` is asked; without a run and a file, what can be checked before there is one."""
+    share = 1.0 if run is None else evaluation.wise
+    return EvaluateRequest(
+        entrant=Entrant(student=student, run=run, template=evaluation.template, wise=share),
+        data=SetChoice(
+            manifest=evaluation.manifest,
+            root=Path(evaluation.root) if evaluation.root else root,
+            split=evaluation.split,
+            vocabulary=evaluation.vocabulary,
+            classes=evaluation.classes,
+            among=evaluation.among,
+            without=Path(evaluation.without) if evaluation.without else None,
+        ),
+        files=Files(per_class=file.with_suffix(".csv"), credits=file.with_suffix(".npy")) if file else Files(),
+        work=Work(threads=threads),
+        protocol=evaluation.protocol,
+    )
 
 
 def require_measured_so(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from teachonce.errors import DataError, UsageError
 from teachonce.labels.format import LABELS
 from teachonce.labels.size import bytes_per_row
 from teachonce.labels.store import LabelStore
+from teachonce.stages.plan.request import Compared, CompareResult
 from teachonce.teaching.estimate import (
     ANOTHER,
     Estimate,
@@ -24,29 +24,7 @@ KIND = "teachonce-plan"
 SCHEMA = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Compared:
-    """One figure of a plan beside what came of it."""
-
-    what: str
-    low: float
-    high: float
-    outcome: float
-    unit: str
-    inside: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareResult:
-    """A plan against the store that was taught after it."""
-
-    labels: str
-    source: str
-    complete: bool
-    compared: tuple[Compared, ...]
-
-
-def compare(plan_file: Path, labels: Path, reporter: Reporter) -> CompareResult:
+def compared(plan_file: Path, labels: Path, reporter: Reporter) -> CompareResult:
     """Read a plan and a store, and set them side by side.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,27 +9,11 @@ from teachonce.errors import TeachOnceError
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.log import RunLog
 from teachonce.runs.results import RunResults
+from teachonce.stages.train.request import TrainResult
 
 if TYPE_CHECKING:
     from teachonce.runs.checkpoint import Identity
     from teachonce.training.trainer import Trainer
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What came out."""
-
-    steps: int
-    trainable_parameters: int
-    seconds: float
-    """Of all calls that worked on the run; what a killed one did after its last checkpoint is not in it."""
-    final_loss: float | None
-    """Mean loss of the last 5 logged steps; None where the log holds none."""
-    held_out_top1: float | None
-    """Of the result, on the samples that were kept apart; None where none were."""
-    out: str
-    prompts_digest: str
-    """SHA-256 of prompts.safetensors."""
 
 
 def finish(out: Path, trainer: Trainer, identity: Identity, log: RunLog) -> TrainResult:

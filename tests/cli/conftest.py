@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import stage_stubs
 
-import teachonce.stages
 from teachonce.cli.app import run
 
 
@@ -41,10 +40,8 @@ class Ended:
 def stubs(monkeypatch: pytest.MonkeyPatch) -> stage_stubs.Stubs:
     """All stages replaced; a real one that another test has imported comes back afterwards."""
     made = stage_stubs.Stubs()
-    for name in stage_stubs.NAMES:
-        module = made.module(name)
-        monkeypatch.setitem(sys.modules, f"teachonce.stages.{name}", module)
-        monkeypatch.setattr(teachonce.stages, name, module, raising=False)
+    for module, name, function in made.functions():
+        monkeypatch.setattr(module, name, function)
     return made
 
 

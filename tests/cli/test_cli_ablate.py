@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import prompt_stubs
 import pytest
 import stage_stubs
 
 from teachonce.cluster.description import ClusterSpec
+from teachonce.stages.ablate import AblateRequest
 
 LINE = "ablate grid.toml --labels x.zarr --student S --out grid"
 
@@ -36,9 +36,7 @@ def test_every_option_reaches_the_stage(
     ended = teachonce_here(*LINE.split(), *more.split())
     given: dict[str, Any] = {"cluster": ClusterSpec(), **made}
     assert stubs.requests == [
-        prompt_stubs.AblateRequest(
-            grid=Path("grid.toml"), labels=Path("x.zarr"), student="S", out=Path("grid"), **given
-        )
+        AblateRequest(grid=Path("grid.toml"), labels=Path("x.zarr"), student="S", out=Path("grid"), **given)
     ]
     assert ended.code == 5 and "the loss became nan" in ended.out
 

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 import stage_stubs
-from store_stubs import MergeRequest, RelabelRequest, SubsetRequest
+
+from teachonce.stages.merge import MergeRequest
+from teachonce.stages.relabel import RelabelRequest
+from teachonce.stages.subset import SubsetRequest
 
 
 @pytest.mark.parametrize(

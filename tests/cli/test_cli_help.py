@@ -158,3 +158,16 @@ def test_every_option_that_a_message_names_exists(project: Path, teachonce_here:
 
 def _is_option(hint: Any, option: type) -> bool:
     return any(isinstance(item, option) for item in typing.get_args(hint)[1:])
+
+
+def test_no_command_imports_a_stage_inside_a_function(project: Path) -> None:
+    """What a stage is asked is light to import; what it does is imported by the stage itself, once it is asked."""
+    inner = [
+        f"{file.name}: {inside.module}"
+        for file in (project / "cli").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+        for inside in ast.walk(node)
+        if isinstance(inside, ast.ImportFrom) and str(inside.module).startswith("teachonce")
+    ]
+    assert inner == []

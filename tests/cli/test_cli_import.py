@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import prompt_stubs
 import pytest
 import stage_stubs
 
 from teachonce.errors import FingerprintError, IntegrityError
+from teachonce.stages.import_ import ImportRequest
 
 LINE = ("import", "model.pth.tar-50", "--student", "S", "--out", "runs/coop")
 Command = Callable[..., Any]
@@ -19,7 +19,7 @@ Command = Callable[..., Any]
 @pytest.mark.parametrize("position", ["before", "around", "after"])
 def test_all_options_reach_the_stage(position: Any, teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
     assert teachonce_here(*LINE, "--position", position).code == 0
-    assert stubs.requests[-1] == prompt_stubs.ImportRequest(
+    assert stubs.requests[-1] == ImportRequest(
         checkpoint=Path("model.pth.tar-50"), student="S", out=Path("runs/coop"), position=position
     )
 

@@ -6,6 +6,7 @@ Stages are stubs: nothing here computes.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import tomllib
 from collections.abc import Callable
@@ -16,7 +17,11 @@ import prompt_stubs
 import pytest
 import stage_stubs
 import store_stubs
+from requests_of import evaluate_request, protocol_request, teach_request
 
+from teachonce.stages.cache import CacheRequest
+from teachonce.stages.demo import DemoRequest
+from teachonce.stages.plan import PlanRequest
 from teachonce.training.config import TrainConfig
 from teachonce.training.config_file import flat
 
@@ -38,7 +43,7 @@ LINES = {
 @pytest.mark.parametrize("name", sorted(LINES))
 def test_json_is_one_document_with_all_of_the_result(name: str, teachonce_here: Command) -> None:
     ended = teachonce_here(*LINES[name], "--json")
-    result = stage_stubs.named(f"{name.capitalize()}Result")()
+    result = stage_stubs.result_of(name)()
     assert ended.code == 0
     assert ended.document["schema"] == 1
     assert ended.document["command"] == name
@@ -115,9 +120,7 @@ def test_the_manifest_is_given_either_way(
     line: tuple[str, ...], teachonce_here: Command, stubs: stage_stubs.Stubs
 ) -> None:
     assert teachonce_here(*line, "--labels", "x.zarr").code == 0
-    assert stubs.requests[-1] == store_stubs.TeachRequest(
-        manifest="m.toml", root=None, labels=Path("x.zarr"), teacher=None
-    )
+    assert stubs.requests[-1] == teach_request(manifest="m.toml", root=None, labels=Path("x.zarr"), teacher=None)
 
 
 def test_the_manifest_is_given_once(teachonce_here: Command) -> None:
@@ -142,7 +145,7 @@ def test_teach_hands_every_option_on(teachonce_here: Command, stubs: stage_stubs
     line += " --template {} --top-k 5 --embeddings float16 --workers 2 --chunk-rows 64 --force-unlock"
     line += " --set threads=1 --set batch_size=8 --set precision=bf16 --set max_failed_share=0.5"
     assert teachonce_here(*line.split()).code == 0
-    assert stubs.requests[-1] == store_stubs.TeachRequest(
+    assert stubs.requests[-1] == teach_request(
         manifest="m",
         root=Path("data"),
         split="val",
@@ -180,7 +183,7 @@ def test_plan_takes_what_teach_takes(teachonce_here: Command, stubs: stage_stubs
     assert teachonce_here("teach", *line.split()).code == 0
     assert teachonce_here("plan", *line.split(), "--rate", "90", "--out", "p.json").code == 0
     taught, planned = stubs.requests[-2:]
-    assert planned == store_stubs.PlanRequest(teach=taught, rate=90.0, seconds=30.0, out=Path("p.json"))
+    assert planned == PlanRequest(teach=taught, rate=90.0, seconds=30.0, out=Path("p.json"))
     stubs.result = store_stubs.PlanResult(fits=False, exit_code=6)
     ended = teachonce_here("plan", *line.split(), "--json")
     assert ended.code == 6 and json.loads(ended.out)["fits"] is False
@@ -194,7 +197,7 @@ def test_evaluate_hands_every_option_on(teachonce_here: Command, stubs: stage_st
     line += " --wise 0.25 --classes novel --among all --without held.tsv --per-class c.csv --credits c.npy"
     line += " --set batch_size=4 --set threads=2 --set cache=false"
     assert teachonce_here(*line.split()).code == 0
-    assert stubs.requests[-1] == prompt_stubs.EvaluateRequest(
+    assert stubs.requests[-1] == evaluate_request(
         run=Path("run"),
         student="S",
         manifest="m",
@@ -213,7 +216,7 @@ def test_evaluate_hands_every_option_on(teachonce_here: Command, stubs: stage_st
         threads=2,
     )
     assert teachonce_here("evaluate", "--student", "S", "--manifest", "m").code == 0
-    assert stubs.requests[-1] == prompt_stubs.EvaluateRequest(run=None, student="S", manifest="m", root=None)
+    assert stubs.requests[-1] == evaluate_request(run=None, student="S", manifest="m", root=None)
 
 
 def test_a_protocol_is_another_stage_with_its_own_exit_code(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
@@ -221,7 +224,7 @@ def test_a_protocol_is_another_stage_with_its_own_exit_code(teachonce_here: Comm
     line += " --vocabulary V --template {} --wise 0.5 --per-class c --credits d --skip-missing --set cache=false"
     ended = teachonce_here(*line.split())
     assert ended.code == 5 and "-50.00%" in ended.out and "1.2345" not in ended.out
-    assert stubs.requests[-1] == prompt_stubs.ProtocolRequest(
+    assert stubs.requests[-1] == protocol_request(
         protocol="p",
         run=Path("run"),
         student="S",
@@ -275,17 +278,17 @@ def test_cache_takes_an_action_and_perhaps_a_store(teachonce_here: Command, stub
     for line in ("cache list", "cache clear x.zarr"):
         assert teachonce_here(*line.split()).code == 0
     assert stubs.requests == [
-        store_stubs.CacheRequest(action="list"),
-        store_stubs.CacheRequest(action="clear", labels=Path("x.zarr")),
+        CacheRequest(action="list"),
+        CacheRequest(action="clear", labels=Path("x.zarr")),
     ]
     assert teachonce_here("cache").code == 2
 
 
 def test_demo_hands_every_option_on(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
     assert teachonce_here("demo").code == 0
-    assert stubs.requests[-1] == prompt_stubs.DemoRequest(out=Path("teachonce-demo"))
+    assert stubs.requests[-1] == DemoRequest(out=Path("teachonce-demo"))
     assert teachonce_here("demo", "--out", "d", "--seeds", "2", "--workers", "2", "--train-models", "t").code == 0
-    assert stubs.requests[-1] == prompt_stubs.DemoRequest(out=Path("d"), seeds=2, workers=2, train_models=Path("t"))
+    assert stubs.requests[-1] == DemoRequest(out=Path("d"), seeds=2, workers=2, train_models=Path("t"))
 
 
 def test_print_config_needs_no_store_and_reads_back(
@@ -305,3 +308,11 @@ def test_json_lines_append_to_one_file(teachonce_here: Command) -> None:
     assert out.count("\n") == 1
     assert out.endswith("\n")
     assert json.loads(out)
+
+
+@pytest.mark.parametrize("name", [name for name in stage_stubs.STAGES if name != "status"])  # three kinds of its own
+def test_a_stand_in_says_nothing_that_the_real_result_does_not_say(name: str) -> None:
+    module = importlib.import_module(f"teachonce.stages.{name}")
+    real = getattr(module, f"{name.strip('_').capitalize()}Result")
+    said = {field.name for field in dataclasses.fields(stage_stubs.result_of(name))}
+    assert said - {field.name for field in dataclasses.fields(real)} - set(dir(real)) == set()

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import prompt_stubs
 import pytest
 import stage_stubs
-import store_stubs
 
 from teachonce.errors import EnvironmentFault, IncompleteError, IntegrityError
+from teachonce.stages.export import ExportRequest
+from teachonce.stages.pack import PackRequest
 
 Command = Callable[..., Any]
 
@@ -19,7 +19,7 @@ Command = Callable[..., Any]
 def test_all_options_of_export_reach_the_stage(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
     line = ("--classes", "names.tsv", "--student", "S", "--licence", "mit", "--push", "me/mine")
     ended = teachonce_here("export", "run", "--out", "shared", *line, "--json")
-    assert stubs.requests[-1] == prompt_stubs.ExportRequest(
+    assert stubs.requests[-1] == ExportRequest(
         run=Path("run"), out=Path("shared"), classes="names.tsv", student="S", licence="mit", push="me/mine"
     )
     assert ended.document["command"] == "export" and ended.document["reloaded"] is True
@@ -27,7 +27,7 @@ def test_all_options_of_export_reach_the_stage(teachonce_here: Command, stubs: s
 
 def test_nothing_is_pushed_unless_asked(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
     assert teachonce_here("export", "run", "--out", "shared").code == 0
-    assert stubs.requests[-1] == prompt_stubs.ExportRequest(run=Path("run"), out=Path("shared"))
+    assert stubs.requests[-1] == ExportRequest(run=Path("run"), out=Path("shared"))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_all_options_of_pack_reach_the_stage(
     options: list[str], wanted: dict[str, Any], teachonce_here: Command, stubs: stage_stubs.Stubs
 ) -> None:
     ended = teachonce_here("pack", "labels.zarr", *options, "--json")
-    assert stubs.requests[-1] == store_stubs.PackRequest(source=Path("labels.zarr"), **wanted)
+    assert stubs.requests[-1] == PackRequest(source=Path("labels.zarr"), **wanted)
     assert ended.document["command"] == "pack" and ended.document["digest"] == "f00d"
 
 

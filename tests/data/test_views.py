@@ -257,7 +257,7 @@ def test_a_draw_depends_on_nothing_else() -> None:
     more = ViewPolicy(views=9, seed=7, scale=(0.5, 1.0), randaugment=(2, 9))
     assert [draw_view(more, *ask, 500, 375) for ask in asked] == serial
     code = (
-        "from teachonce.data.views import ViewPolicy, draw_view\n"
+        "from teachonce.data.view_policy import ViewPolicy\nfrom teachonce.data.views import draw_view\n"
         "p = ViewPolicy(views=4, seed=7, scale=(0.5, 1.0), randaugment=(2, 9))\n"
         "print([draw_view(p, f'n{i}', v, 500, 375) for i in range(40) for v in range(4)])"
     )

@@ -18,7 +18,8 @@ from torchvision.transforms import RandAugment
 from torchvision.transforms.autoaugment import _apply_op as torchvision_op
 from worlds import encoded, make_photo
 
-from teachonce.data.views import EVALUATION, OPS, View, ViewPolicy, draw_view
+from teachonce.data.view_policy import OPS, ViewPolicy
+from teachonce.data.views import EVALUATION, View, draw_view
 from teachonce.models.clip import load_clip
 from teachonce.models.view_transform import ViewTransform, apply_op
 

@@ -16,7 +16,7 @@ import worlds
 from PIL import Image
 from worlds import PHOTOS, World, all_arrays, copy_store, encoded, keys_of
 
-from teachonce.data.views import ViewPolicy
+from teachonce.data.view_policy import ViewPolicy
 from teachonce.errors import DataError, IncompleteError, IntegrityError, TeachOnceError
 from teachonce.labels.format import LABELS
 from teachonce.labels.store import LabelStore

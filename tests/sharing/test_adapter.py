@@ -173,3 +173,9 @@ def test_importing_teachonce_stays_light() -> None:
     assert json.loads(done.stdout) == [["__version__", "load_prompts", "prompted_model"], False]
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = teachonce.nothing
+
+
+def test_every_name_that_teachonce_lists_is_there_and_no_other_is_listed() -> None:
+    assert dir(teachonce) == sorted(teachonce.__all__) == ["__version__", "load_prompts", "prompted_model"]
+    assert all(getattr(teachonce, name) is not None for name in dir(teachonce))
+    assert callable(teachonce.load_prompts) and callable(teachonce.prompted_model)

@@ -21,9 +21,9 @@ from teachonce.core.locks import owned
 from teachonce.errors import DataError, FingerprintError, IncompleteError, IntegrityError, UsageError
 from teachonce.models.prompt_files import load_prompts
 from teachonce.reports.folder import read_folder
-from teachonce.stages import ablate as ablate_stage
 from teachonce.stages import train as train_stage
 from teachonce.stages.ablate import ablate
+from teachonce.stages.ablate import work as ablate_stage
 from teachonce.training.config_file import load_train_config
 
 

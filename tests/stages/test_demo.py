@@ -15,7 +15,7 @@ import worlds
 from teachonce.core.progress import Silent
 from teachonce.demo import world as demo_world
 from teachonce.errors import UsageError
-from teachonce.stages import demo as stage
+from teachonce.stages.demo import work as stage
 
 WHO = [
     "teacher, hand-written template",

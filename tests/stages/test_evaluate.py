@@ -16,6 +16,7 @@ import pytest
 import torch
 import worlds
 from PIL import Image
+from requests_of import evaluate_request
 from worlds import IDS, NAMES, PHOTOS, Notes, World
 
 from teachonce.core.progress import Silent
@@ -23,7 +24,7 @@ from teachonce.errors import DataError, FingerprintError, UsageError
 from teachonce.models.classifier import template_features
 from teachonce.models.clip import load_clip
 from teachonce.models.prompt_files import LoadedPrompts, load_prompts, save_prompts
-from teachonce.stages.evaluate import EvaluateRequest, EvaluateResult, evaluate
+from teachonce.stages.evaluate import EvaluateResult, evaluate
 from teachonce.training.config import TrainConfig
 from teachonce.training.student import PromptedStudent
 
@@ -39,7 +40,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(world: World, student: str, reporter: Any = None, **options: Any) -> EvaluateResult:
     """Evaluate on the tiny world, one thread."""
     given: dict[str, Any] = {"run": None, "manifest": world.manifest("tars"), "root": world.root, "threads": 1}
-    return evaluate(EvaluateRequest(student=student, **(given | options)), reporter or Silent())
+    return evaluate(evaluate_request(student=student, **(given | options)), reporter or Silent())
 
 
 @pytest.fixture(scope="module")

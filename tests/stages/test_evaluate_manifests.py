@@ -15,12 +15,13 @@ import torch
 import worlds
 from coop_layouts import CLASSES, EACH, lay_out
 from PIL import Image
+from requests_of import evaluate_request
 
 from teachonce.core.progress import Silent
 from teachonce.data.index import build_index, split_classes
 from teachonce.data.manifests import load_manifest, shipped_manifests
 from teachonce.errors import DataError
-from teachonce.stages.evaluate import EvaluateRequest, EvaluateResult, evaluate
+from teachonce.stages.evaluate import EvaluateResult, evaluate
 from teachonce.stages.index import IndexRequest, index
 
 
@@ -35,7 +36,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def run(student: str, manifest: str, root: Path, **options: Any) -> EvaluateResult:
     """Evaluate the test split, one thread."""
     given: dict[str, Any] = {"run": None, "split": "test", "threads": 1}
-    return evaluate(EvaluateRequest(student=student, manifest=manifest, root=root, **(given | options)), Silent())
+    return evaluate(evaluate_request(student=student, manifest=manifest, root=root, **(given | options)), Silent())
 
 
 @functools.lru_cache(maxsize=1)

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 import worlds
+from requests_of import evaluate_request
 from worlds import World
 
 from teachonce.core.progress import Silent
 from teachonce.errors import DataError
 from teachonce.models import clip as clip_models
-from teachonce.stages.evaluate import EvaluateRequest, evaluate
+from teachonce.stages.evaluate import evaluate
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -33,7 +34,7 @@ def test_features_that_are_not_numbers_are_the_models_fault(
         return features
 
     monkeypatch.setattr(clip_models.LoadedClip, "encode_images", broken)
-    request = EvaluateRequest(run=None, student=student, manifest=world.manifest(), root=world.root, threads=1)
+    request = evaluate_request(run=None, student=student, manifest=world.manifest(), root=world.root, threads=1)
     for _ in range(2):
         with pytest.raises(DataError, match="can be decoded, and its image features are not numbers") as caught:
             evaluate(request, Silent())

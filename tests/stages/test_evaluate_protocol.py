@@ -13,15 +13,15 @@ import pytest
 import torch
 import worlds
 from moved_prompts import save_moved_prompts
+from requests_of import evaluate_request, protocol_request, teach_request
 from worlds import Notes, World
 
 from teachonce.core.progress import Silent
 from teachonce.errors import DataError, UsageError
 from teachonce.evaluation.protocols import harmonic
-from teachonce.stages.evaluate import EvaluateRequest, evaluate
-from teachonce.stages.evaluate.protocol import ProtocolRequest, ProtocolResult, evaluate_protocol
+from teachonce.stages.evaluate import ProtocolResult, evaluate, evaluate_protocol
 from teachonce.stages.subset import SubsetRequest, subset
-from teachonce.stages.teach import TeachRequest, teach
+from teachonce.stages.teach import teach
 from teachonce.stages.train import TrainRequest, train
 from teachonce.training.config import TrainConfig
 
@@ -45,7 +45,7 @@ def run(student: str, protocol: str, root: Path, reporter: Any = None, **options
     """One thread."""
     given: dict[str, Any] = {"run": None, "threads": 1}
     return evaluate_protocol(
-        ProtocolRequest(student=student, protocol=protocol, root=root, **(given | options)), reporter or Silent()
+        protocol_request(student=student, protocol=protocol, root=root, **(given | options)), reporter or Silent()
     )
 
 
@@ -68,7 +68,7 @@ def test_the_table_is_that_of_single_evaluations(student: str, prompts: Path, tm
     assert [line.set for line in found.sets] == list(names)
     for line in found.sets:
         alone = evaluate(
-            EvaluateRequest(
+            evaluate_request(
                 run=prompts,
                 student=student,
                 manifest=str(tmp_path / f"{line.set}.toml"),
@@ -176,7 +176,7 @@ def test_names_are_encoded_once_for_sets_that_share_them(
     found = run(student, "base-to-novel", world.root, manifest=world.manifest("tars"), cache=False)
     assert passes == [8]
     alone = evaluate(
-        EvaluateRequest(
+        evaluate_request(
             run=None,
             student=student,
             manifest=world.manifest("tars"),
@@ -230,7 +230,7 @@ def test_base_to_novel_from_a_split_of_coop_to_the_table(student: str, teacher: 
     labels, selection, out = tmp_path / "pets.zarr", tmp_path / "base.json", tmp_path / "run"
     with worlds.inline_tasks():
         taught = teach(
-            TeachRequest(
+            teach_request(
                 manifest=made.manifest,
                 root=tmp_path,
                 split="train",

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from requests_of import evaluate_request
 from worlds import World
 
 from teachonce.core.progress import Silent
 from teachonce.errors import UsageError
-from teachonce.stages.evaluate import EvaluateRequest, evaluate
+from teachonce.stages.evaluate import evaluate
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def refusal(world: World, model: str, **change: Any) -> UsageError:
     """The error of a request that is otherwise fine."""
     given: dict[str, Any] = {"run": None, "student": model, "manifest": world.manifest(), "root": world.root}
     with pytest.raises(UsageError) as caught:
-        evaluate(EvaluateRequest(**{**given, "threads": 1, **change}), Silent())
+        evaluate(evaluate_request(**{**given, "threads": 1, **change}), Silent())
     return caught.value
 
 

@@ -18,13 +18,14 @@ import torch
 import worlds
 from moved_prompts import save_moved_prompts
 from PIL import Image
+from requests_of import evaluate_request
 from worlds import IDS, NAMES, PHOTOS, Notes, World
 
 from teachonce.core.progress import Silent
 from teachonce.errors import DataError, UsageError
 from teachonce.evaluation.features import set_features
 from teachonce.models.prompt_files import load_prompts
-from teachonce.stages.evaluate import EvaluateRequest, EvaluateResult, evaluate
+from teachonce.stages.evaluate import EvaluateResult, evaluate
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +40,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(world: World, student: str, reporter: Any = None, **options: Any) -> EvaluateResult:
     """Evaluate on the tiny world, one thread."""
     given: dict[str, Any] = {"run": None, "manifest": world.manifest("tars"), "root": world.root, "threads": 1}
-    return evaluate(EvaluateRequest(student=student, **(given | options)), reporter or Silent())
+    return evaluate(evaluate_request(student=student, **(given | options)), reporter or Silent())
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import pytest
 import torch
 import worlds
 from PIL import Image
+from requests_of import evaluate_request
 from safetensors import safe_open
 from share_runs import make_run, record_accuracy
 from worlds import IDS, NAMES, Notes, World
@@ -26,7 +27,7 @@ from teachonce.core.sums import digest_of
 from teachonce.errors import DataError, EnvironmentFault, FingerprintError, IntegrityError, UsageError
 from teachonce.models.clip import load_clip
 from teachonce.models.prompt_files import LoadedPrompts
-from teachonce.stages.evaluate import EvaluateRequest, evaluate
+from teachonce.stages.evaluate import evaluate
 from teachonce.stages.export import ExportRequest, ExportResult, export
 from teachonce.stages.import_ import ImportRequest, import_
 from teachonce.training.config_file import load_train_config
@@ -110,7 +111,7 @@ def test_the_recorded_accuracy_comes_out_again(shared: Path, world: World, stude
     best = logits >= logits.max(axis=1, keepdims=True) - 1e-7
     assert np.mean(best[np.arange(len(truth)), truth] / best.sum(axis=1)) == pytest.approx(recorded["top1"], abs=1e-9)
     again = evaluate(
-        EvaluateRequest(run=shared, student=student, manifest=world.manifest("tars"), root=world.root, threads=1),
+        evaluate_request(run=shared, student=student, manifest=world.manifest("tars"), root=world.root, threads=1),
         Silent(),
     )
     assert (again.top1, again.n, again.names_digest) == (recorded["top1"], recorded["n"], recorded["names_digest"])
@@ -235,7 +236,7 @@ def test_an_interrupted_export_leaves_nothing(
     def stop(*given: Any) -> None:
         raise problem
 
-    monkeypatch.setattr("teachonce.stages.export.write_sums", stop)
+    monkeypatch.setattr("teachonce.stages.export.work.write_sums", stop)
     with pytest.raises((KeyboardInterrupt, EnvironmentFault)):
         exported(run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -12,13 +12,14 @@ import open_clip
 import pytest
 import torch
 import worlds
+from requests_of import evaluate_request
 from torch import Tensor, nn
 
 from teachonce import load_prompts
 from teachonce.core.progress import Silent
 from teachonce.errors import DataError, EnvironmentFault, FingerprintError, UnsupportedModelError, UsageError
 from teachonce.models.clip import load_clip
-from teachonce.stages.evaluate import EvaluateRequest, evaluate
+from teachonce.stages.evaluate import evaluate
 from teachonce.stages.import_ import ImportRequest, ImportResult, import_
 from teachonce.stages.train import TrainRequest, train
 from teachonce.training.config_file import load_train_config
@@ -92,7 +93,7 @@ def test_evaluate_and_train_take_it(student: str, world: worlds.World, finished:
     imported(student, tmp_path)
     out = tmp_path / "out"
     scored = evaluate(
-        EvaluateRequest(run=out, student=student, manifest=world.manifest(), root=world.root, split="val", threads=1),
+        evaluate_request(run=out, student=student, manifest=world.manifest(), root=world.root, split="val", threads=1),
         Silent(),
     )
     assert scored.n == worlds.PHOTOS

@@ -145,7 +145,7 @@ def test_calibration_makes_the_labels_more_probable(pair: tuple[Path, Path], tmp
 
 def test_a_known_scale_is_recovered(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A teacher whose stored scale is wrong by a factor gives the same calibrated scale and the same labels."""
-    import teachonce.stages.merge as stage
+    from teachonce.stages.merge import work as stage
 
     right = run(pair, tmp_path / "a.zarr")
     real = stage._trained_scale

@@ -113,7 +113,7 @@ def test_a_store_that_is_written_meanwhile_is_not_shared(
 ) -> None:
     """Its id is asked for before and after."""
     ids = iter(["one", "two"])
-    monkeypatch.setattr("teachonce.stages.pack._store_id", lambda folder: next(ids))
+    monkeypatch.setattr("teachonce.stages.pack.work._store_id", lambda folder: next(ids))
     with pytest.raises(IntegrityError, match="was written to while it was packed"):
         packed(finished, tmp_path / "p.tar")
 

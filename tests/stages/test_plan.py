@@ -13,14 +13,13 @@ import pytest
 import worlds
 from worlds import CHUNK_ROWS, CHUNKS, PHOTOS, World, files_of, request_for, teach_inline
 
-import teachonce.stages.plan as stage
 from teachonce.core.progress import Silent
-from teachonce.data.views import ViewPolicy
+from teachonce.data.view_policy import ViewPolicy
 from teachonce.errors import DataError, FingerprintError, UsageError
 from teachonce.labels.size import bytes_per_row
-from teachonce.stages.plan import PlanRequest, PlanResult, plan
-from teachonce.stages.plan.outcome import compare
-from teachonce.stages.teach.rehearse import RehearseResult, rehearse_half
+from teachonce.stages.plan import PlanRequest, PlanResult, compare, plan, probe
+from teachonce.stages.plan import figures as plan_figures
+from teachonce.stages.teach import RehearseResult, rehearse_half
 
 
 def planned(world: World, labels: Path, teacher: str | None, **options: Any) -> PlanResult:
@@ -98,7 +97,7 @@ def test_a_stated_rate_needs_no_model(
     world: World, teacher: str, student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is loaded; time follows from the rate; widths come from the models' configuration files."""
-    monkeypatch.setattr(stage, "load_models", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(probe, "load_models", lambda *_: pytest.fail("a model was loaded"))
     result = planned(world, tmp_path / "a.zarr", teacher, students=(student,), rate=7.0, embeddings="float16", top_k=5)
     assert figures(result)["seconds of chunks"] == (PHOTOS / 7, PHOTOS / 7)
     assert figures(result)["bytes of embeddings"][1] == pytest.approx(PHOTOS * 2.1 * 16)
@@ -119,7 +118,7 @@ def test_what_does_not_fit_is_said_with_the_option_that_helps(
     assert not result.fits and result.exit_code == 6
     assert "--embeddings int8" in result.advice[0] and "fewer --views" in result.advice[0]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
-    monkeypatch.setattr(stage, "_memory_free", lambda probe: 10**6)
+    monkeypatch.setattr(plan_figures, "_memory_free", lambda probe: 10**6)
     result = planned(world, tmp_path / "a.zarr", teacher, workers=4)
     assert result.exit_code == 6 and "--workers" in result.advice[0] and "class_tile" in result.advice[0]
 

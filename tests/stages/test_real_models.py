@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from requests_of import evaluate_request
 
 from teachonce.core.progress import Silent
-from teachonce.stages.evaluate import EvaluateRequest, evaluate
+from teachonce.stages.evaluate import evaluate
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 NAMES = "timm:imagenet22k/first-lemma"
@@ -38,7 +39,7 @@ def test_zero_shot_equals_plain_open_clip(
     """
     monkeypatch.setenv("TEACHONCE_CACHE", str(tmp_path))
     result = evaluate(
-        EvaluateRequest(
+        evaluate_request(
             run=None,
             student=f"local-dir:{SHARED / 'models' / model}",
             manifest="local-tars",

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from requests_of import evaluate_request
 from worlds import PHOTOS, Notes, World, all_arrays, files_of, inline_tasks, request_for
 
 import teachonce.core.remote as remote
@@ -19,7 +20,7 @@ from teachonce.core.progress import Silent
 from teachonce.core.remote import is_remote, location
 from teachonce.errors import DataError, EnvironmentFault, UsageError
 from teachonce.labels.store import LabelStore
-from teachonce.stages.evaluate import EvaluateRequest, evaluate
+from teachonce.stages.evaluate import evaluate
 from teachonce.stages.inspect import InspectRequest, inspect
 from teachonce.stages.teach import teach
 from teachonce.stages.train import TrainRequest, train
@@ -209,7 +210,7 @@ def test_evaluation_on_s3(
     monkeypatch.setenv("TEACHONCE_CACHE", str(tmp_path / "cache"))
     found, notes = [], Notes()
     for root in (world.root, location(f"{BUCKET}/data"), location(f"{BUCKET}/data")):
-        request = EvaluateRequest(run=None, student=student, manifest=world.manifest(layout), root=root, threads=1)
+        request = evaluate_request(run=None, student=student, manifest=world.manifest(layout), root=root, threads=1)
         found.append(evaluate(request, notes))
     assert found[0].n == PHOTOS and found[1].top1 == found[0].top1 and found[2] == found[1]
     assert sum("come from the cache" in line for line in notes.lines) == 1

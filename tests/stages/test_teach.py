@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from teachonce.labels.format import default_chunk_rows, student_group
 from teachonce.labels.store import LabelStore
 from teachonce.models.clip import load_clip
 from teachonce.rows.working_set import Batch, open_working_set
-from teachonce.stages.teach import TeachRequest, teach
+from teachonce.stages.teach import teach
 
 
 def names_of(store: Path) -> list[str]:
@@ -346,9 +345,8 @@ def test_a_wrong_option_is_refused_before_anything_is_written(
     change: dict[str, Any], message: str, world: World, teacher: str, tmp_path: Path
 ) -> None:
     """Exit 2 with the option; no store, no lock is left."""
-    request: TeachRequest = replace(request_for(world, tmp_path / "a.zarr", teacher), **change)
     with worlds.inline_tasks(), pytest.raises(UsageError, match=message):
-        teach(request, Silent())
+        teach(request_for(world, **{"labels": tmp_path / "a.zarr", "teacher": teacher, **change}), Silent())
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,7 +12,8 @@ import worlds
 from layouts import LAYOUTS, laid_out
 from worlds import IDS, World, all_arrays, keys_of, teach_inline
 
-from teachonce.data.views import ViewPolicy, sample_name
+from teachonce.data.view_policy import ViewPolicy
+from teachonce.data.views import sample_name
 
 USED = IDS[:-1]
 PLACE = {"sample", "key_digest"}  # say where a row came from

@@ -14,7 +14,8 @@ from PIL import Image
 from worlds import CHUNK_ROWS, IDS, NAMES, PHOTOS, TEMPLATE, World, all_arrays, keys_of, teach_inline
 
 from teachonce.core.progress import Silent
-from teachonce.data.views import ViewPolicy, draw_view
+from teachonce.data.view_policy import ViewPolicy
+from teachonce.data.views import draw_view
 from teachonce.errors import FingerprintError, UsageError
 from teachonce.labels.format import LABELS, student_group
 from teachonce.labels.ledger import PHASES

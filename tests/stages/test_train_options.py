@@ -21,7 +21,7 @@ from worlds import World
 
 from teachonce.core.documents import read_events
 from teachonce.core.progress import Silent
-from teachonce.data.views import ViewPolicy
+from teachonce.data.view_policy import ViewPolicy
 from teachonce.errors import DataError, FingerprintError, TeachOnceError, UsageError
 from teachonce.labels.store import LabelStore
 from teachonce.models import clip as clip_models

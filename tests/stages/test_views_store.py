@@ -24,7 +24,8 @@ from worlds import IDS, NAMES, PHOTOS, TEMPLATE, World, all_arrays, copy_store, 
 from teachonce.core.documents import read_events
 from teachonce.core.progress import Silent
 from teachonce.data import batches as image_batches
-from teachonce.data.views import NO_VIEW, UNIT, ViewPolicy
+from teachonce.data.view_policy import ViewPolicy
+from teachonce.data.views import NO_VIEW, UNIT
 from teachonce.errors import DataError, FingerprintError
 from teachonce.labels.codec import max_error
 from teachonce.labels.format import LABELS

@@ -10,7 +10,7 @@ import pytest
 import worlds
 
 from teachonce.core.progress import Silent
-from teachonce.data.views import ViewPolicy
+from teachonce.data.view_policy import ViewPolicy
 from teachonce.errors import DataError, IntegrityError
 from teachonce.labels.embeddings import decode_embeddings
 from teachonce.labels.format import EMBEDDING

@@ -1,29 +1,10 @@
-"""Requests and results of the stages that train prompts, measure them and hand them on, as the command line does."""
+"""Results of the stages that train prompts, measure them and hand them on, as the command line does."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-from teachonce.training.config import TrainConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainRequest:
-    labels: Path
-    student: str
-    out: Path
-    config: TrainConfig
-    resume: bool = False
-    threads: int | None = None
-    selection: Path | None = None
-    manifest: str | None = None
-    split: str | None = None
-    vocabulary: str | None = None
-    root: Path | None = None
-    init: Path | None = None
-    log: tuple[str, ...] = ()
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +18,6 @@ class TrainResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportRequest:
-    checkpoint: Path
-    student: str
-    out: Path
-    position: Literal["before", "around", "after"] = "before"
-
-
-@dataclass(frozen=True, kw_only=True)
 class ImportResult:
     slots: int = 4
     width: int = 512
@@ -55,11 +28,6 @@ class ImportResult:
     checkpoint_digest: str = "f00d"
     out: str = "runs/coop"
     prompts_digest: str = "f00d"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StatusRequest:
-    folder: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,16 +52,6 @@ class StatusResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportRequest:
-    run: Path
-    out: Path
-    classes: str | None = None
-    student: str | None = None
-    licence: str | None = None
-    push: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class ExportResult:
     out: str = "shared"
     files: tuple[str, ...] = ("README.md", "SHA256SUMS")
@@ -103,47 +61,6 @@ class ExportResult:
     tied_names: int | None = 0
     reloaded: bool = True
     pushed: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateRequest:
-    run: Path | None
-    student: str
-    manifest: str
-    root: Path | None
-    split: str = "val"
-    vocabulary: str | None = None
-    template: str | None = None
-    wise: float = 1.0
-    classes: str | None = None
-    among: str = "classes"
-    without: Path | None = None
-    per_class: Path | None = None
-    credits: Path | None = None
-    cache: bool = True
-    batch_size: int = 128
-    threads: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProtocolRequest:
-    protocol: str
-    run: Path | None
-    student: str
-    root: Path | None
-    manifest: str | None = None
-    split: str | None = None
-    vocabulary: str | None = None
-    classes: str | None = None
-    without: Path | None = None
-    template: str | None = None
-    wise: float = 1.0
-    per_class: Path | None = None
-    credits: Path | None = None
-    skip_missing: bool = False
-    cache: bool = True
-    batch_size: int = 128
-    threads: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,34 +87,12 @@ class EvaluateResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblateRequest:
-    grid: Path
-    labels: Path
-    student: str
-    out: Path
-    dry_run: bool = False
-    retry_failed: bool = False
-    cluster: Any = None
-    root: Path | None = None
-    force_unlock: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class AblateResult:
     cells: dict[str, int] = field(
         default_factory=lambda: {"finished": 3, "failed": 1, "skipped": 2, "missing": 0, "damaged": 0}
     )
     failures: tuple[dict[str, str], ...] = ({"name": "steps=5 seed=0", "message": "the loss became nan"},)
     exit_code: int = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportRequest:
-    folder: Path
-    out: Path
-    labels: Path | None = None
-    root: Path | None = None
-    student: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,11 +107,6 @@ class ReportResult:
     files: str = "report-files"
     files_written: int = 12
     seconds: float = 5.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShowRequest:
-    path: Path
 
 
 SHOWN = {
@@ -248,14 +138,6 @@ class ShowResult:
     config: dict[str, Any] = field(default_factory=lambda: {"steps": 60})
     figures: dict[str, Any] = field(default_factory=dict)
     next: str = "teachonce report runs --out report.html"
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoRequest:
-    out: Path
-    seeds: int = 1
-    workers: int = 1
-    train_models: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,10 +49,12 @@ def make_run(folder: Path, student: str, **config: Any) -> Path:
 
 def record_accuracy(run: Path, world: World, student: str) -> dict[str, Any]:
     """Evaluate a run on the tiny world and keep the result in it, as `evaluate --json` gives it."""
-    from teachonce.core.progress import Silent
-    from teachonce.stages.evaluate import EvaluateRequest, evaluate
+    from requests_of import evaluate_request
 
-    request = EvaluateRequest(run=run, student=student, manifest=world.manifest("tars"), root=world.root, threads=1)
+    from teachonce.core.progress import Silent
+    from teachonce.stages.evaluate import evaluate
+
+    request = evaluate_request(run=run, student=student, manifest=world.manifest("tars"), root=world.root, threads=1)
     found = json.loads(json.dumps({"schema": 1, "command": "evaluate", **asdict(evaluate(request, Silent()))}))
     (run / "evaluations").mkdir(exist_ok=True)
     (run / "evaluations" / "val.json").write_text(json.dumps(found))

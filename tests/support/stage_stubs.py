@@ -1,6 +1,6 @@
-"""Stand-ins for the stages: same requests and results, no work. Run as a script it is `teachonce` on top of them.
+"""Stand-ins for the stages: the real requests, made-up results, no work. Run as a script it is `teachonce` on top.
 
-It imports no stage, so the command line is tested without torch, a store or an image.
+It imports no stage's work, so the command line is tested without torch, a store or an image.
 
 `STUB_ACT` says what a stub does before it returns: `sleep` until a signal comes, `print` where it must not,
 `progress` through 100 rows, `progress-then-fail`. `STUB_MARK` names a file that its `finally` writes.
@@ -8,11 +8,13 @@ It imports no stage, so the command line is tested without torch, a store or an 
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
 import time
 import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +23,33 @@ import store_stubs
 
 from teachonce.errors import DataError
 
-STAGES = ("index", "plan", "teach", "inspect", "verify", "relabel", "merge", "subset", "train", "cache", "evaluate")
-NAMES = (
-    *STAGES,
+STAGES = (
     "ablate",
-    "status",
+    "cache",
+    "demo",
+    "evaluate",
     "export",
+    "import_",
+    "index",
+    "inspect",
+    "merge",
     "pack",
+    "plan",
+    "relabel",
     "report",
     "show",
-    "import_",
-    "demo",
-    "teach.rehearse",
-    "evaluate.protocol",
+    "status",
+    "subset",
+    "teach",
+    "train",
+    "verify",
 )
 
 
-def named(name: str) -> Any:
-    """The stand-in of a request or a result."""
-    return getattr(store_stubs, name, None) or getattr(prompt_stubs, name)
+def result_of(name: str) -> Any:
+    """The stand-in of a stage's result."""
+    kind = f"{name.strip('_').capitalize()}Result"
+    return getattr(store_stubs, kind, None) or getattr(prompt_stubs, kind)
 
 
 class Stubs:
@@ -56,21 +66,19 @@ class Stubs:
         self.problem: BaseException | None = None
         self.result: Any = None
 
-    def module(self, name: str) -> types.ModuleType:
-        """The stub of one stage, as `teachonce.stages.<name>`."""
-        made = types.ModuleType(f"teachonce.stages.{name}")
-        if name == "teach.rehearse":
-            made.rehearse_half = lambda *asked: self._asked(*asked)  # type: ignore[attr-defined]
-            return made
-        if name == "evaluate.protocol":
-            made.ProtocolRequest = prompt_stubs.ProtocolRequest  # type: ignore[attr-defined]
-            made.evaluate_protocol = self._protocol  # type: ignore[attr-defined]
-            return made
-        if name == "plan":
-            made.compare = lambda *asked: self._asked(*asked)  # type: ignore[attr-defined]
-        request = f"{name.strip('_').capitalize()}Request"
-        result_type = named(f"{name.strip('_').capitalize()}Result")
+    def functions(self) -> Iterator[tuple[types.ModuleType, str, Callable[..., Any]]]:
+        """Module, name and stand-in of every function that the command line calls."""
+        for name in STAGES:
+            module = importlib.import_module(f"teachonce.stages.{name}")
+            yield module, name, self._stage(result_of(name))
+            if name == "teach":
+                yield module, "rehearse_half", self._asked
+            if name == "evaluate":
+                yield module, "evaluate_protocol", self._protocol
+            if name == "plan":
+                yield module, "compare", self._asked
 
+    def _stage(self, result_type: Any) -> Callable[[Any, Any], Any]:
         def stage(request: Any, reporter: Any) -> Any:
             self.requests.append(request)
             act(reporter)
@@ -78,9 +86,7 @@ class Stubs:
                 raise self.problem
             return result_type() if self.result is None else self.result
 
-        setattr(made, request, named(request))
-        setattr(made, name, stage)
-        return made
+        return stage
 
     def _protocol(self, request: Any, reporter: Any) -> Any:
         self.requests.append(request)
@@ -117,8 +123,8 @@ def main() -> None:
     """`teachonce` with all stages replaced."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests themselves run in the background
     stubs = Stubs()
-    for name in NAMES:
-        sys.modules[f"teachonce.stages.{name}"] = stubs.module(name)
+    for module, name, function in stubs.functions():
+        setattr(module, name, function)
     from teachonce.cli import main as run
 
     run()

@@ -1,41 +1,9 @@
-"""Requests and results of the stages that make and keep label stores, as the command line uses them."""
+"""Results of the stages that make and keep label stores, as the command line uses them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
-
-from teachonce.data.views import ViewPolicy
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeachRequest:
-    manifest: str
-    root: Path | None
-    split: str = "train"
-    labels: Path
-    teacher: str | None
-    students: tuple[str, ...] = ()
-    vocabulary: str | None = None
-    templates: tuple[str, ...] = ("a photo of a {}.",)
-    top_k: int | None = None
-    embeddings: Literal["int8", "float16"] | None = None
-    workers: int | None = None
-    scheduler: str | None = None
-    cluster: Path | None = None
-    threads: int | None = None
-    batch_size: int = 128
-    chunk_rows: int | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    compiled: bool = False
-    class_tile: int | None = None
-    views: ViewPolicy = ViewPolicy()
-    shots: int | None = None
-    seed: int = 0
-    retry_failed: bool = False
-    max_failed_share: float = 0.01
-    force_unlock: bool = False
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +17,6 @@ class TeachResult:
     bytes_per_row: dict[str, float] = field(default_factory=lambda: {"labels": 152.5, "total": 152.5})
     labels: str = "labels.zarr"
     store_id: str = "f00d"
-
-
-@dataclass(frozen=True, kw_only=True)
-class InspectRequest:
-    labels: Path
-    samples: int = 3
 
 
 SPREAD = {"mean": 2e-4, "p50": 1e-4, "p90": 3e-4, "p99": 8e-4, "max": 1e-3}
@@ -88,16 +50,6 @@ class InspectResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyRequest:
-    labels: Path
-    repair: bool = False
-    teacher: str | None = None
-    sample: int | None = None
-    seed: int = 0
-    root: Path | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Fault:
     where: str
     expected: str
@@ -110,21 +62,6 @@ class VerifyResult:
     chunks_checked: int = 3
     faults: tuple[Fault, ...] = ()
     exit_code: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class RelabelRequest:
-    parent: Path
-    labels: Path
-    vocabulary: str | None = None
-    templates: tuple[str, ...] | None = None
-    top_k: int | None = None
-    temperatures: tuple[float, ...] | None = None
-    classes: Path | None = None
-    teacher: str | None = None
-    root: Path | None = None
-    threads: int | None = None
-    force_unlock: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,17 +82,6 @@ class RelabelResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeRequest:
-    parents: tuple[Path, ...]
-    labels: Path
-    weights: tuple[float, ...] | None = None
-    top_k: int | None = None
-    calibrate: bool = True
-    threads: int | None = None
-    force_unlock: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class MergeResult:
     rows_ok: int = 1200
     rows_failed: int = 0
@@ -170,17 +96,6 @@ class MergeResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubsetRequest:
-    labels: Path
-    out: Path
-    shots: int | None = None
-    seed: int = 0
-    top_k: int | None = None
-    classes: Path | None = None
-    all_names: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class SubsetResult:
     samples: int = 160
     rows: int = 160
@@ -192,14 +107,6 @@ class SubsetResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackRequest:
-    source: Path
-    out: Path | None = None
-    check: bool = False
-    unpack: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class PackResult:
     kind: str = "label-store"
     name: str = "labels.zarr"
@@ -208,12 +115,6 @@ class PackResult:
     bytes: int = 1000
     digest: str = "f00d"
     out: str | None = "labels.tar"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheRequest:
-    action: Literal["list", "clear"]
-    labels: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,28 +138,12 @@ class CacheResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexRequest:
-    manifest: str
-    root: Path | None
-    split: str | None = None
-    digests: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class IndexResult:
     manifest: str = "m"
     splits: tuple[dict[str, Any], ...] = ({"split": "train", "images": 1200},)
     faults: tuple[dict[str, Any], ...] = ()
     seconds: float = 1.5
     exit_code: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanRequest:
-    teach: TeachRequest
-    rate: float | None = None
-    seconds: float = 30.0
-    out: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

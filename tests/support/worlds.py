@@ -227,10 +227,10 @@ def inline_tasks(
 
 def request_for(world: World, labels: Path, teacher: str | None, **options: Any) -> Any:
     """A TeachRequest for the tiny world: one thread, 8 chunks."""
-    from teachonce.stages.teach import TeachRequest
+    from requests_of import teach_request
 
     given: dict[str, Any] = {"manifest": world.manifest(), "root": world.root, "chunk_rows": CHUNK_ROWS, "threads": 1}
-    return TeachRequest(labels=labels, teacher=teacher, **(given | {"batch_size": 4} | options))
+    return teach_request(labels=labels, teacher=teacher, **(given | {"batch_size": 4} | options))
 
 
 def teach_inline(world: World, labels: Path, teacher: str | None, **options: Any) -> Any:

@@ -21,7 +21,7 @@ from torch import Tensor
 from worlds import World
 
 from teachonce.core.progress import Silent
-from teachonce.data.views import ViewPolicy
+from teachonce.data.view_policy import ViewPolicy
 from teachonce.labels.store import LabelStore
 from teachonce.models.clip import LoadedClip
 from teachonce.rows.images import ViewImages

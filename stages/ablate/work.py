@@ -1,0 +1,259 @@
+"""ablate: run every cell of a grid from one label store, and choose among them by the measure that was declared.
+
+Running the same command again continues: finished cells are never run again, interrupted ones go on from their
+checkpoints, failed ones are listed and tried again only on request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from teachonce.core.documents import read_events
+from teachonce.core.locks import owned
+from teachonce.core.progress import Reporter
+from teachonce.errors import IncompleteError
+from teachonce.runs.choice import Choice, choose
+from teachonce.runs.grid_folder import RETRY, SCHEMA, GridFolder, count_states, read_document, write_document
+from teachonce.stages.ablate.prepare import Planned, Prepared, prepare, states
+from teachonce.stages.ablate.request import AblatePlan, AblateRequest, AblateResult
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from teachonce.stages.ablate.cell import CellJob
+    from teachonce.stages.ablate.derive import Source
+
+
+GRACE_SECONDS = 20.0  # for the checkpoints of the cells in flight when the driver ends
+AGAIN = "run the same command again: it goes on where this one stopped"
+
+
+def ablate(request: AblateRequest, reporter: Reporter) -> AblateResult | AblatePlan:
+    """Run what is not finished; or, as a dry run, say what that would be.
+
+    Raises:
+        UsageError, DataError, FingerprintError, IntegrityError: as `prepare`; nothing was started.
+        IncompleteError: another process runs this grid, or the store is not complete.
+    """
+    began = time.monotonic()
+    prepared = prepare(request, reporter)
+    if request.dry_run:
+        from teachonce.stages.ablate.plan import plan
+
+        return plan(prepared, request, reporter)
+    folder = prepared.folder
+    with owned(folder.grid, reporter, request.force_unlock) as token:
+        folder.require_ours(prepared.document())
+        folder.stop.unlink(missing_ok=True)
+        write_document(folder.grid, prepared.document())
+        run = _Run(prepared, request, reporter, token)
+        with run:
+            run.cells()
+            chosen, final = run.choose()
+        return _result(run, chosen, final, time.monotonic() - began)
+
+
+class _Run:
+    """One call: a cluster that is opened when there is something to do, and what was finished before."""
+
+    def __init__(self, prepared: Prepared, request: AblateRequest, reporter: Reporter, token: int) -> None:
+        self.prepared, self.request, self.reporter, self.token = prepared, request, reporter, token
+        self.before = states(prepared)
+        self._stack = contextlib.ExitStack()
+        self._client: Client | None = None
+
+    def __enter__(self) -> None:
+        """Nothing is open yet."""
+
+    def __exit__(self, *problem: object) -> None:
+        self._stack.close()
+
+    def cells(self) -> None:
+        """Run the cells that are not finished; failed ones if that was asked for."""
+        states_wanted = {"unfinished", "failed"} if self.request.retry_failed else {"unfinished"}
+        todo = [planned for planned in self.prepared.cells if self.before[planned.digest] in states_wanted]
+        finished = sum(state == "finished" for state in self.before.values())
+        self.reporter.note(f"{len(self.before)} cells: {finished} finished before, {len(todo)} to run")
+        if not todo:
+            return
+        from teachonce.stages.ablate.derive import derived
+
+        client = self._cluster()
+        with derived(self.prepared, todo, self.request.root, self.reporter) as sources:
+            jobs = [self._job(planned, source) for planned, source in zip(todo, sources, strict=True)]
+            for planned in todo:
+                file = self.prepared.folder.cell(planned.digest).cell
+                write_document(file, {"schema": SCHEMA, **planned.document()})
+            self._work(client, jobs, "cells")
+
+    def choose(self) -> tuple[Choice | None, list[dict[str, Any]]]:
+        """The best setting once all cells are finished, and the evaluations that only it and the base get."""
+        prepared = self.prepared
+        now, rule = states(prepared), prepared.grid.choose
+        open_cells = sum(state != "finished" for state in now.values())
+        if rule is None:
+            return None, []
+        if open_cells:
+            self.reporter.note(f"{open_cells} cells are not finished: no setting is chosen yet")
+            return None, []
+        groups = {group: [planned.digest for planned in cells] for group, cells in prepared.groups.items()}
+        choice = choose(prepared.folder, rule, groups)
+        self._warn_of_change(choice)
+        cells = [p for p in prepared.cells if p.cell.group == choice.group or p.cell.is_base] if prepared.late else []
+        lacking = [p for p in cells if any(self._final(e.name, p) is None for e in prepared.late)]
+        if lacking:
+            self._work(self._cluster(), [self._job(planned, None) for planned in lacking], "final")
+        return choice, [
+            {
+                "evaluation": evaluation.name,
+                "group": p.cell.group,
+                "seed": p.cell.seed,
+                "digest": p.digest,
+                "top1": (self._final(evaluation.name, p) or {}).get("top1"),
+                "file": str(prepared.folder.final(evaluation.name, p.digest).relative_to(prepared.folder.path)),
+            }
+            for evaluation in prepared.late
+            for p in cells
+        ]
+
+    def _final(self, evaluation: str, planned: Planned) -> dict[str, Any] | None:
+        return read_document(self.prepared.folder.final(evaluation, planned.digest))
+
+    def _warn_of_change(self, choice: Choice) -> None:
+        old = _choices(read_document(self.prepared.folder.results) or {})
+        if old and old[-1]["group"] != choice.group:
+            self.reporter.note(
+                f"the choice was '{old[-1]['group']}' and is now '{choice.group}': what only chosen cells get has been "
+                "looked at for both; the earlier results stay in final/"
+            )
+
+    def _cluster(self) -> Client:
+        if self._client is None:
+            from teachonce.cluster.client import open_cluster, warm_up
+            from teachonce.stages.ablate.cell import get_ready
+
+            self._client = self._stack.enter_context(open_cluster(self.request.cluster, self.reporter, threads=1))
+            importing = warm_up(self._client, get_ready)
+            self._stack.callback(importing.clear)
+        return self._client
+
+    def _job(self, planned: Planned, source: Source | None) -> CellJob:
+        from teachonce.cluster.client import threads_of
+        from teachonce.stages.ablate.cell import CellJob
+
+        cell, prepared = planned.cell, self.prepared
+        return CellJob(
+            out=prepared.folder.path,
+            token=self.token,
+            digest=planned.digest,
+            name=cell.name,
+            labels=prepared.store.path.absolute() if source is None else source.labels.absolute(),
+            selection=None if source is None else source.selection,
+            student=prepared.student,
+            prompts=cell.prompts,
+            config=cell.config,
+            root=None if self.request.root is None else self.request.root.absolute(),
+            threads=threads_of(self.request.cluster),
+            final=source is None,
+            evaluations=prepared.late if source is None else prepared.always,
+        )
+
+    def _work(self, client: Client, jobs: Sequence[CellJob], what: str) -> None:
+        from teachonce.cluster.client import run_tasks
+        from teachonce.stages.ablate.cell import run_cell
+
+        failed = 0
+        self.reporter.progress(what, 0, len(jobs), "cells")
+        with _called_off(self.prepared.folder, self.token, self.reporter):
+            try:
+                reports = run_tasks(
+                    client, run_cell, [(job,) for job in jobs], f"ablate-{self.token:x}-{what}", self.reporter
+                )
+                for done, report in enumerate(reports, 1):
+                    failed += report.state == "failed"
+                    if report.state == "failed":
+                        self.reporter.note(f"failed: cell '{report.name}': {report.message}")
+                    self.reporter.progress(what, done, len(jobs), "cells", failed=failed)
+            except IncompleteError as problem:  # what is finished counts; the result says what is not
+                self.reporter.note(f"{problem.message}; {AGAIN}")
+
+
+@contextlib.contextmanager
+def _called_off(folder: GridFolder, token: int, reporter: Reporter) -> Iterator[None]:
+    """When the block is left early, let the cells in flight write their checkpoints first."""
+    try:
+        yield
+    except BaseException:
+        folder.stop.touch()
+        if _in_flight(folder, token):
+            reporter.note("stopping: the cells in flight write their checkpoints")
+        deadline = time.monotonic() + GRACE_SECONDS
+        while _in_flight(folder, token) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        raise
+
+
+def _in_flight(folder: GridFolder, token: int) -> int:
+    """Cells of this call that have begun and not ended."""
+    last = {}
+    for event in read_events(folder.events):
+        if event.get("token") == token:
+            last[event["digest"]] = event["event"]
+    return sum(event == "cell_start" for event in last.values())
+
+
+def _result(run: _Run, choice: Choice | None, final: list[dict[str, Any]], seconds: float) -> AblateResult:
+    prepared, now = run.prepared, states(run.prepared)
+    lacking = {entry["digest"] for entry in final if entry["top1"] is None}
+    failures = []
+    for planned in prepared.cells:
+        problem = prepared.folder.cell(planned.digest).problem()
+        if problem is not None and (now[planned.digest] in ("failed", "damaged") or planned.digest in lacking):
+            failures.append(
+                {
+                    "name": planned.cell.name,
+                    "digest": planned.digest,
+                    "message": str(problem["message"]),
+                    "hint": str(problem.get("hint", "")),
+                }
+            )
+    skipped = sum(run.before[digest] == "finished" for digest in now)
+    count = count_states(now.values())
+    result = AblateResult(
+        cells=count | {"finished": count["finished"] - skipped, "skipped": skipped},
+        failures=tuple(failures),
+        chosen=None if choice is None else asdict(choice),
+        final=tuple(final),
+        seconds=seconds,
+        out=str(run.request.out),
+        next=_next(count, bool(lacking), run.request.out),
+    )
+    if count["failed"]:
+        run.reporter.note(f"{count['failed']} cells have failed: {result.next}")
+    old = read_document(prepared.folder.results) or {}
+    group = None if choice is None else choice.group
+    earlier = [before for before in _choices(old) if before["group"] != group]
+    write_document(prepared.folder.results, {"schema": SCHEMA, **asdict(result), "earlier_choices": earlier})
+    return result
+
+
+def _next(count: Mapping[str, int], lacking: bool, out: Path) -> str:
+    """What to run: for cells that failed, were not run to their end, lack what only chosen cells get; else to look."""
+    if count["failed"]:
+        return f"{RETRY}; a setting that cannot work is left out with [[exclude]]"
+    if count["damaged"]:
+        return "restore or remove what is damaged, then run the same command again"
+    return (
+        AGAIN if count["missing"] or lacking else f"teachonce report {out} --out report.html; or teachonce show {out}"
+    )
+
+
+def _choices(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The choices that results.json tells of, the latest last."""
+    latest = results.get("chosen")
+    return [*results.get("earlier_choices", []), *([latest] if latest else [])]

@@ -1,0 +1,45 @@
+"""What `cache` is asked for and what it answers. It computes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Action = Literal["list", "clear"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheRequest:
+    """What to do, and beside which store; without one, in the user's cache folder."""
+
+    action: Action
+    labels: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheEntry:
+    """Something kept."""
+
+    path: str
+    kind: Literal["working set", "unfinished", "features", "results"]
+    store: str
+    """Name of the label store of a working set."""
+    bytes: int
+    rows: int | None
+    created: str
+    in_use: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheResult:
+    """What is there; after `clear`, what was there."""
+
+    action: str
+    entries: tuple[CacheEntry, ...]
+    bytes: int
+    """Of all entries."""
+    freed: int
+    """Bytes that `clear` gave back."""
+    skipped: tuple[str, ...]
+    """Entries that `clear` left alone because a process uses them."""

@@ -1,0 +1,111 @@
+"""cache: list or clear what was kept to save time: working sets beside a label store, or in the user's cache folder.
+
+Everything it clears is made again when it is needed. What a process has open is left alone.
+"""
+
+from __future__ import annotations
+
+import time
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from teachonce.core.machine import CACHE_VARIABLE, cache_folder
+from teachonce.core.progress import Reporter
+from teachonce.errors import DataError, EnvironmentFault
+from teachonce.rows.files import clear, folder_beside, folder_in_cache, stored_sets
+from teachonce.stages.cache.request import CacheEntry, CacheRequest, CacheResult
+
+
+def cache(request: CacheRequest, reporter: Reporter) -> CacheResult:
+    """List or clear.
+
+    Raises:
+        DataError: there is no such store.
+        EnvironmentFault: the user's cache folder is none.
+    """
+    if request.labels is None:
+        if cache_folder().exists() and not cache_folder().is_dir():
+            raise EnvironmentFault(
+                f"the cache folder {cache_folder()} is no folder",
+                hint=f"set {CACHE_VARIABLE} to a folder, or remove that file",
+            )
+        entries = _working_sets(folder_in_cache()) + _evaluations()
+    else:
+        folder = folder_beside(request.labels)
+        if not request.labels.exists() and not folder.exists():
+            raise DataError(f"{request.labels} does not exist", hint="teachonce cache list lists the user's own cache")
+        entries = _working_sets(folder)
+    freed, skipped = 0, []
+    if request.action == "clear":
+        for entry in entries:
+            if _clear(entry):
+                freed += entry.bytes
+            else:
+                skipped.append(entry.path)
+                reporter.note(f"left {entry.path} alone: a process uses it")
+    return CacheResult(
+        action=request.action,
+        entries=entries,
+        bytes=sum(entry.bytes for entry in entries),
+        freed=freed,
+        skipped=tuple(skipped),
+    )
+
+
+def _working_sets(folder: Path) -> tuple[CacheEntry, ...]:
+    return tuple(
+        CacheEntry(
+            path=str(found.place),
+            kind="unfinished" if found.rows is None else "working set",
+            store=found.store,
+            bytes=found.bytes,
+            rows=found.rows,
+            created=found.created,
+            in_use=found.in_use,
+        )
+        for found in stored_sets(folder)
+    )
+
+
+def _evaluations() -> tuple[CacheEntry, ...]:
+    """Image features of evaluation splits, and what models made of them."""
+    entries = []
+    kinds: tuple[tuple[Literal["features", "results"], str], ...] = (("features", "*.npy"), ("results", "*.npz"))
+    for kind, pattern in kinds:
+        for file in sorted((cache_folder() / kind).glob(pattern)):
+            created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(file.stat().st_mtime))
+            entries.append(
+                CacheEntry(
+                    path=str(file),
+                    kind=kind,
+                    store="",
+                    bytes=file.stat().st_size,
+                    rows=_rows(file),
+                    created=created,
+                    in_use=False,
+                )
+            )
+    return tuple(entries)
+
+
+def _rows(file: Path) -> int | None:
+    """Images of an entry; None where it is damaged: `evaluate` computes it again."""
+    try:
+        if file.suffix == ".npy":
+            return len(np.load(file, mmap_mode="r", allow_pickle=False))
+        with np.load(file, allow_pickle=False) as arrays:
+            return len(arrays["decoded"])
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return None
+
+
+def _clear(entry: CacheEntry) -> bool:
+    path = Path(entry.path)
+    if entry.kind not in ("features", "results"):
+        return clear(path)
+    path.with_suffix(".sha256").unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+    return True

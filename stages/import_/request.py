@@ -1,0 +1,38 @@
+"""What `import` is asked for and what it answers. It computes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from teachonce.models.structures import Position
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportRequest:
+    """What to import; see `teachonce import --help`."""
+
+    checkpoint: Path
+    student: str
+    out: Path
+    position: Position = "before"
+    """Of the slots, relative to the name: CoOp's end, middle and front. The file does not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportResult:
+    """What came out."""
+
+    slots: int
+    width: int
+    position: str
+    epoch: int | None
+    """Of the checkpoint, where it says so."""
+    student_proved: bool
+    """Whether the checkpoint holds the student's own start token; otherwise only the width shows that they fit."""
+    checkpoint: str
+    checkpoint_digest: str
+    """SHA-256 of the file."""
+    out: str
+    prompts_digest: str
+    """SHA-256 of prompts.safetensors."""

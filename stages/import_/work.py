@@ -1,0 +1,133 @@
+"""import: make prompts of this project out of a CoOp or POMP checkpoint, to start from or to compare with.
+
+The folder holds prompts.safetensors + prompts.json and results.json; `evaluate` and `train --init` take it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from teachonce import __version__
+from teachonce.core.files import atomic_write_bytes
+from teachonce.core.progress import Reporter
+from teachonce.errors import DataError, EnvironmentFault, UsageError
+from teachonce.models.classifier import prompted_features
+from teachonce.models.clip import LoadedClip, load_clip
+from teachonce.models.foreign_prompts import ForeignPrompts, prove_student, read_foreign
+from teachonce.models.prompt_files import PromptMeta, save_prompts
+from teachonce.models.prompt_names import META_FILE, TENSORS_FILE
+from teachonce.models.slots import SlotPrompts
+from teachonce.models.text_tower import TextTower
+from teachonce.runs.folder import RESULTS
+from teachonce.stages.import_.request import ImportRequest, ImportResult
+
+PROBES = ("fox", "cup", "map")  # names that try out a context: a token each
+SUFFIX = "."  # CoOp and POMP end every prompt with a full stop
+
+
+def import_(request: ImportRequest, reporter: Reporter) -> ImportResult:
+    """Write the folder of prompts. Nothing in the checkpoint is run.
+
+    Raises:
+        UsageError: no such file, or the folder is not empty.
+        IntegrityError: the file is damaged, or holds objects that would have to be run.
+        DataError: it holds no context that any name can use, or one that leads to NaN.
+        EnvironmentFault: the folder cannot be made or written to; nothing is left of it.
+        FingerprintError: it was trained on another student.
+        UnsupportedModelError: the student's text tower cannot carry prompts.
+    """
+
+    prompts = read_foreign(request.checkpoint)
+    clip = load_clip(request.student)
+    tower = TextTower.from_clip(clip.model, clip.tokenizer)
+    proved = prove_student(prompts, tower, request.checkpoint)
+    if not proved:
+        reporter.note(
+            f"{request.checkpoint} does not hold the start token that it was trained with: "
+            f"only the width ({tower.width}) shows that this student fits"
+        )
+    learnt = SlotPrompts(context=prompts.context)
+    _require_sound(request, learnt, tower)
+    with _nothing_half_done(request.out, (TENSORS_FILE, META_FILE, RESULTS)):
+        save_prompts(request.out, learnt, None, _meta(request, prompts, clip, tower.layers))
+        result = _result(request, prompts, proved)
+        document = {"schema": 1, **asdict(result)}
+        atomic_write_bytes(request.out / RESULTS, (json.dumps(document, indent=1) + "\n").encode())
+    return result
+
+
+def _meta(request: ImportRequest, prompts: ForeignPrompts, clip: LoadedClip, layers: int) -> PromptMeta:
+    """What the prompts file says of them; the words that they began as are not in the checkpoint."""
+    slots, width = prompts.context.shape
+    return PromptMeta(
+        structure="shared",
+        context="",
+        init="normal",
+        position=request.position,
+        slots=slots,
+        depth=0,
+        width=width,
+        layers=layers,
+        student=clip.spec,
+        student_digest=clip.digest,
+        suffix=SUFFIX,
+        version=__version__,
+    )
+
+
+def _result(request: ImportRequest, prompts: ForeignPrompts, proved: bool) -> ImportResult:
+    slots, width = prompts.context.shape
+    return ImportResult(
+        slots=slots,
+        width=width,
+        position=request.position,
+        epoch=prompts.epoch,
+        student_proved=proved,
+        checkpoint=str(request.checkpoint),
+        checkpoint_digest=prompts.digest,
+        out=str(request.out),
+        prompts_digest=hashlib.sha256((request.out / TENSORS_FILE).read_bytes()).hexdigest(),
+    )
+
+
+def _require_sound(request: ImportRequest, prompts: SlotPrompts, tower: TextTower) -> None:
+    """Refuse a context, finite itself, behind which the student makes no numbers of a name."""
+    try:
+        names = tower.tokenise(PROBES, SUFFIX, prompts.slots, request.position)
+    except UsageError as problem:
+        raise DataError(
+            f"{request.checkpoint}: {prompts.slots} slots leave no room for a name: {problem.message}",
+            hint="give a run with fewer slots (TRAINER.COOP.N_CTX)",
+        ) from problem
+    if not bool(prompted_features(tower, prompts, names).isfinite().all()):
+        raise DataError(
+            f"{request.checkpoint}: with its context, class features of {request.student} are not numbers; the largest "
+            f"entry is {float(prompts.tensors()['context'].abs().max()):.3g}",
+            hint="its training has diverged: give an earlier checkpoint",
+        )
+
+
+@contextlib.contextmanager
+def _nothing_half_done(out: Path, files: tuple[str, ...]) -> Iterator[None]:
+    """Make a folder that is filled inside; whatever fails there takes away the files and the folders made for them."""
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise EnvironmentFault(
+                f"cannot make {out}: {problem.strerror or problem}", hint="give another --out"
+            ) from problem
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for file in files:
+                (out / file).unlink(missing_ok=True)
+            for folder in made:
+                folder.rmdir()
+        raise

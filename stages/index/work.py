@@ -1,0 +1,51 @@
+"""index: compare the data on disk with its manifest, whole, before anything is computed from it.
+
+It writes nothing and loads no model.
+"""
+
+from __future__ import annotations
+
+import time
+
+from teachonce.core.progress import Reporter
+from teachonce.data.manifests import load_manifest, require_root
+from teachonce.data.survey import IndexFault, SplitSurvey, check_digests, survey_split
+from teachonce.errors import DataError
+from teachonce.stages.index.request import IndexRequest, IndexResult
+
+
+def index(request: IndexRequest, reporter: Reporter) -> IndexResult:
+    """Look at the data.
+
+    Raises:
+        UsageError: no such manifest or split, or no root.
+        DataError: the root is no folder, or the manifest is malformed.
+    """
+    began = time.monotonic()
+    manifest = load_manifest(request.manifest)
+    root = require_root(manifest, request.root)
+    names = [request.split] if request.split is not None else sorted(manifest.splits)
+    surveys: list[SplitSurvey] = []
+    faults: list[IndexFault] = []
+    for name in names:
+        survey, wrong = survey_split(manifest, name, root, reporter)
+        surveys += [survey] if survey is not None else []
+        faults += wrong
+    if request.digests:
+        faults += check_digests(manifest, root, reporter)
+    if faults:
+        reporter.note(f"where to get it: {manifest.get}")
+    seconds = time.monotonic() - began
+    images = sum(survey.images for survey in surveys)
+    return IndexResult(
+        manifest=manifest.name,
+        title=manifest.title,
+        licence=manifest.licence,
+        about=manifest.about,
+        root=str(root),
+        splits=tuple(surveys),
+        faults=tuple(faults),
+        seconds=seconds,
+        images_per_second=images / seconds if seconds else 0.0,
+        exit_code=DataError.exit_code if faults else 0,
+    )

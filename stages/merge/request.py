@@ -1,0 +1,37 @@
+"""What `merge` is asked for and what it answers. It computes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeRequest:
+    """Which stores to merge, and how; see `teachonce merge --help`."""
+
+    parents: tuple[Path, ...]
+    labels: Path
+    weights: tuple[float, ...] | None = None
+    top_k: int | None = None
+    calibrate: bool = True
+    threads: int | None = None
+    force_unlock: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeResult:
+    """What the run did; `rows_ok + rows_failed` is every row of the store."""
+
+    rows_ok: int
+    rows_failed: int
+    top_k: int
+    teachers: tuple[dict[str, Any], ...]
+    """Of each parent: its path, weight, trained logit scale and the scale that was used."""
+    chunks_written: int
+    chunks_skipped: int
+    seconds: float
+    bytes_per_row: dict[str, float]
+    labels: str
+    store_id: str

@@ -1,0 +1,249 @@
+"""The figures of a plan: what there is to do, at which rates, and whether it fits."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import psutil
+
+from teachonce.cluster.description import ClusterSpec, load_description
+from teachonce.core.files import atomic_write_bytes
+from teachonce.core.progress import Reporter
+from teachonce.data.index import build_index
+from teachonce.errors import EnvironmentFault
+from teachonce.labels.format import LABELS, Layout, new_layout
+from teachonce.labels.ledger import IN_TURN, require_fingerprint
+from teachonce.labels.selection import few_shot_samples
+from teachonce.labels.store import LabelStore
+from teachonce.stages.plan.outcome import KIND, SCHEMA
+from teachonce.stages.plan.request import PlanRequest, PlanResult
+from teachonce.stages.teach.request import TeachRequest
+from teachonce.teaching.estimate import (
+    Estimate,
+    all_workers,
+    embedding_width_of,
+    job_of,
+    row_rates,
+    stated_bytes,
+    store_bytes,
+)
+from teachonce.teaching.fingerprints import TEMPERATURES
+from teachonce.teaching.store import WantedStore, fingerprint_of
+
+if TYPE_CHECKING:
+    from teachonce.models.clip import LoadedClip
+    from teachonce.teaching.rehearsal import Rehearsal
+
+START_SECONDS = 30.0  # importing, loading, starting workers
+CHECK_RATE = 1e8  # bytes a second that are read back and compared at the end
+
+
+def planned(request: PlanRequest, wanted: WantedStore, reporter: Reporter) -> PlanResult:
+    """The plan of a request that was checked; raises what `plan` raises."""
+    samples, counted = _samples(wanted, reporter)
+    layout = new_layout(
+        samples * wanted.views.views,
+        len(wanted.vocabulary),
+        wanted.top_k,
+        TEMPERATURES,
+        wanted.chunk_rows,
+        wanted.views.views,
+    )
+    models: dict[str, LoadedClip] = {}
+    probed: Rehearsal | None = None
+    if request.rate is None:
+        from teachonce.stages.plan import probe  # torch, open_clip and Dask: only where no rate is stated
+
+        models = probe.load_models(request.teach, reporter)
+        probed = probe.probe(request, wanted, models, samples, reporter)
+    layout, there = _there(wanted, layout, models)
+    result = _result(request, wanted, layout, there, probed, samples, counted)
+    if request.out is not None:
+        job = job_of(fingerprint_of(wanted, models), {LABELS, *models} if models else ())
+        document = {"kind": KIND, "schema": SCHEMA, "job": job, **dataclasses.asdict(result)}
+        atomic_write_bytes(request.out, (json.dumps(document, indent=1) + "\n").encode())
+    return result
+
+
+def _samples(wanted: WantedStore, reporter: Reporter) -> tuple[int, str]:
+    split = wanted.manifest.split(wanted.split)
+    if split.samples is not None and wanted.shots is None:
+        return split.samples, "the manifest; `teachonce index` counts"
+    index = build_index(wanted.manifest, wanted.split, wanted.root, reporter)
+    if wanted.shots is None:
+        return len(index), "counted in the archives"
+    return len(few_shot_samples(index, wanted.shots, wanted.seed)), f"{wanted.shots} shots drawn from {len(index)}"
+
+
+def _there(wanted: WantedStore, layout: Layout, models: dict[str, LoadedClip]) -> tuple[Layout, set[int]]:
+    """The layout that holds, and the chunks that have all that is asked for."""
+    if not wanted.path.exists():
+        return layout, set()
+    store = LabelStore.open(wanted.path)
+    stored = store.groups[LABELS].fingerprint
+    if LABELS in models:
+        require_fingerprint(
+            wanted.path, LABELS, stored, fingerprint_of(wanted, models) | {"samples": stored.get("samples")}
+        )
+    done = set(store.committed(LABELS))
+    for group in models:
+        done &= set(store.committed(group)) if group in store.groups else set()
+    return store.layout, done
+
+
+def _result(
+    request: PlanRequest,
+    wanted: WantedStore,
+    layout: Layout,
+    there: set[int],
+    probe: Rehearsal | None,
+    samples: int,
+    counted: str,
+) -> PlanResult:
+    left = layout.rows - sum(stop - start for start, stop in map(layout.bounds, there))
+    workers, unknown = _workers(request.teach.cluster)
+    basis = _stated(request, wanted, layout, left) if probe is None else _measured(probe, workers, left)
+    total = _total(basis.sizes)
+    estimates = [*_times(basis, left, workers, probe), *basis.sizes, total, *_memory(probe, workers)]
+    disk = shutil.disk_usage(next(p for p in (wanted.path, *wanted.path.resolve().parents) if p.exists())).free
+    free = _memory_free(probe)
+    advice = [*unknown, *_disk_advice(total, disk, wanted), *_memory_advice(estimates, free, probe)]
+    fits = total.high <= disk and not any(e.what == "memory" and e.low > free for e in estimates)
+    return PlanResult(
+        manifest=wanted.manifest.name,
+        labels=str(wanted.path),
+        samples=samples,
+        counted=counted,
+        rows=layout.rows,
+        chunk_rows=layout.chunk_rows,
+        chunks=layout.chunks,
+        chunks_there=len(there),
+        workers=workers,
+        device=probe.device if probe else "as stated",
+        source=basis.source,
+        bottleneck=_bottleneck(probe),
+        estimates=tuple(estimates),
+        disk_free=disk,
+        memory_free=free,
+        advice=tuple(advice),
+        fits=fits,
+        exit_code=0 if fits else EnvironmentFault.exit_code,
+    )
+
+
+@dataclass(frozen=True)
+class _Basis:
+    """What an estimate rests on: rates from measured rows, or one that was stated."""
+
+    rates: tuple[float, float]
+    """Rows a second of all workers, low and high."""
+    sizes: list[Estimate]
+    """Bytes of each part of the store."""
+    source: str
+    around: float
+    """Seconds before the first chunk, at most."""
+
+
+def _measured(probe: Rehearsal, workers: int, left: int) -> _Basis:
+    source = f"{probe.rows} rows in {probe.seconds:.1f} s on this machine, {probe.threads} threads a worker"
+    rates = all_workers(row_rates(probe), workers)
+    return _Basis(rates, store_bytes(probe, left), source, probe.names_seconds + START_SECONDS)
+
+
+def _stated(request: PlanRequest, wanted: WantedStore, layout: Layout, left: int) -> _Basis:
+    assert request.rate is not None  # it was stated, or rows were measured
+    rate = request.rate * wanted.views.views
+    widths = {name: embedding_width_of(spec) for name, spec in _specs(request.teach).items()}
+    sizes = stated_bytes(left, layout.top_k, widths, request.teach.kept.embeddings, len(wanted.vocabulary))
+    return _Basis((rate, rate), sizes, "the stated rate", START_SECONDS)
+
+
+def _total(sizes: list[Estimate]) -> Estimate:
+    return Estimate(what="bytes", low=sum(e.low for e in sizes), high=sum(e.high for e in sizes), unit="bytes")
+
+
+def _times(basis: _Basis, left: int, workers: int, probe: Rehearsal | None) -> list[Estimate]:
+    """Rates and times; `left` counts the rows that are still to be taught."""
+    low, high = basis.rates
+    around = basis.around + _total(basis.sizes).high / CHECK_RATE
+    device = "GPU" if probe and probe.device != "cpu" else "worker"
+    hours = (workers * left / high / 3600, workers * left / low / 3600)
+    return [
+        Estimate(what="rows a second", low=low, high=high, unit="rows/s"),
+        Estimate(what="seconds of chunks", low=left / high, high=left / low, unit="s"),
+        Estimate(what="seconds around them", low=5.0, high=around, unit="s"),
+        Estimate(what=f"{device}-hours", low=hours[0], high=hours[1], unit="h"),
+    ]
+
+
+def _specs(request: TeachRequest) -> dict[str, str]:
+    teacher = {"teacher": request.teacher} if request.teacher is not None else {}
+    return teacher | {f"student {n}": spec for n, spec in enumerate(request.students)}
+
+
+def _workers(spec: ClusterSpec) -> tuple[int, list[str]]:
+    """How many there will be, and what to say where nobody knows."""
+    if spec.scheduler is not None:
+        return 1, ["times are for one worker like this machine: divide by the number that the scheduler has"]
+    if spec.file is None:
+        return spec.workers or 1, []
+    description = load_description(spec.file)
+    if description.kind == "local":
+        return description.most_workers, []
+    if description.kind == "cuda":
+        count = len(description.devices) or 1
+        return count, [] if description.devices else ["times are for one GPU: divide by the number of this machine"]
+    jobs = description.adaptive.maximum if description.adaptive is not None else description.jobs or 1
+    return jobs, ["times are for workers like this machine; a job's cores and GPU may be others"]
+
+
+def _memory(probe: Rehearsal | None, workers: int) -> list[Estimate]:
+    if probe is None:
+        return []
+    each = float(probe.worker_bytes)
+    found = [Estimate(what="memory", low=0.8 * each * (workers + 1), high=1.3 * each * (workers + 1), unit="bytes")]
+    if probe.device_bytes:
+        found.append(
+            Estimate(what="GPU memory", low=float(probe.device_bytes), high=1.2 * probe.device_bytes, unit="bytes")
+        )
+    return found
+
+
+def _memory_free(probe: Rehearsal | None) -> int:
+    return int(psutil.virtual_memory().available) + (probe.worker_bytes if probe else 0)
+
+
+def _disk_advice(total: Estimate, free: int, wanted: WantedStore) -> list[str]:
+    if total.high <= free:
+        return []
+    ways = [f"--labels on a disk with {total.high / 1e9:.1f} GB free"]
+    if wanted.top_k > 16:
+        ways.append(f"a smaller --top-k than {wanted.top_k}")
+    if wanted.embeddings == "float16":
+        ways.append("--embeddings int8, half the bytes")
+    if wanted.views.views > 1:
+        ways.append("fewer --views")
+    ways.append("fewer --student, which can be added later")
+    return [f"the store may not fit: {free / 1e9:.1f} GB are free; take " + ", or ".join(ways)]
+
+
+def _memory_advice(estimates: list[Estimate], free: int, probe: Rehearsal | None) -> list[str]:
+    needed = next((e for e in estimates if e.what == "memory"), None)
+    if needed is None or needed.high <= free:
+        return []
+    return [
+        f"memory may not suffice: {free / 1e9:.1f} GB are free and {needed.high / 1e9:.1f} may be needed; fewer "
+        "--workers, a smaller --set batch_size, or --set class_tile=4096"
+    ]
+
+
+def _bottleneck(probe: Rehearsal | None) -> str:
+    if probe is None:
+        return "not measured"
+    spent = {phase: probe.phases[phase] for phase in IN_TURN}
+    total = sum(spent.values()) or 1.0
+    return ", ".join(f"{phase} {seconds / total:.0%}" for phase, seconds in spent.items())

@@ -1,0 +1,73 @@
+"""What a plan is asked for, and what it and a comparison answer. It computes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from teachonce.stages.teach.request import TeachRequest
+from teachonce.teaching.estimate import Estimate
+
+PROBE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest:
+    """Which run to plan."""
+
+    teach: TeachRequest
+    rate: float | None = None
+    """Images a second of all workers together, where it is known; no model is loaded and nothing is probed then."""
+    seconds: float = PROBE_SECONDS
+    """That the probe may take."""
+    out: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanResult:
+    """What the run would take; `estimates` hold for what is not there yet."""
+
+    manifest: str
+    labels: str
+    samples: int
+    counted: str
+    """Where the number of samples comes from."""
+    rows: int
+    chunk_rows: int
+    chunks: int
+    chunks_there: int
+    """Committed with all that is asked for; they would be skipped."""
+    workers: int
+    device: str
+    source: str
+    """What the rates come from."""
+    bottleneck: str
+    estimates: tuple[Estimate, ...]
+    disk_free: int
+    memory_free: int
+    advice: tuple[str, ...]
+    """What does not fit, and which option changes that."""
+    fits: bool
+    exit_code: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """One figure of a plan beside what came of it."""
+
+    what: str
+    low: float
+    high: float
+    outcome: float
+    unit: str
+    inside: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareResult:
+    """A plan against the store that was taught after it."""
+
+    labels: str
+    source: str
+    complete: bool
+    compared: tuple[Compared, ...]

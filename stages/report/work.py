@@ -1,0 +1,149 @@
+"""report: one HTML page of a folder of runs that opens anywhere, with every figure beside it as CSV and SVG.
+
+It trains and evaluates nothing; the student's text tower runs only for sample rows, when --root is given.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import shlex
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from teachonce.core.files import atomic_write_bytes
+from teachonce.core.progress import Reporter
+from teachonce.errors import UsageError
+from teachonce.models.spec import parse_spec
+from teachonce.reports.folder import Folder, read_folder
+from teachonce.runs.reader import Run
+from teachonce.stages.report.request import ReportRequest, ReportResult
+
+if TYPE_CHECKING:
+    from teachonce.reports.page import Report
+    from teachonce.reports.samples import Samples
+
+LIST = "files.csv"  # what a report wrote beside its page, with digests; what it lists is a report's to replace
+
+
+def report(request: ReportRequest, reporter: Reporter) -> ReportResult:
+    """Read the runs, count, draw and write.
+
+    Raises:
+        UsageError: --out is a folder or lies in none.
+        DataError: the folder holds no finished run.
+        EnvironmentFault: the page cannot be written.
+    """
+    began = time.monotonic()
+    _check(request)
+    folder = read_folder(request.folder)
+    for entry in folder.unusable:
+        reporter.note(f"not counted: {entry.name}: {entry.kind}, {entry.why}")
+    labels = request.labels or _recorded_labels(folder)
+
+    from teachonce.reports.page import build  # brings matplotlib
+
+    store = _fidelity(labels, folder)
+    samples = _samples(request, labels, folder, reporter)
+    made = build(folder, store, samples, None if labels is None else str(labels), _command(request))
+    beside = request.out.with_name(f"{request.out.stem}-files")
+    atomic_write_bytes(request.out, made.html.encode())
+    _write_files(beside, made.files)
+    return _result(request, folder, made, beside, time.monotonic() - began)
+
+
+def _check(request: ReportRequest) -> None:
+    if request.student is not None:
+        parse_spec(request.student)
+    if request.out.is_dir():
+        raise UsageError(f"{request.out} is a folder; --out is the page to write", hint="give --out report.html")
+    if not request.out.parent.is_dir():
+        raise UsageError(
+            f"there is no folder {request.out.parent} to write {request.out.name} to",
+            hint="make it, or give another --out",
+        )
+
+
+def _recorded_labels(folder: Folder) -> Path | None:
+    """The store that the grid, or the first run, was made from: where it was then, or beside the folder."""
+    recorded = folder.grid.get("labels") or folder.base.runs[0].start.get("labels")
+    if not isinstance(recorded, str):
+        return None
+    places = (Path(recorded), folder.path / Path(recorded).name, folder.path.parent / Path(recorded).name)
+    return next((place for place in places if (place / "zarr.json").is_file()), None)
+
+
+def _fidelity(labels: Path | None, folder: Folder) -> Mapping[str, Any] | str:
+    if labels is None:
+        recorded = folder.grid.get("labels") or folder.base.runs[0].start.get("labels")
+        return f"the label store is not where the runs had it ({recorded}); give --labels STORE"
+    from teachonce.reports.samples import store_fidelity
+
+    return store_fidelity(labels)
+
+
+def _samples(request: ReportRequest, labels: Path | None, folder: Folder, reporter: Reporter) -> Samples | str:
+    if request.root is None:
+        return "the images were not given; add --root DIR, the folder that the store was taught from"
+    if labels is None:
+        return "there is no label store; give --labels STORE"
+    from teachonce.reports.samples import sample_rows
+
+    return sample_rows(labels, request.root, _shown_run(folder), request.student, reporter)
+
+
+def _shown_run(folder: Folder) -> Run:
+    """The first run of the best setting."""
+    from teachonce.reports.tables import best_group, measures
+
+    best, _ = best_group(folder, measures(folder))
+    return next(group for group in folder.groups if group.name == best).runs[0]
+
+
+def _command(request: ReportRequest) -> str:
+    words = ["teachonce", "report", str(request.folder), "--out", str(request.out)]
+    for option, value in (("--labels", request.labels), ("--root", request.root), ("--student", request.student)):
+        words += [] if value is None else [option, str(value)]
+    return shlex.join(words)
+
+
+def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write what lies beside the page, and take away what an earlier report wrote there and this one does not."""
+    folder.mkdir(exist_ok=True)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "sha256"])
+    writer.writerows([name, hashlib.sha256(data).hexdigest()] for name, data in sorted(files.items()))
+    for name, digest in _listed(folder / LIST):
+        old = folder / Path(name).name
+        if name not in files and old.is_file() and hashlib.sha256(old.read_bytes()).hexdigest() == digest:
+            old.unlink()
+    for name, data in files.items():
+        atomic_write_bytes(folder / name, data)
+    atomic_write_bytes(folder / LIST, text.getvalue().encode())
+
+
+def _listed(file: Path) -> list[tuple[str, str]]:
+    try:
+        lines = list(csv.reader(file.read_text(encoding="utf-8").splitlines()))[1:]
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []
+    return [(line[0], line[1]) for line in lines if len(line) == 2]
+
+
+def _result(request: ReportRequest, folder: Folder, made: Report, beside: Path, seconds: float) -> ReportResult:
+    return ReportResult(
+        headline=tuple(made.words.sentences()),
+        runs=len(folder.runs),
+        settings=len(folder.groups),
+        not_counted=len(folder.unusable),
+        best=made.best,
+        out=str(request.out),
+        bytes=len(made.html.encode()),
+        files=str(beside),
+        files_written=len(made.files) + 1,
+        seconds=seconds,
+    )

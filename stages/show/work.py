@@ -1,0 +1,141 @@
+"""show: the essence of a folder of runs: settings, figures against the base, the loss; no plot and no model.
+
+For a label store it only says where to look: `inspect` does that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from teachonce.core.documents import read_object
+from teachonce.core.progress import Reporter
+from teachonce.errors import DataError
+from teachonce.reports.curves import band
+from teachonce.reports.folder import EMPTY_HINT, SEED, Folder, Group, read_folder
+from teachonce.reports.tables import Line, Measure, best_group, measures
+from teachonce.reports.words import headline
+from teachonce.runs.folder import RunFolder
+from teachonce.runs.grid_folder import GridFolder
+from teachonce.stages.show.request import ShowRequest, ShowResult
+from teachonce.training.config import TrainConfig
+
+POINTS = 16  # of a loss curve in a line of text
+
+
+def show(request: ShowRequest, reporter: Reporter) -> ShowResult:
+    """Look at a run folder, a grid folder, a folder of runs, a label store or a results.json.
+
+    Raises:
+        DataError: there is nothing of the kind.
+    """
+    path = request.path
+    if path.is_file():
+        return _document(path)
+    if (path / "zarr.json").is_file():
+        return _empty("store", path, title="a label store", next=f"teachonce inspect {path}")
+    return _folder(path)
+
+
+def _folder(path: Path) -> ShowResult:
+    folder = read_folder(path)
+    tables = measures(folder)
+    best, rule = best_group(folder, tables)
+    kind = "grid" if folder.grid else "run" if len(folder.runs) == 1 and folder.runs[0].folder == path else "runs"
+    return ShowResult(
+        kind=kind,
+        path=str(path),
+        title=folder.title,
+        question=folder.question,
+        runs=len(folder.runs),
+        best=best,
+        measures=tuple(table.key for table in tables),
+        settings=tuple(_setting(folder, group, i, tables) for i, group in enumerate(folder.groups, 1)),
+        headline=tuple(headline(folder, tables, best, rule).sentences()),
+        not_counted=tuple(asdict(entry) for entry in folder.unusable),
+        config=_config(folder.base),
+        figures={},
+        next=f"teachonce report {path} --out report.html",
+    )
+
+
+def _config(base: Group) -> dict[str, Any]:
+    default = TrainConfig().to_dict()
+    return {key: value for key, value in base.config.items() if key != SEED and value != default.get(key)}
+
+
+def _setting(folder: Folder, group: Group, number: int, tables: tuple[Measure, ...]) -> dict[str, Any]:
+    runs = group.runs
+    losses = [run.results.final_loss for run in runs if run.results.final_loss is not None]
+    lines = {table.key: line for table in tables if (line := table.line(group.name))}
+    return {
+        "number": number,
+        "setting": group.name,
+        "is_base": group is folder.base,
+        "seeds": sorted({run.seed for run in runs}),
+        "changes": dict(group.changes),
+        "seconds": sum(run.seconds for run in runs) / len(runs),
+        "trainable_parameters": runs[0].results.trainable_parameters,
+        "final_loss": sum(losses) / len(losses) if losses else None,
+        "loss": _loss(group),
+        "measures": {key: _figures(line) for key, line in lines.items()},
+    }
+
+
+def _figures(line: Line) -> dict[str, Any]:
+    pair = line.paired
+    return {
+        "top1": line.summary.mean,
+        "spread": line.summary.spread,
+        "difference": pair and pair.difference,
+        "difference_spread": pair and pair.spread,
+        "p": line.corrected,
+        "images": line.images,
+        "over_template": line.template and line.template.difference,
+        "verdict": line.verdict,
+    }
+
+
+def _loss(group: Group) -> list[float]:
+    found = band(group, "loss", "steps")
+    if found is None:
+        return []
+    places = (
+        range(len(found.mean))
+        if len(found.mean) <= POINTS
+        else [round(i * (len(found.mean) - 1) / (POINTS - 1)) for i in range(POINTS)]
+    )
+    return [round(float(found.mean[place]), 5) for place in places]
+
+
+def _document(path: Path) -> ShowResult:
+    """A results.json: of the folder that it lies in, or of an evaluation."""
+    folder = path.parent
+    run, grid = RunFolder(folder), GridFolder(folder)
+    if path.name == run.results.name and (grid.grid.is_file() or run.config.is_file()):
+        return _folder(folder)
+    found = read_object(path)
+    if found is None or "schema" not in found:
+        raise DataError(f"{path} is not a document of teachonce: expected JSON with a schema", hint=EMPTY_HINT)
+    figures = {key: value for key, value in found.items() if not isinstance(value, (list, dict)) and value is not None}
+    return _empty("results", path, title=path.name, figures=figures)
+
+
+def _empty(kind: str, path: Path, title: str, next: str = "", figures: Mapping[str, Any] | None = None) -> ShowResult:
+    return ShowResult(
+        kind=kind,
+        path=str(path),
+        title=title,
+        question="",
+        runs=0,
+        best=None,
+        measures=(),
+        settings=(),
+        headline=(),
+        not_counted=(),
+        config={},
+        figures=dict(figures or {}),
+        next=next,
+    )

@@ -1,0 +1,79 @@
+"""status: where a teach, a training run or a grid stands, seen from outside; nothing is locked and nothing written.
+
+It finds out by itself which of the three a folder is. Half-written files are no news, and it loads no torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from teachonce.core.progress import Reporter
+from teachonce.errors import DataError
+from teachonce.labels.status import StoreStatus, is_store, store_status
+from teachonce.runs.folder import RunFolder
+from teachonce.runs.grid_status import GridStatus, grid_status, is_grid
+from teachonce.runs.status import RunStatus, is_run, run_status
+from teachonce.stages.status.request import StatusRequest
+
+Status = StoreStatus | RunStatus | GridStatus
+Test = Callable[[Path], bool]
+Look = Callable[[Path, float], Status]
+
+KINDS: tuple[tuple[Test, Look], ...] = ((is_grid, grid_status), (is_run, run_status), (is_store, store_status))
+EXPECTED = "a label store (OUT.zarr of teach), a run folder (--out of train) or a grid folder (--out of ablate)"
+NAMED, SEARCHED = 5, 200  # folders inside that a message names, and that are looked at in each folder
+
+
+def status(request: StatusRequest, reporter: Reporter) -> Status:
+    """Say where the work in a folder stands.
+
+    Raises:
+        DataError: the folder is none of the three; names those inside.
+        IntegrityError: the metadata of a store or grid is damaged.
+    """
+    del reporter  # there is nothing to tell before the answer
+    folder, now = request.folder, time.time()
+    look = _look_of(folder)
+    if look is not None:
+        return look(folder, now)
+    raise _unknown(folder)
+
+
+def _look_of(folder: Path) -> Look | None:
+    return next((look for is_one, look in KINDS if is_one(folder)), None)
+
+
+def _unknown(folder: Path) -> DataError:
+    if not folder.exists():
+        return DataError(
+            f"{folder} does not exist; expected {EXPECTED}",
+            hint="check the path; a run makes its folder once its model is loaded",
+        )
+    if not folder.is_dir():
+        return DataError(f"{folder} is a file; expected {EXPECTED}", hint=f"teachonce status {folder.parent}")
+    inside = list(itertools.islice(_inside(folder), NAMED))
+    if inside:
+        return DataError(
+            f"{folder} holds such folders and is none itself; expected {EXPECTED}",
+            hint="teachonce status " + " or ".join(map(str, inside)),
+        )
+    if RunFolder(folder).tensors.is_file():
+        return DataError(
+            f"{folder} holds finished prompts and no run; expected {EXPECTED}",
+            hint="look at the run that they were exported from",
+        )
+    return DataError(f"{folder} is none of these: {EXPECTED}", hint="check the path")
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """What could be looked at in a folder and in the folders in it."""
+    for item in itertools.islice(sorted(folder.iterdir()), SEARCHED):
+        if not item.is_dir():
+            continue
+        if _look_of(item) is not None:
+            yield item
+        else:
+            yield from (inner for inner in itertools.islice(sorted(item.iterdir()), SEARCHED) if _look_of(inner))

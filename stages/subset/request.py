@@ -1,0 +1,36 @@
+"""What `subset` is asked for and what it answers. It computes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetRequest:
+    """What to choose; see `teachonce subset --help`."""
+
+    labels: Path
+    out: Path
+    shots: int | None = None
+    seed: int = 0
+    top_k: int | None = None
+    classes: Path | None = None
+    all_names: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetResult:
+    """What was chosen."""
+
+    samples: int
+    rows: int
+    """Of these samples, all views."""
+    classes: int
+    """Classes with at least one chosen sample."""
+    classes_short: int
+    """Classes with fewer samples than the shots asked for; all that they have were taken."""
+    short: dict[str, int]
+    """The first of them: class id and number of samples."""
+    digest: str
+    out: str

@@ -1,0 +1,93 @@
+"""What is refused before a model is loaded, and the store that a request describes. It loads no torch."""
+
+from __future__ import annotations
+
+from teachonce.core.progress import Reporter
+from teachonce.data.index import split_classes
+from teachonce.data.manifests import load_manifest, require_root
+from teachonce.data.vocabulary import Vocabulary, load_vocabulary, require_template
+from teachonce.errors import UsageError
+from teachonce.models.spec import parse_spec
+from teachonce.stages.teach.request import TeachRequest
+from teachonce.teaching.store import WantedStore
+
+DEFAULT_TOP_K = 100
+
+
+def check_request(request: TeachRequest) -> None:
+    """Refuse what no data or model could make right.
+
+    Raises:
+        UsageError: an option is out of range, or asks for nothing.
+    """
+    kept, computing = request.kept, request.computing
+    for name, value in (
+        ("batch-size", computing.batch_size),
+        ("top-k", kept.top_k),
+        ("chunk-rows", kept.chunk_rows),
+        ("threads", computing.threads),
+        ("shots", request.data.shots),
+        ("class-tile", computing.class_tile),
+    ):
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} must be at least 1, found {value}")
+    if not 0 <= request.max_failed_share <= 1:
+        raise UsageError(f"max_failed_share must be between 0 and 1, found {request.max_failed_share}")
+    if request.teacher is None and not request.students:
+        raise UsageError("nothing to compute: give --teacher MODEL, --student MODEL, or both")
+    for spec in filter(None, (request.teacher, *request.students)):
+        parse_spec(spec)
+    for template in request.kept.templates:
+        require_template(template)
+    if request.kept.embeddings and request.teacher is None:
+        raise UsageError("--embeddings are the teacher's: give --teacher MODEL too")
+    if not request.labels.name.endswith(".zarr"):
+        raise UsageError(f"--labels {request.labels}: the name of a label store ends in .zarr")
+
+
+def wanted_store(request: TeachRequest, reporter: Reporter) -> WantedStore:
+    """The store that the request describes, with the classes of its data.
+
+    Raises:
+        UsageError: no such manifest, split, vocabulary or folder, or more of a soft label than there are classes.
+        DataError: the data is not what the manifest says.
+    """
+    data, kept = request.data, request.kept
+    manifest = load_manifest(data.manifest)
+    root = require_root(manifest, data.root)
+    own_classes = split_classes(manifest, data.split, root)
+    vocabulary = load_vocabulary(data.vocabulary, root) if data.vocabulary else own_classes
+    if vocabulary.tied():
+        reporter.note(f"{vocabulary.tied()} of {len(vocabulary)} classes share their name with another: they tie")
+    return WantedStore(
+        path=request.labels,
+        manifest=manifest,
+        split=data.split,
+        root=root,
+        own_classes=own_classes,
+        vocabulary=vocabulary,
+        vocabulary_spec=data.vocabulary,
+        top_k=_top_k(request, vocabulary),
+        templates=kept.templates,
+        precision=request.computing.precision,
+        embeddings=kept.embeddings,
+        chunk_rows=kept.chunk_rows,
+        views=kept.views,
+        shots=data.shots,
+        seed=data.seed,
+    )
+
+
+def _top_k(request: TeachRequest, vocabulary: Vocabulary) -> int:
+    """Classes kept of each soft label; 0 without a teacher.
+
+    Raises:
+        UsageError: more than there are classes.
+    """
+    if request.teacher is None:
+        return 0
+    if request.kept.top_k is None:
+        return min(DEFAULT_TOP_K, len(vocabulary))
+    if request.kept.top_k > len(vocabulary):
+        raise UsageError(f"--top-k {request.kept.top_k} is larger than the vocabulary of {len(vocabulary)} classes")
+    return request.kept.top_k

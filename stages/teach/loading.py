@@ -1,0 +1,51 @@
+"""The models of a request, and what every chunk task of it has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from teachonce.cluster.client import threads_of
+from teachonce.core.machine import default_threads
+from teachonce.core.progress import Reporter
+from teachonce.core.remote import absolute
+from teachonce.labels.format import EMBEDDING, LABELS, student_group
+from teachonce.models import clip as clip_models
+from teachonce.models.clip import LoadedClip
+from teachonce.models.spec import absolute_spec
+from teachonce.stages.teach.request import TeachRequest
+from teachonce.teaching.chunk import TeachJob
+
+
+def load_models(request: TeachRequest, reporter: Reporter) -> dict[str, LoadedClip]:
+    """The models by the column group they fill."""
+    clip_models.tune_process(default_threads(1))
+    models = {}
+    if request.teacher is not None:
+        reporter.note(f"loading the teacher {request.teacher}")
+        models[LABELS] = clip_models.load_clip(request.teacher, clip_models.pick_device())
+        if request.kept.embeddings:
+            models[EMBEDDING] = models[LABELS]
+    for spec in request.students:
+        reporter.note(f"loading the student {spec}")
+        student = clip_models.load_clip(spec, clip_models.pick_device())
+        models[student_group(student.digest)] = student
+    return models
+
+
+def teach_job(request: TeachRequest, root: Path, token: int, models: Mapping[str, LoadedClip]) -> TeachJob:
+    """What the chunk tasks of a request have in common; a rehearsal sets a store, a root and a token of its own."""
+    computing = request.computing
+    return TeachJob(
+        store=str(request.labels.resolve()),
+        root=absolute(root),
+        token=token,
+        models=tuple((group, absolute_spec(clip.spec), clip.digest) for group, clip in models.items()),
+        logit_scale=models[LABELS].logit_scale if LABELS in models else 0.0,
+        precision=computing.precision,
+        batch_size=computing.batch_size,
+        views=request.kept.views,
+        compiled=computing.compiled,
+        class_tile=computing.class_tile,
+        threads=computing.threads or threads_of(request.cluster),
+    )

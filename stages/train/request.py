@@ -1,0 +1,50 @@
+"""What a training run is asked for and what it answers. It computes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from teachonce.runs.tensorboard import LogTo
+from teachonce.training.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """What to train; see `teachonce train --help`."""
+
+    labels: Path
+    student: str
+    out: Path
+    config: TrainConfig
+    resume: bool = False
+    threads: int | None = None
+    selection: Path | None = None
+    """File of `subset`: the rows and classes to use; all by default."""
+    manifest: str | None = None
+    """What the store must have been made from, like `split` and `vocabulary`; None: anything."""
+    split: str | None = None
+    vocabulary: str | None = None
+    root: Path | None = None
+    """Folder of the data: the bytes of some images are compared with what was taught; image prompts read all."""
+    init: Path | None = None
+    """Run or export whose prompts this run starts from; None: as the config says."""
+    log: tuple[LogTo, ...] = ()
+    """Where figures go besides events.jsonl; no part of what the run is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What came out."""
+
+    steps: int
+    trainable_parameters: int
+    seconds: float
+    """Of all calls that worked on the run; what a killed one did after its last checkpoint is not in it."""
+    final_loss: float | None
+    """Mean loss of the last 5 logged steps; None where the log holds none."""
+    held_out_top1: float | None
+    """Of the result, on the samples that were kept apart; None where none were."""
+    out: str
+    prompts_digest: str
+    """SHA-256 of prompts.safetensors."""
