@@ -1,7 +1,8 @@
-"""Views: which crop, flip and colour changes of an image a row is about, as a pure function of seed, name and number.
+"""Views: the crop, flip and colour changes that make a row of an image, a pure function of seed, name and view number.
 
-View 0 is each model's own evaluation transform. The others are random resized crops, drawn once an image and applied
-by every model at its own size. It neither reads images nor runs models, and keeps no state. docs/views.md says it all.
+View 0 is each model's own evaluation transform. The others are random resized crops, which are drawn once for an image
+and applied by every model at its own size. This module neither reads images nor runs models, and keeps no state.
+docs/views.md describes views in full.
 """
 
 from __future__ import annotations
@@ -22,14 +23,18 @@ from teachonce.errors import IntegrityError, UsageError
 if TYPE_CHECKING:
     pass
 
-FUNCTION = 1  # of the draw; another number is another function, and its views are other views
+FUNCTION = 1  # version of the draw: another number stands for another function, which draws other views
 UNIT = 65535  # a box counts in 1/65535 of the image's width and height
 MAX_VIEWS = 255  # view numbers are stored in one byte, and 255 is no number
-NO_VIEW = 65535  # in all five fields where an image failed: no flip is 65535, so a hole never passes for a view
-TRIES = 10  # as torchvision: crops that do not fit are drawn again, then the largest centred one is taken
+NO_VIEW = (
+    65535  # fills all five fields where an image failed; no flip is 65535, so a failed image never passes for a view
+)
+TRIES = (
+    10  # as in torchvision: crops that do not fit are drawn again; after the last try the largest centred one is taken
+)
 
 _PERSON = b"teachonce views"
-_OP_BLOCK = 16  # RandAugment's numbers come from blocks 16, 17, ...; crops use 0 to 9
+_OP_BLOCK = 16  # RandAugment's numbers come from blocks 16, 17, ...; crops use blocks 0 to 9
 _BINS = 30  # the strongest magnitude, as in torchvision's 31 bins
 _SIGNED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness")
 OPS = ("Identity", *_SIGNED, "Posterize", "Solarize", "AutoContrast", "Equalize")
@@ -38,25 +43,25 @@ OPS = ("Identity", *_SIGNED, "Posterize", "Solarize", "AutoContrast", "Equalize"
 
 @dataclass(frozen=True, kw_only=True)
 class ViewPolicy:
-    """How many views an image has, and what they are drawn from.
+    """How many views an image has, and the ranges that they are drawn from.
 
     Raises:
-        UsageError: a value out of range.
+        UsageError: a value is out of range.
     """
 
     views: int = 1
     seed: int = 0
     scale: tuple[float, float] = (0.08, 1.0)
-    """Area of a crop as a share of the image's, least and most; the default is torchvision's, CoOp's and POMP's."""
+    """Least and most area of a crop as a share of the image's area; torchvision, CoOp and POMP use the default."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width over height of a crop in pixels, least and most."""
+    """Least and most width over height of a crop in pixels."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     randaugment: tuple[int, int] | None = None
-    """Number of operations and magnitude (0 to 30)."""
+    """Number of operations and their magnitude (0 to 30)."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be drawn."""
+        """Refuse values that views cannot be drawn from."""
         if not 1 <= self.views <= MAX_VIEWS:
             raise UsageError(f"views must be between 1 and {MAX_VIEWS}, found {self.views}")
         if not 0 <= self.seed < 2**64:
@@ -75,21 +80,21 @@ class ViewPolicy:
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """What views depend on, for JSON; with one view nothing is drawn and nothing else matters."""
+        """Return what views depend on, for JSON. With one view nothing is drawn, so nothing else matters."""
         if self.views == 1:
             return {"views": 1}
         return {"function": FUNCTION} | {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @staticmethod
     def from_dict(fields: Mapping[str, Any], where: str) -> ViewPolicy:
-        """The policy that `to_dict` described.
+        """Read the policy that `to_dict` described.
 
         Args:
-            fields: from a store's fingerprint.
-            where: the store, for messages.
+            fields: the description in a store's fingerprint.
+            where: the name of the store, for messages.
 
         Raises:
-            IntegrityError: unknown or missing fields, or another version of the function drew the views.
+            IntegrityError: fields are unknown or missing, or another version of the function drew the views.
         """
         fields = dict(fields)
         if fields.get("views") != 1 and fields.pop("function", None) != FUNCTION:
@@ -111,14 +116,14 @@ class View:
     """Left, top, right, bottom in 1/65535 of the image's width and height."""
     flip: bool
     ops: tuple[tuple[str, float], ...] = ()
-    """RandAugment: name and strength of each operation; translations are shares of the input's width or height."""
+    """RandAugment's operations, each with name and strength; translations are shares of the input's width or height."""
     evaluation: bool = False
-    """The model's own evaluation transform instead of all that."""
+    """Whether the view is the model's own evaluation transform, to which box, flip and operations do not apply."""
 
     def pixels(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """The box in whole pixels of an image of this size: left, top, right, bottom; never empty.
+        """Return the box in whole pixels of an image of this size: left, top, right, bottom; never empty.
 
-        Below 65,535 pixels a side it is the drawn box exactly, because quantising moves an edge by less than half a
+        Below 65,535 pixels a side this is the drawn box exactly, because quantising moves an edge by less than half a
         pixel.
         """
         left, right = _pixel_span(self.box[0], self.box[2], width)
@@ -131,7 +136,7 @@ EVALUATION = View((0, 0, UNIT, UNIT), False, (), True)
 
 
 def sample_name(key: str) -> str:
-    """The part of a sample's key that is the same in every layout: after the last `/`, without image extensions.
+    """Return the part of a sample's key that is the same in every layout: after the last `/`, without image extensions.
 
     `n01/n01_7` (tars), `n01_7` (WebDataset) and `n01/n01_7.JPEG` (folders) are all `n01_7`.
     """
@@ -144,11 +149,11 @@ def sample_name(key: str) -> str:
 
 
 def uniforms(seed: int, name: str, view: int, block: int) -> list[float]:
-    """Eight numbers in [0, 1) that depend on nothing but the arguments.
+    """Draw eight numbers in [0, 1) that depend on nothing but the arguments.
 
-    The eight little-endian 64-bit words of BLAKE2b-512 over the UTF-8 name, with the seed as the key (8 bytes), view
-    and block as the salt (8 bytes each, all little-endian) and `teachonce views` as the personalisation; the upper 53
-    bits of each word times 2^-53.
+    They are the eight little-endian 64-bit words of BLAKE2b-512 over the UTF-8 name, with the seed as the key (8
+    bytes), view and block as the salt (8 bytes each, all little-endian) and `teachonce views` as the personalisation;
+    the upper 53 bits of each word are multiplied by 2^-53.
     """
     digest = hashlib.blake2b(
         name.encode(),
@@ -160,16 +165,16 @@ def uniforms(seed: int, name: str, view: int, block: int) -> list[float]:
 
 
 def draw_view(policy: ViewPolicy, name: str, view: int, width: int, height: int) -> View:
-    """One view: a pure function of (seed, sample, view) and the image's size, whoever asks and in whatever order.
+    """Draw one view: a pure function of (seed, sample, view) and the image's size, whoever asks and in whatever order.
 
-    How many views the policy has does not matter, so that more views later keep the first ones.
+    The number of views of the policy does not matter, so a store with more views has the first ones unchanged.
 
     Args:
         policy: what to draw from.
-        name: the sample's key, or its name: only `sample_name` of it counts.
-        view: number of the view; 0 is `EVALUATION`.
-        width: of the decoded image, pixels, as it is stored (EXIF orientation is not applied).
-        height: likewise.
+        name: the sample's key or its name; only `sample_name` of it counts.
+        view: the number of the view; 0 is `EVALUATION`.
+        width: width of the decoded image in pixels, as it is stored (EXIF orientation is not applied).
+        height: its height, likewise.
     """
     if view == 0:
         return EVALUATION
@@ -181,7 +186,7 @@ def draw_view(policy: ViewPolicy, name: str, view: int, width: int, height: int)
 
 
 def _crop(policy: ViewPolicy, name: str, view: int, width: int, height: int) -> tuple[int, int, int, int]:
-    """Torchvision's RandomResizedCrop with our numbers: left, top, right, bottom in pixels."""
+    """Draw torchvision's RandomResizedCrop with our numbers: left, top, right, bottom in pixels."""
     low, high = (math.log(ratio) for ratio in policy.ratio)
     for attempt in range(TRIES):
         area, shape, down, across = uniforms(policy.seed, name, view, attempt)[:4]
@@ -201,7 +206,7 @@ def _crop(policy: ViewPolicy, name: str, view: int, width: int, height: int) -> 
 
 
 def _ops(policy: ViewPolicy, name: str, view: int) -> tuple[tuple[str, float], ...]:
-    """RandAugment's operations; they do not depend on the image, so that boxes suffice to recover a view."""
+    """Draw RandAugment's operations. They do not depend on the image, so a stored box suffices to recover a view."""
     if policy.randaugment is None:
         return ()
     number, magnitude = policy.randaugment
@@ -215,18 +220,20 @@ def _ops(policy: ViewPolicy, name: str, view: int) -> tuple[tuple[str, float], .
 
 
 def _strength(op: str, magnitude: int) -> float:
-    """Torchvision's strength of an operation at this magnitude of 31 (translations: as a share of the side)."""
+    """Return torchvision's strength of an operation at this magnitude of 31 (translations: as a share of the side)."""
     share = magnitude / _BINS
     most = {"ShearX": 0.3, "ShearY": 0.3, "TranslateX": 150 / 331, "TranslateY": 150 / 331, "Rotate": 30.0}
     if op == "Posterize":
         return 8.0 - round(share * 4)
     if op == "Solarize":
-        return 255.0 * (_BINS - magnitude) / _BINS  # exact: a threshold just above 170 would leave pixels of 170 alone
+        return (
+            255.0 * (_BINS - magnitude) / _BINS
+        )  # computed exactly: a threshold just above 170 would leave pixels of 170 alone
     return share * most.get(op, 0.9) if op in _SIGNED else 0.0
 
 
 def _quantised(start: int, stop: int, size: int) -> tuple[int, int]:
-    """A span of pixels in units, rounded half up with whole numbers; never empty, even on sides of a million pixels."""
+    """Return a span of pixels in units, rounded half up in whole numbers; it is never empty, even on long sides."""
     first, last = ((2 * at * UNIT + size) // (2 * size) for at in (start, stop))
     return (first, last) if first < last else (min(first, UNIT - 1), min(first, UNIT - 1) + 1)
 
@@ -238,18 +245,20 @@ def _pixel_span(start: int, stop: int, size: int) -> tuple[int, int]:
 
 
 def view_params(view: View) -> npt.NDArray[np.uint16]:
-    """What a store keeps of a view: left, top, right, bottom, flip; [5]."""
+    """Return what a store keeps of a view: left, top, right, bottom, flip; [5]."""
     return np.array([*view.box, int(view.flip)], dtype=np.uint16)
 
 
 def view_from_params(params: Sequence[int] | npt.NDArray[np.uint16], policy: ViewPolicy, name: str, view: int) -> View:
-    """The view that a store recorded: box and flip as stored, RandAugment's operations from seed, name and number.
+    """Return the view that a store recorded.
+
+    Box and flip are stored; RandAugment's operations follow from seed, name and number.
 
     Args:
         params: left, top, right, bottom, flip; [5].
-        policy: of the store.
+        policy: the policy of the store.
         name: the sample's key or name.
-        view: number of the view.
+        view: the number of the view.
 
     Raises:
         IntegrityError: no view has these values (`NO_VIEW` marks an image that failed).
