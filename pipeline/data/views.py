@@ -226,9 +226,8 @@ def _strength(op: str, magnitude: int) -> float:
     if op == "Posterize":
         return 8.0 - round(share * 4)
     if op == "Solarize":
-        return (
-            255.0 * (_BINS - magnitude) / _BINS
-        )  # computed exactly: a threshold just above 170 would leave pixels of 170 alone
+        # This is computed exactly: a threshold just above 170 would leave pixels of 170 alone.
+        return 255.0 * (_BINS - magnitude) / _BINS
     return share * most.get(op, 0.9) if op in _SIGNED else 0.0
 
 

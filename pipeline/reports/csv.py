@@ -126,7 +126,7 @@ def _curves(folder: Folder) -> list[dict[str, Any]]:
 
 
 def _configs(folder: Folder) -> list[list[Any]]:
-    """List a line for each key and a column for each setting; a setting with the name of another column gets its number."""
+    """List a line for each key and a column for each setting; a setting named like another column gets its number."""
     columns = ["key"]
     for number, group in enumerate(folder.groups, 1):
         columns.append(f"{group.name} ({number})" if group.name in columns else group.name)
