@@ -35,17 +35,17 @@ Errors = tuple[float, float]
 Case = Callable[[Structure], Errors]
 
 
-def errors(ours: Tensor, plain: Tensor, leaves: list[Tensor]) -> Errors:
+def errors(computed: Tensor, plain: Tensor, leaves: list[Tensor]) -> Errors:
     """The largest difference of features, and the largest relative one of a gradient."""
     direction = torch.randn(plain.shape, generator=torch.Generator().manual_seed(1)).to(plain)
-    grads = [torch.autograd.grad((x * direction).sum(), leaves, retain_graph=True) for x in (ours, plain)]
+    grads = [torch.autograd.grad((x * direction).sum(), leaves, retain_graph=True) for x in (computed, plain)]
     apart = [float((a - b).norm() / b.norm()) for a, b in zip(*grads, strict=True)]
-    return float((ours - plain).detach().abs().max()), max(apart)
+    return float((computed - plain).detach().abs().max()), max(apart)
 
 
-def worst(found: Iterator[Errors]) -> Errors:
+def worst(all_errors: Iterator[Errors]) -> Errors:
     """Of both figures, each by itself."""
-    features, gradients = zip(*found, strict=True)
+    features, gradients = zip(*all_errors, strict=True)
     return max(features), max(gradients)
 
 
@@ -57,9 +57,9 @@ def text_case(model: nn.Module, tokenizer: Any, positions: tuple[Position, ...])
         for depth in (0, 1, tower.layers - 1):
             for position in positions:
                 prompts = tower_reference.random_prompts(tower, structure, depth)
-                ours = tower.features(prompts, tower.tokenise(NAMES, position=position))
+                computed = tower.features(prompts, tower.tokenise(NAMES, position=position))
                 plain = tower_reference.plain_features(model, prompts, NAMES, position)
-                yield errors(ours, plain, list(prompts.tensors().values()))
+                yield errors(computed, plain, list(prompts.tensors().values()))
 
     return lambda structure: worst(cases(structure))
 

@@ -117,10 +117,10 @@ def write_store(path: Path, teacher: Teacher) -> LabelStore:
 
 def value_kl(exact: TopK, ids: np.ndarray, log_probs: np.ndarray) -> np.ndarray:
     """KL of each row, renormalised over the k classes, exact || kept."""
-    order, ours = np.argsort(exact.class_ids, axis=1), np.argsort(ids, axis=1)
+    order, rows_order = np.argsort(exact.class_ids, axis=1), np.argsort(ids, axis=1)
     p = np.take_along_axis(exact.log_probs, order, 1).astype(np.float64)
-    q = np.take_along_axis(log_probs, ours, 1).astype(np.float64)
-    same = (np.take_along_axis(exact.class_ids, order, 1) == np.take_along_axis(ids, ours, 1)).all(1)
+    q = np.take_along_axis(log_probs, rows_order, 1).astype(np.float64)
+    same = (np.take_along_axis(exact.class_ids, order, 1) == np.take_along_axis(ids, rows_order, 1)).all(1)
     p, q = p[same], q[same]  # a near-tie at the edge may have gone the other way in another batch
     p -= np.logaddexp.reduce(p, axis=1, keepdims=True)
     q -= np.logaddexp.reduce(q, axis=1, keepdims=True)
@@ -157,8 +157,10 @@ def size_table(teachers: dict[str, Teacher], folder: Path) -> dict[str, LabelSto
         exact = exact_top(teacher)
         stores[name] = store = write_store(folder / f"{number}.zarr", teacher)
         parts = [store.decode_labels(store.read_chunk(LABELS, chunk)) for chunk in range(store.layout.chunks)]
-        ids, kept = (np.concatenate([getattr(part, field) for part in parts]) for field in ("class_ids", "log_probs"))
-        lines = [("teachonce", bytes_per_row(store)["labels"], value_kl(exact, ids, kept))]
+        ids, log_probs = (
+            np.concatenate([getattr(part, field) for part in parts]) for field in ("class_ids", "log_probs")
+        )
+        lines = [("teachonce", bytes_per_row(store)["labels"], value_kl(exact, ids, log_probs))]
         lines += [(way, size, value_kl(exact, exact.class_ids, log_p)) for way, size, log_p in others(exact)]
         mass = np.exp(exact.log_probs).sum(1).mean()
         for way, size, divergence in lines:
@@ -200,7 +202,7 @@ def rate_table(source: LabelStore, folder: Path, rows: int, repeats: int) -> Non
     rng = np.random.default_rng(2)
     batches = [rng.integers(0, rows, BATCH) for _ in range(200)]
     shuffled = rng.permutation(-(-rows // 16_384)).tolist()
-    ours = None
+    decoded = None
     for name, make in CONTAINERS.items():
         container = make(folder / name.replace(" ", "-"), source, soft)
         began = time.perf_counter()
@@ -214,9 +216,9 @@ def rate_table(source: LabelStore, folder: Path, rows: int, repeats: int) -> Non
         for batch in few[:20]:
             container.batch(batch)
         random = median_rate(lambda c=container, f=few: sum(c.batch(batch) for batch in f), repeats)
-        ours = ours or random
+        decoded = decoded or random
         figures = (f"{rate:,.0f}" for rate in (write, sequential, mixed, random))
-        say(f"| {name} | {' | '.join(figures)} | {random / ours:.3f} |")
+        say(f"| {name} | {' | '.join(figures)} | {random / decoded:.3f} |")
 
 
 def main() -> None:
@@ -226,18 +228,18 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=131_072, help="of the containers that are read")
     parser.add_argument("--teacher-rows", type=int, default=16_384)
     parser.add_argument("--repeats", type=int, default=5)
-    given = parser.parse_args()
+    args = parser.parse_args()
     blosc.set_nthreads(1)
     torch.set_num_threads(2)
     teachers = {
-        "flat synthetic": synthetic(given.teacher_rows, 20.0, 2.5),
-        "peaked synthetic": synthetic(given.teacher_rows, 100.0, 2.0),
+        "flat synthetic": synthetic(args.teacher_rows, 20.0, 2.5),
+        "peaked synthetic": synthetic(args.teacher_rows, 100.0, 2.0),
     }
-    if given.store:
-        teachers |= {"real": of_store(given.store, given.teacher_rows)}
+    if args.store:
+        teachers |= {"real": of_store(args.store, args.teacher_rows)}
     with tempfile.TemporaryDirectory() as folder:
         stores = size_table(teachers, Path(folder))
-        rate_table(stores[list(teachers)[-1]], Path(folder), given.rows, given.repeats)
+        rate_table(stores[list(teachers)[-1]], Path(folder), args.rows, args.repeats)
 
 
 if __name__ == "__main__":

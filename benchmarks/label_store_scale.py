@@ -144,12 +144,12 @@ def working_set(path: Path, rows: int) -> None:
 
 def random_batches(path: Path, rows: int) -> None:
     """Random batches over all rows, warm, one process."""
-    found = open_working_set(LabelStore.open(path), None, Silent())
+    opened_set = open_working_set(LabelStore.open(path), None, Silent())
     rng = np.random.default_rng(4)
     batches = [rng.integers(0, rows, 1024) for _ in range(1000)]
     began = time.perf_counter()
     for batch in batches:
-        found.batch(batch)
+        opened_set.batch(batch)
     say(f"| random batches of 1,024 rows | {1024 * len(batches) / (time.perf_counter() - began):,.0f} rows/s |")
 
 
@@ -190,12 +190,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=14_197_122)
     parser.add_argument("--folder", type=Path, help="where to write; a temporary folder by default")
-    given = parser.parse_args()
-    say(f"| {given.rows:,} rows, k = {K}, {CLASSES:,} classes | |\n|---|---|")
-    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+    args = parser.parse_args()
+    say(f"| {args.rows:,} rows, k = {K}, {CLASSES:,} classes | |\n|---|---|")
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         for number in range(len(STEPS)):
             child = multiprocessing.get_context("spawn").Process(
-                target=step, args=(number, Path(folder) / "big.zarr", given.rows)
+                target=step, args=(number, Path(folder) / "big.zarr", args.rows)
             )
             child.start()
             child.join()

@@ -133,8 +133,8 @@ class Memmap(Container):
         self.data = np.load(self.path, mmap_mode="r")
 
     def batch(self, rows: np.ndarray) -> int:
-        found = self.data.take(rows)
-        return len(ready(found["ids"], found["values"], found["label"]))
+        rows_read = self.data.take(rows)
+        return len(ready(rows_read["ids"], rows_read["values"], rows_read["label"]))
 
 
 class Parquet(Container):
@@ -205,9 +205,9 @@ class Lmdb(Container):
         self.environment = environment
 
     def batch(self, rows: np.ndarray) -> int:
-        found = b"".join(self.transaction.get(b"%08d" % row) for row in rows.tolist())
+        joined = b"".join(self.transaction.get(b"%08d" % row) for row in rows.tolist())
         kind = np.dtype([("ids", np.uint16, (self.k,)), ("values", np.float16, (self.k,)), ("label", np.int32)])
-        data = np.frombuffer(found, kind)
+        data = np.frombuffer(joined, kind)
         return len(ready(data["ids"], data["values"], data["label"]))
 
 

@@ -71,8 +71,8 @@ class Problem:
 
     def pull_back(self, text: TextPass, gradients: list[Tensor], sample: PoissonSample | None = None) -> list[Tensor]:
         """The prompts' whole gradient for each one given."""
-        found = text.pull_back(list(self.learner.parameters()), gradients, sample)
-        return [torch.cat([part.flatten() for part in one]).double() for one in found]
+        pulled = text.pull_back(list(self.learner.parameters()), gradients, sample)
+        return [torch.cat([part.flatten() for part in one]).double() for one in pulled]
 
     def draw(self, correction: Correction, fill: int, top: int, step: int) -> tuple[list[Tensor], int]:
         """Both gradients of one draw of candidates, and the names computed."""
@@ -110,10 +110,10 @@ def line(way: str, names: list[int], draws: list[list[Tensor]], exact: list[Tens
     """A row of the table."""
     cells = [way, f"{np.mean(names):,.0f}"]
     for number, reference in enumerate(exact):
-        found = torch.stack([draw[number] for draw in draws])
-        mean, size = found.mean(0), float(reference.norm())
-        variance = float((found - mean).square().sum()) / max(1, len(found) - 1)
-        bias = math.sqrt(max(0.0, float((mean - reference).square().sum()) - variance / len(found)))
+        stacked = torch.stack([draw[number] for draw in draws])
+        mean, size = stacked.mean(0), float(reference.norm())
+        variance = float((stacked - mean).square().sum()) / max(1, len(stacked) - 1)
+        bias = math.sqrt(max(0.0, float((mean - reference).square().sum()) - variance / len(stacked)))
         cells += [f"{bias / size:.3f}", f"{math.sqrt(variance) / size:.3f}"]
     return f"| {' | '.join(cells)} |"
 

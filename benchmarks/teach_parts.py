@@ -85,7 +85,7 @@ def enlarged(root: Path, index: SampleIndex, target: Path, short_side: int) -> N
 
 
 def empty_store(
-    path: Path, index: SampleIndex, own: Vocabulary, names: int, width: int, chunk_rows: int | None
+    path: Path, index: SampleIndex, classes: Vocabulary, names: int, width: int, chunk_rows: int | None
 ) -> LabelStore:
     """A store for these samples with made-up class embeddings of `names` classes."""
     ids = tuple(f"n{i:08d}" for i in range(names))
@@ -94,7 +94,7 @@ def empty_store(
     layout = new_layout(len(index), names, min(K, names), TEMPERATURES, chunk_rows)
     fingerprint = {"samples": index.digest, "logit_scale": 100.0, "about": {}}
     return create_store(
-        path, layout, fingerprint, Vocabulary(ids, ids), own, index, row_order(len(index), 0), embeddings
+        path, layout, fingerprint, Vocabulary(ids, ids), classes, index, row_order(len(index), 0), embeddings
     )
 
 

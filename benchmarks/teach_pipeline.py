@@ -55,7 +55,7 @@ class Case:
 def cases() -> dict[str, Case]:
     """By name."""
     large, tiny = "large", "tiny"
-    found = [
+    cases_here = [
         Case("forward", "224 px ViT", large, "as they are", 256, NAMES, 2, bare_forward, 128, 1.05),
         Case("teacher", "the teacher", "teacher", "as they are", 1024, 120, 2, bare_forward, 256, 1.05),
         Case("decode", "500 px photos", tiny, "500 px", 1024, NAMES, 2, bare_decode, 512, 1.10),
@@ -64,7 +64,7 @@ def cases() -> dict[str, Case]:
         Case("teacher22k", "the teacher", "teacher", "as they are", 1024, NAMES, 2, bare_forward, 256, 1.05),
         Case("decode22k", "500 px photos", tiny, "500 px", 1024, NAMES, 1, bare_decode, 512, 1.10),
     ]
-    return {case.key: case for case in found}
+    return {case.key: case for case in cases_here}
 
 
 DEFAULT = "forward,teacher,decode,decode1,scaling"
@@ -81,11 +81,11 @@ class World:
     def bench(self, model: str, photos: str, images: int, names: int, chunk_rows: int) -> Bench:
         """An empty store for these, and what its tasks need."""
         root, spec = self.roots[photos], self.models[model]
-        index, own = samples(root, images)
+        index, classes = samples(root, images)
         digest, width = digest_of(spec)
         template = self.folder / f"{model}-{photos}-{names}-{chunk_rows}.zarr".replace(" ", "")
         if not template.exists():
-            empty_store(template, index, own, names, width, chunk_rows)
+            empty_store(template, index, classes, names, width, chunk_rows)
         return Bench(template, root, spec, digest, batch_size=min(128, chunk_rows))
 
 
@@ -112,8 +112,8 @@ def make_world(folder: Path, root: Path, teacher: str) -> World:
 
 def pin(client: Any, cores: list[list[int]]) -> None:
     """Give each worker its cores, all threads it has included."""
-    for worker, own in zip(sorted(client.scheduler_info(n_workers=-1)["workers"]), cores, strict=True):
-        client.run(pin_all, own, workers=[worker])
+    for worker, core in zip(sorted(client.scheduler_info(n_workers=-1)["workers"]), cores, strict=True):
+        client.run(pin_all, core, workers=[worker])
 
 
 def pin_all(cores: list[int]) -> None:
@@ -130,8 +130,8 @@ def cpu_seconds(client: Any) -> float:
 def timed(client: Any, work: Callable[[], Any]) -> tuple[Any, float]:
     """What the work returns, and the CPU seconds of the workers meanwhile."""
     before = cpu_seconds(client)
-    found = work()
-    return found, cpu_seconds(client) - before
+    result = work()
+    return result, cpu_seconds(client) - before
 
 
 def say(line: str) -> None:
@@ -198,12 +198,12 @@ def main() -> None:
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--cases", default=DEFAULT, help=f"of {', '.join(cases())}, scaling")
     parser.add_argument("--repeats", type=int, default=3)
-    given = parser.parse_args()
-    wanted = given.cases.split(",")
+    args = parser.parse_args()
+    chosen = args.cases.split(",")
     if len(CORES) < 2:
         raise SystemExit("two cores are needed")
     with tempfile.TemporaryDirectory() as name:
-        world = make_world(Path(name), given.root.resolve(), given.teacher)
+        world = make_world(Path(name), args.root.resolve(), args.teacher)
         say(
             "| what dominates | cores | bare, ms an image | teach, ms an image | ratio of times | wanted "
             f"| ratio of CPU | {' | '.join(PHASES)} (ms an image) |"
@@ -211,12 +211,12 @@ def main() -> None:
         say("|---|---|---|---|---|---|---|" + "---|" * len(PHASES))
         with local_cluster(1) as client:
             for key, case in cases().items():
-                if key in wanted:
+                if key in chosen:
                     bench = world.bench(case.model, case.photos, case.images, case.names, case.chunk_rows)
-                    compare(client, case, bench, given.repeats)
-        if "scaling" in wanted:
+                    compare(client, case, bench, args.repeats)
+        if "scaling" in chosen:
             with ExitStack() as stack:
-                scaling(stack, world, given.repeats)
+                scaling(stack, world, args.repeats)
 
 
 if __name__ == "__main__":

@@ -131,10 +131,12 @@ def no_work(client: Any, count: int) -> float:
 def memory(folder: Path, rows: int, root: Path) -> None:
     """The real task on real photos, again and again."""
     manifest = load_manifest("local-tars")
-    index, own = build_index(manifest, "train", root, Silent()), split_classes(manifest, "train", root)
+    index, classes = build_index(manifest, "train", root, Silent()), split_classes(manifest, "train", root)
     spec = made_up_clip(folder / "tiny", 64, layers=1, width=64, head_width=32, patch_size=16, image_size=32)
     template = folder / "many.zarr"
-    store = empty_store(template, index.take(np.arange(rows) % len(index)), own, len(own), digest_of(spec)[1], 1024)
+    store = empty_store(
+        template, index.take(np.arange(rows) % len(index)), classes, len(classes), digest_of(spec)[1], 1024
+    )
     bench = Bench(template, root, spec, digest_of(spec)[0])
     with local_cluster(2) as client:
         client.run(warm, bench)
@@ -157,13 +159,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--memory", action="store_true", help="the real task on the photos below --root")
     parser.add_argument("--root", type=Path)
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as name:
-        if given.memory:
-            memory(Path(name), given.rows or 460_800, given.root.resolve())
+        if args.memory:
+            memory(Path(name), args.rows or 460_800, args.root.resolve())
         else:
-            scale(Path(name), given.rows or 14_197_122, given.workers)
+            scale(Path(name), args.rows or 14_197_122, args.workers)
 
 
 if __name__ == "__main__":

@@ -65,11 +65,11 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 def by_turns(ways: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
     """Median seconds of each way; every turn runs all of them, every other turn the other way round."""
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repeats):
         for name in ways if turn % 2 == 0 else reversed(ways):
-            found[name].append(seconds_of(ways[name], device))
-    return {name: statistics.median(values) for name, values in found.items()}
+            seconds[name].append(seconds_of(ways[name], device))
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def count_flops(work: Callable[[], object]) -> int:
@@ -87,14 +87,14 @@ def count_flops(work: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def apart(found: Tensor, wanted: Tensor) -> float:
+def apart(computed: Tensor, exact: Tensor) -> float:
     """|found - wanted| / |wanted|, of the whole tensors."""
-    return float((found - wanted).double().norm() / wanted.double().norm())
+    return float((computed - exact).double().norm() / exact.double().norm())
 
 
-def most_apart(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+def most_apart(computed: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     """The largest `apart` of pairs."""
-    return max(apart(a, b) for a, b in zip(found, wanted, strict=True))
+    return max(apart(a, b) for a, b in zip(computed, exact, strict=True))
 
 
 def some_names(count: int) -> tuple[str, ...]:
@@ -159,16 +159,16 @@ class StepResult:
     gradients: list[Tensor]
     candidates: int
 
-    def apart(self, wanted: StepResult) -> tuple[float, float]:
+    def apart(self, other: StepResult) -> tuple[float, float]:
         """Relative difference of the loss, and the largest of the gradients."""
-        return abs(self.loss / wanted.loss - 1), most_apart(self.gradients, wanted.gradients)
+        return abs(self.loss / other.loss - 1), most_apart(self.gradients, other.gradients)
 
 
 def step_of(trainer: Trainer, step: int) -> StepResult:
     """One whole step, update included."""
-    found = trainer.step(step)
+    result = trainer.step(step)
     gradients = [cast(Tensor, parameter.grad).detach().cpu() for parameter in trainer.learners.parameters()]
-    return StepResult(found["loss"], gradients, int(found["candidates"]))
+    return StepResult(result["loss"], gradients, int(result["candidates"]))
 
 
 def same_prompts(trainers: Sequence[Trainer]) -> None:

@@ -70,23 +70,23 @@ def parse() -> argparse.Namespace:
     add("--held-out", type=float, default=0.1, help="until: share of the samples")
     add("--every", type=int, default=10, help="until: steps between measurements")
     add("--most-steps", type=int, default=600, help="until: steps of the run's schedule, and the most to do")
-    given = parser.parse_args()
-    given.cases = given.cases.split(",")
-    for case in given.cases:
+    args = parser.parse_args()
+    args.cases = args.cases.split(",")
+    for case in args.cases:
         if case not in CASES:
             parser.error(f"--cases: '{case}' is none of {', '.join(CASES)}")
-        missing = [f"--{name}" for name in CASES[case][1] if getattr(given, name) is None]
+        missing = [f"--{name}" for name in CASES[case][1] if getattr(args, name) is None]
         if missing:
             parser.error(f"the case '{case}' needs {', '.join(missing)}")
-    return given
+    return args
 
 
 def main() -> None:
     """Every case that was asked for."""
-    given = parse()
-    tune_process(given.threads)
-    for case in given.cases:
-        CASES[case][0](given)
+    args = parse()
+    tune_process(args.threads)
+    for case in args.cases:
+        CASES[case][0](args)
         say()
 
 

@@ -65,12 +65,12 @@ def validation(args: argparse.Namespace, clip: LoadedClip) -> tuple[torch.Tensor
 def accuracy(trainer: Trainer, images: torch.Tensor, ids: list[str], labels: torch.Tensor) -> dict[str, float]:
     """Top-1 among the split's own classes, and among all classes of the run where there are more."""
     vocabulary = trainer.rows.vocabulary
-    own = torch.tensor([vocabulary.index[class_id] for class_id in ids])
+    class_numbers = torch.tensor([vocabulary.index[class_id] for class_id in ids])
     with trainer.result() as student:
         classes = student.class_features()
-    among = {"val": (classes[own], labels)}
-    if len(vocabulary) > len(own):
-        among["val among all names"] = (classes, own[labels])
+    among = {"val": (classes[class_numbers], labels)}
+    if len(vocabulary) > len(class_numbers):
+        among["val among all names"] = (classes, class_numbers[labels])
     return {name: float(score(images, c, of, equal_rows(c)).top1.mean()) for name, (c, of) in among.items()}
 
 
@@ -96,7 +96,7 @@ def run_cell(args: argparse.Namespace, cell: str, seed: int) -> None:
             began = time.perf_counter()
             trainer.step(step)
             seconds += time.perf_counter() - began
-    about: dict[str, Any] = {
+    description: dict[str, Any] = {
         "cell": cell,
         "seed": seed,
         "set": overrides,
@@ -107,7 +107,7 @@ def run_cell(args: argparse.Namespace, cell: str, seed: int) -> None:
     }
     rows.close()
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
 
 def pace(args: argparse.Namespace) -> str:
@@ -124,7 +124,7 @@ def pace(args: argparse.Namespace) -> str:
             began = time.perf_counter()
             trainer.step(step)
             seconds.setdefault(cell, []).append(time.perf_counter() - began)
-    medians = {cell: statistics.median(taken[1:]) for cell, taken in seconds.items()}
+    medians = {cell: statistics.median(times[1:]) for cell, times in seconds.items()}
     return (
         "| cell | "
         + " | ".join(medians)
@@ -138,8 +138,8 @@ def table(out: Path, measure: str) -> str:
     """Mean and spread over seeds at each step, in percent, as Markdown."""
     runs: dict[str, list[dict[str, Any]]] = {}
     for file in sorted(out.glob("*.json")):
-        about = json.loads(file.read_text(encoding="utf-8"))
-        runs.setdefault(about["cell"], []).append(about)
+        description = json.loads(file.read_text(encoding="utf-8"))
+        runs.setdefault(description["cell"], []).append(description)
     order = [cell for cell in CELLS if cell in runs and measure in runs[cell][0]["curve"][0]]
     if not order:
         return ""

@@ -120,9 +120,8 @@ def tar_members(part: Part) -> Iterator[tarfile.TarInfo]:
         with opened(path) as file:
             end = path.stat().st_size if part.end is None else part.end
             file.seek(part.start)
-            with tarfile.open(
-                fileobj=file, mode="r:"
-            ) as tar:  # the offsets of tarfile count from the start of the file
+            # tarfile's offsets count from the start of the file.
+            with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
                     tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise: gigabytes for ImageNet-21K
                     if not member.isreg() or member.sparse is not None:

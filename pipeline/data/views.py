@@ -26,11 +26,10 @@ if TYPE_CHECKING:
 FUNCTION = 1  # version of the draw: another number stands for another function, which draws other views
 UNIT = 65535  # a box counts in 1/65535 of the image's width and height
 MAX_VIEWS = 255  # view numbers are stored in one byte, and 255 is no number
-NO_VIEW = (
-    65535  # fills all five fields where an image failed; no flip is 65535, so a failed image never passes for a view
-)
+# This value fills all five fields where an image failed; no flip is 65535, so a failed image never passes for a view.
+NO_VIEW = 65535
 TRIES = (
-    10  # as in torchvision: crops that do not fit are drawn again; after the last try the largest centred one is taken
+    10  # as in torchvision: a crop that does not fit is drawn again; after all tries the largest centred one is taken
 )
 
 _PERSON = b"teachonce views"

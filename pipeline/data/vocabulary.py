@@ -82,9 +82,8 @@ def parse_tsv(text: str, where: str) -> Vocabulary:
                 f"{where}, line {number}: expected `id TAB name`, found {shown(line)}{too_many}",
                 hint="a class list holds one class a line: its id, one tab, its name",
             )
-        if _has_control(
-            name
-        ):  # checked before white space is joined, because some control characters count as white space
+        # This check comes before white space is joined, because some control characters count as white space.
+        if _has_control(name):
             raise _odd_name(f"{where}, line {number}", class_id.strip(), name)
         ids.append(class_id.strip())
         names.append(" ".join(name.split()))

@@ -28,14 +28,14 @@ _LOADING = threading.Lock()
 _LENT: dict[str, LoadedClip] = {}
 
 
-def worker_models(wanted: Iterable[tuple[str, str]], compiled: bool) -> list[LoadedClip]:
+def worker_models(specs: Iterable[tuple[str, str]], compiled: bool) -> list[LoadedClip]:
     """Return the models of these (spec, weights digest), which are loaded on first use.
 
     Raises:
         FingerprintError: the weights are not those that the driver saw.
     """
     with _LOADING:
-        return [_model(spec, digest, compiled) for spec, digest in wanted]
+        return [_model(spec, digest, compiled) for spec, digest in specs]
 
 
 def lend(models: Iterable[LoadedClip]) -> None:
