@@ -189,7 +189,7 @@ def describe(place: Path, identity: Mapping[str, Any], facts: Mapping[str, Any])
             "bytes": file.stat().st_size,
             "crc32c": _crc(file),
         }
-    about: dict[str, Any] = {
+    description: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": KIND,
         "identity": dict(identity),
@@ -197,9 +197,9 @@ def describe(place: Path, identity: Mapping[str, Any], facts: Mapping[str, Any])
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **facts,
     }
-    about = json.loads(json.dumps(about))  # as a reader sees it: tuples are lists
-    about["check"] = canonical_digest(about)
-    (place / ABOUT).write_bytes(_about_bytes(about))
+    description = json.loads(json.dumps(description))  # as a reader sees it: tuples are lists
+    description["check"] = canonical_digest(description)
+    (place / ABOUT).write_bytes(_about_bytes(description))
 
 
 def discard(place: Path) -> None:
