@@ -40,7 +40,7 @@ Teacher = tuple[np.ndarray, np.ndarray, float, int]  # images [N, D], classes [C
 
 
 def synthetic(rows: int, scale: float, noise: float) -> Teacher:
-    """Unit embeddings of a tree of classes four levels deep, and images near their class."""
+    """Make unit embeddings of a tree of classes four levels deep, and images near their class."""
     rng = np.random.default_rng(0)
     classes = np.zeros((CLASSES, WIDTH))
     for level in range(1, 5):
@@ -54,7 +54,7 @@ def synthetic(rows: int, scale: float, noise: float) -> Teacher:
 
 
 def of_store(path: Path, rows: int) -> Teacher:
-    """The embeddings of a real store."""
+    """Return the embeddings of a real store."""
     store = LabelStore.open(path)
     images = np.concatenate([store.embeddings(chunk) for chunk in range(store.layout.chunks)])
     images = images[np.isfinite(images[:, 0])][:rows]
@@ -63,7 +63,7 @@ def of_store(path: Path, rows: int) -> Teacher:
 
 
 def exact_top(teacher: Teacher) -> TopK:
-    """The exact best classes of every row."""
+    """Return the exact best classes of every row."""
     images, classes, scale, _ = teacher
     parts = [
         soft_labels(scale * torch.from_numpy(images[i : i + 512]) @ torch.from_numpy(classes).T, K, (1.0, 2.0, 4.0))
@@ -73,7 +73,7 @@ def exact_top(teacher: Teacher) -> TopK:
 
 
 def write_store(path: Path, teacher: Teacher) -> LabelStore:
-    """A finished store of these rows, each with a key such as ImageNet's."""
+    """Write a finished store of these rows, each with a key such as ImageNet's."""
     images, classes, scale, chunk_rows = teacher
     rows = len(images)
     vocabulary = Vocabulary(
@@ -116,7 +116,7 @@ def write_store(path: Path, teacher: Teacher) -> LabelStore:
 
 
 def value_kl(exact: TopK, ids: np.ndarray, log_probs: np.ndarray) -> np.ndarray:
-    """KL of each row, renormalised over the k classes, exact || kept."""
+    """Compute the KL of each row, renormalised over the k classes, exact || kept."""
     order, rows_order = np.argsort(exact.class_ids, axis=1), np.argsort(ids, axis=1)
     p = np.take_along_axis(exact.log_probs, order, 1).astype(np.float64)
     q = np.take_along_axis(log_probs, rows_order, 1).astype(np.float64)
@@ -128,7 +128,7 @@ def value_kl(exact: TopK, ids: np.ndarray, log_probs: np.ndarray) -> np.ndarray:
 
 
 def others(exact: TopK) -> Iterator[tuple[str, float, np.ndarray]]:
-    """Name, bytes a row and log-probabilities of what other systems would keep."""
+    """Return name, bytes a row and log-probabilities of what other systems would keep."""
     half = np.exp(exact.log_probs).astype(np.float16)
     with np.errstate(divide="ignore"):
         log_half = np.log(np.maximum(half.astype(np.float64), 2**-25))
@@ -149,7 +149,7 @@ def others(exact: TopK) -> Iterator[tuple[str, float, np.ndarray]]:
 
 
 def size_table(teachers: dict[str, Teacher], folder: Path) -> dict[str, LabelStore]:
-    """Bytes and KL of every way for every teacher; returns our stores."""
+    """Print bytes and KL of every way for every teacher; returns our stores."""
     say("| teacher | mass in top 100 | way | bytes a row | against TinyViT | value KL mean | p99 |")
     say("|---|---|---|---|---|---|---|")
     stores = {}
@@ -172,13 +172,13 @@ def size_table(teachers: dict[str, Teacher], folder: Path) -> dict[str, LabelSto
 
 
 def say(line: str) -> None:
-    """One line of the report, at once."""
+    """Print one line of the report at once."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 def median_rate(work: Callable[[], int], repeats: int) -> float:
-    """Median rows a second."""
+    """Return the median rows a second."""
     rates = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -188,7 +188,7 @@ def median_rate(work: Callable[[], int], repeats: int) -> float:
 
 
 def rate_table(source: LabelStore, folder: Path, rows: int, repeats: int) -> None:
-    """Write and read rates of the label columns, warm; the other containers hold uint16 ids and float16 values."""
+    """Print warm write and read rates of the label columns; the other containers hold uint16 ids and float16 values."""
     say(
         f"\n| container, {rows:,} rows | write rows/s | sequential | chunks shuffled | random batches of {BATCH:,} "
         "| random, against teachonce |\n|---|---|---|---|---|---|"
@@ -222,7 +222,7 @@ def rate_table(source: LabelStore, folder: Path, rows: int, repeats: int) -> Non
 
 
 def main() -> None:
-    """Both tables."""
+    """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, help="also measure the teacher of this store, by its embeddings")
     parser.add_argument("--rows", type=int, default=131_072, help="of the containers that are read")

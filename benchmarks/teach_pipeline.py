@@ -53,7 +53,7 @@ class Case:
 
 
 def cases() -> dict[str, Case]:
-    """By name."""
+    """Return the cases by name."""
     large, tiny = "large", "tiny"
     cases_here = [
         Case("forward", "224 px ViT", large, "as they are", 256, NAMES, 2, bare_forward, 128, 1.05),
@@ -79,7 +79,7 @@ class World:
     roots: dict[str, Path]
 
     def bench(self, model: str, photos: str, images: int, names: int, chunk_rows: int) -> Bench:
-        """An empty store for these, and what its tasks need."""
+        """Return an empty store for a case, and what its tasks need."""
         root, spec = self.roots[photos], self.models[model]
         index, classes = samples(root, images)
         digest, width = digest_of(spec)
@@ -90,7 +90,7 @@ class World:
 
 
 def samples(root: Path, images: int) -> tuple[SampleIndex, Vocabulary]:
-    """Photos from all over the split."""
+    """Index photos from all over the split."""
     manifest = load_manifest("local-tars")
     index = build_index(manifest, "train", root, Silent())
     chosen = np.sort(np.random.default_rng(0).permutation(len(index))[:images])
@@ -111,37 +111,37 @@ def make_world(folder: Path, root: Path, teacher: str) -> World:
 
 
 def pin(client: Any, cores: list[list[int]]) -> None:
-    """Give each worker its cores, all threads it has included."""
+    """Give each worker its cores, and all threads that it has."""
     for worker, core in zip(sorted(client.scheduler_info(n_workers=-1)["workers"]), cores, strict=True):
         client.run(pin_all, core, workers=[worker])
 
 
 def pin_all(cores: list[int]) -> None:
-    """New threads inherit what the thread that makes them has; those that exist are set one by one."""
+    """A new thread inherits the cores of the thread that makes it; threads that exist are set one by one."""
     for thread in os.listdir("/proc/self/task"):
         os.sched_setaffinity(int(thread), cores)
 
 
 def cpu_seconds(client: Any) -> float:
-    """Of all workers so far."""
+    """Return the CPU seconds of all workers so far."""
     return sum(client.run(time.process_time).values())
 
 
 def timed(client: Any, work: Callable[[], Any]) -> tuple[Any, float]:
-    """What the work returns, and the CPU seconds of the workers meanwhile."""
+    """Return what the work returns, and the CPU seconds of the workers during it."""
     before = cpu_seconds(client)
     result = work()
     return result, cpu_seconds(client) - before
 
 
 def say(line: str) -> None:
-    """One line of the report, at once."""
+    """Print one line of the report at once."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 def compare(client: Any, case: Case, bench: Bench, repeats: int) -> None:
-    """Both sides by turns, and a row of the table."""
+    """Run both sides by turns, and print a row of the table."""
     client.submit(warm, bench, pure=False).result()
     pin(client, [CORES[: case.cores]])
     bare: list[tuple[float, float]] = []
@@ -166,17 +166,17 @@ def compare(client: Any, case: Case, bench: Bench, repeats: int) -> None:
 
 
 def phases(runs: list[Run]) -> str:
-    """Milliseconds an image in each phase, median over the runs."""
+    """Return milliseconds an image in each phase, median over the runs."""
     rows = runs[0].rows
     return " | ".join(f"{1000 * statistics.median(run.phases[phase] for run in runs) / rows:.2f}" for phase in PHASES)
 
 
 def scaling(stack: ExitStack, world: World, repeats: int) -> None:
-    """Two workers on two cores against one on one, by turns."""
+    """Compare two workers on two cores with one worker on one core, by turns."""
     bench = world.bench("teacher", "as they are", 1536, 120, 128)
     clients = {count: stack.enter_context(local_cluster(count)) for count in (1, 2)}
     for count, client in clients.items():
-        for worker in client.nthreads():  # one after the other: each copies the store
+        for worker in client.nthreads():  # workers follow each other, because each copies the store
             client.run(warm, bench, workers=[worker])
         pin(client, [[CORES[i]] for i in range(count)])
     runs: dict[int, list[Run]] = {1: [], 2: []}
@@ -192,7 +192,7 @@ def scaling(stack: ExitStack, world: World, repeats: int) -> None:
 
 
 def main() -> None:
-    """All cases, then the scaling."""
+    """Run all cases, then the scaling."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="a folder that the manifest local-tars describes")
     parser.add_argument("--teacher", required=True)

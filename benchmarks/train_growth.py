@@ -1,6 +1,6 @@
 """Cases `all`, `memory` and `gpu`: time and memory of steps over the whole vocabulary, on rows that are made up.
 
-It reads no store: what a step from cache costs does not depend on what the rows hold.
+These cases read no store: what a step from cache costs does not depend on what the rows hold.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MEGA = 1e6
 
 
 def config_of(args: argparse.Namespace, candidates: Kind, **changes: Any) -> TrainConfig:
-    """A run that takes every class, or some of them."""
+    """Configure a run that takes every class, or some classes."""
     drawn = args.candidates
     return TrainConfig.of(
         structure=args.structure,
@@ -58,7 +58,7 @@ def config_of(args: argparse.Namespace, candidates: Kind, **changes: Any) -> Tra
 
 @dataclass(frozen=True)
 class Request:
-    """One step in a fresh process."""
+    """A request for one step in a fresh process."""
 
     student: str | None  # None: a random tower of ViT-B/16's size
     config: TrainConfig
@@ -69,21 +69,21 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Growth:
-    """What a fresh process found."""
+    """What a fresh process measured."""
 
     distinct: int
     before: float
-    """Bytes before the step."""
+    """Bytes of memory before the step."""
     grown: float
     """Bytes at the peak of the first step beyond those before it."""
     first: float
     seconds: float
-    """Of later steps, median; of the first where there was no other."""
+    """Median seconds of later steps; of the first step if there were no others."""
     result: StepResult
 
 
 def grow(request: Request) -> Growth:
-    """Run this in a process of its own."""
+    """Measure the growth of memory; run this in a process of its own."""
     torch.set_num_threads(request.threads)
     clip = made_up_clip() if request.student is None else load_clip(request.student)
     trainer = made_up_trainer(request.config, clip, some_names(request.names))
@@ -93,13 +93,13 @@ def grow(request: Request) -> Growth:
     before = _memory("VmRSS")
     first = seconds_of(lambda: results.append(step_of(trainer, 0)), CPU)
     peak = _memory("VmHWM")
-    tune_process(request.threads)  # as `teachonce train` does; before, freed memory goes back to the system
+    tune_process(request.threads)  # as `teachonce train` does; before this call, freed memory goes back to the system
     times = by_turns({"": lambda: step_of(trainer, 1)}, request.repeats, CPU) if request.repeats else {"": first}
     return Growth(trainer.student.names.count, before, peak - before, first, times[""], results[0])
 
 
 def _memory(mark: str) -> float:
-    """VmRSS or VmHWM of this process, in bytes."""
+    """Return VmRSS or VmHWM of this process, in bytes."""
     match = re.search(rf"{mark}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     if match is None:
         raise SystemExit(f"/proc/self/status does not tell {mark}; memory is measured on Linux only")
@@ -107,13 +107,13 @@ def _memory(mark: str) -> float:
 
 
 def in_fresh_process(request: Request) -> Growth:
-    """`grow` there."""
+    """Run `grow` in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(grow, request).result()
 
 
 def all_case(args: argparse.Namespace) -> None:
-    """All classes against some, and all of them as there are more and more."""
+    """Compare all classes with some, and measure all of them as their number grows."""
     _modes(args, load_clip(args.student))
     sizes = [size for size in (1_000, 2_000, 5_000, 10_000) if size < args.most_names] + [args.most_names]
     small, large = args.chunks
@@ -151,7 +151,7 @@ def _modes(args: argparse.Namespace, clip: LoadedClip) -> None:
         results[kind] = step_of(runs[kind], 0)
 
     flops = {kind: count_flops(partial(one, kind)) for kind in kinds}
-    first = dict(results)  # of the start, where prompts are equal
+    first = dict(results)  # these steps are the first ones, where prompts are equal
     same_prompts(list(runs.values()))
     times = by_turns({kind: partial(one, kind) for kind in kinds}, args.repeats, CPU)
     rows = []
@@ -190,7 +190,7 @@ def _modes(args: argparse.Namespace, clip: LoadedClip) -> None:
 
 
 def memory_case(args: argparse.Namespace) -> None:
-    """One all-class step of a text tower of ViT-B/16's size by chunk, and what one shot would take."""
+    """Measure one all-class step of a text tower of ViT-B/16's size by chunk, and estimate what one shot would take."""
 
     def request(names: int, chunk: int) -> Request:
         return Request(None, config_of(args, "all", class_chunk=chunk), names, 0, args.threads)
@@ -229,7 +229,7 @@ def memory_case(args: argparse.Namespace) -> None:
 
 
 def gpu_case(args: argparse.Namespace) -> None:
-    """Steps of a ViT-B/16 student from cache over all classes, on the GPU at hand."""
+    """Measure steps of a ViT-B/16 student from cache over all classes, on the GPU at hand."""
     if not torch.cuda.is_available():
         say("### gpu: there is no CUDA device here; nothing was measured")
         return
@@ -238,12 +238,12 @@ def gpu_case(args: argparse.Namespace) -> None:
 
 
 def replace_batch(args: argparse.Namespace, batch: int) -> argparse.Namespace:
-    """The same options with another batch."""
+    """Return the same options with another batch."""
     return argparse.Namespace(**{**vars(args), "batch": batch})
 
 
 def gpu_steps(args: argparse.Namespace, device: torch.device) -> None:
-    """Time and memory by precision and candidates; `device` may be the CPU, to try it out."""
+    """Measure time and memory by precision and candidates; `device` may be the CPU, to try it out."""
     names, rows = some_names(args.most_names), []
     clip = replace(made_up_clip(), device=device)
     clip.model.to(device)
@@ -286,7 +286,7 @@ def gpu_steps(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def _on_device(run: Trainer, repeats: int, device: torch.device) -> tuple[float, float]:
-    """Median seconds of a step after a first one, and bytes at the peak of these steps."""
+    """Return the median seconds of a step after a first one, and bytes at the peak of these steps."""
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)

@@ -39,13 +39,13 @@ CASES: dict[str, tuple[Callable[[argparse.Namespace], None], tuple[str, ...]]] =
 
 
 def two(text: str) -> tuple[int, int]:
-    """Two rising numbers."""
+    """Read two rising numbers."""
     small, large = sorted(int(part) for part in text.split(","))
     return small, large
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--cases", default=",".join(CASES), help="comma-separated; default: all")
@@ -82,7 +82,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Every case that was asked for."""
+    """Run every case that the command line asks for."""
     args = parse()
     tune_process(args.threads)
     for case in args.cases:

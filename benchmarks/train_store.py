@@ -37,7 +37,7 @@ from teachonce.training.config import TrainConfig
 from teachonce.training.held_out import measure
 from teachonce.training.trainer import Trainer
 
-AT_ONCE = 256  # images in a tower
+AT_ONCE = 256  # images that are in a tower at once
 CACHE, STUDENT, TEACHER = "from cache", "+ student's images", "+ student and teacher"
 
 
@@ -48,15 +48,15 @@ class TwoModels(LoadedClip):
     other: LoadedClip | None = None
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """A photo's evaluation inputs for both."""
+        """Prepare a photo's evaluation inputs for both models."""
         return self._together(image, EVALUATION)
 
     def prepare_view(self, image: Image.Image, view: View) -> Tensor:
-        """One view for both."""
+        """Prepare one view for both models."""
         return self._together(image, view)
 
     def apart(self, pixels: Tensor) -> list[Tensor]:
-        """The inputs of each model, [B, 3, H, W], from [B, 1, 1, n]."""
+        """Return the inputs of each model, [B, 3, H, W], from [B, 1, 1, n]."""
         grey = Image.new("RGB", (64, 64))
         shapes = [part.shape for part in self._inputs(grey, EVALUATION)]
         parts = torch.split(pixels.flatten(1), [shape.numel() for shape in shapes], 1)
@@ -82,9 +82,8 @@ class ImageRows:
         self._models = two_models(student, teacher)
         self._head = head_of(rows.class_embeddings, rows.teacher_scale, str(student.device))
         fingerprint = rows.plan.store.groups[LABELS].fingerprint
-        self._kind: EmbeddingKind | None = fingerprint.get(
-            "embedding_kind"
-        )  # where labels were made from coded embeddings
+        # The kind is set where labels were made from coded embeddings.
+        self._kind: EmbeddingKind | None = fingerprint.get("embedding_kind")
         if teacher is not None and fingerprint["teacher_digest"] != teacher.digest:
             raise SystemExit(f"{rows.plan.store.path} was not taught by {teacher.spec}")
         self.live, self.stored_form = True, False
@@ -98,11 +97,11 @@ class ImageRows:
 
     @property
     def tables(self) -> CodecTables:
-        """What the store codes with; the order of classes changes no value."""
+        """Return what the store codes with; the order of classes changes no value."""
         return CodecTables(np.arange(len(self._rows.vocabulary)), self._rows.plan.store.gap_levels)
 
     def batch(self, places: np.ndarray) -> Batch:
-        """Rows, with labels from the cache and the rest from the images."""
+        """Return rows, with labels from the cache and the rest from the images."""
         stored = self._rows.batch(places)
         if not self.live:
             return stored
@@ -136,13 +135,13 @@ class ImageRows:
 
 
 def two_models(student: LoadedClip, teacher: LoadedClip | None) -> TwoModels:
-    """The student as the one who prepares images, for the teacher too."""
+    """Return the student as the one who prepares images, for the teacher too."""
     fields = {name: value for name, value in vars(student).items() if not name.startswith("_")}
     return TwoModels(**fields, other=teacher)
 
 
 def _encoded(clip: LoadedClip, pixels: Tensor) -> Tensor:
-    """Unit image features, [B, E]; on a GPU waits for them."""
+    """Compute unit image features, [B, E]; on a GPU this waits for them."""
     features = torch.cat([clip.encode_images(part) for part in torch.split(pixels, AT_ONCE)])
     if features.is_cuda:
         torch.cuda.synchronize(features.device)
@@ -158,7 +157,7 @@ class Sides:
 
     @property
     def device(self) -> torch.device:
-        """Where the runs are."""
+        """The device of the runs."""
         return self.trainers[CACHE].device
 
 
@@ -179,7 +178,7 @@ def sides(args: argparse.Namespace, config: TrainConfig) -> Iterator[Sides]:
 
 
 def step_config(args: argparse.Namespace, vocabulary: int, **changes: Any) -> TrainConfig:
-    """The candidates are the labels and a uniform fill: nothing that a rounded target could change."""
+    """Configure a step: the candidates are the labels and a uniform fill, which a rounded target cannot change."""
     few = args.candidates < vocabulary
     return TrainConfig.of(
         structure=args.structure,
@@ -193,7 +192,7 @@ def step_config(args: argparse.Namespace, vocabulary: int, **changes: Any) -> Tr
 
 
 def step_case(args: argparse.Namespace) -> None:
-    """A whole step from cache against the same with the images' part done in the step."""
+    """Compare a whole step from cache with the same step that does the images' part itself."""
     vocabulary = LabelStore.open(args.labels).layout.classes
     with sides(args, step_config(args, vocabulary)) as both:
         trainers, numbers = both.trainers, dict.fromkeys(both.trainers, 0)
@@ -249,7 +248,7 @@ def step_case(args: argparse.Namespace) -> None:
 
 
 def _rounded(both: Sides, numbers: dict[str, int], one: Callable[[str], StepResult]) -> dict[str, StepResult]:
-    """A step of each side with what is made from images rounded as the store rounds it."""
+    """Run a step of each side with what is made from images rounded as the store rounds it."""
     for source in both.made.values():
         source.stored_form = True
     result = {name: one(name) for name in numbers}
@@ -277,7 +276,7 @@ def _say_equality(first: dict[str, StepResult], rounded: dict[str, StepResult]) 
 
 
 def _say_targets(both: Sides, step: int) -> None:
-    """How far the stored targets are from those made in the step."""
+    """Print how far the stored targets are from those made in the step."""
     source = both.made[TEACHER]
     places = both.trainers[CACHE].order.at(step)[1]
     made, stored = source.batch(places), both.trainers[CACHE].rows.batch(places)
@@ -299,7 +298,7 @@ def _say_targets(both: Sides, step: int) -> None:
 
 
 def until_case(args: argparse.Namespace) -> None:
-    """The same run both ways, step by step in turn, until the same accuracy on held-out samples."""
+    """Do the same run both ways, step by step in turn, until the same accuracy on held-out samples."""
     vocabulary = LabelStore.open(args.labels).layout.classes
     config = step_config(args, vocabulary, held_out=args.held_out, steps=args.most_steps)
     with sides(args, config) as both:
@@ -347,7 +346,7 @@ class _Until:
         self.steps, self.seconds, self.top1, self.loss, self.reached = 0, 0.0, 0.0, 0.0, False
 
     def take(self, step: int) -> None:
-        """One more step, unless the run is there."""
+        """Do one more step, unless the run has reached its accuracy."""
         if self.reached:
             return
         self._live(True)

@@ -31,7 +31,7 @@ from teachonce.training.two_pass import TextPass
 
 STRUCTURES: tuple[Structure, ...] = ("shared", "unshared", "unshared-replace")
 SLOTS = (4, 16)
-AT_ONCE = 128  # images in a tower
+AT_ONCE = 128  # images that are in a tower at once
 TERA = 1e12
 
 
@@ -45,7 +45,7 @@ class PlainTower:
 
     @classmethod
     def of(cls, clip: LoadedClip, names: Sequence[str], slots: int, truncated: bool) -> PlainTower:
-        """For these names: all positions of the tower, or those up to the end of the longest name."""
+        """Make the tower for these names: with all its positions, or with those up to the end of the longest name."""
         model: Any = clip.model
         token_ids = [[49406, *[0] * slots, *clip.tokenizer.encode(name + "."), 49407] for name in names]
         length = max(map(len, token_ids)) if truncated else model.positional_embedding.shape[0]
@@ -53,7 +53,7 @@ class PlainTower:
         return cls(model, tokens, torch.tensor([len(ids) - 1 for ids in token_ids], device=clip.device))
 
     def features(self, prompts: SlotPrompts) -> Tensor:
-        """Unit features, [C, E]."""
+        """Compute unit features, [C, E]."""
         model, slots, length = self.model, prompts.slots, self.tokens_CS.shape[1]
         embedded = model.token_embedding(self.tokens_CS)
         if prompts.context is not None:
@@ -74,7 +74,7 @@ def _put(x_CSD: Tensor, slots_CMD: Tensor, slots: int) -> Tensor:
 
 
 def _block(block: Any, index: int, x_CSD: Tensor, prompts: SlotPrompts, mask: Tensor) -> Tensor:
-    """One block with its own prompts for queries, keys and values, added to the slot states or in their place."""
+    """Run one block with its own prompts for queries, keys and values, added to the slot states or in their place."""
     slots, normed_CSD, attn, heads = prompts.slots, block.ln_1(x_CSD), block.attn, []
     for letter, weight, bias in zip(
         ("query", "key", "value"), attn.in_proj_weight.chunk(3), attn.in_proj_bias.chunk(3), strict=True
@@ -93,7 +93,7 @@ def _block(block: Any, index: int, x_CSD: Tensor, prompts: SlotPrompts, mask: Te
 
 
 def some_prompts(tower: TextTower, structure: Structure, slots: int) -> SlotPrompts:
-    """Prompts away from their start, in every layer."""
+    """Make prompts away from their start, in every layer."""
     words = len(tower.embed_words(CONTEXT))
     learner = text_learner(
         tower,
@@ -108,7 +108,7 @@ def some_prompts(tower: TextTower, structure: Structure, slots: int) -> SlotProm
 
 @dataclass(frozen=True, eq=False)
 class Pulled:
-    """Of a forward and backward."""
+    """What a forward and backward pass gives."""
 
     loss: float
     features: Tensor
@@ -116,7 +116,7 @@ class Pulled:
 
 
 def pulled(features_of: Callable[[SlotPrompts], Tensor], prompts: SlotPrompts, targets: Tensor) -> Pulled:
-    """Squared distance of the features from fixed ones: the loss, and its gradient on every prompt."""
+    """Compute the squared distance of the features from fixed ones, and its gradient on every prompt."""
     leaves = prompts.apply(lambda x: x.clone().requires_grad_())
     features = features_of(leaves)
     loss = (features - targets).square().sum()
@@ -125,7 +125,7 @@ def pulled(features_of: Callable[[SlotPrompts], Tensor], prompts: SlotPrompts, t
 
 
 def tower_case(args: argparse.Namespace) -> None:
-    """Ours against the plain way over 77 positions, and over those up to the longest name."""
+    """Compare our way with the plain way over 77 positions, and over those up to the longest name."""
     clip, names = made_up_clip(), tuple(dict.fromkeys(name.lower() for name in some_names(2 * args.names)))
     names = names[: args.names]
     tower, rows = TextTower.from_clip(clip.model, clip.tokenizer), []
@@ -193,9 +193,9 @@ def _compare(
 
 
 def flops_case(args: argparse.Namespace) -> None:
-    """A step's parts at the size of the claim: counted, and timed where there is a GPU."""
+    """Count a step's parts at the size of the claim, and time them where there is a GPU."""
     images, candidates = args.full_batch, args.full_candidates
-    with patch.object(torch, "is_autocast_enabled", return_value=False):  # it does not know the meta device
+    with patch.object(torch, "is_autocast_enabled", return_value=False):  # this function does not know the meta device
         counted = {n: [count_flops(work) / TERA] for n, work in _parts("meta", images, candidates).items()}
     head = ["TFLOP"]
     if torch.cuda.is_available():
@@ -221,7 +221,7 @@ def flops_case(args: argparse.Namespace) -> None:
 
 
 def _timed(parts: dict[str, Callable[[], object]], precision: Precision, repeats: int) -> dict[str, float]:
-    """Median seconds of each part on the GPU."""
+    """Return the median seconds of each part on the GPU."""
     device = torch.device("cuda")
     with autocast(device, precision):
         for work in parts.values():
@@ -239,7 +239,7 @@ def _parts(device: str, images: int, candidates: int) -> dict[str, Callable[[], 
     names, everything = some_names(candidates), some_names(21_841)
     for slots in SLOTS:
         clip = made_up_clip()
-        tower = TextTower.from_clip(clip.model, clip.tokenizer)  # looks at values, which meta has not
+        tower = TextTower.from_clip(clip.model, clip.tokenizer)  # from_clip looks at values, which meta tensors lack
         clip.model.to(device)
         model: Any = clip.model
         clip = replace(clip, device=torch.device(device))
@@ -267,7 +267,7 @@ def _image_tower(name: str, images: int, device: str) -> Callable[[], object]:
 
 
 def _text_step(tower: TextTower, names: NameTokens, slots: int) -> Callable[[], object]:
-    """Forward and backward of the names, in chunks where there are many."""
+    """Run forward and backward of the names, in chunks where there are many."""
     prompts = some_prompts(tower, "unshared", slots)
     classes = torch.arange(len(names.names))
 
@@ -280,7 +280,7 @@ def _text_step(tower: TextTower, names: NameTokens, slots: int) -> Callable[[], 
 
 
 def _plain_step(clip: LoadedClip, tower: TextTower, names: Sequence[str], slots: int) -> Callable[[], object]:
-    """The same over 77 positions, by chunks that fit a GPU."""
+    """Do the same over 77 positions, by chunks that fit a GPU."""
     prompts = some_prompts(tower, "unshared", slots)
     parts = [PlainTower.of(clip, names[i : i + 250], slots, truncated=False) for i in range(0, len(names), 250)]
 

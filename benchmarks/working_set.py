@@ -62,7 +62,7 @@ def write(folder: Path, rows: int, top_k: int) -> None:
 
 
 def ways(folder: Path) -> dict[str, Callable[[np.ndarray], Batch]]:
-    """Both sides: row numbers to a batch."""
+    """Return both sides, each a function from row numbers to a batch."""
     files = open_files(folder, set_digest(IDENTITY))
     if files is None:
         raise SystemExit("the working set is gone")
@@ -80,7 +80,7 @@ def ways(folder: Path) -> dict[str, Callable[[np.ndarray], Batch]]:
 
 
 def measure(folder: Path, args: argparse.Namespace, seed: int, start: Barrier, results: multiprocessing.Queue) -> None:
-    """Rows a second of this process, by turns, each turn begun together with the other processes."""
+    """Measure rows a second of this process, by turns; all processes begin each turn together."""
     sides, rng = ways(folder), np.random.default_rng(seed)
     orders = [rng.integers(0, args.rows, (args.batches, args.batch)) for _ in range(args.repeats)]
     for order in (orders[0], *orders):  # the first turn brings both sides into the page tables and is not counted
@@ -94,7 +94,7 @@ def measure(folder: Path, args: argparse.Namespace, seed: int, start: Barrier, r
 
 
 def rates(folder: Path, args: argparse.Namespace, processes: int) -> dict[str, float]:
-    """Rows a second of all processes together, median over the repeats."""
+    """Return rows a second of all processes together, median over the repeats."""
     context = multiprocessing.get_context("spawn")
     start, results = context.Barrier(processes), context.Queue()
     workers = [context.Process(target=measure, args=(folder, args, seed, start, results)) for seed in range(processes)]
@@ -108,7 +108,7 @@ def rates(folder: Path, args: argparse.Namespace, processes: int) -> dict[str, f
 
 
 def main() -> None:
-    """Write both forms, check that they agree, measure, print."""
+    """Write both forms, check that they agree, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("rows", 1_000_000), ("top-k", 100), ("batch", 1024), ("batches", 300), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
