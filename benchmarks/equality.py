@@ -27,45 +27,45 @@ from teachonce.models.structures import Init, Position, Structure
 from teachonce.models.text_tower import TextTower
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
-import image_reference  # noqa: E402 - of the tests
-import tower_reference  # noqa: E402
+import image_reference  # noqa: E402 - a helper of the tests
+import tower_reference  # noqa: E402 - a helper of the tests
 
 NAMES = ["tench", "great white shark", "jack-o'-lantern", "Boeing 747-400", "shark"]
 Errors = tuple[float, float]
 Case = Callable[[Structure], Errors]
 
 
-def errors(ours: Tensor, plain: Tensor, leaves: list[Tensor]) -> Errors:
+def errors(computed: Tensor, plain: Tensor, leaves: list[Tensor]) -> Errors:
     """The largest difference of features, and the largest relative one of a gradient."""
     direction = torch.randn(plain.shape, generator=torch.Generator().manual_seed(1)).to(plain)
-    grads = [torch.autograd.grad((x * direction).sum(), leaves, retain_graph=True) for x in (ours, plain)]
+    grads = [torch.autograd.grad((x * direction).sum(), leaves, retain_graph=True) for x in (computed, plain)]
     apart = [float((a - b).norm() / b.norm()) for a, b in zip(*grads, strict=True)]
-    return float((ours - plain).detach().abs().max()), max(apart)
+    return float((computed - plain).detach().abs().max()), max(apart)
 
 
-def worst(found: Iterator[Errors]) -> Errors:
-    """Of both figures, each by itself."""
-    features, gradients = zip(*found, strict=True)
+def worst(all_errors: Iterator[Errors]) -> Errors:
+    """Return the largest value of both figures, each by itself."""
+    features, gradients = zip(*all_errors, strict=True)
     return max(features), max(gradients)
 
 
 def text_case(model: nn.Module, tokenizer: Any, positions: tuple[Position, ...]) -> Case:
-    """A text tower against the plain one over all positions."""
+    """Compare a text tower with the plain one over all positions."""
     tower = TextTower.from_clip(model, tokenizer)
 
     def cases(structure: Structure) -> Iterator[Errors]:
         for depth in (0, 1, tower.layers - 1):
             for position in positions:
                 prompts = tower_reference.random_prompts(tower, structure, depth)
-                ours = tower.features(prompts, tower.tokenise(NAMES, position=position))
+                computed = tower.features(prompts, tower.tokenise(NAMES, position=position))
                 plain = tower_reference.plain_features(model, prompts, NAMES, position)
-                yield errors(ours, plain, list(prompts.tensors().values()))
+                yield errors(computed, plain, list(prompts.tensors().values()))
 
     return lambda structure: worst(cases(structure))
 
 
 def image_case(model: nn.Module) -> Case:
-    """An image tower against the plain one over all tokens."""
+    """Compare an image tower with the plain one over all tokens."""
     tower = ImageTower.from_clip(model)
     size = tower.visual.image_size
     pixels = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(5)).to(tower.visual.conv1.weight)
@@ -81,7 +81,8 @@ def image_case(model: nn.Module) -> Case:
                         noise = torch.randn(parameter.shape, generator=generator).to(parameter)
                         parameter.copy_((moved if name == "gate" else 0.7) * noise)
                 prompts = learner()
-                leaves = [p for n, p in learner.named_parameters() if moved or n == "gate"]  # closed: others have none
+                # With closed gates the other parameters have no gradient.
+                leaves = [p for n, p in learner.named_parameters() if moved or n == "gate"]
                 plain = image_reference.plain_features(model, prompts, pixels)
                 yield errors(tower.features(prompts, pixels), plain, leaves)
 

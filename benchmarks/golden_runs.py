@@ -35,7 +35,7 @@ from teachonce.demo.world import WorldSizes, write_world
 
 SIZES = WorldSizes(train=512, train_archives=2, val_per_class=1, unseen_per_class=1)
 NO_RESULT = {"seconds", "time", "started", "when", "rows_per_second", "out", "path", "pid", "host", "memory", "labels"}
-"""Keys of logs and documents that say when, where and how fast, not what."""
+"""Keys of logs and documents that say when, where and how fast, and not what came out."""
 TRAINING = {
     "unshared": (),
     "shared": ("structure=shared",),
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def results(out: Path) -> Iterator[tuple[str, str]]:
-    """Every result with its digest."""
+    """Yield every result with its digest."""
     root = out / "world"
     write_world(root, sizes=SIZES)
     models = unpack_models(out / "models")
@@ -82,7 +82,7 @@ def results(out: Path) -> Iterator[tuple[str, str]]:
 
 
 def stores(out: Path, root: Path, teacher: str, student: str) -> Iterator[tuple[str, str]]:
-    """`teach` in three ways, and what is derived from it."""
+    """Run `teach` in three ways, and derive stores from it."""
     common = ("--root", root, "--teacher", teacher)
     labels = out / "labels.zarr"
     command("teach", "demo", *common, "--student", student, "--labels", labels, "--embeddings", "int8", "--views", 2)
@@ -121,7 +121,7 @@ def stores(out: Path, root: Path, teacher: str, student: str) -> Iterator[tuple[
 
 
 def runs(out: Path, root: Path, student: str) -> Iterator[tuple[str, str]]:
-    """Training in every kind of configuration, then what prompts are worth and what is shared of them."""
+    """Train every kind of configuration, then evaluate prompts and share them."""
     labels = out / "labels.zarr"
     for name, settings in TRAINING.items():
         run = out / "runs" / name
@@ -145,7 +145,7 @@ def runs(out: Path, root: Path, student: str) -> Iterator[tuple[str, str]]:
 
 
 def image_runs(out: Path, root: Path, teacher: str) -> Iterator[tuple[str, str]]:
-    """Prompts in the image tower of a small random ViT."""
+    """Train prompts in the image tower of a small random ViT."""
     vit = write_vit(out / "vit")
     labels = out / "vit.zarr"
     command("teach", "demo", "--root", root, "--teacher", teacher, "--student", vit, "--labels", labels, "--views", 2)
@@ -159,7 +159,7 @@ def image_runs(out: Path, root: Path, teacher: str) -> Iterator[tuple[str, str]]
 
 
 def train(labels: Path, run: Path, student: str, settings: Sequence[str], *more: Any) -> None:
-    """One short run."""
+    """Train one short run."""
     flags = [part for setting in (*SHORT, *settings) for part in ("--set", setting)]
     command("train", labels, "--student", student, "--out", run, *flags, *more)
 
@@ -179,7 +179,7 @@ def command(*words: Any) -> Any:
 
 
 def store_digests(path: Path) -> Iterator[tuple[str, str]]:
-    """One digest for each array of a store but its ledger, and one for all attributes of the top group."""
+    """Make one digest for each array of a store but its ledger, and one for all attributes of the top group."""
     root = zarr.open_group(str(path), mode="r")
     for name, array in sorted(root.members(max_depth=None)):
         if isinstance(array, zarr.Array) and not name.startswith("ledger"):
@@ -189,7 +189,7 @@ def store_digests(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def run_digests(run: Path) -> Iterator[tuple[str, str]]:
-    """The prompts byte by byte, and the log without times."""
+    """Make digests of the prompts byte by byte, and of the log without times."""
     prompts = (run / "prompts.safetensors").read_bytes()
     yield f"{run.name}/prompts.safetensors", hashlib.sha256(prompts).hexdigest()
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
@@ -197,12 +197,12 @@ def run_digests(run: Path) -> Iterator[tuple[str, str]]:
 
 
 def document_digest(document: Any) -> str:
-    """Of a JSON document without what depends on the clock or on the place."""
+    """Make the digest of a JSON document without what depends on the clock or on the place."""
     return hashlib.sha256(json.dumps(stripped(document), sort_keys=True).encode()).hexdigest()
 
 
 def stripped(value: Any) -> Any:
-    """The same document without the keys of NO_RESULT, and without strings that name a path."""
+    """Return the document without the keys of NO_RESULT, and without strings that name a path."""
     if isinstance(value, dict):
         return {key: stripped(item) for key, item in value.items() if key not in NO_RESULT and "second" not in key}
     if isinstance(value, list):
@@ -211,7 +211,7 @@ def stripped(value: Any) -> Any:
 
 
 def write_vit(folder: Path) -> str:
-    """A random CLIP with a plain ViT of two blocks, as open_clip's `local-dir:`."""
+    """Write a random CLIP with a plain ViT of two blocks; returns open_clip's `local-dir:` name."""
     import open_clip
     import torch
 

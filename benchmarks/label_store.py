@@ -40,7 +40,7 @@ Teacher = tuple[np.ndarray, np.ndarray, float, int]  # images [N, D], classes [C
 
 
 def synthetic(rows: int, scale: float, noise: float) -> Teacher:
-    """Unit embeddings of a tree of classes four levels deep, and images near their class."""
+    """Make unit embeddings of a tree of classes four levels deep, and images near their class."""
     rng = np.random.default_rng(0)
     classes = np.zeros((CLASSES, WIDTH))
     for level in range(1, 5):
@@ -54,7 +54,7 @@ def synthetic(rows: int, scale: float, noise: float) -> Teacher:
 
 
 def of_store(path: Path, rows: int) -> Teacher:
-    """The embeddings of a real store."""
+    """Return the embeddings of a real store."""
     store = LabelStore.open(path)
     images = np.concatenate([store.embeddings(chunk) for chunk in range(store.layout.chunks)])
     images = images[np.isfinite(images[:, 0])][:rows]
@@ -63,7 +63,7 @@ def of_store(path: Path, rows: int) -> Teacher:
 
 
 def exact_top(teacher: Teacher) -> TopK:
-    """The exact best classes of every row."""
+    """Return the exact best classes of every row."""
     images, classes, scale, _ = teacher
     parts = [
         soft_labels(scale * torch.from_numpy(images[i : i + 512]) @ torch.from_numpy(classes).T, K, (1.0, 2.0, 4.0))
@@ -73,7 +73,7 @@ def exact_top(teacher: Teacher) -> TopK:
 
 
 def write_store(path: Path, teacher: Teacher) -> LabelStore:
-    """A finished store of these rows, each with a key such as ImageNet's."""
+    """Write a finished store of these rows, each with a key such as ImageNet's."""
     images, classes, scale, chunk_rows = teacher
     rows = len(images)
     vocabulary = Vocabulary(
@@ -116,11 +116,11 @@ def write_store(path: Path, teacher: Teacher) -> LabelStore:
 
 
 def value_kl(exact: TopK, ids: np.ndarray, log_probs: np.ndarray) -> np.ndarray:
-    """KL of each row, renormalised over the k classes, exact || kept."""
-    order, ours = np.argsort(exact.class_ids, axis=1), np.argsort(ids, axis=1)
+    """Compute the KL of each row, renormalised over the k classes, exact || kept."""
+    order, rows_order = np.argsort(exact.class_ids, axis=1), np.argsort(ids, axis=1)
     p = np.take_along_axis(exact.log_probs, order, 1).astype(np.float64)
-    q = np.take_along_axis(log_probs, ours, 1).astype(np.float64)
-    same = (np.take_along_axis(exact.class_ids, order, 1) == np.take_along_axis(ids, ours, 1)).all(1)
+    q = np.take_along_axis(log_probs, rows_order, 1).astype(np.float64)
+    same = (np.take_along_axis(exact.class_ids, order, 1) == np.take_along_axis(ids, rows_order, 1)).all(1)
     p, q = p[same], q[same]  # a near-tie at the edge may have gone the other way in another batch
     p -= np.logaddexp.reduce(p, axis=1, keepdims=True)
     q -= np.logaddexp.reduce(q, axis=1, keepdims=True)
@@ -128,7 +128,7 @@ def value_kl(exact: TopK, ids: np.ndarray, log_probs: np.ndarray) -> np.ndarray:
 
 
 def others(exact: TopK) -> Iterator[tuple[str, float, np.ndarray]]:
-    """Name, bytes a row and log-probabilities of what other systems would keep."""
+    """Return name, bytes a row and log-probabilities of what other systems would keep."""
     half = np.exp(exact.log_probs).astype(np.float16)
     with np.errstate(divide="ignore"):
         log_half = np.log(np.maximum(half.astype(np.float64), 2**-25))
@@ -149,7 +149,7 @@ def others(exact: TopK) -> Iterator[tuple[str, float, np.ndarray]]:
 
 
 def size_table(teachers: dict[str, Teacher], folder: Path) -> dict[str, LabelStore]:
-    """Bytes and KL of every way for every teacher; returns our stores."""
+    """Print bytes and KL of every way for every teacher; returns our stores."""
     say("| teacher | mass in top 100 | way | bytes a row | against TinyViT | value KL mean | p99 |")
     say("|---|---|---|---|---|---|---|")
     stores = {}
@@ -157,8 +157,10 @@ def size_table(teachers: dict[str, Teacher], folder: Path) -> dict[str, LabelSto
         exact = exact_top(teacher)
         stores[name] = store = write_store(folder / f"{number}.zarr", teacher)
         parts = [store.decode_labels(store.read_chunk(LABELS, chunk)) for chunk in range(store.layout.chunks)]
-        ids, kept = (np.concatenate([getattr(part, field) for part in parts]) for field in ("class_ids", "log_probs"))
-        lines = [("teachonce", bytes_per_row(store)["labels"], value_kl(exact, ids, kept))]
+        ids, log_probs = (
+            np.concatenate([getattr(part, field) for part in parts]) for field in ("class_ids", "log_probs")
+        )
+        lines = [("teachonce", bytes_per_row(store)["labels"], value_kl(exact, ids, log_probs))]
         lines += [(way, size, value_kl(exact, exact.class_ids, log_p)) for way, size, log_p in others(exact)]
         mass = np.exp(exact.log_probs).sum(1).mean()
         for way, size, divergence in lines:
@@ -170,13 +172,13 @@ def size_table(teachers: dict[str, Teacher], folder: Path) -> dict[str, LabelSto
 
 
 def say(line: str) -> None:
-    """One line of the report, at once."""
+    """Print one line of the report at once."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 def median_rate(work: Callable[[], int], repeats: int) -> float:
-    """Median rows a second."""
+    """Return the median rows a second."""
     rates = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -186,7 +188,7 @@ def median_rate(work: Callable[[], int], repeats: int) -> float:
 
 
 def rate_table(source: LabelStore, folder: Path, rows: int, repeats: int) -> None:
-    """Write and read rates of the label columns, warm; the other containers hold uint16 ids and float16 values."""
+    """Print warm write and read rates of the label columns; the other containers hold uint16 ids and float16 values."""
     say(
         f"\n| container, {rows:,} rows | write rows/s | sequential | chunks shuffled | random batches of {BATCH:,} "
         "| random, against teachonce |\n|---|---|---|---|---|---|"
@@ -200,7 +202,7 @@ def rate_table(source: LabelStore, folder: Path, rows: int, repeats: int) -> Non
     rng = np.random.default_rng(2)
     batches = [rng.integers(0, rows, BATCH) for _ in range(200)]
     shuffled = rng.permutation(-(-rows // 16_384)).tolist()
-    ours = None
+    decoded = None
     for name, make in CONTAINERS.items():
         container = make(folder / name.replace(" ", "-"), source, soft)
         began = time.perf_counter()
@@ -214,30 +216,30 @@ def rate_table(source: LabelStore, folder: Path, rows: int, repeats: int) -> Non
         for batch in few[:20]:
             container.batch(batch)
         random = median_rate(lambda c=container, f=few: sum(c.batch(batch) for batch in f), repeats)
-        ours = ours or random
+        decoded = decoded or random
         figures = (f"{rate:,.0f}" for rate in (write, sequential, mixed, random))
-        say(f"| {name} | {' | '.join(figures)} | {random / ours:.3f} |")
+        say(f"| {name} | {' | '.join(figures)} | {random / decoded:.3f} |")
 
 
 def main() -> None:
-    """Both tables."""
+    """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, help="also measure the teacher of this store, by its embeddings")
     parser.add_argument("--rows", type=int, default=131_072, help="of the containers that are read")
     parser.add_argument("--teacher-rows", type=int, default=16_384)
     parser.add_argument("--repeats", type=int, default=5)
-    given = parser.parse_args()
+    args = parser.parse_args()
     blosc.set_nthreads(1)
     torch.set_num_threads(2)
     teachers = {
-        "flat synthetic": synthetic(given.teacher_rows, 20.0, 2.5),
-        "peaked synthetic": synthetic(given.teacher_rows, 100.0, 2.0),
+        "flat synthetic": synthetic(args.teacher_rows, 20.0, 2.5),
+        "peaked synthetic": synthetic(args.teacher_rows, 100.0, 2.0),
     }
-    if given.store:
-        teachers |= {"real": of_store(given.store, given.teacher_rows)}
+    if args.store:
+        teachers |= {"real": of_store(args.store, args.teacher_rows)}
     with tempfile.TemporaryDirectory() as folder:
         stores = size_table(teachers, Path(folder))
-        rate_table(stores[list(teachers)[-1]], Path(folder), given.rows, given.repeats)
+        rate_table(stores[list(teachers)[-1]], Path(folder), args.rows, args.repeats)
 
 
 if __name__ == "__main__":

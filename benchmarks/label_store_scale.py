@@ -40,7 +40,7 @@ CLASSES, K, POOL = 21_841, 100, 16_384
 
 
 def pool(class_order: np.ndarray, levels: np.ndarray) -> CodedTopK:
-    """Coded rows of random logits whose best classes cluster, as like names do."""
+    """Make coded rows of random logits whose best classes cluster, as similar names do."""
     from teachonce.labels.codec import CodecTables
 
     rng = np.random.default_rng(0)
@@ -52,14 +52,14 @@ def pool(class_order: np.ndarray, levels: np.ndarray) -> CodedTopK:
         np.put_along_axis(logits, near.reshape(512, -1), rng.normal(0, 2.2, (512, 256)).astype(np.float32), 1)
         parts.append(soft_labels(torch.from_numpy(logits), K, (1.0, 2.0, 4.0)))
     whole = TopK(*(np.concatenate([getattr(part, name) for part in parts]) for name in TopK.__dataclass_fields__))
-    # Likeness was made along the coded order, so places and not classes are what was drawn.
+    # Similarity was made along the coded order, so places and not classes are what was drawn.
     return encode(
         TopK(class_order[whole.class_ids], whole.log_probs, whole.log_residual), CodecTables(class_order, levels)
     )
 
 
 def big_index(rows: int) -> SampleIndex:
-    """Samples with ImageNet's kind of keys, class after class as in its archives."""
+    """Make samples with ImageNet's kind of keys, class after class as in its archives."""
     label = (np.arange(rows) * CLASSES // rows).astype(np.int32)
     text = np.char.add(np.char.mod("n%08d/n_", label), np.char.mod("%08d", np.arange(rows))).astype("S")
     width = text.dtype.itemsize
@@ -114,7 +114,7 @@ def write(path: Path, rows: int) -> None:
 
 
 def size(path: Path, rows: int) -> None:
-    """Bytes on disk."""
+    """Print the bytes on disk."""
     parts = bytes_per_row(LabelStore.open(path))
     for name, value in parts.items():
         if value:
@@ -128,12 +128,12 @@ def opened(path: Path, rows: int) -> None:
 
 
 def inspected(path: Path, rows: int) -> None:
-    """`teachonce inspect`."""
+    """Run `teachonce inspect`."""
     assert inspect(InspectRequest(labels=path), Silent()).rows == rows
 
 
 def verified(path: Path, rows: int) -> None:
-    """`teachonce verify`."""
+    """Run `teachonce verify`."""
     assert verify(VerifyRequest(labels=path), Silent()).ok
 
 
@@ -143,13 +143,13 @@ def working_set(path: Path, rows: int) -> None:
 
 
 def random_batches(path: Path, rows: int) -> None:
-    """Random batches over all rows, warm, one process."""
-    found = open_working_set(LabelStore.open(path), None, Silent())
+    """Read random batches over all rows, warm, in one process."""
+    opened_set = open_working_set(LabelStore.open(path), None, Silent())
     rng = np.random.default_rng(4)
     batches = [rng.integers(0, rows, 1024) for _ in range(1000)]
     began = time.perf_counter()
     for batch in batches:
-        found.batch(batch)
+        opened_set.batch(batch)
     say(f"| random batches of 1,024 rows | {1024 * len(batches) / (time.perf_counter() - began):,.0f} rows/s |")
 
 
@@ -167,7 +167,7 @@ STARTED = [0.0]
 
 
 def step(number: int, path: Path, rows: int) -> None:
-    """One step in a process of its own."""
+    """Run one step in a process of its own."""
     blosc.set_nthreads(1)
     torch.set_num_threads(1)
     name, work = STEPS[number]
@@ -180,22 +180,22 @@ def step(number: int, path: Path, rows: int) -> None:
 
 
 def say(line: str) -> None:
-    """One line of the report, at once."""
+    """Print one line of the report at once."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 def main() -> None:
-    """All steps, one after the other."""
+    """Run all steps, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=14_197_122)
     parser.add_argument("--folder", type=Path, help="where to write; a temporary folder by default")
-    given = parser.parse_args()
-    say(f"| {given.rows:,} rows, k = {K}, {CLASSES:,} classes | |\n|---|---|")
-    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+    args = parser.parse_args()
+    say(f"| {args.rows:,} rows, k = {K}, {CLASSES:,} classes | |\n|---|---|")
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         for number in range(len(STEPS)):
             child = multiprocessing.get_context("spawn").Process(
-                target=step, args=(number, Path(folder) / "big.zarr", given.rows)
+                target=step, args=(number, Path(folder) / "big.zarr", args.rows)
             )
             child.start()
             child.join()

@@ -1,6 +1,7 @@
 """Containers of top-k soft labels behind one interface, for `label_store.py`.
 
-All hold the same rows; each reads ids, log-probabilities and labels, as int64 or int32 and float32, ready for a loss.
+All containers hold the same rows; each reads ids, log-probabilities and labels, as int64 or int32 and float32, ready
+for a loss.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ CHUNK = 16_384
 
 @dataclass(frozen=True)
 class Columns:
-    """What is stored: [N, k] ids, [N, k] log-probabilities, [N] labels."""
+    """The stored rows: [N, k] ids, [N, k] log-probabilities, [N] labels."""
 
     ids: np.ndarray
     values: np.ndarray
@@ -45,7 +46,7 @@ class Container:
         self.path, self.source, self.soft = path, source, soft
 
     def write(self, columns: Columns) -> None:
-        """Write all rows; ours syncs them to the disk, reads them back and keeps a ledger, the others do none of it."""
+        """Write all rows. Our store syncs them to the disk, reads them back and keeps a ledger; the others do not."""
         raise NotImplementedError
 
     def open(self) -> None:
@@ -133,8 +134,8 @@ class Memmap(Container):
         self.data = np.load(self.path, mmap_mode="r")
 
     def batch(self, rows: np.ndarray) -> int:
-        found = self.data.take(rows)
-        return len(ready(found["ids"], found["values"], found["label"]))
+        rows_read = self.data.take(rows)
+        return len(ready(rows_read["ids"], rows_read["values"], rows_read["label"]))
 
 
 class Parquet(Container):
@@ -205,14 +206,14 @@ class Lmdb(Container):
         self.environment = environment
 
     def batch(self, rows: np.ndarray) -> int:
-        found = b"".join(self.transaction.get(b"%08d" % row) for row in rows.tolist())
+        joined = b"".join(self.transaction.get(b"%08d" % row) for row in rows.tolist())
         kind = np.dtype([("ids", np.uint16, (self.k,)), ("values", np.float16, (self.k,)), ("label", np.int32)])
-        data = np.frombuffer(found, kind)
+        data = np.frombuffer(joined, kind)
         return len(ready(data["ids"], data["values"], data["label"]))
 
 
 def ready(ids: Any, values: Any, label: Any) -> tuple[np.ndarray, ...]:
-    """What a loss takes, as the working set gives it."""
+    """Return what a loss takes, as the working set gives it."""
     done = ids.astype(np.int32), values.astype(np.float32), label.astype(np.int64)
     assert len(done[0]) == len(done[1]) == len(done[2])
     return Rows(done)

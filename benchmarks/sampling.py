@@ -54,11 +54,11 @@ class Problem:
     chunk: int
 
     def forward(self, candidates: Candidates) -> TextPass:
-        """Features of the candidates."""
+        """Compute the features of the candidates."""
         return TextPass(self.tower, self.learner, self.names, candidates.classes, self.chunk)
 
     def on_features(self, text: TextPass, candidates: Candidates) -> list[Tensor]:
-        """The gradient of each of `LOSSES` with respect to the distinct features."""
+        """Compute the gradient of each of `LOSSES` with respect to the distinct features."""
         device = self.tower.device
         logits = self.student_scale * self.images @ text.features[text.place].T
         weight, classes = candidates.log_weight.to(device), candidates.classes.to(device)
@@ -70,12 +70,12 @@ class Problem:
         return [torch.autograd.grad(loss, text.features, retain_graph=True)[0] for loss in losses]
 
     def pull_back(self, text: TextPass, gradients: list[Tensor], sample: PoissonSample | None = None) -> list[Tensor]:
-        """The prompts' whole gradient for each one given."""
-        found = text.pull_back(list(self.learner.parameters()), gradients, sample)
-        return [torch.cat([part.flatten() for part in one]).double() for one in found]
+        """Compute the prompts' whole gradient for each of these gradients."""
+        pulled = text.pull_back(list(self.learner.parameters()), gradients, sample)
+        return [torch.cat([part.flatten() for part in one]).double() for one in pulled]
 
     def draw(self, correction: Correction, fill: int, top: int, step: int) -> tuple[list[Tensor], int]:
-        """Both gradients of one draw of candidates, and the names computed."""
+        """Compute both gradients of one draw of candidates, and the names whose features it needed."""
         labels, names = self.labels.cpu().numpy(), self.names.inverse.numpy()
         candidates = sampled_candidates(labels, self.best[:, :top], fill, len(names), 0, step, correction, names)
         text = self.forward(candidates)
@@ -83,7 +83,7 @@ class Problem:
 
 
 def load(args: argparse.Namespace) -> Problem:
-    """The store's first labels of a seeded choice of rows, and the student with its hand-written prompts."""
+    """Open the store's first labels of a seeded choice of rows, and the student with its hand-written prompts."""
     clip = load_clip(args.student, pick_device())
     rows = open_working_set(LabelStore.open(args.labels), clip.digest, Silent(), embeddings=True)
     batch = rows.batch(np.sort(np.random.default_rng(0).choice(len(rows), min(args.rows, len(rows)), replace=False)))
@@ -107,24 +107,24 @@ def load(args: argparse.Namespace) -> Problem:
 
 
 def line(way: str, names: list[int], draws: list[list[Tensor]], exact: list[Tensor]) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     cells = [way, f"{np.mean(names):,.0f}"]
     for number, reference in enumerate(exact):
-        found = torch.stack([draw[number] for draw in draws])
-        mean, size = found.mean(0), float(reference.norm())
-        variance = float((found - mean).square().sum()) / max(1, len(found) - 1)
-        bias = math.sqrt(max(0.0, float((mean - reference).square().sum()) - variance / len(found)))
+        stacked = torch.stack([draw[number] for draw in draws])
+        mean, size = stacked.mean(0), float(reference.norm())
+        variance = float((stacked - mean).square().sum()) / max(1, len(stacked) - 1)
+        bias = math.sqrt(max(0.0, float((mean - reference).square().sum()) - variance / len(stacked)))
         cells += [f"{bias / size:.3f}", f"{math.sqrt(variance) / size:.3f}"]
     return f"| {' | '.join(cells)} |"
 
 
 def ways(top: int) -> dict[str, tuple[Correction, int]]:
-    """Corrections, and how many best classes of each row are certain."""
+    """Return the corrections, and how many best classes of each row are certain."""
     return {"ln": ("ln", top), "log10": ("log10", top), "log10, labels alone": ("log10", 0), "none": ("none", top)}
 
 
 def main() -> None:
-    """The exact gradient once, then every way of drawing."""
+    """Compute the exact gradient once, then try every way of drawing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--labels", type=Path, required=True, help="store with embeddings and this student's features")
     parser.add_argument("--student", required=True)

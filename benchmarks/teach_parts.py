@@ -1,6 +1,7 @@
 """What the benchmarks of stage one share: made-up models, empty stores, the bare work, and a watch on memory.
 
-It measures nothing by itself. Workers import it: the folder of a script is on the path of the processes it starts.
+This module measures nothing by itself. Workers import it, because the folder of a script is on the path of the
+processes that the script starts.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def made_up_clip(folder: Path, embed_dim: int, **vision: int) -> str:
 
 
 def enlarged(root: Path, index: SampleIndex, target: Path, short_side: int) -> None:
-    """The photos of an index, enlarged, in a tar that the manifest `local-tars` finds.
+    """Write the photos of an index, enlarged, into a tar that the manifest `local-tars` finds.
 
     Grain makes up for the detail that enlarged photos lack: some 110 kB each, the mean of ImageNet's, and as slow to
     decode.
@@ -86,16 +87,16 @@ def enlarged(root: Path, index: SampleIndex, target: Path, short_side: int) -> N
 
 
 def empty_store(
-    path: Path, index: SampleIndex, own: Vocabulary, names: int, width: int, chunk_rows: int | None
+    path: Path, index: SampleIndex, classes: Vocabulary, names: int, width: int, chunk_rows: int | None
 ) -> LabelStore:
-    """A store for these samples with made-up class embeddings of `names` classes."""
+    """Make a store for these samples with made-up class embeddings of `names` classes."""
     ids = tuple(f"n{i:08d}" for i in range(names))
     embeddings = np.random.default_rng(2).normal(size=(names, width)).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     layout = new_layout(len(index), names, min(K, names), TEMPERATURES, chunk_rows)
     fingerprint = {"samples": index.digest, "logit_scale": 100.0, "about": {}}
     return create_store(
-        path, layout, fingerprint, Vocabulary(ids, ids), own, index, row_order(len(index), 0), embeddings
+        path, layout, fingerprint, Vocabulary(ids, ids), classes, index, row_order(len(index), 0), embeddings
     )
 
 
@@ -120,7 +121,7 @@ class Bench:
     threads: int = 1
 
     def job(self, token: int, store: Path | None = None) -> TeachJob:
-        """What tasks are told."""
+        """The job that tasks get."""
         models, where = ((LABELS, self.spec, self.digest),), str(store or self.store)
         return TeachJob(
             store=where,
@@ -135,11 +136,11 @@ class Bench:
 
     @property
     def store(self) -> Path:
-        """Where runs write; always the same path, so that workers keep what they loaded for it."""
+        """The path where runs write; it is always the same, so that workers keep what they loaded for it."""
         return self.template.with_name(self.template.stem + "-run.zarr")
 
     def teach(self, client: Any) -> Run:
-        """`teach` from its first task to its last commit, in workers that have loaded the models already."""
+        """Run `teach` from its first task to its last commit, in workers that have loaded the models already."""
         shutil.rmtree(self.store, ignore_errors=True)
         shutil.copytree(self.template, self.store)
         request = teach.TeachRequest(data=teach.TaughtData(manifest="local-tars"), labels=self.store, teacher=self.spec)
@@ -160,7 +161,7 @@ def warm(bench: Bench) -> None:
 
 
 def bare_forward(bench: Bench) -> tuple[float, float]:
-    """Seconds and CPU seconds of the image tower for all images of the store, decoded before the clock starts."""
+    """Measure seconds and CPU seconds of the image tower for all images of the store, which are decoded before."""
     tune_process(bench.threads)
     models, store = worker_models([(bench.spec, bench.digest)], False), LabelStore.open(bench.template)
     pixels = []
@@ -179,7 +180,7 @@ def bare_forward(bench: Bench) -> tuple[float, float]:
 
 
 def bare_decode(bench: Bench) -> tuple[float, float]:
-    """Seconds and CPU seconds for reading, decoding and preprocessing all images in as many threads."""
+    """Measure seconds and CPU seconds for reading, decoding and preprocessing all images in as many threads."""
     tune_process(bench.threads)
     model, store = worker_models([(bench.spec, bench.digest)], False)[0], LabelStore.open(bench.template)
     began, cpu = time.perf_counter(), time.process_time()
@@ -199,7 +200,7 @@ def _prepare(reader: ImageReader, model: Any, sample: int) -> None:
 
 
 def digest_of(spec: str) -> tuple[str, int]:
-    """Weights digest of a model and the width of its embedding."""
+    """Return the weights digest of a model and the width of its embedding."""
     clip = load_clip(spec)
     return clip.digest, int(clip.encode_images(torch.zeros(1, 3, *_size(clip))).shape[1])
 
@@ -216,12 +217,12 @@ def _pool(path: Path) -> Arrays:
 
 
 def pool_file(store: Path) -> Path:
-    """Where the made-up coded rows of a store lie."""
+    """Return where the made-up coded rows of a store lie."""
     return store.with_name("pool.npz")
 
 
 def fake_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport:
-    """As `run_chunk`, but rows are drawn from a pool of coded ones: no image is read and no model runs."""
+    """Do as `run_chunk`, but draw rows from a pool of coded ones: no image is read and no model runs."""
     began = time.perf_counter()
     store = LabelStore.open(Path(job.store))
     index = store.index_of_chunk(chunk)
@@ -239,7 +240,7 @@ def fake_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkRepor
 
 
 def nothing(number: int) -> int:
-    """A task without work."""
+    """Do nothing, as a task."""
     return number
 
 
@@ -268,12 +269,12 @@ class MemoryWatch:
         self._thread.join()
 
     def points(self, count: int) -> npt.NDArray[np.float64]:
-        """Mean memory in MB in each of `count` equal parts of the time, [count, processes]."""
+        """Return the mean memory in MB in each of `count` equal parts of the time, [count, processes]."""
         parts = np.array_split(np.array(self.seen), count)
         return np.array([part.mean(axis=0) for part in parts])
 
     def table(self, count: int, names: Sequence[str]) -> list[str]:
-        """Markdown: memory in each part of the run, and how much the last half grew."""
+        """Write as Markdown the memory in each part of the run, and how much the last half grew."""
         points = self.points(count)
         lines = [f"| part of the run | {' | '.join(f'{name}, MB' for name in names)} |", f"|---|{'---|' * len(names)}"]
         lines += [

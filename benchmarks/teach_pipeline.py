@@ -53,9 +53,9 @@ class Case:
 
 
 def cases() -> dict[str, Case]:
-    """By name."""
+    """Return the cases by name."""
     large, tiny = "large", "tiny"
-    found = [
+    cases_here = [
         Case("forward", "224 px ViT", large, "as they are", 256, NAMES, 2, bare_forward, 128, 1.05),
         Case("teacher", "the teacher", "teacher", "as they are", 1024, 120, 2, bare_forward, 256, 1.05),
         Case("decode", "500 px photos", tiny, "500 px", 1024, NAMES, 2, bare_decode, 512, 1.10),
@@ -64,7 +64,7 @@ def cases() -> dict[str, Case]:
         Case("teacher22k", "the teacher", "teacher", "as they are", 1024, NAMES, 2, bare_forward, 256, 1.05),
         Case("decode22k", "500 px photos", tiny, "500 px", 1024, NAMES, 1, bare_decode, 512, 1.10),
     ]
-    return {case.key: case for case in found}
+    return {case.key: case for case in cases_here}
 
 
 DEFAULT = "forward,teacher,decode,decode1,scaling"
@@ -79,18 +79,18 @@ class World:
     roots: dict[str, Path]
 
     def bench(self, model: str, photos: str, images: int, names: int, chunk_rows: int) -> Bench:
-        """An empty store for these, and what its tasks need."""
+        """Return an empty store for a case, and what its tasks need."""
         root, spec = self.roots[photos], self.models[model]
-        index, own = samples(root, images)
+        index, classes = samples(root, images)
         digest, width = digest_of(spec)
         template = self.folder / f"{model}-{photos}-{names}-{chunk_rows}.zarr".replace(" ", "")
         if not template.exists():
-            empty_store(template, index, own, names, width, chunk_rows)
+            empty_store(template, index, classes, names, width, chunk_rows)
         return Bench(template, root, spec, digest, batch_size=min(128, chunk_rows))
 
 
 def samples(root: Path, images: int) -> tuple[SampleIndex, Vocabulary]:
-    """Photos from all over the split."""
+    """Index photos from all over the split."""
     manifest = load_manifest("local-tars")
     index = build_index(manifest, "train", root, Silent())
     chosen = np.sort(np.random.default_rng(0).permutation(len(index))[:images])
@@ -111,37 +111,37 @@ def make_world(folder: Path, root: Path, teacher: str) -> World:
 
 
 def pin(client: Any, cores: list[list[int]]) -> None:
-    """Give each worker its cores, all threads it has included."""
-    for worker, own in zip(sorted(client.scheduler_info(n_workers=-1)["workers"]), cores, strict=True):
-        client.run(pin_all, own, workers=[worker])
+    """Give each worker its cores, and all threads that it has."""
+    for worker, core in zip(sorted(client.scheduler_info(n_workers=-1)["workers"]), cores, strict=True):
+        client.run(pin_all, core, workers=[worker])
 
 
 def pin_all(cores: list[int]) -> None:
-    """New threads inherit what the thread that makes them has; those that exist are set one by one."""
+    """A new thread inherits the cores of the thread that makes it; threads that exist are set one by one."""
     for thread in os.listdir("/proc/self/task"):
         os.sched_setaffinity(int(thread), cores)
 
 
 def cpu_seconds(client: Any) -> float:
-    """Of all workers so far."""
+    """Return the CPU seconds of all workers so far."""
     return sum(client.run(time.process_time).values())
 
 
 def timed(client: Any, work: Callable[[], Any]) -> tuple[Any, float]:
-    """What the work returns, and the CPU seconds of the workers meanwhile."""
+    """Return what the work returns, and the CPU seconds of the workers during it."""
     before = cpu_seconds(client)
-    found = work()
-    return found, cpu_seconds(client) - before
+    result = work()
+    return result, cpu_seconds(client) - before
 
 
 def say(line: str) -> None:
-    """One line of the report, at once."""
+    """Print one line of the report at once."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 def compare(client: Any, case: Case, bench: Bench, repeats: int) -> None:
-    """Both sides by turns, and a row of the table."""
+    """Run both sides by turns, and print a row of the table."""
     client.submit(warm, bench, pure=False).result()
     pin(client, [CORES[: case.cores]])
     bare: list[tuple[float, float]] = []
@@ -166,17 +166,17 @@ def compare(client: Any, case: Case, bench: Bench, repeats: int) -> None:
 
 
 def phases(runs: list[Run]) -> str:
-    """Milliseconds an image in each phase, median over the runs."""
+    """Return milliseconds an image in each phase, median over the runs."""
     rows = runs[0].rows
     return " | ".join(f"{1000 * statistics.median(run.phases[phase] for run in runs) / rows:.2f}" for phase in PHASES)
 
 
 def scaling(stack: ExitStack, world: World, repeats: int) -> None:
-    """Two workers on two cores against one on one, by turns."""
+    """Compare two workers on two cores with one worker on one core, by turns."""
     bench = world.bench("teacher", "as they are", 1536, 120, 128)
     clients = {count: stack.enter_context(local_cluster(count)) for count in (1, 2)}
     for count, client in clients.items():
-        for worker in client.nthreads():  # one after the other: each copies the store
+        for worker in client.nthreads():  # workers follow each other, because each copies the store
             client.run(warm, bench, workers=[worker])
         pin(client, [[CORES[i]] for i in range(count)])
     runs: dict[int, list[Run]] = {1: [], 2: []}
@@ -192,18 +192,18 @@ def scaling(stack: ExitStack, world: World, repeats: int) -> None:
 
 
 def main() -> None:
-    """All cases, then the scaling."""
+    """Run all cases, then the scaling."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="a folder that the manifest local-tars describes")
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--cases", default=DEFAULT, help=f"of {', '.join(cases())}, scaling")
     parser.add_argument("--repeats", type=int, default=3)
-    given = parser.parse_args()
-    wanted = given.cases.split(",")
+    args = parser.parse_args()
+    chosen = args.cases.split(",")
     if len(CORES) < 2:
         raise SystemExit("two cores are needed")
     with tempfile.TemporaryDirectory() as name:
-        world = make_world(Path(name), given.root.resolve(), given.teacher)
+        world = make_world(Path(name), args.root.resolve(), args.teacher)
         say(
             "| what dominates | cores | bare, ms an image | teach, ms an image | ratio of times | wanted "
             f"| ratio of CPU | {' | '.join(PHASES)} (ms an image) |"
@@ -211,12 +211,12 @@ def main() -> None:
         say("|---|---|---|---|---|---|---|" + "---|" * len(PHASES))
         with local_cluster(1) as client:
             for key, case in cases().items():
-                if key in wanted:
+                if key in chosen:
                     bench = world.bench(case.model, case.photos, case.images, case.names, case.chunk_rows)
-                    compare(client, case, bench, given.repeats)
-        if "scaling" in wanted:
+                    compare(client, case, bench, args.repeats)
+        if "scaling" in chosen:
             with ExitStack() as stack:
-                scaling(stack, world, given.repeats)
+                scaling(stack, world, args.repeats)
 
 
 if __name__ == "__main__":

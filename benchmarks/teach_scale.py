@@ -61,7 +61,7 @@ class Deliveries:
         self._deliver = teach_run.deliver
 
     def __call__(self, *args: Any) -> tuple[str, ...]:
-        """Deliver."""
+        """Deliver a chunk and add its time."""
         began = time.perf_counter()
         brought = self._deliver(*args)
         self.seconds.append(time.perf_counter() - began)
@@ -69,7 +69,7 @@ class Deliveries:
 
 
 def scale(folder: Path, rows: int, workers: int) -> None:
-    """The whole run without a teacher."""
+    """Run the whole of stage one without a teacher."""
     path, ids = folder / "big.zarr", tuple(f"n{i:08d}" for i in range(CLASSES))
     began = time.perf_counter()
     store = empty_store(path, big_index(rows), Vocabulary(ids, ids), CLASSES, 64, None)
@@ -111,7 +111,7 @@ def scale(folder: Path, rows: int, workers: int) -> None:
 
 
 def finish(request: Any, store: LabelStore, tally: Any) -> None:
-    """The check at the end of every teach, and the bytes."""
+    """Print the time of the check at the end of every teach, and the bytes."""
     began = time.perf_counter()
     result = teach_run._finish(request, store, (LABELS,), tally, 0.0, Silent())
     assert result.rows_ok == store.layout.rows
@@ -121,7 +121,7 @@ def finish(request: Any, store: LabelStore, tally: Any) -> None:
 
 
 def no_work(client: Any, count: int) -> float:
-    """Seconds that Dask and our window take for tasks without work; a few before, so that all is imported."""
+    """Measure the seconds that Dask and our window take for tasks without work, after a few that import everything."""
     for number in (20, count):
         began = time.perf_counter()
         done = list(run_tasks(client, nothing, [(i,) for i in range(number)], f"nothing-{number}"))
@@ -130,12 +130,14 @@ def no_work(client: Any, count: int) -> float:
 
 
 def memory(folder: Path, rows: int, root: Path) -> None:
-    """The real task on real photos, again and again."""
+    """Run the real task on real photos, again and again."""
     manifest = load_manifest("local-tars")
-    index, own = build_index(manifest, "train", root, Silent()), split_classes(manifest, "train", root)
+    index, classes = build_index(manifest, "train", root, Silent()), split_classes(manifest, "train", root)
     spec = made_up_clip(folder / "tiny", 64, layers=1, width=64, head_width=32, patch_size=16, image_size=32)
     template = folder / "many.zarr"
-    store = empty_store(template, index.take(np.arange(rows) % len(index)), own, len(own), digest_of(spec)[1], 1024)
+    store = empty_store(
+        template, index.take(np.arange(rows) % len(index)), classes, len(classes), digest_of(spec)[1], 1024
+    )
     bench = Bench(template, root, spec, digest_of(spec)[0])
     with local_cluster(2) as client:
         client.run(warm, bench)
@@ -146,25 +148,25 @@ def memory(folder: Path, rows: int, root: Path) -> None:
 
 
 def say(line: str) -> None:
-    """One line of the report, at once."""
+    """Print one line of the report at once."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 def main() -> None:
-    """One of the two."""
+    """Run one of the two benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, help="14197122 without images, 460800 with")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--memory", action="store_true", help="the real task on the photos below --root")
     parser.add_argument("--root", type=Path)
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as name:
-        if given.memory:
-            memory(Path(name), given.rows or 460_800, given.root.resolve())
+        if args.memory:
+            memory(Path(name), args.rows or 460_800, args.root.resolve())
         else:
-            scale(Path(name), given.rows or 14_197_122, given.workers)
+            scale(Path(name), args.rows or 14_197_122, args.workers)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Cases `all`, `memory` and `gpu`: time and memory of steps over the whole vocabulary, on rows that are made up.
 
-It reads no store: what a step from cache costs does not depend on what the rows hold.
+These cases read no store: what a step from cache costs does not depend on what the rows hold.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ IMAGES, EPOCHS, GPU_BATCH = 167_200, 5, 1024  # 16 shots of ImageNet-21K-P, POMP
 MEGA = 1e6
 
 
-def config_of(given: argparse.Namespace, candidates: Kind, **changes: Any) -> TrainConfig:
-    """A run that takes every class, or some of them."""
-    drawn = given.candidates
+def config_of(args: argparse.Namespace, candidates: Kind, **changes: Any) -> TrainConfig:
+    """Configure a run that takes every class, or some classes."""
+    drawn = args.candidates
     return TrainConfig.of(
-        structure=given.structure,
-        batch_size=given.batch,
+        structure=args.structure,
+        batch_size=args.batch,
         candidates=candidates,
         sampled_fill=drawn,
         sampled_backward=drawn,
@@ -58,7 +58,7 @@ def config_of(given: argparse.Namespace, candidates: Kind, **changes: Any) -> Tr
 
 @dataclass(frozen=True)
 class Request:
-    """One step in a fresh process."""
+    """A request for one step in a fresh process."""
 
     student: str | None  # None: a random tower of ViT-B/16's size
     config: TrainConfig
@@ -69,60 +69,60 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Growth:
-    """What a fresh process found."""
+    """What a fresh process measured."""
 
     distinct: int
     before: float
-    """Bytes before the step."""
+    """Bytes of memory before the step."""
     grown: float
     """Bytes at the peak of the first step beyond those before it."""
     first: float
     seconds: float
-    """Of later steps, median; of the first where there was no other."""
+    """Median seconds of later steps; of the first step if there were no others."""
     result: StepResult
 
 
 def grow(request: Request) -> Growth:
-    """Run this in a process of its own."""
+    """Measure the growth of memory; run this in a process of its own."""
     torch.set_num_threads(request.threads)
     clip = made_up_clip() if request.student is None else load_clip(request.student)
     trainer = made_up_trainer(request.config, clip, some_names(request.names))
-    found: list[StepResult] = []
+    results: list[StepResult] = []
     # `getrusage` would start from the peak of the process that started this one, so the kernel's own marks are read.
     Path("/proc/self/clear_refs").write_text("5")
     before = _memory("VmRSS")
-    first = seconds_of(lambda: found.append(step_of(trainer, 0)), CPU)
+    first = seconds_of(lambda: results.append(step_of(trainer, 0)), CPU)
     peak = _memory("VmHWM")
-    tune_process(request.threads)  # as `teachonce train` does; before, freed memory goes back to the system
+    tune_process(request.threads)  # as `teachonce train` does; before this call, freed memory goes back to the system
     times = by_turns({"": lambda: step_of(trainer, 1)}, request.repeats, CPU) if request.repeats else {"": first}
-    return Growth(trainer.student.names.count, before, peak - before, first, times[""], found[0])
+    return Growth(trainer.student.names.count, before, peak - before, first, times[""], results[0])
 
 
 def _memory(mark: str) -> float:
-    """VmRSS or VmHWM of this process, in bytes."""
-    found = re.search(rf"{mark}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    if found is None:
+    """Return VmRSS or VmHWM of this process, in bytes."""
+    match = re.search(rf"{mark}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if match is None:
         raise SystemExit(f"/proc/self/status does not tell {mark}; memory is measured on Linux only")
-    return 1024.0 * int(found[1])
+    return 1024.0 * int(match[1])
 
 
 def in_fresh_process(request: Request) -> Growth:
-    """`grow` there."""
+    """Run `grow` in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(grow, request).result()
 
 
-def all_case(given: argparse.Namespace) -> None:
-    """All classes against some, and all of them as there are more and more."""
-    _modes(given, load_clip(given.student))
-    sizes = [size for size in (1_000, 2_000, 5_000, 10_000) if size < given.most_names] + [given.most_names]
-    small, large = given.chunks
-    wanted = [(size, large) for size in sizes] + [(sizes[-1], small)]
-    rows, found = [], []
-    for size, chunk in wanted:
-        request = Request(given.student, config_of(given, "all", class_chunk=chunk), size, given.repeats, given.threads)
-        found.append(in_fresh_process(request))
-        last = found[-1]
+def all_case(args: argparse.Namespace) -> None:
+    """Compare all classes with some, and measure all of them as their number grows."""
+    _modes(args, load_clip(args.student))
+    sizes = [size for size in (1_000, 2_000, 5_000, 10_000) if size < args.most_names] + [args.most_names]
+    small, large = args.chunks
+    cases = [(size, large) for size in sizes] + [(sizes[-1], small)]
+    rows, growths = [], []
+    for size, chunk in cases:
+        request = Request(args.student, config_of(args, "all", class_chunk=chunk), size, args.repeats, args.threads)
+        growths.append(in_fresh_process(request))
+        last = growths[-1]
         rows.append(
             [
                 f"{size:,}",
@@ -133,27 +133,27 @@ def all_case(given: argparse.Namespace) -> None:
                 f"{last.grown / MEGA:,.0f}",
             ]
         )
-    say(f"### all: an all-class step as the vocabulary grows, batch {given.batch}, {given.structure}, fresh processes")
+    say(f"### all: an all-class step as the vocabulary grows, batch {args.batch}, {args.structure}, fresh processes")
     table(["classes", "distinct names", "class_chunk", "seconds", "ms a name", "peak memory of the step, MB"], rows)
-    loss, gradients = found[-1].result.apart(found[-2].result)
+    loss, gradients = growths[-1].result.apart(growths[-2].result)
     say(
         f"Both chunk sizes at {sizes[-1]:,} classes: loss differs by {loss:.1e}, gradients by {gradients:.1e}. "
-        f"The logits of a step, batch x classes, take {4 * given.batch * sizes[-1] / MEGA:,.0f} MB a copy."
+        f"The logits of a step, batch x classes, take {4 * args.batch * sizes[-1] / MEGA:,.0f} MB a copy."
     )
 
 
-def _modes(given: argparse.Namespace, clip: LoadedClip) -> None:
-    names, kinds = some_names(given.most_names), KINDS
-    runs = {kind: made_up_trainer(config_of(given, kind), clip, names) for kind in kinds}
-    found: dict[Kind, StepResult] = {}
+def _modes(args: argparse.Namespace, clip: LoadedClip) -> None:
+    names, kinds = some_names(args.most_names), KINDS
+    runs = {kind: made_up_trainer(config_of(args, kind), clip, names) for kind in kinds}
+    results: dict[Kind, StepResult] = {}
 
     def one(kind: Kind) -> None:
-        found[kind] = step_of(runs[kind], 0)
+        results[kind] = step_of(runs[kind], 0)
 
     flops = {kind: count_flops(partial(one, kind)) for kind in kinds}
-    first = dict(found)  # of the start, where prompts are equal
+    first = dict(results)  # these steps are the first ones, where prompts are equal
     same_prompts(list(runs.values()))
-    times = by_turns({kind: partial(one, kind) for kind in kinds}, given.repeats, CPU)
+    times = by_turns({kind: partial(one, kind) for kind in kinds}, args.repeats, CPU)
     rows = []
     for kind in kinds:
         loss, gradients = first[kind].apart(first["all"])
@@ -169,7 +169,7 @@ def _modes(given: argparse.Namespace, clip: LoadedClip) -> None:
                 f"{gradients:.1e}",
             ]
         )
-    say(f"### all: {given.most_names:,} classes, batch {given.batch}, {given.structure}, {given.threads} threads")
+    say(f"### all: {args.most_names:,} classes, batch {args.batch}, {args.structure}, {args.threads} threads")
     table(
         [
             "candidates",
@@ -184,78 +184,78 @@ def _modes(given: argparse.Namespace, clip: LoadedClip) -> None:
         rows,
     )
     say(
-        f"all-sampled pulls back {given.candidates:,} names on average: its loss is exact, its gradient unbiased. "
+        f"all-sampled pulls back {args.candidates:,} names on average: its loss is exact, its gradient unbiased. "
         "sampled estimates both. On real rows their errors differ: these are random."
     )
 
 
-def memory_case(given: argparse.Namespace) -> None:
-    """One all-class step of a text tower of ViT-B/16's size by chunk, and what one shot would take."""
+def memory_case(args: argparse.Namespace) -> None:
+    """Measure one all-class step of a text tower of ViT-B/16's size by chunk, and estimate what one shot would take."""
 
     def request(names: int, chunk: int) -> Request:
-        return Request(None, config_of(given, "all", class_chunk=chunk), names, 0, given.threads)
+        return Request(None, config_of(args, "all", class_chunk=chunk), names, 0, args.threads)
 
-    chunked = {chunk: in_fresh_process(request(given.memory_names, chunk)) for chunk in given.chunks}
-    shots = [in_fresh_process(request(names, names)) for names in given.shots]
-    two_pass = in_fresh_process(request(given.shots[0], given.chunks[0]))
+    chunked = {chunk: in_fresh_process(request(args.memory_names, chunk)) for chunk in args.chunks}
+    shots = [in_fresh_process(request(names, names)) for names in args.shots]
+    two_pass = in_fresh_process(request(args.shots[0], args.chunks[0]))
     slope = (shots[1].grown - shots[0].grown) / (shots[1].distinct - shots[0].distinct)
     one = next(iter(chunked.values()))
     needed = shots[1].grown + slope * (one.distinct - shots[1].distinct)
     rows = [
         [
-            f"{given.memory_names:,}",
-            f"{found.distinct:,}",
+            f"{args.memory_names:,}",
+            f"{growth.distinct:,}",
             f"chunks of {chunk}",
-            f"{found.first:.0f}",
-            f"{found.grown / MEGA:,.0f}",
+            f"{growth.first:.0f}",
+            f"{growth.grown / MEGA:,.0f}",
         ]
-        for chunk, found in chunked.items()
+        for chunk, growth in chunked.items()
     ]
     rows += [
-        [f"{names:,}", f"{found.distinct:,}", "one shot", f"{found.first:.0f}", f"{found.grown / MEGA:,.0f}"]
-        for names, found in zip(given.shots, shots, strict=True)
+        [f"{names:,}", f"{growth.distinct:,}", "one shot", f"{growth.first:.0f}", f"{growth.grown / MEGA:,.0f}"]
+        for names, growth in zip(args.shots, shots, strict=True)
     ]
-    rows.append([f"{given.memory_names:,}", f"{one.distinct:,}", "one shot, extrapolated", "", f"{needed / MEGA:,.0f}"])
-    say(f"### memory: an all-class step, 12 blocks of width 512, batch {given.batch}, {given.structure}")
+    rows.append([f"{args.memory_names:,}", f"{one.distinct:,}", "one shot, extrapolated", "", f"{needed / MEGA:,.0f}"])
+    say(f"### memory: an all-class step, 12 blocks of width 512, batch {args.batch}, {args.structure}")
     table(["classes", "distinct names", "way", "seconds", "peak memory of the step, MB"], rows)
-    same = [found.result.apart(one.result) for found in chunked.values()]
+    same = [growth.result.apart(one.result) for growth in chunked.values()]
     pairs = [
         ("the chunk sizes", same[-1]),
-        (f"chunks and one shot at {given.shots[0]:,} classes", two_pass.result.apart(shots[0].result)),
+        (f"chunks and one shot at {args.shots[0]:,} classes", two_pass.result.apart(shots[0].result)),
     ]
     for what, (loss, gradients) in pairs:
         say(f"Between {what}: loss differs by {loss:.1e}, gradients by {gradients:.1e}, relative.")
     say(f"One shot takes {slope / MEGA:.2f} MB more a name; the extrapolation is linear in names.")
 
 
-def gpu_case(given: argparse.Namespace) -> None:
-    """Steps of a ViT-B/16 student from cache over all classes, on the GPU at hand."""
+def gpu_case(args: argparse.Namespace) -> None:
+    """Measure steps of a ViT-B/16 student from cache over all classes, on the GPU at hand."""
     if not torch.cuda.is_available():
         say("### gpu: there is no CUDA device here; nothing was measured")
         return
     say(f"### gpu: {torch.cuda.get_device_name()}")
-    gpu_steps(replace_batch(given, GPU_BATCH), torch.device(pick_device()))
+    gpu_steps(replace_batch(args, GPU_BATCH), torch.device(pick_device()))
 
 
-def replace_batch(given: argparse.Namespace, batch: int) -> argparse.Namespace:
-    """The same options with another batch."""
-    return argparse.Namespace(**{**vars(given), "batch": batch})
+def replace_batch(args: argparse.Namespace, batch: int) -> argparse.Namespace:
+    """Return the same options with another batch."""
+    return argparse.Namespace(**{**vars(args), "batch": batch})
 
 
-def gpu_steps(given: argparse.Namespace, device: torch.device) -> None:
-    """Time and memory by precision and candidates; `device` may be the CPU, to try it out."""
-    names, rows = some_names(given.most_names), []
+def gpu_steps(args: argparse.Namespace, device: torch.device) -> None:
+    """Measure time and memory by precision and candidates; `device` may be the CPU, to try it out."""
+    names, rows = some_names(args.most_names), []
     clip = replace(made_up_clip(), device=device)
     clip.model.to(device)
     base: dict[str, StepResult] = {}
     for label, precision, tf32 in (("fp32", "fp32", False), ("TF32", "fp32", True), ("bf16", "bf16", False)):
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         for kind in KINDS:
-            run = made_up_trainer(config_of(given, kind, precision=precision), clip, names)
+            run = made_up_trainer(config_of(args, kind, precision=precision), clip, names)
             result = step_of(run, 0)
             loss, gradients = result.apart(base.setdefault(kind, result))
-            seconds, peak = _on_device(run, given.repeats, device)
-            hours = seconds * EPOCHS * -(-IMAGES // given.batch) / 3600
+            seconds, peak = _on_device(run, args.repeats, device)
+            hours = seconds * EPOCHS * -(-IMAGES // args.batch) / 3600
             rows.append(
                 [
                     label,
@@ -269,7 +269,7 @@ def gpu_steps(given: argparse.Namespace, device: torch.device) -> None:
                 ]
             )
     torch.set_float32_matmul_precision("highest")
-    say(f"A ViT-B/16 student's step from cache, {given.most_names:,} classes, batch {given.batch:,}, {given.structure}")
+    say(f"A ViT-B/16 student's step from cache, {args.most_names:,} classes, batch {args.batch:,}, {args.structure}")
     table(
         [
             "precision",
@@ -286,7 +286,7 @@ def gpu_steps(given: argparse.Namespace, device: torch.device) -> None:
 
 
 def _on_device(run: Trainer, repeats: int, device: torch.device) -> tuple[float, float]:
-    """Median seconds of a step after a first one, and bytes at the peak of these steps."""
+    """Return the median seconds of a step after a first one, and bytes at the peak of these steps."""
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,6 +1,6 @@
 """What the benchmarks of stage two share: turns, FLOP counts, differences, made-up models, names and rows.
 
-It measures nothing by itself. Processes that it is asked to start import it from the script's own folder.
+This module measures nothing by itself. Processes that it is asked to start import it from the script's own folder.
 
 Shapes: B rows, k stored classes a row, V classes, E embedding.
 """
@@ -35,13 +35,13 @@ CONTEXT = "a photo of a"
 
 
 def say(line: str = "") -> None:
-    """One line of the report, at once."""
+    """Print one line of the report at once."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A Markdown table."""
+    """Print a Markdown table."""
     say()
     for row in (head, ["---"] * len(head), *rows):
         say(f"| {' | '.join(row)} |")
@@ -55,7 +55,7 @@ def finished(device: torch.device) -> None:
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """How long a piece of work takes, to its very end."""
+    """Measure how long a piece of work takes, to its very end."""
     finished(device)
     began = time.perf_counter()
     work()
@@ -64,16 +64,18 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 
 def by_turns(ways: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each way; every turn runs all of them, every other turn the other way round."""
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    """Return the median seconds of each way; every turn runs all of them, every other turn in reverse order."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repeats):
         for name in ways if turn % 2 == 0 else reversed(ways):
-            found[name].append(seconds_of(ways[name], device))
-    return {name: statistics.median(values) for name, values in found.items()}
+            seconds[name].append(seconds_of(ways[name], device))
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def count_flops(work: Callable[[], object]) -> int:
-    """Floating-point operations of all matrix products and convolutions, forward and backward; a multiply-add is two.
+    """Count the floating-point operations of all matrix products and convolutions, forward and backward.
+
+    A multiply-add counts as two.
 
     Attention is made of products while it is counted: PyTorch's counter passes over the fused kernels of the CPU.
     """
@@ -87,18 +89,18 @@ def count_flops(work: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def apart(found: Tensor, wanted: Tensor) -> float:
-    """|found - wanted| / |wanted|, of the whole tensors."""
-    return float((found - wanted).double().norm() / wanted.double().norm())
+def apart(computed: Tensor, exact: Tensor) -> float:
+    """Return |computed - exact| / |exact|, of the whole tensors."""
+    return float((computed - exact).double().norm() / exact.double().norm())
 
 
-def most_apart(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """The largest `apart` of pairs."""
-    return max(apart(a, b) for a, b in zip(found, wanted, strict=True))
+def most_apart(computed: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    """Return the largest `apart` of pairs."""
+    return max(apart(a, b) for a, b in zip(computed, exact, strict=True))
 
 
 def some_names(count: int) -> tuple[str, ...]:
-    """First lemmas of ImageNet-21K, spread evenly over its list, so that their lengths are typical."""
+    """Return first lemmas of ImageNet-21K, spread evenly over its list, so that their lengths are typical."""
     names = load_vocabulary(NAMES).names
     if count > len(names):
         raise SystemExit(f"there are {len(names)} names, and {count} are wanted")
@@ -106,7 +108,7 @@ def some_names(count: int) -> tuple[str, ...]:
 
 
 def made_up_clip(width: int = 512, layers: int = 12, device: str = "cpu") -> LoadedClip:
-    """A CLIP with random weights: an OpenAI-style text tower of ViT-B/16's size, and a token of an image tower."""
+    """Make a CLIP with random weights: an OpenAI-style text tower of ViT-B/16's size, and a token of an image tower."""
     torch.manual_seed(0)
     vision = open_clip.CLIPVisionCfg(layers=1, width=64, head_width=32, patch_size=16, image_size=32)
     text = open_clip.CLIPTextCfg(width=width, heads=width // 64, layers=layers)
@@ -137,14 +139,14 @@ class MadeUpRows:
         return len(self.records)
 
     def batch(self, places: np.ndarray) -> Batch:
-        """Rows, as of a working set."""
+        """Return rows, as a working set does."""
         residual = np.full((len(places), 1), np.log(0.2), np.float32)
         label = self.label_column[places].astype(np.int64)
         return Batch(self._features[places], label, self._ids[places], self._log_probs[places], residual, places)
 
 
 def made_up_trainer(config: TrainConfig, clip: LoadedClip, names: Sequence[str]) -> Trainer:
-    """A run over as many made-up rows as one step has."""
+    """Make a run over as many made-up rows as one step has."""
     model = cast(Any, clip.model)
     with torch.no_grad():
         width = model.encode_text(clip.tokenizer(["a"]).to(clip.device)).shape[1]
@@ -153,22 +155,22 @@ def made_up_trainer(config: TrainConfig, clip: LoadedClip, names: Sequence[str])
 
 @dataclass(frozen=True, eq=False)
 class StepResult:
-    """What a step found; its update is left out of comparisons, for Adam makes much of small differences."""
+    """What a step computed. Its update is left out of comparisons, because Adam makes much of small differences."""
 
     loss: float
     gradients: list[Tensor]
     candidates: int
 
-    def apart(self, wanted: StepResult) -> tuple[float, float]:
-        """Relative difference of the loss, and the largest of the gradients."""
-        return abs(self.loss / wanted.loss - 1), most_apart(self.gradients, wanted.gradients)
+    def apart(self, other: StepResult) -> tuple[float, float]:
+        """Return the relative difference of the loss, and the largest relative difference of the gradients."""
+        return abs(self.loss / other.loss - 1), most_apart(self.gradients, other.gradients)
 
 
 def step_of(trainer: Trainer, step: int) -> StepResult:
-    """One whole step, update included."""
-    found = trainer.step(step)
+    """Do one whole step, update included."""
+    result = trainer.step(step)
     gradients = [cast(Tensor, parameter.grad).detach().cpu() for parameter in trainer.learners.parameters()]
-    return StepResult(found["loss"], gradients, int(found["candidates"]))
+    return StepResult(result["loss"], gradients, int(result["candidates"]))
 
 
 def same_prompts(trainers: Sequence[Trainer]) -> None:

@@ -39,13 +39,13 @@ CASES: dict[str, tuple[Callable[[argparse.Namespace], None], tuple[str, ...]]] =
 
 
 def two(text: str) -> tuple[int, int]:
-    """Two rising numbers."""
+    """Read two rising numbers."""
     small, large = sorted(int(part) for part in text.split(","))
     return small, large
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--cases", default=",".join(CASES), help="comma-separated; default: all")
@@ -70,23 +70,23 @@ def parse() -> argparse.Namespace:
     add("--held-out", type=float, default=0.1, help="until: share of the samples")
     add("--every", type=int, default=10, help="until: steps between measurements")
     add("--most-steps", type=int, default=600, help="until: steps of the run's schedule, and the most to do")
-    given = parser.parse_args()
-    given.cases = given.cases.split(",")
-    for case in given.cases:
+    args = parser.parse_args()
+    args.cases = args.cases.split(",")
+    for case in args.cases:
         if case not in CASES:
             parser.error(f"--cases: '{case}' is none of {', '.join(CASES)}")
-        missing = [f"--{name}" for name in CASES[case][1] if getattr(given, name) is None]
+        missing = [f"--{name}" for name in CASES[case][1] if getattr(args, name) is None]
         if missing:
             parser.error(f"the case '{case}' needs {', '.join(missing)}")
-    return given
+    return args
 
 
 def main() -> None:
-    """Every case that was asked for."""
-    given = parse()
-    tune_process(given.threads)
-    for case in given.cases:
-        CASES[case][0](given)
+    """Run every case that the command line asks for."""
+    args = parse()
+    tune_process(args.threads)
+    for case in args.cases:
+        CASES[case][0](args)
         say()
 
 

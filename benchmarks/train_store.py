@@ -37,7 +37,7 @@ from teachonce.training.config import TrainConfig
 from teachonce.training.held_out import measure
 from teachonce.training.trainer import Trainer
 
-AT_ONCE = 256  # images in a tower
+AT_ONCE = 256  # images that are in a tower at once
 CACHE, STUDENT, TEACHER = "from cache", "+ student's images", "+ student and teacher"
 
 
@@ -48,15 +48,15 @@ class TwoModels(LoadedClip):
     other: LoadedClip | None = None
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """A photo's evaluation inputs for both."""
+        """Prepare a photo's evaluation inputs for both models."""
         return self._together(image, EVALUATION)
 
     def prepare_view(self, image: Image.Image, view: View) -> Tensor:
-        """One view for both."""
+        """Prepare one view for both models."""
         return self._together(image, view)
 
     def apart(self, pixels: Tensor) -> list[Tensor]:
-        """The inputs of each model, [B, 3, H, W], from [B, 1, 1, n]."""
+        """Return the inputs of each model, [B, 3, H, W], from [B, 1, 1, n]."""
         grey = Image.new("RGB", (64, 64))
         shapes = [part.shape for part in self._inputs(grey, EVALUATION)]
         parts = torch.split(pixels.flatten(1), [shape.numel() for shape in shapes], 1)
@@ -81,9 +81,10 @@ class ImageRows:
         self._rows, self._images, self._student, self._teacher = rows, images, student, teacher
         self._models = two_models(student, teacher)
         self._head = head_of(rows.class_embeddings, rows.teacher_scale, str(student.device))
-        about = rows.plan.store.groups[LABELS].fingerprint
-        self._kind: EmbeddingKind | None = about.get("embedding_kind")  # where labels were made from coded embeddings
-        if teacher is not None and about["teacher_digest"] != teacher.digest:
+        fingerprint = rows.plan.store.groups[LABELS].fingerprint
+        # The kind is set where labels were made from coded embeddings.
+        self._kind: EmbeddingKind | None = fingerprint.get("embedding_kind")
+        if teacher is not None and fingerprint["teacher_digest"] != teacher.digest:
             raise SystemExit(f"{rows.plan.store.path} was not taught by {teacher.spec}")
         self.live, self.stored_form = True, False
         self.seconds: dict[str, list[float]] = {"images": [], "student": [], "teacher": []}
@@ -96,11 +97,11 @@ class ImageRows:
 
     @property
     def tables(self) -> CodecTables:
-        """What the store codes with; the order of classes changes no value."""
+        """Return what the store codes with; the order of classes changes no value."""
         return CodecTables(np.arange(len(self._rows.vocabulary)), self._rows.plan.store.gap_levels)
 
     def batch(self, places: np.ndarray) -> Batch:
-        """Rows, with labels from the cache and the rest from the images."""
+        """Return rows, with labels from the cache and the rest from the images."""
         stored = self._rows.batch(places)
         if not self.live:
             return stored
@@ -116,11 +117,14 @@ class ImageRows:
             if self.stored_form and self._kind is not None:
                 coded = decode_embeddings(encode_embeddings(embeddings.cpu().numpy(), self._kind))
                 embeddings = torch.from_numpy(coded).to(embeddings.device)
-            found = soft_labels(self._head.logits(embeddings), stored.class_ids.shape[1], self._rows.temperatures)
+            labels = soft_labels(self._head.logits(embeddings), stored.class_ids.shape[1], self._rows.temperatures)
         if self.stored_form:
-            found = decode(encode(found, self.tables), self.tables)
+            labels = decode(encode(labels, self.tables), self.tables)
         return replace(
-            made, class_ids=found.class_ids.astype(np.int32), log_probs=found.log_probs, log_residual=found.log_residual
+            made,
+            class_ids=labels.class_ids.astype(np.int32),
+            log_probs=labels.log_probs,
+            log_residual=labels.log_residual,
         )
 
     @contextlib.contextmanager
@@ -131,17 +135,17 @@ class ImageRows:
 
 
 def two_models(student: LoadedClip, teacher: LoadedClip | None) -> TwoModels:
-    """The student as the one who prepares images, for the teacher too."""
+    """Return the student as the one who prepares images, for the teacher too."""
     fields = {name: value for name, value in vars(student).items() if not name.startswith("_")}
     return TwoModels(**fields, other=teacher)
 
 
 def _encoded(clip: LoadedClip, pixels: Tensor) -> Tensor:
-    """Unit image features, [B, E]; on a GPU waits for them."""
-    found = torch.cat([clip.encode_images(part) for part in torch.split(pixels, AT_ONCE)])
-    if found.is_cuda:
-        torch.cuda.synchronize(found.device)
-    return found
+    """Compute unit image features, [B, E]; on a GPU this waits for them."""
+    features = torch.cat([clip.encode_images(part) for part in torch.split(pixels, AT_ONCE)])
+    if features.is_cuda:
+        torch.cuda.synchronize(features.device)
+    return features
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,45 +157,45 @@ class Sides:
 
     @property
     def device(self) -> torch.device:
-        """Where the runs are."""
+        """The device of the runs."""
         return self.trainers[CACHE].device
 
 
 @contextlib.contextmanager
-def sides(given: argparse.Namespace, config: TrainConfig) -> Iterator[Sides]:
+def sides(args: argparse.Namespace, config: TrainConfig) -> Iterator[Sides]:
     """Open the store, load both models, build the runs."""
-    store, device = LabelStore.open(given.labels), pick_device()
-    student, teacher = (load_clip(spec, device) for spec in (given.student, given.teacher))
+    store, device = LabelStore.open(args.labels), pick_device()
+    student, teacher = (load_clip(spec, device) for spec in (args.student, args.teacher))
     rows = open_working_set(store, student.digest, Silent())
     with contextlib.ExitStack() as stack:
         stack.callback(rows.close)
         made: dict[str, ImageRows] = {}
-        for name, own in ((STUDENT, None), (TEACHER, teacher)):
-            views = ViewImages(store, given.root, two_models(student, own), given.threads)
-            made[name] = ImageRows(rows, stack.enter_context(views), student, own)
+        for name, other in ((STUDENT, None), (TEACHER, teacher)):
+            views = ViewImages(store, args.root, two_models(student, other), args.threads)
+            made[name] = ImageRows(rows, stack.enter_context(views), student, other)
         sources = {CACHE: rows, **{name: cast(WorkingSet, source) for name, source in made.items()}}
         yield Sides({name: Trainer(config, student, source) for name, source in sources.items()}, made)
 
 
-def step_config(given: argparse.Namespace, vocabulary: int, **changes: Any) -> TrainConfig:
-    """The candidates are the labels and a uniform fill: nothing that a rounded target could change."""
-    few = given.candidates < vocabulary
+def step_config(args: argparse.Namespace, vocabulary: int, **changes: Any) -> TrainConfig:
+    """Configure a step: the candidates are the labels and a uniform fill, which a rounded target cannot change."""
+    few = args.candidates < vocabulary
     return TrainConfig.of(
-        structure=given.structure,
-        batch_size=given.batch,
+        structure=args.structure,
+        batch_size=args.batch,
         candidates="sampled" if few else "all",
-        sampled_fill=given.candidates,
+        sampled_fill=args.candidates,
         sampled_top=0,
-        seed=given.seed,
+        seed=args.seed,
         **changes,
     )
 
 
-def step_case(given: argparse.Namespace) -> None:
-    """A whole step from cache against the same with the images' part done in the step."""
-    vocabulary = LabelStore.open(given.labels).layout.classes
-    with sides(given, step_config(given, vocabulary)) as found:
-        trainers, numbers = found.trainers, dict.fromkeys(found.trainers, 0)
+def step_case(args: argparse.Namespace) -> None:
+    """Compare a whole step from cache with the same step that does the images' part itself."""
+    vocabulary = LabelStore.open(args.labels).layout.classes
+    with sides(args, step_config(args, vocabulary)) as both:
+        trainers, numbers = both.trainers, dict.fromkeys(both.trainers, 0)
         runs = list(trainers.values())
 
         def one(name: str) -> StepResult:
@@ -203,17 +207,17 @@ def step_case(given: argparse.Namespace) -> None:
         same_prompts(runs)
         first = {name: one(name) for name in trainers}
         same_prompts(runs)
-        rounded = _rounded(found, numbers, one)
-        for source in found.made.values():
+        rounded = _rounded(both, numbers, one)
+        for source in both.made.values():
             source.seconds = {part: [] for part in source.seconds}
-        times = by_turns({name: partial(one, name) for name in trainers}, given.repeats, found.device)
+        times = by_turns({name: partial(one, name) for name in trainers}, args.repeats, both.device)
         say(
-            f"### step: batch {given.batch}, {first[CACHE].candidates:,} candidates of {vocabulary:,} classes, "
-            f"{given.structure}, {given.threads} threads"
+            f"### step: batch {args.batch}, {first[CACHE].candidates:,} candidates of {vocabulary:,} classes, "
+            f"{args.structure}, {args.threads} threads"
         )
         rows = []
         for name, seconds in times.items():
-            parts = found.made[name].seconds if name in found.made else {}
+            parts = both.made[name].seconds if name in both.made else {}
             shares = [f"{1000 * np.median(x):,.0f}" if x else "" for x in parts.values()] or [""] * 3
             rows.append(
                 [
@@ -240,17 +244,17 @@ def step_case(given: argparse.Namespace) -> None:
         )
         say("Nothing is decoded ahead of its step; the column says what further cores could hide of it.")
         _say_equality(first, rounded)
-        _say_targets(found, numbers[CACHE])
+        _say_targets(both, numbers[CACHE])
 
 
-def _rounded(found: Sides, numbers: dict[str, int], one: Callable[[str], StepResult]) -> dict[str, StepResult]:
-    """A step of each side with what is made from images rounded as the store rounds it."""
-    for source in found.made.values():
+def _rounded(both: Sides, numbers: dict[str, int], one: Callable[[str], StepResult]) -> dict[str, StepResult]:
+    """Run a step of each side with what is made from images rounded as the store rounds it."""
+    for source in both.made.values():
         source.stored_form = True
     result = {name: one(name) for name in numbers}
-    for source in found.made.values():
+    for source in both.made.values():
         source.stored_form = False
-    same_prompts(list(found.trainers.values()))
+    same_prompts(list(both.trainers.values()))
     return result
 
 
@@ -271,11 +275,11 @@ def _say_equality(first: dict[str, StepResult], rounded: dict[str, StepResult]) 
     )
 
 
-def _say_targets(found: Sides, step: int) -> None:
-    """How far the stored targets are from those made in the step."""
-    source = found.made[TEACHER]
-    places = found.trainers[CACHE].order.at(step)[1]
-    made, stored = source.batch(places), found.trainers[CACHE].rows.batch(places)
+def _say_targets(both: Sides, step: int) -> None:
+    """Print how far the stored targets are from those made in the step."""
+    source = both.made[TEACHER]
+    places = both.trainers[CACHE].order.at(step)[1]
+    made, stored = source.batch(places), both.trainers[CACHE].rows.batch(places)
     features = np.abs(cast(Any, made.features) - cast(Any, stored.features).astype(np.float32)).max()
     orders = [np.argsort(batch.class_ids, axis=1) for batch in (made, stored)]
     ids, old_ids = (np.take_along_axis(b.class_ids, o, 1) for b, o in zip((made, stored), orders, strict=True))
@@ -293,24 +297,24 @@ def _say_targets(found: Sides, step: int) -> None:
     )
 
 
-def until_case(given: argparse.Namespace) -> None:
-    """The same run both ways, step by step in turn, until the same accuracy on held-out samples."""
-    vocabulary = LabelStore.open(given.labels).layout.classes
-    config = step_config(given, vocabulary, held_out=given.held_out, steps=given.most_steps)
-    with sides(given, config) as found:
-        wanted = {name: found.trainers[name] for name in (CACHE, TEACHER)}
-        for source in found.made.values():
+def until_case(args: argparse.Namespace) -> None:
+    """Do the same run both ways, step by step in turn, until the same accuracy on held-out samples."""
+    vocabulary = LabelStore.open(args.labels).layout.classes
+    config = step_config(args, vocabulary, held_out=args.held_out, steps=args.most_steps)
+    with sides(args, config) as both:
+        compared = {name: both.trainers[name] for name in (CACHE, TEACHER)}
+        for source in both.made.values():
             source.live = False
-        starts = {name: measure(trainer).top1 for name, trainer in wanted.items()}
-        runs = {name: _Until(trainer, found.made.get(name), given) for name, trainer in wanted.items()}
-        for step in range(given.most_steps):
+        starts = {name: measure(trainer).top1 for name, trainer in compared.items()}
+        runs = {name: _Until(trainer, both.made.get(name), args) for name, trainer in compared.items()}
+        for step in range(args.most_steps):
             for run in runs.values():
                 run.take(step)
             if all(run.reached for run in runs.values()):
                 break
     say(
-        f"### until: top-1 of {given.target} on {len(found.trainers[CACHE].order.held_out)} held-out rows, batch "
-        f"{given.batch}, measured every {given.every} steps, {given.threads} threads"
+        f"### until: top-1 of {args.target} on {len(both.trainers[CACHE].order.held_out)} held-out rows, batch "
+        f"{args.batch}, measured every {args.every} steps, {args.threads} threads"
     )
     base = runs[CACHE].seconds
     table(
@@ -337,21 +341,21 @@ def until_case(given: argparse.Namespace) -> None:
 class _Until:
     """A run on its way to an accuracy."""
 
-    def __init__(self, trainer: Trainer, made: ImageRows | None, given: argparse.Namespace) -> None:
-        self._trainer, self._made, self._given = trainer, made, given
+    def __init__(self, trainer: Trainer, made: ImageRows | None, args: argparse.Namespace) -> None:
+        self._trainer, self._made, self._args = trainer, made, args
         self.steps, self.seconds, self.top1, self.loss, self.reached = 0, 0.0, 0.0, 0.0, False
 
     def take(self, step: int) -> None:
-        """One more step, unless the run is there."""
+        """Do one more step, unless the run has reached its accuracy."""
         if self.reached:
             return
         self._live(True)
         self.seconds += seconds_of(lambda: self._step(step), self._trainer.device)
         self._live(False)
         self.steps = step + 1
-        if self.steps % self._given.every == 0:
+        if self.steps % self._args.every == 0:
             self.top1 = measure(self._trainer).top1
-            self.reached = self.top1 >= self._given.target
+            self.reached = self.top1 >= self._args.target
 
     def _step(self, step: int) -> None:
         self.loss = self._trainer.step(step)["loss"]

@@ -38,7 +38,7 @@ from teachonce.training.config_file import load_train_config
 from teachonce.training.requirements import requirements
 from teachonce.training.trainer import Trainer
 
-BASE = ("anchor_weight=0",)  # as when docs/training.md's tables were made
+BASE = ("anchor_weight=0",)  # docs/training.md's tables were made so
 CELLS: dict[str, tuple[str, ...]] = {
     "base": (),
     "hard": ("supervision=hard",),
@@ -56,7 +56,7 @@ CURVE = (0, 25, 50, 100, 200, 300, 400, 500, 600)
 
 
 def validation(args: argparse.Namespace, clip: LoadedClip) -> tuple[torch.Tensor, list[str], torch.Tensor]:
-    """Image features of the split, the names of its classes, and the class of each image."""
+    """Return image features of the split, the names of its classes, and the class of each image."""
     manifest, root = load_manifest(args.manifest), Path(args.root)
     index = build_index(manifest, args.split, root, Silent())
     features = torch.from_numpy(image_features(clip, index, root, Work(threads=1), Silent()))
@@ -64,14 +64,14 @@ def validation(args: argparse.Namespace, clip: LoadedClip) -> tuple[torch.Tensor
 
 
 def accuracy(trainer: Trainer, images: torch.Tensor, ids: list[str], labels: torch.Tensor) -> dict[str, float]:
-    """Top-1 among the split's own classes, and among all classes of the run where there are more."""
+    """Return top-1 among the split's own classes, and among all classes of the run if it has more."""
     vocabulary = trainer.rows.vocabulary
-    own = torch.tensor([vocabulary.index[class_id] for class_id in ids])
+    class_numbers = torch.tensor([vocabulary.index[class_id] for class_id in ids])
     with trainer.result() as student:
         classes = student.class_features()
-    among = {"val": (classes[own], labels)}
-    if len(vocabulary) > len(own):
-        among["val among all names"] = (classes, own[labels])
+    among = {"val": (classes[class_numbers], labels)}
+    if len(vocabulary) > len(class_numbers):
+        among["val among all names"] = (classes, class_numbers[labels])
     return {name: float(score(images, c, of, equal_rows(c)).top1.mean()) for name, (c, of) in among.items()}
 
 
@@ -97,7 +97,7 @@ def run_cell(args: argparse.Namespace, cell: str, seed: int) -> None:
             began = time.perf_counter()
             trainer.step(step)
             seconds += time.perf_counter() - began
-    about: dict[str, Any] = {
+    description: dict[str, Any] = {
         "cell": cell,
         "seed": seed,
         "set": overrides,
@@ -108,11 +108,11 @@ def run_cell(args: argparse.Namespace, cell: str, seed: int) -> None:
     }
     rows.close()
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
 
 def pace(args: argparse.Namespace) -> str:
-    """Median seconds of a step of every cell, measured by turns, as Markdown."""
+    """Return the median seconds of a step of every cell, measured by turns, as Markdown."""
     tune_process(1)
     clip, store = load_clip(args.student), LabelStore.open(Path(args.labels))
     trainers, seconds = {}, dict[str, list[float]]()
@@ -120,12 +120,12 @@ def pace(args: argparse.Namespace) -> str:
         config = load_train_config(None, [*BASE, *CELLS[cell]])
         rows = open_working_set(store, clip.digest, Silent(), embeddings=requirements(config).embeddings)
         trainers[cell] = Trainer(config, clip, rows)
-    for step in range(args.pace + 1):  # the first is not counted: it makes what is made once
+    for step in range(args.pace + 1):  # the first step is not counted, because it makes what is made once
         for cell, trainer in trainers.items():
             began = time.perf_counter()
             trainer.step(step)
             seconds.setdefault(cell, []).append(time.perf_counter() - began)
-    medians = {cell: statistics.median(taken[1:]) for cell, taken in seconds.items()}
+    medians = {cell: statistics.median(times[1:]) for cell, times in seconds.items()}
     return (
         "| cell | "
         + " | ".join(medians)
@@ -136,11 +136,11 @@ def pace(args: argparse.Namespace) -> str:
 
 
 def table(out: Path, measure: str) -> str:
-    """Mean and spread over seeds at each step, in percent, as Markdown."""
+    """Return mean and spread over seeds at each step, in percent, as Markdown."""
     runs: dict[str, list[dict[str, Any]]] = {}
     for file in sorted(out.glob("*.json")):
-        about = json.loads(file.read_text(encoding="utf-8"))
-        runs.setdefault(about["cell"], []).append(about)
+        description = json.loads(file.read_text(encoding="utf-8"))
+        runs.setdefault(description["cell"], []).append(description)
     order = [cell for cell in CELLS if cell in runs and measure in runs[cell][0]["curve"][0]]
     if not order:
         return ""
@@ -165,7 +165,7 @@ def table(out: Path, measure: str) -> str:
 
 
 def main() -> None:
-    """Run what is missing, print the tables."""
+    """Run the missing cells and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("labels", "student", "root", "out"):
         parser.add_argument(f"--{name}", required=True)

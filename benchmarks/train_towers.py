@@ -31,7 +31,7 @@ from teachonce.training.two_pass import TextPass
 
 STRUCTURES: tuple[Structure, ...] = ("shared", "unshared", "unshared-replace")
 SLOTS = (4, 16)
-AT_ONCE = 128  # images in a tower
+AT_ONCE = 128  # images that are in a tower at once
 TERA = 1e12
 
 
@@ -45,15 +45,15 @@ class PlainTower:
 
     @classmethod
     def of(cls, clip: LoadedClip, names: Sequence[str], slots: int, truncated: bool) -> PlainTower:
-        """For these names: all positions of the tower, or those up to the end of the longest name."""
+        """Make the tower for these names: with all its positions, or with those up to the end of the longest name."""
         model: Any = clip.model
-        own = [[49406, *[0] * slots, *clip.tokenizer.encode(name + "."), 49407] for name in names]
-        length = max(map(len, own)) if truncated else model.positional_embedding.shape[0]
-        tokens = torch.tensor([ids + [0] * (length - len(ids)) for ids in own], device=clip.device)
-        return cls(model, tokens, torch.tensor([len(ids) - 1 for ids in own], device=clip.device))
+        token_ids = [[49406, *[0] * slots, *clip.tokenizer.encode(name + "."), 49407] for name in names]
+        length = max(map(len, token_ids)) if truncated else model.positional_embedding.shape[0]
+        tokens = torch.tensor([ids + [0] * (length - len(ids)) for ids in token_ids], device=clip.device)
+        return cls(model, tokens, torch.tensor([len(ids) - 1 for ids in token_ids], device=clip.device))
 
     def features(self, prompts: SlotPrompts) -> Tensor:
-        """Unit features, [C, E]."""
+        """Compute unit features, [C, E]."""
         model, slots, length = self.model, prompts.slots, self.tokens_CS.shape[1]
         embedded = model.token_embedding(self.tokens_CS)
         if prompts.context is not None:
@@ -74,7 +74,7 @@ def _put(x_CSD: Tensor, slots_CMD: Tensor, slots: int) -> Tensor:
 
 
 def _block(block: Any, index: int, x_CSD: Tensor, prompts: SlotPrompts, mask: Tensor) -> Tensor:
-    """One block with its own prompts for queries, keys and values, added to the slot states or in their place."""
+    """Run one block with its own prompts for queries, keys and values, added to the slot states or in their place."""
     slots, normed_CSD, attn, heads = prompts.slots, block.ln_1(x_CSD), block.attn, []
     for letter, weight, bias in zip(
         ("query", "key", "value"), attn.in_proj_weight.chunk(3), attn.in_proj_bias.chunk(3), strict=True
@@ -82,8 +82,8 @@ def _block(block: Any, index: int, x_CSD: Tensor, prompts: SlotPrompts, mask: Te
         stack, entered_CSD = getattr(prompts, letter), normed_CSD
         if stack is not None and index < len(stack):
             states_CMD = x_CSD[:, 1 : 1 + slots]
-            own = stack[index].expand_as(states_CMD) if prompts.replace else states_CMD + stack[index]
-            entered_CSD = _put(normed_CSD, block.ln_1(own), slots)
+            prompt = stack[index].expand_as(states_CMD) if prompts.replace else states_CMD + stack[index]
+            entered_CSD = _put(normed_CSD, block.ln_1(prompt), slots)
         projected = F.linear(entered_CSD, weight, bias)
         heads.append(projected.view(*projected.shape[:2], attn.num_heads, -1).transpose(1, 2))
     query, key, value = heads
@@ -93,7 +93,7 @@ def _block(block: Any, index: int, x_CSD: Tensor, prompts: SlotPrompts, mask: Te
 
 
 def some_prompts(tower: TextTower, structure: Structure, slots: int) -> SlotPrompts:
-    """Prompts away from their start, in every layer."""
+    """Make prompts away from their start, in every layer."""
     words = len(tower.embed_words(CONTEXT))
     learner = text_learner(
         tower,
@@ -107,27 +107,27 @@ def some_prompts(tower: TextTower, structure: Structure, slots: int) -> SlotProm
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """Of a forward and backward."""
+class Pulled:
+    """What a forward and backward pass gives."""
 
     loss: float
     features: Tensor
     gradients: list[Tensor]
 
 
-def pulled(features_of: Callable[[SlotPrompts], Tensor], prompts: SlotPrompts, targets: Tensor) -> Found:
-    """Squared distance of the features from fixed ones: the loss, and its gradient on every prompt."""
+def pulled(features_of: Callable[[SlotPrompts], Tensor], prompts: SlotPrompts, targets: Tensor) -> Pulled:
+    """Compute the squared distance of the features from fixed ones, and its gradient on every prompt."""
     leaves = prompts.apply(lambda x: x.clone().requires_grad_())
     features = features_of(leaves)
     loss = (features - targets).square().sum()
     gradients = torch.autograd.grad(loss, list(leaves.tensors().values()))
-    return Found(float(loss.detach()), features.detach(), list(gradients))
+    return Pulled(float(loss.detach()), features.detach(), list(gradients))
 
 
-def tower_case(given: argparse.Namespace) -> None:
-    """Ours against the plain way over 77 positions, and over those up to the longest name."""
-    clip, names = made_up_clip(), tuple(dict.fromkeys(name.lower() for name in some_names(2 * given.names)))
-    names = names[: given.names]
+def tower_case(args: argparse.Namespace) -> None:
+    """Compare our way with the plain way over 77 positions, and over those up to the longest name."""
+    clip, names = made_up_clip(), tuple(dict.fromkeys(name.lower() for name in some_names(2 * args.names)))
+    names = names[: args.names]
     tower, rows = TextTower.from_clip(clip.model, clip.tokenizer), []
     torch.manual_seed(1)
     targets = F.normalize(torch.randn(len(names), 512), dim=-1)
@@ -141,8 +141,8 @@ def tower_case(given: argparse.Namespace) -> None:
                 "truncated": short.features,
                 "ours": partial(tower.features, names=tokens),
             }
-            rows.append([structure, str(slots), *_compare(sides, prompts, targets, given.repeats)])
-    say(f"### tower: 12 blocks of width 512, {len(names)} names, forward and backward, {given.threads} threads")
+            rows.append([structure, str(slots), *_compare(sides, prompts, targets, args.repeats)])
+    say(f"### tower: 12 blocks of width 512, {len(names)} names, forward and backward, {args.threads} threads")
     table(
         [
             "structure",
@@ -168,19 +168,19 @@ def tower_case(given: argparse.Namespace) -> None:
 def _compare(
     sides: dict[str, Callable[[SlotPrompts], Tensor]], prompts: SlotPrompts, targets: Tensor, repeats: int
 ) -> list[str]:
-    found: dict[str, Found] = {}
+    pulled_by: dict[str, Pulled] = {}
 
     def one(name: str) -> None:
-        found[name] = pulled(sides[name], prompts, targets)
+        pulled_by[name] = pulled(sides[name], prompts, targets)
 
     ways: dict[str, Callable[[], object]] = {name: partial(one, name) for name in sides}
     flops = [count_flops(way) / GIGA for way in ways.values()]
     times = list(by_turns(ways, repeats, torch.device("cpu")).values())
-    ours, others = found["ours"], [found["plain"], found["truncated"]]
+    exact, others = pulled_by["ours"], [pulled_by["plain"], pulled_by["truncated"]]
     errors = [
-        max(abs(ours.loss / other.loss - 1) for other in others),
-        max(apart(ours.features, other.features) for other in others),
-        max(most_apart(ours.gradients, other.gradients) for other in others),
+        max(abs(exact.loss / other.loss - 1) for other in others),
+        max(apart(exact.features, other.features) for other in others),
+        max(most_apart(exact.gradients, other.gradients) for other in others),
     ]
     return [
         *(f"{x:.3f}" for x in times),
@@ -192,10 +192,10 @@ def _compare(
     ]
 
 
-def flops_case(given: argparse.Namespace) -> None:
-    """A step's parts at the size of the claim: counted, and timed where there is a GPU."""
-    images, candidates = given.full_batch, given.full_candidates
-    with patch.object(torch, "is_autocast_enabled", return_value=False):  # it does not know the meta device
+def flops_case(args: argparse.Namespace) -> None:
+    """Count a step's parts at the size of the claim, and time them where there is a GPU."""
+    images, candidates = args.full_batch, args.full_candidates
+    with patch.object(torch, "is_autocast_enabled", return_value=False):  # this function does not know the meta device
         counted = {n: [count_flops(work) / TERA] for n, work in _parts("meta", images, candidates).items()}
     head = ["TFLOP"]
     if torch.cuda.is_available():
@@ -203,7 +203,7 @@ def flops_case(given: argparse.Namespace) -> None:
         kinds: tuple[Precision, ...] = ("fp32", "bf16")
         for precision in kinds:
             head.append(f"seconds, {precision}")
-            for name, seconds in _timed(timed_parts, precision, given.repeats).items():
+            for name, seconds in _timed(timed_parts, precision, args.repeats).items():
                 counted[name].append(seconds)
     say(f"### flops: batch {images:,}, {candidates:,} candidates, ViT-L/14 teacher, ViT-B/16 student, unshared prompts")
     table(["part of a step", *head], [[name, *(f"{x:,.3f}" for x in row)] for name, row in counted.items()])
@@ -221,7 +221,7 @@ def flops_case(given: argparse.Namespace) -> None:
 
 
 def _timed(parts: dict[str, Callable[[], object]], precision: Precision, repeats: int) -> dict[str, float]:
-    """Median seconds of each part on the GPU."""
+    """Return the median seconds of each part on the GPU."""
     device = torch.device("cuda")
     with autocast(device, precision):
         for work in parts.values():
@@ -239,7 +239,7 @@ def _parts(device: str, images: int, candidates: int) -> dict[str, Callable[[], 
     names, everything = some_names(candidates), some_names(21_841)
     for slots in SLOTS:
         clip = made_up_clip()
-        tower = TextTower.from_clip(clip.model, clip.tokenizer)  # looks at values, which meta has not
+        tower = TextTower.from_clip(clip.model, clip.tokenizer)  # from_clip looks at values, which meta tensors lack
         clip.model.to(device)
         model: Any = clip.model
         clip = replace(clip, device=torch.device(device))
@@ -267,7 +267,7 @@ def _image_tower(name: str, images: int, device: str) -> Callable[[], object]:
 
 
 def _text_step(tower: TextTower, names: NameTokens, slots: int) -> Callable[[], object]:
-    """Forward and backward of the names, in chunks where there are many."""
+    """Run forward and backward of the names, in chunks where there are many."""
     prompts = some_prompts(tower, "unshared", slots)
     classes = torch.arange(len(names.names))
 
@@ -280,7 +280,7 @@ def _text_step(tower: TextTower, names: NameTokens, slots: int) -> Callable[[], 
 
 
 def _plain_step(clip: LoadedClip, tower: TextTower, names: Sequence[str], slots: int) -> Callable[[], object]:
-    """The same over 77 positions, by chunks that fit a GPU."""
+    """Do the same over 77 positions, by chunks that fit a GPU."""
     prompts = some_prompts(tower, "unshared", slots)
     parts = [PlainTower.of(clip, names[i : i + 250], slots, truncated=False) for i in range(0, len(names), 250)]
 

@@ -62,7 +62,7 @@ def write(folder: Path, rows: int, top_k: int) -> None:
 
 
 def ways(folder: Path) -> dict[str, Callable[[np.ndarray], Batch]]:
-    """Both sides: row numbers to a batch."""
+    """Return both sides, each a function from row numbers to a batch."""
     files = open_files(folder, set_digest(IDENTITY))
     if files is None:
         raise SystemExit("the working set is gone")
@@ -79,8 +79,8 @@ def ways(folder: Path) -> dict[str, Callable[[np.ndarray], Batch]]:
     }
 
 
-def measure(folder: Path, args: argparse.Namespace, seed: int, start: Barrier, found: multiprocessing.Queue) -> None:
-    """Rows a second of this process, by turns, each turn begun together with the other processes."""
+def measure(folder: Path, args: argparse.Namespace, seed: int, start: Barrier, results: multiprocessing.Queue) -> None:
+    """Measure rows a second of this process, by turns; all processes begin each turn together."""
     sides, rng = ways(folder), np.random.default_rng(seed)
     orders = [rng.integers(0, args.rows, (args.batches, args.batch)) for _ in range(args.repeats)]
     for order in (orders[0], *orders):  # the first turn brings both sides into the page tables and is not counted
@@ -89,18 +89,18 @@ def measure(folder: Path, args: argparse.Namespace, seed: int, start: Barrier, f
             began = time.perf_counter()
             for rows in order:
                 sides[name](rows)
-            found.put((name, order.size / (time.perf_counter() - began)))
-    found.close()
+            results.put((name, order.size / (time.perf_counter() - began)))
+    results.close()
 
 
 def rates(folder: Path, args: argparse.Namespace, processes: int) -> dict[str, float]:
-    """Rows a second of all processes together, median over the repeats."""
+    """Return rows a second of all processes together, median over the repeats."""
     context = multiprocessing.get_context("spawn")
-    start, found = context.Barrier(processes), context.Queue()
-    workers = [context.Process(target=measure, args=(folder, args, seed, start, found)) for seed in range(processes)]
+    start, results = context.Barrier(processes), context.Queue()
+    workers = [context.Process(target=measure, args=(folder, args, seed, start, results)) for seed in range(processes)]
     for worker in workers:
         worker.start()
-    lines = [found.get() for _ in range(processes * len(WAYS) * (args.repeats + 1))]
+    lines = [results.get() for _ in range(processes * len(WAYS) * (args.repeats + 1))]
     for worker in workers:
         worker.join()
     values = {name: [rate for way, rate in lines if way == name][processes:] for name in WAYS}
@@ -108,7 +108,7 @@ def rates(folder: Path, args: argparse.Namespace, processes: int) -> dict[str, f
 
 
 def main() -> None:
-    """Write both forms, check that they agree, measure, print."""
+    """Write both forms, check that they agree, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("rows", 1_000_000), ("top-k", 100), ("batch", 1024), ("batches", 300), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -128,7 +128,7 @@ def main() -> None:
             sum((folder / f"{column}.npy").stat().st_size for column in COLUMNS),
             sum(file.stat().st_size for file in folder.glob(f"*/{RECORDS}")),
         ]
-        found = {processes: rates(folder, args, processes) for processes in (1, 2)}
+        rates_by = {processes: rates(folder, args, processes) for processes in (1, 2)}
     lines = [
         f"{args.rows:,} rows, k = {args.top_k}, batches of {args.batch:,}; both sides give equal values",
         f"opening, with every byte compared with its checksum: {opened:.2f} s",
@@ -137,8 +137,8 @@ def main() -> None:
         "|---|---|---|---|---|",
     ]
     for way, size in zip(WAYS, sizes, strict=True):
-        one, two = (found[processes][way] for processes in (1, 2))
-        ratio = " and ".join(f"{found[n][way] / found[n][WAYS[0]]:.2f}" for n in (1, 2))
+        one, two = (rates_by[processes][way] for processes in (1, 2))
+        ratio = " and ".join(f"{rates_by[n][way] / rates_by[n][WAYS[0]]:.2f}" for n in (1, 2))
         lines.append(f"| {way} | {size / args.rows:.0f} | {one:,.0f} | {two:,.0f} | {ratio} |")
     sys.stdout.write("\n".join(lines) + "\n")
 

@@ -1,6 +1,6 @@
-"""Where tasks run, all of it Dask's: worker processes here, a scheduler that runs already, or a described cluster.
+"""Where tasks run, by means of Dask: worker processes here, a scheduler that runs already, or a described cluster.
 
-`task_window` keeps the workers busy; `cluster_spec` says what to open and imports no Dask.
+`task_window` keeps the workers busy; `description` says what to open and imports no Dask.
 """
 
 from __future__ import annotations
@@ -37,18 +37,19 @@ CLOSE_SECONDS = 10  # a scheduler that does not answer must not hold up the end 
 
 @contextmanager
 def open_cluster(spec: ClusterSpec, reporter: Reporter, threads: int = THREADS_PER_WORKER) -> Iterator[Client]:
-    """A client of the cluster that `spec` names; what was started here is gone when the block ends.
+    """Open a client of the cluster that `spec` names; what this call started is gone when the block ends.
 
-    An existing scheduler and its workers are left alone: only this run's tasks are taken back.
+    An existing scheduler and its workers go on running: the client takes back only this run's tasks.
 
     Args:
         spec: where the workers come from.
-        reporter: told of what a person should know.
-        threads: tasks that each worker started here runs at once.
+        reporter: receives what a person should know.
+        threads: number of tasks that each worker started here runs at once.
 
     Raises:
-        UsageError: the cluster description says something that is not understood.
-        EnvironmentFault: nothing answers, no worker joins, another version of teachonce, a package is not installed.
+        UsageError: the cluster description holds something that is not understood.
+        EnvironmentFault: nothing answers, no worker joins, a worker has another version of teachonce, or a package is
+            not installed.
     """
     if spec.scheduler is not None:
         with _existing_scheduler(spec.scheduler, reporter) as client:
@@ -68,13 +69,13 @@ def local_cluster(
     adaptive: Adaptive | None = None,
     threads: int = THREADS_PER_WORKER,
 ) -> Iterator[Client]:
-    """Worker processes on this machine, gone when the block ends.
+    """Start worker processes on this machine; they are gone when the block ends.
 
     The workers end by themselves within seconds when this process is killed.
     """
     settings = own_settings() | {
         "distributed.worker.preload": ["teachonce.cluster.worker_signals"],
-        # Before the process starts:
+        # Dask applies these settings before a worker process starts:
         "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT | dict(environment or {}),
     }
     with (
@@ -95,10 +96,10 @@ def local_cluster(
 
 
 def own_settings() -> dict[str, Any]:
-    """Dask's settings for schedulers and workers that are started here."""
+    """Return Dask's settings for schedulers and workers that are started here."""
     return {
         "distributed.scheduler.allowed-failures": ALLOWED_FAILURES,
-        "distributed.worker.memory.terminate": False,  # models and pinned buffers are memory Dask knows nothing of
+        "distributed.worker.memory.terminate": False,  # models and pinned buffers are memory that Dask knows nothing of
         "distributed.worker.memory.pause": False,
         "distributed.comm.timeouts.connect": "60s",
         "distributed.admin.log-format": "%(name)s - %(levelname)s - %(message)s",
@@ -116,7 +117,7 @@ def _existing_scheduler(address: str, reporter: Reporter) -> Iterator[Client]:
                 f"nothing answers as a Dask scheduler at {address}: {problem}",
                 hint="is it running, and may this machine reach it? `dask scheduler` prints its address when it starts",
             ) from problem
-        except ImportError as problem:  # what Dask raises where versions do not fit at all
+        except ImportError as problem:  # Dask raises ImportError where versions do not fit at all
             raise EnvironmentFault(
                 f"the scheduler at {address} refuses this client: {problem}",
                 hint="install the same version of dask on both sides",
@@ -136,11 +137,11 @@ def _described(description: Description, reporter: Reporter, threads: int) -> It
     patience = {PATIENCE_KEY: description.patience} if description.patience else {}
     with dask.config.set(patience):
         if isinstance(description, LocalDescription):
-            given = description.workers or 1, description.environment, description.adaptive
-            with local_cluster(*given, threads) as client:
+            settings = description.workers or 1, description.environment, description.adaptive
+            with local_cluster(*settings, threads) as client:
                 yield client
         else:
-            from teachonce.cluster.jobs import started  # needs a package that is not always there
+            from teachonce.cluster.jobs import started  # jobs needs a package that is not always installed
 
             with dask.config.set(own_settings()), _quiet(), started(description, reporter, threads) as cluster:
                 client = Client(cluster, set_as_default=False)
@@ -152,7 +153,7 @@ def _described(description: Description, reporter: Reporter, threads: int) -> It
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What goes wrong is said by our own errors; Dask's log lines about it would stand between."""
+    """Silence Dask's log inside the block: our own errors say what goes wrong, and its lines would interrupt."""
     logger = logging.getLogger("distributed")
     before = [(handler, handler.level) for handler in logger.handlers]
     for handler, _ in before:
@@ -165,9 +166,9 @@ def _quiet() -> Iterator[None]:
 
 
 def warm_up(client: Client, task: Callable[[], None]) -> list[Future]:
-    """Start `task` on every worker and return at once; keep the result, or Dask forgets the tasks.
+    """Start `task` on every worker and return at once. Keep the result: Dask forgets tasks whose futures are gone.
 
-    A worker that joins later does the same in its first real task.
+    A worker that joins later does the same work in its first real task.
     """
     return [
         client.submit(task, workers=[address], allow_other_workers=True, pure=False) for address in client.nthreads()
@@ -175,11 +176,11 @@ def warm_up(client: Client, task: Callable[[], None]) -> list[Future]:
 
 
 def worker_index() -> int:
-    """Which accelerator of its machine the worker that runs this should take, counted from 0.
+    """Return which accelerator of its machine the calling worker should take, counted from 0.
 
-    The number at the end of the worker's name: LocalCluster's names are numbers, and `dask worker` with four processes
-    named a makes a-0 to a-3. 0 outside Dask, for workers without a name (Dask calls them by their address), and where
-    CUDA_VISIBLE_DEVICES leaves one device: it has been chosen already.
+    It is the number at the end of the worker's name: LocalCluster's names are numbers, and `dask worker` with four
+    processes named a makes a-0 to a-3. It is 0 outside Dask, for workers without a name (Dask calls them by their
+    address), and where CUDA_VISIBLE_DEVICES leaves one device, because that device has been chosen already.
     """
     from distributed import get_worker
 
@@ -188,7 +189,7 @@ def worker_index() -> int:
         return 0
     try:
         name = get_worker().name
-    except ValueError:  # outside Dask
+    except ValueError:  # the caller is no Dask worker
         return 0
     if isinstance(name, int):
         return name
@@ -197,10 +198,10 @@ def worker_index() -> int:
 
 
 def threads_of(spec: ClusterSpec) -> int | None:
-    """CPU threads for each worker; None where only the worker can know: it takes what its machine or job gives it.
+    """Return the CPU threads of each worker; None where only the worker knows what its machine or job gives it.
 
     Raises:
-        UsageError: the cluster description says something that is not understood.
+        UsageError: the cluster description holds something that is not understood.
     """
     if spec.scheduler is not None:
         return None

@@ -1,6 +1,6 @@
-"""Which cluster to use: what the command line says, and cluster descriptions in TOML. Imports no Dask.
+"""Which cluster to use: the choice on the command line, and cluster descriptions in TOML. This module imports no Dask.
 
-It only reads and checks; `cluster` opens what is described, `cluster_jobs` starts batch jobs and GPU workers.
+It only reads and checks: `client` opens what is described, `jobs` starts batch jobs and GPU workers.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from typing import Any, Literal
 from teachonce.core.strict import decode
 from teachonce.errors import UsageError, did_you_mean
 
-THREADS_PER_WORKER = 2  # one task is in the model while another decodes its first images or writes its chunk
+THREADS_PER_WORKER = 2  # while one task is in the model, another decodes its first images or writes its chunk
 # Dask runs a task in a thread, and glibc gives that thread an arena whose large buffers go back to the kernel after
-# every batch, to be page-faulted in again. One arena that keeps them: 117 images/s instead of 66 on two small towers.
+# every batch, to be page-faulted in again. With one arena that keeps them, two small towers do 117 images/s, not 66.
 WORKER_ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
 }
-LEAST_WALLTIME = 300  # seconds: a worker needs a minute to start, and should leave before it is thrown out
+LEAST_WALLTIME = 300  # seconds: a worker needs a minute to start, and should leave before SLURM ends its job
 _SECRET = re.compile(r"(?i)\b\w*(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY)\w*")
 _DURATION = re.compile(r"(\d+)\s*(s|m|h|d|seconds?|minutes?|hours?|days?)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterSpec:
-    """What the command line says about workers; at most one of the three.
+    """The workers that the command line asks for; at most one of the three fields is set.
 
     Raises:
-        UsageError: more than one is given, or a value is out of range.
+        UsageError: more than one field is set, or a value is out of range.
     """
 
     workers: int | None = None
-    """Worker processes on this machine; one where nothing is given."""
+    """Number of worker processes on this machine; one where no field is set."""
     scheduler: str | None = None
     """Address of a Dask scheduler that runs already, such as tcp://10.0.0.1:8786."""
     file: Path | None = None
     """A cluster description in TOML."""
 
     def __post_init__(self) -> None:
-        given = {"--workers": self.workers, "--scheduler": self.scheduler, "--cluster": self.file}
-        found = [name for name, value in given.items() if value is not None]
-        if len(found) > 1:
-            raise UsageError(f"{' and '.join(found)} exclude each other: each says where the workers come from")
+        options = {"--workers": self.workers, "--scheduler": self.scheduler, "--cluster": self.file}
+        chosen = [name for name, value in options.items() if value is not None]
+        if len(chosen) > 1:
+            raise UsageError(f"{' and '.join(chosen)} exclude each other: each says where the workers come from")
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"--workers must be at least 1, found {self.workers}")
         if self.scheduler is not None and not re.fullmatch(r"[a-z+]+://[^\s/]+/?", self.scheduler):
@@ -57,7 +57,7 @@ class ClusterSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive:
-    """Bounds between which the number of workers follows the work."""
+    """Bounds between which the number of workers follows the amount of work."""
 
     minimum: int = 0
     maximum: int
@@ -72,7 +72,7 @@ class _Common:
     patience: str | None = None
     """How long a run goes on without any worker, such as "30 minutes"."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Variables of the worker processes, beside the allocator settings that are always there."""
+    """Variables of the worker processes, in addition to the allocator settings that every worker has."""
 
     def __post_init__(self) -> None:
         if self.patience is not None:
@@ -95,17 +95,17 @@ class LocalDescription(_Common):
 
     @property
     def most_workers(self) -> int:
-        """The most that may share this machine."""
+        """Return the largest number of workers that may share this machine."""
         return self.adaptive.maximum if self.adaptive else self.workers or 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class CudaDescription(_Common):
-    """One worker a GPU of this machine, by dask-cuda."""
+    """One worker for each GPU of this machine, started by dask-cuda."""
 
     kind: Literal["cuda"]
     devices: tuple[int, ...] = ()
-    """GPU numbers; all of them where the list is empty."""
+    """GPU numbers; an empty list stands for all GPUs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,7 +115,7 @@ class CudaDescription(_Common):
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmDescription(_Common):
-    """One worker a SLURM job, by dask-jobqueue."""
+    """One worker for each SLURM job, started by dask-jobqueue."""
 
     kind: Literal["slurm"]
     cores: int
@@ -154,11 +154,11 @@ class SlurmDescription(_Common):
             )
 
     def lifetime_seconds(self) -> tuple[int, int]:
-        """When a worker leaves by itself, and by how much that is spread so that not all leave at once.
+        """Return when a worker leaves by itself, and the spread of that time, so that not all workers leave at once.
 
-        By default the spread is 1/24 of the walltime, between 1 and 10 minutes, and the latest leaves one spread
-        before its job ends: a worker that SLURM kills counts as a failure of every task it held, one that leaves
-        does not.
+        By default the spread is 1/24 of the walltime, between 1 and 10 minutes, and the latest worker leaves one spread
+        before its job ends: a worker that SLURM kills counts as a failure of every task that it held, one that leaves
+        by itself does not.
         """
         wall = walltime_seconds(self.walltime)
         default = min(600, max(60, wall // 24))
@@ -174,7 +174,7 @@ def load_description(path: Path) -> Description:
     """Read a cluster description.
 
     Raises:
-        UsageError: the file cannot be read, or says something that is not understood.
+        UsageError: the file cannot be read, or holds something that is not understood.
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -184,29 +184,29 @@ def load_description(path: Path) -> Description:
         raise UsageError(f"--cluster {path}: is not TOML: {problem}") from problem
     kind = data.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
-        found = "the key 'kind' is missing" if kind is None else f"kind: {kind!r} is not allowed"
-        raise UsageError(f"{path}: {found}: {did_you_mean(str(kind), KINDS)}")
+        complaint = "the key 'kind' is missing" if kind is None else f"kind: {kind!r} is not allowed"
+        raise UsageError(f"{path}: {complaint}: {did_you_mean(str(kind), KINDS)}")
     description: Description = decode(KINDS[kind], data, str(path))
     return description
 
 
 def walltime_seconds(text: str) -> int:
-    """SLURM's ways to write a time: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS.
+    """Read a time in one of SLURM's forms: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS.
 
     Raises:
-        ValueError: none of these, or less than five minutes.
+        ValueError: the text has none of these forms, or says less than five minutes.
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if match is None:
         raise ValueError(f'walltime {text!r} is not a time as SLURM writes it, such as "04:00:00" or "1-00:00"')
     days, *parts = match.groups()
-    given = [int(part) for part in parts if part is not None]
+    numbers = [int(part) for part in parts if part is not None]
     if days is not None:
-        hours, minutes, seconds = (given + [0, 0])[:3]
-    elif len(given) == 3:
-        hours, minutes, seconds = given
+        hours, minutes, seconds = (numbers + [0, 0])[:3]
+    elif len(numbers) == 3:
+        hours, minutes, seconds = numbers
     else:
-        hours, minutes, seconds = 0, given[0], (given[1:] or [0])[0]
+        hours, minutes, seconds = 0, numbers[0], (numbers[1:] or [0])[0]
     total = int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
     if total < LEAST_WALLTIME:
         raise ValueError(f"walltime {text!r} is {total} s; a worker needs at least {LEAST_WALLTIME} s to be of use")
@@ -214,10 +214,10 @@ def walltime_seconds(text: str) -> int:
 
 
 def duration_seconds(text: str) -> int:
-    """A time such as "90 s", "30 minutes", "2h".
+    """Read a time such as "90 s", "30 minutes", "2h".
 
     Raises:
-        ValueError: something else.
+        ValueError: the text is no such time.
     """
     match = _DURATION.fullmatch(text.strip())
     if match is None:
@@ -236,10 +236,10 @@ def _one_of(*, needed: bool, adaptive: Adaptive | None, **fixed: int | None) -> 
 
 
 def _refuse_secret(text: str, where: str) -> None:
-    """What stands here goes into a job script, which others on the cluster may read."""
-    found = _SECRET.search(text)
-    if found:
+    """Refuse a secret: this text goes into a job script, which others on the cluster may read."""
+    secret = _SECRET.search(text)
+    if secret:
         raise ValueError(
-            f"{where} names {found[0]}: a secret does not belong into a job script; let the workers find it in a file "
+            f"{where} names {secret[0]}: a secret does not belong into a job script; let the workers find it in a file "
             "that only you can read (~/.aws/credentials)"
         )

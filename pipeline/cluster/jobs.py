@@ -1,6 +1,6 @@
-"""Clusters that another package starts: SLURM jobs by dask-jobqueue, a worker a GPU by dask-cuda.
+"""Clusters that another package starts: SLURM jobs by dask-jobqueue, one worker for each GPU by dask-cuda.
 
-The packages are extras and are imported only when a description asks for them.
+The packages are optional dependencies and are imported only when a description asks for them.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from teachonce.cluster.description import (
 from teachonce.core.progress import Reporter
 from teachonce.errors import EnvironmentFault
 
-OPTION = "--"  # of other programs: SLURM's and Dask's
-DASHBOARD = "127.0.0.1:0"  # any free port: several runs share a login node, and their neighbours need not see them
+OPTION = "--"  # begins the options of other programs, SLURM and Dask
+# Any free port: several runs may share a login node, and its other users need not see the dashboards.
+DASHBOARD = "127.0.0.1:0"
 
 
 @contextmanager
 def started(
     description: SlurmDescription | CudaDescription, reporter: Reporter, threads: int = THREADS_PER_WORKER
 ) -> Iterator[Any]:
-    """The Dask cluster of a description, whose workers run `threads` tasks at once; gone when the block ends.
+    """Start the Dask cluster of a description; its workers run `threads` tasks at once, and end with the block.
 
     Raises:
-        EnvironmentFault: its package is not installed, or the cluster cannot be started.
+        EnvironmentFault: the needed package is not installed, or the cluster cannot be started.
     """
     kind = description.kind
     refused: list[Exception] = []
@@ -54,17 +55,17 @@ def started(
 
 
 def _submit(cluster: Any, description: SlurmDescription, refused: list[Exception]) -> None:
-    """Submit a first job at once, so that a refusal is seen; from then on jobs that end are replaced."""
-    wanted = description.adaptive or Adaptive(minimum=description.jobs or 1, maximum=description.jobs or 1)
-    cluster.scale(jobs=max(1, wanted.minimum))
+    """Submit a first job at once, so that a refusal is seen; from then on, jobs that end are replaced."""
+    bounds = description.adaptive or Adaptive(minimum=description.jobs or 1, maximum=description.jobs or 1)
+    cluster.scale(jobs=max(1, bounds.minimum))
     cluster.sync(_submitted, cluster)
     if refused:
-        said = str(refused[0]).partition("stderr:")[2].strip() or str(refused[0])
+        reason = str(refused[0]).partition("stderr:")[2].strip() or str(refused[0])
         raise EnvironmentFault(
-            f"SLURM takes no job: {said}",
+            f"SLURM takes no job: {reason}",
             hint="run teachonce where sbatch works, such as a login node; look at queue, account, gres and walltime",
         )
-    cluster.adapt(minimum_jobs=wanted.minimum, maximum_jobs=wanted.maximum)
+    cluster.adapt(minimum_jobs=bounds.minimum, maximum_jobs=bounds.maximum)
 
 
 async def _submitted(cluster: Any) -> None:
@@ -74,14 +75,15 @@ async def _submitted(cluster: Any) -> None:
 def slurm_cluster(
     description: SlurmDescription, refused: list[Exception] | None = None, threads: int = THREADS_PER_WORKER
 ) -> Any:
-    """dask-jobqueue's SLURMCluster, one worker process a job; no job is submitted yet.
+    """Make dask-jobqueue's SLURMCluster with one worker process a job; no job is submitted yet.
 
-    Workers leave by themselves before SLURM ends their job: one that is killed counts as a failure of its tasks.
+    Workers leave by themselves before SLURM ends their jobs: a worker that SLURM kills counts as a failure of its
+    tasks.
 
     Args:
-        description: of the jobs.
-        refused: is told why SLURM took a job not, which dask-jobqueue only logs.
-        threads: tasks that a worker runs at once.
+        description: the jobs.
+        refused: receives the reasons for which SLURM took no job, which dask-jobqueue only logs.
+        threads: number of tasks that a worker runs at once.
     """
     jobqueue = _package("dask_jobqueue", "slurm")
     lifetime, stagger = description.lifetime_seconds()
@@ -89,7 +91,7 @@ def slurm_cluster(
     gres = [f"{OPTION}gres={description.gres}"] if description.gres else []
     # The last one counts: dask-jobqueue asks for one thread a core, and ours are decoding threads of a task. Memory is
     # watched by SLURM: what models take is nothing that Dask could spill.
-    own = {
+    options = {
         "nthreads": str(threads),
         "memory-limit": "0",
         "lifetime": f"{lifetime}s",
@@ -111,7 +113,7 @@ def slurm_cluster(
         death_timeout=duration_seconds(description.death_timeout),
         job_extra_directives=[*gres, *description.job_extra_directives],
         job_script_prologue=[*exports, *description.job_script_prologue],
-        worker_extra_args=[word for name, value in own.items() for word in (OPTION + name, value)],
+        worker_extra_args=[word for name, value in options.items() for word in (OPTION + name, value)],
     )
 
 

@@ -1,4 +1,4 @@
-"""Before a run on somebody's scheduler: are there workers, and do they have the same teachonce?"""
+"""A check before a run on somebody else's scheduler: does it have workers, and do they have the same teachonce?"""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ WAIT = "5 minutes"
 def require_same_version(client: Client, address: str, reporter: Reporter) -> None:
     """Wait for a first worker, then compare the version of teachonce on each.
 
-    Waiting is done with a task, so that a cluster which grows with its work starts a worker.
+    A task does the waiting, so that a cluster which grows with its work starts a worker.
 
     Raises:
-        EnvironmentFault: none joins, or one lacks teachonce or has another version.
+        EnvironmentFault: no worker joins, or a worker lacks teachonce or has another version.
     """
     limit = parse_timedelta(dask.config.get(WAIT_KEY, WAIT))
-    probe = client.submit(int, pure=False)  # of no package: whoever joins can run it
+    probe = client.submit(int, pure=False)  # the task needs no package, so any worker that joins can run it
     if not client.nthreads():
         reporter.note(f"waiting up to {limit:.0f} s for a worker to join {address}")
     until = time.monotonic() + limit
@@ -44,7 +44,7 @@ def require_same_version(client: Client, address: str, reporter: Reporter) -> No
 
 
 def own_versions() -> dict[str, str]:
-    """Package -> version in the process that runs this, teachonce among them."""
+    """Return the versions of teachonce and other packages in the calling process, by package."""
     return {"teachonce": __version__, **package_versions()}
 
 
@@ -62,23 +62,23 @@ def _ask(client: Client, reporter: Reporter) -> dict[str, Any]:
 def _compare(answers: dict[str, Any], reporter: Reporter) -> None:
     here = own_versions()
     notes: dict[str, str] = {}
-    for worker, found in answers.items():
-        if isinstance(found, ImportError):
+    for worker, answer in answers.items():
+        if isinstance(answer, ImportError):
             raise EnvironmentFault(
-                f"the worker at {worker} cannot import teachonce: {found}",
+                f"the worker at {worker} cannot import teachonce: {answer}",
                 hint="install the same version of teachonce on the workers",
             )
-        if not isinstance(found, dict):
-            notes[f"a worker does not say its versions: {found!r}"] = worker
+        if not isinstance(answer, dict):
+            notes[f"a worker does not say its versions: {answer!r}"] = worker
             continue
-        if found["teachonce"] != here["teachonce"]:
+        if answer["teachonce"] != here["teachonce"]:
             raise EnvironmentFault(
-                f"the worker at {worker} has teachonce {found['teachonce']}; here it is {here['teachonce']}",
+                f"the worker at {worker} has teachonce {answer['teachonce']}; here it is {here['teachonce']}",
                 hint="install the same version on both sides",
             )
         for name, version in here.items():
-            if found.get(name) != version:
-                difference = f"{name} is {found.get(name)} on workers and {version} here: last bits may differ"
+            if answer.get(name) != version:
+                difference = f"{name} is {answer.get(name)} on workers and {version} here: last bits may differ"
                 notes[difference] = worker
     for text, worker in notes.items():
         reporter.note(f"{text} (seen at {worker})")

@@ -1,6 +1,6 @@
 """Run tasks on Dask as futures in a bounded window, and bear what clusters do to them.
 
-It knows nothing of what a task does; a task must be idempotent and return something small.
+This module knows nothing of what a task does; a task must be idempotent and return something small.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from teachonce.core.progress import Reporter, Silent
 from teachonce.errors import IncompleteError, TeachOnceError
 
 R = TypeVar("R")
-RETRY_AFTER = (1.0, 10.0)  # seconds before each further try of a task that raised something else than our own errors
-ALLOWED_FAILURES = 10  # a task that merely waited on a worker that died counts as suspicious too; Dask gives up at 3
+RETRY_AFTER = (1.0, 10.0)  # seconds before each further try of a task that raised something other than our own errors
+ALLOWED_FAILURES = 10  # a task that merely waited on a worker that died counts as suspicious too; Dask's default is 3
 QUEUED_PER_THREAD = 2
-FEWEST_QUEUED = 4  # with no worker there yet: what waits is what makes a cluster grow
+FEWEST_QUEUED = 4  # tasks that are queued before any worker exists: a cluster grows because tasks wait
 LOOK_EVERY = 1.0  # seconds between looks at the workers
 ANSWER_SECONDS = 20
 NOTE_EVERY = 60.0
@@ -42,19 +42,19 @@ def run_tasks(
     name: str,
     reporter: Reporter | None = None,
 ) -> Iterator[R]:
-    """Results of `task(*a)` for every `a`: begun in their order, handed back as they are ready.
+    """Yield the results of `task(*a)` for every `a`: tasks begin in their order, results come as they are ready.
 
-    A future is released once its result is seen.
+    A future is released once the caller has taken its result.
 
-    Twice as many tasks as the cluster has threads are under way at a time, as workers come and go. What a worker that
-    died or left had before it is run again elsewhere. A task that raised is tried again after a while; one whose
-    workers died ALLOWED_FAILURES times is tried once more at the end with nothing beside it, since every task that a
-    dying worker held is blamed for its death.
+    At any time twice as many tasks as the cluster has threads are under way, while workers come and go. If a worker
+    dies, other workers run its tasks again. A task that raised is tried again after a while. A task whose workers died
+    ALLOWED_FAILURES times is tried once more at the end with no other task beside it, because every task that a dying
+    worker held is blamed for its death.
 
     Raises:
         TeachOnceError: the first of our own errors that a task raised, as it was raised.
-        IncompleteError: tasks failed on every try (after all others are done), the scheduler is gone, or there has been
-            no worker for longer than Dask's setting `teachonce.patience` (10 minutes).
+        IncompleteError: some tasks failed on every try (after all others are done), the scheduler is gone, or there has
+            been no worker for longer than Dask's setting `teachonce.patience` (10 minutes).
     """
     window: _Window[R] = _Window(client, task, name, reporter or Silent())
     todo = enumerate(arguments)
@@ -87,16 +87,16 @@ class _Item:
     number: int
     args: tuple[Any, ...]
     errors: int = 0
-    """How often it raised."""
+    """How often the task raised."""
     deaths: int = 0
-    """How many workers died while they held it."""
+    """How many workers died while they held the task."""
     alone: bool = False
     due: float = 0.0
 
 
 @dataclass(frozen=True)
 class _Refused:
-    """One of our own errors as a result: it would be the same on every try, so Dask must not try again."""
+    """One of our own errors as a result: the error would be the same on every try, so Dask must not try again."""
 
     problem: TeachOnceError
 
@@ -109,7 +109,7 @@ def _attempt(task: Callable[..., R], *args: Any) -> R | _Refused:
 
 
 class _Window(Generic[R]):
-    """The tasks under way, those to be tried again, and what is known of the workers."""
+    """The tasks under way, the tasks to be tried again, and what is known of the workers."""
 
     def __init__(self, client: Client, task: Callable[..., R], name: str, reporter: Reporter) -> None:
         self.failed: list[str] = []
@@ -124,30 +124,33 @@ class _Window(Generic[R]):
         """Notice workers that came and went.
 
         Raises:
-            IncompleteError: nobody is there to work, or the scheduler is gone.
+            IncompleteError: no worker is there, or the scheduler is gone.
         """
         self._workers.look()
 
     def has_room(self) -> bool:
-        """Whether another task should be handed over now."""
+        """Whether another task should be handed to Dask now."""
         size = max(FEWEST_QUEUED, QUEUED_PER_THREAD * self._workers.threads)
         return len(self._running) + len(self._waiting) < size
 
     def is_empty(self) -> bool:
-        """Whether everything handed over has come to an end."""
+        """Whether every task that was handed to Dask has ended."""
         return not (self._running or self._waiting or self._suspects)
 
     def submit(self, item: _Item) -> None:
-        """Hand a task over to Dask."""
+        """Hand a task to Dask."""
         tries = item.errors + item.deaths + item.alone
         key = f"{self._name}-{item.number}" + (f"-again{tries}" if tries else "")
-        # Dask promises no order of what was submitted one by one; what was begun before must not wait for what is new.
+        # Dask promises no order of tasks that are submitted one by one; an older task must not wait for a newer one.
         future = self._client.submit(_attempt, self._task, *item.args, key=key, pure=False, priority=-item.number)
         self._running[key] = item, future
         future.add_done_callback(self._done.put)
 
     def submit_due(self, *, alone: bool) -> None:
-        """Tasks whose time to be tried again has come; with nothing else left, one of those that lost their workers."""
+        """Hand tasks over whose time to be tried again has come.
+
+        If no other task is left, one of the tasks that lost their workers is handed over.
+        """
         now = time.monotonic()
         for item in [item for item in self._waiting if item.due <= now]:
             self._waiting.remove(item)
@@ -156,7 +159,7 @@ class _Window(Generic[R]):
             self.submit(self._suspects.pop())
 
     def results(self) -> Iterator[R]:
-        """The result of the next task that ends, if one does soon."""
+        """Yield the result of the next task that ends, if a task ends soon."""
         try:
             future = self._done.get(timeout=self._workers.look_in())
         except queue.Empty:
@@ -166,7 +169,7 @@ class _Window(Generic[R]):
             result = future.result(timeout=ANSWER_SECONDS)
         except KilledWorker as problem:
             self._blame(item, problem)
-        except CancelledError as problem:  # so Dask tells that it lost the scheduler
+        except CancelledError as problem:  # Dask raises this when it has lost the scheduler
             raise _lost(self._client, problem) from problem
         except Exception as problem:  # noqa: BLE001 - whatever a task raises must be counted, not lost
             self._try_again(item, problem)
@@ -178,7 +181,7 @@ class _Window(Generic[R]):
             future.release()
 
     def release(self) -> None:
-        """Take back what has not ended."""
+        """Take back the tasks that have not ended."""
         for _, future in self._running.values():
             future.release()
 
@@ -212,7 +215,7 @@ class _Window(Generic[R]):
 
 
 class _Workers:
-    """How many threads there are, asked now and then without waiting for the answer."""
+    """The number of the cluster's threads, asked for now and then without waiting for the answer."""
 
     def __init__(self, client: Client, reporter: Reporter) -> None:
         self.threads = 0
@@ -224,7 +227,7 @@ class _Workers:
         self._patience = parse_timedelta(dask.config.get(PATIENCE_KEY, PATIENCE))
 
     def look_in(self) -> float:
-        """Seconds until there may be something to see."""
+        """Return the seconds until there may be something new."""
         return 0.05 if self._asked is not None else LOOK_EVERY
 
     def look(self) -> None:
@@ -245,7 +248,7 @@ class _Workers:
     def _take(self, answer: Answer[dict[str, Any]], now: float) -> None:
         try:
             self.threads = answer.result()["total_threads"]
-        except (OSError, CancelledError) as problem:  # it may be back at the next look
+        except (OSError, CancelledError) as problem:  # the scheduler may be back at the next look
             self._trouble = f"the scheduler at {_address(self._client)} does not answer: {problem}"
             return
         if self.threads:

@@ -1,7 +1,7 @@
 """What is taught on: manifests, class lists, the layouts of archives, and the images in them.
 
-It turns a manifest and a folder into an index of samples, reads images by byte range, and draws views of them.
-It does not know which models look at the images.
+The room turns a manifest and a folder into an index of samples, reads images by byte range, and draws views of them. It
+does not know which models look at the images.
 
 May import: core.
 Begin with: `manifests` (what a data set must be), then `layouts` (how each format is met) and `index`.

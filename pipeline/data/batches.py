@@ -1,6 +1,6 @@
-"""Batches of model inputs from a reader, in order: read, decoded, cropped and stacked ahead of the model in threads.
+"""Batches of model inputs from a reader, in order: threads read, decode, crop and stack images ahead of the model.
 
-It does not run models. A failed image keeps its place, so that batch positions never depend on failures.
+This module does not run models. A failed image keeps its place, so that batch positions never depend on failures.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from teachonce.data.reader import DECODE_ERRORS, UNDECODABLE, ImageFault, ImageR
 from teachonce.data.view_policy import ViewPolicy
 from teachonce.data.views import NO_VIEW, View, draw_view, view_params
 
-READ_AHEAD = 2  # batches that are decoded while one is in the model
+READ_AHEAD = 2  # batches that are decoded while the model runs one
 ONE_VIEW = ViewPolicy()
 Item = list[Tensor] | ImageFault
 
@@ -34,38 +34,38 @@ class ViewTaker(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the model runs."""
+        """The device that the model runs on."""
 
     def prepare_view(self, image: Image.Image, view: View) -> Tensor:
-        """One view of a decoded image as the model's input, [3, H, W] float32."""
+        """Turn one view of a decoded image into the model's input, [3, H, W] float32."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageBatch:
-    """Consecutive rows, views of a sample side by side. B rows, M models."""
+    """Consecutive rows; the views of a sample stand side by side. B rows, M models."""
 
     start: int
     inputs: tuple[Tensor | None, ...]
-    """Of each model, [B, 3, H, W] float32, zeros where the image failed; None where all failed."""
+    """The inputs of each model, [B, 3, H, W] float32, zeros where the image failed; None where all images failed."""
     failed: tuple[tuple[int, ImageFault], ...]
-    """Row and reason of each that has no image."""
+    """Row and reason of each image that failed."""
     crcs: npt.NDArray[np.uint32]
     """[B] CRC-32 of each image's bytes as they lie in the archive."""
     params: npt.NDArray[np.uint16]
     """[B, 5] view parameters as `views.view_params` gives them."""
     image_bytes: int
     seconds: tuple[float, float]
-    """Spent on reading and on decoding, summed over threads."""
+    """Seconds spent on reading and on decoding, each summed over threads."""
 
     def __len__(self) -> int:
         return len(self.crcs)
 
     def faults(self) -> list[tuple[int, ImageFault]]:
-        """Row and reason of each image that failed."""
+        """List row and reason of each image that failed."""
         return list(self.failed)
 
     def pixels(self, model: int) -> Tensor | None:
-        """One model's inputs."""
+        """Return one model's inputs."""
         return self.inputs[model]
 
 
@@ -77,14 +77,14 @@ def image_batches(
     threads: int,
     policy: ViewPolicy = ONE_VIEW,
 ) -> ImageBatches:
-    """All `samples` of the reader's index as batches, for every model from one decode.
+    """Yield the first `samples` samples of the reader's index as batches; each image is decoded once for all models.
 
-    Work on the first batches starts with the call, not with the first `next`. Leave it with `with` or `close`: before
-    the reader is closed, nothing may go on reading.
+    Work on the first batches starts with the call, not with the first `next`. Use `with` or `close`: no thread may
+    still read when the reader is closed.
 
     Args:
-        batch_size: rows of a batch; all views of a sample are in one, so it may be exceeded by less than `views`.
-        threads: that decode, shared by all callers of this process that ask for as many.
+        batch_size: rows of a batch. All views of a sample are in one batch, so a batch has at least `views` rows.
+        threads: number of decoding threads; all callers of this process that ask for as many threads share them.
     """
     return ImageBatches(reader, samples, models, max(1, batch_size // policy.views), threads, policy)
 
@@ -127,13 +127,13 @@ class ImageBatches:
         return batch
 
     def close(self) -> None:
-        """Drop what has not been taken; returns when no thread reads any more."""
-        left: list[Future[Any]] = []
+        """Drop the batches that nobody took; returns when no thread reads any more."""
+        unfinished: list[Future[Any]] = []
         for work, collected in self._queue:
-            left += [*work, collected]
+            unfinished += [*work, collected]
         self._queue.clear()
         self._todo.clear()
-        wait([future for future in left if not future.cancel()])
+        wait([future for future in unfinished if not future.cancel()])
 
     def __enter__(self) -> ImageBatches:
         return self
@@ -149,13 +149,13 @@ def _decoders(threads: int) -> ThreadPoolExecutor:
 
 @functools.lru_cache(maxsize=1)
 def _collector() -> ThreadPoolExecutor:
-    """Stacks batches: two threads, so that a task that waits for its images does not hold up another."""
+    """Return the threads that stack batches: two, so that a task that waits for images does not hold up another."""
     return ThreadPoolExecutor(2, thread_name_prefix="stack")
 
 
 @dataclass(frozen=True, eq=False)
 class _Loaded:
-    """One sample: an item a view."""
+    """One sample, with one item for each view."""
 
     items: tuple[Item, ...]
     crc: int
@@ -208,7 +208,7 @@ def _stack(items: Sequence[Item], model: int, pinned: bool) -> Tensor | None:
     good = next((item[model] for item in items if not isinstance(item, ImageFault)), None)
     if good is None:
         return None
-    # In the layout that image towers are given: turned round here, in a thread, it costs the model's thread nothing.
+    # The thread stacks in the memory layout that image towers need, so the model's thread spends no time on it.
     stacked = torch.empty((len(items), *good.shape), pin_memory=pinned, memory_format=torch.channels_last)
     for row, item in enumerate(items):
         if isinstance(item, ImageFault):

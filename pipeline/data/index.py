@@ -1,6 +1,6 @@
-"""The sample index: where every image of a split lies, as columns; built by one pass over archive headers.
+"""The sample index: where every image of a split lies, as columns; one pass over archive headers builds it.
 
-It keeps no Python object a sample, never extracts a member and never decodes an image.
+The index keeps no Python object for a sample. Building it extracts no member and decodes no image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from teachonce.core.progress import Reporter
 from teachonce.data.layouts import archive_parts, scan
 from teachonce.data.manifests import LINES, Manifest, Split, require_root
-from teachonce.data.places import IMAGE_EXTENSIONS, Found, Part
+from teachonce.data.places import IMAGE_EXTENSIONS, ImagePlace, Part
 from teachonce.data.vocabulary import Vocabulary, folder_vocabulary, load_vocabulary, parse_tsv
 from teachonce.errors import DataError
 
@@ -31,39 +31,39 @@ _CLASSES_OF = {"schema": "parquet", "folders": "image-folder", "split": "coop-sp
 class SampleIndex:
     """N samples as columns. `label` indexes the class list of the manifest's split; -1 is unknown.
 
-    A sample's bytes are `size` bytes at `offset` of the archive; for image folders the archive is the class folder
-    and the key's last part is the file; in parquet files `offset` is the row and `size` 0.
+    A sample's bytes are `size` bytes at `offset` of the archive. For image folders the archive is the class folder and
+    the key's last part is the file. In parquet files `offset` is the number of the row and `size` is 0.
     """
 
     archives: tuple[str, ...]
-    """Paths below the data's root, with forward slashes."""
+    """Paths of the archives below the data's root, with forward slashes."""
     archive: npt.NDArray[np.uint32]
     offset: npt.NDArray[np.uint64]
     size: npt.NDArray[np.uint64]
     label: npt.NDArray[np.int32]
     key_bytes: npt.NDArray[np.uint8]
-    """All keys, UTF-8, one after the other."""
+    """All keys in UTF-8, one after the other."""
     key_ends: npt.NDArray[np.uint64]
-    """Where each key ends in `key_bytes`."""
+    """The byte of `key_bytes` before which each key ends."""
 
     def __len__(self) -> int:
         return len(self.label)
 
     def key(self, sample: int) -> str:
-        """The key of one sample."""
+        """Return the key of one sample."""
         start = int(self.key_ends[sample - 1]) if sample else 0
         return self.key_bytes[start : int(self.key_ends[sample])].tobytes().decode()
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) over archives and all columns: equal means the same samples at the same places."""
+        """SHA-256 (hex) over archives and all columns. Equal digests mean the same samples at the same places."""
         sha = hashlib.sha256("\n".join(self.archives).encode())
         for column in (self.archive, self.offset, self.size, self.label, self.key_bytes, self.key_ends):
             sha.update(np.ascontiguousarray(column).tobytes())
         return sha.hexdigest()
 
     def take(self, samples: npt.NDArray[np.int64]) -> SampleIndex:
-        """The index of the given samples, in the given order."""
+        """Return the index of these samples, in this order."""
         ends = self.key_ends.astype(np.int64)
         starts = np.concatenate([[0], ends[:-1]])
         lengths = (ends - starts)[samples]
@@ -83,7 +83,7 @@ class SampleIndex:
 
 
 class _Columns:
-    """Growing columns in flat buffers: about 40 bytes a sample while the scan runs."""
+    """The columns of an index as they grow, in flat buffers: about 40 bytes a sample while the scan runs."""
 
     def __init__(self) -> None:
         self.numbers = array("q")
@@ -92,9 +92,9 @@ class _Columns:
     def __len__(self) -> int:
         return len(self.numbers) // 5
 
-    def add(self, archive: int, found: Found) -> None:
-        self.keys += found.key.encode(errors="backslashreplace")  # names in archives may be no UTF-8
-        self.numbers.extend((archive, found.offset, found.size, found.label, len(self.keys)))
+    def add(self, archive: int, place: ImagePlace) -> None:
+        self.keys += place.key.encode(errors="backslashreplace")  # names in archives need not be UTF-8
+        self.numbers.extend((archive, place.offset, place.size, place.label, len(self.keys)))
 
     def finish(self, archives: tuple[str, ...]) -> SampleIndex:
         rows = np.frombuffer(self.numbers, dtype=np.int64).reshape(-1, 5)
@@ -110,12 +110,12 @@ class _Columns:
 
 
 def split_classes(manifest: Manifest, split_name: str, root: Path) -> Vocabulary:
-    """The class list that the labels of a split index, with the manifest's own names where it has some.
+    """Return the class list that the labels of a split index, with the names of the manifest's `names` file if any.
 
     Raises:
-        DataError: it is missing or malformed.
+        DataError: the class list is missing or malformed.
     """
-    from teachonce.data.listed_images import renamed  # which builds on `archives`
+    from teachonce.data.listed_images import renamed  # listed_images builds on `layouts`
 
     classes = _class_list(manifest, manifest.split(split_name), manifest.classes_of(split_name), root)
     return renamed(classes, root / manifest.names) if manifest.names else classes
@@ -141,24 +141,24 @@ def _schema_classes(manifest: Manifest, split: Split, root: Path) -> Vocabulary:
     files = sorted(root.glob(split.path))
     if not files:
         raise DataError(f"no archive matches {root / split.path}", hint=manifest.get)
-    from teachonce.data.parquet import class_names  # pyarrow is an extra
+    from teachonce.data.parquet import class_names  # pyarrow is an optional dependency
 
     names = class_names(files[0], split.label)
     return parse_tsv("".join(f"{name}\t{name.replace('_', ' ')}\n" for name in names), str(files[0]))
 
 
 def build_index(manifest: Manifest, split_name: str, root: Path | None, reporter: Reporter) -> SampleIndex:
-    """Scan the headers of a split's archives.
+    """Scan the headers of a split's archives and check what they hold against the manifest.
 
     Args:
         manifest: what the data must be.
-        split_name: one of its splits.
+        split_name: one of the manifest's splits.
         root: the folder that holds the data.
-        reporter: told about progress.
+        reporter: receives the progress.
 
     Raises:
-        DataError: no archive, an unreadable or cut-off one, an archive of an unknown class, a sample without a label,
-            a key that comes twice, a number of samples other than declared.
+        DataError: there is no archive, an archive is unreadable, cut off or of an unknown class, a sample has no label,
+            a key comes twice, or the number of samples is not the declared one.
     """
     root = require_root(manifest, root)
     split = manifest.split(split_name)
@@ -175,7 +175,7 @@ def build_index(manifest: Manifest, split_name: str, root: Path | None, reporter
 
 @dataclass(frozen=True, eq=False)
 class Collected:
-    """What a scan found."""
+    """What a scan met."""
 
     index: SampleIndex
     parts: tuple[Part, ...]
@@ -183,13 +183,13 @@ class Collected:
 
 
 def collect(manifest: Manifest, split_name: str, root: Path, reporter: Reporter, stop: bool) -> Collected:
-    """Scan what is there, whatever it is.
+    """Scan what lies in a split, whether or not it is what the manifest declares.
 
     Args:
-        stop: raise the first problem; else go on with the next part and return all problems.
+        stop: raise the first problem; otherwise the scan goes on with the next part and all problems are returned.
 
     Raises:
-        DataError: there is nothing to scan, or `stop` and something is wrong.
+        DataError: there is nothing to scan, or something is wrong and `stop` is set.
     """
     split = manifest.split(split_name)
     classes = split_classes(manifest, split_name, root)
@@ -199,8 +199,8 @@ def collect(manifest: Manifest, split_name: str, root: Path, reporter: Reporter,
     for done, part in enumerate(parts):
         number = archives.setdefault(part.archive, len(archives))
         try:
-            for found in scan(split, part, classes):
-                columns.add(number, found)
+            for place in scan(split, part, classes):
+                columns.add(number, place)
         except DataError as problem:
             if stop:
                 raise
@@ -221,10 +221,10 @@ def _check_count(index: SampleIndex, split: Split, split_name: str, root: Path) 
 
 
 def few_samples(manifest: Manifest, split_name: str, root: Path, most: int) -> SampleIndex:
-    """Some samples of a split, from a few of its archives: enough to try things on, found in seconds.
+    """Index some samples of a split from a few of its archives: enough to try things on, in seconds.
 
     Raises:
-        DataError: there is no image, or an archive that was looked into is damaged.
+        DataError: there is no image, or an archive that was scanned is damaged.
     """
     split = manifest.split(split_name)
     classes = split_classes(manifest, split_name, root)
@@ -234,8 +234,8 @@ def few_samples(manifest: Manifest, split_name: str, root: Path, most: int) -> S
     columns = _Columns()
     for part in chosen:
         number = archives.setdefault(part.archive, len(archives))
-        for found in islice(scan(split, part, classes), -(-most // len(chosen))):
-            columns.add(number, found)
+        for place in islice(scan(split, part, classes), -(-most // len(chosen))):
+            columns.add(number, place)
     index = columns.finish(tuple(path.relative_to(root).as_posix() for path in archives))
     if not len(index):
         _check_count(index, split, split_name, root)
@@ -243,7 +243,7 @@ def few_samples(manifest: Manifest, split_name: str, root: Path, most: int) -> S
 
 
 class Doubled(NamedTuple):
-    """A key that two samples have, and the archives they are in."""
+    """A key that two samples share, and the archives that hold the two samples."""
 
     key: str
     first: str
@@ -251,7 +251,7 @@ class Doubled(NamedTuple):
 
 
 def doubled_keys(index: SampleIndex, most: int) -> list[Doubled]:
-    """Keys that come twice: rows are paired with images by key, so a doubled key could pair wrongly."""
+    """List keys that come twice: rows are paired with images by key, so a doubled key could pair wrongly."""
     ends = index.key_ends.astype(np.int64)
     starts = np.concatenate([[0], ends[:-1]])
     data = index.key_bytes.tobytes()
@@ -264,10 +264,10 @@ def doubled_keys(index: SampleIndex, most: int) -> list[Doubled]:
         count=len(index),
     )
     order = np.argsort(hashes, kind="stable")
-    found: list[Doubled] = []
+    doubled: list[Doubled] = []
     for i in np.flatnonzero(hashes[order][1:] == hashes[order][:-1]):
         first, second = sorted((int(order[i]), int(order[i + 1])))
-        if index.key(first) == index.key(second) and len(found) < most:
+        if index.key(first) == index.key(second) and len(doubled) < most:
             archives = (index.archives[index.archive[first]], index.archives[index.archive[second]])
-            found.append(Doubled(index.key(first), *archives))
-    return found
+            doubled.append(Doubled(index.key(first), *archives))
+    return doubled

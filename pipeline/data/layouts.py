@@ -1,7 +1,7 @@
-"""What lies in archives: each layout read into the places of its images, by headers only.
+"""Each layout of archives, read into the places of its images by headers alone.
 
-Nothing is extracted or decoded. Archives are opened through their path's own `open`, so that they may lie elsewhere
-than on a local disk.
+Nothing is extracted or decoded. Archives are opened through the `open` of their own path objects, so an archive may lie
+elsewhere than on a local disk.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import IO, cast
 from teachonce.core.remote import opened
 from teachonce.data.listed_images import ListedPart, listed_parts, scan_listed
 from teachonce.data.manifests import Format, Manifest, Split
-from teachonce.data.places import IMAGE_EXTENSIONS, UNKNOWN, Found, Part, extension
+from teachonce.data.places import IMAGE_EXTENSIONS, UNKNOWN, ImagePlace, Part, extension
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.errors import DataError, did_you_mean
 
 
 def archive_parts(manifest: Manifest, split: Split, root: Path, classes: Vocabulary) -> Iterator[Part]:
-    """All parts of a split, in their order.
+    """Yield all parts of a split, in their order.
 
     Raises:
         DataError: nothing matches the split's path, or an outer archive cannot be read.
@@ -31,11 +31,11 @@ def archive_parts(manifest: Manifest, split: Split, root: Path, classes: Vocabul
     yield from LAYOUTS[split.format].parts(manifest, split, root, classes)
 
 
-def scan(split: Split, part: Part, classes: Vocabulary) -> Iterator[Found]:
-    """The images of a part, in their order.
+def scan(split: Split, part: Part, classes: Vocabulary) -> Iterator[ImagePlace]:
+    """Yield the images of a part, in their order.
 
     Raises:
-        DataError: it cannot be read, is cut off, holds an unknown class, or a sample without a label.
+        DataError: the part cannot be read, is cut off, holds an unknown class, or holds a sample without a label.
     """
     return LAYOUTS[split.format].scan(split, part, classes)
 
@@ -82,20 +82,20 @@ def _inner_tars(path: Path) -> Iterator[Part]:
 
 def _class_of(class_id: str, where: str, classes: Vocabulary) -> int:
     if class_id not in classes.index:
-        known = classes.ids if len(classes) <= 20 else classes.ids[:3] + ("...",)
-        raise DataError(f"{where}: '{class_id}' is not in the class list: {did_you_mean(class_id, known)}")
+        ids_shown = classes.ids if len(classes) <= 20 else classes.ids[:3] + ("...",)
+        raise DataError(f"{where}: '{class_id}' is not in the class list: {did_you_mean(class_id, ids_shown)}")
     return classes.index[class_id]
 
 
-def _scan_folder(split: Split, part: Part, classes: Vocabulary) -> Iterator[Found]:
+def _scan_folder(split: Split, part: Part, classes: Vocabulary) -> Iterator[ImagePlace]:
     label = int(part.name) if split.label == "number" else classes.index[part.name]
     for entry in sorted(_files(part.archive)):
         if extension(entry[0]) in IMAGE_EXTENSIONS:
-            yield Found(f"{part.name}/{entry[0]}", 0, entry[1], label)
+            yield ImagePlace(f"{part.name}/{entry[0]}", 0, entry[1], label)
 
 
 def _files(folder: Path) -> Iterator[tuple[str, int]]:
-    """Name and size of the regular files in a folder, links followed."""
+    """Yield name and size of the regular files in a folder; links are followed."""
     if isinstance(folder, os.PathLike):
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -108,19 +108,20 @@ def _files(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def tar_members(part: Part) -> Iterator[tarfile.TarInfo]:
-    """Regular members of a tar, one at a time; links, devices and sparse files are passed over.
+    """Yield the regular members of a tar, one at a time; links, devices and sparse files are passed over.
 
-    Offsets are those in the archive, also where the tar is only a part of it.
+    Offsets count from the start of the archive, also where the tar is only a part of the archive.
 
     Raises:
-        DataError: it cannot be read, is damaged or cut off.
+        DataError: the tar cannot be read, is damaged or cut off.
     """
     path = part.archive
     try:
         with opened(path) as file:
             end = path.stat().st_size if part.end is None else part.end
             file.seek(part.start)
-            with tarfile.open(fileobj=file, mode="r:") as tar:  # its offsets count from the start of the file
+            # tarfile's offsets count from the start of the file.
+            with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
                     tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise: gigabytes for ImageNet-21K
                     if not member.isreg() or member.sparse is not None:
@@ -141,7 +142,10 @@ def tar_members(part: Part) -> Iterator[tarfile.TarInfo]:
 
 
 def _require_end(file: IO[bytes], part: Part, offset: int) -> None:
-    """tarfile takes a damaged header, or the end of the file, for the end of the archive: that is a block of zeros."""
+    """Refuse an archive without its end mark, a block of zeros.
+
+    tarfile takes a damaged header, or the end of the file, for the end of the archive.
+    """
     file.seek(offset)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise DataError(
@@ -150,30 +154,30 @@ def _require_end(file: IO[bytes], part: Part, offset: int) -> None:
         )
 
 
-def _scan_class_tar(split: Split, part: Part, classes: Vocabulary) -> Iterator[Found]:
+def _scan_class_tar(split: Split, part: Part, classes: Vocabulary) -> Iterator[ImagePlace]:
     label = _class_of(part.name, str(part), classes)
     for member in tar_members(part):
         name = member.name.rpartition("/")[2]
         if extension(name) in IMAGE_EXTENSIONS:
-            yield Found(f"{part.name}/{name.rpartition('.')[0]}", member.offset_data, member.size, label)
+            yield ImagePlace(f"{part.name}/{name.rpartition('.')[0]}", member.offset_data, member.size, label)
 
 
-def _scan_folder_tar(split: Split, part: Part, classes: Vocabulary) -> Iterator[Found]:
-    """Members lie in class folders, however deep below others: CLASS/NAME.jpg."""
+def _scan_folder_tar(split: Split, part: Part, classes: Vocabulary) -> Iterator[ImagePlace]:
+    """Scan a tar of class folders, which may lie below other folders: CLASS/NAME.jpg."""
     for member in tar_members(part):
         folder, _, name = member.name.rpartition("/")
         if extension(name) not in IMAGE_EXTENSIONS:
             continue
         class_id, stem = folder.rpartition("/")[2], name.rpartition(".")[0]
         if split.unlabelled:
-            yield Found(f"{part.name}/{folder}/{stem}", member.offset_data, member.size, UNKNOWN)
+            yield ImagePlace(f"{part.name}/{folder}/{stem}", member.offset_data, member.size, UNKNOWN)
         else:
             label = _class_of(class_id, f"{part}: the folder of '{member.name}'", classes)
-            yield Found(f"{class_id}/{stem}", member.offset_data, member.size, label)
+            yield ImagePlace(f"{class_id}/{stem}", member.offset_data, member.size, label)
 
 
-def _scan_webdataset(split: Split, part: Part, classes: Vocabulary) -> Iterator[Found]:
-    """Members of one sample are adjacent and share the name up to the first dot (the WebDataset convention)."""
+def _scan_webdataset(split: Split, part: Part, classes: Vocabulary) -> Iterator[ImagePlace]:
+    """Scan a WebDataset tar: members of one sample are adjacent and share the name up to the first dot."""
     key, image, label = "", None, None
     suffix, _, field = split.label.partition(":")
     with part.archive.open("rb") as file:
@@ -197,7 +201,7 @@ def _scan_webdataset(split: Split, part: Part, classes: Vocabulary) -> Iterator[
 
 def _labelled(
     part: Part, key: str, image: tarfile.TarInfo, label: int | None, split: Split, classes: Vocabulary
-) -> Found:
+) -> ImagePlace:
     if split.unlabelled:
         label = UNKNOWN
     elif split.label == "key":
@@ -207,18 +211,22 @@ def _labelled(
             f"{part}: the sample '{key}' has no label member beside its image",
             hint=f'the manifest\'s split says label = "{split.label}"',
         )
-    return Found(key, image.offset_data, image.size, label)
+    return ImagePlace(key, image.offset_data, image.size, label)
 
 
 def _parse_label(text: bytes, field: str, where: str, classes: Vocabulary) -> int:
-    """A class id or a number, by itself or in a field of a JSON object; an id may be the start of a file name."""
+    """Return the class that a label states.
+
+    A label is a class id or a number, by itself or in a field of a JSON object; a class id may also be the start of a
+    file name.
+    """
     word = text.decode("utf-8", errors="replace").strip()
     if field:
         try:
-            stated = json.loads(word)[field]
+            field_value = json.loads(word)[field]
         except (ValueError, KeyError, TypeError) as problem:
             raise DataError(f"{where}: expected a JSON object with '{field}', found {word[:80]!r}") from problem
-        word = str(stated).rpartition("/")[2]
+        word = str(field_value).rpartition("/")[2]
         if word not in classes.index and word.partition("_")[0] in classes.index:
             word = word.partition("_")[0]
     if word.isdecimal() and word.isascii():  # a number is the line of the class list, also where ids are numbers
@@ -229,22 +237,22 @@ def _parse_label(text: bytes, field: str, where: str, classes: Vocabulary) -> in
     raise DataError(f"{where} is {word!r}: expected a class id or a number below {len(classes)}")
 
 
-def _scan_listed(split: Split, part: Part, classes: Vocabulary) -> Iterator[Found]:
+def _scan_listed(split: Split, part: Part, classes: Vocabulary) -> Iterator[ImagePlace]:
     return scan_listed(cast(ListedPart, part))
 
 
-def _scan_parquet(split: Split, part: Part, classes: Vocabulary) -> Iterator[Found]:
-    from teachonce.data.parquet import scan_parquet  # pyarrow is an extra
+def _scan_parquet(split: Split, part: Part, classes: Vocabulary) -> Iterator[ImagePlace]:
+    from teachonce.data.parquet import scan_parquet  # pyarrow is an optional dependency
 
     return scan_parquet(part, split, classes)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the images of one format are met: the parts of a split, and the images of a part."""
+    """How the images of one format are met: one function yields the parts of a split, one the images of a part."""
 
     parts: Callable[[Manifest, Split, Path, Vocabulary], Iterator[Part]]
-    scan: Callable[[Split, Part, Vocabulary], Iterator[Found]]
+    scan: Callable[[Split, Part, Vocabulary], Iterator[ImagePlace]]
 
 
 LAYOUTS: Mapping[Format, Layout] = {
@@ -257,4 +265,4 @@ LAYOUTS: Mapping[Format, Layout] = {
     "coop-split": Layout(_listed_folders, _scan_listed),
     "image-list": Layout(_listed_folders, _scan_listed),
 }
-"""Every format that a manifest may name: a new layout is a line here and its name in `manifests.Format`."""
+"""Every format that a manifest may name. A new layout needs a line here and its name in `manifests.Format`."""

@@ -1,6 +1,6 @@
-"""Splits that a file lists image by image, as CoOp's data sets have them: JSON splits, and text files for aircraft.
+"""Splits that a file lists image by image, as CoOp's data sets do: JSON splits, and text files for the aircraft data.
 
-It reads lists and looks for the listed files; it opens no image.
+This module reads lists and looks for the listed files; it opens no image.
 
 Sources: the layout below one root is that of DATASETS.md of KaiyangZhou/CoOp (Zhou et al., arXiv 2109.01134).
 """
@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from teachonce.data.manifests import Split
-from teachonce.data.places import IMAGE_EXTENSIONS, Found, Part, extension
+from teachonce.data.places import IMAGE_EXTENSIONS, ImagePlace, Part, extension
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.errors import DataError, did_you_mean
 
@@ -23,17 +23,19 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class ListedPart(Part):
-    """A folder of images, and those of its files that the split lists."""
+    """A folder of images, with those of its files that the split lists."""
 
     files: tuple[tuple[str, int], ...] = ()
-    """Path relative to the split's folder of images, and class index."""
+    """Each file's path, relative to the split's folder of images, and its class index."""
 
 
 def split_vocabulary(file: Path) -> Vocabulary:
-    """The classes of a JSON split in the order of their numbers; ids are the numbers, spaces stand for underscores.
+    """Read the classes of a JSON split in the order of their numbers.
+
+    Class ids are the numbers; underscores in names become spaces.
 
     Raises:
-        DataError: not such a file, or a number that goes with two names.
+        DataError: the file is no such split, or a number goes with two names.
     """
     names: dict[int, str] = {}
     for part in PARTS:
@@ -46,10 +48,10 @@ def split_vocabulary(file: Path) -> Vocabulary:
 
 
 def lines_vocabulary(file: Path) -> Vocabulary:
-    """A class name a line; ids are line numbers from 0, spaces stand for underscores.
+    """Read a file with a class name a line. Class ids are line numbers from 0; underscores in names become spaces.
 
     Raises:
-        DataError: it cannot be read, is empty, or has a name twice: images are listed by name.
+        DataError: the file cannot be read, is empty, or has a name twice (images are listed by name).
     """
     names = [_spaced(line) for line in _text(file).splitlines() if line.strip()]
     if not names:
@@ -61,10 +63,10 @@ def lines_vocabulary(file: Path) -> Vocabulary:
 
 
 def renamed(vocabulary: Vocabulary, file: Path) -> Vocabulary:
-    """The same classes with the names of a file of `ID NAME` lines, as CoOp's classnames.txt.
+    """Return the same classes with the names from a file of `ID NAME` lines, such as CoOp's classnames.txt.
 
     Raises:
-        DataError: it cannot be read, or has no name for a class.
+        DataError: the file cannot be read, or has no name for a class.
     """
     names = {}
     for line in _text(file).splitlines():
@@ -80,10 +82,10 @@ def renamed(vocabulary: Vocabulary, file: Path) -> Vocabulary:
 
 
 def listed_parts(split: Split, root: Path, classes: Vocabulary) -> Iterator[ListedPart]:
-    """The folders that hold listed images, in the order in which the list comes to them.
+    """Yield the folders that hold listed images, in the order in which the list first mentions them.
 
     Raises:
-        DataError: the list is missing or malformed, names an unknown class, or a path outside its folder.
+        DataError: the list is missing or malformed, names an unknown class, or holds a path outside its folder.
     """
     file = root / split.path
     listed = _of_json(file, split, classes) if split.format == "coop-split" else _of_lines(file, classes)
@@ -99,11 +101,11 @@ def listed_parts(split: Split, root: Path, classes: Vocabulary) -> Iterator[List
         yield ListedPart(root / split.images / folder, folder, files=tuple(files))
 
 
-def scan_listed(part: ListedPart) -> Iterator[Found]:
-    """The listed images of a folder, in the order of the list.
+def scan_listed(part: ListedPart) -> Iterator[ImagePlace]:
+    """Yield the listed images of a folder, in the order of the list.
 
     Raises:
-        DataError: one is not there.
+        DataError: a listed image does not exist.
     """
     for key, label in part.files:
         path = part.archive / PurePosixPath(key).name
@@ -114,7 +116,7 @@ def scan_listed(part: ListedPart) -> Iterator[Found]:
                 f"the split lists {path}, which cannot be read: {problem.strerror or problem}",
                 hint="fetch the images again; `teachonce index` lists all that is missing",
             ) from problem
-        yield Found(key, 0, size, label)
+        yield ImagePlace(key, 0, size, label)
 
 
 def _of_json(file: Path, split: Split, classes: Vocabulary) -> Iterator[tuple[str, int]]:
@@ -137,7 +139,7 @@ def _of_lines(file: Path, classes: Vocabulary) -> Iterator[tuple[str, int]]:
 
 
 def _entries(file: Path, part: str) -> Iterator[tuple[str, int, str]]:
-    """Image, class number and class name of every image of a part."""
+    """Yield image, class number and class name of every image of a part."""
     document = _json(file)
     if not isinstance(document, dict) or not isinstance(document.get(part), list):
         raise DataError(f"{file} is not a split of CoOp: expected an object with the list '{part}'")

@@ -1,6 +1,6 @@
 """Manifests: TOML files that say what a data set must be, read strictly.
 
-They never hold data and this module never opens an archive: `images` does, from what is declared here.
+Manifests hold no data, and this module never opens an archive: `layouts` and `reader` do, as a manifest declares.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from teachonce.core.strict import decode
 from teachonce.data.vocabulary import require_template
 from teachonce.errors import DataError, UsageError, did_you_mean, neither_file_nor_name
 
-# What decides the samples and labels of a split, and so its digest; keys of the second line count where they are used.
+# These keys decide the samples and labels of a split, and so its digest; keys of the second line count only where set.
 _ALWAYS = ("format", "path", "label", "classes", "samples")
 _WHEN_SET: dict[str, Any] = {"unlabelled": False, "images": "", "part": ""}
 
@@ -48,17 +48,17 @@ class Split:
     images: str = ""
     """coop-split, image-list: the folder below the root that the listed images are relative to."""
     part: str = ""
-    """coop-split: the part of the file: train, val or test."""
+    """coop-split: the part of the file, one of train, val and test."""
     unlabelled: bool = False
     """webdataset, folder-tars, parquet: nobody states the classes; labels are unknown."""
     classes: str | None = None
-    """Class list of this split, when it is not the manifest's."""
+    """The class list of this split, where it differs from the manifest's."""
     samples: int | None = None
     """How many images the split must hold."""
     archives: int | None = None
     """How many archives (tars inside a tar, class folders) the split must have."""
     known_bad: tuple[str, ...] = ()
-    """Keys of images that are known to be no images: they fail, and do not count as failures."""
+    """Keys of files that are known to be no images: they fail, but do not count as failures."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a path that leaves the root, or a listed split without what it needs."""
@@ -110,10 +110,10 @@ class Manifest:
             raise ValueError(problem.message) from problem
 
     def split(self, name: str) -> Split:
-        """The named split.
+        """Return the split of this name.
 
         Raises:
-            UsageError: there is none of this name.
+            UsageError: the manifest has no split of this name.
         """
         if name not in self.splits:
             raise UsageError(f"manifest '{self.name}' has no split '{name}': {did_you_mean(name, self.splits)}")
@@ -124,7 +124,7 @@ class Manifest:
         return self.split(split).classes or self.classes
 
     def digest(self, split: str) -> str:
-        """SHA-256 (hex) of what decides the samples and labels of a split; prose does not count."""
+        """Return the SHA-256 (hex) of what decides the samples and labels of a split; prose does not count."""
         part = {
             key: value
             for key, value in dataclasses.asdict(self.split(split)).items()
@@ -134,7 +134,7 @@ class Manifest:
 
 
 def shipped_manifests() -> dict[str, Any]:
-    """Name -> readable resource of every manifest that ships with the package."""
+    """Return every manifest that ships with the package, as a readable resource by its name."""
     folder = resources.files("teachonce.data_manifests")
     return {item.name[: -len(".toml")]: item for item in folder.iterdir() if item.name.endswith(".toml")}
 
@@ -143,8 +143,8 @@ def load_manifest(name_or_path: str) -> Manifest:
     """Read a manifest by the name of a shipped one or by path.
 
     Raises:
-        UsageError: neither a shipped name nor a file.
-        DataError: not TOML, unknown or missing key, wrong type.
+        UsageError: the text is neither a shipped name nor the path of a file.
+        DataError: the file is no TOML, has an unknown key, lacks a key, or has a value of a wrong type.
     """
     path = Path(name_or_path)
     shipped = shipped_manifests()
@@ -167,11 +167,11 @@ def load_manifest(name_or_path: str) -> Manifest:
 
 
 def require_root(manifest: Manifest, root: Path | None) -> Path:
-    """The folder that holds the data.
+    """Return the folder that holds the data, checked.
 
     Raises:
         UsageError: no root was given.
-        DataError: it is not a folder; says where to get the data.
+        DataError: the root is not a folder; the hint says where to get the data.
     """
     if root is None:
         raise UsageError(
@@ -184,26 +184,26 @@ def require_root(manifest: Manifest, root: Path | None) -> Path:
 
 
 def absent_files(manifest: Manifest, split_name: str, root: Path) -> list[str]:
-    """What of a split's data is not there at all: archives, lists and class lists by their paths; empty: nothing.
+    """List the paths of a split's archives, lists and class lists that do not exist; the list is empty if all do.
 
-    Only places are looked at: that files are whole is for those to find out who read them.
+    This function looks at places only; whoever reads a file finds out whether the file is whole.
     """
     split, classes = manifest.split(split_name), manifest.classes_of(split_name)
-    wanted = [split.images] if split.listed else []
+    needed = [split.images] if split.listed else []
     if classes.startswith(LINES):
-        wanted.append(classes[len(LINES) :])
+        needed.append(classes[len(LINES) :])
     elif not classes.startswith("timm:") and classes not in ("folders", "schema", "split"):
-        wanted += [] if Path(classes).is_file() else [classes]
-    wanted += [manifest.names] if manifest.names else []
+        needed += [] if Path(classes).is_file() else [classes]
+    needed += [manifest.names] if manifest.names else []
     absent = [] if any(True for _ in root.glob(split.path)) else [str(root / split.path)]
-    return absent + [str(root / name) for name in wanted if not (root / name).exists()]
+    return absent + [str(root / name) for name in needed if not (root / name).exists()]
 
 
 def require_data(manifest: Manifest, split_name: str, root: Path) -> None:
     """Refuse data that are not there before anything is computed.
 
     Raises:
-        DataError: names what is missing, and says where the data come from.
+        DataError: something is missing; the message names it, and the hint says where the data come from.
     """
     absent = absent_files(manifest, split_name, root)
     if absent:

@@ -1,6 +1,6 @@
-"""Image sets kept as parquet files, as the Hugging Face hub has them: an image and a label a row.
+"""Image sets kept as parquet files, as the Hugging Face hub keeps them: an image and a label in each row.
 
-pyarrow, which reads them, is an extra: this module is imported only for such a set.
+pyarrow reads the files and is an optional dependency, so this module is imported only for such a set.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from teachonce.data.manifests import Split
-from teachonce.data.places import UNKNOWN, Found, Part
+from teachonce.data.places import UNKNOWN, ImagePlace, Part
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.errors import DataError, EnvironmentFault
 
@@ -27,15 +27,17 @@ except ImportError as missing:
     ) from missing
 
 USUAL_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
-KEPT_GROUPS = 4  # row groups in memory at a time: some 100 images each, as the hub writes them
+KEPT_GROUPS = 4  # row groups in memory at a time: the hub writes some 100 images into each
 _PROBLEMS = (pa.ArrowException, OSError)
 
 
 def class_names(path: Path, column: str) -> tuple[str, ...]:
-    """The class names that the `datasets` library writes into a file's schema: those of the column, or the first.
+    """Return the class names that the `datasets` library wrote into a file's schema.
+
+    The names of the column are taken; without any, those of the first column that has names.
 
     Raises:
-        DataError: there are none.
+        DataError: the schema holds no class names.
     """
     with _open_file(path) as file:
         text = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
@@ -46,15 +48,15 @@ def class_names(path: Path, column: str) -> tuple[str, ...]:
             f"{path} names no classes: expected a ClassLabel feature in its schema",
             hint='give the manifest a class list: classes = "classes.tsv"',
         )
-    own = features.get(column)
-    return tuple(map(str, own["names"] if isinstance(own, dict) and "names" in own else named[0]))
+    of_column = features.get(column)
+    return tuple(map(str, of_column["names"] if isinstance(of_column, dict) and "names" in of_column else named[0]))
 
 
 def image_column(schema: Any, path: Path) -> str:
-    """The column of the images: one of the usual name, or the only one of bytes or of structs with `bytes`.
+    """Find the column of the images: one with a usual name, else the only column of bytes or of structs with `bytes`.
 
     Raises:
-        DataError: there is none, or several that are named otherwise.
+        DataError: there is no such column, or there are several and none has a usual name.
     """
     kinds = {field.name: field.type for field in schema}
     able = [
@@ -73,32 +75,32 @@ def image_column(schema: Any, path: Path) -> str:
     return (usual or able)[0]
 
 
-def scan_parquet(part: Part, split: Split, classes: Vocabulary) -> Iterator[Found]:
-    """One sample a row. Labels and image names are read, images are not: their bytes stay in the file.
+def scan_parquet(part: Part, split: Split, classes: Vocabulary) -> Iterator[ImagePlace]:
+    """Yield one sample for each row. Only labels and image names are read; the bytes of the images stay in the file.
 
     Raises:
-        DataError: the file cannot be read, lacks a column, or holds a label that the class list does not.
+        DataError: the file cannot be read, lacks a column, or holds a label that the class list lacks.
     """
     with _open_file(part.archive) as file:
         image = image_column(file.schema_arrow, part.archive)
         leaves, path_column = set(_leaves(file)), f"{image}.path"
-        wanted = [] if split.unlabelled else [split.label]
-        if set(wanted) - leaves:
+        label_columns = [] if split.unlabelled else [split.label]
+        if set(label_columns) - leaves:
             raise DataError(
                 f"{part}: no column '{split.label}'; there are {sorted(leaves)}",
                 hint="`label` of the manifest's split names the column of the labels",
             )
-        columns = wanted + ([path_column] if path_column in leaves else [])
+        columns = label_columns + ([path_column] if path_column in leaves else [])
         row = 0
         for group in range(file.num_row_groups):
             count = file.metadata.row_group(group).num_rows
             table = _read(part.archive, lambda group=group: file.read_row_group(group, columns=columns))
-            labels = table[split.label].to_pylist() if wanted else [UNKNOWN] * count
+            labels = table[split.label].to_pylist() if label_columns else [UNKNOWN] * count
             paths = [value["path"] for value in table[image].to_pylist()] if path_column in leaves else []
             for place in range(count):
                 name = _name(paths[place] if paths else None, row)
                 label = labels[place] if split.unlabelled else _label(labels[place], part, row, classes)
-                yield Found(f"{part.name}/{name}", row, 0, label)
+                yield ImagePlace(f"{part.name}/{name}", row, 0, label)
                 row += 1
 
 
@@ -112,7 +114,7 @@ def _name(path: str | None, row: int) -> str:
 def _label(value: Any, part: Part, row: int, classes: Vocabulary) -> int:
     if isinstance(value, str) and value in classes.index:
         return classes.index[value]
-    if isinstance(value, int) and value == UNKNOWN:  # as the hub writes test splits
+    if isinstance(value, int) and value == UNKNOWN:  # the hub writes test splits so
         return UNKNOWN
     if isinstance(value, int) and 0 <= value < len(classes):
         return value
@@ -120,9 +122,9 @@ def _label(value: Any, part: Part, row: int, classes: Vocabulary) -> int:
 
 
 class ParquetRows:
-    """Images of parquet files by row number; safe to share between threads.
+    """Read images of parquet files by row number; threads may share one reader.
 
-    A row group is read whole, as the format wants it; the last few are kept, since rows come nearly in order.
+    The format allows only whole row groups to be read; the last few are kept, since rows come nearly in order.
     """
 
     def __init__(self) -> None:
@@ -131,7 +133,7 @@ class ParquetRows:
         self._groups: OrderedDict[tuple[Path, int], Any] = OrderedDict()
 
     def read(self, path: Path, row: int) -> bytes:
-        """The bytes of the image in a row.
+        """Return the bytes of the image in a row.
 
         Raises:
             DataError: the file is gone, damaged, or has fewer rows than when it was indexed.
@@ -178,7 +180,7 @@ class ParquetRows:
 
 
 def _opened(path: Path) -> Any:
-    """A ParquetFile; close it with `force`, since the file below it is ours."""
+    """Open a ParquetFile. Close it with `force`, since we opened the file below it ourselves."""
     stream = path.open("rb")
     try:
         return _read(path, lambda: pq.ParquetFile(stream))

@@ -1,6 +1,6 @@
 """Where images lie: what a scan of any layout gives, and which file endings are images.
 
-It opens nothing; `archives` and the readers of listed images and parquet files do.
+This module opens nothing: `layouts`, `listed_images` and `parquet` do.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
 UNKNOWN = -1  # the label of a sample whose class nobody states
 
 
-class Found(NamedTuple):
-    """One image as a scan meets it; turned into columns at once."""
+class ImagePlace(NamedTuple):
+    """One image as a scan meets it; the index turns it into columns at once."""
 
     key: str
     offset: int
-    """Of its bytes in the archive; in parquet files the number of its row."""
+    """Where the image's bytes begin in the archive; in parquet files the number of the image's row."""
     size: int
-    """Bytes; 0 in parquet files, where only reading the image would tell."""
+    """Number of bytes; 0 in parquet files, where only reading the image would tell."""
     label: int
 
 
@@ -30,15 +30,15 @@ class Part:
 
     archive: Path
     name: str
-    """The part's own name, without extension: the class id where the layout says so."""
+    """The part's own name, without extension. It is the class id where the layout says so."""
     start: int = 0
     end: int | None = None
-    """Bytes of the archive that hold this part; None: to its end."""
+    """The part ends before this byte of the archive; None: it reaches to the archive's end."""
 
     def __str__(self) -> str:
         return str(self.archive) if self.end is None else f"{self.archive} ({self.name}.tar in it)"
 
 
 def extension(name: str) -> str:
-    """What follows the last dot, in lower case."""
+    """Return what follows the last dot, in lower case."""
     return name.rpartition(".")[2].lower()

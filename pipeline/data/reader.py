@@ -1,6 +1,6 @@
 """Read images by byte range from archives that are never extracted, and decode them within limits.
 
-It does not resize or normalise: each model's own open_clip transform does, on the decoded image as it is.
+This module does not resize or normalise: each model's own open_clip transform does so, on the decoded image as it is.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from teachonce.data.parquet import ParquetRows
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-MAX_PIXELS = 64_000_000  # 192 MB decoded; the largest ImageNet photos are below half of it
-HEADER = 512  # bytes of a tar header, which lies right before the member
-BACKOFF = (0.05, 0.2, 0.8, 1.6, 3.2)  # seconds between tries at a read that failed
+MAX_PIXELS = 64_000_000  # 192 MB decoded; the largest ImageNet photos have less than half as many pixels
+HEADER = 512  # bytes of a tar header, which lies right before its member
+BACKOFF = (0.05, 0.2, 0.8, 1.6, 3.2)  # seconds between tries of a read that failed
 MAX_OPEN = 32  # files that one thread keeps open
 _GZIP_MAGIC = b"\x1f\x8b"  # 26 members of ImageNet fall11 are gzip-compressed JPEGs
 
 OK, UNDECODABLE, TOO_LARGE = 0, 1, 2
-# What Pillow raises on broken input; errors of reading the archive itself are not among them and do stop the task.
+# Pillow raises these on broken input. Errors of reading the archive itself are not among them: those stop the task.
 DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -59,14 +59,14 @@ class ImageFault:
 
 
 class ImageReader:
-    """Reads and decodes the samples of an index; safe to share between threads. Close it, or use it in `with`."""
+    """Read and decode the samples of an index. Threads may share a reader; close it, or use it in `with`."""
 
     def __init__(self, index: SampleIndex, root: Path) -> None:
         self._index = index
         self._root = root
         self._archives: dict[int, tuple[str, Path]] = {}
         self._local = threading.local()
-        self._opened: set[io.FileIO] = set()  # of all threads, to close them
+        self._opened: set[io.FileIO] = set()  # files of all threads, kept here so that they can be closed
         self._opening = threading.Lock()
         self._parquet: ParquetRows | None = None
 
@@ -85,11 +85,11 @@ class ImageReader:
             self._parquet.close()
 
     def name(self, sample: int) -> str:
-        """The last part of a sample's key, which is the same in every layout of the archives."""
+        """Return the last part of a sample's key, which is the same in every layout of the archives."""
         return self._index.key(sample).rpartition("/")[2]
 
     def read(self, sample: int) -> bytes:
-        """The bytes of one sample. A failing disk or network is asked again a few times.
+        """Return the bytes of one sample. A read that a disk or network fails is tried again a few times.
 
         Raises:
             DataError: the archive is gone, shorter than when it was indexed, or holds something else there.
@@ -117,7 +117,7 @@ class ImageReader:
         return data[lead:]
 
     def _archive(self, number: int) -> tuple[str, Path]:
-        """How an archive is read, and where it is."""
+        """Say how an archive is read, and where it lies."""
         if number not in self._archives:
             path = self._root / self._index.archives[number]
             kind = path.suffix.lower().lstrip(".")
@@ -141,7 +141,7 @@ class ImageReader:
             try:
                 return os.pread(self._file(path), size, offset)
             except OSError:
-                self._forget(path)  # a stale handle never gets well
+                self._forget(path)  # a stale file handle stays stale, so the file is opened anew
                 time.sleep(wait)
         try:
             return os.pread(self._file(path), size, offset)
@@ -174,25 +174,25 @@ class ImageReader:
 
 
 def _is_header_of(block: bytes, name: str, size: int) -> bool:
-    """Whether a tar header announces a member of this size and, where it holds the name whole, of this name."""
+    """Check that a tar header announces a member of this size and, if the header holds the whole name, of this name."""
     try:
         field = block[124:136]
         # Sizes of 8 GiB and more, which no image has, are not octal; PAX headers may hold the size elsewhere.
-        stated = int(field.rstrip(b" \0") or b"0", 8)
+        size_in_header = int(field.rstrip(b" \0") or b"0", 8)
     except ValueError:
         return False
-    if stated != size or block[257:262] != b"ustar":
-        return stated == size and block[257:262] == bytes(5)  # as tar was before POSIX
+    if size_in_header != size or block[257:262] != b"ustar":
+        return size_in_header == size and block[257:262] == bytes(5)  # the header of a tar from before POSIX
     member = block[:100].rstrip(b"\0")
     if len(member) == 100 or not member.isascii() or not name.isascii():
-        return True  # a long or foreign name is cut off here and stands in a header of its own
+        return True  # a long or foreign name is cut off in this header and stands whole in another one
     return member.rpartition(b"/")[2].startswith(name.encode())
 
 
 def decode(data: bytes) -> Image.Image | ImageFault:
-    """Decode a JPEG, PNG or WebP, gzip-compressed or not.
+    """Decode a JPEG, PNG or WebP image, which may be gzip-compressed.
 
-    EXIF orientation is not applied: open_clip's transforms do not apply it either.
+    EXIF orientation is not applied, because open_clip's transforms do not apply it either.
     """
     try:
         if data.startswith(_GZIP_MAGIC):

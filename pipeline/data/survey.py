@@ -1,4 +1,4 @@
-"""What is on disk against what a manifest says: every fault at once, before an hour of a GPU is spent.
+"""A survey compares what is on disk with what a manifest says, and lists every fault before an hour of a GPU is spent.
 
 It reads headers, and whole files only where digests are asked for. It decodes no image.
 """
@@ -20,13 +20,13 @@ from teachonce.data.places import Part
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.errors import DataError
 
-LISTED = 5  # names in a message; the count says how many there are
+LISTED = 5  # names in a message; the message also says how many there are
 BLOCK = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexFault:
-    """Something that is not as the manifest says."""
+    """Something that differs from what the manifest says."""
 
     split: str
     where: str
@@ -36,7 +36,7 @@ class IndexFault:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSurvey:
-    """What a split turned out to hold."""
+    """What a split holds."""
 
     split: str
     format: str
@@ -44,37 +44,37 @@ class SplitSurvey:
     """Archives; tars inside a tar and class folders count one by one."""
     images: int
     classes: int
-    """Of the class list."""
+    """Number of classes in the class list."""
     classes_seen: int
-    """Classes with at least one image."""
+    """Number of classes with at least one image."""
     unlabelled: int
     empty: int
-    """Images of zero bytes: they will fail, and are counted as failures."""
+    """Number of images of zero bytes: they will fail, and count as failures."""
     known_bad: int
-    """Of the manifest's list of images that are none."""
+    """How many keys of the manifest's list of known bad images the split holds."""
     image_bytes: int
-    """0 where only reading the images would tell."""
+    """Bytes of all images; 0 where only reading the images would tell."""
     digest: str
-    """Of the sample index, as it stands in a store's fingerprint under `samples`."""
+    """Digest of the sample index; a store's fingerprint holds it under `samples`."""
 
 
 def survey_split(
     manifest: Manifest, name: str, root: Path, reporter: Reporter
 ) -> tuple[SplitSurvey | None, list[IndexFault]]:
-    """Scan a split and list all that is wrong with it; no survey where there is nothing to scan."""
+    """Scan a split and list all that is wrong with it; there is no survey where there is nothing to scan."""
     split = manifest.split(name)
     try:
         classes = split_classes(manifest, name, root)
-        found = collect(manifest, name, root, reporter, stop=False)
+        collected = collect(manifest, name, root, reporter, stop=False)
     except DataError as problem:
         where = str(root / split.path)
         return None, [IndexFault(split=name, where=where, expected=_declared(split), found=str(problem))]
     faults = [
         IndexFault(split=name, where=_place(problem), expected="a sound archive", found=str(problem))
-        for problem in found.faults
+        for problem in collected.faults
     ]
-    faults += _count_faults(name, split, found, classes, root)
-    index = found.index
+    faults += _count_faults(name, split, collected, classes, root)
+    index = collected.index
     for doubled in doubled_keys(index, most=LISTED):
         faults.append(
             IndexFault(
@@ -84,20 +84,20 @@ def survey_split(
                 found=f"in {doubled.first} and {doubled.second}",
             )
         )
-    return _survey(name, split, found, classes), faults
+    return _survey(name, split, collected, classes), faults
 
 
-def _survey(name: str, split: Split, found: Collected, classes: Vocabulary) -> SplitSurvey:
-    index = found.index
-    known = index.label >= 0
+def _survey(name: str, split: Split, collected: Collected, classes: Vocabulary) -> SplitSurvey:
+    index = collected.index
+    labelled = index.label >= 0
     return SplitSurvey(
         split=name,
         format=split.format,
-        archives=len(found.parts),
+        archives=len(collected.parts),
         images=len(index),
         classes=len(classes),
-        classes_seen=len(np.unique(index.label[known])),
-        unlabelled=int((~known).sum()),
+        classes_seen=len(np.unique(index.label[labelled])),
+        unlabelled=int((~labelled).sum()),
         empty=0 if split.format == "parquet" else int((index.size == 0).sum()),
         known_bad=_known_bad(split, index),
         image_bytes=int(index.size.sum()),
@@ -106,7 +106,7 @@ def _survey(name: str, split: Split, found: Collected, classes: Vocabulary) -> S
 
 
 def _known_bad(split: Split, index: SampleIndex) -> int:
-    """How many of the known bad images are there: a byte search, then the borders of the key that it hit."""
+    """Count the known bad images that the index holds: a byte search finds a key, and the ends of keys confirm it."""
     data, ends = index.key_bytes.tobytes(), index.key_ends
     count = 0
     for key in map(str.encode, split.known_bad):
@@ -125,21 +125,23 @@ def _place(problem: DataError) -> str:
 
 
 def _declared(split: Split) -> str:
-    told = [f"{split.archives:,} archives"] if split.archives is not None else []
-    told += [f"{split.samples:,} images"] if split.samples is not None else []
-    return f"{split.format}" + (f": {', '.join(told)}" if told else "")
+    declared = [f"{split.archives:,} archives"] if split.archives is not None else []
+    declared += [f"{split.samples:,} images"] if split.samples is not None else []
+    return f"{split.format}" + (f": {', '.join(declared)}" if declared else "")
 
 
-def _count_faults(name: str, split: Split, found: Collected, classes: Vocabulary, root: Path) -> Iterator[IndexFault]:
+def _count_faults(
+    name: str, split: Split, collected: Collected, classes: Vocabulary, root: Path
+) -> Iterator[IndexFault]:
     where = str(root / split.path)
-    if split.archives is not None and split.archives != len(found.parts):
+    if split.archives is not None and split.archives != len(collected.parts):
         yield IndexFault(
             split=name,
             where=where,
             expected=f"{split.archives:,} archives",
-            found=f"{len(found.parts):,}{_missing(split, found.parts, classes)}",
+            found=f"{len(collected.parts):,}{_missing(split, collected.parts, classes)}",
         )
-    images = len(found.index)
+    images = len(collected.index)
     if split.samples is not None and split.samples != images:
         yield IndexFault(
             split=name,
@@ -153,10 +155,10 @@ def _count_faults(name: str, split: Split, found: Collected, classes: Vocabulary
 
 
 def _missing(split: Split, parts: tuple[Part, ...], classes: Vocabulary) -> str:
-    """Which archives are missing, where names tell: of classes, or of numbered shards."""
-    there = {part.name for part in parts}
+    """Say which archives are missing, where names tell: those of some classes, or some numbered shards."""
+    part_names = {part.name for part in parts}
     if split.format in ("class-tars", "nested-tars", "image-folder"):
-        absent = [class_id for class_id in classes.ids if class_id not in there]
+        absent = [class_id for class_id in classes.ids if class_id not in part_names]
         if split.archives != len(classes):  # a part of the class list: which part, no list says
             return f"; {len(absent):,} classes of the list have none" if len(parts) < (split.archives or 0) else ""
     else:
@@ -170,16 +172,16 @@ def _missing(split: Split, parts: tuple[Part, ...], classes: Vocabulary) -> str:
 
 
 def check_digests(manifest: Manifest, root: Path, reporter: Reporter) -> Iterator[IndexFault]:
-    """Compare released files that are there with their published digests; reads them whole."""
-    for relative, stated in manifest.digests.items():
-        kind, _, expected = stated.partition(":")
+    """Compare the released files that exist with their published digests; the files are read whole."""
+    for relative, published in manifest.digests.items():
+        kind, _, expected = published.partition(":")
         path = root / relative
         if not path.is_file():
             reporter.note(f"{path} is not there (any more): its digest cannot be compared")
             continue
-        found = _digest(path, kind, reporter)
-        if found != expected.lower():
-            yield IndexFault(split="", where=str(path), expected=stated, found=f"{kind}:{found}")
+        digest_here = _digest(path, kind, reporter)
+        if digest_here != expected.lower():
+            yield IndexFault(split="", where=str(path), expected=published, found=f"{kind}:{digest_here}")
 
 
 def _digest(path: Path, kind: str, reporter: Reporter) -> str:

@@ -1,7 +1,8 @@
-"""Views: which crop, flip and colour changes of an image a row is about, as a pure function of seed, name and number.
+"""Views: the crop, flip and colour changes that make a row of an image, a pure function of seed, name and view number.
 
-View 0 is each model's own evaluation transform. The others are random resized crops, drawn once an image and applied
-by every model at its own size. It neither reads images nor runs models, and keeps no state. docs/views.md says it all.
+View 0 is each model's own evaluation transform. The others are random resized crops, which are drawn once for an image
+and applied by every model at its own size. This module neither reads images nor runs models, and keeps no state.
+docs/views.md describes views in full.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ class View:
     """Left, top, right, bottom in 1/65535 of the image's width and height."""
     flip: bool
     ops: tuple[tuple[str, float], ...] = ()
-    """RandAugment: name and strength of each operation; translations are shares of the input's width or height."""
+    """RandAugment's operations, each with name and strength; translations are shares of the input's width or height."""
     evaluation: bool = False
-    """The model's own evaluation transform instead of all that."""
+    """Whether the view is the model's own evaluation transform, to which box, flip and operations do not apply."""
 
     def pixels(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """The box in whole pixels of an image of this size: left, top, right, bottom; never empty.
+        """Return the box in whole pixels of an image of this size: left, top, right, bottom; never empty.
 
-        Below 65,535 pixels a side it is the drawn box exactly, because quantising moves an edge by less than half a
+        Below 65,535 pixels a side this is the drawn box exactly, because quantising moves an edge by less than half a
         pixel.
         """
         left, right = _pixel_span(self.box[0], self.box[2], width)
@@ -54,7 +55,7 @@ EVALUATION = View((0, 0, UNIT, UNIT), False, (), True)
 
 
 def sample_name(key: str) -> str:
-    """The part of a sample's key that is the same in every layout: after the last `/`, without image extensions.
+    """Return the part of a sample's key that is the same in every layout: after the last `/`, without image extensions.
 
     `n01/n01_7` (tars), `n01_7` (WebDataset) and `n01/n01_7.JPEG` (folders) are all `n01_7`.
     """
@@ -67,11 +68,11 @@ def sample_name(key: str) -> str:
 
 
 def uniforms(seed: int, name: str, view: int, block: int) -> list[float]:
-    """Eight numbers in [0, 1) that depend on nothing but the arguments.
+    """Draw eight numbers in [0, 1) that depend on nothing but the arguments.
 
-    The eight little-endian 64-bit words of BLAKE2b-512 over the UTF-8 name, with the seed as the key (8 bytes), view
-    and block as the salt (8 bytes each, all little-endian) and `teachonce views` as the personalisation; the upper 53
-    bits of each word times 2^-53.
+    They are the eight little-endian 64-bit words of BLAKE2b-512 over the UTF-8 name, with the seed as the key (8
+    bytes), view and block as the salt (8 bytes each, all little-endian) and `teachonce views` as the personalisation;
+    the upper 53 bits of each word are multiplied by 2^-53.
     """
     digest = hashlib.blake2b(
         name.encode(),
@@ -83,16 +84,16 @@ def uniforms(seed: int, name: str, view: int, block: int) -> list[float]:
 
 
 def draw_view(policy: ViewPolicy, name: str, view: int, width: int, height: int) -> View:
-    """One view: a pure function of (seed, sample, view) and the image's size, whoever asks and in whatever order.
+    """Draw one view: a pure function of (seed, sample, view) and the image's size, whoever asks and in whatever order.
 
-    How many views the policy has does not matter, so that more views later keep the first ones.
+    The number of views of the policy does not matter, so a store with more views has the first ones unchanged.
 
     Args:
         policy: what to draw from.
-        name: the sample's key, or its name: only `sample_name` of it counts.
-        view: number of the view; 0 is `EVALUATION`.
-        width: of the decoded image, pixels, as it is stored (EXIF orientation is not applied).
-        height: likewise.
+        name: the sample's key or its name; only `sample_name` of it counts.
+        view: the number of the view; 0 is `EVALUATION`.
+        width: width of the decoded image in pixels, as it is stored (EXIF orientation is not applied).
+        height: its height, likewise.
     """
     if view == 0:
         return EVALUATION
@@ -104,7 +105,7 @@ def draw_view(policy: ViewPolicy, name: str, view: int, width: int, height: int)
 
 
 def _crop(policy: ViewPolicy, name: str, view: int, width: int, height: int) -> tuple[int, int, int, int]:
-    """Torchvision's RandomResizedCrop with our numbers: left, top, right, bottom in pixels."""
+    """Draw torchvision's RandomResizedCrop with our numbers: left, top, right, bottom in pixels."""
     low, high = (math.log(ratio) for ratio in policy.ratio)
     for attempt in range(TRIES):
         area, shape, down, across = uniforms(policy.seed, name, view, attempt)[:4]
@@ -124,7 +125,7 @@ def _crop(policy: ViewPolicy, name: str, view: int, width: int, height: int) -> 
 
 
 def _ops(policy: ViewPolicy, name: str, view: int) -> tuple[tuple[str, float], ...]:
-    """RandAugment's operations; they do not depend on the image, so that boxes suffice to recover a view."""
+    """Draw RandAugment's operations. They do not depend on the image, so a stored box suffices to recover a view."""
     if policy.randaugment is None:
         return ()
     number, magnitude = policy.randaugment
@@ -138,18 +139,19 @@ def _ops(policy: ViewPolicy, name: str, view: int) -> tuple[tuple[str, float], .
 
 
 def _strength(op: str, magnitude: int) -> float:
-    """Torchvision's strength of an operation at this magnitude of 31 (translations: as a share of the side)."""
+    """Return torchvision's strength of an operation at this magnitude of 31 (translations: as a share of the side)."""
     share = magnitude / BINS
     most = {"ShearX": 0.3, "ShearY": 0.3, "TranslateX": 150 / 331, "TranslateY": 150 / 331, "Rotate": 30.0}
     if op == "Posterize":
         return 8.0 - round(share * 4)
     if op == "Solarize":
-        return 255.0 * (BINS - magnitude) / BINS  # exact: a threshold just above 170 would leave pixels of 170 alone
+        # This is computed exactly: a threshold just above 170 would leave pixels of 170 alone.
+        return 255.0 * (BINS - magnitude) / BINS
     return share * most.get(op, 0.9) if op in SIGNED else 0.0
 
 
 def _quantised(start: int, stop: int, size: int) -> tuple[int, int]:
-    """A span of pixels in units, rounded half up with whole numbers; never empty, even on sides of a million pixels."""
+    """Return a span of pixels in units, rounded half up in whole numbers; it is never empty, even on long sides."""
     first, last = ((2 * at * UNIT + size) // (2 * size) for at in (start, stop))
     return (first, last) if first < last else (min(first, UNIT - 1), min(first, UNIT - 1) + 1)
 
@@ -161,18 +163,20 @@ def _pixel_span(start: int, stop: int, size: int) -> tuple[int, int]:
 
 
 def view_params(view: View) -> npt.NDArray[np.uint16]:
-    """What a store keeps of a view: left, top, right, bottom, flip; [5]."""
+    """Return what a store keeps of a view: left, top, right, bottom, flip; [5]."""
     return np.array([*view.box, int(view.flip)], dtype=np.uint16)
 
 
 def view_from_params(params: Sequence[int] | npt.NDArray[np.uint16], policy: ViewPolicy, name: str, view: int) -> View:
-    """The view that a store recorded: box and flip as stored, RandAugment's operations from seed, name and number.
+    """Return the view that a store recorded.
+
+    Box and flip are stored; RandAugment's operations follow from seed, name and number.
 
     Args:
         params: left, top, right, bottom, flip; [5].
-        policy: of the store.
+        policy: the policy of the store.
         name: the sample's key or name.
-        view: number of the view.
+        view: the number of the view.
 
     Raises:
         IntegrityError: no view has these values (`NO_VIEW` marks an image that failed).

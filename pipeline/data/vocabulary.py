@@ -1,11 +1,12 @@
 """Vocabularies: ordered lists of class ids with one text name each, from a TSV file, timm's lists or folder names.
 
-It does not tokenise names and does not load timm: it reads the text files that timm's wheel carries.
+This module does not tokenise names and does not load timm: it reads the text files in timm's wheel.
 
 The naming rule for timm's lists (WordNet synsets with one or more lemmas):
-- `distinct` (default): the first lemma; classes that share it take as many of their further lemmas as they need to
-  differ ("crane, heron-like bird"). Classes that share all their lemmas keep one name: they tie, and are counted.
-- `first-lemma`: the first lemma only, as most published zero-shot figures use.
+- `distinct` (default): a class takes its first lemma. Classes that share a first lemma take as many of their further
+  lemmas as make them differ ("crane, heron-like bird"). Classes that share all their lemmas keep one name: they tie and
+  are counted.
+- `first-lemma`: a class takes its first lemma only, as in most published zero-shot figures.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Vocabulary:
         return len(self.ids)
 
     def to_tsv(self) -> bytes:
-        """One `id TAB name` line a class, UTF-8."""
+        """Return one `id TAB name` line for each class, in UTF-8."""
         return "".join(f"{i}\t{n}\n" for i, n in zip(self.ids, self.names, strict=True)).encode()
 
     @cached_property
@@ -53,12 +54,12 @@ class Vocabulary:
         return {class_id: i for i, class_id in enumerate(self.ids)}
 
     def tied(self) -> int:
-        """How many classes share their name with another class: no text model can tell these apart."""
+        """Count the classes that share their name with another class: no text model can tell these apart."""
         return sum(count for count in Counter(map(spoken, self.names)).values() if count > 1)
 
 
 def spoken(name: str) -> str:
-    """The name as CLIP's tokenizer hears it: lower case, single spaces. Equal means the same text features."""
+    """Return the name as CLIP's tokenizer hears it: lower case, single spaces. Equal results give equal features."""
     return " ".join(name.lower().split())
 
 
@@ -66,7 +67,7 @@ def parse_tsv(text: str, where: str) -> Vocabulary:
     """Read `id TAB name` lines.
 
     Raises:
-        DataError: a line without both fields or with more, an id that comes twice, no line at all.
+        DataError: a line has not exactly both fields, an id comes twice, or there is no line at all.
     """
     ids: list[str] = []
     names: list[str] = []
@@ -81,7 +82,8 @@ def parse_tsv(text: str, where: str) -> Vocabulary:
                 f"{where}, line {number}: expected `id TAB name`, found {shown(line)}{too_many}",
                 hint="a class list holds one class a line: its id, one tab, its name",
             )
-        if _has_control(name):  # before white space is joined: some of them count as such
+        # This check comes before white space is joined, because some control characters count as white space.
+        if _has_control(name):
             raise _odd_name(f"{where}, line {number}", class_id.strip(), name)
         ids.append(class_id.strip())
         names.append(" ".join(name.split()))
@@ -89,12 +91,12 @@ def parse_tsv(text: str, where: str) -> Vocabulary:
 
 
 def _lines(text: str) -> list[str]:
-    """Lines that end in LF or CR LF; `str.splitlines` would cut at a dozen other characters too."""
+    """Split text into lines that end in LF or CR LF; `str.splitlines` would cut at a dozen other characters too."""
     return [line.removesuffix("\r") for line in text.split("\n")]
 
 
 def shown(text: str) -> str:
-    """A line or a name in quotes, without the end of a long one."""
+    """Return a line or a name in quotes; a long one loses its end."""
     return repr(text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "...")
 
 
@@ -102,14 +104,14 @@ def load_vocabulary(spec: str, root: Path | None = None) -> Vocabulary:
     """Read a vocabulary.
 
     Args:
-        spec: `FILE.tsv` (looked for below `root` when relative and not found as given), `timm:NAME` or
+        spec: `FILE.tsv` (a relative path that does not exist as given is looked for below `root`), `timm:NAME` or
             `timm:NAME/RULE` with a rule of this module's docstring.
         root: the data's folder, for relative files.
 
     Raises:
-        UsageError: no such list or rule.
+        UsageError: there is no such list or rule.
         DataError: the file is missing or malformed.
-        EnvironmentFault: it is remote, and the network or a permission is missing.
+        EnvironmentFault: the file is remote, and the network or a permission is missing.
     """
     if spec.startswith("timm:"):
         return _load_timm(spec)
@@ -128,15 +130,15 @@ def load_vocabulary(spec: str, root: Path | None = None) -> Vocabulary:
 
 
 def read_class_ids(path: Path, vocabulary: Vocabulary) -> tuple[str, ...]:
-    """The classes that a file names, one id a line; what follows a tab (a name) is for people.
+    """Read the classes that a file names, one id a line; what follows a tab (a name) is for people.
 
-    Where there is no such file, `base` and `novel` are the halves of the vocabulary.
+    Where no such file exists, `base` and `novel` mean the halves of the vocabulary.
 
     Returns:
         The ids in the order of the vocabulary, whatever their order in the file.
 
     Raises:
-        DataError: the file cannot be read, names no class, names one twice, or one that the vocabulary lacks.
+        DataError: the file cannot be read, names no class, names a class twice, or names one that the vocabulary lacks.
     """
     if str(path) in HALVES and not path.is_file():
         return half_of(vocabulary, str(path))
@@ -158,7 +160,10 @@ def read_class_ids(path: Path, vocabulary: Vocabulary) -> tuple[str, ...]:
 
 
 def half_of(vocabulary: Vocabulary, which: str) -> tuple[str, ...]:
-    """The first half of the classes in their order (`base`) or the rest (`novel`); base has the odd one, as in CoOp."""
+    """Return the first half of the classes in their order (`base`) or the rest (`novel`).
+
+    Of an odd number of classes `base` has one more, as in CoOp.
+    """
     middle = -(-len(vocabulary) // 2)
     return vocabulary.ids[:middle] if which == "base" else vocabulary.ids[middle:]
 
@@ -167,7 +172,7 @@ def require_classes(ids: Sequence[str], vocabulary: Vocabulary, where: str) -> N
     """Refuse class ids that the vocabulary lacks.
 
     Raises:
-        DataError: names the first three, each with the nearest id that there is.
+        DataError: some ids are unknown; the message names the first three, each with the nearest known id.
     """
     unknown = [class_id for class_id in ids if class_id not in vocabulary.index]
     if not unknown:
@@ -186,12 +191,12 @@ def _nearest_id(class_id: str, vocabulary: Vocabulary) -> str:
 
 
 def take_classes(vocabulary: Vocabulary, ids: Sequence[str]) -> Vocabulary:
-    """The vocabulary of the given classes, in the given order."""
+    """Return the vocabulary of these classes, in this order."""
     return Vocabulary(tuple(ids), tuple(vocabulary.names[vocabulary.index[class_id]] for class_id in ids))
 
 
 def folder_vocabulary(folder: Path) -> Vocabulary:
-    """Class folders as a vocabulary: sorted names are ids; the text name has spaces for underscores.
+    """Make a vocabulary of class folders: their sorted names are the ids; the text name has spaces for underscores.
 
     Raises:
         DataError: the folder is missing or holds no class folder.
@@ -219,7 +224,7 @@ def _has_control(name: str) -> bool:
 
 
 def is_visible(name: str) -> bool:
-    """Whether a name has more than spaces and characters that format others."""
+    """Whether a name has more than spaces and invisible formatting characters."""
     return not {unicodedata.category(letter) for letter in name} <= {"Cf", "Zs", "Zl", "Zp"}
 
 
@@ -241,10 +246,10 @@ def _load_timm(spec: str) -> Vocabulary:
         )
     folder = _timm_info_folder()
     suffix = "_synsets.txt"
-    known = sorted(path.name[: -len(suffix)] for path in folder.glob(f"*{suffix}"))
-    if name not in known:
+    shipped = sorted(path.name[: -len(suffix)] for path in folder.glob(f"*{suffix}"))
+    if name not in shipped:
         raise UsageError(
-            f"{spec}: timm ships no class list '{name}': {did_you_mean(name, known)}",
+            f"{spec}: timm ships no class list '{name}': {did_you_mean(name, shipped)}",
             hint="give timm:NAME of a list that timm ships, or a TSV file (id TAB name)",
         )
     ids = (folder / f"{name}{suffix}").read_text(encoding="utf-8").split()
@@ -260,13 +265,13 @@ def _load_timm(spec: str) -> Vocabulary:
 
 
 def distinct_names(lemmas: Sequence[Sequence[str]]) -> list[str]:
-    """Name each class by its first lemma, with further lemmas where classes would share a name.
+    """Name each class by its first lemma, and by further lemmas where classes would share a name.
 
     Args:
-        lemmas: for each class its lemmas, the first one first; none empty.
+        lemmas: the lemmas of each class in their order; no class may have none.
 
     Returns:
-        One name a class. Names that are equal belong to classes whose lemmas are all the same.
+        One name for each class. Equal names belong to classes whose lemmas are all the same.
     """
     used = [1] * len(lemmas)
     while True:
@@ -282,17 +287,17 @@ def distinct_names(lemmas: Sequence[Sequence[str]]) -> list[str]:
 
 def _timm_info_folder() -> Path:
     # find_spec does not run timm, which would import torch and take ten seconds.
-    found = importlib.util.find_spec("timm")
-    if found is None or found.origin is None:
+    timm = importlib.util.find_spec("timm")
+    if timm is None or timm.origin is None:
         raise EnvironmentFault("the package timm, which carries the ImageNet class lists, is not installed")
-    return Path(found.origin).parent / "data" / "_info"
+    return Path(timm.origin).parent / "data" / "_info"
 
 
 def require_template(template: str) -> tuple[str, str]:
-    """The text before and after the class name.
+    """Split a template into the text before and after the class name.
 
     Raises:
-        UsageError: the template has not exactly one `{}`.
+        UsageError: the template does not have exactly one `{}`.
     """
     before, hole, after = template.partition("{}")
     if not hole or "{}" in after:

@@ -1,6 +1,6 @@
 """The made-up world of `teachonce demo` and the two small models that know it.
 
-It draws labelled images and unpacks the shipped models. Nobody but the stage `demo` and the tests enter this room.
+The room draws labelled images and unpacks the shipped models. Only the stage `demo` and the tests import it.
 
 May import: core.
 Begin with: `world` (the images), then `models`.

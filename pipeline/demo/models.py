@@ -1,6 +1,7 @@
 """The two small CLIP models of `teachonce demo`: their structure, and how they travel inside the package.
 
-It does not train them (`demo_training` does) and does not run them: open_clip loads the folders that are written here.
+This module does not train the models (`training` does) and does not run them: open_clip loads the folders that it
+writes.
 
 A CLIP's token embedding has 49,408 rows; the demo world and its captions use 66 of them. A packed model is one
 safetensors file that holds those rows and their ids, and every other tensor whole; matrices are float16. Unpacking
@@ -26,9 +27,9 @@ from teachonce.core.folders import whole_folder
 from teachonce.errors import DataError
 
 VOCABULARY_ROWS = 49408
-"""Rows of the token embedding that open_clip's own tokenizer addresses."""
+"""Number of rows of the token embedding that open_clip's own tokenizer addresses."""
 CONTEXT_LENGTH = 32
-"""Text positions: start, up to 16 slots, the longest name and the end fit in."""
+"""Text positions: the start, up to 16 slots, the longest name and the end fit into them."""
 
 _EMBEDDING = "token_embedding.weight"
 _IDS = "token_embedding.ids"
@@ -38,17 +39,17 @@ _PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", 
 
 @dataclass(frozen=True)
 class DemoModels:
-    """Two model names as open_clip takes them: `local-dir:PATH`."""
+    """The names of the two models as open_clip takes them: `local-dir:PATH`."""
 
     teacher: str
     student: str
 
 
 def model_config(name: str) -> dict[str, Any]:
-    """The open_clip config of `teacher` or `student`, as it stands in open_clip_config.json.
+    """Return the open_clip config of `teacher` or `student`, as open_clip_config.json holds it.
 
     Raises:
-        KeyError: another name.
+        KeyError: the name is another one.
     """
     embed_dim, image_size, tower, width, layers = {
         "teacher": (96, 40, "test_resnet", 96, 3),
@@ -87,14 +88,16 @@ def pack_state(config: dict[str, Any], state: dict[str, torch.Tensor], token_ids
         file: the .safetensors file to write or replace.
     """
     ids = torch.tensor(sorted(set(token_ids)), dtype=torch.int32)
-    kept = {name: tensor.detach() for name, tensor in state.items()}
-    kept[_EMBEDDING] = kept[_EMBEDDING][ids.long()]
+    tensors = {name: tensor.detach() for name, tensor in state.items()}
+    tensors[_EMBEDDING] = tensors[_EMBEDDING][ids.long()]
     # Vectors and scalars stay float32: they are small in number, and a batch norm's variance may be tiny.
-    packed = {name: (t.half() if t.is_floating_point() and t.ndim >= 2 else t).contiguous() for name, t in kept.items()}
+    packed = {
+        name: (t.half() if t.is_floating_point() and t.ndim >= 2 else t).contiguous() for name, t in tensors.items()
+    }
     packed[_IDS] = ids
     with whole_file(file) as partial:
         save_file(packed, partial, metadata={"config": json.dumps(config, sort_keys=True)})
-        partial.chmod(0o644)  # safetensors writes 0600
+        partial.chmod(0o644)  # safetensors writes files with mode 0600
 
 
 def pack_model(folder: Path, token_ids: Sequence[int], file: Path) -> None:
@@ -132,10 +135,10 @@ def unpack_models(folder: Path) -> DemoModels:
     """Write the two shipped models to `folder`/teacher and `folder`/student.
 
     Returns:
-        Their names as open_clip takes them.
+        The names of the models as open_clip takes them.
 
     Raises:
-        DataError: something else is there already.
+        DataError: the folders hold something else already.
     """
     names = []
     for name in ("teacher", "student"):
@@ -155,15 +158,15 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
 
 def _holds(folder: Path, config: dict[str, Any], state: dict[str, torch.Tensor]) -> bool:
     try:
-        found, tensors = _read_folder(folder)
+        config_here, tensors = _read_folder(folder)
     except DataError:
         return False
-    same_names = found == config and tensors.keys() == state.keys()
+    same_names = config_here == config and tensors.keys() == state.keys()
     return same_names and all(torch.equal(tensors[name], state[name]) for name in state)
 
 
 def _read_packed(file: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The config, and the state dict in float32 with the whole token embedding."""
+    """Return the config, and the state dict in float32 with the whole token embedding."""
     try:
         with safe_open(file, framework="pt") as packed:
             config: dict[str, Any] = json.loads(packed.metadata()["config"])
@@ -179,6 +182,6 @@ def _read_packed(file: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 def _unused_rows(width: int) -> torch.Tensor:
-    """What stands in for words that the models never read: a fresh embedding's small values, the same each time."""
+    """Make the rows of words that the models never read: small values as of a fresh embedding, the same each time."""
     values = np.random.default_rng(width).standard_normal((VOCABULARY_ROWS, width), np.float32)
     return torch.from_numpy(values * np.float32(0.02))

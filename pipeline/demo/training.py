@@ -1,6 +1,6 @@
 """The recipe that made the two shipped demo models: a short warm-up, then plain CLIP training on the made-up world.
 
-It is not part of the demo itself, which unpacks the result, and never draws an image that the demo teaches or tests on.
+The demo itself runs none of this: it unpacks the result. Training draws no image that the demo teaches or tests on.
 
 Both models read every class name, the held-out ones too, as a web-scale CLIP has. The student is weaker by design: a
 smaller tower at a lower resolution, fewer steps, and web-like captions that drop words or use the wrong ones.
@@ -27,7 +27,7 @@ from teachonce.demo.models import CONTEXT_LENGTH, model_config, pack_state
 from teachonce.demo.world import COLOURS, SHAPES, TEXTURES, WorldClass, render_image, world_classes
 
 Pool = NDArray[np.uint8]
-"""Images of every class: [classes, images a class, height, width, 3]."""
+"""Images of every class: [classes, images of a class, height, width, 3]."""
 
 TEMPLATE = "a photo of a {}."
 
@@ -38,7 +38,8 @@ class Captions:
 
     `exact` and `loose` hold `{}` for the name. With these chances a caption leaves out the colour, leaves out the
     texture, turns the words round ("striped circle in red"), or belongs to another image altogether. Half of the
-    captions are loose if there are loose wordings; those call the texture or the shape by a neighbour's word.
+    captions are loose if there are loose wordings; a loose caption calls the texture or the shape by a neighbour's
+    word.
     """
 
     exact: tuple[str, ...]
@@ -84,7 +85,7 @@ class ModelRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSizes:
-    """How much is drawn and trained. The defaults made the shipped models."""
+    """How many images are drawn and how long training takes. The defaults made the shipped models."""
 
     images_per_class: int = 120
     teacher_warm_up: int = 2600
@@ -95,7 +96,7 @@ class TrainSizes:
     check_images_per_class: int = 5
 
     def recipes(self) -> tuple[ModelRecipe, ModelRecipe]:
-        """Teacher and student."""
+        """Return the recipes of teacher and student."""
         return (
             ModelRecipe("teacher", TEACHER_CAPTIONS, self.teacher_warm_up, self.teacher_contrast, self.batch, seed=1),
             ModelRecipe("student", STUDENT_CAPTIONS, self.student_warm_up, self.student_contrast, self.batch, seed=2),
@@ -127,7 +128,7 @@ def train_demo_models(folder: Path, sizes: TrainSizes, reporter: Reporter) -> tu
 
 
 def draw_pool(split: str, images_per_class: int, reporter: Reporter) -> Pool:
-    """Images of all classes, uint8 [320, images_per_class, 40, 40, 3]."""
+    """Draw images of all classes, uint8 [320, images_per_class, 40, 40, 3]."""
     drawn = []
     for item in world_classes():
         drawn.append(np.stack([render_image(item, index, split=split) for index in range(images_per_class)]))
@@ -136,16 +137,16 @@ def draw_pool(split: str, images_per_class: int, reporter: Reporter) -> Pool:
 
 
 def demo_token_ids() -> tuple[int, ...]:
-    """Ids of all tokens that the packed models carry: class names, caption words, start and end; ascending."""
+    """Return the ids of all tokens in the packed models, ascending: class names, caption words, start and end."""
     templates = [*TEACHER_CAPTIONS.exact, *STUDENT_CAPTIONS.exact, *STUDENT_CAPTIONS.loose, *_MORE_WORDS.split()]
     texts = [item.name for item in world_classes()] + [text.replace("{}", "") for text in templates]
-    # Punctuation joins on to a word in some templates ("circle.", "wall"): single marks are added by themselves.
+    # Punctuation joins on to a word in some templates ("circle.", "wall"), so single marks are added by themselves.
     tokens = open_clip.SimpleTokenizer(context_length=CONTEXT_LENGTH)([*texts, ".", "?", ",", "in"])
     return tuple(int(token) for token in torch.unique(tokens))
 
 
 def caption(item: WorldClass, style: Captions, rng: random.Random) -> str:
-    """One caption of an image of this class."""
+    """Word one caption of an image of this class."""
     if rng.random() < style.wrong:
         item = rng.choice(world_classes())
     colour, texture, shape, templates = item.colour, item.texture, item.shape, style.exact
@@ -161,19 +162,20 @@ def caption(item: WorldClass, style: Captions, rng: random.Random) -> str:
 
 
 def _neighbour(word: str, words: Sequence[str]) -> str:
-    """Always the same other word, so that carelessness is a habit, which does not average out."""
+    """Return always the same other word, so that carelessness is a habit, which does not average out."""
     return words[(words.index(word) + 1) % len(words)]
 
 
 def image_features(model: Any, images: torch.Tensor) -> torch.Tensor:
-    """Unit features [n, embed_dim] of preprocessed images [n, 3, size, size]."""
+    """Compute unit features [n, embed_dim] of preprocessed images [n, 3, size, size]."""
     return functional.normalize(model.encode_image(images), dim=-1)
 
 
 def text_features(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """Unit features [n, embed_dim] of tokens int64 [n, context length].
+    """Compute unit features [n, embed_dim] of tokens int64 [n, context length].
 
-    As open_clip's encode_text, without the positions after the longest text's end, which cannot reach it.
+    This is open_clip's encode_text without the positions after the end of the longest text, which cannot reach that
+    end.
     """
     ends = tokens.argmax(dim=-1)  # the end token has the highest id
     length = int(ends.max()) + 1
@@ -184,7 +186,7 @@ def text_features(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def prepare(pixels: Pool, image_size: int) -> torch.Tensor:
-    """What the model's own evaluation transform does, for a batch.
+    """Do for a batch what the model's own evaluation transform does.
 
     Args:
         pixels: uint8 [n, height, width, 3].
@@ -216,7 +218,7 @@ def _train_one(recipe: ModelRecipe, pool: Pool, check: Pool, folder: Path, repor
 
 
 def _typed(model_cfg: dict[str, Any]) -> dict[str, Any]:
-    """open_clip's own config objects, which its CLIP class asks for."""
+    """Make open_clip's own config objects, which its CLIP class asks for."""
     vision, text = open_clip.CLIPVisionCfg(**model_cfg["vision_cfg"]), open_clip.CLIPTextCfg(**model_cfg["text_cfg"])
     return {"embed_dim": model_cfg["embed_dim"], "vision_cfg": vision, "text_cfg": text}
 
@@ -243,7 +245,7 @@ def _descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
 
 
 def _pick(pool: Pool, classes: NDArray[np.int64], size: int, rng: np.random.Generator) -> torch.Tensor:
-    """One random image of each class, the whole batch moved by up to two pixels."""
+    """Pick one random image of each class; the whole batch is moved by up to two pixels."""
     images = pool[classes, rng.integers(0, pool.shape[1], len(classes))]
     shift = rng.integers(-2, 3, 2)
     return prepare(np.roll(images, (int(shift[0]), int(shift[1])), axis=(1, 2)), size)
@@ -252,7 +254,7 @@ def _pick(pool: Pool, classes: NDArray[np.int64], size: int, rng: np.random.Gene
 def _warm_up(model: Any, recipe: ModelRecipe, pool: Pool, size: int, reporter: Reporter) -> None:
     """Teach the image tower colour, texture and shape with a linear head that is thrown away.
 
-    Contrast alone gets there too, but spends most of its time on colour, which is the easiest to tell.
+    Contrastive training alone gets there too, but spends most of its time on colour, which is the easiest to tell.
     """
     names = (tuple(COLOURS), TEXTURES, SHAPES)
     items = world_classes()
@@ -274,7 +276,7 @@ def _warm_up(model: Any, recipe: ModelRecipe, pool: Pool, size: int, reporter: R
 
 
 def _contrast(model: Any, recipe: ModelRecipe, pool: Pool, size: int, reporter: Reporter) -> list[float]:
-    """Plain CLIP training; the classes of a batch are distinct, so that no caption is a false negative by itself."""
+    """Train as CLIP does; the classes of a batch are distinct, so that no caption is a false negative by itself."""
     rng, words = np.random.default_rng(recipe.seed + 100), random.Random(recipe.seed)
     tokenizer = open_clip.SimpleTokenizer(context_length=CONTEXT_LENGTH)
     items, losses = world_classes(), []
@@ -296,11 +298,11 @@ def _contrast(model: Any, recipe: ModelRecipe, pool: Pool, size: int, reporter: 
 
 
 def zero_shot(model: Any, check: Pool, size: int) -> tuple[float, float]:
-    """Top-1 with the hand-written template: seen classes among seen names, held-out ones among held-out names."""
+    """Return top-1 with the hand-written template: seen classes among seen names, held-out among held-out names."""
     tokenizer = open_clip.SimpleTokenizer(context_length=CONTEXT_LENGTH)
     items = world_classes()
     model.eval()
-    found = []
+    accuracies = []
     with torch.inference_mode():
         for seen in (True, False):
             chosen = [item for item in items if item.seen is seen]
@@ -309,5 +311,5 @@ def zero_shot(model: Any, check: Pool, size: int) -> tuple[float, float]:
                 (image_features(model, prepare(check[item.index], size)) @ texts.T).argmax(dim=-1) == label
                 for label, item in enumerate(chosen)
             ]
-            found.append(torch.cat(hits).float().mean().item())
-    return found[0], found[1]
+            accuracies.append(torch.cat(hits).float().mean().item())
+    return accuracies[0], accuracies[1]

@@ -1,6 +1,6 @@
 """Draw the made-up labelled image world of `teachonce demo`: colour x texture x shape, in JPEG tars.
 
-It does not train, does not know models, and needs nothing but Pillow and NumPy.
+This module does not train, does not know models, and needs nothing but Pillow and NumPy.
 
 Every image is a pure function of (seed, split, class, index). The classes are the same for every seed: 320
 combinations, of which 64 are held out from prompt training such that each colour, texture and shape is still seen.
@@ -34,7 +34,7 @@ Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 RENDERER = 1
-"""Raised whenever the same seed would draw other pixels, so that an old world is not taken for a new one."""
+"""This number rises whenever the same seed would draw other pixels, so that an old world is not taken for a new one."""
 
 IMAGE_SIZE = 40
 COLOURS: dict[str, float] = {
@@ -47,7 +47,7 @@ COLOURS: dict[str, float] = {
     "purple": 0.75,
     "pink": 0.89,
 }
-"""Colour word to hue in [0, 1)."""
+"""Colour words, each with its hue in [0, 1)."""
 TEXTURES = ("solid", "striped", "checkered", "dotted", "ringed")
 SHAPES = ("circle", "triangle", "square", "heart", "hexagon", "star", "cross", "crescent")
 HELD_OUT = (
@@ -72,12 +72,12 @@ class WorldClass:
 
     @property
     def id(self) -> str:
-        """Such as `d0001`."""
+        """The id of the class, such as `d0001`."""
         return f"d{self.index + 1:04d}"
 
     @property
     def name(self) -> str:
-        """Such as `red striped circle`."""
+        """The name of the class, such as `red striped circle`."""
         return f"{self.colour} {self.texture} {self.shape}"
 
 
@@ -115,21 +115,21 @@ class WorldSummary:
 
 @cache
 def world_classes() -> tuple[WorldClass, ...]:
-    """All 320 combinations, in a fixed order."""
-    found: list[WorldClass] = []
+    """Return all 320 combinations, in a fixed order."""
+    classes: list[WorldClass] = []
     for words in itertools.product(COLOURS, TEXTURES, SHAPES):
         held_out = all(word in block for word, block in zip(words, HELD_OUT, strict=True))
-        found.append(WorldClass(len(found), *words, seen=not held_out))
-    return tuple(found)
+        classes.append(WorldClass(len(classes), *words, seen=not held_out))
+    return tuple(classes)
 
 
 def seen_classes() -> tuple[WorldClass, ...]:
-    """The 256 classes of `classes.tsv`, in its order: the position is the label."""
+    """Return the 256 classes of `classes.tsv`, in its order: a class's position is its label."""
     return tuple(item for item in world_classes() if item.seen)
 
 
 def unseen_classes() -> tuple[WorldClass, ...]:
-    """The 64 held-out classes of `unseen.tsv`, in its order."""
+    """Return the 64 held-out classes of `unseen.tsv`, in its order."""
     return tuple(item for item in world_classes() if not item.seen)
 
 
@@ -155,20 +155,20 @@ def render_image(item: WorldClass, index: int, *, split: str, seed: int = 0) -> 
 
 @cache
 def _grid() -> tuple[Floats, Floats]:
-    """Pixel centres in [-1, 1], x and y, each [40, 40]."""
+    """Return the pixel centres in [-1, 1], x and y, each [40, 40]."""
     line = (np.arange(IMAGE_SIZE, dtype=np.float32) + 0.5) * (2 / IMAGE_SIZE) - 1
     x, y = np.meshgrid(line, line)
     return x, y
 
 
 def _colour(hue: float, saturation: float, value: float) -> Floats:
-    """HSV in [0, 1] to RGB, float32 [3]."""
+    """Convert HSV in [0, 1] to RGB, float32 [3]."""
     steps = (np.array([5.0, 3.0, 1.0]) + hue * 6) % 6
     return (value - value * saturation * np.clip(np.minimum(steps, 4 - steps), 0, 1)).astype(np.float32)
 
 
 def _background(rng: np.random.Generator) -> Floats:
-    """Plain, gradient or noise, float32 [40, 40, 3]."""
+    """Draw a plain, gradient or noise background, float32 [40, 40, 3]."""
     first = _colour(rng.random(), rng.uniform(0, 0.5), rng.uniform(0.1, 0.95))
     second = _colour(rng.random(), rng.uniform(0, 0.5), rng.uniform(0.1, 0.95))
     kind = rng.random()
@@ -188,7 +188,7 @@ def _background(rng: np.random.Generator) -> Floats:
 
 
 def _distractors(canvas: Floats, rng: np.random.Generator) -> None:
-    """Up to two small discs and boxes of any colour, behind the object."""
+    """Draw up to two small discs and boxes of any colour, behind the object."""
     x, y = _grid()
     for _ in range(int(rng.integers(0, 3))):
         cx, cy = rng.uniform(-1, 1, 2).astype(np.float32)
@@ -199,7 +199,7 @@ def _distractors(canvas: Floats, rng: np.random.Generator) -> None:
 
 
 def _object(item: WorldClass, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Coverage [40, 40] and colour [40, 40, 3] of the object."""
+    """Return coverage [40, 40] and colour [40, 40, 3] of the object."""
     x, y = _grid()
     radius = rng.uniform(0.62, 0.9)
     reach = 1 - radius
@@ -212,7 +212,7 @@ def _object(item: WorldClass, rng: np.random.Generator) -> tuple[Floats, Floats]
     pattern = _texture(item.texture, u, v, rng, period=rng.uniform(6.5, 11.0) / (radius * IMAGE_SIZE / 2))
     hue = COLOURS[item.colour] + rng.uniform(-0.035, 0.035)
     base = _colour(hue, rng.uniform(0.5, 1), rng.uniform(0.5, 1))
-    # The second tone is a darker or a paler one of the same hue, at times hardly another.
+    # The second tone has the same hue and is darker or paler, at times hardly so.
     strength = rng.uniform(0.45, 0.85)
     other = base * np.float32(1 - strength) if rng.random() < 0.5 else base + (1 - base) * np.float32(strength)
     return alpha, base + pattern[..., None] * (other - base)
@@ -220,14 +220,14 @@ def _object(item: WorldClass, rng: np.random.Generator) -> tuple[Floats, Floats]
 
 @cache
 def _normals(sides: int) -> Floats:
-    """Edge normals of a regular polygon of circumradius 1, scaled so that its edge is at 1: [sides, 2]."""
+    """Return the edge normals of a regular polygon of circumradius 1, scaled so that its edge is at 1: [sides, 2]."""
     angles = (np.arange(sides) + 0.5) * (2 * math.pi / sides)
     return (np.stack([np.cos(angles), np.sin(angles)], axis=1) / math.cos(math.pi / sides)).astype(np.float32)
 
 
 def _shape(shape: str, u: Floats, v: Floats) -> Floats:
-    """A function that is below 1 inside the shape and grows about linearly across its edge."""
-    distance: Floats = np.hypot(u, v)  # a circle is done with this
+    """Return a function that is below 1 inside the shape and grows about linearly across its edge."""
+    distance: Floats = np.hypot(u, v)  # a circle needs no more than this distance
     if sides := {"triangle": 3, "square": 4, "hexagon": 6}.get(shape):
         distance = (_normals(sides) @ np.stack([u.ravel(), v.ravel()])).max(axis=0).reshape(u.shape)
     elif shape == "cross":
@@ -248,7 +248,7 @@ def _shape(shape: str, u: Floats, v: Floats) -> Floats:
 
 
 def _texture(texture: str, u: Floats, v: Floats, rng: np.random.Generator, period: float) -> Floats:
-    """0 where the base tone shows, 1 where the second tone does: [40, 40]. `period` is in units of the radius."""
+    """Return 0 where the base tone shows and 1 where the second tone does: [40, 40]. `period` is in radii."""
     angle, phase = rng.uniform(0, math.pi), rng.uniform(0, 2 * math.pi)
     wave = np.float32(2 * math.pi / period)
     a = (np.float32(math.cos(angle)) * u + np.float32(math.sin(angle)) * v) * wave + np.float32(phase)
@@ -268,7 +268,7 @@ def _texture(texture: str, u: Floats, v: Floats, rng: np.random.Generator, perio
 
 
 def _occlude(canvas: Floats, rng: np.random.Generator) -> None:
-    """In a quarter of the images a bar lies across the picture."""
+    """Draw a bar across the picture in a quarter of the images."""
     if rng.random() >= 0.25:
         return
     x, y = _grid()
@@ -278,7 +278,7 @@ def _occlude(canvas: Floats, rng: np.random.Generator) -> None:
 
 
 def _light(canvas: Floats, rng: np.random.Generator) -> None:
-    """A light from one side, a colour cast and sensor noise."""
+    """Add a light from one side, a colour cast and sensor noise."""
     x, y = _grid()
     angle, depth = rng.uniform(0, 2 * math.pi), rng.uniform(0, 0.3)
     light = rng.uniform(0.75, 1.15) + np.float32(depth * math.cos(angle)) * x + np.float32(depth * math.sin(angle)) * y
@@ -287,7 +287,7 @@ def _light(canvas: Floats, rng: np.random.Generator) -> None:
 
 
 def encode_jpeg(pixels: Bytes) -> bytes:
-    """JPEG bytes of a uint8 [h, w, 3] image."""
+    """Encode a uint8 [h, w, 3] image as JPEG."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", quality=88)
     return stream.getvalue()
@@ -296,14 +296,14 @@ def encode_jpeg(pixels: Bytes) -> bytes:
 def write_world(
     root: Path, seed: int = 0, sizes: WorldSizes | None = None, reporter: Reporter | None = None
 ) -> WorldSummary:
-    """Write the world under `root`, or find it there already.
+    """Write the world under `root`, unless the world is there already.
 
-    The layout is the one of data_manifests/demo.toml: `classes.tsv`, `unseen.tsv`, `train/train-0000.tar` and on
-    (KEY.jpg, KEY.cls), `val/<id>.tar`, `unseen/<id>.tar`; `world.json` holds the parameters and a SHA-256 of each
-    file. The same arguments give the same bytes. An interrupted call leaves nothing at `root`.
+    The layout is that of data_manifests/demo.toml: `classes.tsv`, `unseen.tsv`, `train/train-0000.tar` and on (KEY.jpg,
+    KEY.cls), `val/<id>.tar`, `unseen/<id>.tar`; `world.json` holds the parameters and a SHA-256 of each file. The same
+    arguments give the same bytes. An interrupted call leaves nothing at `root`.
 
     Raises:
-        DataError: `root` holds something else, or a world of other parameters, or a damaged one.
+        DataError: `root` holds something else, a world of other parameters, or a damaged world.
         EnvironmentFault: the disk is full or may not be written to.
     """
     sizes = sizes or WorldSizes()
@@ -323,15 +323,15 @@ def write_world(
 
 
 def _check_existing(root: Path, parameters: dict[str, int]) -> dict[str, str]:
-    """The recorded files of an existing world, after they were compared with what is there."""
+    """Return the recorded files of an existing world, after a comparison with the files on disk."""
     hint = f"remove {root} or choose another folder"
     try:
         record = json.loads((root / "world.json").read_text(encoding="utf-8"))
-        found, files = dict(record["parameters"]), dict(record["files"])
+        recorded, files = dict(record["parameters"]), dict(record["files"])
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise DataError(f"{root} exists but holds no demo world: no readable world.json", hint) from problem
-    if found != parameters:
-        differing = sorted(key for key in {*found, *parameters} if found.get(key) != parameters.get(key))
+    if recorded != parameters:
+        differing = sorted(key for key in {*recorded, *parameters} if recorded.get(key) != parameters.get(key))
         raise DataError(f"{root} holds a demo world with other parameters: {', '.join(differing)}", hint)
     for name, digest in files.items():
         path = root / name
@@ -385,7 +385,7 @@ def _class_members(item: WorldClass, count: int, split: str, seed: int) -> Itera
 
 
 def _write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
-    """A tar whose bytes depend on its members only: TarInfo's own owner, time and mode are constants."""
+    """Write a tar whose bytes depend on its members only: TarInfo's own owner, time and mode are constants."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
         for name, data in members:
             info = tarfile.TarInfo(name)

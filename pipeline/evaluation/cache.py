@@ -1,7 +1,7 @@
-"""What evaluation has computed once, kept in the user's cache folder: image features of splits, and outcomes.
+"""The cache of evaluation in the user's cache folder: image features of splits, and outcomes.
 
-It never serves training: stage two reads the label store. An entry is trusted only if its own digest, which covers its
-key too, still holds: neither half a file nor one from elsewhere under this name is ever read.
+The cache never serves training: stage two reads the label store. An entry is trusted only if its own digest, which
+covers its key too, still holds: neither half a file nor another entry's file under this name is ever read.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class SplitFeatures:
-    """Unit image features of a split; NaN rows where an image failed."""
+    """Unit image features of a split; rows are NaN where an image failed."""
 
     features: npt.NDArray[np.float32]  # [N, E]
 
 
 def feature_key(index: SampleIndex, root: Path, *parts: str) -> str:
-    """What features depend on: the samples, the size and time of every archive, and the model's own `parts`."""
+    """Return what features depend on: the samples, the size and time of every archive, and the model's own `parts`."""
     archives = [[name, (stat := (root / name).stat()).st_size, stat.st_mtime_ns] for name in index.archives]
     for name in index.archives:
         if (root / name).is_dir():  # a file that is written anew does not change the time of its folder
@@ -45,34 +45,34 @@ def feature_key(index: SampleIndex, root: Path, *parts: str) -> str:
 
 
 def digest_key(*parts: Any) -> str:
-    """A name for all that an entry depends on, made of anything that JSON can hold."""
+    """Name an entry by the digest of all that it depends on, which may be anything that JSON can hold."""
     return canonical_digest(parts, MIDDLE, spaced=True, in_order=True)
 
 
 def cached_features(key: str, compute: Callable[[], SplitFeatures]) -> tuple[SplitFeatures, bool]:
-    """The features under `key`, computed when they are not there or not whole.
+    """Return the features under `key`; they are computed if the cache does not hold them whole.
 
     Returns:
         The features, and whether they came from the cache.
     """
-    kept = kept_features(key)
-    if kept is not None:
-        return kept, True
-    found = compute()
+    features = kept_features(key)
+    if features is not None:
+        return features, True
+    features = compute()
     buffer = io.BytesIO()
-    np.save(buffer, found.features, allow_pickle=False)
+    np.save(buffer, features.features, allow_pickle=False)
     _keep(_file(FEATURES, key), key, buffer.getvalue())
-    return found, False
+    return features, False
 
 
 def kept_features(key: str) -> SplitFeatures | None:
-    """The features under `key` if they are there and whole."""
+    """Return the features under `key`; None if the cache does not hold them whole."""
     data = _trusted(_file(FEATURES, key), key)
     return None if data is None else SplitFeatures(np.load(io.BytesIO(data), allow_pickle=False))
 
 
 def kept_arrays(key: str) -> dict[str, npt.NDArray[Any]] | None:
-    """The arrays of a result if they are there and whole."""
+    """Return the arrays of a result; None if the cache does not hold them whole."""
     data = _trusted(_file(RESULTS, key), key)
     if data is None:
         return None
@@ -81,7 +81,7 @@ def kept_arrays(key: str) -> dict[str, npt.NDArray[Any]] | None:
 
 
 def keep_arrays(key: str, arrays: Arrays) -> None:
-    """Keep the arrays of a result; a cache that cannot be written is passed over."""
+    """Keep the arrays of a result. A cache that cannot be written is passed over."""
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     _keep(_file(RESULTS, key), key, buffer.getvalue())
@@ -91,7 +91,7 @@ def _file(kind: str, key: str) -> Path:
     return cache_folder() / kind / f"{key}{'.npy' if kind == FEATURES else '.npz'}"
 
 
-def _stated(file: Path) -> Path:
+def _digest_file(file: Path) -> Path:
     return file.with_suffix(".sha256")
 
 
@@ -101,14 +101,17 @@ def _digest(key: str, data: bytes) -> str:
 
 def _trusted(file: Path, key: str) -> bytes | None:
     try:
-        data, stated = file.read_bytes(), _stated(file).read_text(encoding="ascii", errors="replace").strip()
+        data, digest_beside = (
+            file.read_bytes(),
+            _digest_file(file).read_text(encoding="ascii", errors="replace").strip(),
+        )
     except OSError:
         return None
-    return data if _digest(key, data) == stated else None
+    return data if _digest(key, data) == digest_beside else None
 
 
 def _keep(file: Path, key: str, data: bytes) -> None:
     with contextlib.suppress(OSError, EnvironmentFault):  # a cache that cannot be written must not cost the result
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_bytes(file, data)
-        atomic_write_bytes(_stated(file), _digest(key, data).encode())
+        atomic_write_bytes(_digest_file(file), _digest(key, data).encode())

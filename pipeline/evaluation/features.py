@@ -1,6 +1,6 @@
-"""Unit image features of evaluation splits, computed once for each model and kept.
+"""Unit image features of evaluation splits, which are computed once for each model and kept.
 
-It scores nothing, and training does not use it.
+This module scores nothing, and training does not use it.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from teachonce.models.prompt_files import LoadedPrompts
 
 
 def image_identity(clip: LoadedClip, prompts: LoadedPrompts | None) -> list[str]:
-    """What image features depend on besides the images."""
-    own = [] if prompts is None or prompts.image is None else [prompts.tensors_digest]
-    return [clip.digest, clip.preprocess_text, str(clip.device.type), *own]
+    """Return what image features depend on besides the images."""
+    prompts_digest = [] if prompts is None or prompts.image is None else [prompts.tensors_digest]
+    return [clip.digest, clip.preprocess_text, str(clip.device.type), *prompts_digest]
 
 
 def set_features(
     data: EvaluationSet, clip: LoadedClip, prompts: LoadedPrompts | None, work: Work, reporter: Reporter
 ) -> npt.NDArray[np.float32]:
-    """Unit features of the classified images, [n, E]; those of a whole split, where kept, serve each part of it."""
+    """Compute unit features of the classified images, [n, E]; cached features of a split serve each part of it."""
     if work.cache and len(data.rows) < len(data.index):
         whole = kept_features(feature_key(data.index, data.root, *image_identity(clip, prompts)))
         if whole is not None:
@@ -51,9 +51,9 @@ def image_features(
     reporter: Reporter,
     prompts: LoadedPrompts | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Unit features of all images of an index, [N, E], with prompts in the image tower if they have some.
+    """Compute unit features of all images of an index, [N, E]; prompts in the image tower take part if there are any.
 
-    Rows are NaN where an image failed; each is told with its reason.
+    Rows are NaN where an image failed; the reporter receives each failure with its reason.
     """
     encode = clip.encode_images if prompts is None else prompts.image_features
 
@@ -62,10 +62,10 @@ def image_features(
 
     if not work.cache:
         return compute().features
-    found, cached = cached_features(feature_key(index, root, *image_identity(clip, prompts)), compute)
+    computed, cached = cached_features(feature_key(index, root, *image_identity(clip, prompts)), compute)
     if cached:
         _note_cached(reporter, len(index))
-    return found.features
+    return computed.features
 
 
 def _note_cached(reporter: Reporter, count: int) -> None:
@@ -78,7 +78,7 @@ def encode_all(
     """Read, decode and encode every image of an index, [N, E]; NaN rows where an image failed.
 
     Raises:
-        DataError: a decoded image has features that are NaN or infinite: it would pass for one that failed.
+        DataError: a decoded image has features that are NaN or infinite, which would pass for those of a failed image.
     """
     features = np.full((len(index), embedding_width(clip)), np.nan, np.float32)
     threads = work.threads or default_threads(1)

@@ -1,6 +1,6 @@
 """Protocols: TOML files that say on which sets, and among which names, prompts are evaluated together.
 
-It reads them and averages figures; it evaluates nothing.
+This module reads protocols and averages figures; it evaluates nothing.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from teachonce.data.vocabulary import HALVES
 from teachonce.errors import DataError, UsageError, neither_file_nor_name
 from teachonce.evaluation.choice import Among
 
-OPTION = "--"  # a value such as "--manifest" is taken from the option of that name
+OPTION = "--"  # begins a value such as "--manifest", which is replaced by the value of that option
 DEFAULTS = {"--split": "val"}
-MAY_LACK = ("--vocabulary",)  # where it is not given, the manifest's own names are used
+MAY_LACK = ("--vocabulary",)  # without this option, the manifest's own names are used
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _AVERAGED = ("top1", "top5", "macro", "ece", "nll", "template_top1", "gain")
 
@@ -38,7 +38,7 @@ class ProtocolSet:
     without: str | None = None
     vocabulary: str | None = None
     template: str | None = None
-    """None: the manifest's."""
+    """None: the manifest's template."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a name that files cannot have."""
@@ -47,7 +47,7 @@ class ProtocolSet:
 
     @property
     def part(self) -> str:
-        """What it is averaged with: sets with the same kind of classes and of names."""
+        """The average that the set counts in: sets with the same kind of classes and of names are averaged together."""
         kind = self.classes if self.classes in HALVES else "all" if self.classes in (None, "all") else "listed"
         kind += " among all" if self.among == "all" else ""
         return f"{kind} without some" if self.without else str(kind)
@@ -63,7 +63,7 @@ class Protocol:
     sets: tuple[ProtocolSet, ...]
     about: str = ""
     source: str = ""
-    """Who published figures under it."""
+    """The publication with figures under this protocol."""
 
     def __post_init__(self) -> None:
         """Raises ValueError where there is no set, or two of one name."""
@@ -74,16 +74,16 @@ class Protocol:
 
 
 def shipped_protocols() -> dict[str, Any]:
-    """Name -> readable resource of every protocol that ships with the package."""
+    """Return every protocol that ships with the package, as a readable resource by its name."""
     folder = resources.files("teachonce.data_manifests") / "protocols"
     return {item.name[: -len(".toml")]: item for item in folder.iterdir() if item.name.endswith(".toml")}
 
 
 def load_protocol(name_or_path: str) -> Protocol:
-    """Read a protocol by the name of a shipped one or by path; class files beside it are found.
+    """Read a protocol by the name of a shipped one or by path; class files beside the protocol are found.
 
     Raises:
-        UsageError: neither a shipped name nor a file, or not what a protocol is.
+        UsageError: the text is neither a shipped name nor a file, or the file is no protocol.
     """
     path, shipped = Path(name_or_path), shipped_protocols()
     try:
@@ -100,56 +100,58 @@ def load_protocol(name_or_path: str) -> Protocol:
 
 
 def _beside(item: ProtocolSet, folder: Path) -> ProtocolSet:
-    """Files that lie beside the protocol, by their whole path."""
-    found: dict[str, Any] = {
+    """Replace files that lie beside the protocol by their whole paths."""
+    whole_paths: dict[str, Any] = {
         name: str(folder / value)
         for name in ("manifest", "classes", "without", "vocabulary")
         if (value := getattr(item, name)) and (folder / value).is_file()
     }
-    return replace(item, **found)
+    return replace(item, **whole_paths)
 
 
-def filled_in(protocol: Protocol, given: Mapping[str, str | None]) -> tuple[list[ProtocolSet], list[str]]:
+def filled_in(protocol: Protocol, options: Mapping[str, str | None]) -> tuple[list[ProtocolSet], list[str]]:
     """Put options where the protocol asks for them.
 
     Args:
-        given: `--manifest` and the like, and their values; None where one was not given.
+        options: values by option, such as `--manifest`; None where an option was not given.
 
     Returns:
-        The sets, and the names of those that are left out because they need an option that was not given.
+        The sets, and the names of the sets that are left out because an option that they need was not given.
 
     Raises:
-        UsageError: the protocol needs a manifest, or has no use for an option.
+        UsageError: the protocol needs a manifest, or does not use an option that was given.
     """
     ready, left_out, used = [], [], set[str]()
     for item in protocol.sets:
-        asked = {name: value for name, value in vars(item).items() if isinstance(value, str) and value[:2] == OPTION}
-        used |= set(asked.values())
-        values: dict[str, Any] = {n: given.get(option) or DEFAULTS.get(option) for n, option in asked.items()}
-        if "manifest" in asked and values["manifest"] is None:
+        option_of = {
+            name: value for name, value in vars(item).items() if isinstance(value, str) and value[:2] == OPTION
+        }
+        used |= set(option_of.values())
+        values: dict[str, Any] = {n: options.get(option) or DEFAULTS.get(option) for n, option in option_of.items()}
+        if "manifest" in option_of and values["manifest"] is None:
             raise UsageError(f"the protocol '{protocol.name}' needs a data set", hint="add --manifest M")
-        if any(value is None and asked[name] not in MAY_LACK for name, value in values.items()):
+        if any(value is None and option_of[name] not in MAY_LACK for name, value in values.items()):
             left_out.append(item.name)
         else:
             ready.append(replace(item, **values))
-    idle = [option for option, value in given.items() if value is not None and option not in used]
+    idle = [option for option, value in options.items() if value is not None and option not in used]
     if idle:
         raise UsageError(f"{', '.join(idle)} would do nothing in the protocol '{protocol.name}'", hint="leave it out")
     return ready, left_out
 
 
 def averages(lines: Sequence[tuple[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Mean of each figure over the sets of each part, all sets counting alike.
+    """Average each figure over the sets of each part; all sets count alike.
 
     Args:
-        lines: part and figures of every set; a figure that is None has no mean.
+        lines: part and figures of every set. If a figure of some set is None, its mean is None.
     """
     means = []
     for part in dict.fromkeys(part for part, _ in lines):
-        mine = [figures for other, figures in lines if other == part]
-        columns = {key: [figures[key] for figures in mine] for key in _AVERAGED}
+        of_part = [figures for other, figures in lines if other == part]
+        columns = {key: [figures[key] for figures in of_part] for key in _AVERAGED}
         mean = {key: None if None in column else sum(column) / len(column) for key, column in columns.items()}
-        means.append({"part": part, "sets": len(mine), **mean})
+        means.append({"part": part, "sets": len(of_part), **mean})
     return means
 
 
@@ -159,9 +161,9 @@ def harmonic(base: float, novel: float) -> float:
 
 
 def harmonic_means(means: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """H of the averages over sets, as published, among the classes' own names and among all names."""
+    """Compute H of the averages over sets, as published, among the classes' own names and among all names."""
     parts = {mean["part"]: mean for mean in means}
-    found: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
     for names, ending in (("own", ""), ("all", " among all")):
         base, novel = parts.get(f"base{ending}"), parts.get(f"novel{ending}")
         if base is None or novel is None:
@@ -171,15 +173,15 @@ def harmonic_means(means: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             b, n = base[f"{side}top1"], novel[f"{side}top1"]
             whole = None if b is None or n is None else harmonic(b, n)
             line |= {f"{side}top1_base": b, f"{side}top1_novel": n, f"{side}top1_h": whole}
-        found.append(line)
-    return found
+        lines.append(line)
+    return lines
 
 
 def require_any(missing: Sequence[Mapping[str, str]], ready: Sequence[ProtocolSet]) -> None:
-    """Refuse a protocol none of whose sets is there.
+    """Refuse a protocol of which no set can be evaluated.
 
     Raises:
-        DataError: names the first, and where it comes from.
+        DataError: no set has its data; the message names the first set, and the hint says where its data come from.
     """
     if missing and not ready:
         raise DataError(

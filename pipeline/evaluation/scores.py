@@ -1,6 +1,6 @@
-"""What an evaluation says of a classifier: figures, confused pairs and the table of classes, from outcomes an image.
+"""What an evaluation says of a classifier: figures, confused pairs and the table of classes, all from outcomes.
 
-It runs no model. An outcome is what one classifier made of one image; everything else is counted from outcomes.
+This module runs no model. An outcome is what one classifier made of one image; all else is counted from outcomes.
 
 Shapes: n images, C classes, E embedding.
 """
@@ -42,7 +42,7 @@ class Outcomes:
     """[n] probability of the best class."""
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """All columns by name."""
+        """Return all columns by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
@@ -52,101 +52,107 @@ def outcomes(
     """Classify unit image features [n, E] among unit class features [C, E] at the model's own logit scale.
 
     Raises:
-        DataError: features that are not numbers.
+        DataError: some features are not numbers.
     """
-    images, text, own = torch.from_numpy(features), torch.from_numpy(classes), torch.from_numpy(labels)
+    images, text, class_of_image = torch.from_numpy(features), torch.from_numpy(classes), torch.from_numpy(labels)
     inverse = equal_rows(text)
-    scores = score(images, text, own, inverse)
-    nll, confidence = likelihoods(images, text, own, inverse, scale)
+    scores = score(images, text, class_of_image, inverse)
+    nll, confidence = likelihoods(images, text, class_of_image, inverse, scale)
     return Outcomes(scores.top1, scores.top5, scores.predicted, nll, confidence)
 
 
-def figures(found: Outcomes, labels: Labels) -> dict[str, float]:
-    """top1, top5, macro (mean over classes of their top-1), ece and nll; fractions, and nats for nll."""
+def figures(scored: Outcomes, labels: Labels) -> dict[str, float]:
+    """Compute top1, top5, macro (mean over classes of their top-1), ece and nll; fractions, and nats for nll."""
     return {
-        "top1": float(found.top1.mean()),
-        "top5": float(found.top5.mean()),
-        "macro": macro_accuracy(found.top1, labels),
-        "ece": expected_calibration_error(found.confidence, found.top1),
-        "nll": float(found.nll.mean()),
+        "top1": float(scored.top1.mean()),
+        "top5": float(scored.top5.mean()),
+        "macro": macro_accuracy(scored.top1, labels),
+        "ece": expected_calibration_error(scored.confidence, scored.top1),
+        "nll": float(scored.nll.mean()),
     }
 
 
 def macro_accuracy(credit: Floats, labels: Labels) -> float:
-    """Mean over the classes that have images of the mean credit of their images."""
-    _, own = np.unique(labels, return_inverse=True)
-    return float((np.bincount(own, weights=credit) / np.bincount(own)).mean())
+    """Average the credit over each class that has images, then over these classes."""
+    _, class_number = np.unique(labels, return_inverse=True)
+    return float((np.bincount(class_number, weights=credit) / np.bincount(class_number)).mean())
 
 
 def paired(prompts: Outcomes, template: Outcomes) -> dict[str, float | int]:
-    """McNemar's exact test of the prompts against the template, on the images where neither shares its credit."""
+    """Test the prompts against the template by McNemar's exact test, on images where neither shares its credit."""
     whole = np.isin(prompts.top1, (0, 1)) & np.isin(template.top1, (0, 1))
-    ours, theirs = prompts.top1[whole] == 1, template.top1[whole] == 1
-    only_ours, only_theirs = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    prompts_right, template_right = prompts.top1[whole] == 1, template.top1[whole] == 1
+    only_prompts, only_template = (
+        int((prompts_right & ~template_right).sum()),
+        int((template_right & ~prompts_right).sum()),
+    )
     return {
-        "only_prompts": only_ours,
-        "only_template": only_theirs,
+        "only_prompts": only_prompts,
+        "only_template": only_template,
         "n": int(whole.sum()),
-        "p": mcnemar(only_ours, only_theirs),
+        "p": mcnemar(only_prompts, only_template),
     }
 
 
 def confused_pairs(
-    found: Outcomes, labels: Labels, classes: Vocabulary, most: int = MOST_CONFUSED
+    scored: Outcomes, labels: Labels, classes: Vocabulary, most: int = MOST_CONFUSED
 ) -> list[dict[str, Any]]:
-    """The classes most often taken for one other class: largest share of a class's images first."""
+    """List the classes most often taken for one other class, largest share of a class's images first."""
     sizes = np.bincount(labels, minlength=len(classes))
-    wrong = found.top1 == 0
-    pairs, counts = np.unique(np.stack([labels[wrong], found.predicted[wrong]], axis=1), axis=0, return_counts=True)
+    wrong = scored.top1 == 0
+    pairs, counts = np.unique(np.stack([labels[wrong], scored.predicted[wrong]], axis=1), axis=0, return_counts=True)
     order = np.lexsort((pairs[:, 1], pairs[:, 0], -counts, -counts / np.maximum(1, sizes[pairs[:, 0]])))[:most]
     return [
         {
-            "class": classes.names[own],
-            "as": classes.names[other],
-            "share": float(counts[i] / sizes[own]),
+            "class": classes.names[true_class],
+            "as": classes.names[taken_for],
+            "share": float(counts[i] / sizes[true_class]),
             "images": int(counts[i]),
-            "class_id": classes.ids[own],
-            "as_id": classes.ids[other],
+            "class_id": classes.ids[true_class],
+            "as_id": classes.ids[taken_for],
         }
         for i in order
-        for own, other in [pairs[i]]
+        for true_class, taken_for in [pairs[i]]
     ]
 
 
-def class_table(found: Outcomes, template: Outcomes | None, labels: Labels, classes: Vocabulary) -> bytes:
-    """CSV with one line a class that has images; the template's columns are empty where it is what was evaluated."""
+def class_table(scored: Outcomes, template: Outcomes | None, labels: Labels, classes: Vocabulary) -> bytes:
+    """Write CSV with one line for each class that has images.
+
+    The template's columns are empty where the template is what was evaluated.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n")
     writer.writeheader()
-    worst = _worst(found, labels)
+    worst = _worst(scored, labels)
     for index in np.unique(labels):
-        mine = labels == index
+        of_class = labels == index
         other, count = worst.get(int(index), (None, 0))
-        top1 = float(found.top1[mine].mean())
+        top1 = float(scored.top1[of_class].mean())
         line: dict[str, Any] = {
             "id": classes.ids[index],
             "name": classes.names[index],
-            "n": int(mine.sum()),
+            "n": int(of_class.sum()),
             "top1": f"{top1:.4f}",
-            "top5": f"{found.top5[mine].mean():.4f}",
-            "confused_share": f"{count / mine.sum():.4f}",
+            "top5": f"{scored.top5[of_class].mean():.4f}",
+            "confused_share": f"{count / of_class.sum():.4f}",
             "most_confused_with": "" if other is None else classes.names[other],
             "confused_id": "" if other is None else classes.ids[other],
-            "nll": f"{found.nll[mine].mean():.4f}",
+            "nll": f"{scored.nll[of_class].mean():.4f}",
         }
         if template is not None:
-            plain = float(template.top1[mine].mean())
+            plain = float(template.top1[of_class].mean())
             line |= {"template_top1": f"{plain:.4f}", "gain": f"{top1 - plain:.4f}"}
         writer.writerow(line)
     return text.getvalue().encode()
 
 
-def _worst(found: Outcomes, labels: Labels) -> Mapping[int, tuple[int, int]]:
-    """Class -> the class it is most often taken for, and how often; the lowest index among equals."""
-    wrong = found.top1 == 0
+def _worst(scored: Outcomes, labels: Labels) -> Mapping[int, tuple[int, int]]:
+    """Return for each class the class that it is most often taken for, and how often; the lowest index among equals."""
+    wrong = scored.top1 == 0
     worst: dict[int, tuple[int, int]] = {}
-    pairs, counts = np.unique(np.stack([labels[wrong], found.predicted[wrong]], axis=1), axis=0, return_counts=True)
-    for (own, other), count in zip(pairs.tolist(), counts.tolist(), strict=True):
-        if count > worst.get(own, (0, 0))[1]:
-            worst[own] = (other, count)
+    pairs, counts = np.unique(np.stack([labels[wrong], scored.predicted[wrong]], axis=1), axis=0, return_counts=True)
+    for (true_class, taken_for), count in zip(pairs.tolist(), counts.tolist(), strict=True):
+        if count > worst.get(true_class, (0, 0))[1]:
+            worst[true_class] = (taken_for, count)
     return worst

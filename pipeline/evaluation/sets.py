@@ -1,6 +1,6 @@
-"""What is evaluated: which images of a split, and among which names.
+"""What is evaluated: the images of a split, and the names among which they are classified.
 
-It reads lists and scans archive headers; it decodes no image and runs no model.
+This module reads lists and scans archive headers; it decodes no image and runs no model.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ class EvaluationSet:
     root: Path
     split: str
     index: SampleIndex
-    """Of the whole split."""
+    """The index of the whole split."""
     rows: npt.NDArray[np.int64]
-    """[n] Which samples of it are classified."""
+    """[n] Which samples of the index are classified."""
     labels: npt.NDArray[np.int64]
-    """[n] Their classes, as places in `candidates`."""
+    """[n] The class of each classified sample, as a place in `candidates`."""
     vocabulary: Vocabulary
     candidates: Vocabulary
     left_out: int
     """Samples of the split that are not classified: of other classes, of names taken out, or without a class."""
     in_words: str
-    """Which classes, and among which names."""
+    """A sentence part that says which classes are classified, and among which names."""
 
     @property
     def samples(self) -> SampleIndex:
-        """The index of the classified samples alone."""
+        """Return the index of the classified samples alone."""
         return self.index if len(self.rows) == len(self.index) else self.index.take(self.rows)
 
 
@@ -50,8 +50,9 @@ def open_set(choice: SetChoice, reporter: Reporter) -> EvaluationSet:
     """Find the data, the classes and the names.
 
     Raises:
-        UsageError: unknown manifest or split, no root, or `among` without `classes`.
-        DataError: missing or broken data, unknown or no classes, a class of the split that the vocabulary lacks.
+        UsageError: manifest or split is unknown, there is no root, or `among` is set without `classes`.
+        DataError: data are missing or broken, classes are unknown or none, or the vocabulary lacks a class of the
+            split.
     """
     everything = choice.classes is None or str(choice.classes) == "all"
     if choice.among == "all" and everything:
@@ -63,14 +64,14 @@ def open_set(choice: SetChoice, reporter: Reporter) -> EvaluationSet:
     root = require_root(manifest, choice.root)
     manifest.split(choice.split)
     require_data(manifest, choice.split, root)
-    own = split_classes(manifest, choice.split, root)
-    vocabulary = load_vocabulary(choice.vocabulary, root) if choice.vocabulary else own
-    chosen = own.ids if everything else class_ids(choice.classes, own, vocabulary)
+    split_list = split_classes(manifest, choice.split, root)
+    vocabulary = load_vocabulary(choice.vocabulary, root) if choice.vocabulary else split_list
+    chosen = split_list.ids if everything else class_ids(choice.classes, split_list, vocabulary)
     index = build_index(manifest, choice.split, root, reporter)
-    _require_names(index, own, chosen, vocabulary)
+    _require_names(index, split_list, chosen, vocabulary)
     names = vocabulary if everything or choice.among == "all" else take_classes(vocabulary, chosen)
     candidates = names if choice.without is None else _without(names, choice.without, vocabulary)
-    labels = _labels(index, own, set(chosen), candidates)
+    labels = _labels(index, split_list, set(chosen), candidates)
     rows = np.flatnonzero(labels >= 0)
     if not len(rows):
         raise DataError(
@@ -98,12 +99,12 @@ def _in_words(choice: SetChoice, everything: bool, names: int) -> str:
     return f"{which} among {whose} names ({names}){without}"
 
 
-def class_ids(spec: Path | str | None, own: Vocabulary, vocabulary: Vocabulary) -> tuple[str, ...]:
-    """The classes that a rule names, in the order of the vocabulary.
+def class_ids(spec: Path | str | None, split_list: Vocabulary, vocabulary: Vocabulary) -> tuple[str, ...]:
+    """Return the classes that a rule names, in the order of the vocabulary.
 
     Args:
-        spec: as `SetChoice.classes`.
-        own: the split's own class list, of which `base` and `novel` are the halves.
+        spec: the rule, as in `SetChoice.classes`.
+        split_list: the split's own class list, of which `base` and `novel` are the halves.
         vocabulary: all names.
 
     Raises:
@@ -114,7 +115,7 @@ def class_ids(spec: Path | str | None, own: Vocabulary, vocabulary: Vocabulary) 
         if word.startswith("timm:"):
             ids: Sequence[str] = load_vocabulary(word).ids
         elif word in HALVES and not Path(word).is_file():
-            ids = half_of(own, word)
+            ids = half_of(split_list, word)
         else:
             return read_class_ids(Path(word), vocabulary)
     except DataError as problem:
@@ -129,18 +130,18 @@ def class_ids(spec: Path | str | None, own: Vocabulary, vocabulary: Vocabulary) 
 
 
 def _without(names: Vocabulary, file: Path, vocabulary: Vocabulary) -> Vocabulary:
-    """The names but those of the file's classes, and whatever sounds like one of them."""
+    """Return the names without those of the file's classes, and without names that sound like one of them."""
     out = {spoken(vocabulary.names[vocabulary.index[class_id]]) for class_id in read_class_ids(file, vocabulary)}
-    left = [class_id for class_id, name in zip(names.ids, names.names, strict=True) if spoken(name) not in out]
-    if not left:
+    remaining = [class_id for class_id, name in zip(names.ids, names.names, strict=True) if spoken(name) not in out]
+    if not remaining:
         raise DataError(f"--without {file} leaves no name", hint="take out fewer classes")
-    return take_classes(names, left)
+    return take_classes(names, remaining)
 
 
-def _require_names(index: SampleIndex, own: Vocabulary, chosen: Sequence[str], vocabulary: Vocabulary) -> None:
-    wanted = set(chosen)
-    used = [own.ids[i] for i in np.unique(index.label[index.label >= 0])]
-    absent = [class_id for class_id in used if class_id in wanted and class_id not in vocabulary.index]
+def _require_names(index: SampleIndex, split_list: Vocabulary, chosen: Sequence[str], vocabulary: Vocabulary) -> None:
+    chosen_ids = set(chosen)
+    used = [split_list.ids[i] for i in np.unique(index.label[index.label >= 0])]
+    absent = [class_id for class_id in used if class_id in chosen_ids and class_id not in vocabulary.index]
     if absent:
         raise DataError(
             f"{len(absent)} classes of the split are not in the vocabulary, the first is '{absent[0]}'",
@@ -148,7 +149,9 @@ def _require_names(index: SampleIndex, own: Vocabulary, chosen: Sequence[str], v
         )
 
 
-def _labels(index: SampleIndex, own: Vocabulary, chosen: set[str], candidates: Vocabulary) -> npt.NDArray[np.int64]:
-    """Place among the candidates of every sample's class, [N]; -1 where it is not classified."""
-    places = [candidates.index.get(class_id, -1) if class_id in chosen else -1 for class_id in own.ids]
-    return np.array([*places, -1], np.int64)[index.label]  # label -1, unknown, takes the last one
+def _labels(
+    index: SampleIndex, split_list: Vocabulary, chosen: set[str], candidates: Vocabulary
+) -> npt.NDArray[np.int64]:
+    """Return the place among the candidates of every sample's class, [N]; -1 where a sample is not classified."""
+    places = [candidates.index.get(class_id, -1) if class_id in chosen else -1 for class_id in split_list.ids]
+    return np.array([*places, -1], np.int64)[index.label]  # the unknown label -1 takes the last place

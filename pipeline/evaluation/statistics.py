@@ -1,6 +1,6 @@
-"""What a handful of runs can tell: spread over seeds, paired tests, their correction, bootstrap over images.
+"""What a handful of runs can tell: spread over seeds, paired tests, their correction, and the bootstrap over images.
 
-It knows no files and no plots; all figures are plain numbers, fractions where they are accuracies.
+This module knows no files and no plots; all figures are plain numbers, and accuracies are fractions.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor
 from teachonce.core.streams import BOOTSTRAP
 
 BINS = 15
-_BLOCK = 1024  # images at once
+_BLOCK = 1024  # number of images that are computed at once
 
-LEVEL = 0.05  # below it, a corrected p tells a setting from the base
-DRAWS = 4000  # of the bootstrap: the ends of its interval move by about 1/50 of its length between seeds
+LEVEL = 0.05  # a corrected p below this level tells a setting from the base
+DRAWS = 4000  # draws of the bootstrap: between seeds the ends of its interval move by about 1/50 of its length
 EQUAL = 1e-12  # differences closer than this are the same number
 
 Credits = npt.NDArray[np.floating]
@@ -28,7 +28,7 @@ Credits = npt.NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Summary:
-    """Of one setting: a mean over seeds and how far seeds lie apart."""
+    """The mean of one setting over seeds, and how far seeds lie apart."""
 
     mean: float
     spread: float | None
@@ -41,18 +41,18 @@ class Paired:
     """A setting against the base, seed by seed."""
 
     difference: float
-    """Mean over the seeds that both have."""
+    """Mean difference over the seeds that both settings have."""
     spread: float | None
     """Standard deviation of the differences; None for one seed."""
     interval: tuple[float, float] | None
-    """95 % of Student's t, for the mean difference; None for one seed."""
+    """95 % interval of Student's t for the mean difference; None for one seed."""
     p: float | None
-    """Two-sided, of the paired t test; None where it says nothing: one seed, or differences that are all the same."""
+    """Two-sided p of the paired t test; None where the test says nothing: one seed, or equal differences."""
     n: int
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """Mean and spread of at least one value."""
+    """Compute mean and spread of at least one value."""
     data = np.asarray(values, dtype=np.float64)
     return Summary(float(data.mean()), float(data.std(ddof=1)) if len(data) > 1 else None, len(data))
 
@@ -60,10 +60,10 @@ def summarise(values: Sequence[float]) -> Summary:
 def paired(values: Mapping[int, float], base: Mapping[int, float]) -> Paired | None:
     """Compare two settings over the seeds that both have (Student's paired t test, `scipy.stats.ttest_rel`).
 
-    Seeds decide initialisation, order and which samples are held out: pairing takes out what they share.
+    Seeds decide initialisation, order and which samples are held out: pairing removes what both settings share.
 
     Args:
-        values, base: a figure by seed.
+        values, base: a figure for each seed.
 
     Returns:
         The comparison; None without a common seed.
@@ -71,20 +71,20 @@ def paired(values: Mapping[int, float], base: Mapping[int, float]) -> Paired | N
     seeds = sorted(values.keys() & base.keys())
     if not seeds:
         return None
-    ours, theirs = (np.array([side[seed] for seed in seeds]) for side in (values, base))
-    return _compared(ours, theirs)
+    figures, base_figures = (np.array([side[seed] for seed in seeds]) for side in (values, base))
+    return _compared(figures, base_figures)
 
 
 def against_constant(values: Sequence[float], constant: float) -> Paired:
     """Compare a setting with a figure that has no seed, such as that of the template (one-sample t test)."""
-    ours = np.asarray(values, dtype=np.float64)
-    return _compared(ours, np.full(len(ours), constant))
+    figures = np.asarray(values, dtype=np.float64)
+    return _compared(figures, np.full(len(figures), constant))
 
 
-def _compared(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64]) -> Paired:
+def _compared(figures: npt.NDArray[np.float64], base_figures: npt.NDArray[np.float64]) -> Paired:
     from scipy import stats
 
-    differences, n = ours - theirs, len(ours)
+    differences, n = figures - base_figures, len(figures)
     mean = float(differences.mean())
     if n < 2:
         return Paired(mean, None, None, None, n)
@@ -92,7 +92,7 @@ def _compared(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64]) ->
     if spread < EQUAL:
         return Paired(mean, 0.0, (mean, mean), 1.0 if abs(mean) < EQUAL else None, n)
     half = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * spread / math.sqrt(n)
-    return Paired(mean, spread, (mean - half, mean + half), float(stats.ttest_rel(ours, theirs).pvalue), n)
+    return Paired(mean, spread, (mean - half, mean + half), float(stats.ttest_rel(figures, base_figures).pvalue), n)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -114,7 +114,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def smallest_telling(n: int) -> float | None:
-    """How many times its own spread a mean difference of n pairs must be, for p < 0.05 before any correction."""
+    """Return how many times its own spread a mean difference of n pairs must be for p < 0.05 before any correction."""
     if n < 2:
         return None
     from scipy import stats
@@ -122,17 +122,17 @@ def smallest_telling(n: int) -> float | None:
     return float(stats.t.ppf(1 - LEVEL / 2, n - 1)) / math.sqrt(n)
 
 
-def bootstrap(ours: Credits, theirs: Credits, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean difference over images, by drawing images with return (paired, percentile).
+def bootstrap(credits: Credits, base_credits: Credits, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % interval of the mean difference over images, by drawing images with return (paired, percentile).
 
-    It says how far the figure depends on which images are in the set; seeds are a matter of their own.
+    The interval says how far the figure depends on which images are in the set; it says nothing of seeds.
 
     Args:
-        ours, theirs: [n] credit of each image, the mean over the seeds that both have.
-        seed: of the draws.
+        credits, base_credits: [n] credit of each image, the mean over the seeds that both have.
+        seed: the seed of the draws.
     """
-    difference = ours.astype(np.float64) - theirs.astype(np.float64)
-    # Images of equal difference are alike, so their number is multinomial: the same distribution, much less to draw.
+    difference = credits.astype(np.float64) - base_credits.astype(np.float64)
+    # Images of equal difference are alike, so their number is multinomial: the same distribution, fewer draws.
     values, counts = np.unique(np.round(difference, 9), return_counts=True)
     n = len(difference)
     random = BOOTSTRAP.at(seed)
@@ -145,7 +145,9 @@ def bootstrap(ours: Credits, theirs: Credits, seed: int = 0) -> tuple[float, flo
 def likelihoods(
     images_NE: Tensor, classes_CE: Tensor, labels_N: Tensor, inverse_C: Tensor, scale: float
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """-ln p of each image's class, and the probability of its best class, under softmax(scale * cosine) over classes.
+    """Compute -ln p of each image's class, and the probability of its best class.
+
+    Probabilities are softmax(scale * cosine) over classes.
 
     Classes of one name have one logit each, as many times as there are classes: m of them share the probability of
     their name as they share the credit.
@@ -154,8 +156,8 @@ def likelihoods(
         images_NE: unit image features.
         classes_CE: unit text features.
         labels_N: class index of each image.
-        inverse_C: from `zeroshot.equal_rows`; logits are computed once for each number.
-        scale: the model's own, as trained.
+        inverse_C: from `models.classifier.equal_rows`; logits are computed once for each number.
+        scale: the model's own factor, as trained.
 
     Returns:
         NLL in nats [N], confidence [N].
@@ -167,8 +169,8 @@ def likelihoods(
     for images, labels in zip(torch.split(images_NE, _BLOCK), torch.split(labels_N, _BLOCK), strict=True):
         logits = scale * (images.float() @ classes_CE[first].T)
         total = torch.logsumexp(logits + log_size, dim=1)
-        mine = logits.gather(1, inverse_C[labels][:, None])[:, 0]
-        nll.append((total - mine).double())
+        of_label = logits.gather(1, inverse_C[labels][:, None])[:, 0]
+        nll.append((total - of_label).double())
         confidence.append((logits.amax(dim=1) - total).double().exp())
     return torch.cat(nll).numpy(), torch.cat(confidence).numpy()
 
@@ -176,7 +178,7 @@ def likelihoods(
 def expected_calibration_error(
     confidence_N: npt.NDArray[np.float64], credit_N: npt.NDArray[np.float64], bins: int = BINS
 ) -> float:
-    """Mean distance of confidence and accuracy over bins of equally many images, weighted by their size.
+    """Average the distance of confidence and accuracy over bins of equally many images, weighted by their size.
 
     Images are sorted by confidence and cut into `bins` runs whose sizes differ by one at most (Nixon et al., "Measuring
     Calibration in Deep Learning", arXiv 1904.01685, adaptive bins of the top class).

@@ -1,6 +1,6 @@
 """Load CLIP models through open_clip's own loaders and say exactly what was loaded.
 
-It changes no weights and no preprocessing; a model's own evaluation transform is used verbatim.
+This module changes no weights and no preprocessing: a model's own evaluation transform is used verbatim.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from teachonce.models.spec import Precision, parse_spec
 from teachonce.models.view_transform import ViewTransform
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_taken = [0]  # the number of the GPU that this process uses, among those it sees
+_gpu_in_use = [0]  # the number of the GPU that this process uses, among those that the process sees
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class LoadedClip:
     model: nn.Module
     tokenizer: Any
     preprocess: Any
-    """open_clip's evaluation transform: a PIL image to a tensor [3, H, W]."""
+    """open_clip's evaluation transform, which takes a PIL image to a tensor [3, H, W]."""
     digest: str
     """SHA-256 (hex) over the modules and over names, types, shapes and bytes of all weights."""
     device: torch.device
     image_tower: Callable[[Tensor], Tensor] | None = None
-    """Compiled stand-in for the model's own `encode_image`."""
+    """A compiled function that replaces the model's own `encode_image`."""
 
     @property
     def logit_scale(self) -> float:
@@ -54,11 +54,11 @@ class LoadedClip:
 
     @property
     def preprocess_text(self) -> str:
-        """The transform in words, the same in every process."""
+        """The transform in words, which are the same in every process."""
         return re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(self.preprocess).split()))
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """One decoded image to the model's input, [3, H, W] float32."""
+        """Turn one decoded image into the model's input, [3, H, W] float32."""
         pixels: Tensor = self.preprocess(image)
         return pixels
 
@@ -68,24 +68,25 @@ class LoadedClip:
         return ViewTransform(self.preprocess, visual.preprocess_cfg)
 
     def prepare_view(self, image: Image.Image, view: View) -> Tensor:
-        """One view of a decoded image to the model's input, [3, H, W] float32."""
+        """Turn one view of a decoded image into the model's input, [3, H, W] float32."""
         return self._view_transform(image, view)
 
     def compiled(self) -> LoadedClip:
-        """The same model with its image tower under `torch.compile`: the first batch takes a minute, later ones less.
+        """Return the same model with its image tower under `torch.compile`.
 
-        Its features differ from the plain ones by rounding.
+        The first batch takes a minute, later ones less. Features differ from the plain ones by rounding.
+
         """
         tower = torch.compile(cast(Callable[..., Tensor], self.model.encode_image), dynamic=False)
         return replace(self, image_tower=tower)
 
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor, precision: Precision = "fp32") -> Tensor:
-        """Unit image features.
+        """Compute unit image features.
 
         Args:
             pixels: [B, 3, H, W] from `prepare`.
-            precision: of the tower; the features are normalised in float32 in any case.
+            precision: the precision of the tower; the features are normalised in float32 in any case.
 
         Returns:
             [B, E] float32 on the model's device.
@@ -100,8 +101,9 @@ def load_clip(spec: str, device: str = "cpu") -> LoadedClip:
     """Load a CLIP model.
 
     Args:
-        spec: what open_clip takes: `ViT-L-14/openai` (architecture/weights), `hf-hub:ORG/NAME`, `local-dir:PATH`.
-        device: where it runs.
+        spec: a name that open_clip takes: `ViT-L-14/openai` (architecture/weights), `hf-hub:ORG/NAME`,
+            `local-dir:PATH`.
+        device: the device that the model runs on.
 
     Raises:
         UsageError: the spec names no model.
@@ -128,12 +130,12 @@ def _needs_quick_gelu(name: str, tag: str | None) -> bool:
     """Whether these weights were trained with quick-GELU, which open_clip's plain architecture names do not say."""
     if tag is None:
         return False
-    about = open_clip.get_pretrained_cfg(name, tag) or {}
-    return bool(about.get("quick_gelu", False))
+    weights_config = open_clip.get_pretrained_cfg(name, tag) or {}
+    return bool(weights_config.get("quick_gelu", False))
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 (hex) over the modules and the state dict: the identity of a model, wherever it came from.
+    """Return the SHA-256 (hex) over the modules and the state dict: a model's identity, whatever its source.
 
     The modules count because the same weights with another activation are another model.
     """
@@ -156,14 +158,14 @@ def autocast(device: torch.device, precision: Precision) -> Iterator[None]:
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Whether CUDA may compute float32 products and convolutions of this process in TF32."""
+    """Choose whether CUDA may compute float32 products and convolutions of this process in TF32."""
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
 
 
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
-    """Inside, products of float32 are float32's own, also where `allow_tf32` allows TF32: of logits and losses."""
+    """Keep products of float32, such as logits and losses, in float32 inside the block, even if TF32 is allowed."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -173,36 +175,36 @@ def exact_products() -> Iterator[None]:
 
 
 def pick_device(index: int | None = None) -> str:
-    """`cuda:i` for the i-th worker of this machine when there is a GPU, else `cpu`; None: as `take_device` was told."""
+    """Return `cuda:i` for the i-th worker of a machine with a GPU, else `cpu`; None: as `take_device` set it."""
     if torch.cuda.is_available():
-        return f"cuda:{(_taken[-1] if index is None else index) % torch.cuda.device_count()}"
+        return f"cuda:{(_gpu_in_use[-1] if index is None else index) % torch.cuda.device_count()}"
     return "cpu"
 
 
 def take_device(index: int) -> None:
     """Make the GPU of the i-th worker of this machine the one that this process uses from now on."""
-    _taken[:] = [index]
+    _gpu_in_use[:] = [index]
     if torch.cuda.is_available():
         torch.cuda.set_device(index % torch.cuda.device_count())
 
 
 def tune_process(threads: int) -> None:
-    """Set the number of CPU threads and stop glibc from returning large buffers to the kernel after each batch.
+    """Set the number of CPU threads and keep glibc from returning large buffers to the kernel after each batch.
 
     Measured on an EfficientNet-Lite1: 65 images/s with glibc's defaults, 140 with its mmap and trim switched off,
-    because every buffer is otherwise page-faulted in again. Elsewhere than on glibc only the threads are set.
+    because every buffer is otherwise page-faulted in again. Without glibc only the threads are set.
     """
     torch.set_num_threads(max(1, threads))
     if not sys.platform.startswith("linux"):
         return
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        m_trim_threshold, m_mmap_max = -1, -4  # from glibc's malloc.h
+        m_trim_threshold, m_mmap_max = -1, -4  # these numbers are from glibc's malloc.h
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def embedding_width(clip: LoadedClip) -> int:
-    """Width of the joint embedding: the length of an image feature, found by encoding one grey image."""
+    """Return the width of the joint embedding: the length of an image feature, found by encoding one grey image."""
     grey = Image.new("RGB", (64, 64), (128, 128, 128))
     return int(clip.encode_images(clip.prepare(grey)[None]).shape[1])

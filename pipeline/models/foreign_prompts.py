@@ -1,11 +1,11 @@
-"""Read the context that CoOp or POMP has trained out of a Dassl checkpoint, and prove whose it is.
+"""Read the context that CoOp or POMP has trained out of a Dassl checkpoint, and prove which student it belongs to.
 
-It runs nothing of the file: tensors are read, optimisers and schedulers beside them are passed over, anything else is
-refused. It writes nothing and guesses nothing.
+This module runs nothing of the file: tensors are read, optimisers and schedulers beside them are passed over, and
+anything else is refused. It writes nothing and guesses nothing.
 
 A Dassl checkpoint is `torch.save({"state_dict", "epoch", "optimizer", "scheduler", "val_result"})`. Its state dict
-holds `ctx`, and the embeddings around it in each prompt: `token_prefix` (the start token) and `token_suffix` (name,
-full stop, end token and padding). CoOp: arXiv 2109.01134; POMP: arXiv 2304.04704.
+holds `ctx`, and the embeddings around the context in each prompt: `token_prefix` (the start token) and `token_suffix`
+(name, full stop, end token and padding). CoOp: arXiv 2109.01134; POMP: arXiv 2304.04704.
 
 Shapes: M slots, D width, C classes of the checkpoint, S positions behind the slots.
 """
@@ -28,7 +28,7 @@ from teachonce.errors import DataError, FingerprintError, IntegrityError, UsageE
 from teachonce.models.text_tower import TextTower
 
 EXAMPLE = ".../prompt_learner/model.pth.tar-50"
-_SHOWN = 8  # names in a message
+_SHOWN = 8  # most names in a message
 _ROUNDING = 2.0**-10  # relative; a start token that was kept in float16 is off by half of it
 
 
@@ -37,28 +37,28 @@ class ForeignPrompts:
     """What a checkpoint holds of a generic context."""
 
     context: Tensor  # [M, D] float32
-    start: Tensor | None  # [D] float32, the start token's embedding in its own student; None if it is not in the file
-    positions: int | None  # context length of its own student; None if it is not in the file
+    start: Tensor | None  # [D] float32, the start token's embedding in the context's student; None if the file lacks it
+    positions: int | None  # context length of the context's own student; None if the file lacks it
     epoch: int | None
     digest: str
     """SHA-256 (hex) of the file."""
 
 
 class _PassedOver:
-    """Stands where an object was that is not needed: takes whatever the file gives it, keeps and does nothing."""
+    """Stands in for an object that is not needed: it takes what the file gives it, keeps nothing and does nothing."""
 
-    def __new__(cls, *given: object) -> _PassedOver:
+    def __new__(cls, *arguments: object) -> _PassedOver:
         return super().__new__(cls)
 
     def __setstate__(self, state: object) -> None:
-        """Called by the reader with the object's attributes."""
+        """Ignore the object's attributes, which the reader passes here."""
 
 
-def _empty(*given: object) -> dict[Any, Any]:
+def _empty(*arguments: object) -> dict[Any, Any]:
     return {}
 
 
-# What Dassl's own checkpoints hold besides tensors and plain values. None of the named things themselves is called.
+# Dassl's own checkpoints hold these besides tensors and plain values. None of the named things themselves is called.
 _BESIDES: list[Any] = [
     (_PassedOver, "torch.optim.sgd.SGD"),
     (_PassedOver, "torch.optim.lr_scheduler.CosineAnnealingLR"),
@@ -74,9 +74,9 @@ def read_foreign(file: Path) -> ForeignPrompts:
     """Read a checkpoint of CoOp or POMP.
 
     Raises:
-        UsageError: there is no such file.
-        IntegrityError: it is damaged, no checkpoint, or holds objects that would have to be run; none is.
-        DataError: it holds no context, one for each class, or one that is not finite.
+        UsageError: the file does not exist.
+        IntegrityError: the file is damaged, is no checkpoint, or holds objects that would have to be run; none is run.
+        DataError: the file holds no context, a context for each class, or one that is not finite.
     """
     if not file.is_file():
         raise UsageError(f"{file} is no file", hint=f"give the checkpoint itself: {EXAMPLE}")
@@ -104,22 +104,23 @@ def prove_student(prompts: ForeignPrompts, tower: TextTower, file: Path) -> bool
     """Refuse a student that the prompts were not trained on.
 
     Args:
-        file: where they are from, for messages.
+        file: where the prompts are from, for messages.
 
     Returns:
-        Whether the start token in the file is the student's own. False: the file has none, and only the width fits.
+        Whether the start token in the file is the student's own. False: the file has no start token, and only the width
+        fits.
 
     Raises:
-        FingerprintError: the width, the context length or the start token is another's.
-        DataError: more slots than leave room for a name.
+        FingerprintError: the width, the context length or the start token belongs to another student.
+        DataError: the context has more slots than leave room for a name.
     """
     slots, width = prompts.context.shape
     start: Tensor = tower.token_embedding.weight[tower.tokenizer.sot_token_id].detach().float().cpu()
-    found = {"width": width, "context length": prompts.positions}
-    own = {"width": tower.width, "context length": tower.context_length}
-    for what, number in found.items():
-        if number not in (None, own[what]):
-            raise _other_student(file, f"{what} {number} there, {own[what]} here")
+    sizes_in_file = {"width": width, "context length": prompts.positions}
+    sizes_of_student = {"width": tower.width, "context length": tower.context_length}
+    for what, number in sizes_in_file.items():
+        if number not in (None, sizes_of_student[what]):
+            raise _other_student(file, f"{what} {number} there, {sizes_of_student[what]} here")
     if slots > tower.most_slots:
         raise DataError(
             f"{file}: {slots} slots leave no room for a name; this student has room for {tower.most_slots}",
@@ -141,15 +142,15 @@ def _other_student(file: Path, difference: str) -> FingerprintError:
 
 
 def _load(file: Path) -> Any:
-    """What torch.load makes of the file with tensors and plain values allowed only."""
+    """Return what torch.load makes of the file when only tensors and plain values are allowed."""
     zipped = False
     try:
         zipped = zipfile.is_zipfile(file)
         if zipped:
             _require_whole(file)
         with warnings.catch_warnings(), torch.serialization.safe_globals(_BESIDES):
-            warnings.simplefilter("ignore")  # about the age of the file
-            # Mapped: of the suffixes of 21,841 classes, three gigabytes, one number is wanted.
+            warnings.simplefilter("ignore")  # torch warns of the file's age
+            # The file is mapped: of the suffixes of 21,841 classes, three gigabytes, only one number is needed.
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except IntegrityError:
         raise
@@ -160,7 +161,7 @@ def _load(file: Path) -> Any:
                 f"{file} holds more than tensors and what Dassl keeps beside them: {blocked[1]}; nothing of it was run",
                 hint="where it was trained, save its state_dict alone: torch.save({'state_dict': ...}, FILE)",
             ) from problem
-        # What torch says to this is not passed on: it advises to read the file without any protection.
+        # torch's message is not passed on: it advises to read the file without any protection.
         why = (
             "it is a damaged zip archive" if zipped else "it is no zip archive, and no pickle of tensors as before 1.6"
         )
@@ -171,7 +172,7 @@ def _load(file: Path) -> Any:
 
 
 def _require_whole(file: Path) -> None:
-    """torch.save stores its parts as they are, each with a checksum, which a mapped read does not compare."""
+    """Compare the parts of the file, which are not compressed, with their checksums; a mapped read does not do so."""
     with zipfile.ZipFile(file) as archive:
         parts = archive.infolist()
         packed = [part.filename for part in parts if part.compress_type != zipfile.ZIP_STORED]
@@ -209,10 +210,10 @@ def _context(file: Path, ctx: Any) -> Tensor:
 
 
 def _around(file: Path, state: Mapping[str, Any], context: Tensor) -> tuple[Tensor | None, int | None]:
-    """The start token and the context length that the embeddings around the context tell of.
+    """Return the start token and the context length that the embeddings around the context imply.
 
     Raises:
-        DataError: they are there and do not fit the context.
+        DataError: these embeddings exist and do not fit the context.
     """
     slots, width = context.shape
     prefix, suffix = state.get("token_prefix"), state.get("token_suffix")
@@ -226,7 +227,7 @@ def _around(file: Path, state: Mapping[str, Any], context: Tensor) -> tuple[Tens
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it is a dense tensor of floating-point numbers that are there."""
+    """Whether the value is a dense tensor of floating-point numbers that are in memory."""
     return (
         type(value) in (Tensor, nn.Parameter)
         and value.layout == torch.strided

@@ -1,10 +1,10 @@
 """Run CLIP's frozen vision transformer with prompt slots behind its patches.
 
-It trains nothing (`image_prompts` says what is learned), reads no images and refuses towers of another make.
+This module trains nothing (`learner` says what is learned), reads no images and refuses towers of another make.
 
 The tokens are [class] patches slots; slots have no position. Without a gate every token sees every other in one softmax
-(VPT, arXiv 2203.12119): what a slot asks for depends on the image, so query prompts carry information. With a gate,
-class and patches see each other as in the frozen tower, and the slots through a softmax of their own times tanh(g_l)
+(VPT, arXiv 2203.12119): a slot's query depends on the image, so query prompts carry information. With a gate, class and
+patches see each other as in the frozen tower, and the slots through a softmax of their own times tanh(g_l)
 (LLaMA-Adapter, arXiv 2303.16199): at g = 0 this is the frozen tower to the bit, whatever the slots hold. The slots
 themselves see all tokens either way.
 
@@ -28,12 +28,12 @@ from teachonce.models.slots import SlotPrompts
 from teachonce.models.structures import Letter
 
 _SUPPORTED = "supported: open_clip's own VisionTransformer of plain blocks, pooled at its class token or over patches"
-_PLACE: dict[Letter, int] = {"query": 0, "key": 1, "value": 2}  # in the rows of a block's joint projection
+_PLACE: dict[Letter, int] = {"query": 0, "key": 1, "value": 2}  # rows of a block's joint projection
 
 
 @dataclass(frozen=True, eq=False)
 class ImageTower:
-    """The frozen image tower of an open_clip model. It refers to the model's own modules and copies no weights."""
+    """The frozen image tower of an open_clip model, which refers to the model's own modules and copies no weights."""
 
     visual: Any
     blocks: tuple[Any, ...]
@@ -43,7 +43,7 @@ class ImageTower:
         """Take the image tower out of a model and freeze it (`requires_grad_(False)`).
 
         Raises:
-            UnsupportedModelError: naming what was found that is no plain vision transformer.
+            UnsupportedModelError: the tower is no plain vision transformer; the message names the difference.
         """
         if not isinstance(model, (open_clip.CLIP, open_clip.CustomTextCLIP)):
             raise _unsupported(f"a model of class {type(model).__name__}")
@@ -66,24 +66,24 @@ class ImageTower:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         place: torch.device = self.visual.positional_embedding.device
         return place
 
     def features(self, prompts: SlotPrompts | None, pixels: Tensor) -> Tensor:
-        """Unit image features, differentiable in the prompts.
+        """Compute unit image features, differentiable in the prompts.
 
-        Without prompts, or without slots, they are `encode_image`'s, up to rounding.
+        Without prompts, or without slots, the features equal `encode_image`'s up to rounding.
 
         Args:
             prompts: on the tower's device.
-            pixels: [B, 3, H, W] as the model's own preprocessing gives them, on the tower's device.
+            pixels: [B, 3, H, W] as the model's own preprocessing gives it, on the tower's device.
 
         Returns:
             [B, E] float32, under autocast too (float64 from a tower in float64).
 
         Raises:
-            TeachOnceError: prompts or images whose shapes do not fit the tower.
+            TeachOnceError: the shapes of prompts or images do not fit the tower.
         """
         if prompts is not None:
             prompts.require_fit(self.layers, self.width, gated=True)
@@ -95,25 +95,25 @@ class ImageTower:
         return F.normalize(pooled.to(torch.promote_types(pooled.dtype, torch.float32)), dim=-1)
 
     def patch_scales(self) -> Tensor:
-        """How large the states of the patches are at the input of every block, for one grey image, [L].
+        """Measure how large the states of the patches are at the input of every block, for one grey image, [L].
 
         sigma_l = sqrt(mean over patches n and units i of (x_lni - mean_i x_lni)^2), that is, centred over the width:
-        the norm before attention drops each position's mean, so a shift is no size.
+        the norm before attention drops each position's mean, so a shift does not count.
         """
         patches = torch.stack([x_1ND[0, 1:] for x_1ND, _ in self._grey_states(None)])
         return patches.var(-1, correction=0).mean(-1).sqrt()
 
     def block_inputs(self, prompts: SlotPrompts) -> Tensor:
-        """The slots' states at the input of every block for one grey image, of carried prompts, [L, M, D].
+        """Return the slots' states at the input of every block for one grey image, of carried prompts, [L, M, D].
 
-        With another image they are others: no constant stands for them exactly, as it does in a causal text tower.
+        Another image gives other states: no constant replaces them exactly, as one does in a causal text tower.
         """
         prompts.require_fit(self.layers, self.width, gated=True)
         return torch.stack([h_1MD[0] for _, h_1MD in self._grey_states(prompts) if h_1MD is not None])
 
     @torch.no_grad()
     def _grey_states(self, prompts: SlotPrompts | None) -> list[tuple[Tensor, Tensor | None]]:
-        """What enters every block, image and slots, for an image of the mean colour of the training images.
+        """Return what enters every block, image and slots, for an image of the mean colour of the training images.
 
         All preprocessing takes that colour to zero.
         """
@@ -127,7 +127,7 @@ class ImageTower:
     def _block(
         self, index: int, x_BND: Tensor, prompts: SlotPrompts | None, h_BMD: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """One block; the last one computes only what is pooled, and no slots."""
+        """Run one block; of the last block only the pooled tokens are computed, and no slots."""
         block, last = self.blocks[index], index == self.layers - 1
         rows = self._pooled if last else slice(None)
         if prompts is None:
@@ -140,7 +140,7 @@ class ImageTower:
         return slice(0, 1) if self.visual.pool_type == "tok" else slice(1, None)
 
     def _tokens(self, pixels: Tensor) -> Tensor:
-        """Class token and patches as they enter the first block, [B, N, D]."""
+        """Return class token and patches as they enter the first block, [B, N, D]."""
         visual = self.visual
         size = (3, *visual.image_size)
         if pixels.ndim != 4 or pixels.shape[1:] != size:
@@ -152,7 +152,7 @@ class ImageTower:
         return out
 
     def _pool(self, x_BRD: Tensor) -> Tensor:
-        """What the last block left to the joint embedding, [B, E]."""
+        """Map what the last block gives to the joint embedding, [B, E]."""
         ln_post, proj = self.visual.ln_post, self.visual.proj
         pooled: Tensor = ln_post(x_BRD.mean(1)) if self.visual.final_ln_after_pool else ln_post(x_BRD).mean(1)
         return pooled if proj is None else pooled @ proj
@@ -163,7 +163,7 @@ def _first_state(prompts: SlotPrompts | None) -> Tensor | None:
 
 
 def _frozen_block(block: Any, x_BND: Tensor, rows: slice) -> Tensor:
-    """One block without slots, at some of its tokens, [B, R, D]."""
+    """Run one block without slots at some of its tokens, [B, R, D]."""
     q_BHRd, k_BHNd, v_BHNd = _letters(block, x_BND, rows)
     return _finish(block, x_BND[:, rows], F.scaled_dot_product_attention(q_BHRd, k_BHNd, v_BHNd))
 
@@ -171,7 +171,7 @@ def _frozen_block(block: Any, x_BND: Tensor, rows: slice) -> Tensor:
 def _prompted_block(
     block: Any, index: int, x_BND: Tensor, rows: slice, prompts: SlotPrompts, h_BMD: Tensor | None, last: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """One block: some tokens of the image, [B, R, D], and the slots, [B, M, D]; None where nobody reads them."""
+    """Run one block: some tokens of the image, [B, R, D], and the slots, [B, M, D]; None if nothing reads the slots."""
     attend = F.scaled_dot_product_attention
     q_BHRd, k_BHNd, v_BHNd = _letters(block, x_BND, rows)
     k_BHMd, v_BHMd = (_at_slots(block, x, index, prompts, h_BMD, len(x_BND)) for x in ("key", "value"))
@@ -190,7 +190,7 @@ def _prompted_block(
 
 
 def _letters(block: Any, x_BND: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries of some of the image's tokens, keys and values of all."""
+    """Compute queries of some of the image's tokens, and keys and values of all its tokens."""
     normed = block.ln_1(x_BND)
     return _project(block, "query", normed[:, rows]), _project(block, "key", normed), _project(block, "value", normed)
 
@@ -198,14 +198,14 @@ def _letters(block: Any, x_BND: Tensor, rows: slice) -> tuple[Tensor, Tensor, Te
 def _at_slots(
     block: Any, letter: Letter, index: int, prompts: SlotPrompts, h_BMD: Tensor | None, images: int
 ) -> Tensor:
-    """One of query, key and value at the slots, [B, H, M, d]; computed once where all images have the same."""
+    """Compute query, key or value at the slots, [B, H, M, d]; once where all images have the same."""
     states = prompts.enter(letter, index, h_BMD)
     projected = _project(block, letter, block.ln_1(states if states.ndim == 3 else states[None]))
     return projected.expand(images, -1, -1, -1)
 
 
 def _project(block: Any, letter: Letter, x_BTD: Tensor) -> Tensor:
-    """One of query, key and value, split into heads, [B, H, T, d]."""
+    """Compute query, key or value, split into heads, [B, H, T, d]."""
     attn, width = block.attn, x_BTD.shape[2]
     rows = slice(_PLACE[letter] * width, (_PLACE[letter] + 1) * width)
     projected = F.linear(x_BTD, attn.in_proj_weight[rows], attn.in_proj_bias[rows])
@@ -213,7 +213,7 @@ def _project(block: Any, letter: Letter, x_BTD: Tensor) -> Tensor:
 
 
 def _finish(block: Any, x_BTD: Tensor, mixed_BHTd: Tensor) -> Tensor:
-    """What follows attention in a pre-norm block."""
+    """Compute what follows attention in a pre-norm block."""
     x_BTD = x_BTD + block.ls_1(block.attn.out_proj(mixed_BHTd.transpose(1, 2).flatten(2)))
     out: Tensor = x_BTD + block.ls_2(block.mlp(block.ln_2(x_BTD)))
     return out
@@ -232,8 +232,8 @@ def _check_structure(visual: Any) -> None:
             raise _unsupported(f"weights in {parameter.dtype}; load the model in float32 and use autocast")
 
 
-def _unsupported(found: str) -> UnsupportedModelError:
+def _unsupported(obstacle: str) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"this model's image tower cannot carry prompts: it has {found}; {_SUPPORTED}",
+        f"this model's image tower cannot carry prompts: it has {obstacle}; {_SUPPORTED}",
         hint="train prompts of the text tower (tower = 'text'), or choose another student",
     )

@@ -1,6 +1,6 @@
 """What the slots of a tower hold: the value that passes between learner, towers and files.
 
-It neither trains (`prompts`) nor runs a tower (`text_tower`, `image_tower`).
+This module neither trains (`learner`) nor runs a tower (`text_tower`, `image_tower`).
 
 Shapes: M slots, L blocks, D width, n blocks that have a letter; X any leading sizes.
 """
@@ -21,9 +21,9 @@ from teachonce.models.structures import Letter
 class SlotPrompts:
     """What the slots hold, in the tower's own units, after any parametrisation.
 
-    Carried: `context` enters the first block and is carried through all of them (CoOp, POMP). What follows is ours.
-    Layer l of `query`, `key` and `value` is added to the slot states before the first norm of block l, for that
-    letter's projection only; layer l of `residual` is added to the residual stream only. Blocks beyond a stack add
+    Carried: `context` enters the first block and is carried through all blocks (CoOp, POMP). The rest of this paragraph
+    is ours. Layer l of `query`, `key` and `value` is added to the slot states before the first norm of block l, for
+    that letter's projection only; layer l of `residual` is added to the residual stream only. Blocks beyond a stack add
     nothing.
 
     Replace (RPP, arXiv 2409.06166, as reported by third parties): in the first len(key) blocks the slots' keys and
@@ -41,7 +41,7 @@ class SlotPrompts:
 
     @property
     def slots(self) -> int:
-        """M."""
+        """Number of slots, M."""
         if self.context is not None:
             return self.context.shape[0]
         return self._replaced_keys.shape[1]
@@ -50,23 +50,23 @@ class SlotPrompts:
     def entry(self) -> int:
         """The first block in which the slots have a query and a residual stream: 0 if carried.
 
-        Replace: the last replaced block; the number of blocks L, so none, when no block follows it.
+        Replace: the last replaced block, or L (no block) when no block follows it.
         """
         if not self.replace:
             return 0
         return len(self._replaced_keys) - (self.query is not None)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that are there, by name."""
+        """Return the tensors that are present, by name."""
         return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> SlotPrompts:
-        """The same prompts with every tensor changed: `prompts.apply(lambda x: x.to(device))`."""
+        """Return the same prompts with every tensor changed: `prompts.apply(lambda x: x.to(device))`."""
         changed: dict[str, Any] = {name: change(x) for name, x in self.tensors().items()}
         return replace(self, **changed)
 
     def enter(self, letter: Letter, block: int, states: Tensor | None, part: slice = slice(None)) -> Tensor:
-        """What a letter is made of at the slots `part` in a block.
+        """Compute the input of a letter at the slots `part` in a block.
 
         Args:
             states: [X, slots of the part, D], the carried slot states; None where there are none (replace).
@@ -98,7 +98,7 @@ class SlotPrompts:
             gated: whether the tower knows a gate.
 
         Raises:
-            TeachOnceError: naming the shapes, when they do not fit.
+            TeachOnceError: the shapes do not fit; the message names them.
         """
         fits = self._replaced_fit(layers) if self.replace else self._carried_fit(layers)
         slot = (self.slots, width) if self.context is not None or self.key is not None else None
@@ -107,9 +107,9 @@ class SlotPrompts:
         fits = fits and (self.context is None or self.context.shape == slot)
         fits = fits and (self.gate is None or (gated and self.gate.shape == (layers,)))
         if not fits:
-            found = {name: tuple(x.shape) for name, x in self.tensors().items()}
+            shapes = {name: tuple(x.shape) for name, x in self.tensors().items()}
             kind = "replacing" if self.replace else "carried"
-            raise TeachOnceError(f"{kind} prompts of shapes {found} do not fit {layers} blocks of width {width}")
+            raise TeachOnceError(f"{kind} prompts of shapes {shapes} do not fit {layers} blocks of width {width}")
 
     @property
     def _replaced_keys(self) -> Tensor:

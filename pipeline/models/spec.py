@@ -1,6 +1,6 @@
 """How models are named and in which number format they run; apart, so that mistakes are found without loading torch.
 
-It loads nothing: `clip_models` does.
+This module loads nothing: `clip` loads models.
 """
 
 from __future__ import annotations

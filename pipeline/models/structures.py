@@ -1,6 +1,7 @@
 """How prompts enter attention, and which of their tensors a tower can train at all.
 
-It holds no tensors: `slot_prompts` does. It loads nothing heavy, so that configs and `--help` can name the structures.
+This module holds no tensors: `slots` does. It loads nothing heavy, so that configs and `--help` can name the
+structures.
 
 Words: slots are the positions that hold prompts; letters are what a block makes of a slot (query, key, value) and the
 residual stream that goes on from it. L blocks, M slots, D width.
@@ -42,23 +43,23 @@ and gives X*_Q(l) = LN(Rep(X(l-1), P_Q(l))), likewise K and V; the paper's body 
 in for the slot state in each block. Where the next block replaces the slot again, what this block makes of it is lost.
 Letters (q, k, v, r = residual): as unshared, with these letters only; unshared is `qkv`."""
 Position = Literal["before", "around", "after"]
-"""Slots before the name, half of them on each side, or after it: CoOp's end, middle and front (arXiv 2109.01134)."""
+"""Slots stand before the name, half on each side, or after it: CoOp's end, middle and front (arXiv 2109.01134)."""
 Init = Literal["template", "words", "normal"]
-"""What the slots hold before the first step; see `prompts`."""
+"""What the slots hold before the first step; see `learner`."""
 
 _LETTERS: Mapping[str, Letter] = {"q": "query", "k": "key", "v": "value", "r": "residual"}
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """Which trained tensors a structure has on one tower. What could never get a gradient is not there."""
+    """The trained tensors of a structure on one tower. A tensor that could never get a gradient does not exist."""
 
     replace: bool
     context: bool  # whether slot states at the input are trained
     blocks: Mapping[Letter, range]  # blocks that have each letter; letters without any are absent
 
     def parameters(self, slots: int, width: int) -> int:
-        """How many numbers are trained: M D for the context and M D for each letter of each block."""
+        """Return how many numbers are trained: M D for the context and M D for each letter of each block."""
         return slots * width * (self.context + sum(map(len, self.blocks.values())))
 
 
@@ -68,17 +69,17 @@ def written(context: str, suffix: str) -> str:
 
 
 def allocate(structure: Structure, layers: int, depth: int) -> Allocation:
-    """The trained tensors of a structure on a tower of L blocks.
+    """Choose the trained tensors of a structure on a tower of L blocks.
 
-    Carried letters are in the first `depth` blocks. Nobody reads what the last block makes of a slot, so it has
-    neither query nor residual. In `unshared-replace` nobody reads what a replaced block makes of a slot if the next
+    Carried letters are in the first `depth` blocks. Nothing reads what the last block makes of a slot, so it has
+    neither query nor residual. In `unshared-replace` nothing reads what a replaced block makes of a slot if the next
     block replaces it again: only the last replaced block has a query and a residual, and only if a block follows. The
     residual is ours: the reported formula does not say what goes on from a replaced slot. The context would be replaced
     before anything reads it.
 
     Args:
         layers: L.
-        depth: the first `depth` blocks carry prompts; 0 means all. Without effect for `shared`.
+        depth: the first `depth` blocks carry prompts; 0 means all. `shared` ignores it.
 
     Raises:
         UsageError: the tower has fewer blocks than `depth`.

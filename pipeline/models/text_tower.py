@@ -1,12 +1,12 @@
 """Run CLIP's frozen causal text tower exactly, computing only what can reach the end token.
 
-It trains nothing (`prompts` holds what is learned) and refuses towers on which its short cuts would be wrong.
+This module trains nothing (`learner` holds what is learned) and refuses towers on which its short cuts would be wrong.
 
 The text is [SOS] slots name suffix [EOT], or some slots stand between name and suffix. Under a causal mask what comes
-before the name is the same for every name, so its keys and values are computed once; SOS sees only itself, so its own
-are constants; nothing after EOT is computed; names lie end to end, so nothing is padded; the last block computes the
-EOT position only. Where prompts replace the slot states, keys and values of all slots are shared, wherever they stand,
-and no slot state is run before the block from which a slot goes on.
+before the name is the same for every name, so its keys and values are computed once; SOS sees only itself, so its keys
+and values are constants; nothing after EOT is computed; names lie end to end, so nothing is padded; the last block
+computes the EOT position only. Where prompts replace the slot states, keys and values of all slots are shared, wherever
+the slots stand, and no slot state is run before the block from which a slot goes on.
 
 Shapes: N names as given, C distinct names, T their tokens, M slots, F of them before the name, B behind it, P prefix
 positions (SOS and slots), L blocks, D width, H heads, d = D / H, E embedding; G names of one length, n that length,
@@ -37,7 +37,7 @@ _SEEN: tuple[Letter, Letter] = ("key", "value")
 
 @dataclass(frozen=True, eq=False)
 class _StartToken:
-    """What SOS leaves in one block: constants of the tower, for it sees nothing but itself."""
+    """What SOS gives in one block: constants of the tower, because SOS sees nothing but itself."""
 
     keys: Tensor  # [H, 1, d]
     values: Tensor  # [H, 1, d]
@@ -45,7 +45,7 @@ class _StartToken:
 
 @dataclass(frozen=True, eq=False)
 class _Prefix:
-    """What all names see and share in one block: SOS, the slots before them, and all slots where they are replaced."""
+    """What all names see and share in one block: SOS, the slots before names, and all slots if prompts replace them."""
 
     keys: Tensor  # [H, P, d]
     values: Tensor  # [H, P, d]
@@ -55,7 +55,7 @@ class _Prefix:
 
 @dataclass(frozen=True, eq=False)
 class TextTower:
-    """The frozen text tower of an open_clip model. It refers to the model's own modules and copies no weights."""
+    """The frozen text tower of an open_clip model, which refers to the model's own modules and copies no weights."""
 
     token_embedding: nn.Embedding
     positional_embedding: Tensor
@@ -70,7 +70,7 @@ class TextTower:
         """Take the text tower out of a model and freeze it (`requires_grad_(False)`).
 
         Raises:
-            UnsupportedModelError: naming what was found that the exact short cuts do not allow for.
+            UnsupportedModelError: the exact short cuts do not allow for something in the model; the message names it.
         """
         text = _text_part(model)
         _check_tokenizer(tokenizer, text.token_embedding)
@@ -104,28 +104,28 @@ class TextTower:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.positional_embedding.device
 
     def tokenise(
         self, names: Sequence[str], suffix: str = ".", slots: int = 0, position: Position = "before"
     ) -> NameTokens:
-        """Tokens of name, suffix and EOT. All must fit beside `slots` slots; `features` checks it again.
+        """Tokenise name, suffix and EOT. All must fit beside `slots` slots; `features` checks this again.
 
         Args:
             suffix: what follows a name, or the slots behind it.
             slots: M.
-            position: where the slots are, relative to the name.
+            position: where the slots stand, relative to the name.
 
         Raises:
-            UsageError: no names; a name that is empty, too long or holds a special token.
+            UsageError: there are no names, or a name is empty, too long or holds a special token.
         """
         tokens = tokenise_names(self.tokenizer, names, suffix, position)
         tokens.check_fits(slots, self.context_length)
         return tokens
 
     def embed_words(self, text: str) -> Tensor:
-        """Token embeddings of a context such as "a photo of a", without position, [M, D].
+        """Return the token embeddings of a context such as "a photo of a", without position, [M, D].
 
         Raises:
             UsageError: the text has no token, or leaves no room for a name.
@@ -138,30 +138,30 @@ class TextTower:
 
     @torch.no_grad()
     def block_inputs(self, prompts: SlotPrompts) -> Tensor:
-        """The input of every block at slots before the name, for carried prompts, position included, [L, M, D]."""
+        """Return the input of every block at slots before the name, for carried prompts, with position, [L, M, D]."""
         prompts.require_fit(self.layers, self.width)
         states = [layer.state for layer in self._run_prefix(prompts, prompts.slots)]
         return torch.stack([state for state in states if state is not None])
 
     def slot_states(self, context: str) -> Tensor:
-        """`block_inputs` of a hand-written context, [L, M, D]."""
+        """Return `block_inputs` of a hand-written context, [L, M, D]."""
         return self.block_inputs(SlotPrompts(self.embed_words(context)))
 
     def slot_scales(self, context: str) -> Tensor:
-        """How large the slot states of a hand-written context are at every block, [L].
+        """Measure how large the slot states of a hand-written context are at every block, [L].
 
-        sigma_l = sqrt(mean over slots m and units i of (h_lmi - mean_i h_lmi)^2), that is, centred over the width:
-        the norm before attention drops each position's mean, so a shift is no size.
+        sigma_l = sqrt(mean over slots m and units i of (h_lmi - mean_i h_lmi)^2), that is, centred over the width: the
+        norm before attention drops each position's mean, so a shift does not count.
         """
         return self.slot_states(context).var(-1, correction=0).mean(-1).sqrt()
 
     def features(self, prompts: SlotPrompts, names: NameTokens, chunk: Tensor | None = None) -> Tensor:
-        """Unit text features of distinct names, differentiable in the prompts: `encode_text`'s, up to rounding.
+        """Compute unit text features of distinct names, differentiable in the prompts: `encode_text`'s, up to rounding.
 
         Args:
             prompts: on the tower's device.
-            names: from `tokenise`, which also says where the slots are.
-            chunk: [C] indices of the distinct names wanted; None for all, in their order.
+            names: the result of `tokenise`, which also says where the slots are.
+            chunk: [C] indices of some distinct names; None: all names, in their order.
 
         Returns:
             [C, E] float32, under autocast too (float64 from a tower in float64). `names.expand` leads back to the
@@ -169,7 +169,7 @@ class TextTower:
 
         Raises:
             UsageError: a name is too long beside these slots.
-            TeachOnceError: prompts whose shapes do not fit the tower.
+            TeachOnceError: the shapes of the prompts do not fit the tower.
         """
         prompts.require_fit(self.layers, self.width)
         names.check_fits(prompts.slots, self.context_length)
@@ -198,8 +198,10 @@ class TextTower:
             keys, values = start.keys, start.values
             if shared:
                 # The three letters are projected apart in every structure, so that zero prompts change no bit.
-                own = [_project(block, x, block.ln_1(prompts.enter(x, index, state, slice(shared)))) for x in _SEEN]
-                keys, values = (torch.cat(both, 1) for both in zip((keys, values), own, strict=True))
+                of_slots = [
+                    _project(block, x, block.ln_1(prompts.enter(x, index, state, slice(shared)))) for x in _SEEN
+                ]
+                keys, values = (torch.cat(both, 1) for both in zip((keys, values), of_slots, strict=True))
             layers.append(_Prefix(keys, values, shared - front, state))
             if front and prompts.entry <= index < self.layers - 1:  # of the last block, names read keys and values only
                 q_HFd = _project(block, "query", block.ln_1(prompts.enter("query", index, state, slice(front))))
@@ -235,13 +237,13 @@ class TextTower:
     def _compute_start_token(self) -> list[_StartToken]:
         token = self.tokenizer.sot_token_id
         x_1D = self.token_embedding.weight[token : token + 1] + self.positional_embedding[:1]
-        found = []
+        by_block = []
         for block in self.blocks:
             normed_1D = block.ln_1(x_1D)
             keys, values = (_project(block, letter, normed_1D) for letter in _SEEN)
-            found.append(_StartToken(keys, values))
+            by_block.append(_StartToken(keys, values))
             x_1D = _finish_block(block, x_1D, values)  # its attention to itself is 1
-        return found
+        return by_block
 
 
 def _text_part(model: nn.Module) -> Any:
@@ -276,14 +278,14 @@ def _check_structure(model: nn.Module, text: Any, eot: int) -> None:
 
 def _check_tokenizer(tokenizer: Any, embedding: nn.Embedding) -> None:
     specials: list[Any] = [getattr(tokenizer, name, None) for name in ("sot_token_id", "eot_token_id")]
-    known = all(isinstance(token, int) and token < embedding.num_embeddings for token in specials)
+    embedded = all(isinstance(token, int) and token < embedding.num_embeddings for token in specials)
     # `argmax` pooling finds EOT as the highest id of a text.
-    if not (known and specials == sorted(specials) and callable(getattr(tokenizer, "encode", None))):
+    if not (embedded and specials == sorted(specials) and callable(getattr(tokenizer, "encode", None))):
         raise _unsupported(f"a tokenizer of class {type(tokenizer).__name__} without `encode`, start and end tokens")
 
 
-def _unsupported(found: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"this model's text tower cannot carry prompts: it has {found}; {_SUPPORTED}")
+def _unsupported(obstacle: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"this model's text tower cannot carry prompts: it has {obstacle}; {_SUPPORTED}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,9 +1,9 @@
 """Class names as tokens, and how a text tower lays them end to end so that nothing is padded.
 
-It knows the tokenizer's ids only: embedding them and running the tower is `text_tower`'s part.
+This module knows the tokenizer's ids only: `text_tower` embeds them and runs the tower.
 
-Shapes: N names as given, C distinct names (of a call: those wanted), T their tokens, M slots of which B come after the
-name, R rows of a layout, P prefix positions that names share, n rows of a name.
+Shapes: N names as given, C distinct names (of a call: the chosen ones), T their tokens, M slots of which B come after
+the name, R rows of a layout, P prefix positions that names share, n rows of a name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from teachonce.models.structures import Position
 
 @dataclass(frozen=True, eq=False)
 class NameTokens:
-    """Class names as tokens, each distinct token sequence once, in the order of first appearance. On the CPU."""
+    """Class names as tokens, on the CPU: each distinct token sequence once, in the order of first appearance."""
 
     names: tuple[str, ...]  # N names as given
     ids: Tensor  # [sum of lengths] int64: name, suffix and EOT of every distinct name, end to end
@@ -42,18 +42,19 @@ class NameTokens:
         return self.offsets.diff()
 
     def front(self, slots: int) -> int:
-        """How many of the slots stand before the name: all, half of them rounded down, or none."""
+        """Return how many slots stand before the name: all, half of them rounded down, or none."""
         return {"before": slots, "around": slots // 2, "after": 0}[self.position]
 
     def expand(self, features_CE: Tensor) -> Tensor:
-        """Features of the distinct names to features of the names as given, [N, E]."""
+        """Expand features of the distinct names to features of the names as given, [N, E]."""
         return features_CE[self.inverse.to(features_CE.device)]
 
     def check_fits(self, slots: int, context_length: int) -> None:
         """Refuse names that do not fit beside the slots.
 
         Raises:
-            UsageError: with the first such name and its index; open_clip would truncate it in silence.
+            UsageError: a name does not fit; the message has the first one and its index. open_clip would truncate it
+                silently.
         """
         room = context_length - 1 - slots
         lengths_N = self.lengths[self.inverse]
@@ -68,14 +69,14 @@ class NameTokens:
 
 
 def encode_text(tokenizer: Any, text: str, where: str, nothing: Sequence[int] = ()) -> list[int]:
-    """Token ids of a text, without SOS and EOT.
+    """Return the token ids of a text, without SOS and EOT.
 
     Args:
-        where: what the text is, for messages.
+        where: a description of the text, for messages.
         nothing: ids that count as no text.
 
     Raises:
-        UsageError: the text has no token, or one of the tokenizer's own.
+        UsageError: the text has no token, or has a special token of the tokenizer.
     """
     ids: list[int] = tokenizer.encode(text)
     if not ids or ids == nothing:
@@ -89,26 +90,26 @@ def encode_text(tokenizer: Any, text: str, where: str, nothing: Sequence[int] = 
 
 
 def tokenise_names(tokenizer: Any, names: Sequence[str], suffix: str, position: Position) -> NameTokens:
-    """Tokens of name, suffix and EOT.
+    """Tokenise name, suffix and EOT.
 
     CLIP's BPE never joins across a space, so with the slots before the name these equal the end of the tokens of
-    `{context} {name}{suffix}`. Where slots stand between name and suffix, both are tokenised apart.
+    `{context} {name}{suffix}`. Where slots stand between name and suffix, the two are tokenised apart.
 
     Raises:
-        UsageError: no names; a name that is empty or holds a special token.
+        UsageError: there are no names, or a name is empty or holds a special token.
     """
     if not names:
         raise UsageError("no class names were given", hint="give a list of at least one name")
     end: list[int] = tokenizer.encode(suffix)
     if end:
-        encode_text(tokenizer, suffix, f"the ending {suffix!r}")  # no special token
+        encode_text(tokenizer, suffix, f"the ending {suffix!r}")  # checks that the ending holds no special token
     eot = int(tokenizer.eot_token_id)
     first: dict[tuple[int, ...], int] = {}
     inverse = []
     for index, name in enumerate(names):
         where = f"class name {index} ({name!r})"
         if position == "before":
-            ids = encode_text(tokenizer, name + suffix, where, end)  # `end` is what an empty name looks like
+            ids = encode_text(tokenizer, name + suffix, where, end)  # an empty name gives the ids `end`
         else:
             ids = encode_text(tokenizer, name, where) + end
         inverse.append(first.setdefault((*ids, eot), len(first)))
@@ -137,7 +138,7 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class BackSlots:
-    """What there is besides when slots stand between name and suffix."""
+    """The rows of a call's names where slots stand between name and suffix."""
 
     layout: Layout  # the rows with the slots among them
     source: Tensor  # [R]: which of the T token rows, or T + i for the i-th of the C B slots
@@ -158,19 +159,19 @@ class PackedNames:
 
 
 def pack(names: NameTokens, chunk: Tensor | None, slots: int, device: torch.device) -> PackedNames:
-    """Lay the wanted names end to end by rising length. All index arithmetic happens on the CPU.
+    """Lay the chosen names end to end by rising length. All index arithmetic happens on the CPU.
 
     Args:
-        chunk: [C] indices of the distinct names wanted; None for all.
+        chunk: [C] indices of some distinct names; None: all names.
         slots: M.
-        device: where the result is needed.
+        device: the device of the result.
     """
-    wanted = torch.arange(names.count) if chunk is None else chunk.cpu()
-    if not wanted.numel():
+    chosen_C = torch.arange(names.count) if chunk is None else chunk.cpu()
+    if not chosen_C.numel():
         raise TeachOnceError("features of no names were asked for")
-    lengths_C = names.lengths[wanted]
+    lengths_C = names.lengths[chosen_C]
     order_C = lengths_C.argsort(stable=True)
-    lengths_C, starts_C = lengths_C[order_C], names.offsets[wanted[order_C]]
+    lengths_C, starts_C = lengths_C[order_C], names.offsets[chosen_C[order_C]]
     inside_T = _inside(lengths_C)
     front = names.front(slots)
     behind_T = inside_T >= (lengths_C - names.tail).repeat_interleave(lengths_C)
@@ -185,7 +186,7 @@ def pack(names: NameTokens, chunk: Tensor | None, slots: int, device: torch.devi
 
 
 def _inside(lengths_C: Tensor) -> Tensor:
-    """[T]: the place of every row within its name."""
+    """Return the place of every row within its name, [T]."""
     ends_C = lengths_C.cumsum(0)
     return torch.arange(int(ends_C[-1])) - (ends_C - lengths_C).repeat_interleave(lengths_C)
 

@@ -1,6 +1,7 @@
 """What a model does with a view of an image: crop, resize, flip, colours, scale and normalise.
 
-`views` draws views as plain numbers; this module applies one with the transforms that open_clip builds for the model.
+`data.views` draws views as plain numbers; this module applies one with the transforms that open_clip builds for the
+model.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ViewTransform:
-    """Views of decoded images as one model's inputs; safe to share between threads.
+    """Turns views of decoded images into one model's inputs; threads may share it.
 
     Resizing, conversion to RGB, scaling and normalising are the objects that open_clip itself builds for the model, in
     the order of its evaluation transform, so that every kind of image (palette, 16-bit, CMYK) is treated alike.
@@ -30,7 +31,7 @@ class ViewTransform:
         import open_clip
 
         # "squash" resizes exactly to the input's size, which is what a random resized crop does.
-        own = open_clip.image_transform(
+        built = open_clip.image_transform(
             preprocess["size"],
             is_train=False,
             mean=preprocess.get("mean"),
@@ -39,10 +40,10 @@ class ViewTransform:
             resize_mode="squash",
         )
         self._evaluation = evaluation
-        self._resize, self._convert, self._scale, self._normalise = own.transforms
+        self._resize, self._convert, self._scale, self._normalise = built.transforms
 
     def __call__(self, image: Image.Image, view: View) -> Tensor:
-        """One view of an image, [3, H, W] float32."""
+        """Return one view of an image, [3, H, W] float32."""
         if view.evaluation:
             pixels: Tensor = self._evaluation(image)
             return pixels
@@ -57,16 +58,16 @@ class ViewTransform:
 
 
 def apply_op(image: Image.Image, op: str, strength: float) -> Image.Image:
-    """One operation of RandAugment on an RGB image, by torchvision's functions; nearest pixel, black outside.
+    """Apply one operation of RandAugment to an RGB image, by torchvision's functions; nearest pixel, black outside.
 
     Raises:
-        ValueError: an operation that is not in `OPS`.
+        ValueError: the operation is not in `OPS`.
     """
     import torchvision.transforms.functional as functional
 
     if op in ("ShearX", "ShearY", "TranslateX", "TranslateY"):
         angle = math.degrees(math.atan(strength))
-        # Whole pixels towards zero as torchvision; rounded first, so that 150 / 331 of 331 pixels are 150 and not 149.
+        # Cut to whole pixels as torchvision does; rounding first gives 150 and not 149 for 150 / 331 of 331.
         across, down = (int(round(strength * side, 4)) for side in image.size)
         shift = {"TranslateX": [across, 0], "TranslateY": [0, down]}.get(op, [0, 0])
         shear = {"ShearX": [angle, 0.0], "ShearY": [0.0, angle]}.get(op, [0.0, 0.0])

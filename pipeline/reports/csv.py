@@ -1,4 +1,4 @@
-"""The tables of a report as CSV files, so that anybody can draw and count anew.
+"""The tables of a report as CSV files, so that anybody can draw and count them again.
 
 Accuracies are fractions, not percent; a missing figure is an empty field.
 """
@@ -17,20 +17,22 @@ from teachonce.runs.reader import FIGURES
 
 
 def tables(folder: Folder, measures: Sequence[Measure], fidelity: Mapping[str, Any] | None) -> dict[str, bytes]:
-    """All CSV files of a report by name."""
-    found = {
+    """Return all CSV files of a report by name."""
+    rows_by_name = {
         "settings.csv": _settings(measures),
         "runs.csv": _runs(folder),
         "curves.csv": _curves(folder),
         "classes.csv": _classes(folder),
     }
     if fidelity is not None:
-        found["fidelity.csv"] = list(fidelity["by_k"])
-    return {name: _table(rows) for name, rows in found.items() if rows} | {"configs.csv": _written(_configs(folder))}
+        rows_by_name["fidelity.csv"] = list(fidelity["by_k"])
+    return {name: _table(rows) for name, rows in rows_by_name.items() if rows} | {
+        "configs.csv": _written(_configs(folder))
+    }
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Rows by the names of their columns."""
+    """Write rows as CSV; the names of their columns make the first line."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     return _written([columns, *([row.get(column) for column in columns] for row in rows)])
 
@@ -105,10 +107,10 @@ def _curves(folder: Folder) -> list[dict[str, Any]]:
     rows = []
     for group in folder.groups:
         for what, over in ((what, over) for what in whats for over in overs):
-            found = band(group, what, over)
-            for place, x in enumerate(found.x if found else ()):
-                mean = float(found.mean[place]) if found else None
-                spread = float(found.spread[place]) if found and found.spread is not None else None
+            curve = band(group, what, over)
+            for place, x in enumerate(curve.x if curve else ()):
+                mean = float(curve.mean[place]) if curve else None
+                spread = float(curve.spread[place]) if curve and curve.spread is not None else None
                 rows.append(
                     {
                         "setting": group.name,
@@ -124,7 +126,7 @@ def _curves(folder: Folder) -> list[dict[str, Any]]:
 
 
 def _configs(folder: Folder) -> list[list[Any]]:
-    """A line a key, a column a setting; a name that is a column already, such as `key`, gets the setting's number."""
+    """List a line for each key and a column for each setting; a setting named like another column gets its number."""
     columns = ["key"]
     for number, group in enumerate(folder.groups, 1):
         columns.append(f"{group.name} ({number})" if group.name in columns else group.name)

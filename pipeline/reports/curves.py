@@ -1,6 +1,6 @@
 """Curves of a report: the mean of a setting over its seeds and a band around it, over steps and over seconds of work.
 
-It draws nothing; `report_plots` does.
+This module draws nothing; `plots` does.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy.typing as npt
 from teachonce.reports.folder import Folder, Group
 from teachonce.runs.reader import Curve
 
-MOST_POINTS = 90  # of a curve in a plot: more cannot be seen at its size
-MOST_LINES = 6  # in one plot, besides the base: as many as there are colours and dashes to tell apart
+MOST_POINTS = 90  # most points of a curve in a plot: more cannot be seen at its size
+MOST_LINES = 6  # most lines in one plot, besides the base: as many as there are colours and dashes to tell apart
 What = Literal["loss", "held_out"]
 Over = Literal["steps", "seconds"]
 Floats = npt.NDArray[np.float64]
@@ -23,13 +23,13 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """One setting in one plot."""
+    """The curve of one setting in one plot."""
 
     group: str
     x: Floats
     mean: Floats
     spread: Floats | None
-    """Standard deviation over seeds; None for one seed."""
+    """Standard deviation over seeds; None where there is one seed."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Panel:
 
 
 def panels(folder: Folder) -> list[Panel]:
-    """Put settings into as few panels as hold them: those that change the same keys stay together where they fit."""
+    """Put settings into as few panels as hold them; settings that change the same keys stay together where they fit."""
     by_keys: dict[tuple[str, ...], list[str]] = {}
     for group in folder.groups[1:]:
         by_keys.setdefault(tuple(group.changes), []).append(group.name)
@@ -50,20 +50,22 @@ def panels(folder: Folder) -> list[Panel]:
         for keys, names in by_keys.items()
         for start in range(0, len(names), MOST_LINES)
     ]
-    found: list[tuple[list[str], list[str]]] = []
+    panel_parts: list[tuple[list[str], list[str]]] = []
     for keys, names in blocks:
-        if not found or len(found[-1][1]) + len(names) > MOST_LINES:
-            found.append(([], []))
-        found[-1][0].extend(key for key in keys if key not in found[-1][0])
-        found[-1][1].extend(names)
-    return [Panel(tuple(keys), (folder.base.name, *names)) for keys, names in found] or [Panel((), (folder.base.name,))]
+        if not panel_parts or len(panel_parts[-1][1]) + len(names) > MOST_LINES:
+            panel_parts.append(([], []))
+        panel_parts[-1][0].extend(key for key in keys if key not in panel_parts[-1][0])
+        panel_parts[-1][1].extend(names)
+    return [Panel(tuple(keys), (folder.base.name, *names)) for keys, names in panel_parts] or [
+        Panel((), (folder.base.name,))
+    ]
 
 
 def band(group: Group, what: What, over: Over) -> Band | None:
-    """The curve of a setting; None where no run of it has one.
+    """Return the curve of a setting; None where no run of the setting has one.
 
-    Points are the steps that all seeds have; over seconds, a point stands where seeds reach its step on average. Losses
-    are means over stretches of steps, so that the noise of single steps does not hide the curve.
+    Points are the steps that all seeds have. Over seconds, a point stands at the mean time at which seeds reach its
+    step. Losses are means over stretches of steps, so that the noise of single steps does not hide the curve.
     """
     curves = [run.loss if what == "loss" else run.held_out for run in group.runs]
     curves = [_thinned(curve) for curve in curves if len(curve.steps)]
@@ -72,9 +74,9 @@ def band(group: Group, what: What, over: Over) -> Band | None:
     steps = set(curves[0].steps.tolist()).intersection(*(curve.steps.tolist() for curve in curves))
     if not steps:
         return None
-    kept = [np.isin(curve.steps, sorted(steps)) for curve in curves]
-    values = np.stack([curve.values[mask] for curve, mask in zip(curves, kept, strict=True)])
-    seconds = np.mean([curve.seconds[mask] for curve, mask in zip(curves, kept, strict=True)], axis=0)
+    masks = [np.isin(curve.steps, sorted(steps)) for curve in curves]
+    values = np.stack([curve.values[mask] for curve, mask in zip(curves, masks, strict=True)])
+    seconds = np.mean([curve.seconds[mask] for curve, mask in zip(curves, masks, strict=True)], axis=0)
     x = np.array(sorted(steps), dtype=np.float64) if over == "steps" else np.asarray(seconds)
     return Band(group.name, x, values.mean(axis=0), values.std(axis=0, ddof=1) if len(values) > 1 else None)
 

@@ -1,6 +1,6 @@
-"""Where the figures of a report come from: commands, versions, digests, dates; from what runs and grids wrote down.
+"""Where the figures of a report come from: the commands, versions, digests and dates that runs and grids wrote down.
 
-It reads no clock: a report of the same folder is the same to the byte.
+This module reads no clock: two reports of the same folder are equal to the byte.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ DIGESTS = {
 
 @dataclass(frozen=True)
 class Origin:
-    """All of it."""
+    """The origin of all figures of a report."""
 
     commands: tuple[str, ...]
     facts: tuple[tuple[str, tuple[str, ...]], ...]
-    """What, and every value that some run has; more than one is shown, since runs that differ are no fair pair."""
+    """Each fact with every value that some run has; all are shown, because runs that differ are no fair comparison."""
 
 
 def origin(folder: Folder, command: str) -> Origin:
     """Collect the origin of all runs that count.
 
     Args:
-        folder: what was read.
-        command: that made the report.
+        folder: the runs and grids that were read.
+        command: the command that made the report.
     """
     starts = [run.start for run in folder.runs]
     facts = [("folder", [str(folder.path)])]

@@ -1,7 +1,7 @@
 """Put a report together: one HTML page that needs nothing else, and the files beside it.
 
-Figures come from `report_tables`, sentences from `report_words`, plots from `report_plots`; the template only lays them
-out, and escapes everything that is not a number of ours.
+Figures come from `tables`, sentences from `words`, plots from `plots`. The template only lays them out, and escapes
+everything that is not a number of ours.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from teachonce.reports.words import (
     value,
 )
 
-MOST_CLASSES = 10  # that gain, and that lose, in a table
+MOST_CLASSES = 10  # in a table of classes that gain, and in one of classes that lose
 COSTS = {"seconds": "Seconds of training", "parameters": "Trainable parameters"}
 QUANTILES = ("mean", "p50", "p90", "p99", "max")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a report is made of, and what it becomes."""
+    """What a report consists of: its page and its other files."""
 
     html: str
     files: Mapping[str, bytes]
-    """CSV and SVG by name."""
+    """CSV and SVG files by name."""
     words: Headline
     tables: tuple[Measure, ...]
     best: str
@@ -54,12 +54,12 @@ class Report:
 
 @dataclass(frozen=True)
 class _Classes:
-    """One evaluation by class."""
+    """One evaluation, class by class."""
 
     table: Measure
     plots: tuple[Plot, ...]
     group: str
-    """Whose classes are listed."""
+    """The setting whose classes are listed."""
     gains: tuple[ClassGain, ...]
     losses: tuple[ClassGain, ...]
     widest: float
@@ -72,11 +72,11 @@ def build(
     """Make the page and its files.
 
     Args:
-        folder: what was read.
-        store: the fidelity report of the store, or why there is none.
-        samples: rows with images, or why there are none.
-        labels: the store that `store` tells of.
-        command: that made this page.
+        folder: the runs that were read.
+        store: the fidelity report of the store, or the sentence that says why there is none.
+        samples: rows with images, or the sentence that says why there are none.
+        labels: the store that the fidelity report is of.
+        command: the command that made this page.
     """
     tables = measures(folder)
     best, rule = best_group(folder, tables)
@@ -121,31 +121,31 @@ def _fidelity_context(store: Mapping[str, Any] | str, plots: list[Plot]) -> dict
 
 
 def _said_or_shown(name: str, value: object) -> dict[str, Any]:
-    """A part of the page, or the sentence that says why it is not there."""
+    """Return a part of the page, or the sentence that says why the page lacks that part."""
     missing = isinstance(value, str)
     return {name: None if missing else value, f"{name}_why": value if missing else ""}
 
 
 def _curve_plots(folder: Folder, panel: Panel, number: int) -> list[Plot]:
-    wanted: list[tuple[What, Over]] = [(what, over) for what in get_args(What) for over in get_args(Over)]
-    wanted.sort(key=lambda pair: pair[0] != HELD_OUT)
-    found = [
-        curves(folder, panel, what, over, f"curve-{number}-{what.replace('_', '-')}-{over}") for what, over in wanted
+    pairs: list[tuple[What, Over]] = [(what, over) for what in get_args(What) for over in get_args(Over)]
+    pairs.sort(key=lambda pair: pair[0] != HELD_OUT)
+    plots = [
+        curves(folder, panel, what, over, f"curve-{number}-{what.replace('_', '-')}-{over}") for what, over in pairs
     ]
-    return [plot for plot in found if plot is not None]
+    return [plot for plot in plots if plot is not None]
 
 
 def _by_class(folder: Folder, tables: Sequence[Measure], best: str) -> Iterator[_Classes]:
     groups = {group.name: group for group in folder.groups}
     for number, table in enumerate(tables, 1):
-        found = {name: class_gains(groups[name], table.key) for name in dict.fromkeys((best, folder.base.name))}
-        found = {name: gain for name, gain in found.items() if gain}
-        if not found:
+        gains_by_name = {name: class_gains(groups[name], table.key) for name in dict.fromkeys((best, folder.base.name))}
+        gains_by_name = {name: gain for name, gain in gains_by_name.items() if gain}
+        if not gains_by_name:
             continue
         plots = tuple(
-            gains(gain, name, table, f"classes-{number}-{i}") for i, (name, gain) in enumerate(found.items(), 1)
+            gains(gain, name, table, f"classes-{number}-{i}") for i, (name, gain) in enumerate(gains_by_name.items(), 1)
         )
-        name, of_best = next(iter(found.items()))
+        name, of_best = next(iter(gains_by_name.items()))
         more = tuple(gain for gain in of_best[:MOST_CLASSES] if gain.gain > 0)
         fewer = tuple(gain for gain in reversed(of_best[-MOST_CLASSES:]) if gain.gain < 0)
         widest = max((abs(gain.gain) for gain in (*more, *fewer)), default=1.0)
@@ -153,7 +153,7 @@ def _by_class(folder: Folder, tables: Sequence[Measure], best: str) -> Iterator[
 
 
 def _differing(folder: Folder) -> list[tuple[str, list[tuple[str, bool]]]]:
-    """Every key that some setting changes: its value in each setting, and whether it was changed there."""
+    """List every key that some setting changes, with its value in each setting and whether that setting changed it."""
     return [
         (
             key,
@@ -186,7 +186,7 @@ def _rendered(context: Mapping[str, Any]) -> str:
         "spread": spread,
         "as_figure": as_figure,
         "figure": lambda name: FIGURE_NAMES.get(name, name),
-        "svg": lambda plot: Markup(plot.inline),  # our own drawing, in which matplotlib has escaped every text
+        "svg": lambda plot: Markup(plot.inline),  # the drawing is our own, and matplotlib has escaped every text in it
     }
     environment.filters["breakable"] = lambda text: Markup(re.sub("([=_,])", r"\1<wbr>", str(escape(text))))
     assets = resources.files("teachonce.reports") / "assets"

@@ -1,6 +1,6 @@
 """The plots of a report: differences to the base, curves, gains by class, cost against accuracy, fidelity.
 
-Each is one small SVG with its own words; the page arranges them.
+Each plot is one small SVG with its own words; the page arranges the plots.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_COMPARED = 40  # settings in one plot of differences
-LEAST_REACH = 0.5  # points: smaller differences look small
-NEAR = 9.0  # pixels at 100 a inch: texts closer than this would cover each other
-AROUND = 1.25  # how much wider than the marks an axis of differences is
+LEAST_REACH = 0.5  # points: an axis reaches at least so far, so that smaller differences look small
+NEAR = 9.0  # pixels at 100 an inch: texts closer than this would cover each other
+AROUND = 1.25  # an axis of differences is wider than its marks by this factor
 LABELS = {"loss": "training loss", "held_out": "held-out top-1, %", "steps": "steps", "seconds": "seconds of work"}
 _VERDICTS = {
     "better": (BETTER, "^", "better"),
@@ -48,7 +48,7 @@ _VERDICTS = {
 
 
 def differences(table: Measure, name: str) -> Plot | None:
-    """Each setting's difference to the base: mean, seeds, 95 % over seeds (line) and over images (bar)."""
+    """Draw each setting's difference to the base: mean, seeds, 95 % over seeds (line) and over images (bar)."""
     lines = [line for line in table.lines if line.paired is not None]
     lines = sorted(lines, key=_difference, reverse=True)
     if not lines:
@@ -78,7 +78,7 @@ def _difference(line: Line) -> float:
 
 
 def _draw_difference(axes: Axes, place: int, line: Line, base: Line) -> float:
-    """One setting; returns how far its marks reach."""
+    """Draw one setting; returns how far its marks reach."""
     colour, marker, _ = _VERDICTS[line.verdict]
     seeds = [100 * (line.by_seed[s] - base.by_seed[s]) for s in line.by_seed.keys() & base.by_seed.keys()]
     reach = [abs(x) for x in seeds]
@@ -98,23 +98,23 @@ def _draw_difference(axes: Axes, place: int, line: Line, base: Line) -> float:
 
 
 def curves(folder: Folder, panel: Panel, what: What, over: Over, name: str) -> Plot | None:
-    """One figure of all settings of a panel: means over seeds, bands of one standard deviation."""
+    """Draw one figure of all settings of a panel: means over seeds, with bands of one standard deviation."""
     groups = {group.name: group for group in folder.groups}
     drawn: list[tuple[Any, str]] = []
     scale = 100 if what == "held_out" else 1
     with canvas() as (figure, axes):
         for place, group in enumerate(panel.groups):
-            found = band(groups[group], what, over)
-            if found is None:
+            curve = band(groups[group], what, over)
+            if curve is None:
                 continue
             style = line_style(place)
-            mean = scale * found.mean
-            few = len(found.x) <= 16
+            mean = scale * curve.mean
+            few = len(curve.x) <= 16
             marks = {"marker": style["marker"], "markersize": 2.8} if what == "held_out" and few else {}
-            (line,) = axes.plot(found.x, mean, color=style["color"], linestyle=style["linestyle"], **marks)
-            if found.spread is not None:
-                low, high = mean - scale * found.spread, mean + scale * found.spread
-                axes.fill_between(found.x, low, high, color=style["color"], alpha=0.16, linewidth=0)
+            (line,) = axes.plot(curve.x, mean, color=style["color"], linestyle=style["linestyle"], **marks)
+            if curve.spread is not None:
+                low, high = mean - scale * curve.spread, mean + scale * curve.spread
+                axes.fill_between(curve.x, low, high, color=style["color"], alpha=0.16, linewidth=0)
             drawn.append((line, group))
         if not drawn:
             return None
@@ -128,16 +128,16 @@ def curves(folder: Folder, panel: Panel, what: What, over: Over, name: str) -> P
 
 
 def line_style(place: int) -> dict[str, Any]:
-    """Of the line of a panel: the base is solid ink."""
+    """Return the style of the line at a place in a panel; the base is solid ink."""
     if place == 0:
         return {"color": INK, "linestyle": "-", "marker": "o"}
     i = (place - 1) % len(COLOURS)
     return {"color": COLOURS[i], "linestyle": DASHES[i], "marker": MARKERS[i]}
 
 
-def gains(found: Sequence[ClassGain], group: str, table: Measure, name: str) -> Plot:
-    """Every class by its gain, largest first: how many gain, how many lose, and how much."""
-    values = 100 * np.array([gain.gain for gain in found])
+def gains(by_class: Sequence[ClassGain], group: str, table: Measure, name: str) -> Plot:
+    """Draw every class by its gain, largest first: how many classes gain, how many lose, and how much."""
+    values = 100 * np.array([gain.gain for gain in by_class])
     more, fewer = int((values > 0).sum()), int((values < 0).sum())
     with canvas(HEIGHT * 0.9) as (figure, axes):
         edges = np.arange(len(values) + 1)
@@ -156,13 +156,13 @@ def gains(found: Sequence[ClassGain], group: str, table: Measure, name: str) -> 
 
 
 def cost(folder: Folder, table: Measure, what: str, name: str) -> Plot:
-    """What a setting costs against what it reaches; numbers are those of the settings in the tables."""
+    """Draw what a setting costs against what it reaches; numbers are those of the settings in the tables."""
     with canvas(HEIGHT * 1.1) as (figure, axes):
         words, places = [], []
         for line in table.lines:
             runs = folder.groups[line.number - 1].runs
-            known = [run.seconds if what == "seconds" else float(run.results.trainable_parameters) for run in runs]
-            x, y = float(np.mean(known)), 100 * line.summary.mean
+            costs = [run.seconds if what == "seconds" else float(run.results.trainable_parameters) for run in runs]
+            x, y = float(np.mean(costs)), 100 * line.summary.mean
             colour, marker, _ = _VERDICTS[line.verdict]
             spread = 100 * (line.summary.spread or 0.0)
             axes.errorbar(x, y, yerr=spread or None, fmt=marker, color=colour, markersize=5, linewidth=0.9, capsize=0)
@@ -180,11 +180,13 @@ def cost(folder: Folder, table: Measure, what: str, name: str) -> Plot:
 
 def _number_points(axes: Axes, places: Sequence[tuple[float, float, int]]) -> None:
     """Write numbers beside points; points that lie on each other share one text."""
-    axes.autoscale_view()  # places on paper are known only then
+    axes.autoscale_view()  # only now does matplotlib know the places on paper
     shown: list[tuple[float, float, list[int]]] = []
     for x, y, number in places:
         across, up = axes.transData.transform((x, y))
-        near = next((own for own in shown if abs(own[0] - across) < NEAR and abs(own[1] - up) < NEAR), None)
+        near = next(
+            (written for written in shown if abs(written[0] - across) < NEAR and abs(written[1] - up) < NEAR), None
+        )
         if near is None:
             shown.append((across, up, [number]))
         else:
@@ -196,7 +198,7 @@ def _number_points(axes: Axes, places: Sequence[tuple[float, float, int]]) -> No
 
 
 def fidelity(by_k: Sequence[Mapping[str, Any]], name: str) -> list[Plot]:
-    """The mass inside the top k, and the divergence of each tail rule, against k."""
+    """Draw the mass inside the top k, and the divergence of each tail rule, against k."""
     ks = [line["k"] for line in by_k]
     with canvas() as (figure, axes):
         mass = [np.nan if line["mass"] is None else 100 * line["mass"] for line in by_k]
@@ -219,7 +221,7 @@ def fidelity(by_k: Sequence[Mapping[str, Any]], name: str) -> list[Plot]:
         axes.set_xscale("log")
         axes.set_yscale("log")
         _plain_ticks(axes, ks)
-        axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")  # matplotlib's own powers of ten are formulas
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")  # matplotlib would draw powers of ten as formulas
         axes.set_ylabel("KL, nats")
         words = "; ".join(f"{rule}: {line.get_ydata()[-1]:.2g} nats at k = {ks[-1]}" for line, rule in drawn)
         plots.append(render(figure, f"{name}-kl", "Divergence of each tail rule against k", "Divergence", words, drawn))
@@ -227,7 +229,7 @@ def fidelity(by_k: Sequence[Mapping[str, Any]], name: str) -> list[Plot]:
 
 
 def tail_rules(by_k: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The rules that a fidelity report tells of."""
+    """Return the tail rules that a fidelity report holds."""
     return [key for key in (by_k[0] if by_k else {}) if key not in ("k", "mass")]
 
 

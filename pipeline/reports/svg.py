@@ -1,6 +1,6 @@
-"""SVG for a report: figures without clocks or chance in them, readable on paper, on a phone, in the dark.
+"""SVG for a report: figures without clocks or chance in them, readable on paper, on a phone and in the dark.
 
-It knows no report; `report_plots` draws.
+This module knows no report; `plots` draws.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 WIDTH = 3.3  # inches; plots are drawn small and shown at least at this size, so that their text stays readable
 HEIGHT = 2.4
 LINE_OF_LEGEND = 0.17  # inches
-LONGEST_LABEL = 46  # characters in a legend; the page has the whole name
+LONGEST_LABEL = 46  # characters of a name in a legend; the page has the whole name
 
 INK, MUTED, GRID, PAPER = "#24292f", "#6e7781", "#d8dee4", "#ffffff"
-# After Okabe and Ito, made dark enough for thin lines on white; dashes and markers differ too.
+# The colours follow Okabe and Ito, darkened for thin lines on white; dashes and markers differ too.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b5548f", "#b87b00", "#4aa3d8")
 DASHES: tuple[Any, ...] = ("--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("s", "^", "D", "v", "P", "X")
@@ -74,27 +74,27 @@ class Plot:
     """One figure, in two forms."""
 
     name: str
-    """Stem of its file."""
+    """Stem of the file's name."""
     title: str
     caption: str
-    """The title where the part of the page says the rest."""
+    """The title for a part of the page that says the rest itself."""
     description: str
     inline: str
-    """For the page: colours are its variables, no legend of its own."""
+    """The form for the page: its colours are the page's variables, and it has no legend of its own."""
     file: bytes
-    """To take away: fixed colours on white, with a legend."""
+    """The form for a file: fixed colours on white, with a legend."""
 
 
 @contextmanager
 def canvas(height: float = HEIGHT) -> Iterator[tuple[Figure, Axes]]:
-    """A small figure in the style of reports; draw and render inside."""
+    """Open a small figure in the style of reports; draw and render inside the block."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(), warnings.catch_warnings():
         settings: Any = matplotlib.rcParams  # typed by the name of every setting
         settings.update(STYLE)
-        # The viewer's fonts draw the text; what the measuring font lacks is no fault.
+        # The viewer's fonts draw the text, so a character that the measuring font lacks is no fault.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure = Figure(figsize=(WIDTH, height))
         yield figure, figure.add_subplot()
@@ -103,14 +103,14 @@ def canvas(height: float = HEIGHT) -> Iterator[tuple[Figure, Axes]]:
 def render(
     figure: Figure, name: str, title: str, caption: str, description: str, legend: Sequence[tuple[Any, str]] = ()
 ) -> Plot:
-    """Both forms of a figure.
+    """Render both forms of a figure.
 
     Args:
-        figure: drawn.
-        name: unique among the plots of a report: it keeps their element ids apart.
-        title, description: what it shows, for those who do not see it.
+        figure: the drawn figure.
+        name: a name that is unique in the report; it keeps the element ids of plots apart.
+        title, description: what the plot shows, for those who do not see it.
         caption: as `Plot.caption`.
-        legend: artists and their labels, for the file.
+        legend: artists and their labels, for the form that is a file.
     """
     svg = _svg(figure)
     inline = _page_form(svg, name, title, description)
@@ -126,11 +126,14 @@ def render(
 
 
 def _svg(figure: Figure) -> str:
-    """As matplotlib draws it, on white. `savefig` would draw all of it twice, to find sizes that do not matter here."""
+    """Return the figure as matplotlib draws it, on white.
+
+    `savefig` would draw all of it twice, to find sizes that do not matter here.
+    """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     buffer = io.StringIO()
-    drawing: Any = FigureCanvasSVG(figure)  # its method has no types
+    drawing: Any = FigureCanvasSVG(figure)  # the method of this object has no types
     drawing.print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()
     text = text[text.index("<svg") :].strip()
@@ -140,22 +143,22 @@ def _svg(figure: Figure) -> str:
 
 
 def _in_tags(pattern: str, put: str, svg: str) -> str:
-    """Replace in tags alone: a name that stands between them stays what it is. In it, `<` and `>` are escaped."""
+    """Replace in tags alone: a name that stands between tags stays unchanged. In names, `<` and `>` are escaped."""
     return re.sub(r"<[^<>]*>", lambda tag: re.sub(pattern, put, tag[0]), svg)
 
 
 def _page_form(svg: str, name: str, title: str, description: str) -> str:
-    svg = svg.replace(f"fill: {PAPER}", "fill: none", 1)  # the first is the figure's own ground
+    svg = svg.replace(f"fill: {PAPER}", "fill: none", 1)  # the first such fill is the figure's own ground
     for colour, variable in VARIABLES.items():
         svg = _in_tags(colour, f"var(--{variable})", svg)
-    svg = re.sub(r"<style.*?</style>\s*", "", svg, flags=re.DOTALL)  # in a page it would be everybody's
+    svg = re.sub(r"<style.*?</style>\s*", "", svg, flags=re.DOTALL)  # a style in the page would apply to the whole page
     svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", svg, count=1)
     svg = re.sub(r'(<svg [^>]*?)height="[^"]*"', r"\1", svg, count=1)
     return _accessible(svg, name, title, description)
 
 
 def _accessible(svg: str, name: str, title: str, description: str) -> str:
-    """Own element ids, and words for what is shown."""
+    """Give element ids of their own, and words for what is shown."""
     svg = _in_tags(r'\bid="', f'id="{name}-', svg)
     svg = _in_tags(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
     head = f'<title id="{name}-t">{escape(title)}</title><desc id="{name}-d">{escape(description)}</desc>'
@@ -166,9 +169,10 @@ def _accessible(svg: str, name: str, title: str, description: str) -> str:
 
 def _label(text: str) -> str:
     short = text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 1]}…"
-    return f"\u200b{short}" if short.startswith("_") else short  # a label that begins so would be left out
+    # matplotlib leaves out a label that begins with an underscore.
+    return f"\u200b{short}" if short.startswith("_") else short
 
 
 def short_label(text: str, longest: int = LONGEST_LABEL) -> str:
-    """A name that fits into a plot."""
+    """Return a name, cut so that it fits into a plot."""
     return text if len(text) <= longest else f"{text[: longest - 1]}…"

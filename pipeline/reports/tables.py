@@ -1,6 +1,6 @@
-"""What the groups of a report amount to: one table a measure, with spread, paired tests and intervals over images.
+"""What the groups of a report amount to: a table for each measure, with spread, paired tests and intervals over images.
 
-It counts; `statistics` holds the tests, `report_words` says the result in sentences.
+This module counts; `evaluation.statistics` holds the tests, `words` says the result in sentences.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ CreditsOf = Callable[[Evaluation], npt.NDArray[np.float32] | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One setting by one measure; fractions."""
+    """One setting by one measure; figures are fractions."""
 
     number: int
-    """Of the setting in the whole report, the base being 1."""
+    """Number of the setting in the whole report; the base has number 1."""
     group: str
     summary: Summary
     by_seed: Mapping[int, float]
     verdict: Verdict
     paired: Paired | None = None
-    """Against the base; None for the base itself, and without a common seed."""
+    """The comparison with the base; None for the base itself, and without a common seed."""
     corrected: float | None = None
-    """Its p after Holm's correction over all settings of this measure."""
+    """The p value of that comparison after Holm's correction over all settings of this measure."""
     images: Interval | None = None
-    """95 % of the difference to the base over images (bootstrap); None without credits of each image."""
+    """95 % interval of the difference to the base over images (bootstrap); None without credits of each image."""
     template: Paired | None = None
-    """Against the bare student with the template."""
+    """The comparison with the bare student with the template."""
     template_images: Interval | None = None
     further: Mapping[str, float] = field(default_factory=dict)
     """Means over seeds of the other figures: top5, macro, ece, nll."""
@@ -51,21 +51,21 @@ class Measure:
     key: str
     title: str
     once: bool
-    """Only the base and the chosen setting were measured, after the choice."""
+    """Whether only the base and the chosen setting were measured, after the choice."""
     n: int | None
-    """Images; of held-out rows, of which each seed keeps other ones apart, the fewest that a run has."""
+    """Number of images. Each seed holds out other rows, so for held-out rows this is the fewest that a run has."""
     most: int | None
-    """The most that a run has."""
+    """The largest number of images or rows that a run has."""
     classes: int | None
     template: Mapping[str, float]
     """Figures of the bare student; empty where they were not measured."""
     lines: tuple[Line, ...]
     measured_on: MeasuredOn
-    """Of one evaluation; it says nothing for held-out samples."""
+    """What one evaluation measured on: protocol, manifest, split, templates; it says nothing for held-out samples."""
 
     @property
     def further(self) -> list[str]:
-        """Names of the figures besides top-1 that some setting has."""
+        """Return the names of the figures besides top-1 that some setting has."""
         return [name for name in FIGURES[1:] if any(name in line.further for line in self.lines)]
 
     @property
@@ -74,13 +74,13 @@ class Measure:
         return any(line.images is not None for line in self.lines)
 
     def line(self, group: str) -> Line | None:
-        """That of one setting."""
+        """Return the line of one setting."""
         return next((line for line in self.lines if line.group == group), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassGain:
-    """One class: prompts against the template, means over seeds."""
+    """One class: the prompts against the template, means over seeds."""
 
     id: str
     name: str
@@ -90,18 +90,18 @@ class ClassGain:
 
     @property
     def gain(self) -> float:
-        """Of the prompts, as a fraction."""
+        """How much higher the prompts' accuracy is than the template's, as a fraction."""
         return self.top1 - self.template
 
 
 def measures(folder: Folder) -> tuple[Measure, ...]:
-    """A table for each measure that any run has."""
+    """Make a table for each measure that any run has."""
     return tuple(_measure(folder, key) for key in folder.measures)
 
 
 def _measure(folder: Folder, key: str) -> Measure:
-    found = [evaluation for group in folder.groups for evaluation in group.evaluations(key)]
-    sample = found[0] if found else None
+    evaluations = [evaluation for group in folder.groups for evaluation in group.evaluations(key)]
+    sample = evaluations[0] if evaluations else None
     lines = [line for i, group in enumerate(folder.groups, 1) if (line := _line(folder.base, group, key, i))]
     corrected = holm([None if line.paired is None else line.paired.p for line in lines])
     lines = [replace(line, corrected=p, verdict=_verdict(line, p)) for line, p in zip(lines, corrected, strict=True)]
@@ -134,17 +134,19 @@ def _line(base: Group, group: Group, key: str, number: int) -> Line | None:
         template=None if template is None else against_constant(list(values.values()), template),
         template_images=_over_images(evaluations, evaluations, lambda e: e.template_credits),
         further={
-            name: float(np.mean(known))
+            name: float(np.mean(reported))
             for name in FIGURES[1:]
-            if (known := [e.figures[name] for e in evaluations if name in e.figures])
+            if (reported := [e.figures[name] for e in evaluations if name in e.figures])
         },
     )
     if group is base:
         return line
-    theirs = base.values(key)
-    mine = [run.evaluations[key] for run in group.runs if key in run.evaluations and run.seed in theirs]
-    other = [run.evaluations[key] for run in base.runs if key in run.evaluations and run.seed in values]
-    return replace(line, verdict="untested", paired=paired(values, theirs), images=_over_images(mine, other))
+    base_values = base.values(key)
+    paired_here = [run.evaluations[key] for run in group.runs if key in run.evaluations and run.seed in base_values]
+    paired_base = [run.evaluations[key] for run in base.runs if key in run.evaluations and run.seed in values]
+    return replace(
+        line, verdict="untested", paired=paired(values, base_values), images=_over_images(paired_here, paired_base)
+    )
 
 
 def _verdict(line: Line, corrected: float | None) -> Verdict:
@@ -156,19 +158,27 @@ def _verdict(line: Line, corrected: float | None) -> Verdict:
 
 
 def _over_images(
-    ours: Sequence[Evaluation], theirs: Sequence[Evaluation], which: CreditsOf = lambda e: e.credits
+    evaluations: Sequence[Evaluation], base_evaluations: Sequence[Evaluation], which: CreditsOf = lambda e: e.credits
 ) -> Interval | None:
-    """Interval of the difference over images, seeds averaged first; None without the same images in all of them."""
-    samples = {e.image_set for e in (*ours, *theirs)}
-    own, other = [e.credits for e in ours], [which(e) for e in theirs]
-    here, there = ([credits for credits in side if credits is not None] for side in (own, other))
-    if len(samples) != 1 or not here or not there or len(here) < len(own) or len(there) < len(other):
+    """Return the interval of the difference over images, seeds averaged first; None if the images are not the same."""
+    samples = {e.image_set for e in (*evaluations, *base_evaluations)}
+    credits_here, credits_base = [e.credits for e in evaluations], [which(e) for e in base_evaluations]
+    present_here, present_base = (
+        [credits for credits in side if credits is not None] for side in (credits_here, credits_base)
+    )
+    if (
+        len(samples) != 1
+        or not present_here
+        or not present_base
+        or len(present_here) < len(credits_here)
+        or len(present_base) < len(credits_base)
+    ):
         return None
-    return bootstrap(np.mean(here, axis=0, dtype=np.float64), np.mean(there, axis=0, dtype=np.float64))
+    return bootstrap(np.mean(present_here, axis=0, dtype=np.float64), np.mean(present_base, axis=0, dtype=np.float64))
 
 
 def class_gains(group: Group, key: str) -> tuple[ClassGain, ...]:
-    """Every class of an evaluation, the largest gain first; empty where no run tells of classes and template."""
+    """List every class of an evaluation, the largest gain first; it is empty if no run has classes and template."""
     by_class: dict[str, list[ClassFigures]] = {}
     for evaluation in group.evaluations(key):
         for line in evaluation.classes:
@@ -183,19 +193,19 @@ def class_gains(group: Group, key: str) -> tuple[ClassGain, ...]:
 
 
 def best_group(folder: Folder, tables: Sequence[Measure]) -> tuple[str, dict[str, float]]:
-    """The setting that was chosen, and by which measures.
+    """Return the setting that was chosen, and the measures of the choice.
 
-    The grid's own choice holds. Otherwise it is the best mean by the grid's rule, or by the held-out samples, or by
-    the first evaluation where nothing was held out.
+    The grid's own choice holds. Otherwise the setting with the best mean is taken, by the grid's rule, or by the
+    held-out samples, or by the first evaluation where nothing was held out.
     """
-    known = {table.key: table for table in tables if not table.once}
-    rule = {key: share for key, share in folder.choice.items() if key in known}
-    rule = rule or {key: 1.0 for key in list(known)[:1]}
-    if folder.chosen is not None or not known:
+    repeated = {table.key: table for table in tables if not table.once}
+    rule = {key: share for key, share in folder.choice.items() if key in repeated}
+    rule = rule or {key: 1.0 for key in list(repeated)[:1]}
+    if folder.chosen is not None or not repeated:
         return folder.chosen or folder.base.name, rule
     scores = {}
     for group in folder.groups:
-        lines = {key: known[key].line(group.name) for key in rule}
+        lines = {key: repeated[key].line(group.name) for key in rule}
         if all(lines.values()):
             scores[group.name] = sum(rule[key] * line.summary.mean for key, line in lines.items() if line)
     return max(scores, key=lambda name: scores[name]) if scores else folder.base.name, rule

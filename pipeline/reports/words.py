@@ -1,6 +1,6 @@
-"""The result of a report in plain sentences, each made from its figures: what helped, by how much, against the spread.
+"""The result of a report in plain sentences, made from its figures: what helped, by how much, against which spread.
 
-It decides nothing: whether two settings are told apart stands in `report_tables`.
+This module decides nothing: `tables` decides whether two settings are told apart.
 """
 
 from __future__ import annotations
@@ -33,41 +33,41 @@ KINDS: Mapping[State, str] = {
 
 
 def percent(value: float | None) -> str:
-    """A fraction as a person reads it."""
+    """Write a fraction in percent."""
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
 def points(value: float | None) -> str:
-    """A difference of fractions, with its sign."""
+    """Write a difference of fractions in points, with its sign."""
     if value is None:
         return "–"
     return "±0.0" if abs(value) < 0.0005 else f"{100 * value:+.1f}".replace("-", "−")
 
 
 def spread(deviation: float | None) -> str:
-    """What follows a mean: nothing for one seed."""
+    """Write the spread that follows a mean; it is empty for one seed."""
     return "" if deviation is None else f" ± {100 * deviation:.1f}"
 
 
 def as_figure(figure: float | None, name: str) -> str:
-    """One of an evaluation's figures: accuracies in percent, ECE in percent too, NLL in nats."""
+    """Write one of an evaluation's figures: accuracies and ECE in percent, NLL in nats."""
     return "–" if figure is None else f"{figure:.3f}" if name == "nll" else percent(figure)
 
 
 def interval(ends: tuple[float, float] | None) -> str:
-    """Both ends in points."""
+    """Write both ends of an interval in points."""
     return "–" if ends is None else f"{points(ends[0])} to {points(ends[1])}"
 
 
 def p_value(p: float | None) -> str:
-    """A p value with as many digits as mean something."""
+    """Write a p value with as many digits as mean something."""
     if p is None:
         return "–"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def value(item: Any) -> str:
-    """A value of a config as it is written in one."""
+    """Write a value as a config writes it."""
     if item is None:
         return "–"
     if isinstance(item, bool):
@@ -80,7 +80,7 @@ def value(item: Any) -> str:
 
 
 def counted(folder: Folder) -> str:
-    """How many runs there are, and how many do not count."""
+    """Say how many runs there are, and how many do not count."""
     runs, groups = len(folder.runs), len(folder.groups)
     seeds = sorted({run.seed for run in folder.runs})
     text = f"{_many(runs, 'run')} of {_many(groups, 'setting')}, {_many(len(seeds), 'seed')} ({_listed(seeds)})."
@@ -92,26 +92,26 @@ def counted(folder: Folder) -> str:
 
 
 def setting_in_words(folder: Folder) -> str:
-    """The base by the keys that the other settings change."""
+    """Describe the base by the keys that the other settings change."""
     values = {key: folder.base_value(key) for key in folder.changed_keys}
-    told = [f"{key} = {value(item)}" for key, item in values.items() if item is not None]
-    return ", ".join(told) if told else "the config at the end of this page"
+    settings = [f"{key} = {value(item)}" for key, item in values.items() if item is not None]
+    return ", ".join(settings) if settings else "the config at the end of this page"
 
 
 def protocol(table: Measure) -> str:
-    """What a table's figures were measured on, as far as the evaluation says."""
+    """Say what a table's figures were measured on, as far as the evaluation says it."""
     if table.key == HELD_OUT:
         return "Training samples that each run keeps apart, another part with each seed; among all names of the run."
-    on = table.measured_on
-    told = {
-        "protocol": on.protocol,
-        "data": on.manifest,
-        "split": on.split,
-        "classes": on.chosen,
-        "template": value(on.templates) if on.templates else None,
+    facts = table.measured_on
+    parts = {
+        "protocol": facts.protocol,
+        "data": facts.manifest,
+        "split": facts.split,
+        "classes": facts.chosen,
+        "template": value(facts.templates) if facts.templates else None,
     }
     size = _many(table.n or 0, "image") + (f", {table.classes:,} names" if table.classes else "")
-    return "; ".join([*(f"{what}: {item}" for what, item in told.items() if item), size])
+    return "; ".join([*(f"{what}: {item}" for what, item in parts.items() if item), size])
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ class Statement:
 
     title: str
     lead: tuple[str, ...]
-    """What the base and the best setting reach, also against the template."""
-    found: tuple[tuple[str, tuple[str, ...]], ...]
-    """Heading and settings: better, worse, not told apart, not tested."""
+    """What the base and the best setting reach, in absolute terms and against the template."""
+    verdicts: tuple[tuple[str, tuple[str, ...]], ...]
+    """Headings (better, worse, not told apart, not tested), each with its settings."""
 
 
 @dataclass(frozen=True)
@@ -135,16 +135,16 @@ class Headline:
     cautions: tuple[str, ...]
 
     def sentences(self) -> list[str]:
-        """All of it as lines of text."""
+        """Return the headline as lines of text."""
         lines = [self.counted, self.choice]
         for statement in self.statements:
-            found = [f"{heading}: {'; '.join(settings)}." for heading, settings in statement.found]
-            lines.append(" ".join([f"{statement.title}:", *statement.lead, *found]))
+            verdicts = [f"{heading}: {'; '.join(settings)}." for heading, settings in statement.verdicts]
+            lines.append(" ".join([f"{statement.title}:", *statement.lead, *verdicts]))
         return [line for line in (*lines, *self.cautions) if line]
 
 
 def headline(folder: Folder, tables: Sequence[Measure], best: str, rule: Mapping[str, float]) -> Headline:
-    """Counts, the choice, then each measure; what was measured once stands last."""
+    """Make the headline: counts, the choice, then each measure; measures that were made once stand last."""
     choice = _choice(folder, tables, best, rule) if len(folder.groups) > 1 else ""
     ordered = sorted(tables, key=lambda table: table.once)
     statements = tuple(_statement(table, best) for table in ordered)
@@ -156,7 +156,7 @@ def _choice(folder: Folder, tables: Sequence[Measure], best: str, rule: Mapping[
     names = [titles.get(key, key) for key in rule]
     if len({round(share, 6) for share in rule.values()}) > 1:
         names = [f"{name} ({100 * share:.0f} %)" for name, share in zip(names, rule.values(), strict=True)]
-    # Tables are of top-1, so without the grid's own choice the best is looked for by that.
+    # Tables are of top-1, so without the grid's own choice top-1 decides which setting is the best.
     declared = str(mapping(folder.grid.get("choose")).get("metric") or "top1")
     metric = {"top1": "top-1", "macro": "macro accuracy"}.get(declared, declared) if folder.chosen else "top-1"
     on = f"{metric}, mean over seeds on {' and '.join([', '.join(names[:-1]), names[-1]] if names[1:] else names)}"
@@ -172,10 +172,10 @@ def _choice(folder: Folder, tables: Sequence[Measure], best: str, rule: Mapping[
             else f"The base itself has the highest {on}.{waits}"
         )
     lines = [line for table in tables if table.key in rule and (line := table.line(best))]
-    known = any(line.verdict == "better" for line in lines)
-    doubt = "" if known else "; paired tests of top-1 do not tell it from the base, so this may be chance"
-    said = f"The grid chose “{best}” by its {on}" if folder.chosen else f"“{best}” has the highest {on}"
-    return f"{said}{doubt}.{waits}"
+    told_apart = any(line.verdict == "better" for line in lines)
+    doubt = "" if told_apart else "; paired tests of top-1 do not tell it from the base, so this may be chance"
+    opening = f"The grid chose “{best}” by its {on}" if folder.chosen else f"“{best}” has the highest {on}"
+    return f"{opening}{doubt}.{waits}"
 
 
 def _statement(table: Measure, best: str) -> Statement:
@@ -190,16 +190,16 @@ def _statement(table: Measure, best: str) -> Statement:
     chosen = table.line(best)
     if chosen is not None and chosen is not base:
         lead.append(f"“{best}” reaches {percent(chosen.summary.mean)}{_spread(chosen)}{_template(chosen, table)}.")
-    found = []
+    verdicts = []
     for verdict, heading in HEADINGS.items():
         lines = sorted((line for line in table.lines if line.verdict == verdict), key=lambda x: -abs(_difference(x)))
         if lines:
-            found.append((heading, _named(lines)))
-    return Statement(title, tuple(lead), tuple(found))
+            verdicts.append((heading, _named(lines)))
+    return Statement(title, tuple(lead), tuple(verdicts))
 
 
 def _rows(table: Measure) -> str:
-    """How many rows or images: each seed may hold out another number."""
+    """Say how many rows or images there are: each seed may hold out another number."""
     fewest, most = table.n or 0, table.most or 0
     word = "row" if table.key == HELD_OUT else "image"
     return _many(most, word) if fewest == most else f"{fewest:,} to {most:,} {word}s, by seed"
@@ -238,8 +238,8 @@ def _how_sure(line: Line) -> str:
 
 
 def _cautions(folder: Folder, tables: Sequence[Measure]) -> list[str]:
-    """How to read the tests, for those that were made, and what would make them look better than they are."""
-    found = []
+    """Say how to read the tests that were made, and what would make them look better than they are."""
+    cautions = []
     if folder.earlier:
         named = ", ".join(f"“{name}”" for name in dict.fromkeys(folder.earlier))
         now = (
@@ -248,18 +248,18 @@ def _cautions(folder: Folder, tables: Sequence[Measure]) -> list[str]:
             else "An earlier choice of the grid was"
         )
         more = "measured more often" if folder.chosen else "measured for it already"
-        found.append(f"{now} {named}. What should be measured once was {more}.")
+        cautions.append(f"{now} {named}. What should be measured once was {more}.")
     pairs: list[Paired] = [line.paired for table in tables for line in table.lines if line.paired is not None]
     tested = [pair for pair in pairs if pair.p is not None]
     if not tested:
-        return found + (["With one seed a setting there is no test: differences may be chance."] if pairs else [])
+        return cautions + (["With one seed a setting there is no test: differences may be chance."] if pairs else [])
     fewest = min(pair.n for pair in tested)
-    found.append(
+    cautions.append(
         f"“Told apart” means p < {LEVEL:g} in a paired t test by seed, after Holm's correction over the settings of "
         f"one measure. With {fewest} seeds even a single test needs a mean difference of "
         f"{smallest_telling(fewest):.1f} times its spread: what is not told apart may still be different."
     )
-    return found
+    return cautions
 
 
 def _spread(line: Line) -> str:

@@ -1,6 +1,6 @@
 """Fill a working set: the rows of a store that a run needs, decoded chunk by chunk into one record a row.
 
-It reads only what the ledger vouches for and keeps no Python object a row. `working_files` holds the files.
+This module reads only what the ledger vouches for and keeps no Python object for a row. `files` holds the files.
 
 A record keeps a row's classes by falling probability and its value codes in the same order; a table of 256 values
 turns codes into log-probabilities batch by batch, which is cheaper than reading four times the bytes.
@@ -30,7 +30,7 @@ from teachonce.labels.store import Arrays, LabelStore
 from teachonce.rows.files import ArrayWriter
 
 RECORDS, FEATURES, EMBEDDINGS = "records.npy", "features.npy", "embeddings.npy"
-ALIGN = 8  # bytes of a record are a multiple of it
+ALIGN = 8  # the bytes of a record are a multiple of it
 MOST_THREADS = 4
 WANTED = ("label", "sample", "status", "class_ids", "gaps", "top_log_prob", "log_residual")
 
@@ -41,27 +41,27 @@ class Plan:
 
     store: LabelStore
     group: str | None
-    """Column group of the student's features; None without them."""
+    """Column group of the student's features; None without student features."""
     embeddings: bool
     """Whether the teacher's image embeddings are taken, as they are stored."""
     vocabulary: Vocabulary
     """The run's classes: the store's, or those of the selection in the same order."""
     run_class: IdArray
-    """[classes + 1] the run's index of each class of the store, -1 where it has none; the last is for -1."""
+    """[classes + 1] the run's index of each class of the store, -1 where it has none; the last is for label -1."""
     top_k: int
-    """Classes of each soft label that are read."""
+    """Number of classes that are read of each soft label."""
     selection: Selection | None
     dtype: np.dtype[Any]
-    """Of a record."""
+    """The type of a record."""
 
     @property
     def restricted(self) -> bool:
-        """Whether the run has only some of the store's classes, so that a row may have fewer than others."""
+        """Whether the run has only some of the store's classes, so that a row may have fewer classes than others."""
         return len(self.vocabulary) < self.store.layout.classes
 
     @property
     def columns(self) -> dict[str, str]:
-        """Column group of each file of values beside the records, which are row vectors of the group's first array."""
+        """For each file of values beside the records, the column group whose first array holds the row vectors."""
         groups = {FEATURES: self.group, EMBEDDINGS: EMBEDDING if self.embeddings else None}
         return {file: group for file, group in groups.items() if group is not None}
 
@@ -70,35 +70,36 @@ def make_plan(store: LabelStore, student_digest: str | None, selection: Selectio
     """Decide what to take, and refuse what the store does not have.
 
     Raises:
-        DataError: the store has no features of this student, or no embeddings; names the command that adds them.
+        DataError: the store has no features of this student, or no embeddings; the hint names the command that adds
+            them.
     """
     if embeddings and (EMBEDDING not in store.groups or not store.layout.top_k):
         raise DataError(f"{store.path} holds no image embeddings of its teacher", hint=store.embedding_hint)
     group = None if student_digest is None else student_group(student_digest)
     if group is not None and group not in store.groups:
-        known = [g.fingerprint["about"].get("student") for n, g in store.groups.items() if n.startswith("students/")]
+        students = [g.fingerprint["about"].get("student") for n, g in store.groups.items() if n.startswith("students/")]
         raise DataError(
             f"{store.path} holds no image features of this student (weights {str(student_digest)[:16]}); "
-            f"it holds those of: {', '.join(map(str, known)) or 'none'}",
+            f"it holds those of: {', '.join(map(str, students)) or 'none'}",
             hint=f"run the command that made {store.path} again with --student MODEL added: only that tower runs",
         )
     whole = store.vocabulary()
-    kept = np.arange(len(whole))
+    classes = np.arange(len(whole))
     if selection is not None and selection.classes is not None:
-        wanted = set(selection.classes)
-        kept = np.array([i for i, class_id in enumerate(whole.ids) if class_id in wanted], np.int64)
+        chosen = set(selection.classes)
+        classes = np.array([i for i, class_id in enumerate(whole.ids) if class_id in chosen], np.int64)
     run_class = np.full(len(whole) + 1, -1)
-    run_class[kept] = np.arange(len(kept))
-    vocabulary = Vocabulary(tuple(whole.ids[i] for i in kept), tuple(whole.names[i] for i in kept))
+    run_class[classes] = np.arange(len(classes))
+    vocabulary = Vocabulary(tuple(whole.ids[i] for i in classes), tuple(whole.names[i] for i in classes))
     top_k = store.layout.top_k
     if selection is not None and selection.top_k is not None:
         top_k = min(top_k, selection.top_k)
-    dtype = record_dtype(min(top_k, len(kept)), len(store.layout.temperatures), len(kept))
+    dtype = record_dtype(min(top_k, len(classes)), len(store.layout.temperatures), len(classes))
     return Plan(store, group, embeddings, vocabulary, run_class, top_k, selection, dtype)
 
 
 def record_dtype(width: int, temperatures: int, classes: int) -> np.dtype[Any]:
-    """One row of a set, without gaps between its fields; `width` classes a row, 0 in a store without a teacher."""
+    """Return the type of one row, without gaps between its fields; `width` classes a row, 0 without a teacher."""
     fields: list[Any] = [("label", "<i4"), ("row", "<u4")]
     if width:
         fields += [
@@ -113,7 +114,7 @@ def record_dtype(width: int, temperatures: int, classes: int) -> np.dtype[Any]:
 
 
 def code_values(gap_levels: FloatArray) -> FloatArray:
-    """Nats below the row's best for each of the 256 codes; infinite for no class."""
+    """Return the nats below the row's best for each of the 256 codes; infinite for the code of no class."""
     return np.append(gap_levels, np.full(256 - len(gap_levels), np.inf, np.float32))
 
 
@@ -121,7 +122,7 @@ def write_arrays(plan: Plan, place: Path, reporter: Reporter) -> dict[str, Any]:
     """Write the arrays of a set into a folder.
 
     Returns:
-        What about.json should say of its rows.
+        What about.json should say of the rows.
 
     Raises:
         IncompleteError: a chunk is not committed, or no row is left.
@@ -155,7 +156,7 @@ def write_arrays(plan: Plan, place: Path, reporter: Reporter) -> dict[str, Any]:
 
 
 def _in_order(plan: Plan, chunks: int) -> Iterator[Arrays]:
-    """The rows of every chunk; a few are decoded at a time, so that memory does not grow with the store."""
+    """Yield the rows of every chunk; few chunks are decoded at a time, so that memory does not grow with the store."""
     threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
     pending: deque[Future[Arrays]] = deque()
     with ThreadPoolExecutor(threads) as pool:
@@ -167,28 +168,28 @@ def _in_order(plan: Plan, chunks: int) -> Iterator[Arrays]:
             while pending:
                 yield pending.popleft().result()
         finally:
-            for left in pending:
-                left.cancel()
+            for unfinished in pending:
+                unfinished.cancel()
 
 
 def rows_of_chunk(
     plan: Plan, chunk: int, only: npt.NDArray[np.int64] | None = None, data: Arrays | None = None
 ) -> Arrays:
-    """What a set holds of a chunk's rows that belong to it, by file name: records, and rows of values as stored.
+    """Return what a set holds of a chunk's rows, by file name: records, and rows of values as stored.
 
     Args:
-        chunk: of the store, checked against its ledger.
-        only: places within the chunk, when not all of its rows are wanted.
-        data: its label arrays, where they were read before.
+        chunk: number of a chunk of the store; it is checked against the store's ledger.
+        only: places within the chunk; None: all its rows that belong to the set.
+        data: the chunk's label arrays, if they were read before.
 
     Raises:
         DataError: an image of the chunk has values that are not finite.
     """
     data = plan.store.read_chunk(LABELS, chunk, WANTED) if data is None else data
     first, _ = plan.store.layout.bounds(chunk)
-    seen = data["status"] == 0
-    values = {file: _values(plan, group, chunk, seen) for file, group in plan.columns.items()}
-    keep = seen.copy()
+    with_image = data["status"] == 0
+    values = {file: _values(plan, group, chunk, with_image) for file, group in plan.columns.items()}
+    keep = with_image.copy()
     if plan.selection is not None:
         keep &= np.isin(data["sample"], plan.selection.samples)
     if plan.selection is not None and plan.selection.classes is not None:
@@ -200,16 +201,16 @@ def rows_of_chunk(
     return {RECORDS: records, **{file: rows[places] for file, rows in values.items()}}
 
 
-def _values(plan: Plan, group: str, chunk: int, seen: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
-    """The vectors of a chunk's rows; those with an image must be finite, the others are fill values.
+def _values(plan: Plan, group: str, chunk: int, with_image: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+    """Return the vectors of a chunk's rows; rows with an image must be finite, the others are fill values.
 
     Raises:
-        DataError: names the first row that is not.
+        DataError: a row with an image is not finite; the message names the first.
     """
     array = plan.store.groups[group].vectors.path
     values = plan.store.read_chunk(group, chunk, (array,))[array]
     sound = values[:, 0] != INT8_FILL if values.dtype == np.int8 else np.isfinite(values).all(axis=1)
-    broken = np.flatnonzero(seen & ~sound)
+    broken = np.flatnonzero(with_image & ~sound)
     if len(broken):
         row, vector = int(broken[0]) + plan.store.layout.bounds(chunk)[0], values[broken[0]]
         bad = vector[~np.isfinite(vector)] if values.dtype != np.int8 else vector[:1]
@@ -223,7 +224,7 @@ def _values(plan: Plan, group: str, chunk: int, seen: npt.NDArray[np.bool_]) -> 
 
 
 def _labels(plan: Plan, data: Arrays) -> IdArray:
-    """The run's class of each row's label, -1 where it has none."""
+    """Return the run's class of each row's label, -1 where it has none."""
     labels: IdArray = plan.run_class[plan.store.label_to_vocabulary[data["label"]]]
     return labels
 
@@ -243,14 +244,14 @@ def _records(plan: Plan, data: Arrays, rows: IdArray) -> npt.NDArray[Any]:
         ids, codes = ids[:, : plan.top_k], codes[:, : plan.top_k]
     if plan.restricted:
         ids, codes = _inside(plan.run_class[ids], codes, plan.dtype["class_ids"].shape[0])
-        residual = np.full_like(residual, -np.inf)  # what the tail holds of the subset is not stored
+        residual = np.full_like(residual, -np.inf)  # the store does not keep what the tail holds of these classes
     records["top_log_prob"], records["log_residual"] = top, residual
     records["class_ids"], records["codes"] = ids, codes
     return records
 
 
 def _with_dropped(residual: FloatArray, dropped: FloatArray, temperatures: tuple[float, ...]) -> FloatArray:
-    """The tail sums with classes added that are no longer kept: ln(exp(residual) + sum of exp(dropped / tau))."""
+    """Add classes that are no longer kept to the tail sums: ln(exp(residual) + sum of exp(dropped / tau))."""
     columns = [
         np.logaddexp(residual[:, t].astype(np.float64), np.logaddexp.reduce(dropped.astype(np.float64) / tau, axis=1))
         for t, tau in enumerate(temperatures)
@@ -259,7 +260,7 @@ def _with_dropped(residual: FloatArray, dropped: FloatArray, temperatures: tuple
 
 
 def _inside(ids: IdArray, codes: npt.NDArray[np.uint8], width: int) -> tuple[IdArray, npt.NDArray[np.uint8]]:
-    """Rows without the classes that are -1, the others moved up; what is missing then is -1 with the code of none."""
+    """Drop the classes that are -1 and move the others up; freed places are -1 with the code of no class."""
     order = np.argsort(ids < 0, axis=1, kind="stable")[:, :width]
     ids = np.take_along_axis(ids, order, axis=1)
     codes = np.where(ids < 0, np.uint8(GAP_FILL), np.take_along_axis(codes, order, axis=1))

@@ -1,6 +1,6 @@
 """Working sets as files: where they lie, how they are written whole, proved, shared between processes and thrown away.
 
-It does not know what is in them; `working_build` fills them and `working_set` reads them.
+It does not know what is in them; `build` fills them and `working_set` reads them.
 
     labels.zarr.working/<digest>/about.json      identity, counts, size and CRC-32C of every file; its own check
     labels.zarr.working/<digest>/*.npy           the arrays
@@ -46,7 +46,7 @@ class OpenFiles:
     """A proved set, which nobody clears away before `close` is called."""
 
     place: Path
-    about: dict[str, Any]
+    description: dict[str, Any]
     arrays: dict[str, npt.NDArray[Any]]
     """By file name, mapped into memory, read only."""
     close: Callable[[], None]
@@ -138,11 +138,11 @@ def open_files(folder: Path, digest: str) -> OpenFiles | None:
                 raise IntegrityError(f"{place / ABOUT} is missing")
             return None
         try:
-            about = _read_about(place, digest)
-            arrays = {name: _open_array(place / name, stated) for name, stated in about["files"].items()}
+            description = _read_about(place, digest)
+            arrays = {name: _open_array(place / name, file_facts) for name, file_facts in description["files"].items()}
         except OSError as problem:
             raise IntegrityError(f"{problem.filename or place}: {problem.strerror or problem}") from problem
-        return OpenFiles(place, about, arrays, stack.pop_all().close)
+        return OpenFiles(place, description, arrays, stack.pop_all().close)
 
 
 @contextmanager
@@ -158,8 +158,8 @@ def building(folder: Path, digest: str, reporter: Reporter) -> Iterator[None]:
         if stack.enter_context(exclusive(path, wait=False, create=True)) is None:
             reporter.note("another process is making this working set: waiting for it")
             stack.enter_context(exclusive(path, create=True))
-        for left in folder.glob(f"{digest}.*-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in folder.glob(f"{digest}.*-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
         yield
 
 
@@ -189,7 +189,7 @@ def describe(place: Path, identity: Mapping[str, Any], facts: Mapping[str, Any])
             "bytes": file.stat().st_size,
             "crc32c": _crc(file),
         }
-    about: dict[str, Any] = {
+    description: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": KIND,
         "identity": dict(identity),
@@ -197,9 +197,9 @@ def describe(place: Path, identity: Mapping[str, Any], facts: Mapping[str, Any])
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **facts,
     }
-    about = json.loads(json.dumps(about))  # as a reader sees it: tuples are lists
-    about["check"] = canonical_digest(about)
-    (place / ABOUT).write_bytes(_about_bytes(about))
+    description = json.loads(json.dumps(description))  # as a reader sees it: tuples are lists
+    description["check"] = canonical_digest(description)
+    (place / ABOUT).write_bytes(_about_bytes(description))
 
 
 def discard(place: Path) -> None:
@@ -252,36 +252,38 @@ def _describe(place: Path) -> StoredSet:
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(place.stat().st_mtime))
     rows, store = None, ""
     with suppress(IntegrityError, OSError):
-        about = _read_about(place, place.name)
-        rows, store, created = int(about["rows"]), str(about["store"]), str(about["created"])
+        description = _read_about(place, place.name)
+        rows, store, created = int(description["rows"]), str(description["store"]), str(description["created"])
     return StoredSet(place=place, store=store, bytes=size, rows=rows, created=created, in_use=_busy(place))
 
 
-def _about_bytes(about: Mapping[str, Any]) -> bytes:
-    return (json.dumps(about, indent=1, sort_keys=True) + "\n").encode()
+def _about_bytes(description: Mapping[str, Any]) -> bytes:
+    return (json.dumps(description, indent=1, sort_keys=True) + "\n").encode()
 
 
 def _read_about(place: Path, digest: str) -> dict[str, Any]:
     raw = (place / ABOUT).read_bytes()
     try:
-        about: Any = json.loads(raw)
+        description: Any = json.loads(raw)
     except ValueError as problem:
         raise IntegrityError(f"{place / ABOUT} is damaged: {problem}") from problem
-    sound = isinstance(about, dict) and _about_bytes(about) == raw
-    if not sound or canonical_digest({k: v for k, v in about.items() if k != "check"}) != about.get("check"):
+    sound = isinstance(description, dict) and _about_bytes(description) == raw
+    if not sound or canonical_digest({k: v for k, v in description.items() if k != "check"}) != description.get(
+        "check"
+    ):
         raise IntegrityError(f"{place / ABOUT} is damaged: it is not what was written")
-    if about["kind"] != KIND or about["schema"] != SCHEMA or set_digest(about["identity"]) != digest:
+    if description["kind"] != KIND or description["schema"] != SCHEMA or set_digest(description["identity"]) != digest:
         raise IntegrityError(f"{place} is another working set than its name says")
-    return dict(about)
+    return dict(description)
 
 
-def _open_array(file: Path, stated: Mapping[str, Any]) -> npt.NDArray[Any]:
-    found = file.stat().st_size
-    if found != stated["bytes"]:
-        raise IntegrityError(f"{file}: expected {stated['bytes']} bytes, found {found}")
+def _open_array(file: Path, file_facts: Mapping[str, Any]) -> npt.NDArray[Any]:
+    size_here = file.stat().st_size
+    if size_here != file_facts["bytes"]:
+        raise IntegrityError(f"{file}: expected {file_facts['bytes']} bytes, found {size_here}")
     crc = _crc(file)
-    if crc != stated["crc32c"]:
-        raise IntegrityError(f"{file}: expected CRC-32C {stated['crc32c']}, found {crc}")
+    if crc != file_facts["crc32c"]:
+        raise IntegrityError(f"{file}: expected CRC-32C {file_facts['crc32c']}, found {crc}")
     with open(file, "rb") as opened:
         np.lib.format.read_magic(opened)
         shape, _, dtype = np.lib.format.read_array_header_1_0(opened)

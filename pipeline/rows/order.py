@@ -1,6 +1,6 @@
 """Orders of samples as pure functions of seeds: the row order of a store, and the batches of a training run.
 
-It reads no data. A resumed run needs its seed and its step, not a loader's memory.
+This module reads no data. A resumed run needs its seed and its step, not a loader's memory.
 
 Shapes: N rows of a working set, S samples, B samples of a step, W views of a sample.
 """
@@ -28,11 +28,12 @@ class TrainingOrder:
 
     Args:
         rows: row of the store for each row of the set, [N], rising: views of a sample are neighbours.
-        views: views of a sample in the store.
+        views: number of views of a sample in the store.
         batch_size: samples of a step; the last step of an epoch may have fewer.
-        views_per_step: views of a sample in a step; a sample with fewer views brings them all.
-        seed: of the run.
-        held_out: share of the samples to hold out, 0 or above, below 1; each on its own, so the count varies.
+        views_per_step: views of a sample in a step; a sample with fewer views brings all its views.
+        seed: the seed of the run.
+        held_out: share of the samples to hold out, 0 or above, below 1; each sample is held out by itself, so the count
+            varies.
 
     Attributes:
         samples: S, how many samples are trained on.
@@ -40,8 +41,8 @@ class TrainingOrder:
         steps_per_epoch: steps that show every trained sample once.
 
     Raises:
-        UsageError: a number out of range.
-        DataError: no sample is left to train on, or none is held out though a share is to be.
+        UsageError: a number is out of range.
+        DataError: no sample is left to train on, or none is held out although a share should be.
     """
 
     def __init__(
@@ -67,15 +68,15 @@ class TrainingOrder:
             _require_both(len(starts), int(out.sum()), held_out)
         self.samples = len(starts)
         self.steps_per_epoch = -(-self.samples // batch_size)
-        self._alone = self.samples == len(rows)  # every row is a sample of its own: its number is its place
+        self._alone = self.samples == len(rows)  # every row is a sample of its own, so the sample's number is its place
         self._starts = starts[:0] if self._alone else starts
-        # Only views that are drawn need the sample's own number; only samples of several rows need how many.
+        # Only views that are drawn need the sample's number; only samples of several rows need the counts.
         self._counts = counts if views > 1 else counts[:0]
         self._numbers = numbers if views_per_step < views else numbers[:0]
         self._order: tuple[int, Places] = (-1, np.zeros(0, np.int64))
 
     def at(self, step: int) -> tuple[int, Places]:
-        """The epoch of a step (both from 0), and the places of its rows in the working set.
+        """Return the epoch of a step (both from 0), and the places of its rows in the working set.
 
         Places of one sample stand together; samples come in the order of the epoch.
         """
@@ -94,7 +95,7 @@ class TrainingOrder:
         counts = self._counts.take(chosen)[:, None]
         if self._views_per_step < self._views:
             lots = _view_lots(self._seed, epoch, self._numbers.take(chosen), self._views)
-            lots[offsets >= counts] = np.iinfo(np.uint64).max  # drawn after those that are there
+            lots[offsets >= counts] = np.iinfo(np.uint64).max  # these come after the views that exist
             drawn = np.argsort(lots, axis=1, kind="stable")[:, : self._views_per_step]
             offsets = np.sort(drawn, axis=1)
         places: Places = (starts[:, None] + offsets)[offsets < counts]
@@ -119,31 +120,31 @@ def _check(
         raise TeachOnceError("the rows of a working set do not rise")
 
 
-def _require_both(trained: int, held: int, share: float) -> None:
-    """A run without training samples, or an evaluation without any, would be found out much later."""
-    if trained and held:
+def _require_both(trained: int, held_out: int, share: float) -> None:
+    """Refuse a run without training samples, or an evaluation without samples, which would show much later."""
+    if trained and held_out:
         return
     lacking = "held out" if trained else "left to train on"
     raise DataError(
-        f"held_out = {share} of {trained + held} samples: none is {lacking}",
+        f"held_out = {share} of {trained + held_out} samples: none is {lacking}",
         hint="use another share or seed, or held_out = 0 and no evaluation during training",
     )
 
 
 def _shares(seed: int, samples: npt.NDArray[np.uint32]) -> npt.NDArray[np.float64]:
-    """A number in [0, 1) for each sample, which depends on the seed and the sample alone."""
+    """Return a number in [0, 1) for each sample, which depends on the seed and the sample alone."""
     words = _mixed(_word(seed, 1) ^ samples.astype(np.uint64))
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _view_lots(seed: int, epoch: int, samples: npt.NDArray[np.uint32], views: int) -> Words:
-    """A random word for each view of each sample of an epoch, [B, W]; the smallest are drawn."""
+    """Return a random word for each view of each sample of an epoch, [B, W]; the smallest words are drawn."""
     of_sample = _mixed(_word(seed, 2, epoch) ^ samples.astype(np.uint64))
     return _mixed(of_sample[:, None] ^ np.arange(views, dtype=np.uint64))
 
 
 def _word(*numbers: int) -> Words:
-    """One word that stands for all the numbers, [1]."""
+    """Return one word that stands for all the numbers, [1]."""
     word = np.zeros(1, np.uint64)
     for number in numbers:
         word = _mixed(word ^ np.uint64(int(number) % 2**64))
@@ -151,7 +152,7 @@ def _word(*numbers: int) -> Words:
 
 
 def _mixed(words: Words) -> Words:
-    """The output function of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): neighbours become unlike."""
+    """Apply the output function of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): neighbours become unlike."""
     words = words + np.uint64(0x9E3779B97F4A7C15)
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,7 +1,7 @@
 """Prove, on random rows, that a working set pairs the right image, label and teacher row; refuse another data set.
 
-The chain is: record of the working set - row of a checked chunk - sample index - bytes of the image, if they are there.
-It changes nothing.
+The chain is: record of the working set - row of a checked chunk - sample index - bytes of the image, if they exist. The
+proof changes nothing.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from teachonce.labels.store import Arrays, LabelStore
 from teachonce.rows.build import EMBEDDINGS, FEATURES, RECORDS, rows_of_chunk
 from teachonce.rows.working_set import WorkingSet
 
-PROVED = 64  # rows
+PROVED = 64  # number of rows that are proved
 FIELDS = ("row", "label", "class_ids", "codes", "top_log_prob", "log_residual")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """The data set that a store must have been made from; what is None may be anything."""
+    """The data set that a store must have been made from; a field that is None allows anything."""
 
     manifest: str | None = None
     split: str | None = None
@@ -42,35 +42,37 @@ class Expected:
 
 @dataclass(frozen=True)
 class _Row:
-    """One row that is looked at."""
+    """One row that the proof looks at."""
 
-    place: int  # in the working set
-    row: int  # of the store
-    local: int  # in its chunk
+    place: int  # place in the working set
+    row: int  # row of the store
+    local: int  # place in its chunk
 
 
 def require_origin(store: LabelStore, expected: Expected, root: Path | None) -> None:
     """Refuse a store that was made from something else; `root` is where relative class lists lie.
 
     Raises:
-        FingerprintError: names every field that differs, with both values.
-        UsageError: no such manifest, or it has no such split.
+        FingerprintError: some fields differ; the message names each with both values.
+        UsageError: the manifest does not exist, or has no such split.
         DataError: the vocabulary cannot be read.
     """
-    wanted: dict[str, Any] = {}
+    expected_fields: dict[str, Any] = {}
     if expected.manifest is not None:
         manifest, split = load_manifest(expected.manifest), expected.split or "train"
-        wanted |= {"manifest": manifest.name, "manifest_digest": manifest.digest(split)}
-        wanted["split"] = split
+        expected_fields |= {"manifest": manifest.name, "manifest_digest": manifest.digest(split)}
+        expected_fields["split"] = split
     elif expected.split is not None:
-        wanted["split"] = expected.split
+        expected_fields["split"] = expected.split
     if expected.vocabulary is not None:
-        wanted["vocabulary_digest"] = load_vocabulary(expected.vocabulary, root).digest
+        expected_fields["vocabulary_digest"] = load_vocabulary(expected.vocabulary, root).digest
     stored = dict(store.groups[LABELS].fingerprint)
-    if expected.manifest is not None and root is not None:  # the class list it names may have changed
+    if expected.manifest is not None and root is not None:  # the class list that the manifest names may have changed
         stored["label_classes"] = store.label_classes().digest
-        wanted["label_classes"] = split_classes(manifest, split, root).digest
-    different = [f"{f}: stored {stored.get(f)!r}, expected {v!r}" for f, v in wanted.items() if stored.get(f) != v]
+        expected_fields["label_classes"] = split_classes(manifest, split, root).digest
+    different = [
+        f"{f}: stored {stored.get(f)!r}, expected {v!r}" for f, v in expected_fields.items() if stored.get(f) != v
+    ]
     if different:
         raise FingerprintError(
             f"{store.path} was made from something else:\n  " + "\n  ".join(different),
@@ -79,19 +81,19 @@ def require_origin(store: LabelStore, expected: Expected, root: Path | None) -> 
 
 
 def prove_pairing(rows: WorkingSet, seed: int, reporter: Reporter, root: Path | None = None) -> int:
-    """Compare random rows of a working set with the store, its index and, if they are there, the images.
+    """Compare random rows of a working set with the store, its index and, if they exist, the images.
 
     Args:
         rows: the open set.
-        seed: decides which rows.
-        reporter: told what was proved and what a store cannot prove.
+        seed: the seed that decides which rows are compared.
+        reporter: receives what was proved and what a store cannot prove.
         root: folder of the images; None: their bytes are not compared.
 
     Returns:
         The number of rows compared.
 
     Raises:
-        IntegrityError: names the row and its key, what was expected and what was found.
+        IntegrityError: a row differs; the message names the row and its key, the expected and the actual value.
         DataError: an image cannot be read.
     """
     store = rows.store
@@ -121,30 +123,30 @@ def _prove_chunk(rows: WorkingSet, chunk: int, picked: list[_Row], root: Path | 
     index = store.index_of_chunk(chunk)
     data = store.read_chunk(LABELS, chunk)
     _prove_index(store, chunk, data, index, picked)
-    wanted = rows_of_chunk(rows.plan, chunk, np.array([row.local for row in picked]), data)
-    of_row = {int(number): place for place, number in enumerate(wanted[RECORDS]["row"])}
+    expected = rows_of_chunk(rows.plan, chunk, np.array([row.local for row in picked]), data)
+    of_row = {int(number): place for place, number in enumerate(expected[RECORDS]["row"])}
     for row in picked:
         key = index.key(row.local // store.layout.views)
         if row.row not in of_row:
             raise _wrong_set(rows, row.row, key, "no such row, by status and selection", "a row")
-        _prove_record(rows, row, key, {name: part[of_row[row.row]] for name, part in wanted.items()})
+        _prove_record(rows, row, key, {name: part[of_row[row.row]] for name, part in expected.items()})
     if root is not None and "image_crc" in data:
         _prove_images(store, data["image_crc"], index, picked, root)
 
 
 def _prove_index(store: LabelStore, chunk: int, data: Arrays, index: SampleIndex, picked: list[_Row]) -> None:
-    """The chunk's own samples, labels and keys are those of the index."""
+    """Check that the chunk's own samples, labels and keys are those of the index."""
     views = store.layout.views
     columns = {
         "sample": (data["sample"], store.samples(*store.layout.bounds(chunk))),
         "label": (data["label"], np.repeat(index.label, views)),
     }
-    for name, (own, indexed) in columns.items():
+    for name, (in_chunk, indexed) in columns.items():
         for row in picked:
-            if own[row.local] != indexed[row.local]:
+            if in_chunk[row.local] != indexed[row.local]:
                 raise IntegrityError(
                     f"{store.path}: row {row.row} (key '{index.key(row.local // views)}'): expected the {name} "
-                    f"{int(own[row.local])} of its chunk, found {int(indexed[row.local])} in the sample index",
+                    f"{int(in_chunk[row.local])} of its chunk, found {int(indexed[row.local])} in the sample index",
                     hint="restore the folder `index` of the store from a backup",
                 )
     if "key_digest" in data and (data["key_digest"] != key_digest(index)).any():
@@ -157,19 +159,21 @@ def _prove_index(store: LabelStore, chunk: int, data: Arrays, index: SampleIndex
         )
 
 
-def _prove_record(rows: WorkingSet, row: _Row, key: str, wanted: dict[str, npt.NDArray[Any]]) -> None:
+def _prove_record(rows: WorkingSet, row: _Row, key: str, expected: dict[str, npt.NDArray[Any]]) -> None:
     record = rows.records[row.place]
     for name in FIELDS:
-        if name in (rows.records.dtype.names or ()) and record[name].tobytes() != wanted[RECORDS][name].tobytes():
-            raise _wrong_set(rows, row.row, key, f"{name} {wanted[RECORDS][name].tolist()}", f"{record[name].tolist()}")
+        if name in (rows.records.dtype.names or ()) and record[name].tobytes() != expected[RECORDS][name].tobytes():
+            raise _wrong_set(
+                rows, row.row, key, f"{name} {expected[RECORDS][name].tolist()}", f"{record[name].tolist()}"
+            )
     for file, column, what in ((FEATURES, rows.features, "features"), (EMBEDDINGS, rows.embeddings, "embedding")):
-        if column is not None and column[row.place].tobytes() != wanted[file].tobytes():
+        if column is not None and column[row.place].tobytes() != expected[file].tobytes():
             raise _wrong_set(rows, row.row, key, f"the image {what} of this row", "others")
 
 
-def _wrong_set(rows: WorkingSet, row: int, key: str, expected: str, found: str) -> IntegrityError:
+def _wrong_set(rows: WorkingSet, row: int, key: str, expected: str, actual: str) -> IntegrityError:
     return IntegrityError(
-        f"{rows.path}: row {row} (key '{key}'): expected {expected}, found {found}",
+        f"{rows.path}: row {row} (key '{key}'): expected {expected}, found {actual}",
         hint=f"teachonce cache clear {rows.store.path}, then run the same command again",
     )
 
@@ -180,11 +184,11 @@ def _prove_images(
     with ImageReader(index, root) as reader:
         for row in picked:
             sample = row.local // store.layout.views
-            found = zlib.crc32(reader.read(sample))
-            if found != int(crcs[row.local]):
+            crc_here = zlib.crc32(reader.read(sample))
+            if crc_here != int(crcs[row.local]):
                 raise IntegrityError(
                     f"{root / index.archives[int(index.archive[sample])]}: row {row.row} of {store.path} (key "
                     f"'{index.key(sample)}'): expected image bytes with CRC-32 {int(crcs[row.local]):08x}, "
-                    f"found {found:08x}",
+                    f"found {crc_here:08x}",
                     hint="the images are not those that were taught: restore them, or teach a new store",
                 )

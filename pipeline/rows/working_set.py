@@ -1,6 +1,6 @@
 """The rows that a training run needs, decoded once beside the store and mapped into memory by every run after that.
 
-It opens sets and hands out batches. `working_build` fills a set, `working_files` proves, shares and evicts the files.
+It opens sets and hands out batches. `build` fills a set, `files` proves, shares and evicts the files.
 Nothing here touches torch, and nothing keeps a Python object a row.
 """
 
@@ -69,8 +69,8 @@ class WorkingSet:
         self.digest = files.place.name
         self.vocabulary: Vocabulary = plan.vocabulary
         self.temperatures = plan.store.layout.temperatures
-        self.store_id = str(files.about["identity"]["store"])
-        self.without_class = int(files.about["without_class"])
+        self.store_id = str(files.description["identity"]["store"])
+        self.without_class = int(files.description["without_class"])
         self.records = files.arrays[RECORDS]
         self.features = files.arrays.get(FEATURES)
         self.embeddings = files.arrays.get(EMBEDDINGS)
@@ -230,8 +230,8 @@ def _make(plan: Plan, folder: Path, identity: Mapping[str, Any], reporter: Repor
     digest, store = set_digest(identity), plan.store
     try:
         with working_files.building(folder, digest, reporter):
-            found = _usable(plan, folder, identity, Silent())  # what is wrong with it was told before
-            if found is None:
+            files = _usable(plan, folder, identity, Silent())  # what is wrong with it was told before
+            if files is None:
                 with working_files.draft(folder, digest) as place:
                     facts = write_arrays(plan, place, reporter)
                     if store.store_id() != identity["store"]:
@@ -240,13 +240,13 @@ def _make(plan: Plan, folder: Path, identity: Mapping[str, Any], reporter: Repor
                             hint="run the same command again once the store is complete",
                         )
                     working_files.describe(place, identity, {"store": store.path.name, **facts})
-                found = working_files.open_files(folder, digest)
+                files = working_files.open_files(folder, digest)
     except OSError as problem:
         if problem.errno in NO_SPACE:
             raise write_failed(folder / digest, problem) from problem
         raise PermissionError(problem.errno, problem.strerror or str(problem), str(folder)) from problem
-    if found is None:
+    if files is None:
         raise IncompleteError(
             f"{folder / digest} was cleared away as soon as it was made", hint="run the same command again"
         )
-    return found
+    return files

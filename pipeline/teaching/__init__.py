@@ -1,7 +1,7 @@
 """Stage one at work: a frozen teacher looks at every image once, and its top-k soft labels go to a label store.
 
-It holds the task that computes one chunk, the models that a worker keeps, and the driver's delivery of chunks. It does
-not know training.
+The room holds the task that computes one chunk, the models that a worker keeps, and the driver's delivery of chunks. It
+does not know training.
 
 May import: core, data, models, labels, cluster.
 Begin with: `chunk` (the task), then `delivery` (who hands tasks out) and `teacher` (logits to soft labels).

@@ -1,6 +1,6 @@
 """The unit of work of stage one: one chunk of samples, from archive bytes to a chunk that the driver can commit.
 
-It runs in a worker process, is idempotent, and writes only to a staging folder of its own; the store is the driver's.
+It runs in a worker process, is idempotent, and writes only to a staging folder of its own; the driver owns the store.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from teachonce.teaching.worker import MODEL_TURN, PhaseClock, worker_models, wor
 
 @dataclass(frozen=True, kw_only=True)
 class TeachJob:
-    """What every chunk task of a run has in common; small."""
+    """What all chunk tasks of a run have in common; the object is small."""
 
     store: str
     root: str
@@ -50,13 +50,13 @@ class TeachJob:
     precision: Precision
     batch_size: int
     threads: int | None
-    """CPU threads of a worker; None: as many as it has cores."""
+    """CPU threads of a worker; None: as many as the worker has cores."""
     views: ViewPolicy = ViewPolicy()
     compiled: bool = False
     made_up: bool = False
-    """A rehearsal: random pixels instead of images, which are neither read nor decoded."""
+    """Whether this is a rehearsal with random pixels instead of images, which are neither read nor decoded."""
     class_tile: int | None = None
-    """Classes whose logits are computed at a time; None: all, unless they would not fit."""
+    """Number of classes whose logits are computed at a time; None: all, unless they would not fit."""
 
 
 def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport:
@@ -76,7 +76,7 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
     require_token(store.path, job.token)
     threads = job.threads or default_threads(1)
     tune_process(threads)
-    numcodecs.blosc.set_nthreads(1)  # chunks are coded while other threads decode images
+    numcodecs.blosc.set_nthreads(1)  # other threads decode images while a chunk is coded
     start, stop = store.layout.bounds(chunk)
     index, rows = store.index_of_chunk(chunk), stop - start
     images = _Images(np.zeros(rows, np.uint8), np.zeros(rows, np.uint32), np.zeros((rows, 5), np.uint16))
@@ -112,7 +112,7 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
 
 
 def _require_seen(job: TeachJob) -> None:
-    """A worker on another machine may lack a disk that the driver has."""
+    """Check that this worker sees the files: a worker on another machine may lack a disk that the driver has."""
     models = {spec: spec[len(LOCAL_DIR) :] for _, spec, _ in job.models if spec.startswith(LOCAL_DIR)}
     for what, path in {
         "label store": job.store,
@@ -129,7 +129,7 @@ def _require_seen(job: TeachJob) -> None:
 def _stage(
     store: LabelStore, token: int, chunk: int, data: dict[str, Arrays]
 ) -> tuple[Path, tuple[tuple[str, tuple[bytes, ...]], ...]]:
-    """Write all groups of a chunk where the driver will fetch them; returns the folder and their digests."""
+    """Write all groups of a chunk where the driver will fetch them; returns the folder and the groups' digests."""
     require_token(store.path, token)
     try:
         staging = new_staging(store.path, token, chunk)
@@ -145,7 +145,7 @@ def _stage(
 
 
 def _require_same_images(store: LabelStore, chunk: int, index: SampleIndex, images: _Images) -> None:
-    """What is added to a labelled chunk must come from the images that were labelled."""
+    """Check that what is added to a labelled chunk comes from the images that were labelled."""
     views = store.layout.views
     labelled = store.read_chunk(LABELS, chunk, ("image_crc", "status", *(("view_params",) if views > 1 else ())))
     stored = labelled["image_crc"]
@@ -176,7 +176,7 @@ def _require_same_images(store: LabelStore, chunk: int, index: SampleIndex, imag
 
 @dataclass(frozen=True, eq=False)
 class _Images:
-    """What the images of a chunk turned out to be, filled in as they are read. R rows."""
+    """What is known of the images of a chunk, filled in as they are read. R rows."""
 
     status: npt.NDArray[np.uint8]
     crc: npt.NDArray[np.uint32]
@@ -193,7 +193,7 @@ class _Images:
 def _fill(
     columns: dict[str, Column], reader: ImageReader, images: _Images, job: TeachJob, threads: int
 ) -> tuple[list[tuple[int, ImageFault]], int, PhaseClock]:
-    """Run every view once through each model that a column needs; returns failed rows, bytes read, times."""
+    """Run every view once through each model that a column needs; returns failed rows, bytes read and times."""
     users: dict[tuple[str, str], list[Column]] = {}
     for group, spec, digest in job.models:
         if group in columns:
@@ -231,14 +231,15 @@ def _batches(
 
 
 def _features(model: LoadedClip, batch: ImageBatch, number: int, precision: Precision) -> Tensor:
-    """Unit features of one batch; where there is no image, zeros that the columns blank later."""
+    """Compute unit features of one batch; failed images have zeros, which the columns blank later."""
     pixels = batch.pixels(number)
     if pixels is None:
         return torch.zeros(len(batch), embedding_width(model), device=model.device)
     features = model.encode_images(pixels, precision)
     if batch.failed:
-        features = features.clone()  # made in inference mode
-        features[[row - batch.start for row, _ in batch.failed]] = 0  # whatever the tower makes of a blank image
+        features = features.clone()  # these features were made in inference mode
+        # The tower makes something of a blank image, which must not be kept.
+        features[[row - batch.start for row, _ in batch.failed]] = 0
     return features
 
 
@@ -257,4 +258,4 @@ def _row_arrays(store: LabelStore, chunk: int, index: SampleIndex, images: _Imag
 
 
 def get_ready() -> None:
-    """Does nothing, but a worker that runs it has imported what tasks need, which takes open_clip ten seconds."""
+    """Do nothing. A worker that runs this has imported what tasks need; open_clip alone takes ten seconds."""

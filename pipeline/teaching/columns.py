@@ -1,6 +1,6 @@
-"""What a column group keeps of a chunk, collected batch by batch while the models run.
+"""The columns that a column group keeps of a chunk, collected batch by batch while the models run.
 
-Results stay on the device until the chunk is finished; nothing here waits for a batch that has just been given to it.
+Results stay on the device until the chunk is finished; nothing here waits for the batch that the device has just got.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class Column(Protocol):
     """Collects what a column group keeps of a chunk. R rows of the chunk."""
 
     def add(self, features: Tensor) -> None:
-        """The unit features of the next rows, [B, E]."""
+        """Add the unit features of the next rows, [B, E]."""
 
     def finish(self, status: npt.NDArray[np.uint8], label: npt.NDArray[np.int32]) -> Arrays:
-        """The arrays of the group; rows with a status other than 0 hold fill values. Both arguments are [R]."""
+        """Return the arrays of the group; rows with a status other than 0 hold fill values. Both arguments are [R]."""
 
 
 def column(group: str, store: LabelStore, chunk: int, logit_scale: float, tile: int | None) -> Column:
-    """The column that fills this group for one chunk."""
+    """Make the column that fills this group for one chunk."""
     if group == LABELS:
         return _LabelColumn(store, chunk, logit_scale, tile)
     if group == EMBEDDING:
@@ -60,8 +60,8 @@ class _FeatureColumn:
         self._parts.append(features)
 
     def blanked(self, status: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """All features, NaN in rows without an image."""
-        features = torch.cat(self._parts).float().cpu().numpy().copy()  # made in inference mode
+        """Return all features, NaN in rows without an image."""
+        features = torch.cat(self._parts).float().cpu().numpy().copy()  # these features were made in inference mode
         self._parts.clear()
         features[status != 0] = np.nan
         return features

@@ -1,4 +1,4 @@
-"""What a worker hands to the driver: a chunk in a staging folder, and the report that vouches for it.
+"""What a worker hands to the driver: a chunk in a staging folder, and a report that vouches for the chunk.
 
 Only the driver, which owns the store, moves chunks into it and enters them into the ledger.
 """
@@ -20,9 +20,9 @@ class ChunkReport:
 
     chunk: int
     staging: str = ""
-    """Folder that holds the chunk; empty when all that was asked for had been committed before."""
+    """The folder that holds the chunk; empty when all requested groups had been committed before."""
     digests: tuple[tuple[str, tuple[bytes, ...]], ...] = ()
-    """Column group and the digests of its arrays, for each group in the folder."""
+    """Each column group in the folder, with the digests of its arrays."""
     rows_ok: int = 0
     rows_failed: int = 0
     faults: tuple[tuple[str, str], ...] = ()
@@ -32,14 +32,14 @@ class ChunkReport:
     images: int = 0
     image_bytes: int = 0
     seconds: float = 0.0
-    """From the start of the task to its end, which other tasks of the worker share."""
+    """Seconds from the start of the task to its end; other tasks of the worker share this time."""
 
 
 def deliver(store: LabelStore, report: ChunkReport, token: int) -> tuple[str, ...]:
     """Move a reported chunk into the store and commit it.
 
     Returns:
-        The column groups that this report brought; none where another attempt had delivered the chunk.
+        The column groups that this report brought; none if another attempt had delivered the chunk.
 
     Raises:
         IncompleteError: this run no longer owns the store, or a file cannot be moved.

@@ -1,6 +1,6 @@
-"""Several teachers as one: the mean of their probabilities, each first brought to a scale at which it is calibrated.
+"""Several teachers as one: the mean of their probabilities, after each teacher is calibrated by a scale of its own.
 
-It does not read stores. Averages of probabilities have no joint embedding, so what comes out can only be kept as top k.
+This module does not read stores. Averages of probabilities have no joint embedding, so they can only be kept as top k.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from teachonce.teaching.teacher import TeacherHead
 
 SCALE_RANGE = 30.0
 """A calibrated scale lies within this factor of the model's own, on either side."""
-HALVINGS = 40  # of ln(900): the scale is right to the last bit of a float32
+HALVINGS = 40  # halvings of an interval of ln(900): the scale is right to the last bit of a float32
 CALIBRATION_ROWS = 4096
-MOST_SIMILARITIES = 2**26  # kept while a scale is searched: 256 MB
+MOST_SIMILARITIES = 2**26  # similarities that are kept while a scale is searched: 256 MB
 CALIBRATION_SEED = 0
-BATCH_ROWS = 256  # of similarities that are looked at in float64
+BATCH_ROWS = 256  # rows of similarities that are computed in float64 at a time
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ class Calibration:
 
     scale: float
     nll_before: float
-    """Mean of -ln p(label), in nats, at the model's own scale."""
+    """Mean of -ln p(label) at the model's own scale, in nats."""
     nll_after: float
     at_bound: bool
-    """The search ended at the edge of its range: the labels do not determine a scale."""
+    """Whether the search ended at the edge of its range: the labels do not determine a scale."""
 
 
 def calibration_rows(usable: npt.NDArray[np.bool_], classes: int) -> npt.NDArray[np.int64]:
-    """A seeded sample of rows to calibrate on, rising.
+    """Draw a seeded sample of rows to calibrate on, rising.
 
     Args:
-        usable: [rows] rows with an image and a label in the vocabulary.
+        usable: [rows] whether a row has an image and a label in the vocabulary.
         classes: size of the vocabulary, which bounds how many rows fit into memory.
 
     Raises:
@@ -62,16 +62,16 @@ def calibration_rows(usable: npt.NDArray[np.bool_], classes: int) -> npt.NDArray
 
 @torch.inference_mode()
 def calibrate(head: TeacherHead, images_BE: Tensor, labels_B: Tensor) -> Calibration:
-    """The factor on the cosine similarity that minimises the mean of -ln p(label).
+    """Find the factor on the cosine similarity that minimises the mean of -ln p(label).
 
     Classes that share a name count as one: -ln of the sum over the classes that share the label's name. That adds a
     constant only, so the mean is convex in the scale and its slope, mean(E_p[cos] - cos(label)), has one zero, which
     is found by halving an interval on ln s.
 
     Args:
-        head: text side; its own scale is the starting point.
+        head: the teacher's text side; its own scale is the starting point.
         images_BE: [B, E] unit image features, all finite.
-        labels_B: [B] class of each.
+        labels_B: [B] class of each image.
     """
     cosines_BU = images_BE.float() @ head.features_UE.T
     sizes_U = torch.bincount(head.inverse_C, minlength=len(head.features_UE)).to(cosines_BU.device)
@@ -84,35 +84,35 @@ def calibrate(head: TeacherHead, images_BE: Tensor, labels_B: Tensor) -> Calibra
             high = middle
         else:
             low = middle
-    found = (low + high) / 2
-    at_bound = min(found - edges[0], edges[1] - found) < 1e-6
-    scale = math.exp(found)
+    log_scale = (low + high) / 2
+    at_bound = min(log_scale - edges[0], edges[1] - log_scale) < 1e-6
+    scale = math.exp(log_scale)
     before, after = (_loss(cosines_BU, sizes_U, own_B, s)[0] for s in (head.logit_scale, scale))
     return Calibration(scale, before, after, at_bound)
 
 
 def _loss(cosines_BU: Tensor, sizes_U: Tensor, own_B: Tensor, scale: float) -> tuple[float, float]:
-    """Mean of -ln p(name of the label) and its derivative by the scale."""
+    """Return the mean of -ln p(name of the label), and its derivative by the scale."""
     loss = slope = 0.0
-    for cosines, own in zip(torch.split(cosines_BU, BATCH_ROWS), torch.split(own_B, BATCH_ROWS), strict=True):
+    for cosines, names in zip(torch.split(cosines_BU, BATCH_ROWS), torch.split(own_B, BATCH_ROWS), strict=True):
         values = cosines.double()
-        log_p = (scale * values + sizes_U.double().log()).log_softmax(dim=1)  # of names
-        mine = values.gather(1, own[:, None])[:, 0]
-        loss -= float(log_p.gather(1, own[:, None]).sum())
-        slope += float(((log_p.exp() * values).sum(dim=1) - mine).sum())
+        log_p = (scale * values + sizes_U.double().log()).log_softmax(dim=1)  # these are log-probabilities of names
+        of_label = values.gather(1, names[:, None])[:, 0]
+        loss -= float(log_p.gather(1, names[:, None]).sum())
+        slope += float(((log_p.exp() * values).sum(dim=1) - of_label).sum())
     return loss / len(own_B), slope / len(own_B)
 
 
 @torch.inference_mode()
 def merged_log_probs(heads: Sequence[TeacherHead], images: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """ln of the weighted mean of the teachers' probabilities, [B, C] float32.
+    """Compute ln of the weighted mean of the teachers' probabilities, [B, C] float32.
 
     Classes whose names tie with every teacher tie exactly.
 
     Args:
-        heads: one a teacher, over the same classes.
-        images: [B, E] of each teacher; widths may differ.
-        weights: positive, adding up to 1.
+        heads: one head for each teacher, over the same classes.
+        images: [B, E] features by each teacher; the widths may differ.
+        weights: positive numbers that add up to 1.
     """
     parts = [
         head.logits(features).log_softmax(dim=1) + math.log(weight)

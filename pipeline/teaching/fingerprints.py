@@ -1,4 +1,4 @@
-"""What the column groups of a store depend on, field by field; a store is continued and read only where they agree.
+"""What the column groups of a store depend on, field by field; a store is continued and read only if all fields agree.
 
 The field `about` is for people and is never compared.
 """
@@ -32,7 +32,7 @@ def label_fingerprint(
     top_k: int,
     views: ViewPolicy = ONE_VIEW,
 ) -> dict[str, Any]:
-    """Of the column group `labels`, but for what a teacher adds."""
+    """Make the fingerprint of the column group `labels`, without what a teacher adds."""
     return {
         "manifest": manifest.name,
         "manifest_digest": manifest.digest(split),
@@ -53,7 +53,7 @@ def label_fingerprint(
 def with_teacher(
     fields: dict[str, Any], teacher: LoadedClip, templates: tuple[str, ...], precision: Precision
 ) -> dict[str, Any]:
-    """The fields with those that a teacher adds."""
+    """Return the fields together with those that a teacher adds."""
     return fields | {
         "teacher_digest": teacher.digest,
         "precision": precision,
@@ -66,14 +66,14 @@ def with_teacher(
 
 
 def _views(policy: ViewPolicy) -> Any:
-    """One view is each model's own evaluation transform, whatever the policy says about the others."""
+    """Describe the views; a single view is each model's own evaluation transform, whatever the policy says."""
     return policy.to_dict() if policy.views > 1 else 1
 
 
 def embedding_fingerprint(
     teacher: LoadedClip, precision: Precision, samples: str, views: ViewPolicy = ONE_VIEW
 ) -> dict[str, Any]:
-    """Of the teacher's image embeddings; names and templates do not matter to them."""
+    """Make the fingerprint of the teacher's image embeddings; they do not depend on names and templates."""
     return {
         **({"views": _views(views)} if views.views > 1 else {}),
         "teacher_digest": teacher.digest,
@@ -87,7 +87,7 @@ def embedding_fingerprint(
 def student_fingerprint(
     student: LoadedClip, precision: Precision, samples: str, views: ViewPolicy = ONE_VIEW
 ) -> dict[str, Any]:
-    """Of a student's image features."""
+    """Make the fingerprint of a student's image features."""
     return {
         **({"views": _views(views)} if views.views > 1 else {}),
         "student_digest": student.digest,

@@ -1,4 +1,4 @@
-"""Batches of random pixels in the place of images: what a model alone can do, for rehearsals."""
+"""Batches of random pixels in place of images, with which a rehearsal measures what a model alone can do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from teachonce.models.clip import LoadedClip
 
 
 class MadeUpBatches:
-    """As `image_batches.ImageBatches`, without an image: each batch is the same random pixels."""
+    """Stands in for `batches.ImageBatches` without an image: each batch holds the same random pixels."""
 
     def __init__(self, samples: int, models: Sequence[LoadedClip], batch_size: int, policy: ViewPolicy) -> None:
         self._rows = samples * policy.views
@@ -28,7 +28,7 @@ class MadeUpBatches:
         return self
 
     def __exit__(self, *problem: object) -> None:
-        """Nothing is open."""
+        """Nothing is open, so nothing is closed."""
 
     def __iter__(self) -> Iterator[ImageBatch]:
         for start in range(0, self._rows, self._size):

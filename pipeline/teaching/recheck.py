@@ -1,6 +1,6 @@
 """Run the teacher again on some rows and compare with what is stored: the check that no checksum can replace.
 
-It needs the images and the teacher; structure and checksums are `verify`'s own work.
+The check needs the images and the teacher; `verify` checks structure and checksums.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Slack:
     """What another machine may change, in nats."""
 
     value: float
-    """Of a log-probability, beyond the codec's own error."""
+    """Allowed difference of a log-probability, beyond the codec's own error."""
     kl: float
-    """Between the stored and the new top k, renormalised."""
+    """Allowed KL between the stored and the new top k, both renormalised."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class RowCheck:
     row: int
     key: str
     image_unchanged: bool | None
-    """None where the store keeps no checksum of images."""
+    """Whether the image's checksum is the stored one; None where the store keeps no checksum of images."""
     overlap: float
     """Share of the stored classes that are in the new top k."""
     worst_value: float
@@ -63,24 +63,24 @@ class RowCheck:
     kl: float
     """KL(new || stored) over the stored classes, both renormalised, nats."""
     problem: str
-    """What is wrong, empty if nothing is."""
+    """What is wrong; empty if nothing is."""
 
 
 def recheck_rows(
     store: LabelStore, spec: str, root: Path, sample: int, seed: int, reporter: Reporter
 ) -> Iterator[RowCheck]:
-    """Check random rows; those without an image are passed over.
+    """Check random rows; rows without an image are passed over.
 
     Args:
-        store: with soft labels.
+        store: a store with soft labels.
         spec: the teacher, as open_clip names it.
         root: the data's folder.
-        sample: how many rows are drawn; all when there are fewer.
-        seed: which rows.
+        sample: how many rows are drawn; all rows if the store has fewer.
+        seed: the seed that decides which rows are drawn.
 
     Raises:
-        FingerprintError: this is not the teacher that made the store, or it preprocesses otherwise.
-        DataError: a store that no one teacher made, or an image that is gone.
+        FingerprintError: another teacher made the store, or this one preprocesses in another way.
+        DataError: no single teacher made the store, or an image is gone.
     """
     teacher = _teacher_of(store, spec)
     fingerprint = store.groups[LABELS].fingerprint
@@ -90,13 +90,13 @@ def recheck_rows(
     embedded = set(store.committed(EMBEDDING)) if EMBEDDING in store.groups else set()
     kind = fingerprint.get("embedding_kind")
     slack = Slack(*SLACK[fingerprint["precision"]])
-    if kind == "int8":  # an entry on the edge between two steps may fall the other way
+    if kind == "int8":  # an entry on the edge between two steps may fall to the other side
         slack = Slack(slack.value + INT8_SLACK, slack.kl + INT8_SLACK)
     done = 0
     for chunk in np.unique(chunks).tolist():
         data, index = store.read_chunk(LABELS, chunk), store.index_of_chunk(chunk)
         stored = store.decode_labels(data)
-        kept = store.embeddings(chunk) if chunk in embedded else None
+        embeddings = store.embeddings(chunk) if chunk in embedded else None
         start = store.layout.bounds(chunk)[0]
         with ImageReader(index, root) as reader:
             for place in np.sort(rows[chunks == chunk] - start).tolist():
@@ -111,14 +111,14 @@ def recheck_rows(
                 features = _features(teacher, content, view, fingerprint["precision"])
                 log_p = None if features is None else _log_probs(head, features, kind)
                 overlap, worst, kl, problem = _compare(stored, place, log_p, store, slack, unchanged)
-                if features is not None and kept is not None:
-                    problem = problem or _turned(kept[place], features)
+                if features is not None and embeddings is not None:
+                    problem = problem or _turned(embeddings[place], features)
                 key = index.key(place // store.layout.views)
                 yield RowCheck(start + place, key, unchanged, overlap, worst, kl, problem)
 
 
 def _view(store: LabelStore, data: Arrays, place: int, index: SampleIndex) -> View:
-    """The view that a row of a chunk holds, as the store says."""
+    """Return the view that a row of a chunk holds, as the store records it."""
     if "view_params" not in data:
         return EVALUATION
     policy = ViewPolicy.from_dict(store.groups[LABELS].fingerprint["views"], str(store.path))
@@ -126,9 +126,9 @@ def _view(store: LabelStore, data: Arrays, place: int, index: SampleIndex) -> Vi
     return view_from_params(data["view_params"][place], policy, name, int(data["view"][place]))
 
 
-def _turned(kept: npt.NDArray[np.float32], features: Tensor) -> str:
-    """What is wrong with a stored embedding, empty if nothing is."""
-    cosine = float(kept @ features[0].cpu().numpy())
+def _turned(stored: npt.NDArray[np.float32], features: Tensor) -> str:
+    """Say what is wrong with a stored embedding; the result is empty if nothing is."""
+    cosine = float(stored @ features[0].cpu().numpy())
     return "" if cosine > LEAST_COSINE else f"the stored embedding has cosine {cosine:.4f} to the new one"
 
 
@@ -139,14 +139,14 @@ def _teacher_of(store: LabelStore, spec: str) -> LoadedClip:
             f"{store.path} was not made by one teacher: there is nothing to run again", hint="check its parents instead"
         )
     teacher = load_clip(spec, pick_device())
-    found = {
+    fields = {
         "teacher_digest": teacher.digest,
         "preprocess": teacher.preprocess_text,
         "logit_scale": teacher.logit_scale,
     }
     different = [
         f"{name}: stored {fingerprint[name]!r}, '{spec}' has {value!r}"
-        for name, value in found.items()
+        for name, value in fields.items()
         if fingerprint[name] != value
     ]
     if different:
@@ -158,7 +158,7 @@ def _teacher_of(store: LabelStore, spec: str) -> LoadedClip:
 
 
 def _features(teacher: LoadedClip, content: bytes, view: View, precision: Precision) -> Tensor | None:
-    """The unit embedding of one view of an image, [1, D]; None if it cannot be decoded."""
+    """Compute the unit embedding of one view of an image, [1, D]; None if the image cannot be decoded."""
     image = decode(content)
     if isinstance(image, ImageFault):
         return None
@@ -166,7 +166,7 @@ def _features(teacher: LoadedClip, content: bytes, view: View, precision: Precis
 
 
 def _log_probs(head: TeacherHead, features: Tensor, kind: EmbeddingKind | None) -> npt.NDArray[np.float64]:
-    if kind is not None:  # labels that came from stored embeddings
+    if kind is not None:  # the labels came from stored embeddings
         coded = decode_embeddings(encode_embeddings(features.cpu().numpy(), kind))
         features = torch.from_numpy(coded).to(features.device)
     return head.logits(features)[0].double().log_softmax(0).cpu().numpy()
@@ -180,7 +180,7 @@ def _compare(
     slack: Slack,
     unchanged: bool | None,
 ) -> tuple[float, float, float, str]:
-    """Overlap, worst value, KL and what is wrong of one row."""
+    """Compare one row: return overlap, worst value, KL and what is wrong."""
     if log_p is None:
         return 0.0, float("inf"), float("inf"), "the image cannot be decoded any more"
     ids, values = stored.class_ids[place], stored.log_probs[place].astype(np.float64)

@@ -57,7 +57,7 @@ class Rehearsal:
     image_bytes: float
     """Of a mean image as it lies in its archive."""
     bytes_per_row: Mapping[str, float]
-    """As `store_size.bytes_per_row`, without what does not grow with rows."""
+    """As `labels.size.bytes_per_row`, without what does not grow with rows."""
     fixed_bytes: int
     """Of the store, however many rows it has."""
     names_seconds: float
@@ -118,8 +118,8 @@ def rehearse(
         )
         add_groups(store, wanted, models)
         with owned(path, Silent()) as token:
-            ours = replace(job, store=str(path), root=absolute(wanted.root), token=token, threads=threads)
-            return _timed(store, ours, tuple(models), models, began + budget, names, reporter)
+            rehearsed_job = replace(job, store=str(path), root=absolute(wanted.root), token=token, threads=threads)
+            return _timed(store, rehearsed_job, tuple(models), models, began + budget, names, reporter)
 
 
 def _timed(
@@ -181,14 +181,14 @@ def _class_matrix(
     tried = names[:NAMES_TRIED]
     ensemble_features(teacher, tried[:2], wanted.templates)  # what is done once only
     began = time.perf_counter()
-    known = ensemble_features(teacher, tried, wanted.templates).cpu().numpy()
+    embeddings = ensemble_features(teacher, tried, wanted.templates).cpu().numpy()
     each = (time.perf_counter() - began) / len(tried)
     if each * len(names) <= budget:
         began = time.perf_counter()
-        known = ensemble_features(teacher, names, wanted.templates).cpu().numpy()
-        return known, (time.perf_counter() - began, True)
+        embeddings = ensemble_features(teacher, names, wanted.templates).cpu().numpy()
+        return embeddings, (time.perf_counter() - began, True)
     random = REHEARSAL.at(0)
-    rows = known[random.integers(0, len(known), len(names))]
+    rows = embeddings[random.integers(0, len(embeddings), len(names))]
     rows = rows + random.normal(0, 0.02, rows.shape).astype(np.float32)
     filled: npt.NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return filled, (each * len(names), False)

@@ -1,6 +1,7 @@
-"""Collects one chunk's logits, batch by batch, and turns them into the coded columns and their fidelity report.
+"""Collect one chunk's logits, batch by batch, and turn them into the coded columns and their fidelity report.
 
-It does not know where logits come from: teach computes them from images, relabel from embeddings, merge from teachers.
+This module does not know where logits come from: teach computes them from images, relabel from embeddings, merge from
+teachers.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from teachonce.teaching.teacher import Pending, TeacherHead, begin_soft_labels, 
 
 
 class SoftChunk:
-    """The soft labels of one chunk in the making. R rows of the chunk, C classes."""
+    """The soft labels of one chunk as they are collected. R rows of the chunk, C classes."""
 
     def __init__(self, store: LabelStore, chunk: int) -> None:
         start, stop = store.layout.bounds(chunk)
@@ -31,7 +32,7 @@ class SoftChunk:
         self._seen = 0
 
     def add(self, logits: Tensor) -> None:
-        """The next rows' logits at the teacher's own temperature, [B, C] float32; the log of probabilities serves too.
+        """Add the next rows' logits at the teacher's own temperature, [B, C] float32; logs of probabilities serve too.
 
         Raises:
             DataError: a logit is NaN or infinite.
@@ -41,7 +42,7 @@ class SoftChunk:
         self._measure(len(logits), lambda rows: logits[rows.to(logits.device)])
 
     def add_features(self, head: TeacherHead, features: Tensor, tile: int | None = None) -> None:
-        """The next rows' unit image features, [B, E]; logits of `tile` classes exist at a time, all where None."""
+        """Add the next rows' unit image features, [B, E]; logits of `tile` classes exist at a time, None: of all."""
         tile = tile or head.tile_that_fits(len(features))
         if tile is None:
             self.add(head.logits(features))
@@ -52,13 +53,13 @@ class SoftChunk:
         self._measure(len(features), lambda rows: head.logits(features[rows.to(features.device)]))
 
     def _add(self, began: Pending) -> None:
-        """Fetch the batch before this one: the device is busy with this one meanwhile."""
+        """Fetch the batch before this one, while the device computes this one."""
         last, self._pending = self._pending, began
         if last is not None:
             self._parts.append(last.fetch())
 
     def _measure(self, count: int, logits_of: Callable[[Tensor], Tensor]) -> None:
-        """Keep the full distribution of those of the next `count` rows that the fidelity report looks at."""
+        """Keep the full distribution of those among the next `count` rows that the fidelity report looks at."""
         inside = (self._measured >= self._seen) & (self._measured < self._seen + count)
         if inside.any():
             logits = logits_of(torch.from_numpy(self._measured[inside] - self._seen))
@@ -66,11 +67,11 @@ class SoftChunk:
         self._seen += count
 
     def finish(self, status: npt.NDArray[np.uint8], label: npt.NDArray[np.int32]) -> Arrays:
-        """The coded columns of all rows.
+        """Return the coded columns of all rows.
 
         Args:
-            status: [R], other than 0 blanks the row.
-            label: [R] index into the manifest's class list, -1 unknown.
+            status: [R]; a status other than 0 blanks the row.
+            label: [R] index into the manifest's class list, -1 if unknown.
         """
         if self._pending is not None:
             self._parts.append(self._pending.fetch())
@@ -95,8 +96,8 @@ class SoftChunk:
         if len(rows):
             chosen = CodedTopK(*(getattr(coded, name)[rows] for name in vars(coded)))
             truth = self.store.label_to_vocabulary[label[rows]]
-            found = label_fidelity(
+            measured = label_fidelity(
                 torch.cat(self._full).cpu().numpy()[good], decode(chosen, self.store.tables), truth, layout.fidelity_k
             )
-            report[: len(rows)] = found
+            report[: len(rows)] = measured
         return report

@@ -1,6 +1,6 @@
 """Open the store that a `teach` describes, or make it: the same description always finds the same store.
 
-It computes no label.
+This module computes no label.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class WantedStore:
-    """What a label store must be."""
+    """The description of a label store."""
 
     path: Path
     manifest: Manifest
@@ -49,28 +49,28 @@ class WantedStore:
     vocabulary: Vocabulary
     vocabulary_spec: str | None
     top_k: int
-    """0 without a teacher."""
+    """Number of classes of a soft label; 0 without a teacher."""
     templates: tuple[str, ...]
     precision: Precision
     embeddings: EmbeddingKind | None
     chunk_rows: int | None
     views: ViewPolicy
     shots: int | None
-    """Samples of each class at most; None: all."""
+    """Most samples of each class; None: all samples."""
     seed: int
-    """Of the draw of shots."""
+    """The seed with which the shots are drawn."""
 
 
 def open_or_create(wanted: WantedStore, models: Mapping[str, LoadedClip], reporter: Reporter) -> LabelStore:
-    """The store, open for writing, with an empty column group for every model that is not in it yet.
+    """Open the store for writing, with an empty column group for every model that is not in the store yet.
 
     Args:
-        models: the model by the column group it fills.
+        models: the models, by the column group that each fills.
 
     Raises:
         FingerprintError: the store at this path was made from something else.
-        UsageError: it has chunks of another size.
-        IntegrityError: its index or class list is damaged.
+        UsageError: the store has chunks of another size.
+        IntegrityError: the store's index or class list is damaged.
         IncompleteError: a student is to be added, and the teacher has not finished.
     """
     fingerprint = fingerprint_of(wanted, models)
@@ -83,7 +83,7 @@ def open_or_create(wanted: WantedStore, models: Mapping[str, LoadedClip], report
 
 
 def fingerprint_of(wanted: WantedStore, models: Mapping[str, LoadedClip]) -> dict[str, Any]:
-    """The fingerprint of the store's labels, but for the samples."""
+    """Return the fingerprint of the store's labels, without the samples."""
     fingerprint = label_fingerprint(
         wanted.manifest, wanted.split, wanted.vocabulary, wanted.vocabulary_spec, wanted.top_k, wanted.views
     )
@@ -100,7 +100,7 @@ def _continue(wanted: WantedStore, fingerprint: dict[str, Any], taught: bool, re
     stored = store.groups[LABELS].fingerprint
     if not taught and store.layout.top_k:
         fingerprint = _only_students(store, stored, fingerprint)
-    # The store keeps the index it was made with; archives are not scanned again.
+    # The store keeps the index with which it was made; archives are not scanned again.
     require_fingerprint(wanted.path, LABELS, stored, fingerprint | {"samples": stored.get("samples")})
     if (
         wanted.chunk_rows is not None
@@ -114,26 +114,26 @@ def _continue(wanted: WantedStore, fingerprint: dict[str, Any], taught: bool, re
     return store
 
 
-def _only_students(store: LabelStore, stored: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """A student is added to a store with a teacher's labels: what the teacher decided is taken from the store."""
+def _only_students(store: LabelStore, stored: dict[str, Any], planned: dict[str, Any]) -> dict[str, Any]:
+    """Take from the store what its teacher decided: a student is added to a store with a teacher's labels."""
     if len(store.committed(LABELS)) < store.layout.chunks:
         raise IncompleteError(
             f"{store.path} does not hold all labels of its teacher yet",
             hint="give the --teacher it was made with: the same command completes it and adds the student",
         )
-    asked = ("manifest_digest", "split", "vocabulary_digest", "views", "shots")
+    required = ("manifest_digest", "split", "vocabulary_digest", "views", "shots")
     return {field: value for field, value in stored.items() if field != "shots"} | {
-        field: wanted[field] for field in asked if field in wanted
+        field: planned[field] for field in required if field in planned
     }
 
 
 def _require_sound(store: LabelStore) -> None:
-    """A lost index or class list reads as zeros: what is taught from it would be wrong."""
+    """Refuse a store whose index or class list is lost: both would read as zeros, and wrong labels would be taught."""
     faults = store.static_faults()
     if faults:
-        where, expected, found = faults[0]
+        where, expected, digest_here = faults[0]
         raise IntegrityError(
-            f"{where}: expected digest {expected}, found {found}",
+            f"{where}: expected digest {expected}, found {digest_here}",
             hint="restore the file from a backup; nothing can be added to the store without it",
         )
 
@@ -166,7 +166,7 @@ def _create(
 
 
 def _chosen(wanted: WantedStore, index: SampleIndex, reporter: Reporter) -> SampleIndex:
-    """The samples that are taught: all, or so many shots of each class, which are then listed in a file."""
+    """Return the samples that are taught: all, or so many shots of each class, which are then listed in a file."""
     if wanted.shots is None:
         return index
     samples = few_shot_samples(index, wanted.shots, wanted.seed)
@@ -192,9 +192,9 @@ def add_groups(store: LabelStore, wanted: WantedStore, models: Mapping[str, Load
     samples = store.groups[LABELS].fingerprint["samples"]
     for group, clip in models.items():
         if group == EMBEDDING:
-            assert wanted.embeddings is not None  # the group is asked for with a kind only
-            kept = embedding_fingerprint(clip, wanted.precision, samples, wanted.views)
-            add_embedding(store, wanted.embeddings, embedding_width(clip), kept)
+            assert wanted.embeddings is not None  # a caller that asks for this group names its kind
+            fingerprint = embedding_fingerprint(clip, wanted.precision, samples, wanted.views)
+            add_embedding(store, wanted.embeddings, embedding_width(clip), fingerprint)
         elif group != LABELS:
-            kept = student_fingerprint(clip, wanted.precision, samples, wanted.views)
-            add_student(store, clip.digest, embedding_width(clip), kept)
+            fingerprint = student_fingerprint(clip, wanted.precision, samples, wanted.views)
+            add_student(store, clip.digest, embedding_width(clip), fingerprint)

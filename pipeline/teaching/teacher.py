@@ -1,6 +1,6 @@
-"""The frozen teacher: unit image features in, its top-k soft labels over the whole vocabulary out.
+"""The frozen teacher turns unit image features into its top-k soft labels over the whole vocabulary.
 
-It does not read images and does not store anything.
+This module does not read images and does not store anything.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from teachonce.errors import DataError, UsageError
 from teachonce.labels.codec import TopK
 from teachonce.models.classifier import equal_rows
 
-LOGITS_BYTES = 2**30  # of one batch; taking the top k of them needs three times as much again
+LOGITS_BYTES = 2**30  # bytes of one batch's logits; taking their top k needs three times as much again
 
 
 @dataclass(frozen=True)
@@ -28,33 +28,33 @@ class TeacherHead:
     features_UE: Tensor
     """Unit text features of the distinct names, float32."""
     inverse_C: Tensor
-    """Distinct name of each class: classes that share a name get exactly equal logits."""
+    """The distinct name of each class. Classes that share a name get exactly equal logits."""
     logit_scale: float
 
     def logits(self, images_BE: Tensor) -> Tensor:
-        """Logits at the teacher's own temperature, [B, C] float32."""
+        """Compute logits at the teacher's own temperature, [B, C] float32."""
         logits = self.logit_scale * images_BE.float() @ self.features_UE.T
         return logits if self._in_class_order else logits[:, self.inverse_C]
 
     @cached_property
     def _in_class_order(self) -> bool:
-        """Whether every class is computed on its own, at its own place."""
-        own = torch.arange(len(self.features_UE), device=self.inverse_C.device)
-        return torch.equal(self.inverse_C, own)
+        """Whether every class has a name of its own, at the class's own place."""
+        class_order = torch.arange(len(self.features_UE), device=self.inverse_C.device)
+        return torch.equal(self.inverse_C, class_order)
 
     def tile_that_fits(self, batch: int) -> int | None:
-        """How many distinct names to take at a time so that their logits stay small; None where all of them do."""
+        """Return how many distinct names to take at a time so that their logits stay small; None: all at once."""
         if 4 * batch * len(self.inverse_C) <= LOGITS_BYTES:
             return None
         return max(1, LOGITS_BYTES // (4 * batch))
 
 
 def head_of(class_embeddings: npt.NDArray[np.float32], logit_scale: float, device: str) -> TeacherHead:
-    """The head of stored class embeddings, [C, E]; classes whose rows have equal bits are computed once, and tie."""
+    """Make the head of class embeddings, [C, E]; classes whose rows have equal bits are computed once, and tie."""
     embeddings = torch.from_numpy(class_embeddings)
     inverse = equal_rows(embeddings)
     if int(inverse.max()) + 1 == len(inverse):
-        inverse = torch.arange(len(inverse))  # all differ: in their own order, logits need not be put into it
+        inverse = torch.arange(len(inverse))  # all rows differ: in the classes' order, logits need no reordering
     first = torch.full((int(inverse.max()) + 1,), len(inverse))
     first = first.scatter_reduce(0, inverse, torch.arange(len(inverse)), "amin")
     return TeacherHead(embeddings[first].to(device), inverse.to(device), logit_scale)
@@ -62,16 +62,16 @@ def head_of(class_embeddings: npt.NDArray[np.float32], logit_scale: float, devic
 
 @dataclass(frozen=True, eq=False)
 class PendingTopK:
-    """The top k of a batch while the device still computes it: `fetch` waits, making one does not.
+    """The top k of a batch while the device still computes it: `fetch` waits, making the object does not.
 
-    So a worker gives the accelerator its next batch before it looks at the results of the last one.
+    A worker can so give the accelerator its next batch before it looks at the results of the last one.
     """
 
     logits_BC: Tensor
     temperatures: tuple[float, ...]
-    found: tuple[Tensor, ...]
-    """In host memory, once `ready`: class ids [B, k], log-probabilities [B, k], tails [B, T], rows whose k-th value is
-    reached by more than k classes [B] (there the class index decides, below), the sum of all logits."""
+    parts: tuple[Tensor, ...]
+    """These tensors are in host memory once `ready`: class ids [B, k], log-probabilities [B, k], tails [B, T], whether
+    more than k classes reach a row's k-th value [B] (the class index then decides, below), the sum of all logits."""
     ready: torch.cuda.Event | None
 
     def fetch(self) -> TopK:
@@ -82,8 +82,8 @@ class PendingTopK:
         """
         if self.ready is not None:
             self.ready.synchronize()
-        ids, log_probs, tails, crowded, total = self.found
-        # A sum is cheaper than a look at each; only finite logits near the end of float32 overflow in it.
+        ids, log_probs, tails, crowded, total = self.parts
+        # A sum is cheaper than a look at each logit; only finite logits near the end of float32 overflow in it.
         if not (bool(torch.isfinite(total)) or bool(torch.isfinite(self.logits_BC).all())):
             raise DataError(
                 "the teacher gave a NaN or infinite logit",
@@ -96,7 +96,7 @@ class PendingTopK:
 
 
 def begin_soft_labels(logits_BC: Tensor, top_k: int, temperatures: tuple[float, ...]) -> PendingTopK:
-    """Start on the top k of softmax(logits); see `soft_labels`.
+    """Begin to compute the top k of softmax(logits); see `soft_labels`.
 
     Raises:
         UsageError: k is larger than the vocabulary.
@@ -117,7 +117,7 @@ def begin_soft_labels(logits_BC: Tensor, top_k: int, temperatures: tuple[float, 
 def _inside_and_tails(
     logits_BC: Tensor, ids_BK: Tensor, temperatures: tuple[float, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids by falling value, then rising class; their log-probabilities; ln of the softened mass outside them."""
+    """Return ids by falling value, then rising class; their log-probabilities; ln of the softened mass outside them."""
     ids, values = _by_value_then_class(logits_BC, ids_BK)
     total = torch.logsumexp(logits_BC, dim=1)
     outside = logits_BC.scatter(1, ids, float("-inf"))
@@ -126,12 +126,12 @@ def _inside_and_tails(
 
 
 def soft_labels(logits_BC: Tensor, top_k: int, temperatures: tuple[float, ...]) -> TopK:
-    """The top k of softmax(logits) and the softened mass outside it.
+    """Compute the top k of softmax(logits) and the softened mass outside it.
 
     Args:
         logits_BC: float32.
         top_k: how many classes to keep.
-        temperatures: tau for which ln sum_{c outside} p_c^(1/tau) is wanted; p is always at temperature 1.
+        temperatures: each tau for which ln sum_{c outside} p_c^(1/tau) is computed; p is always at temperature 1.
 
     Raises:
         UsageError: k is larger than the vocabulary.
@@ -144,7 +144,7 @@ class Pending(Protocol):
     """The top k of a batch that is being computed."""
 
     def fetch(self) -> TopK:
-        """Wait for it."""
+        """Wait for the top k."""
 
 
 @dataclass(frozen=True)
@@ -158,10 +158,10 @@ class _Done:
 def begin_tiled_soft_labels(
     head: TeacherHead, images_BE: Tensor, top_k: int, temperatures: tuple[float, ...], tile: int
 ) -> Pending:
-    """As `begin_soft_labels`, for class lists whose logits do not fit: `tile` distinct names at a time.
+    """Begin as `begin_soft_labels` does, for class lists whose logits do not fit: `tile` distinct names at a time.
 
-    Classes that share a name still tie exactly. What falls out of the running top k joins the tails, so nothing is
-    ever computed as a difference of large masses.
+    Classes that share a name still tie exactly. Classes that leave the running top k join the tails, so nothing is ever
+    computed as a difference of large masses.
     """
     if top_k > len(head.inverse_C):
         raise UsageError(f"top-k {top_k} is larger than the vocabulary of {len(head.inverse_C)} classes")
@@ -200,7 +200,7 @@ def begin_tiled_soft_labels(
 
 
 def exact_topk(logits_BC: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """torch.topk with ties decided by class index, also at the boundary; the same on every device.
+    """Compute torch.topk with ties decided by class index, also at the boundary; all devices give the same result.
 
     Returns:
         Class ids and values, [B, k], by falling value, then rising class.
@@ -209,7 +209,7 @@ def exact_topk(logits_BC: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     threshold = values[:, -1:]
     crowded = (logits_BC >= threshold).sum(dim=1) > top_k
     for row in torch.nonzero(crowded).flatten().tolist():
-        inside = torch.nonzero(logits_BC[row] >= threshold[row]).flatten()  # rising class
+        inside = torch.nonzero(logits_BC[row] >= threshold[row]).flatten()  # these are in rising class order
         order = torch.argsort(logits_BC[row, inside], descending=True, stable=True)[:top_k]
         ids[row] = inside[order]
     return _by_value_then_class(logits_BC, ids)

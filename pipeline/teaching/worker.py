@@ -1,4 +1,4 @@
-"""What a worker process keeps: models, the store's tables, the teacher's text side; and whose turn it is to use them.
+"""What a worker process keeps (models, the store's tables, the teacher's text side), and whose turn it is to use it.
 
 Nothing here runs a model or writes.
 """
@@ -22,20 +22,20 @@ from teachonce.labels.store import LabelStore
 from teachonce.models.clip import LoadedClip, load_clip, pick_device
 from teachonce.teaching.teacher import TeacherHead, head_of
 
-# A worker runs two tasks: while one is in the models, the other decodes its first images or writes its chunk.
+# A worker runs two tasks: while one task is in the models, the other decodes its first images or writes its chunk.
 MODEL_TURN = threading.Lock()
 _LOADING = threading.Lock()
 _LENT: dict[str, LoadedClip] = {}
 
 
-def worker_models(wanted: Iterable[tuple[str, str]], compiled: bool) -> list[LoadedClip]:
-    """The models of these (spec, weights digest), loaded on first use.
+def worker_models(specs: Iterable[tuple[str, str]], compiled: bool) -> list[LoadedClip]:
+    """Return the models of these (spec, weights digest), which are loaded on first use.
 
     Raises:
-        FingerprintError: the weights are not those the driver saw.
+        FingerprintError: the weights are not those that the driver saw.
     """
     with _LOADING:
-        return [_model(spec, digest, compiled) for spec, digest in wanted]
+        return [_model(spec, digest, compiled) for spec, digest in specs]
 
 
 def lend(models: Iterable[LoadedClip]) -> None:
@@ -54,10 +54,10 @@ def _model(spec: str, digest: str, compiled: bool) -> LoadedClip:
 
 
 def worker_store(path: Path, token: int) -> LabelStore:
-    """The store of a run, opened for reading: its vocabulary and tables are decoded once and not for every chunk.
+    """Open the store of a run for reading; its vocabulary and tables are decoded once and not for every chunk.
 
     Raises:
-        DataError, IntegrityError: as `LabelStore.open`.
+        DataError, IntegrityError: as `LabelStore.open` raises them.
     """
     header = path / "zarr.json"
     with _LOADING:
@@ -70,7 +70,7 @@ def _store(path: Path, token: int, changed: int) -> LabelStore:
 
 
 def worker_head(store: Path, store_key: str, logit_scale: float) -> TeacherHead:
-    """The teacher's text side as the store keeps it; `store_key` tells stores apart that lay at one path in turn."""
+    """Return the teacher's text side as the store keeps it; `store_key` tells apart stores at one path."""
     with _LOADING:
         return _head(store, store_key, logit_scale)
 
@@ -82,17 +82,17 @@ def _head(store: Path, store_key: str, logit_scale: float) -> TeacherHead:
 
 @functools.lru_cache(maxsize=2)
 def worker_class_embeddings(store: Path, store_key: str) -> npt.NDArray[np.float32]:
-    """The class embeddings of a store, [C, D]."""
+    """Return the class embeddings of a store, [C, D]."""
     return LabelStore.open(store).class_embeddings()
 
 
 def timed_event() -> torch.cuda.Event:
-    """A mark in a CUDA stream that knows when it was passed."""
+    """Make a mark in a CUDA stream that knows when it was passed."""
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 class PhaseClock:
-    """Seconds by phase. Device phases are timed on the device's own clock and read once, at the end."""
+    """Seconds by phase. Device phases are timed on the device's own clock, which is read once, at the end."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -112,7 +112,7 @@ class PhaseClock:
 
     @contextmanager
     def on_device(self, phase: str) -> Iterator[None]:
-        """Count the time that the block's work takes on the device; does not wait for it."""
+        """Count the time that the block's work takes on the device, without waiting for the device."""
         if self._device.type != "cuda":
             with self.on_host(phase):
                 yield
@@ -125,9 +125,9 @@ class PhaseClock:
         self._events.append((phase, first, last))
 
     def finish(self) -> dict[str, float]:
-        """Seconds by phase; waits for the device."""
+        """Return the seconds by phase; waits for the device."""
         for phase, first, last in self._events:
             last.synchronize()
-            self.add(phase, first.elapsed_time(last) / 1000)  # of milliseconds
+            self.add(phase, first.elapsed_time(last) / 1000)  # elapsed_time is in milliseconds
         self._events.clear()
         return dict(self._seconds)

@@ -12,16 +12,18 @@ import random
 import shutil
 import time
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import campaign
+import campaign_ground
 import numpy as np
 import pytest
 import worlds
-from campaign import Case, Ground
+from campaign_ground import Case, Ground
+from fault_processes import commits
 from worlds import World
 
 from teachonce.core.locks import owned
@@ -35,7 +37,7 @@ from teachonce.teaching.delivery import deliver
 @pytest.fixture(scope="module")
 def ground(world: World, teacher: str, student: str, tmp_path_factory: pytest.TempPathFactory) -> Ground:
     """An uninterrupted store to compare with."""
-    return campaign.ground_of(tmp_path_factory.mktemp("campaign"), world, teacher, student)
+    return campaign_ground.ground_of(tmp_path_factory.mktemp("campaign"), world, teacher, student)
 
 
 def told(case: Case) -> Case:
@@ -155,7 +157,7 @@ def failing_reads(patch: pytest.MonkeyPatch, share: float, seed: int) -> list[st
 
 def here(ground: Ground, store: Path, **options: Any) -> Any:
     """The same teach in this process."""
-    given: dict[str, Any] = {"students": (ground.student,), "top_k": 5, "chunk_rows": campaign.CHUNK_ROWS}
+    given: dict[str, Any] = {"students": (ground.student,), "top_k": 5, "chunk_rows": campaign_ground.CHUNK_ROWS}
     return worlds.teach_inline(ground.world, store, ground.teacher, **(given | {"batch_size": 2} | options))
 
 
@@ -167,27 +169,27 @@ def test_reads_that_fail_now_and_then_change_nothing(
     result = here(ground, tmp_path / "a.zarr")
     monkeypatch.undo()
     assert len(hit) > 15 and (result.rows_ok, result.rows_failed) == (worlds.PHOTOS, 0)
-    assert campaign.same(tmp_path / "a.zarr", ground.whole)
+    assert campaign_ground.same(tmp_path / "a.zarr", ground.whole)
     assert verify(VerifyRequest(labels=tmp_path / "a.zarr"), Silent()).ok
 
 
 def test_an_archive_that_is_gone_ends_with_exit_3(ground: Ground, tmp_path: Path) -> None:
     """It is named, what was committed stays, and with it back the same command ends well."""
-    own = campaign.replace(ground, world=worlds.make_world(tmp_path / "world", ground.world.photos))
+    own = replace(ground, world=worlds.make_world(tmp_path / "world", ground.world.photos))
     store, archive = tmp_path / "a.zarr", own.world.root / "wds/part-1.tar"
     here(own, store)
     opened = LabelStore.open(store, writable=True)
     for group in opened.groups:
-        for chunk in range(5, campaign.CHUNKS):
+        for chunk in range(5, campaign_ground.CHUNKS):
             opened.drop(group, chunk)
     shutil.move(archive, tmp_path / "away.tar")
     with pytest.raises(DataError) as caught:
         here(own, store)
     assert caught.value.exit_code == 3 and "wds/part-1.tar" in str(caught.value) and caught.value.hint
-    assert 5 <= campaign.commits(store) < campaign.CHUNKS and not verify(VerifyRequest(labels=store), Silent()).ok
+    assert 5 <= commits(store) < campaign_ground.CHUNKS and not verify(VerifyRequest(labels=store), Silent()).ok
     shutil.move(tmp_path / "away.tar", archive)
     here(own, store)
-    assert campaign.same(store, ground.whole) and verify(VerifyRequest(labels=store), Silent()).ok
+    assert campaign_ground.same(store, ground.whole) and verify(VerifyRequest(labels=store), Silent()).ok
 
 
 # The clock
@@ -211,8 +213,8 @@ def test_a_clock_that_jumps_by_hours_frees_no_lock(
     monkeypatch.setattr(LabelStore, "commit", commit_with_a_rival)
     here(ground, store)
     monkeypatch.undo()
-    assert len(refused) == 2 * campaign.CHUNKS, "labels and the student's features of every chunk"
-    assert campaign.same(store, ground.whole) and verify(VerifyRequest(labels=store), Silent()).ok
+    assert len(refused) == 2 * campaign_ground.CHUNKS, "labels and the student's features of every chunk"
+    assert campaign_ground.same(store, ground.whole) and verify(VerifyRequest(labels=store), Silent()).ok
 
 
 @pytest.mark.slow

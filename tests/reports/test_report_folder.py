@@ -200,7 +200,7 @@ def test_the_headline_says_what_the_tables_say(tmp_path: Path) -> None:
     folder = read_folder(write_grid(tmp_path / "grid", once=("val",), chosen="structure=kv"))
     tables = measures(folder)
     words = headline(folder, tables, *best_group(folder, tables))
-    found = dict(words.statements[0].found)
+    found = dict(words.statements[0].verdicts)
     assert list(found) == ["Better than the base", "Worse than the base", "Not told apart from the base"]
     line = tables[0].lines[1]
     assert line.paired is not None

@@ -1,11 +1,41 @@
-"""Training runs that end in the middle, for tests of what resumes."""
+"""Short training runs from a finished store, and runs that end in the middle, for tests of what resumes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from teachonce.core.progress import Silent
+from teachonce.runs.log import read_events
+from teachonce.stages.train import TrainRequest, train
+from teachonce.stages.train.outcome import TrainResult
+from teachonce.training.config import TrainConfig
+from teachonce.training.config_file import load_train_config
+
+STEPS = 18
+BASE = (f"steps={STEPS}", "batch_size=16", "checkpoint_every=4", "log_every=1", "warmup_steps=3")
+
+
+def config(*overrides: str) -> TrainConfig:
+    """A short run on seventy photos: five steps an epoch, the last batch short."""
+    return load_train_config(None, [*BASE, *overrides])
+
+
+def run(labels: Path, student: str, out: Path, *overrides: str, resume: bool = False) -> TrainResult:
+    """Train in this process, one thread."""
+    request = TrainRequest(labels=labels, student=student, out=out, config=config(*overrides), resume=resume, threads=1)
+    return train(request, Silent())
+
+
+def steps_of(out: Path) -> list[dict[str, Any]]:
+    """The logged steps without the clock."""
+    return [
+        {k: v for k, v in e.items() if k != "time"} for e in read_events(out / "events.jsonl") if e["event"] == "step"
+    ]
 
 
 class Killed(BaseException):
