@@ -6,9 +6,9 @@ Everything it clears is made again when it is needed. What a process has open is
 from __future__ import annotations
 
 from teachonce.core.progress import Reporter
-from teachonce.stages.cache.request import CacheEntry, CacheRequest, CacheResult
+from teachonce.stages.cache.request import Action, CacheEntry, CacheRequest, CacheResult
 
-__all__ = ["CacheEntry", "CacheRequest", "CacheResult", "cache"]
+__all__ = ["Action", "CacheEntry", "CacheRequest", "CacheResult", "cache"]
 
 
 def cache(request: CacheRequest, reporter: Reporter) -> CacheResult:
