@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from teachonce import __version__
 from teachonce.core.folders import new_folder, require_new
 from teachonce.core.hub import parse_hub_id
+from teachonce.core.phrases import phrase
 from teachonce.core.progress import Reporter
 from teachonce.core.sums import CARD_FILE, SUMS_FILE, require_unchanged, write_sums
 from teachonce.data.vocabulary import Vocabulary, load_vocabulary, shown
@@ -88,8 +89,10 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
         prompts = _with_student(prompts, request)
     else:
         reporter.note(
-            "no --classes: the run records no names, so that class weights are left out; add --classes FILE "
-            "for a weight matrix"
+            phrase(
+                "no {classes}: the run records no names, so that class weights are left out; add {classes} FILE for "
+                "a weight matrix"
+            )
         )
     with new_folder(request.out) as folder:
         facts, names = _write(folder, request, prompts, facts, classes)
@@ -157,20 +160,18 @@ def _write(
 
 def _weights(prompts: LoadedPrompts, classes: Vocabulary, where: str) -> npt.NDArray[np.float32]:
     """Features of the names; a name that the text tower cannot take is a fault of its list."""
+    from teachonce.models.tokens import NameRefused, NameTooLong  # torch
+
     try:
         weights: npt.NDArray[np.float32] = prompts.classifier(classes.names).cpu().numpy()
         return weights
-    except UsageError as problem:
-        for index, (class_id, name) in enumerate(zip(classes.ids, classes.names, strict=True)):
-            start = f"class name {index} ({name!r}) "
-            if problem.message.startswith(start):
-                why = problem.message.removeprefix(start)
-                too_long = "is too long: it " if why.startswith("takes") else ""
-                raise DataError(
-                    f"{where}: the name of class '{class_id}', {shown(name)}, {too_long}{why}",
-                    hint="write the name as one would say it, in few words",
-                ) from problem
-        raise
+    except NameRefused as problem:
+        too_long = "is too long: it " if isinstance(problem, NameTooLong) else ""
+        class_id = classes.ids[problem.index]
+        raise DataError(
+            f"{where}: the name of class '{class_id}', {shown(problem.name)}, {too_long}{problem.why}",
+            hint="write the name as one would say it, in few words",
+        ) from problem
 
 
 def _prove(folder: Path, prompts: LoadedPrompts, classes: Vocabulary | None) -> None:

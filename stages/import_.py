@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from teachonce import __version__
-from teachonce.core.files import atomic_write_bytes
+from teachonce.core.files import atomic_write_bytes, write_failed
+from teachonce.core.phrases import another, option, phrase
 from teachonce.core.progress import Reporter
-from teachonce.errors import DataError, EnvironmentFault, UsageError
+from teachonce.errors import DataError, UsageError
 from teachonce.models.prompt_names import META_FILE, TENSORS_FILE
 from teachonce.models.spec import parse_spec
 from teachonce.models.structures import Position
@@ -140,9 +141,11 @@ def _result(request: ImportRequest, prompts: ForeignPrompts, proved: bool) -> Im
 
 def _check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; --out is a folder", hint="give another --out; nothing was changed")
+        raise UsageError(
+            f"{out} is a file; " + option("out") + " is a folder", hint=phrase("{another out}; nothing was changed")
+        )
     if out.exists() and any(out.iterdir()):
-        raise UsageError(f"{out} is not empty", hint="give another --out; nothing was changed")
+        raise UsageError(f"{out} is not empty", hint=phrase("{another out}; nothing was changed"))
 
 
 def _require_sound(request: ImportRequest, prompts: SlotPrompts, tower: TextTower) -> None:
@@ -153,7 +156,7 @@ def _require_sound(request: ImportRequest, prompts: SlotPrompts, tower: TextTowe
         names = tower.tokenise(PROBES, SUFFIX, prompts.slots, request.position)
     except UsageError as problem:
         raise DataError(
-            f"{request.checkpoint}: {prompts.slots} slots leave no room for a name: {problem.message}",
+            f"{request.checkpoint}: {prompts.slots} slots leave no room for a name: " + problem.message,
             hint="give a run with fewer slots (TRAINER.COOP.N_CTX)",
         ) from problem
     if not bool(prompted_features(tower, prompts, names).isfinite().all()):
@@ -172,9 +175,7 @@ def _nothing_half_done(out: Path, files: tuple[str, ...]) -> Iterator[None]:
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
-            raise EnvironmentFault(
-                f"cannot make {out}: {problem.strerror or problem}", hint="give another --out"
-            ) from problem
+            raise write_failed(out, problem, hint=another("out")) from problem
         yield
     except BaseException:
         with contextlib.suppress(OSError):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from teachonce.core.documents import read_object
+from teachonce.core.phrases import option
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError
 from teachonce.reports.curves import band
@@ -90,7 +91,7 @@ def _folder(path: Path) -> ShowResult:
         not_counted=tuple(asdict(entry) for entry in folder.unusable),
         config=_config(folder.base),
         figures={},
-        next=f"teachonce report {path} --out report.html",
+        next=f"teachonce report {path} " + option("out") + " report.html",
     )
 
 

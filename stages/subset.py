@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from teachonce.core.phrases import option
 from teachonce.core.progress import Reporter
 from teachonce.data.vocabulary import read_class_ids
 from teachonce.errors import UsageError
@@ -54,7 +55,7 @@ def subset(request: SubsetRequest, reporter: Reporter) -> SubsetResult:
         EnvironmentFault: the file cannot be written.
     """
     if request.out.suffix != ".json":
-        raise UsageError(f"--out {request.out}: the name of a selection ends in .json")
+        raise UsageError(option("out") + f" {request.out}: the name of a selection ends in .json")
     store = LabelStore.open(request.labels)
     classes = None if request.classes is None else read_class_ids(request.classes, store.vocabulary())
     rule = Rule(

@@ -12,6 +12,7 @@ from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job
 from teachonce.cli.views import show as show_view
 from teachonce.cli.views.printed import print_result
+from teachonce.cli.words import spelled
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -70,7 +71,7 @@ def report(
             from teachonce.stages import report as stage
 
             request = stage.ReportRequest(folder=folder, out=out, labels=labels, root=root, student=student)
-            result: DataclassInstance = stage.report(request, output)
+            result: DataclassInstance = stage.report(request, output, spelled)
         print_result(result, output, show_view.written)
         return 0
 

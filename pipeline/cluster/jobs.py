@@ -18,6 +18,7 @@ from teachonce.cluster.description import (
     SlurmDescription,
     duration_seconds,
 )
+from teachonce.core.phrases import option
 from teachonce.core.progress import Reporter
 from teachonce.errors import EnvironmentFault
 
@@ -151,6 +152,6 @@ def _package(name: str, extra: str) -> Any:
         return importlib.import_module(name)
     except ImportError as problem:
         raise EnvironmentFault(
-            f'--cluster with kind = "{extra}" needs the package {name.replace("_", "-")}: {problem}',
+            option("cluster") + f' with kind = "{extra}" needs the package {name.replace("_", "-")}: {problem}',
             hint=f"pip install 'teachonce[{extra}]'",
         ) from problem

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from teachonce.errors import EnvironmentFault, IncompleteError
+from teachonce.errors import EnvironmentFault
 
 Check = Callable[[Path], None]
 
@@ -34,7 +34,7 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         with whole_file(path) as partial:
             partial.write_bytes(data)
     except OSError as problem:
-        raise cannot_write(path, problem) from problem
+        raise write_failed(path, problem) from problem
 
 
 def _write_through(path: Path, data: bytes) -> None:
@@ -42,7 +42,7 @@ def _write_through(path: Path, data: bytes) -> None:
         with open(path, "wb") as stream:
             stream.write(data)
     except OSError as problem:
-        raise cannot_write(path, problem) from problem
+        raise write_failed(path, problem) from problem
 
 
 @contextlib.contextmanager
@@ -101,15 +101,19 @@ def sync_tree(folder: Path) -> None:
         sync(Path(parent))
 
 
-def cannot_write(path: Path, problem: OSError, what: str = "") -> EnvironmentFault:
-    """The error of a write that leaves nothing to go on from: where and why; `what` is said in place of the path."""
-    return EnvironmentFault(f"cannot write {what or path}: {problem.strerror or problem}")
+def write_failed(path: Path, problem: OSError, hint: str = "") -> EnvironmentFault:
+    """The error of every write that failed, wherever it happens and whatever is resumed afterwards.
 
-
-def write_failed(path: Path, problem: OSError) -> IncompleteError:
-    """The error of a write into what can be taken up again: where, why, how much space is left, what to do."""
-    free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
-    return IncompleteError(
-        f"writing {problem.filename or path} failed: {problem.strerror or problem} ({free / 1e6:.0f} MB free)",
-        hint="free space or mend the permission, then run the same command again: nothing that was committed is lost",
+    Args:
+        path: what was to be written.
+        problem: what the system said: no space, no permission, a file system that is read only.
+        hint: what to do; by default to make room and go on.
+    """
+    other = Path(problem.filename) if problem.filename else path
+    beside = "" if other.parent == path.parent else f": {other}"
+    there = next((folder for folder in path.absolute().parents if folder.is_dir()), None)
+    free = "" if there is None else f" ({shutil.disk_usage(there).free / 1e6:.0f} MB free)"
+    return EnvironmentFault(
+        f"cannot write {path}: {problem.strerror or problem}{beside}{free}",
+        hint=hint or "free space or mend the permission, then run the same command again: nothing finished is lost",
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from teachonce.core.digests import canonical_digest
+from teachonce.core.phrases import phrase
 from teachonce.core.remote import is_folder
 from teachonce.core.strict import decode
 from teachonce.data.vocabulary import require_template
@@ -176,7 +177,7 @@ def require_root(manifest: Manifest, root: Path | None) -> Path:
     if root is None:
         raise UsageError(
             f"manifest '{manifest.name}' needs the folder that holds its data",
-            hint=f"add --root DIR. {manifest.get}".strip(),
+            hint=phrase("add {root} DIR.") + f" {manifest.get}".rstrip(),
         )
     if not is_folder(root):
         raise DataError(f"{root} is not a folder: expected the data of '{manifest.title}' there", hint=manifest.get)

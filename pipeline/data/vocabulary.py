@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from teachonce.core.phrases import phrase
 from teachonce.core.remote import clear_errors
 from teachonce.errors import DataError, EnvironmentFault, UsageError, did_you_mean
 
@@ -298,6 +299,6 @@ def require_template(template: str) -> tuple[str, str]:
     if not hole or "{}" in after:
         raise UsageError(
             f"the template {template!r} must hold exactly one {{}} for the class name",
-            hint='for example --template "a photo of a {}."',
+            hint=phrase('for example {template} "a photo of a {{}}."'),
         )
     return before, after

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 import teachonce
 from teachonce.core.machine import CACHE_VARIABLE, cache_problem, default_threads, package_versions
+from teachonce.core.phrases import option, phrase
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, UsageError
 from teachonce.evaluation.cache import digest_key, feature_key, keep_arrays, kept_arrays
@@ -101,8 +102,8 @@ def load_contender(student: str, run: Path | None, share: float, threads: int | 
     prompts = None if run is None else load_prompts(run).bound_to(clip)
     if prompts is not None and prompts.image is not None and share != 1:
         raise UsageError(
-            f"--wise {share:g} mixes class features only, and the prompts in {run} change images too",
-            hint="leave --wise out",
+            option("wise") + f" {share:g} mixes class features only, and the prompts in {run} change images too",
+            hint=phrase("leave {wise} out"),
         )
     return Contender(clip, prompts, share)
 

@@ -13,14 +13,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from teachonce.core.phrases import Phrase, option, phrase
 from teachonce.core.strict import decode
 from teachonce.data.vocabulary import HALVES
 from teachonce.errors import DataError, UsageError, neither_file_nor_name
 from teachonce.evaluation.sets import Among
 
 OPTION = "--"  # a value such as "--manifest" is taken from the option of that name
-DEFAULTS = {"--split": "val"}
-MAY_LACK = ("--vocabulary",)  # where it is not given, the manifest's own names are used
+DEFAULTS = {"split": "val"}
+MAY_LACK = ("vocabulary",)  # where it is not given, the manifest's own names are used
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _AVERAGED = ("top1", "top5", "macro", "ece", "nll", "template_top1", "gain")
 
@@ -113,7 +114,7 @@ def filled_in(protocol: Protocol, given: Mapping[str, str | None]) -> tuple[list
     """Put options where the protocol asks for them.
 
     Args:
-        given: `--manifest` and the like, and their values; None where one was not given.
+        given: options by name (`manifest` and the like) and their values; None where one was not given.
 
     Returns:
         The sets, and the names of those that are left out because they need an option that was not given.
@@ -123,18 +124,24 @@ def filled_in(protocol: Protocol, given: Mapping[str, str | None]) -> tuple[list
     """
     ready, left_out, used = [], [], set[str]()
     for item in protocol.sets:
-        asked = {name: value for name, value in vars(item).items() if isinstance(value, str) and value[:2] == OPTION}
+        asked = {
+            name: value.removeprefix(OPTION)
+            for name, value in vars(item).items()
+            if isinstance(value, str) and value.startswith(OPTION)
+        }
         used |= set(asked.values())
-        values: dict[str, Any] = {n: given.get(option) or DEFAULTS.get(option) for n, option in asked.items()}
+        values: dict[str, Any] = {n: given.get(key) or DEFAULTS.get(key) for n, key in asked.items()}
         if "manifest" in asked and values["manifest"] is None:
-            raise UsageError(f"the protocol '{protocol.name}' needs a data set", hint="add --manifest M")
+            raise UsageError(f"the protocol '{protocol.name}' needs a data set", hint=phrase("add {manifest} M"))
         if any(value is None and asked[name] not in MAY_LACK for name, value in values.items()):
             left_out.append(item.name)
         else:
             ready.append(replace(item, **values))
-    idle = [option for option, value in given.items() if value is not None and option not in used]
+    idle = [option(key) for key, value in given.items() if value is not None and key not in used]
     if idle:
-        raise UsageError(f"{', '.join(idle)} would do nothing in the protocol '{protocol.name}'", hint="leave it out")
+        raise UsageError(
+            Phrase(", ").join(idle) + f" would do nothing in the protocol '{protocol.name}'", hint="leave it out"
+        )
     return ready, left_out
 
 

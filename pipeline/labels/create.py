@@ -57,7 +57,7 @@ def create_store(
         class_embeddings: [classes, D], the teacher's unit text features; None where there is no one teacher.
 
     Raises:
-        IncompleteError: a write failed (disk full, no permission); nothing is left.
+        EnvironmentFault: a write failed (disk full, no permission); nothing is left.
     """
     ordered = index.take(order)
     static: Arrays = {f"index/{name}": getattr(ordered, name) for name in INDEX_COLUMNS}

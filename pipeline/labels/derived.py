@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from teachonce.core.digests import MIDDLE, canonical_digest
 from teachonce.core.locks import require_token
+from teachonce.core.phrases import option
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
 from teachonce.labels.create import add_group_like
@@ -88,9 +89,9 @@ def open_parent(path: Path, child: Path) -> LabelStore:
         IntegrityError: its index or class lists are damaged.
     """
     if not child.name.endswith(".zarr"):
-        raise UsageError(f"--labels {child}: the name of a label store ends in .zarr")
+        raise UsageError(option("labels") + f" {child}: the name of a label store ends in .zarr")
     if path.resolve() == child.resolve():
-        raise UsageError(f"--labels {child} is the store to read; a derived store needs a path of its own")
+        raise UsageError(option("labels") + f" {child} is the store to read; a derived store needs a path of its own")
     store = LabelStore.open(path)
     if EMBEDDING not in store.groups:
         raise DataError(

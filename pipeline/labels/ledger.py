@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from teachonce.core.phrases import phrase
 from teachonce.data.index import SampleIndex
 from teachonce.errors import FingerprintError
 from teachonce.labels.format import FORMAT_VERSION
@@ -68,7 +69,9 @@ def require_fingerprint(path: Path, group: str, stored: Mapping[str, Any], wante
     if different:
         raise FingerprintError(
             f"{path} ({group}) was made from something else:\n  " + "\n  ".join(different),
-            hint="use another --labels path, or the options the store was made with (teachonce inspect shows them)",
+            hint=phrase(
+                "use another {labels} path, or the options the store was made with (teachonce inspect shows them)"
+            ),
         )
 
 

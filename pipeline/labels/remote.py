@@ -14,6 +14,7 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, WrapperStore
 
+from teachonce.core.phrases import phrase
 from teachonce.core.remote import exists, explained, failures, is_remote, refuse_writes
 from teachonce.errors import DataError
 
@@ -32,7 +33,7 @@ def open_group(path: Path, writable: bool) -> zarr.Group:
     if not exists(path):
         raise DataError(
             f"{path} does not exist",
-            hint=f"teachonce teach MANIFEST --teacher MODEL --labels {path}"
+            hint=phrase("teachonce teach MANIFEST {teacher} MODEL {labels}") + f" {path}"
             if not is_remote(path)
             else "look at the bucket and the path",
         )

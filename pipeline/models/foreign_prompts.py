@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from teachonce.core.phrases import phrase
 from teachonce.errors import DataError, FingerprintError, IntegrityError, UsageError
 from teachonce.models.text_tower import TextTower
 
@@ -136,7 +137,7 @@ def prove_student(prompts: ForeignPrompts, tower: TextTower, file: Path) -> bool
 def _other_student(file: Path, difference: str) -> FingerprintError:
     return FingerprintError(
         f"{file} was trained on another student: {difference}",
-        hint="give the model it was trained on, such as --student ViT-B-16/openai",
+        hint=phrase("give the model it was trained on, such as {student} ViT-B-16/openai"),
     )
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from teachonce.core.digests import canonical_digest
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.hub import fetch, hub_id_of
+from teachonce.core.phrases import option
 from teachonce.core.strict import decode
 from teachonce.core.sums import AGAIN, SUMS_FILE, require_unchanged
 from teachonce.data.vocabulary import is_visible, shown
@@ -149,8 +150,8 @@ class LoadedPrompts:
         try:
             loaded = self.bound_to(load_clip(self.model)).student
         except (UsageError, EnvironmentFault) as problem:
-            problem.hint = f"say where the student is: load_prompts(..., model='local-dir:PATH'); {problem.hint}"
-            raise
+            where = "say where the student is: load_prompts(..., model='local-dir:PATH'); "
+            raise problem.reworded(hint=where + problem.hint) from problem
         if loaded is None:
             raise TeachOnceError("no student was loaded")
         return loaded
@@ -263,7 +264,7 @@ def _require_finished(folder: Path) -> None:
     if begun and not (folder / META_FILE).exists():
         raise IncompleteError(
             f"{folder} is a run that is not finished: it has no prompts yet",
-            hint=f"teachonce status {folder} says where it is; `train --resume` ends it",
+            hint=f"teachonce status {folder} says where it is; `train " + option("resume") + "` ends it",
         )
 
 

@@ -7,7 +7,7 @@ out, and escapes everything that is not a number of ours.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, get_args
@@ -67,7 +67,12 @@ class _Classes:
 
 
 def build(
-    folder: Folder, store: Mapping[str, Any] | str, samples: Samples | str, labels: str | None, command: str
+    folder: Folder,
+    store: Mapping[str, Any] | str,
+    samples: Samples | str,
+    labels: str | None,
+    command: str,
+    spell: Callable[[str], str] = str,
 ) -> Report:
     """Make the page and its files.
 
@@ -77,7 +82,10 @@ def build(
         samples: rows with images, or why there are none.
         labels: the store that `store` tells of.
         command: that made this page.
+        spell: how the page spells the options that sentences and commands name.
     """
+    store = spell(store) if isinstance(store, str) else store
+    samples = spell(samples) if isinstance(samples, str) else samples
     tables = measures(folder)
     best, rule = best_group(folder, tables)
     words = headline(folder, tables, best, rule)
@@ -104,7 +112,7 @@ def build(
         "quantiles": QUANTILES,
         "labels": labels,
         **_said_or_shown("samples", samples),
-        "origin": origin(folder, command),
+        "origin": origin(folder, command, spell),
         "differing": _differing(folder),
         "numbers": {g.name: i for i, g in enumerate(folder.groups, 1)},
         "means": {g.name: _means(g) for g in folder.groups},

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from teachonce.core.phrases import option, phrase
 from teachonce.core.progress import Reporter
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.errors import DataError, IncompleteError
@@ -80,7 +81,9 @@ def make_plan(store: LabelStore, student_digest: str | None, selection: Selectio
         raise DataError(
             f"{store.path} holds no image features of this student (weights {str(student_digest)[:16]}); "
             f"it holds those of: {', '.join(map(str, known)) or 'none'}",
-            hint=f"run the command that made {store.path} again with --student MODEL added: only that tower runs",
+            hint=f"run the command that made {store.path} again with "
+            + option("student")
+            + " MODEL added: only that tower runs",
         )
     whole = store.vocabulary()
     kept = np.arange(len(whole))
@@ -216,8 +219,9 @@ def _values(plan: Plan, group: str, chunk: int, seen: npt.NDArray[np.bool_]) -> 
         raise DataError(
             f"{plan.store.path}: row {row} in chunk {chunk} of {group} holds {bad[0]} in {len(bad)} of {len(vector)} "
             f"places, though its image was read; {len(broken)} of {len(values)} rows of the chunk are so",
-            hint="the model that made them overflows: teach a new store with another --set precision=..., "
-            "or another model",
+            hint=phrase(
+                "the model that made them overflows: teach a new store with another {precision=...}, or another model"
+            ),
         )
     return values
 

@@ -20,7 +20,7 @@ from teachonce.data.index import SampleIndex, split_classes
 from teachonce.data.manifests import load_manifest
 from teachonce.data.reader import ImageReader
 from teachonce.data.vocabulary import load_vocabulary
-from teachonce.errors import FingerprintError, IntegrityError
+from teachonce.errors import FingerprintError, ImageChangedError, IntegrityError
 from teachonce.labels.format import LABELS
 from teachonce.labels.ledger import key_digest
 from teachonce.labels.store import Arrays, LabelStore
@@ -92,6 +92,7 @@ def prove_pairing(rows: WorkingSet, seed: int, reporter: Reporter, root: Path | 
 
     Raises:
         IntegrityError: names the row and its key, what was expected and what was found.
+        ImageChangedError: an image is not the one that was taught.
         DataError: an image cannot be read.
     """
     store = rows.plan.store
@@ -181,10 +182,12 @@ def _prove_images(
         for row in picked:
             sample = row.local // store.layout.views
             found = zlib.crc32(reader.read(sample))
+            archive = root / index.archives[int(index.archive[sample])]
             if found != int(crcs[row.local]):
-                raise IntegrityError(
-                    f"{root / index.archives[int(index.archive[sample])]}: row {row.row} of {store.path} (key "
-                    f"'{index.key(sample)}'): expected image bytes with CRC-32 {int(crcs[row.local]):08x}, "
-                    f"found {found:08x}",
-                    hint="the images are not those that were taught: restore them, or teach a new store",
+                raise ImageChangedError(
+                    f"{archive}: the image '{index.key(sample)}' of row {row.row}",
+                    str(store.path),
+                    found,
+                    int(crcs[row.local]),
+                    hint=", or teach a new store",
                 )

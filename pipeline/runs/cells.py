@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from teachonce.core.phrases import phrase
 from teachonce.data.vocabulary import HALVES
 from teachonce.errors import DataError, UsageError, did_you_mean
 from teachonce.runs.grid import DATA, INIT, SEED, WORDS, DataKeys, Grid, Values, beside
@@ -130,7 +131,7 @@ def _prompts(name: str, file: Path, where: str) -> Path:
         near = did_you_mean(name, WORDS)
         raise UsageError(
             f"{where}: {INIT}: {folder.absolute()} is not a folder with prompts: {near}",
-            hint="give the --out folder of `teachonce train`, or of `teachonce import`",
+            hint=phrase("give the {out} folder of `teachonce train`, or of `teachonce import`"),
         )
     return folder.resolve()
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from teachonce.core.phrases import option
 from teachonce.errors import EnvironmentFault
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def require_packages(kinds: Sequence[LogTo]) -> None:
     for kind in kinds:
         if importlib.util.find_spec(kind) is None:
             raise EnvironmentFault(
-                f"--log {kind}: the package {kind} is not installed", hint=f"pip install 'teachonce[{kind}]'"
+                option("log") + f" {kind}: the package {kind} is not installed", hint=f"pip install 'teachonce[{kind}]'"
             )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from teachonce.core.phrases import option, phrase
 from teachonce.core.progress import Reporter
 from teachonce.data.index import SampleIndex, build_index
 from teachonce.data.manifests import Manifest
@@ -108,7 +109,9 @@ def _continue(wanted: WantedStore, fingerprint: dict[str, Any], taught: bool, re
         != new_layout(store.layout.rows, 1, 0, (), wanted.chunk_rows, wanted.views.views).chunk_rows
     ):
         raise UsageError(
-            f"{wanted.path} has chunks of {store.layout.chunk_rows} rows; --chunk-rows is fixed at creation"
+            f"{wanted.path} has chunks of {store.layout.chunk_rows} rows; "
+            + option("chunk_rows")
+            + " is fixed at creation"
         )
     reporter.note(f"continuing {wanted.path}: {len(store.committed(LABELS))} of {store.layout.chunks} chunks are there")
     return store
@@ -119,7 +122,7 @@ def _only_students(store: LabelStore, stored: dict[str, Any], wanted: dict[str, 
     if len(store.committed(LABELS)) < store.layout.chunks:
         raise IncompleteError(
             f"{store.path} does not hold all labels of its teacher yet",
-            hint="give the --teacher it was made with: the same command completes it and adds the student",
+            hint=phrase("give the {teacher} it was made with: the same command completes it and adds the student"),
         )
     asked = ("manifest_digest", "split", "vocabulary_digest", "views", "shots")
     return {field: value for field, value in stored.items() if field != "shots"} | {

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from teachonce.core.documents import read_events
 from teachonce.core.locks import owned
+from teachonce.core.phrases import option
 from teachonce.core.progress import Reporter
 from teachonce.errors import IncompleteError, IntegrityError
 from teachonce.runs.choice import Choice, choose
@@ -207,10 +208,10 @@ class _Run:
                 for done, report in enumerate(reports, 1):
                     failed += report.state == "failed"
                     if report.state == "failed":
-                        self.reporter.note(f"failed: cell '{report.name}': {report.message}")
+                        self.reporter.note(f"failed: cell '{report.name}': " + report.message)
                     self.reporter.progress(what, done, len(jobs), "cells", failed=failed)
             except IncompleteError as problem:  # what is finished counts; the result says what is not
-                self.reporter.note(f"{problem.message}; {AGAIN}")
+                self.reporter.note(problem.message + f"; {AGAIN}")
 
 
 @contextlib.contextmanager
@@ -248,8 +249,8 @@ def _result(run: _Run, choice: Choice | None, final: list[dict[str, Any]], secon
                 {
                     "name": planned.cell.name,
                     "digest": planned.digest,
-                    "message": str(problem["message"]),
-                    "hint": str(problem.get("hint", "")),
+                    "message": problem["message"],
+                    "hint": problem.get("hint") or "",
                 }
             )
     skipped = sum(run.before[digest] == "finished" for digest in now)
@@ -264,7 +265,7 @@ def _result(run: _Run, choice: Choice | None, final: list[dict[str, Any]], secon
         next=_next(count, bool(lacking), run.request.out),
     )
     if count["failed"]:
-        run.reporter.note(f"{count['failed']} cells have failed: {result.next}")
+        run.reporter.note(f"{count['failed']} cells have failed: " + result.next)
     old = read_document(prepared.folder.results) or {}
     group = None if choice is None else choice.group
     earlier = [before for before in _choices(old) if before["group"] != group]
@@ -275,11 +276,13 @@ def _result(run: _Run, choice: Choice | None, final: list[dict[str, Any]], secon
 def _next(count: Mapping[str, int], lacking: bool, out: Path) -> str:
     """What to run: for cells that failed, were not run to their end, lack what only chosen cells get; else to look."""
     if count["failed"]:
-        return f"{RETRY}; a setting that cannot work is left out with [[exclude]]"
+        return RETRY + "; a setting that cannot work is left out with [[exclude]]"
     if count["damaged"]:
         return "restore or remove what is damaged, then run the same command again"
     return (
-        AGAIN if count["missing"] or lacking else f"teachonce report {out} --out report.html; or teachonce show {out}"
+        AGAIN
+        if count["missing"] or lacking
+        else f"teachonce report {out} " + option("out") + f" report.html; or teachonce show {out}"
     )
 
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from teachonce.core.documents import read_events
 from teachonce.core.locks import exclusive, read_owner
+from teachonce.core.phrases import phrase
 from teachonce.core.progress import Silent
 from teachonce.core.signals import stopped_by
 from teachonce.core.status import State
-from teachonce.errors import IncompleteError
+from teachonce.errors import IncompleteError, TeachOnceError
 from teachonce.runs.grid import Evaluation
 from teachonce.runs.grid_folder import SCHEMA, CellFolder, GridFolder, read_document, write_document
 from teachonce.training.config import TrainConfig
@@ -202,9 +203,9 @@ def _ended(job: CellJob, folder: GridFolder, wanted: _Wanted, problem: Exception
     state: State = "failed"
     if isinstance(problem, _Busy) or (wanted.is_over() and isinstance(problem, IncompleteError)):
         state = "stopped"
-    said = str(problem) or type(problem).__name__
+    said = (problem.message if isinstance(problem, TeachOnceError) else str(problem)) or type(problem).__name__
     if state == "failed":
-        said = str(folder.cell(job.digest).fail(problem)["message"])
+        said = folder.cell(job.digest).fail(problem)["message"]
     folder.log.write(f"cell_{state}", digest=job.digest, name=job.name, token=job.token, message=said)
     return CellReport(digest=job.digest, name=job.name, state=state, message=said)
 
@@ -282,7 +283,9 @@ def _require_life(job: CellJob, folder: GridFolder, cell: CellFolder) -> None:
     if deaths >= MOST_DEATHS:
         raise IncompleteError(
             f"{deaths} workers died while they ran this cell (out of memory?)",
-            hint="a smaller batch_size, micro_batch or class_chunk, or fewer workers on a machine; then --retry-failed",
+            hint=phrase(
+                "a smaller batch_size, micro_batch or class_chunk, or fewer workers on a machine; then {retry_failed}"
+            ),
         )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from teachonce.cluster.description import ClusterSpec
 from teachonce.core.digests import SHORT, canonical_digest
+from teachonce.core.phrases import Phrase
 from teachonce.core.progress import Reporter
 from teachonce.core.status import State
 from teachonce.data.vocabulary import HALVES
@@ -196,11 +197,12 @@ def _checked(cells: Sequence[Cell], check: Callable[[Cell], R]) -> list[R]:
             problems.append((cell, problem))
     if problems:
         first = problems[0][1]
-        shown = "".join(f"\n  cell '{cell.name}': {problem.message}" for cell, problem in problems[:MOST_SHOWN])
+        told = [f"\n  cell '{cell.name}': " + problem.message for cell, problem in problems[:MOST_SHOWN]]
+        shown = Phrase(*told)
         more = f"\n  and {len(problems) - MOST_SHOWN} more" if len(problems) > MOST_SHOWN else ""
         others = "; or leave such cells out with [[exclude]]" if len(problems) < len(cells) else ""
-        raise type(first)(
-            f"{len(problems)} of {len(cells)} cells cannot run; nothing was started:{shown}{more}",
+        raise first.reworded(
+            f"{len(problems)} of {len(cells)} cells cannot run; nothing was started:" + shown + more,
             hint=(first.hint or "change the grid") + others,
         )
     return found

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from teachonce.core.files import atomic_write_bytes
+from teachonce.core.phrases import option, phrase
 from teachonce.core.progress import Reporter
 from teachonce.data.manifests import load_manifest
 from teachonce.data.vocabulary import require_template
@@ -117,7 +118,7 @@ def evaluate(request: EvaluateRequest, reporter: Reporter) -> EvaluateResult:
         FingerprintError: the prompts belong to another student.
     """
     check(request)
-    with _next_step("--vocabulary takes a TSV file of ids and names, or timm:NAME"):
+    with _next_step(phrase("{vocabulary} takes a TSV file of ids and names, or timm:NAME")):
         data = open_set(set_choice(request), reporter)
     from teachonce.evaluation.contender import load_contender  # heavy: only when the data is in order
 
@@ -135,12 +136,16 @@ def check(request: EvaluateRequest) -> None:
     if request.template is not None:
         require_template(request.template)
     if request.run is None and request.wise != 1:
-        raise UsageError("--wise mixes prompts with the template, and no RUN was given", hint="give a run folder")
+        raise UsageError(
+            phrase("{wise} mixes prompts with the template, and no RUN was given"), hint="give a run folder"
+        )
     if request.run is not None and not request.run.is_dir():
-        raise UsageError(f"{request.run} is not a run folder", hint="give the --out folder of `teachonce train`")
-    with _next_step("--manifest takes a TOML file, or the name of a shipped manifest"):
+        raise UsageError(
+            f"{request.run} is not a run folder", hint=phrase("give the {out} folder of `teachonce train`")
+        )
+    with _next_step(phrase("{manifest} takes a TOML file, or the name of a shipped manifest")):
         manifest = load_manifest(request.manifest)
-    with _next_step(f"--split {' or '.join(list(manifest.splits)[:SHOWN])}"):
+    with _next_step(option("split") + f" {' or '.join(list(manifest.splits)[:SHOWN])}"):
         manifest.split(request.split)
     if request.per_class is not None:
         _require_ours(request.per_class)
@@ -154,7 +159,7 @@ def _require_ours(table: Path) -> None:
             head = file.readline(len(TABLE_HEADER) + 2)
     if table.exists() and head.strip() != TABLE_HEADER.encode():
         raise UsageError(
-            f"--per-class {table}: this is there already, and no table of classes; nothing was changed",
+            option("per_class") + f" {table}: this is there already, and no table of classes; nothing was changed",
             hint="give the path of a new .csv",
         )
 
@@ -167,7 +172,7 @@ def _next_step(hint: str) -> Iterator[None]:
     except UsageError as problem:
         if problem.hint:
             raise
-        raise type(problem)(problem.message, hint=hint) from problem
+        raise problem.reworded(hint=hint) from problem
 
 
 def set_choice(request: EvaluateRequest) -> SetChoice:
@@ -196,7 +201,7 @@ def score_set(request: EvaluateRequest, data: EvaluationSet, who: Contender, rep
     template = request.template or data.manifest.template
     work = Work(batch_size=request.batch_size, threads=request.threads, cache=request.cache)
     sides = [who] if who.prompts is None else [who.bare, who]
-    with _next_step("shorten --template, or the names in --vocabulary"):
+    with _next_step(phrase("shorten {template}, or the names in {vocabulary}")):
         judged = judge(sides, data, template, work, reporter)
     good, ours = judged[-1].decoded, judged[-1].outcomes
     beside = judged[0].outcomes if len(sides) > 1 else None

@@ -119,7 +119,7 @@ def evaluate_protocol(request: ProtocolRequest, reporter: Reporter) -> ProtocolR
         check(one)
     ready, missing = _there(ready, requests)
     for line in missing:
-        reporter.note(f"{line['set']}: {line['problem']}")
+        reporter.note(f"{line['set']}: " + line["problem"])
     require_any(missing, ready)
     from teachonce.evaluation.contender import load_contender  # heavy: only when there is something to evaluate
 
@@ -148,7 +148,7 @@ def evaluate_protocol(request: ProtocolRequest, reporter: Reporter) -> ProtocolR
 
 def _options(request: ProtocolRequest) -> dict[str, str | None]:
     names = ("manifest", "split", "vocabulary", "classes", "without")
-    return {f"--{name}": None if (value := getattr(request, name)) is None else str(value) for name in names}
+    return {name: None if (value := getattr(request, name)) is None else str(value) for name in names}
 
 
 def _request_of(item: ProtocolSet, protocol: Protocol, request: ProtocolRequest) -> EvaluateRequest:
@@ -203,7 +203,7 @@ def _evaluated(
         try:
             results[item.name] = score_set(request, open_set(set_choice(request), reporter), who, reporter)
         except DataError as problem:  # the other sets are none the worse for it
-            reporter.note(f"{item.name}: {problem.message}")
+            reporter.note(f"{item.name}: " + problem.message)
             damaged.append({"set": item.name, "problem": problem.message, "next": problem.hint})
             first = first or problem
     reporter.progress("sets", len(sets), len(sets), "sets")

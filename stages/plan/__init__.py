@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from teachonce.cluster.description import ClusterSpec, load_description
 from teachonce.core.files import atomic_write_bytes
+from teachonce.core.phrases import Phrase, option, phrase, setting
 from teachonce.core.progress import Reporter
 from teachonce.data.index import build_index, few_samples, split_classes
 from teachonce.data.manifests import load_manifest, require_root
@@ -99,7 +100,7 @@ def plan(request: PlanRequest, reporter: Reporter) -> PlanResult:
     ask = request.teach
     check_request(ask)
     if (request.rate is not None and request.rate <= 0) or request.seconds <= 0:
-        raise UsageError("--rate and --set seconds must be above 0")
+        raise UsageError(phrase("{rate} and {set} seconds must be above 0"))
     manifest = load_manifest(ask.manifest)
     root = require_root(manifest, ask.root)
     own = split_classes(manifest, ask.split, root)
@@ -310,15 +311,15 @@ def _memory_free(probe: Rehearsal | None) -> int:
 def _disk_advice(total: Estimate, free: int, wanted: WantedStore) -> list[str]:
     if total.high <= free:
         return []
-    ways = [f"--labels on a disk with {total.high / 1e9:.1f} GB free"]
+    ways = [option("labels") + f" on a disk with {total.high / 1e9:.1f} GB free"]
     if wanted.top_k > 16:
-        ways.append(f"a smaller --top-k than {wanted.top_k}")
+        ways.append(phrase("a smaller {top_k}") + f" than {wanted.top_k}")
     if wanted.embeddings == "float16":
-        ways.append("--embeddings int8, half the bytes")
+        ways.append(phrase("{embeddings} int8, half the bytes"))
     if wanted.views.views > 1:
-        ways.append("fewer --views")
-    ways.append("fewer --student, which can be added later")
-    return [f"the store may not fit: {free / 1e9:.1f} GB are free; take " + ", or ".join(ways)]
+        ways.append(phrase("fewer {views}"))
+    ways.append(phrase("fewer {student}, which can be added later"))
+    return [f"the store may not fit: {free / 1e9:.1f} GB are free; take " + Phrase(", or ").join(ways)]
 
 
 def _memory_advice(estimates: list[Estimate], free: int, probe: Rehearsal | None) -> list[str]:
@@ -327,7 +328,11 @@ def _memory_advice(estimates: list[Estimate], free: int, probe: Rehearsal | None
         return []
     return [
         f"memory may not suffice: {free / 1e9:.1f} GB are free and {needed.high / 1e9:.1f} may be needed; fewer "
-        "--workers, a smaller --set batch_size, or --set class_tile=4096"
+        + option("workers")
+        + ", a smaller "
+        + option("set")
+        + " batch_size, or "
+        + setting("class_tile", "4096")
     ]
 
 

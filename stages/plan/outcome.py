@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from teachonce.core.phrases import phrase
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, UsageError
 from teachonce.labels.format import LABELS
@@ -59,9 +60,11 @@ def compare(plan_file: Path, labels: Path, reporter: Reporter) -> CompareResult:
         rows, chunks, there = (int(document[key]) for key in ("rows", "chunks", "chunks_there"))
         known = document["kind"] == KIND and document["schema"] == SCHEMA
     except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise DataError(f"{plan_file} is no plan: {problem}", hint="`teachonce plan` with --out FILE.json") from problem
+        raise DataError(
+            f"{plan_file} is no plan: {problem}", hint=phrase("`teachonce plan` with {out} FILE.json")
+        ) from problem
     if not known:
-        raise DataError(f"{plan_file} is no plan of this version", hint="`teachonce plan` with --out FILE.json")
+        raise DataError(f"{plan_file} is no plan of this version", hint=phrase("`teachonce plan` with {out} FILE.json"))
     if there:
         reporter.note(f"{there} chunks were there before the plan: bytes are compared with what was to be added")
     store = LabelStore.open(labels)

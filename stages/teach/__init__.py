@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teachonce.core.locks import owned
+from teachonce.core.phrases import phrase
 from teachonce.core.progress import Reporter
 from teachonce.core.remote import absolute
 from teachonce.data.index import split_classes
@@ -35,11 +36,11 @@ if TYPE_CHECKING:
 __all__ = ["TeachRequest", "TeachResult", "teach"]  # the request comes from its own file
 
 ADVICE = {
-    "read": "the archives are read slowly; local disks, or more --workers on other machines",
-    "decode": "more --set threads=N, or more workers: decoding runs on CPU cores only",
-    "forward": "the models keep the device busy, as they should; --set precision=bf16 on a GPU, or more workers",
-    "top_k": "the vocabulary is large for this device; a larger --set batch_size, or a smaller --top-k",
-    "write": "the store's disk is slow, or chunks are small; a larger --chunk-rows",
+    "read": phrase("the archives are read slowly; local disks, or more {workers} on other machines"),
+    "decode": phrase("more {threads=N}, or more workers: decoding runs on CPU cores only"),
+    "forward": phrase("the models keep the device busy, as they should; {precision=bf16} on a GPU, or more workers"),
+    "top_k": phrase("the vocabulary is large for this device; a larger {set} batch_size, or a smaller {top_k}"),
+    "write": phrase("the store's disk is slow, or chunks are small; a larger {chunk_rows}"),
 }
 
 
@@ -190,7 +191,7 @@ def _require_few_failures(failed: int, request: TeachRequest, store: LabelStore)
         raise DataError(
             f"{failed} of {store.layout.rows} images failed, over max_failed_share = {request.max_failed_share}; "
             f"reasons are in {_failure_log(store)}",
-            hint="look at the archives; add --set max_failed_share=... if these images are known to be bad",
+            hint=phrase("look at the archives; add {max_failed_share=...} if these images are known to be bad"),
         )
 
 
@@ -225,7 +226,7 @@ def _bottleneck(tally: _Tally) -> str:
     slowest = max(IN_TURN, key=lambda phase: tally.phases[phase])
     if slowest == "wait":
         slowest = "read" if tally.phases["read"] > tally.phases["decode"] else "decode"
-    return f"{slowest}: {ADVICE[slowest]}"
+    return f"{slowest}: " + ADVICE[slowest]
 
 
 def _finish(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from teachonce.cluster.description import ClusterSpec
+from teachonce.core.phrases import option, phrase
 from teachonce.core.progress import Reporter
 from teachonce.data.manifests import Manifest
 from teachonce.data.views import ViewPolicy
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from teachonce.models.clip import LoadedClip
 
 DEFAULT_TOP_K = 100
+
+
+SETTINGS = ("batch_size", "threads", "class_tile")  # of the numbers of a request: those that are no options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,20 +89,21 @@ def check_request(request: TeachRequest) -> None:
     ):
         value = getattr(request, name)
         if value is not None and value < least:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, found {value}")
+            named = name if name in SETTINGS else option(name)
+            raise UsageError(named + f" must be at least {least}, found {value}")
     cluster_of(request)  # says what is wrong with it before anything is loaded
     if not 0 <= request.max_failed_share <= 1:
         raise UsageError(f"max_failed_share must be between 0 and 1, found {request.max_failed_share}")
     if request.teacher is None and not request.students:
-        raise UsageError("nothing to compute: give --teacher MODEL, --student MODEL, or both")
+        raise UsageError(phrase("nothing to compute: give {teacher} MODEL, {student} MODEL, or both"))
     for spec in filter(None, (request.teacher, *request.students)):
         parse_spec(spec)
     for template in request.templates:
         require_template(template)
     if request.embeddings and request.teacher is None:
-        raise UsageError("--embeddings are the teacher's: give --teacher MODEL too")
+        raise UsageError(phrase("{embeddings} are the teacher's: give {teacher} MODEL too"))
     if not request.labels.name.endswith(".zarr"):
-        raise UsageError(f"--labels {request.labels}: the name of a label store ends in .zarr")
+        raise UsageError(option("labels") + f" {request.labels}: the name of a label store ends in .zarr")
 
 
 def top_k_of(request: TeachRequest, vocabulary: Vocabulary) -> int:
@@ -112,7 +117,9 @@ def top_k_of(request: TeachRequest, vocabulary: Vocabulary) -> int:
     if request.top_k is None:
         return min(DEFAULT_TOP_K, len(vocabulary))
     if request.top_k > len(vocabulary):
-        raise UsageError(f"--top-k {request.top_k} is larger than the vocabulary of {len(vocabulary)} classes")
+        raise UsageError(
+            option("top_k") + f" {request.top_k} is larger than the vocabulary of {len(vocabulary)} classes"
+        )
     return request.top_k
 
 

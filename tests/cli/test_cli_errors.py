@@ -18,6 +18,7 @@ import stage_stubs
 
 from teachonce import errors
 from teachonce.cli.app import Terminated
+from teachonce.core.phrases import option, phrase
 
 Command = Callable[..., Any]
 
@@ -53,6 +54,17 @@ def test_an_explained_error(
             "exit_code": code,
         },
     }
+
+
+def test_options_that_the_library_names_are_flags_here(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
+    """In message and hint, for a person and in the document for a program."""
+    stubs.problem = errors.UsageError(
+        option("top_k") + " 5 is too many", hint=phrase("{another out}, or add {tail=none}; see {help}")
+    )
+    message, hint = "--top-k 5 is too many", "give another --out, or add --set tail=none; see --help"
+    assert teachonce_here("inspect", "x.zarr").err == f"error: {message}\nnext: {hint}\n"
+    told = teachonce_here("inspect", "x.zarr", "--json").document["error"]
+    assert (told["message"], told["hint"]) == (message, hint)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import worlds
 from worlds import SMALL, World, files_of, synthetic_store, teach_inline
 
 from teachonce.core.progress import Silent
-from teachonce.errors import IncompleteError
+from teachonce.errors import EnvironmentFault
 from teachonce.labels.create import add_student
 from teachonce.labels.format import LABELS, chunk_file
 from teachonce.labels.store import LabelStore
@@ -46,7 +46,7 @@ def fail_at(number: int, patch: pytest.MonkeyPatch, name: str) -> list[int]:
 def test_fault_9_no_space_at_any_write(
     function: str, number: int, world: World, teacher: str, student: str, finished: Path, tmp_path: Path
 ) -> None:
-    """ENOSPC at the n-th rename or sync of a run: exit 5 that names a path; the same command mends it."""
+    """ENOSPC at the n-th rename or sync of a run: exit 6 that names a path; the same command mends it."""
     store = tmp_path / "a.zarr"
     with pytest.MonkeyPatch.context() as patch:
         with worlds.inline_tasks():
@@ -54,7 +54,7 @@ def test_fault_9_no_space_at_any_write(
             from teachonce.stages.teach import teach
 
             request = worlds.request_for(world, store, teacher, students=(student,), top_k=5)
-            with pytest.raises(IncompleteError) as caught:
+            with pytest.raises(EnvironmentFault) as caught:
                 teach(request, Silent())
         assert len(calls) >= number
     assert (
@@ -74,16 +74,16 @@ def test_fault_9_no_space_at_any_write(
 
 @pytest.mark.parametrize("limit", [2_000, 40_000])
 def test_fault_9_a_file_that_may_not_grow(limit: int, tmp_path: Path) -> None:
-    """A real limit of the kernel (RLIMIT_FSIZE), at creation and at a chunk: exit 5, and no half chunk counts."""
+    """A real limit of the kernel (RLIMIT_FSIZE), at creation and at a chunk: exit 6, and no half chunk counts."""
     path, before = tmp_path / "a.zarr", resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
-        with pytest.raises(IncompleteError) as caught:
+        with pytest.raises(EnvironmentFault) as caught:
             synthetic_store(path, rows=2000, chunk_rows=1000, classes=300, top_k=60)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     message = str(caught.value)
-    assert message.startswith("writing ") and str(tmp_path) in message and "File too large" in message
+    assert message.startswith("cannot write ") and str(tmp_path) in message and "File too large" in message
     assert path.exists() == (limit == 40_000)
     if path.exists():
         assert LabelStore.open(path).committed(LABELS) == []

@@ -171,7 +171,7 @@ def test_two_students_and_their_features(
     assert np.array_equal(first.log_probs, second.log_probs) and np.array_equal(first.label, second.label)
     with pytest.raises(DataError, match="holds no image features of this student") as caught:
         all_rows(opened, teacher)
-    assert student in str(caught.value) and "--student" in caught.value.hint
+    assert student in str(caught.value) and "`student`" in caught.value.hint
 
 
 CHANGES: list[tuple[dict[str, Any], str]] = [
@@ -194,7 +194,7 @@ def test_a_changed_option_is_refused_by_name(
     with pytest.raises(FingerprintError) as caught:
         teach_inline(world, finished, teacher, **({"top_k": 5} | change))
     assert f"{field}: stored" in str(caught.value) and "asked for" in str(caught.value)
-    assert "--labels" in caught.value.hint
+    assert "`labels`" in caught.value.hint
     assert content(finished) == before
 
 
@@ -325,15 +325,15 @@ def test_ties_are_said(world: World, teacher: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"workers": 0}, "--workers must be at least 1"),
-        ({"batch_size": 0}, "--batch-size"),
-        ({"top_k": 0}, "--top-k"),
-        ({"chunk_rows": 0}, "--chunk-rows"),
-        ({"threads": 0}, "--threads"),
+        ({"workers": 0}, "`workers` must be at least 1"),
+        ({"batch_size": 0}, "batch_size must"),
+        ({"top_k": 0}, "`top_k`"),
+        ({"chunk_rows": 0}, "`chunk_rows`"),
+        ({"threads": 0}, "threads must"),
         ({"max_failed_share": 1.5}, "between 0 and 1"),
         ({"teacher": None}, "nothing to compute"),
         ({"labels": Path("x")}, r"ends in \.zarr"),
-        ({"top_k": 9}, "--top-k 9 is larger than the vocabulary of 8 classes"),
+        ({"top_k": 9}, "`top_k` 9 is larger than the vocabulary of 8 classes"),
         ({"split": "trian"}, "did you mean 'train'"),
         ({"root": None}, "needs the folder"),
         ({"manifest": "local-tarz"}, "did you mean"),
