@@ -6,7 +6,7 @@ against the options of the commands.
 
 from __future__ import annotations
 
-from teachonce.core.phrases import Option, respelled
+from teachonce.phrases import Option, respelled
 
 
 def spelled(text: str) -> str:

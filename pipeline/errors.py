@@ -43,7 +43,7 @@ class TeachOnceError(Exception):
         message: what is wrong, where (path, chunk, key), what was expected.
         hint: the next command or change, in one line; empty when there is none.
 
-    Both may be a `Phrase` of core/phrases: then they name options that the command line spells as flags.
+    Both may be a `Phrase` of teachonce.phrases: then they name options that the command line spells as flags.
     """
 
     exit_code = 1

@@ -16,9 +16,9 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from teachonce.core.files import atomic_write_bytes
-from teachonce.core.phrases import another, option, phrase
 from teachonce.core.progress import Reporter
 from teachonce.errors import IntegrityError, UsageError
+from teachonce.phrases import another, option, phrase
 from teachonce.runs.folder import RESULTS, RunFolder
 from teachonce.runs.results import RunResults
 

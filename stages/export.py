@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from teachonce import __version__
 from teachonce.core.folders import new_folder, require_new
 from teachonce.core.hub import parse_hub_id
-from teachonce.core.phrases import phrase
 from teachonce.core.progress import Reporter
 from teachonce.core.sums import CARD_FILE, SUMS_FILE, require_unchanged, write_sums
 from teachonce.data.vocabulary import Vocabulary, load_vocabulary, shown
 from teachonce.errors import DataError, IntegrityError, UsageError
 from teachonce.models.prompt_names import CONFIG_FILE, EXPORTED, META_FILE, TENSORS_FILE
 from teachonce.models.spec import parse_spec
+from teachonce.phrases import phrase
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from teachonce import __version__
 from teachonce.core.files import atomic_write_bytes, write_failed
-from teachonce.core.phrases import another, option, phrase
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, UsageError
 from teachonce.models.prompt_names import META_FILE, TENSORS_FILE
 from teachonce.models.spec import parse_spec
 from teachonce.models.structures import Position
+from teachonce.phrases import another, option, phrase
 from teachonce.runs.folder import RESULTS
 
 if TYPE_CHECKING:

@@ -19,7 +19,6 @@ import numpy.typing as npt
 from teachonce import __version__
 from teachonce.core.locks import owned
 from teachonce.core.machine import package_versions
-from teachonce.core.phrases import option, phrase
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, FingerprintError, UsageError
 from teachonce.labels.codec import CODEC_VERSION
@@ -29,6 +28,7 @@ from teachonce.labels.format import EMBEDDING, LABELS, new_layout
 from teachonce.labels.ledger import key_digest
 from teachonce.labels.size import bytes_per_row
 from teachonce.labels.store import Arrays, LabelStore
+from teachonce.phrases import option, phrase
 
 if TYPE_CHECKING:
     from teachonce.teaching.teacher import TeacherHead

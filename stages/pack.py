@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from teachonce.core.folders import require_new
-from teachonce.core.phrases import option, phrase
 from teachonce.core.progress import Reporter
 from teachonce.core.remote import is_remote
 from teachonce.core.sums import SUMS_FILE, digest_of, is_plain, require_unchanged
 from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
 from teachonce.models.prompt_names import EXPORTED, META_FILE, TENSORS_FILE
+from teachonce.phrases import option, phrase
 from teachonce.sharing.entries import files_of
 from teachonce.sharing.packing import HEAD_FILE, TAR, PackHead, check_pack, require_no_file, unpack, write_pack
 

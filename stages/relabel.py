@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from teachonce import __version__
 from teachonce.core.locks import owned
 from teachonce.core.machine import package_versions
-from teachonce.core.phrases import option, phrase
 from teachonce.core.progress import Reporter
 from teachonce.data.vocabulary import Vocabulary, load_vocabulary, read_class_ids, require_template, take_classes
 from teachonce.errors import FingerprintError, UsageError
@@ -26,6 +25,7 @@ from teachonce.labels.format import EMBEDDING, LABELS, Layout, new_layout
 from teachonce.labels.size import bytes_per_row
 from teachonce.labels.store import Arrays, LabelStore
 from teachonce.models.spec import parse_spec
+from teachonce.phrases import option, phrase
 
 if TYPE_CHECKING:
     from teachonce.labels.codec import FloatArray

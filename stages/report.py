@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teachonce.core.files import atomic_write_bytes
-from teachonce.core.phrases import command_line, option, phrase
 from teachonce.core.progress import Reporter
 from teachonce.errors import UsageError
 from teachonce.models.spec import parse_spec
+from teachonce.phrases import command_line, option, phrase
 from teachonce.reports.folder import Folder, read_folder
 from teachonce.runs.reader import Run
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from teachonce.core.documents import read_object
-from teachonce.core.phrases import option
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError
+from teachonce.phrases import option
 from teachonce.reports.curves import band
 from teachonce.reports.folder import EMPTY_HINT, SEED, Folder, Group, read_folder
 from teachonce.reports.tables import Line, Measure, best_group, measures

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from teachonce.core.phrases import phrase
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError
 from teachonce.labels.status import StoreStatus, is_store, store_status
+from teachonce.phrases import phrase
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.grid_status import GridStatus, grid_status, is_grid
 from teachonce.runs.status import RunStatus, is_run, run_status

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from teachonce.core.phrases import option
 from teachonce.core.progress import Reporter
 from teachonce.data.vocabulary import read_class_ids
 from teachonce.errors import UsageError
 from teachonce.labels.selection import Rule, choose, save_selection
 from teachonce.labels.store import LabelStore
+from teachonce.phrases import option
 
 SHOWN = 10
 

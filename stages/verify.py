@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from teachonce.core.locks import owned
-from teachonce.core.phrases import Phrase, option, phrase
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
 from teachonce.labels.codec import GAP_FILL
@@ -25,6 +24,7 @@ from teachonce.labels.header import RESTORE
 from teachonce.labels.ledger import key_digest
 from teachonce.labels.store import Arrays, LabelStore
 from teachonce.models.spec import parse_spec
+from teachonce.phrases import Phrase, option, phrase
 
 DEFAULT_SAMPLE = 256
 THREADS = min(4, os.cpu_count() or 1)

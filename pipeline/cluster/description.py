@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from teachonce.core.phrases import Phrase, option
 from teachonce.core.strict import decode
 from teachonce.errors import UsageError, did_you_mean
+from teachonce.phrases import Phrase, option
 
 THREADS_PER_WORKER = 2  # one task is in the model while another decodes its first images or writes its chunk
 # Dask runs a task in a thread, and glibc gives that thread an arena whose large buffers go back to the kernel after

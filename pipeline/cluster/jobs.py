@@ -18,9 +18,9 @@ from teachonce.cluster.description import (
     SlurmDescription,
     duration_seconds,
 )
-from teachonce.core.phrases import option
 from teachonce.core.progress import Reporter
 from teachonce.errors import EnvironmentFault
+from teachonce.phrases import option
 
 OPTION = "--"  # of other programs: SLURM's and Dask's
 DASHBOARD = "127.0.0.1:0"  # any free port: several runs share a login node, and their neighbours need not see them

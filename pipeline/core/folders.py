@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from teachonce.core.files import Check, beside, sync, sync_tree, write_failed
-from teachonce.core.phrases import phrase
 from teachonce.errors import UsageError
+from teachonce.phrases import phrase
 
 
 def require_new(out: Path) -> None:

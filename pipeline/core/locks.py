@@ -25,10 +25,10 @@ from pathlib import Path
 from teachonce.core.documents import read_object
 from teachonce.core.files import write_failed
 from teachonce.core.machine import ProcessMark, lives, this_process
-from teachonce.core.phrases import phrase
 from teachonce.core.progress import Reporter
 from teachonce.core.remote import refuse_writes
 from teachonce.errors import IncompleteError
+from teachonce.phrases import phrase
 
 HEARTBEAT_S = 10.0
 

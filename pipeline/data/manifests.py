@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from teachonce.core.digests import canonical_digest
-from teachonce.core.phrases import phrase
 from teachonce.core.remote import is_folder
 from teachonce.core.strict import decode
 from teachonce.data.vocabulary import require_template
 from teachonce.errors import DataError, UsageError, did_you_mean, neither_file_nor_name
+from teachonce.phrases import phrase
 
 # What decides the samples and labels of a split, and so its digest; keys of the second line count where they are used.
 _ALWAYS = ("format", "path", "label", "classes", "samples")

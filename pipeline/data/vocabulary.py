@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from teachonce.core.phrases import phrase
 from teachonce.core.remote import clear_errors
 from teachonce.errors import DataError, EnvironmentFault, UsageError, did_you_mean
+from teachonce.phrases import phrase
 
 RULES = ("distinct", "first-lemma")
 HALVES = ("base", "novel")

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 import teachonce
 from teachonce.core.machine import CACHE_VARIABLE, cache_problem, default_threads, package_versions
-from teachonce.core.phrases import option, phrase
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, UsageError
 from teachonce.evaluation.cache import digest_key, feature_key, keep_arrays, kept_arrays
@@ -29,6 +28,7 @@ from teachonce.evaluation.sets import EvaluationSet
 from teachonce.models.classifier import template_features
 from teachonce.models.clip import LoadedClip, load_clip, pick_device, tune_process
 from teachonce.models.prompt_files import LoadedPrompts, load_prompts
+from teachonce.phrases import option, phrase
 
 _FORM = 1  # of kept outcomes: raised when what is computed changes
 _DECODED = "decoded"

@@ -13,11 +13,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from teachonce.core.phrases import Phrase, option, phrase
 from teachonce.core.strict import decode
 from teachonce.data.vocabulary import HALVES
 from teachonce.errors import DataError, UsageError, neither_file_nor_name
 from teachonce.evaluation.sets import Among
+from teachonce.phrases import Phrase, option, phrase
 
 OPTION = "--"  # a value such as "--manifest" is taken from the option of that name
 DEFAULTS = {"split": "val"}

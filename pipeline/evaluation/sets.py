@@ -13,12 +13,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from teachonce.core.phrases import option, phrase
 from teachonce.core.progress import Reporter
 from teachonce.data.index import SampleIndex, build_index, split_classes
 from teachonce.data.manifests import Manifest, load_manifest, require_data, require_root
 from teachonce.data.vocabulary import HALVES, Vocabulary, half_of, load_vocabulary, read_class_ids, spoken, take_classes
 from teachonce.errors import DataError, UsageError
+from teachonce.phrases import option, phrase
 
 Among = Literal["classes", "all"]
 

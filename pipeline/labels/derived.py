@@ -16,13 +16,13 @@ import numpy.typing as npt
 
 from teachonce.core.digests import MIDDLE, canonical_digest
 from teachonce.core.locks import require_token
-from teachonce.core.phrases import option
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
 from teachonce.labels.create import add_group_like
 from teachonce.labels.format import EMBEDDING, LABELS
 from teachonce.labels.ledger import require_fingerprint
 from teachonce.labels.store import Arrays, LabelStore
+from teachonce.phrases import option
 
 STUDENTS = "students/"
 

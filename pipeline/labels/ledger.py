@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from teachonce.core.phrases import phrase
 from teachonce.data.index import SampleIndex
 from teachonce.errors import FingerprintError
 from teachonce.labels.format import FORMAT_VERSION
+from teachonce.phrases import phrase
 
 COMMITTED = 1
 PHASES = ("read", "decode", "wait", "forward", "top_k", "write")

@@ -14,9 +14,9 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, WrapperStore
 
-from teachonce.core.phrases import phrase
 from teachonce.core.remote import exists, explained, failures, is_remote, refuse_writes
 from teachonce.errors import DataError
+from teachonce.phrases import phrase
 
 
 def open_group(path: Path, writable: bool) -> zarr.Group:

@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from teachonce.core.digests import canonical_digest
 from teachonce.core.files import atomic_write_bytes
-from teachonce.core.phrases import option, phrase
 from teachonce.core.progress import Reporter
 from teachonce.core.strict import decode
 from teachonce.data.index import SampleIndex
@@ -27,6 +26,7 @@ from teachonce.data.vocabulary import require_classes
 from teachonce.errors import DataError, FingerprintError, IntegrityError, UsageError
 from teachonce.labels.format import LABELS
 from teachonce.labels.store import LabelStore
+from teachonce.phrases import option, phrase
 
 SCHEMA = 1
 KIND = "teachonce-selection"

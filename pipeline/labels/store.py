@@ -21,7 +21,6 @@ import zarr.errors
 
 from teachonce.core.digests import MIDDLE, canonical_digest
 from teachonce.core.files import sync, sync_up, write_failed
-from teachonce.core.phrases import option, phrase
 from teachonce.core.strict import decode
 from teachonce.data.index import SampleIndex
 from teachonce.data.vocabulary import Vocabulary, parse_tsv
@@ -44,6 +43,7 @@ from teachonce.labels.header import (
 from teachonce.labels.ledger import Record, chunk_digest, from_row, ledger_path, to_row
 from teachonce.labels.remote import open_group
 from teachonce.labels.staging import stage_array
+from teachonce.phrases import option, phrase
 
 Arrays = dict[str, npt.NDArray[Any]]
 NO_STORE = "give a .zarr folder that `teachonce teach`, `relabel` or `merge` has written"

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from teachonce.core.phrases import phrase
 from teachonce.errors import DataError, FingerprintError, IntegrityError, UsageError
 from teachonce.models.text_tower import TextTower
+from teachonce.phrases import phrase
 
 EXAMPLE = ".../prompt_learner/model.pth.tar-50"
 _SHOWN = 8  # names in a message

@@ -26,7 +26,6 @@ from torch import Tensor
 from teachonce.core.digests import canonical_digest
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.hub import fetch, hub_id_of
-from teachonce.core.phrases import option
 from teachonce.core.strict import decode
 from teachonce.core.sums import AGAIN, SUMS_FILE, require_unchanged
 from teachonce.data.vocabulary import is_visible, shown
@@ -41,6 +40,7 @@ from teachonce.errors import (
 from teachonce.models.prompt_names import CHECKPOINTS_FOLDER, CONFIG_FILE, EXPORTED, META_FILE, TENSORS_FILE
 from teachonce.models.slots import SlotPrompts
 from teachonce.models.structures import Init, Position, Structure, allocate
+from teachonce.phrases import option
 
 if TYPE_CHECKING:
     from teachonce.models.clip import LoadedClip

@@ -17,8 +17,8 @@ from typing import Any
 
 from teachonce.core.digests import canonical_json
 from teachonce.core.documents import mapping, number, read_object
-from teachonce.core.phrases import phrase
 from teachonce.errors import DataError
+from teachonce.phrases import phrase
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.grid_folder import GridFolder
 from teachonce.runs.reader import Evaluation, Run, Unusable, read_evaluation, read_run

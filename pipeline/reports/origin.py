@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from teachonce.core.documents import mapping, number
-from teachonce.core.phrases import command_line
+from teachonce.phrases import command_line
 from teachonce.reports.folder import Folder
 from teachonce.runs.folder import RunFolder
 

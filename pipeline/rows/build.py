@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from teachonce.core.phrases import option, phrase
 from teachonce.core.progress import Reporter
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.errors import DataError, IncompleteError
@@ -28,6 +27,7 @@ from teachonce.labels.embeddings import INT8_FILL
 from teachonce.labels.format import EMBEDDING, LABELS, student_group
 from teachonce.labels.selection import Selection
 from teachonce.labels.store import Arrays, LabelStore
+from teachonce.phrases import option, phrase
 from teachonce.rows.files import ArrayWriter
 
 RECORDS, FEATURES, EMBEDDINGS = "records.npy", "features.npy", "embeddings.npy"

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from teachonce.core.phrases import option
 from teachonce.core.streams import TRAINING_ORDER
 from teachonce.errors import DataError, TeachOnceError, UsageError
+from teachonce.phrases import option
 
 Places = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]

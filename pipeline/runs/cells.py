@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from teachonce.core.phrases import phrase
 from teachonce.data.vocabulary import HALVES
 from teachonce.errors import DataError, UsageError, did_you_mean
+from teachonce.phrases import phrase
 from teachonce.runs.grid import DATA, INIT, SEED, WORDS, DataKeys, Grid, Values, beside
 from teachonce.training.config import TrainConfig
 from teachonce.training.config_file import train_config

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from teachonce.core.digests import canonical_json
 from teachonce.core.files import atomic_write_bytes
-from teachonce.core.phrases import phrase
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
+from teachonce.phrases import phrase
 from teachonce.runs.folder import CheckpointFolder
 
 KEEP = 2  # the newest and the one before it, should the newest turn out damaged

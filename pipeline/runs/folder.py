@@ -32,9 +32,9 @@ from teachonce.core.documents import read_object
 from teachonce.core.files import atomic_write_bytes, write_failed
 from teachonce.core.locks import exclusive
 from teachonce.core.machine import this_process
-from teachonce.core.phrases import another, option, phrase
 from teachonce.errors import FingerprintError, IncompleteError, IntegrityError, UsageError
 from teachonce.models.prompt_names import CHECKPOINTS_FOLDER, CONFIG_FILE, META_FILE, TENSORS_FILE
+from teachonce.phrases import another, option, phrase
 from teachonce.runs.log import RunLog
 from teachonce.runs.results import RunResults, decode_results
 from teachonce.runs.tensorboard import Sink

@@ -21,9 +21,9 @@ from typing import Any
 
 from teachonce.core.documents import plain, read_object
 from teachonce.core.files import atomic_write_bytes
-from teachonce.core.phrases import Option, another, from_json, option, phrase, respelled, to_json
 from teachonce.core.status import State, cell_word
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
+from teachonce.phrases import Option, another, from_json, option, phrase, respelled, to_json
 from teachonce.runs.folder import LOG, RESULTS, RunFolder
 from teachonce.runs.log import RunLog
 from teachonce.runs.results import RunResults
@@ -220,8 +220,9 @@ class CellFolder(RunFolder):
             "message": f"{self.failure} is damaged: why the cell failed is lost",
             "hint": phrase("the same command with {retry_failed}") + f" tries it again; or remove {self.path}",
         }
-        found = read_document(self.failure) or unread
-        found |= {key: from_json(parts) for key, parts in found.pop("parts", {}).items()}
+        found: dict[str, Any] = read_document(self.failure) or unread
+        parts: dict[str, list[Any]] = found.pop("parts", {})  # with the options that message and hint name
+        found |= {key: from_json(part) for key, part in parts.items()}
         return found if found.get("hint") else found | {"hint": RETRY}
 
     def _here(self, named: Option) -> str | Option:

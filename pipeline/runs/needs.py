@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from teachonce.core.digests import SHORT, canonical_digest
-from teachonce.core.phrases import Phrase, option, phrase
 from teachonce.data.vocabulary import Vocabulary, load_vocabulary
 from teachonce.errors import DataError, UsageError
 from teachonce.evaluation.sets import class_ids
@@ -18,6 +17,7 @@ from teachonce.labels.format import EMBEDDING, LABELS
 from teachonce.labels.selection import Rule
 from teachonce.labels.store import LabelStore
 from teachonce.models.spec import parse_spec
+from teachonce.phrases import Phrase, option, phrase
 from teachonce.runs.cells import Cell
 from teachonce.runs.grid import DataKeys
 from teachonce.training.requirements import Holdings, requirements

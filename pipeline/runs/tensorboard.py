@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from teachonce.core.phrases import option
 from teachonce.errors import EnvironmentFault
+from teachonce.phrases import option
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from teachonce.core.phrases import option, phrase
 from teachonce.core.strict import decode
 from teachonce.data.manifests import load_manifest, shipped_manifests
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
@@ -20,6 +19,7 @@ from teachonce.labels.format import LABELS
 from teachonce.labels.store import LabelStore
 from teachonce.models.prompt_files import LoadedPrompts, PromptMeta
 from teachonce.models.spec import LOCAL_DIR
+from teachonce.phrases import option, phrase
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.log import RunLog
 from teachonce.training.config import config_digest

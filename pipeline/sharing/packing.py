@@ -18,11 +18,11 @@ from typing import Literal
 
 from teachonce.core.files import whole_file, write_failed
 from teachonce.core.folders import new_folder
-from teachonce.core.phrases import phrase
 from teachonce.core.progress import Reporter
 from teachonce.core.strict import decode
 from teachonce.core.sums import MOST_BYTES, SUMS_FILE, is_plain, parse_sums, sums_text
 from teachonce.errors import IntegrityError, UsageError
+from teachonce.phrases import phrase
 from teachonce.sharing.entries import (
     AGAIN,
     FOREIGN,

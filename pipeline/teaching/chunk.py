@@ -19,7 +19,6 @@ from torch import Tensor
 from teachonce.core.files import write_failed
 from teachonce.core.locks import require_token
 from teachonce.core.machine import default_threads
-from teachonce.core.phrases import phrase
 from teachonce.core.remote import exists, location
 from teachonce.data.batches import ImageBatch, ImageBatches, image_batches
 from teachonce.data.index import SampleIndex
@@ -32,6 +31,7 @@ from teachonce.labels.staging import drop_staging, new_staging
 from teachonce.labels.store import Arrays, LabelStore
 from teachonce.models.clip import LoadedClip, embedding_width, tune_process
 from teachonce.models.spec import LOCAL_DIR, Precision
+from teachonce.phrases import phrase
 from teachonce.teaching.columns import Column, column
 from teachonce.teaching.delivery import ChunkReport
 from teachonce.teaching.made_up import MadeUpBatches

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from teachonce.core.phrases import phrase
 from teachonce.core.streams import CALIBRATION
 from teachonce.errors import DataError
+from teachonce.phrases import phrase
 from teachonce.teaching.teacher import TeacherHead
 
 SCALE_RANGE = 30.0

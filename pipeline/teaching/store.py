@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teachonce.core.phrases import option, phrase
 from teachonce.core.progress import Reporter
 from teachonce.data.index import SampleIndex, build_index
 from teachonce.data.manifests import Manifest
@@ -24,6 +23,7 @@ from teachonce.labels.ledger import require_fingerprint
 from teachonce.labels.selection import few_shot_samples, save_shots
 from teachonce.labels.store import LabelStore
 from teachonce.models.spec import EmbeddingKind, Precision
+from teachonce.phrases import option, phrase
 from teachonce.teaching.fingerprints import (
     ORDER_SEED,
     TEMPERATURES,

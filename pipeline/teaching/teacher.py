@@ -14,10 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from teachonce.core.phrases import phrase
 from teachonce.errors import DataError, UsageError
 from teachonce.labels.codec import TopK
 from teachonce.models.classifier import equal_rows
+from teachonce.phrases import phrase
 
 LOGITS_BYTES = 2**30  # of one batch; taking the top k of them needs three times as much again
 

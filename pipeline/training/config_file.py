@@ -12,9 +12,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from teachonce.core.phrases import option, phrase
 from teachonce.core.strict import Idle, Source, decode, toml_text, toml_value
 from teachonce.errors import UsageError, did_you_mean
+from teachonce.phrases import option, phrase
 from teachonce.training.config import TABLES, TrainConfig, marks, table_of
 
 NEXT = phrase(

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from teachonce.core.documents import read_events
 from teachonce.core.locks import owned
-from teachonce.core.phrases import option
 from teachonce.core.progress import Reporter
 from teachonce.errors import IncompleteError, IntegrityError
+from teachonce.phrases import option
 from teachonce.runs.choice import Choice, choose
 from teachonce.runs.grid_folder import RETRY, SCHEMA, GridFolder, count_states, read_document, write_document
 from teachonce.stages.ablate.prepare import AblateRequest, Planned, Prepared, prepare, states

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from teachonce.core.documents import read_events
 from teachonce.core.locks import exclusive, read_owner
-from teachonce.core.phrases import phrase
 from teachonce.core.progress import Silent
 from teachonce.core.signals import stopped_by
 from teachonce.core.status import State
 from teachonce.errors import IncompleteError, TeachOnceError
+from teachonce.phrases import phrase
 from teachonce.runs.grid import Evaluation
 from teachonce.runs.grid_folder import SCHEMA, CellFolder, GridFolder, read_document, write_document
 from teachonce.training.config import TrainConfig

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from teachonce.cluster.description import ClusterSpec
 from teachonce.core.digests import SHORT, canonical_digest
-from teachonce.core.phrases import Phrase
 from teachonce.core.progress import Reporter
 from teachonce.core.status import State
 from teachonce.data.vocabulary import HALVES
@@ -21,6 +20,7 @@ from teachonce.labels.derived import content_id
 from teachonce.labels.format import LABELS, student_group
 from teachonce.labels.store import LabelStore
 from teachonce.models.spec import absolute_spec, parse_spec
+from teachonce.phrases import Phrase
 from teachonce.runs.cells import Cell, expand, located
 from teachonce.runs.grid import HELD_OUT, Evaluation, Grid, beside, load_grid
 from teachonce.runs.grid_folder import SCHEMA, GridFolder

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from teachonce.core.phrases import Option, respelled
 from teachonce.core.progress import Reporter
 from teachonce.errors import FingerprintError, TeachOnceError
+from teachonce.phrases import Option, respelled
 from teachonce.runs.grid import Evaluation
 from teachonce.runs.grid_folder import GridFolder, read_document
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from teachonce.core.files import atomic_write_bytes
-from teachonce.core.phrases import option, phrase
 from teachonce.core.progress import Reporter
 from teachonce.data.manifests import load_manifest
 from teachonce.data.vocabulary import require_template
@@ -20,6 +19,7 @@ from teachonce.errors import UsageError
 from teachonce.evaluation.scores import TABLE_HEADER, Labels, Outcomes, class_table, confused_pairs, figures, paired
 from teachonce.evaluation.sets import Among, EvaluationSet, SetChoice, open_set
 from teachonce.models.spec import parse_spec
+from teachonce.phrases import option, phrase
 
 if TYPE_CHECKING:
     from teachonce.evaluation.contender import Contender

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from teachonce.cluster.description import ClusterSpec, load_description
 from teachonce.core.files import atomic_write_bytes
-from teachonce.core.phrases import Phrase, option, phrase, setting
 from teachonce.core.progress import Reporter
 from teachonce.data.index import build_index, few_samples, split_classes
 from teachonce.data.manifests import load_manifest, require_root
@@ -24,6 +23,7 @@ from teachonce.labels.format import LABELS, Layout, new_layout
 from teachonce.labels.ledger import IN_TURN, require_fingerprint
 from teachonce.labels.selection import few_shot_samples
 from teachonce.labels.store import LabelStore
+from teachonce.phrases import Phrase, option, phrase, setting
 from teachonce.stages.plan.outcome import KIND, SCHEMA, Compared, CompareResult, compare
 from teachonce.stages.teach.request import TeachRequest, check_request, cluster_of, load_models, wanted_store
 from teachonce.teaching.estimate import (

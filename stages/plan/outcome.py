@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from teachonce.core.phrases import phrase
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, UsageError
 from teachonce.labels.format import LABELS
 from teachonce.labels.size import bytes_per_row
 from teachonce.labels.store import LabelStore
+from teachonce.phrases import phrase
 from teachonce.teaching.estimate import (
     ANOTHER,
     Estimate,

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teachonce.core.locks import owned
-from teachonce.core.phrases import phrase
 from teachonce.core.progress import Reporter
 from teachonce.core.remote import absolute
 from teachonce.data.index import split_classes
@@ -25,6 +24,7 @@ from teachonce.labels.size import bytes_per_row
 from teachonce.labels.staging import clear_staging
 from teachonce.labels.store import LabelStore
 from teachonce.models.spec import absolute_spec
+from teachonce.phrases import phrase
 from teachonce.stages.teach.request import TeachRequest, check_request, cluster_of, load_models, wanted_store
 from teachonce.teaching.delivery import ChunkReport, deliver
 from teachonce.teaching.store import open_or_create

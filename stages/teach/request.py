@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from teachonce.cluster.description import ClusterSpec
-from teachonce.core.phrases import option, phrase
 from teachonce.core.progress import Reporter
 from teachonce.data.manifests import Manifest
 from teachonce.data.views import ViewPolicy
@@ -18,6 +17,7 @@ from teachonce.data.vocabulary import Vocabulary, require_template
 from teachonce.errors import UsageError
 from teachonce.labels.format import EMBEDDING, LABELS, student_group
 from teachonce.models.spec import EmbeddingKind, Precision, parse_spec
+from teachonce.phrases import option, phrase
 from teachonce.teaching.store import WantedStore
 
 if TYPE_CHECKING:

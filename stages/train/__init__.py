@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 from teachonce import __version__
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.machine import package_versions
-from teachonce.core.phrases import option, phrase, setting
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, UsageError
 from teachonce.labels.selection import Selection, load_selection
 from teachonce.labels.store import LabelStore
 from teachonce.models.spec import parse_spec
+from teachonce.phrases import option, phrase, setting
 from teachonce.rows.pairing import Expected, prove_pairing, require_origin
 from teachonce.rows.working_set import WorkingSet, open_working_set
 from teachonce.runs import folder as run_folder

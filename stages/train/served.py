@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from teachonce.core.phrases import option, phrase, setting
 from teachonce.errors import DataError, TeachOnceError, UsageError
 from teachonce.labels.format import EMBEDDING
 from teachonce.labels.selection import Selection
 from teachonce.labels.store import LabelStore
+from teachonce.phrases import option, phrase, setting
 from teachonce.training.config import TrainConfig
 from teachonce.training.requirements import Holdings, Lack, requirements
 

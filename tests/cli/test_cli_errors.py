@@ -18,7 +18,7 @@ import stage_stubs
 
 from teachonce import errors
 from teachonce.cli.app import Terminated
-from teachonce.core.phrases import option, phrase
+from teachonce.phrases import option, phrase
 
 Command = Callable[..., Any]
 

@@ -20,7 +20,7 @@ from teachonce import errors
 from teachonce.cluster.description import load_description
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.folders import new_folder
-from teachonce.core.locks import hold
+from teachonce.core.locks import owned
 from teachonce.core.progress import Silent
 from teachonce.core.remote import location
 from teachonce.core.sums import read_sums
@@ -36,7 +36,7 @@ from teachonce.runs.folder import only_writer
 from teachonce.runs.grid import load_grid
 from teachonce.runs.grid_folder import GridFolder, write_document
 from teachonce.runs.tensorboard import require_packages
-from teachonce.training.config import load_train_config
+from teachonce.training.config_file import load_train_config
 
 SIZES = WorldSizes(train=1, train_archives=1, val_per_class=1, unseen_per_class=1)
 Place = Callable[[Path], Any]
@@ -52,7 +52,7 @@ def _folder(at: Path) -> None:
 
 
 def _lock(at: Path) -> None:
-    with hold(at / "a.zarr", Silent()):
+    with owned(at / "a.zarr", Silent()):
         pass
 
 
@@ -132,9 +132,9 @@ def _other_grid(at: Path) -> None:
     GridFolder(at).require_ours({"content_id": "c", "student_digest": "b", "evaluations": []})
 
 
-def _twice(owned: Callable[[Path], Any]) -> Place:
+def _twice(held: Callable[[Path], Any]) -> Place:
     def take(at: Path) -> None:
-        with owned(at), owned(at):
+        with held(at), held(at):
             pass
 
     return take
@@ -160,7 +160,7 @@ FACTS: dict[str, tuple[type[errors.TeachOnceError], int, dict[str, Place]]] = {
         errors.IncompleteError,
         5,
         {
-            "label store": _twice(lambda at: hold(at / "a.zarr", Silent())),
+            "label store": _twice(lambda at: owned(at / "a.zarr", Silent())),
             "run": _twice(lambda at: only_writer(at / "run")),
         },
     ),

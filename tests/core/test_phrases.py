@@ -10,7 +10,8 @@ import pytest
 
 from teachonce import errors
 from teachonce.cli.words import spelled
-from teachonce.core.phrases import (
+from teachonce.models.tokens import NameTooLong
+from teachonce.phrases import (
     Option,
     Phrase,
     another,
@@ -23,7 +24,6 @@ from teachonce.core.phrases import (
     setting,
     to_json,
 )
-from teachonce.models.tokens import NameTooLong
 
 
 @pytest.mark.parametrize(

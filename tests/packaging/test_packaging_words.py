@@ -1,7 +1,7 @@
 """Library code does not know how the command line is written.
 
 A flag such as `--out` stands in no string of `pipeline` and `stages`: code names the option (`option("out")`,
-`phrase("give {out}")` of core/phrases), and `cli` spells it. A command may be named without flags
+`phrase("give {out}")` of teachonce.phrases), and `cli` spells it. A command may be named without flags
 (`teachonce inspect`): it is the name of the step that comes next. Docstrings and comments are for readers of the code
 and may say what a command offers. Templates of documents (the model card) are no code and show whole commands.
 """
@@ -18,7 +18,7 @@ import typer
 
 from teachonce.cli.app import app
 from teachonce.cli.words import flag
-from teachonce.core.phrases import Option, options_of, phrase
+from teachonce.phrases import Option, options_of, phrase
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAG = re.compile(r"--[a-z{]")

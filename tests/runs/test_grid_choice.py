@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from teachonce.core.phrases import phrase
 from teachonce.errors import DataError, FingerprintError, IntegrityError, UsageError
+from teachonce.phrases import phrase
 from teachonce.runs.choice import choose
 from teachonce.runs.grid import Choose
 from teachonce.runs.grid_folder import GridFolder, read_document, write_document
