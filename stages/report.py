@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.progress import Reporter
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from teachonce.reports.samples import Samples
 
 LIST = "files.csv"  # what a report wrote beside its page, with digests; what it lists is a report's to replace
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +85,18 @@ def report(request: ReportRequest, reporter: Reporter, spell: Callable[[str], st
 
     from teachonce.reports.page import build  # brings matplotlib
 
-    store = _fidelity(labels, folder)
-    samples = _samples(request, labels, folder, reporter)
+    store = _spelled(_fidelity(labels, folder), spell)
+    samples = _spelled(_samples(request, labels, folder, reporter), spell)
     made = build(folder, store, samples, None if labels is None else str(labels), _command(request), spell)
     beside = request.out.with_name(f"{request.out.stem}-files")
     atomic_write_bytes(request.out, made.html.encode())
     _write_files(beside, made.files)
     return _result(request, folder, made, beside, time.monotonic() - began)
+
+
+def _spelled(found: T, spell: Callable[[str], str]) -> T | str:
+    """What was found, or, spelled for who reads the page, why there is nothing."""
+    return spell(found) if isinstance(found, str) else found
 
 
 def _check(request: ReportRequest) -> None:

@@ -78,7 +78,7 @@ def create_child(
     """Make an empty store of the same samples in the same order as `parent`; the other arguments as above.
 
     Raises:
-        IncompleteError: a write failed.
+        EnvironmentFault: a write failed.
         IntegrityError: the parent's index is damaged.
     """
     names = ["label_classes", *(f"index/{name}" for name in ("archives", "sample", *INDEX_COLUMNS))]

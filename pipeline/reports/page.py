@@ -82,10 +82,8 @@ def build(
         samples: rows with images, or why there are none.
         labels: the store that `store` tells of.
         command: that made this page.
-        spell: how the page spells the options that sentences and commands name.
+        spell: how options of commands are spelled.
     """
-    store = spell(store) if isinstance(store, str) else store
-    samples = spell(samples) if isinstance(samples, str) else samples
     tables = measures(folder)
     best, rule = best_group(folder, tables)
     words = headline(folder, tables, best, rule)
