@@ -39,6 +39,9 @@ MOST_CLASSES = 10  # that gain, and that lose, in a table
 COSTS = {"seconds": "Seconds of training", "parameters": "Trainable parameters"}
 QUANTILES = ("mean", "p50", "p90", "p99", "max")
 
+Facts = Mapping[str, Any]
+Spell = Callable[[str], str]
+
 
 @dataclass(frozen=True)
 class Report:
@@ -67,12 +70,7 @@ class _Classes:
 
 
 def build(
-    folder: Folder,
-    store: Mapping[str, Any] | str,
-    samples: Samples | str,
-    labels: str | None,
-    command: str,
-    spell: Callable[[str], str] = str,
+    folder: Folder, store: Facts | str, samples: Samples | str, labels: str | None, command: str, spell: Spell = str
 ) -> Report:
     """Make the page and its files.
 
