@@ -13,6 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -42,7 +43,9 @@ from teachonce.cli.commands import (
 )
 from teachonce.cli.console import Failure, Output
 from teachonce.cli.jobs import Job
-from teachonce.errors import EnvironmentFault, TeachOnceError, UsageError
+from teachonce.cli.words import spelled
+from teachonce.core.files import write_failed
+from teachonce.errors import EnvironmentFault, IncompleteError, TeachOnceError, UsageError
 
 DEBUG_VARIABLE = "TEACHONCE_DEBUG"
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -184,9 +187,12 @@ def describe(problem: BaseException, arguments: Sequence[str] = ()) -> Failure:
     """What to tell the person about an exception, and the exit code that belongs to it."""
     kind = type(problem).__name__
     if isinstance(problem, TeachOnceError):
-        return Failure(kind=kind, message=problem.message, hint=problem.hint, exit_code=problem.exit_code)
+        return Failure(
+            kind=kind, message=spelled(problem.message), hint=spelled(problem.hint), exit_code=problem.exit_code
+        )
     if isinstance(problem, typer.TyperException):
-        message = problem.format_message().replace("(Possible options: ", "(did you mean: ")
+        near = sorted(getattr(problem, "possibilities", None) or ())  # of an option or command that is not known
+        message = problem.format_message() if not near else f"{problem.message} (did you mean: {', '.join(near)})"
         hint = " ".join(filter(None, ("teachonce", _command_in(arguments), "--help")))
         return Failure(kind="UsageError", message=message, hint=hint, exit_code=UsageError.exit_code)
     if isinstance(problem, KeyboardInterrupt):
@@ -200,12 +206,14 @@ def describe(problem: BaseException, arguments: Sequence[str] = ()) -> Failure:
     return Failure(kind=kind, message=f"{kind}: {problem}", hint=hint, exit_code=BUG)
 
 
-def _environment_fault(problem: BaseException) -> EnvironmentFault | None:
+def _environment_fault(problem: BaseException) -> TeachOnceError | None:
     """The fault of the machine behind an exception that no stage has explained, if it is one."""
     if isinstance(problem, OSError):
         where = problem.filename or "standard output, or a file that the system does not name"
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT) and problem.filename:
+            return write_failed(Path(os.fsdecode(problem.filename)), problem)
         if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-            return EnvironmentFault(f"no space left to write {where}", "free some space, then run the same command")
+            return IncompleteError(f"no space left to write {where}", "free some space, then run the same command")
         if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             reason = os.strerror(problem.errno).lower()
             return EnvironmentFault(f"{reason}: {where}", "check who may read and write there")

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from teachonce.cli.views import fidelity as charts
+from teachonce.cli.words import spelled
 from teachonce.core.documents import plain
 from teachonce.errors import EnvironmentFault, UsageError
 
@@ -101,7 +102,7 @@ class Output:
     def note(self, text: str) -> None:
         """One line for the person, above a running bar."""
         if not self._quiet:
-            self._say(Text(text))
+            self._say(Text(spelled(text)))
 
     def progress(self, what: str, done: int, total: int, unit: str, **figures: float | int | str) -> None:
         """Move the bar called `what`; without a terminal, now and then print a line instead."""
@@ -136,7 +137,7 @@ class Output:
 
     def result(self, result: DataclassInstance) -> None:
         """Print what a stage returned: a JSON document, or tables for a person."""
-        values = plain(dataclasses.asdict(result))
+        values = plain(dataclasses.asdict(result), spelled)
         if self._json:
             self.document(values)
             return
@@ -152,7 +153,7 @@ class Output:
     def document(self, values: Mapping[str, Any]) -> None:
         """Print the one JSON document of this command, on one line so that files of many stay easy to read."""
         head = {"schema": SCHEMA, "command": self._command}
-        self.text(json_module.dumps({**head, **plain(values)}, allow_nan=False) + "\n")
+        self.text(json_module.dumps({**head, **plain(values, spelled)}, allow_nan=False) + "\n")
 
     def text(self, text: str) -> None:
         """Write to stdout; a reader that left early (`| head`) is no error: the work is done.

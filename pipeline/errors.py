@@ -4,10 +4,26 @@ TeachOnceError                exit 1   a bug in this project if raised as itself
 |- UsageError                 exit 2   a command, option or config value is wrong: change it
 |  `- UnsupportedModelError            the model's structure cannot carry prompts: choose another
 |- DataError                  exit 3   images, archives, manifests, class lists: mend or point elsewhere
+|  `- ImageChangedError                an image is not the one that the labels were made from
 |- IntegrityError             exit 4   what is stored is not what was written, or belongs to something else
 |  `- FingerprintError                 the store, run or model is sound but is not the one asked for
 |- IncompleteError            exit 5   work is left; the same command continues it
 `- EnvironmentFault           exit 6   this machine lacks something: disk, permission, package, device
+
+One fact is one error, whoever meets it (tests/core/test_error_facts.py):
+
+a write fails for want of space, or on the way  IncompleteError, by core/files.write_failed: with room again the same
+                                                command goes on
+a write is not possible there at all            EnvironmentFault, by core/files.write_failed: no permission, read only,
+                                                no such folder
+a package is not installed, no network          EnvironmentFault
+an image is not the one that was taught         ImageChangedError, a DataError: the store is sound, mend the archives
+a file of data is not there or no such file     DataError: archive, class list, selection, label store
+a file that says what to do is not there        UsageError: manifest, config, grid, protocol, cluster description
+what this project wrote is damaged              IntegrityError
+what is stored is sound and of something else   FingerprintError
+someone else is at work on it (a lock)          IncompleteError
+a part of the work is not done                  IncompleteError
 
 A message says what is wrong, where, and what was expected; `hint` says what to run next.
 This module does not print and does not exit: `cli` does both.
@@ -16,7 +32,10 @@ This module does not print and does not exit: `cli` does both.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T", bound="TeachOnceError")
 
 
 class TeachOnceError(Exception):
@@ -25,17 +44,40 @@ class TeachOnceError(Exception):
     Args:
         message: what is wrong, where (path, chunk, key), what was expected.
         hint: the next command or change, in one line; empty when there is none.
+
+    Both may be a `Phrase` of teachonce.phrases: then they name options that the command line spells as flags.
     """
 
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message, hint)  # both in args, so that the error survives pickling between processes
+        super().__init__(message, hint)
         self.message = message
         self.hint = hint
 
     def __str__(self) -> str:
         return self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between processes, with every fact that a kind of error adds to message and hint."""
+        return _restored, (type(self), dict(vars(self)))
+
+    def reworded(self, message: str | None = None, hint: str | None = None) -> Self:
+        """The same error with the same facts, said by someone who knows more of where it happened.
+
+        Args:
+            message: in place of this one's; None keeps it.
+            hint: in place of this one's; None keeps it.
+        """
+        known = {"message": self.message if message is None else message, "hint": self.hint if hint is None else hint}
+        return _restored(type(self), {**vars(self), **known})
+
+
+def _restored(kind: type[T], facts: Mapping[str, Any]) -> T:
+    """An error of a kind, with its facts; `__init__` is not asked, since kinds differ in what it takes."""
+    error = kind.__new__(kind, facts["message"], facts["hint"])
+    vars(error).update(facts)
+    return error
 
 
 class UsageError(TeachOnceError):
@@ -52,6 +94,29 @@ class DataError(TeachOnceError):
     """Images, archives, manifests or class lists are not what they should be."""
 
     exit_code = 3
+
+
+class ImageChangedError(DataError):
+    """An image is not the one that a label store was made from.
+
+    Args:
+        image: the archive and the image's key in it, as words.
+        store: path of the label store.
+        now: CRC-32 of the image's bytes now.
+        taught: CRC-32 of the bytes that the labels were made from.
+        more: a further part of the sentence, such as how many images differ.
+        hint: what else can be done than to restore the archives.
+    """
+
+    def __init__(self, image: str, store: str, now: int, taught: int, more: str = "", hint: str = "") -> None:
+        super().__init__(
+            f"{image} has CRC-32 {now:08x}, and had {taught:08x} when {store} was taught{more}",
+            "restore the archives that the labels were made from" + hint,
+        )
+        self.image = image
+        self.store = store
+        self.now = now
+        self.taught = taught
 
 
 class IntegrityError(TeachOnceError):

@@ -12,6 +12,7 @@ from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job
 from teachonce.cli.views import show as show_view
 from teachonce.cli.views.printed import print_result
+from teachonce.cli.words import spelled
 from teachonce.stages import report as stage
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def report(
     def work(output: Output) -> int:
         with output.working():
             request = stage.ReportRequest(folder=folder, out=out, labels=labels, root=root, student=student)
-            result: DataclassInstance = stage.report(request, output)
+            result: DataclassInstance = stage.report(request, output, spelled)
         print_result(result, output, show_view.written)
         return 0
 

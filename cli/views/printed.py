@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, RenderableType
 
 from teachonce.cli.console import PIPE_WIDTH, Output, on_terminal
+from teachonce.cli.words import spelled
 from teachonce.core.documents import plain
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def print_result(result: DataclassInstance, output: Output, view: Callable[[dict[str, Any]], RenderableType]) -> None:
     """Print a result: as a document where `--json` asks for one, else as its view."""
-    values: dict[str, Any] = plain(dataclasses.asdict(result))
+    values: dict[str, Any] = plain(dataclasses.asdict(result), spelled)
     if output.json:
         output.document(values)
     else:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from teachonce.core.strict import decode
 from teachonce.errors import UsageError, did_you_mean
+from teachonce.phrases import Phrase, option
 
 THREADS_PER_WORKER = 2  # while one task is in the model, another decodes its first images or writes its chunk
 # Dask runs a task in a thread, and glibc gives that thread an arena whose large buffers go back to the kernel after
@@ -43,15 +44,18 @@ class ClusterSpec:
     """A cluster description in TOML."""
 
     def __post_init__(self) -> None:
-        options = {"--workers": self.workers, "--scheduler": self.scheduler, "--cluster": self.file}
-        chosen = [name for name, value in options.items() if value is not None]
+        given = {"workers": self.workers, "scheduler": self.scheduler, "cluster": self.file}
+        chosen = [option(name) for name, value in given.items() if value is not None]
         if len(chosen) > 1:
-            raise UsageError(f"{' and '.join(chosen)} exclude each other: each says where the workers come from")
+            raise UsageError(
+                Phrase(" and ").join(chosen) + " exclude each other: each says where the workers come from"
+            )
         if self.workers is not None and self.workers < 1:
-            raise UsageError(f"--workers must be at least 1, found {self.workers}")
+            raise UsageError(option("workers") + f" must be at least 1, found {self.workers}")
         if self.scheduler is not None and not re.fullmatch(r"[a-z+]+://[^\s/]+/?", self.scheduler):
             raise UsageError(
-                f"--scheduler {self.scheduler!r} is not an address: expected one like tcp://HOST:8786 or tls://HOST:8786"
+                option("scheduler")
+                + f" {self.scheduler!r} is not an address: expected one like tcp://HOST:8786 or tls://HOST:8786"
             )
 
 
@@ -179,9 +183,9 @@ def load_description(path: Path) -> Description:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
-        raise UsageError(f"--cluster {path}: cannot be read: {problem.strerror}") from problem
+        raise UsageError(option("cluster") + f" {path}: cannot be read: {problem.strerror}") from problem
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise UsageError(f"--cluster {path}: is not TOML: {problem}") from problem
+        raise UsageError(option("cluster") + f" {path}: is not TOML: {problem}") from problem
     kind = data.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         complaint = "the key 'kind' is missing" if kind is None else f"kind: {kind!r} is not allowed"

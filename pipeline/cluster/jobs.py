@@ -20,6 +20,7 @@ from teachonce.cluster.description import (
 )
 from teachonce.core.progress import Reporter
 from teachonce.errors import EnvironmentFault
+from teachonce.phrases import option
 
 OPTION = "--"  # begins the options of other programs, SLURM and Dask
 # Any free port: several runs may share a login node, and its other users need not see the dashboards.
@@ -153,6 +154,6 @@ def _package(name: str, extra: str) -> Any:
         return importlib.import_module(name)
     except ImportError as problem:
         raise EnvironmentFault(
-            f'--cluster with kind = "{extra}" needs the package {name.replace("_", "-")}: {problem}',
+            option("cluster") + f' with kind = "{extra}" needs the package {name.replace("_", "-")}: {problem}',
             hint=f"pip install 'teachonce[{extra}]'",
         ) from problem

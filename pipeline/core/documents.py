@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import numbers
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -75,14 +75,21 @@ def number(value: Any) -> float | None:
     return None
 
 
-def plain(value: Any) -> Any:
-    """The value in JSON's own types: paths as text, tuples as lists, NaN and infinities as null."""
-    if value is None or isinstance(value, (str, bool)):
+def plain(value: Any, spell: Callable[[str], str] = str) -> Any:
+    """The value in JSON's own types: paths as text, tuples as lists, NaN and infinities as null.
+
+    Args:
+        value: of which the types are changed, at any depth.
+        spell: the words for each text, where options that it names are to be spelled.
+    """
+    if isinstance(value, str):
+        return spell(value)
+    if value is None or isinstance(value, bool):
         return value
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item, spell) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [plain(item, spell) for item in value]
     if isinstance(value, numbers.Integral):  # NumPy's scalars are registered with `numbers`
         return int(value)
     if isinstance(value, numbers.Real):

@@ -6,12 +6,26 @@ It does not lock: of two writers at once the last one wins, whole.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from teachonce.errors import EnvironmentFault, IncompleteError
+
+# With these answers a write cannot succeed at that place, however much room there is.
+NOT_POSSIBLE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+}
 
 Check = Callable[[Path], None]
 
@@ -34,7 +48,7 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         with whole_file(path) as partial:
             partial.write_bytes(data)
     except OSError as problem:
-        raise cannot_write(path, problem) from problem
+        raise write_failed(path, problem) from problem
 
 
 def _write_through(path: Path, data: bytes) -> None:
@@ -42,7 +56,7 @@ def _write_through(path: Path, data: bytes) -> None:
         with open(path, "wb") as stream:
             stream.write(data)
     except OSError as problem:
-        raise cannot_write(path, problem) from problem
+        raise write_failed(path, problem) from problem
 
 
 @contextlib.contextmanager
@@ -101,15 +115,24 @@ def sync_tree(folder: Path) -> None:
         sync(Path(parent))
 
 
-def cannot_write(path: Path, problem: OSError, what: str = "") -> EnvironmentFault:
-    """The error of a write that leaves nothing to go on from: where and why; `what` is said in place of the path."""
-    return EnvironmentFault(f"cannot write {what or path}: {problem.strerror or problem}")
+def write_failed(path: Path, problem: OSError, hint: str = "") -> EnvironmentFault | IncompleteError:
+    """Make the error of a write that failed, wherever it happens.
 
+    Args:
+        path: the file or folder that was to be written.
+        problem: the system's reason: no space, no permission, a file system that is read only.
+        hint: what to do; by default to make room, or to mend the permission, and to run the same command again.
 
-def write_failed(path: Path, problem: OSError) -> IncompleteError:
-    """The error of a write into what can be taken up again: where, why, how much space is left, what to do."""
-    free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
-    return IncompleteError(
-        f"writing {problem.filename or path} failed: {problem.strerror or problem} ({free / 1e6:.0f} MB free)",
-        hint="free space or mend the permission, then run the same command again: nothing that was committed is lost",
+    Returns:
+        EnvironmentFault where writing is not possible at all, IncompleteError where it failed on the way, as on a disk
+        that became full.
+    """
+    other = Path(problem.filename) if problem.filename else path
+    beside = "" if other.parent == path.parent else f": {other}"
+    there = next((folder for folder in path.absolute().parents if folder.is_dir()), None)
+    free = "" if there is None else f" ({shutil.disk_usage(there).free / 1e6:.0f} MB free)"
+    kind = EnvironmentFault if problem.errno in NOT_POSSIBLE else IncompleteError
+    return kind(
+        f"cannot write {path}: {problem.strerror or problem}{beside}{free}",
+        hint=hint or "free space or mend the permission, then run the same command again: nothing finished is lost",
     )

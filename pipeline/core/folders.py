@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from teachonce.core.files import Check, beside, cannot_write, sync, sync_tree
+from teachonce.core.files import Check, beside, sync, sync_tree, write_failed
 from teachonce.errors import UsageError
+from teachonce.phrases import phrase
 
 
 def require_new(out: Path) -> None:
@@ -22,9 +23,9 @@ def require_new(out: Path) -> None:
         UsageError: it is a file, a link, or a folder that is not empty.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise UsageError(f"{out} is there already", hint="give another --out; nothing was changed")
+        raise UsageError(f"{out} is there already", hint=phrase("{another out}; nothing was changed"))
     if out.is_dir() and any(out.iterdir()):
-        raise UsageError(f"{out} is not empty", hint="give another --out; nothing was changed")
+        raise UsageError(f"{out} is not empty", hint=phrase("{another out}; nothing was changed"))
 
 
 @contextmanager
@@ -66,4 +67,4 @@ def new_folder(out: Path) -> Iterator[Path]:
         with whole_folder(out, last=require_new) as partial:
             yield partial
     except OSError as problem:
-        raise cannot_write(out, problem) from problem
+        raise write_failed(out, problem) from problem

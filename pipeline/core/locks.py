@@ -28,6 +28,7 @@ from teachonce.core.machine import ProcessMark, lives, this_process
 from teachonce.core.progress import Reporter
 from teachonce.core.remote import refuse_writes
 from teachonce.errors import IncompleteError
+from teachonce.phrases import phrase
 
 HEARTBEAT_S = 10.0
 
@@ -117,7 +118,7 @@ def _remove_dead(store: Path, path: Path, reporter: Reporter, force: bool) -> No
             age = max(0.0, time.time() - path.stat().st_mtime)
         raise IncompleteError(
             f"{store} is being written by process {owner.pid} on {owner.host} (last sign {age:.0f} s ago)",
-            hint="wait for it; if that process is dead for certain, run the same command with --force-unlock",
+            hint=phrase("wait for it; if that process is dead for certain, run the same command with {force_unlock}"),
         )
     path.unlink(missing_ok=True)
     if owner is not None:

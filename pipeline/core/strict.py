@@ -211,17 +211,17 @@ def decode(
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
-            raise error(f"{where}: unknown key '{key}': {did_you_mean(key, fields)}")
+            raise error(where + f": unknown key '{key}': {did_you_mean(key, fields)}")
     values: dict[str, Any] = {}
     for name, field in fields.items():
         if name in data:
-            values[name] = _value(hints[name], data[name], f"{where}: {name}", error)
+            values[name] = _value(hints[name], data[name], where + f": {name}", error)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise error(f"{where}: the key '{name}' is missing")
+            raise error(where + f": the key '{name}' is missing")
     try:
         return kind(**values)
     except ValueError as problem:  # raised by __post_init__, which checks ranges
-        raise error(f"{where}: {problem}") from problem
+        raise error(where + f": {problem}") from problem
 
 
 def decode_known(kind: type[T], data: Mapping[str, Any], where: str, error: type[UsageError] | Any = UsageError) -> T:
@@ -261,15 +261,15 @@ def _value(hint: Any, value: Any, where: str, error: Any) -> Any:
         return _value(inner[0], value, where, error)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise error(f"{where}: expected a list, found {_kind(value)} {value!r}")
-        return tuple(_value(args[0], item, f"{where}[{i}]", error) for i, item in enumerate(value))
+            raise error(where + f": expected a list, found {_kind(value)} {value!r}")
+        return tuple(_value(args[0], item, where + f"[{i}]", error) for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise error(f"{where}: expected a table, found {_kind(value)} {value!r}")
-        return {key: _value(args[1], item, f"{where}.{key}", error) for key, item in value.items()}
+            raise error(where + f": expected a table, found {_kind(value)} {value!r}")
+        return {key: _value(args[1], item, where + f".{key}", error) for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise error(f"{where}: expected a table, found {_kind(value)} {value!r}")
+            raise error(where + f": expected a table, found {_kind(value)} {value!r}")
         return decode(typing.cast(Any, hint), value, where, error)
     return _scalar(hint, value, where, error)
 
@@ -277,7 +277,7 @@ def _value(hint: Any, value: Any, where: str, error: Any) -> Any:
 def _choice(allowed: tuple[Any, ...], value: Any, where: str, error: Any) -> Any:
     if value in allowed and not isinstance(value, bool):
         return value
-    raise error(f"{where}: {value!r} is not allowed: {did_you_mean(str(value), [str(item) for item in allowed])}")
+    raise error(where + f": {value!r} is not allowed: {did_you_mean(str(value), [str(item) for item in allowed])}")
 
 
 def _scalar(hint: Any, value: Any, where: str, error: Any) -> Any:
@@ -285,10 +285,10 @@ def _scalar(hint: Any, value: Any, where: str, error: Any) -> Any:
         try:
             return float(value)
         except OverflowError as problem:
-            raise error(f"{where}: expected float, found an int beyond all floats") from problem
+            raise error(where + ": expected float, found an int beyond all floats") from problem
     if isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
         return value
-    raise error(f"{where}: expected {hint.__name__}, found {_kind(value)} {value!r}")
+    raise error(where + f": expected {hint.__name__}, found {_kind(value)} {value!r}")
 
 
 def _kind(value: Any) -> str:

@@ -17,6 +17,7 @@ from teachonce.core.remote import is_folder
 from teachonce.core.strict import decode
 from teachonce.data.vocabulary import require_template
 from teachonce.errors import DataError, UsageError, did_you_mean, neither_file_nor_name
+from teachonce.phrases import phrase
 
 # These keys decide the samples and labels of a split, and so its digest; keys of the second line count only where set.
 _ALWAYS = ("format", "path", "label", "classes", "samples")
@@ -176,7 +177,7 @@ def require_root(manifest: Manifest, root: Path | None) -> Path:
     if root is None:
         raise UsageError(
             f"manifest '{manifest.name}' needs the folder that holds its data",
-            hint=f"add --root DIR. {manifest.get}".strip(),
+            hint=phrase("add {root} DIR.") + f" {manifest.get}".rstrip(),
         )
     if not is_folder(root):
         raise DataError(f"{root} is not a folder: expected the data of '{manifest.title}' there", hint=manifest.get)

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from teachonce.core.remote import clear_errors
 from teachonce.errors import DataError, EnvironmentFault, UsageError, did_you_mean
+from teachonce.phrases import phrase
 
 RULES = ("distinct", "first-lemma")
 HALVES = ("base", "novel")
@@ -303,6 +304,6 @@ def require_template(template: str) -> tuple[str, str]:
     if not hole or "{}" in after:
         raise UsageError(
             f"the template {template!r} must hold exactly one {{}} for the class name",
-            hint='for example --template "a photo of a {}."',
+            hint=phrase('for example {template} "a photo of a {{}}."'),
         )
     return before, after

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from teachonce.core.files import cannot_write, whole_file
+from teachonce.core.files import whole_file, write_failed
 from teachonce.core.folders import whole_folder
 from teachonce.errors import DataError
 
@@ -128,7 +128,7 @@ def unpack_model(file: Path, folder: Path) -> None:
             (partial / _CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
             save_file(state, partial / _WEIGHTS_FILE)
     except OSError as problem:
-        raise cannot_write(folder, problem, f"the model folder {folder}") from problem
+        raise write_failed(folder, problem) from problem
 
 
 def unpack_models(folder: Path) -> DemoModels:

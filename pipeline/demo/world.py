@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from teachonce.core.digests import canonical_digest
-from teachonce.core.files import cannot_write
+from teachonce.core.files import write_failed
 from teachonce.core.folders import whole_folder
 from teachonce.core.progress import Reporter, Silent
 from teachonce.core.sums import digest_of
@@ -318,7 +318,7 @@ def write_world(
             record = {"schema": 1, "parameters": parameters, "files": files}
             (partial / "world.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     except OSError as problem:
-        raise cannot_write(root, problem, f"the demo world at {root}") from problem
+        raise write_failed(root, problem) from problem
     return _summary(root, seed, sizes, files, reused=False)
 
 

@@ -28,6 +28,7 @@ from teachonce.evaluation.sets import EvaluationSet
 from teachonce.models.classifier import template_features
 from teachonce.models.clip import LoadedClip, load_clip, pick_device, tune_process
 from teachonce.models.prompt_files import LoadedPrompts, load_prompts
+from teachonce.phrases import option, phrase
 
 _FORM = 1  # of kept outcomes: raised when what is computed changes
 _DECODED = "decoded"
@@ -101,8 +102,8 @@ def load_contender(entrant: Entrant, threads: int | None) -> Contender:
     prompts = None if run is None else load_prompts(run).bound_to(clip)
     if prompts is not None and prompts.image is not None and share != 1:
         raise UsageError(
-            f"--wise {share:g} mixes class features only, and the prompts in {run} change images too",
-            hint="leave --wise out",
+            option("wise") + f" {share:g} mixes class features only, and the prompts in {run} change images too",
+            hint=phrase("leave {wise} out"),
         )
     return Contender(clip, prompts, share)
 

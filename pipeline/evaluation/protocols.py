@@ -17,10 +17,11 @@ from teachonce.core.strict import decode
 from teachonce.data.vocabulary import HALVES
 from teachonce.errors import DataError, UsageError, neither_file_nor_name
 from teachonce.evaluation.choice import Among
+from teachonce.phrases import Phrase, option, phrase
 
 OPTION = "--"  # begins a value such as "--manifest", which is replaced by the value of that option
-DEFAULTS = {"--split": "val"}
-MAY_LACK = ("--vocabulary",)  # without this option, the manifest's own names are used
+DEFAULTS = {"split": "val"}
+MAY_LACK = ("vocabulary",)  # without this option, the manifest's own names are used
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _AVERAGED = ("top1", "top5", "macro", "ece", "nll", "template_top1", "gain")
 
@@ -113,7 +114,7 @@ def filled_in(protocol: Protocol, options: Mapping[str, str | None]) -> tuple[li
     """Put options where the protocol asks for them.
 
     Args:
-        options: values by option, such as `--manifest`; None where an option was not given.
+        options: values by option name, such as `manifest`; None where an option was not given.
 
     Returns:
         The sets, and the names of the sets that are left out because an option that they need was not given.
@@ -124,19 +125,23 @@ def filled_in(protocol: Protocol, options: Mapping[str, str | None]) -> tuple[li
     ready, left_out, used = [], [], set[str]()
     for item in protocol.sets:
         option_of = {
-            name: value for name, value in vars(item).items() if isinstance(value, str) and value[:2] == OPTION
+            name: value.removeprefix(OPTION)
+            for name, value in vars(item).items()
+            if isinstance(value, str) and value.startswith(OPTION)
         }
         used |= set(option_of.values())
-        values: dict[str, Any] = {n: options.get(option) or DEFAULTS.get(option) for n, option in option_of.items()}
+        values: dict[str, Any] = {n: options.get(key) or DEFAULTS.get(key) for n, key in option_of.items()}
         if "manifest" in option_of and values["manifest"] is None:
-            raise UsageError(f"the protocol '{protocol.name}' needs a data set", hint="add --manifest M")
+            raise UsageError(f"the protocol '{protocol.name}' needs a data set", hint=phrase("add {manifest} M"))
         if any(value is None and option_of[name] not in MAY_LACK for name, value in values.items()):
             left_out.append(item.name)
         else:
             ready.append(replace(item, **values))
-    idle = [option for option, value in options.items() if value is not None and option not in used]
+    idle = [option(key) for key, value in options.items() if value is not None and key not in used]
     if idle:
-        raise UsageError(f"{', '.join(idle)} would do nothing in the protocol '{protocol.name}'", hint="leave it out")
+        raise UsageError(
+            Phrase(", ").join(idle) + f" would do nothing in the protocol '{protocol.name}'", hint="leave it out"
+        )
     return ready, left_out
 
 

@@ -18,6 +18,7 @@ from teachonce.data.manifests import Manifest, load_manifest, require_data, requ
 from teachonce.data.vocabulary import HALVES, Vocabulary, half_of, load_vocabulary, read_class_ids, spoken, take_classes
 from teachonce.errors import DataError, UsageError
 from teachonce.evaluation.choice import SetChoice
+from teachonce.phrases import option, phrase
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +58,8 @@ def open_set(choice: SetChoice, reporter: Reporter) -> EvaluationSet:
     everything = choice.classes is None or str(choice.classes) == "all"
     if choice.among == "all" and everything:
         raise UsageError(
-            "--among all adds nothing: without --classes all names compete as it is",
-            hint="add --classes FILE, or leave --among out",
+            phrase("{among} all adds nothing: without {classes} all names compete as it is"),
+            hint=phrase("add {classes} FILE, or leave {among} out"),
         )
     manifest = load_manifest(choice.manifest)
     root = require_root(manifest, choice.root)
@@ -76,7 +77,7 @@ def open_set(choice: SetChoice, reporter: Reporter) -> EvaluationSet:
     if not len(rows):
         raise DataError(
             f"none of the {len(index)} images of the split '{choice.split}' is of a class that is asked for",
-            hint="--classes must name classes that have images there, and --without must leave some",
+            hint=phrase("{classes} must name classes that have images there, and {without} must leave some"),
         )
     return EvaluationSet(
         manifest,
@@ -119,9 +120,10 @@ def class_ids(spec: Path | str | None, split_list: Vocabulary, vocabulary: Vocab
         else:
             return read_class_ids(Path(word), vocabulary)
     except DataError as problem:
-        raise DataError(
-            problem.message,
-            hint="--classes takes ids of the class list that is evaluated, one a line; `base`, `novel` or timm:NAME",
+        raise problem.reworded(
+            hint=phrase(
+                "{classes} takes ids of the class list that is evaluated, one a line; `base`, `novel` or timm:NAME"
+            ),
         ) from problem
     lacking = [class_id for class_id in ids if class_id not in vocabulary.index]
     if lacking:
@@ -134,7 +136,7 @@ def _without(names: Vocabulary, file: Path, vocabulary: Vocabulary) -> Vocabular
     out = {spoken(vocabulary.names[vocabulary.index[class_id]]) for class_id in read_class_ids(file, vocabulary)}
     remaining = [class_id for class_id, name in zip(names.ids, names.names, strict=True) if spoken(name) not in out]
     if not remaining:
-        raise DataError(f"--without {file} leaves no name", hint="take out fewer classes")
+        raise DataError(option("without") + f" {file} leaves no name", hint="take out fewer classes")
     return take_classes(names, remaining)
 
 
@@ -145,7 +147,7 @@ def _require_names(index: SampleIndex, split_list: Vocabulary, chosen: Sequence[
     if absent:
         raise DataError(
             f"{len(absent)} classes of the split are not in the vocabulary, the first is '{absent[0]}'",
-            hint="give a --vocabulary that holds every class of the split",
+            hint=phrase("give a {vocabulary} that holds every class of the split"),
         )
 
 

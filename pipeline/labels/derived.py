@@ -22,6 +22,7 @@ from teachonce.labels.create import add_group_like
 from teachonce.labels.format import EMBEDDING, LABELS
 from teachonce.labels.ledger import require_fingerprint
 from teachonce.labels.store import Arrays, LabelStore
+from teachonce.phrases import option
 
 STUDENTS = "students/"
 
@@ -88,9 +89,9 @@ def open_parent(path: Path, child: Path) -> LabelStore:
         IntegrityError: its index or class lists are damaged.
     """
     if not child.name.endswith(".zarr"):
-        raise UsageError(f"--labels {child}: the name of a label store ends in .zarr")
+        raise UsageError(option("labels") + f" {child}: the name of a label store ends in .zarr")
     if path.resolve() == child.resolve():
-        raise UsageError(f"--labels {child} is the store to read; a derived store needs a path of its own")
+        raise UsageError(option("labels") + f" {child} is the store to read; a derived store needs a path of its own")
     store = LabelStore.open(path)
     if EMBEDDING not in store.groups:
         raise DataError(

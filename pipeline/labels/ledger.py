@@ -21,6 +21,7 @@ import zarr
 from teachonce.data.index import SampleIndex
 from teachonce.errors import FingerprintError
 from teachonce.labels.format import FORMAT_VERSION
+from teachonce.phrases import phrase
 
 COMMITTED = 1
 PHASES = ("read", "decode", "wait", "forward", "top_k", "write")
@@ -68,7 +69,9 @@ def require_fingerprint(path: Path, group: str, stored: Mapping[str, Any], wante
     if different:
         raise FingerprintError(
             f"{path} ({group}) was made from something else:\n  " + "\n  ".join(different),
-            hint="use another --labels path, or the options the store was made with (teachonce inspect shows them)",
+            hint=phrase(
+                "use another {labels} path, or the options the store was made with (teachonce inspect shows them)"
+            ),
         )
 
 

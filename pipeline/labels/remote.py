@@ -16,6 +16,7 @@ from zarr.storage import FsspecStore, WrapperStore
 
 from teachonce.core.remote import exists, explained, failures, is_remote, refuse_writes
 from teachonce.errors import DataError
+from teachonce.phrases import phrase
 
 
 def open_group(path: Path, writable: bool) -> zarr.Group:
@@ -32,7 +33,7 @@ def open_group(path: Path, writable: bool) -> zarr.Group:
     if not exists(path):
         raise DataError(
             f"{path} does not exist",
-            hint=f"teachonce teach MANIFEST --teacher MODEL --labels {path}"
+            hint=phrase("teachonce teach MANIFEST {teacher} MODEL {labels}") + f" {path}"
             if not is_remote(path)
             else "look at the bucket and the path",
         )

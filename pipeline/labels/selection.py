@@ -26,6 +26,7 @@ from teachonce.data.vocabulary import require_classes
 from teachonce.errors import DataError, FingerprintError, IntegrityError, UsageError
 from teachonce.labels.format import LABELS
 from teachonce.labels.store import LabelStore
+from teachonce.phrases import option, phrase
 
 SCHEMA = 1
 KIND = "teachonce-selection"
@@ -178,21 +179,22 @@ def choose(store: LabelStore, rule: Rule, reporter: Reporter) -> Chosen:
 
 def _check_rule(rule: Rule, store: LabelStore) -> None:
     if rule.shots is None and rule.top_k is None and rule.classes is None:
-        raise UsageError("nothing to select: give --shots, --classes or --top-k")
+        raise UsageError(phrase("nothing to select: give {shots}, {classes} or {top_k}"))
     if rule.all_names and rule.classes is None:
         raise UsageError(
-            "--all-names keeps the names of classes that --classes leaves out, and there is no --classes",
-            hint="add --classes FILE, or leave --all-names out",
+            phrase("{all_names} keeps the names of classes that {classes} leaves out, and there is no {classes}"),
+            hint=phrase("add {classes} FILE, or leave {all_names} out"),
         )
     if rule.shots is not None and rule.shots < 1:
-        raise UsageError(f"--shots must be at least 1, found {rule.shots}")
+        raise UsageError(option("shots") + f" must be at least 1, found {rule.shots}")
     if not 0 <= rule.seed < 2**64:
-        raise UsageError(f"--seed must be between 0 and 2^64 - 1, found {rule.seed}")
+        raise UsageError(option("seed") + f" must be between 0 and 2^64 - 1, found {rule.seed}")
     if rule.top_k is not None and rule.top_k < 1:
-        raise UsageError(f"--top-k must be at least 1, found {rule.top_k}")
+        raise UsageError(option("top_k") + f" must be at least 1, found {rule.top_k}")
     if rule.top_k is not None and rule.top_k > store.layout.top_k:
         raise UsageError(
-            f"--top-k {rule.top_k} is more than the {store.layout.top_k} classes of each soft label in {store.path}",
+            option("top_k")
+            + f" {rule.top_k} is more than the {store.layout.top_k} classes of each soft label in {store.path}",
             hint="teachonce relabel makes a store with more, from embeddings",
         )
     if rule.classes is not None:
@@ -261,7 +263,7 @@ def _write_once(path: Path, document: dict[str, Any]) -> str:
     elif not path.is_file() or path.read_bytes() != content:
         raise UsageError(
             f"{path} exists and is not what this command would write; runs may depend on it",
-            hint="give another --out, or delete that file first",
+            hint=phrase("{another out}, or delete that file first"),
         )
     return str(document["digest"])
 
@@ -285,14 +287,16 @@ def load_selection(path: Path, store: LabelStore) -> Selection:
         raise FingerprintError(
             f"{path} was made on other samples than {store.path} holds: "
             f"samples: stored {head.store.samples!r}, asked for {own!r}",
-            hint=f"teachonce subset {store.path} --out FILE.json with the same options makes one for this store",
+            hint=f"teachonce subset {store.path} "
+            + option("out")
+            + " FILE.json with the same options makes one for this store",
         )
     if rule.classes is not None:
         require_classes(rule.classes, store.vocabulary(), str(path))
     if rule.top_k is not None and rule.top_k > store.layout.top_k:
         raise UsageError(
             f"{path} uses {rule.top_k} classes of each soft label; {store.path} holds {store.layout.top_k}",
-            hint=f"teachonce subset {store.path} --out FILE.json with a smaller --top-k",
+            hint=f"teachonce subset {store.path} " + option("out") + " FILE.json with a smaller " + option("top_k"),
         )
     samples = _samples(lists["samples"], store.layout.rows // store.layout.views, path)
     known = None if rule.all_names else rule.classes
@@ -318,12 +322,12 @@ def _document(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as problem:
         raise DataError(
             f"cannot read the selection {path}: {problem}",
-            hint="teachonce subset LABELS.zarr --out FILE.json writes one",
+            hint=phrase("teachonce subset LABELS.zarr {out} FILE.json writes one"),
         ) from problem
     if not isinstance(document, dict) or document.get("kind") != KIND:
         raise DataError(
             f"{path} is no selection: expected kind {KIND!r}",
-            hint="teachonce subset LABELS.zarr --out FILE.json writes one",
+            hint=phrase("teachonce subset LABELS.zarr {out} FILE.json writes one"),
         )
     if document.get("schema") != SCHEMA:
         raise IntegrityError(

@@ -43,6 +43,7 @@ from teachonce.labels.header import (
 from teachonce.labels.ledger import Record, chunk_digest, from_row, ledger_path, to_row
 from teachonce.labels.remote import open_group
 from teachonce.labels.staging import stage_array
+from teachonce.phrases import option, phrase
 
 Arrays = dict[str, npt.NDArray[Any]]
 NO_STORE = "give a .zarr folder that `teachonce teach`, `relabel` or `merge` has written"
@@ -87,7 +88,7 @@ class LabelStore:
         if writable and version != store_format.FORMAT_VERSION:
             raise DataError(
                 f"{path} has format version {version}, which is read but no longer written",
-                hint="use it as it is, or write a new store to another --labels path",
+                hint=phrase("use it as it is, or write a new store to another {labels} path"),
             )
         check_header(path, root)
         layout = decode(Layout, about["layout"], f"{path}: layout", IntegrityError)
@@ -106,14 +107,13 @@ class LabelStore:
         """How to come by embeddings that this store lacks."""
         if self.maker == "teachonce merge":
             return "a merged store has none: relabel its parents, then merge again"
-        teacher = "" if self.layout.top_k else "--teacher MODEL "
-        return (
-            f"run the command that made it again with {teacher}--embeddings int8: only the teacher's image tower runs"
-        )
+        added = phrase("{embeddings} int8: only the teacher's image tower runs")
+        added = added if self.layout.top_k else phrase("{teacher} MODEL ") + added
+        return "run the command that made it again with " + added
 
     @property
     def _mend(self) -> str:
-        return f"teachonce verify {self.path} --repair, then run the same `{self.maker}` again"
+        return f"teachonce verify {self.path} " + option("repair") + f", then run the same `{self.maker}` again"
 
     def vocabulary(self) -> Vocabulary:
         """The classes that stored labels index."""
@@ -229,7 +229,7 @@ class LabelStore:
             The digests that `commit` records.
 
         Raises:
-            IncompleteError: a write failed (disk full, no permission); nothing committed is touched.
+            EnvironmentFault: a write failed (disk full, no permission); nothing committed is touched.
             IntegrityError: what was read back is not what was written.
         """
         specs = self.groups[group].arrays
@@ -294,7 +294,7 @@ class LabelStore:
         """Take a chunk out of the ledger, so that the command that made the store writes it anew.
 
         Raises:
-            IncompleteError: the folder cannot be written.
+            EnvironmentFault: the folder cannot be written.
         """
         path = ledger_path(group)
         try:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from teachonce.errors import DataError, FingerprintError, IntegrityError, UsageError
 from teachonce.models.text_tower import TextTower
+from teachonce.phrases import phrase
 
 EXAMPLE = ".../prompt_learner/model.pth.tar-50"
 _SHOWN = 8  # most names in a message
@@ -137,7 +138,7 @@ def prove_student(prompts: ForeignPrompts, tower: TextTower, file: Path) -> bool
 def _other_student(file: Path, difference: str) -> FingerprintError:
     return FingerprintError(
         f"{file} was trained on another student: {difference}",
-        hint="give the model it was trained on, such as --student ViT-B-16/openai",
+        hint=phrase("give the model it was trained on, such as {student} ViT-B-16/openai"),
     )
 
 

@@ -232,7 +232,7 @@ def _words(tower: TextTower, context: str) -> Tensor:
         return tower.embed_words(context).detach()
     except UsageError as problem:
         hint = f"set context to words of at most {tower.most_slots} tokens; a shorter one leaves more room for names"
-        raise UsageError(problem.message, hint=hint) from problem
+        raise problem.reworded(hint=hint) from problem
 
 
 def _check_length(spec: PromptSpec, tokens: int, tower: TextTower) -> None:
@@ -280,10 +280,7 @@ def image_learner(tower: ImageTower, spec: PromptSpec, length: int, depth: int) 
     """
     if length < 1:
         raise UsageError(f"{length} slots in the image tower", hint="set image_length to 1 or more")
-    try:
-        allocation = allocate(spec.structure, tower.layers, depth)
-    except UsageError as problem:
-        raise UsageError(f"image_depth: {problem.message}", problem.hint.replace("depth", "image_depth")) from None
+    allocation = allocate(spec.structure, tower.layers, depth, key="image_depth")
     sigma_L = tower.patch_scales()
     generator = torch.Generator().manual_seed(spec.seed)  # on the CPU: the same numbers on every device
     noise = torch.randn(length, tower.width, generator=generator).to(sigma_L)

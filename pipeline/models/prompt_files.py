@@ -38,6 +38,7 @@ from teachonce.errors import (
 from teachonce.models.prompt_names import CHECKPOINTS_FOLDER, CONFIG_FILE, EXPORTED, META_FILE, TENSORS_FILE
 from teachonce.models.slots import SlotPrompts
 from teachonce.models.structures import Init, Position, Structure, allocate, written
+from teachonce.phrases import option
 
 if TYPE_CHECKING:
     from teachonce.models.classifier import PromptsAtWork
@@ -210,7 +211,7 @@ def _require_finished(folder: Path) -> None:
     if begun and not (folder / META_FILE).exists():
         raise IncompleteError(
             f"{folder} is a run that is not finished: it has no prompts yet",
-            hint=f"teachonce status {folder} says where it is; `train --resume` ends it",
+            hint=f"teachonce status {folder} says where it is; `train " + option("resume") + "` ends it",
         )
 
 

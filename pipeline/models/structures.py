@@ -68,7 +68,7 @@ def written(context: str, suffix: str) -> str:
     return f"{context} {{}}{suffix}"
 
 
-def allocate(structure: Structure, layers: int, depth: int) -> Allocation:
+def allocate(structure: Structure, layers: int, depth: int, key: str = "depth") -> Allocation:
     """Choose the trained tensors of a structure on a tower of L blocks.
 
     Carried letters are in the first `depth` blocks. Nothing reads what the last block makes of a slot, so it has
@@ -80,14 +80,15 @@ def allocate(structure: Structure, layers: int, depth: int) -> Allocation:
     Args:
         layers: L.
         depth: the first `depth` blocks carry prompts; 0 means all. `shared` ignores it.
+        key: the name of the depth where it was set, for messages.
 
     Raises:
         UsageError: the tower has fewer blocks than `depth`.
     """
     if not 0 <= depth <= layers:
         raise UsageError(
-            f"depth {depth} is out of range: the student's tower has {layers} blocks (0 means all)",
-            hint=f"set depth to a number from 0 to {layers}",
+            f"{key} {depth} is out of range: the student's tower has {layers} blocks (0 means all)",
+            hint=f"set {key} to a number from 0 to {layers}",
         )
     depth = depth or layers
     if structure == "unshared-replace":

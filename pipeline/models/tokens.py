@@ -20,6 +20,45 @@ from teachonce.errors import TeachOnceError, UsageError
 from teachonce.models.structures import Position
 
 
+class NameRefused(UsageError):
+    """A text tower cannot take a class name.
+
+    Args:
+        index: of the name among those given.
+        name: as it was given.
+        why: the end of a sentence about the name.
+        hint: what to do about it.
+    """
+
+    def __init__(self, index: int, name: str, why: str, hint: str) -> None:
+        super().__init__(f"class name {index} ({name!r}) {why}", hint)
+        self.index = index
+        self.name = name
+        self.why = why
+
+
+class NameTooLong(NameRefused):
+    """A class name has more tokens than the text tower has room for.
+
+    Args:
+        index: of the name among those given.
+        name: as it was given.
+        tokens: of the name with its ending.
+        slots: places that prompts take.
+        room: tokens that fit beside start token and slots.
+    """
+
+    def __init__(self, index: int, name: str, tokens: int, slots: int, room: int) -> None:
+        why = (
+            f"takes {tokens} tokens with its ending, but after the start token and {slots} slots the text tower has "
+            f"room for {room}"
+        )
+        super().__init__(index, name, why, "shorten the name or the context")
+        self.tokens = tokens
+        self.slots = slots
+        self.room = room
+
+
 @dataclass(frozen=True, eq=False)
 class NameTokens:
     """Class names as tokens, on the CPU: each distinct token sequence once, in the order of first appearance."""
@@ -53,19 +92,14 @@ class NameTokens:
         """Refuse names that do not fit beside the slots.
 
         Raises:
-            UsageError: a name does not fit; the message has the first one and its index. open_clip would truncate it
-                silently.
+            NameTooLong: a name does not fit; it has the first one and its index. open_clip would truncate it silently.
         """
         room = context_length - 1 - slots
         lengths_N = self.lengths[self.inverse]
         too_long = (lengths_N > room).nonzero().flatten().tolist()
         if too_long:
             index = too_long[0]
-            raise UsageError(
-                f"class name {index} ({self.names[index]!r}) takes {int(lengths_N[index])} tokens with its ending, but "
-                f"after the start token and {slots} slots the text tower has room for {room}",
-                hint="shorten the name or the context",
-            )
+            raise NameTooLong(index, self.names[index], int(lengths_N[index]), slots, room)
 
 
 def encode_text(tokenizer: Any, text: str, where: str, nothing: Sequence[int] = ()) -> list[int]:
@@ -79,14 +113,21 @@ def encode_text(tokenizer: Any, text: str, where: str, nothing: Sequence[int] = 
         UsageError: the text has no token, or has a special token of the tokenizer.
     """
     ids: list[int] = tokenizer.encode(text)
-    if not ids or ids == nothing:
-        raise UsageError(f"{where} is empty: the tokenizer finds no word in it", hint="give it at least one word")
-    if max(ids) >= min(tokenizer.sot_token_id, tokenizer.eot_token_id):
-        raise UsageError(
-            f"{where} holds a special token of the tokenizer, which would end the text early",
-            hint="write it in words, without <...> of the tokenizer's own",
-        )
+    refusal = _refusal(tokenizer, ids, nothing)
+    if refusal is not None:
+        why, hint = refusal
+        raise UsageError(f"{where} {why}", hint=hint)
     return ids
+
+
+def _refusal(tokenizer: Any, ids: list[int], nothing: Sequence[int]) -> tuple[str, str] | None:
+    """Why the ids of a text are refused and what to do about that text; None where they are fine."""
+    if not ids or ids == nothing:
+        return "is empty: the tokenizer finds no word in it", "give it at least one word"
+    if max(ids) >= min(tokenizer.sot_token_id, tokenizer.eot_token_id):
+        why = "holds a special token of the tokenizer, which would end the text early"
+        return why, "write it in words, without <...> of the tokenizer's own"
+    return None
 
 
 def tokenise_names(tokenizer: Any, names: Sequence[str], suffix: str, position: Position) -> NameTokens:
@@ -96,7 +137,8 @@ def tokenise_names(tokenizer: Any, names: Sequence[str], suffix: str, position: 
     `{context} {name}{suffix}`. Where slots stand between name and suffix, the two are tokenised apart.
 
     Raises:
-        UsageError: there are no names, or a name is empty or holds a special token.
+        UsageError: there are no names.
+        NameRefused: a name is empty or holds a special token.
     """
     if not names:
         raise UsageError("no class names were given", hint="give a list of at least one name")
@@ -107,11 +149,12 @@ def tokenise_names(tokenizer: Any, names: Sequence[str], suffix: str, position: 
     first: dict[tuple[int, ...], int] = {}
     inverse = []
     for index, name in enumerate(names):
-        where = f"class name {index} ({name!r})"
-        if position == "before":
-            ids = encode_text(tokenizer, name + suffix, where, end)  # an empty name gives the ids `end`
-        else:
-            ids = encode_text(tokenizer, name, where) + end
+        before = position == "before"
+        ids: list[int] = tokenizer.encode(name + suffix if before else name)
+        refusal = _refusal(tokenizer, ids, end if before else ())  # `end` is what an empty name looks like
+        if refusal is not None:
+            raise NameRefused(index, name, *refusal)
+        ids = ids if before else ids + end
         inverse.append(first.setdefault((*ids, eot), len(first)))
     flat = torch.tensor([token for ids in first for token in ids])
     offsets = torch.tensor([0, *map(len, first)]).cumsum(0)

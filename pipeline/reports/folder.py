@@ -18,6 +18,7 @@ from typing import Any
 from teachonce.core.digests import canonical_json
 from teachonce.core.documents import mapping, number, read_object
 from teachonce.errors import DataError
+from teachonce.phrases import phrase
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.grid_folder import GridFolder
 from teachonce.runs.reader import Evaluation, Run, Unusable, read_evaluation, read_run
@@ -27,7 +28,7 @@ DEPTH = 3  # levels of folders below the given one that are searched for runs
 HELD_OUT = "held_out"
 SEED = "seed"
 ONLY_CHOSEN = "chosen"
-EMPTY_HINT = "give the --out folder of `teachonce train` or of `teachonce ablate`, or a folder above some"
+EMPTY_HINT = phrase("give the {out} folder of `teachonce train` or of `teachonce ablate`, or a folder above some")
 _ORIGINS = {"store": "store_id", "student": "student_digest", "selection": "selection_digest", "start": "start"}
 
 

@@ -5,13 +5,13 @@ This module reads no clock: two reports of the same folder are equal to the byte
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from teachonce.core.documents import mapping, number
+from teachonce.phrases import command_line
 from teachonce.reports.folder import Folder
 from teachonce.runs.folder import RunFolder
 
@@ -33,12 +33,13 @@ class Origin:
     """Each fact with every value that some run has; all are shown, because runs that differ are no fair comparison."""
 
 
-def origin(folder: Folder, command: str) -> Origin:
+def origin(folder: Folder, command: str, spell: Callable[[str], str] = str) -> Origin:
     """Collect the origin of all runs that count.
 
     Args:
         folder: the runs and grids that were read.
         command: the command that made the report.
+        spell: how the options of commands are spelled.
     """
     starts = [run.start for run in folder.runs]
     facts = [("folder", [str(folder.path)])]
@@ -53,7 +54,9 @@ def origin(folder: Folder, command: str) -> Origin:
     packages = dict.fromkeys(name for start in starts for name in mapping(start.get("versions")))
     facts += [(name, _each(mapping(start.get("versions")).get(name) for start in starts)) for name in packages]
     facts += _dates(folder)
-    return Origin(tuple(_commands(folder, command)), tuple((what, tuple(values)) for what, values in facts if values))
+    return Origin(
+        tuple(map(spell, _commands(folder, command))), tuple((what, tuple(values)) for what, values in facts if values)
+    )
 
 
 def _commands(folder: Folder, command: str) -> Iterable[str]:
@@ -61,24 +64,10 @@ def _commands(folder: Folder, command: str) -> Iterable[str]:
     labels, student = next(iter(starts), ("LABELS.zarr", "MODEL"))
     if folder.grid:
         labels, student = str(folder.grid.get("labels", labels)), str(folder.grid.get("student", student))
-        yield shlex.join(
-            ["teachonce", "ablate", "GRID.toml", "--labels", labels, "--student", student, "--out", str(folder.path)]
-        )
+        yield command_line("ablate", "GRID.toml", labels=labels, student=student, out=str(folder.path))
     else:
         run = folder.runs[0]
-        yield shlex.join(
-            [
-                "teachonce",
-                "train",
-                labels,
-                "--student",
-                student,
-                "--config",
-                str(RunFolder(run.folder).config),
-                "--out",
-                "RUN",
-            ]
-        )
+        yield command_line("train", labels, student=student, config=str(RunFolder(run.folder).config), out="RUN")
     yield command
 
 

@@ -7,7 +7,7 @@ everything that is not a number of ours.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, get_args
@@ -39,6 +39,9 @@ MOST_CLASSES = 10  # in a table of classes that gain, and in one of classes that
 COSTS = {"seconds": "Seconds of training", "parameters": "Trainable parameters"}
 QUANTILES = ("mean", "p50", "p90", "p99", "max")
 
+Facts = Mapping[str, Any]
+Spell = Callable[[str], str]
+
 
 @dataclass(frozen=True)
 class Report:
@@ -67,7 +70,7 @@ class _Classes:
 
 
 def build(
-    folder: Folder, store: Mapping[str, Any] | str, samples: Samples | str, labels: str | None, command: str
+    folder: Folder, store: Facts | str, samples: Samples | str, labels: str | None, command: str, spell: Spell = str
 ) -> Report:
     """Make the page and its files.
 
@@ -77,6 +80,7 @@ def build(
         samples: rows with images, or the sentence that says why there are none.
         labels: the store that the fidelity report is of.
         command: the command that made this page.
+        spell: how options of commands are spelled.
     """
     tables = measures(folder)
     best, rule = best_group(folder, tables)
@@ -104,7 +108,7 @@ def build(
         "quantiles": QUANTILES,
         "labels": labels,
         **_said_or_shown("samples", samples),
-        "origin": origin(folder, command),
+        "origin": origin(folder, command, spell),
         "differing": _differing(folder),
         "numbers": {g.name: i for i, g in enumerate(folder.groups, 1)},
         "means": {g.name: _means(g) for g in folder.groups},

@@ -27,6 +27,7 @@ from teachonce.labels.embeddings import INT8_FILL
 from teachonce.labels.format import EMBEDDING, LABELS, student_group
 from teachonce.labels.selection import Selection
 from teachonce.labels.store import Arrays, LabelStore
+from teachonce.phrases import option, phrase
 from teachonce.rows.files import ArrayWriter
 
 RECORDS, FEATURES, EMBEDDINGS = "records.npy", "features.npy", "embeddings.npy"
@@ -81,7 +82,9 @@ def make_plan(store: LabelStore, student_digest: str | None, selection: Selectio
         raise DataError(
             f"{store.path} holds no image features of this student (weights {str(student_digest)[:16]}); "
             f"it holds those of: {', '.join(map(str, students)) or 'none'}",
-            hint=f"run the command that made {store.path} again with --student MODEL added: only that tower runs",
+            hint=f"run the command that made {store.path} again with "
+            + option("student")
+            + " MODEL added: only that tower runs",
         )
     whole = store.vocabulary()
     classes = np.arange(len(whole))
@@ -217,8 +220,9 @@ def _values(plan: Plan, group: str, chunk: int, with_image: npt.NDArray[np.bool_
         raise DataError(
             f"{plan.store.path}: row {row} in chunk {chunk} of {group} holds {bad[0]} in {len(bad)} of {len(vector)} "
             f"places, though its image was read; {len(broken)} of {len(values)} rows of the chunk are so",
-            hint="the model that made them overflows: teach a new store with another --set precision=..., "
-            "or another model",
+            hint=phrase(
+                "the model that made them overflows: teach a new store with another {precision=...}, or another model"
+            ),
         )
     return values
 

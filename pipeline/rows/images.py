@@ -26,7 +26,7 @@ from teachonce.data.index import SampleIndex
 from teachonce.data.reader import DECODE_ERRORS, ImageFault, ImageReader, decode
 from teachonce.data.view_policy import ViewPolicy
 from teachonce.data.views import EVALUATION, View, view_from_params
-from teachonce.errors import DataError, IntegrityError, TeachOnceError
+from teachonce.errors import DataError, ImageChangedError, IntegrityError, TeachOnceError
 from teachonce.labels.format import LABELS
 from teachonce.labels.ledger import key_digest
 from teachonce.labels.store import Arrays, LabelStore
@@ -105,7 +105,8 @@ class ViewImages:
             [B, 3, H, W] float32 on the CPU, channels last; pinned when the model is on a GPU.
 
         Raises:
-            IntegrityError: an image is not the one that was taught, or the store is damaged.
+            ImageChangedError: an image is not the one that was taught.
+            IntegrityError: the store is damaged.
             IncompleteError: a row's chunk is not committed.
             DataError: an archive is gone or was changed, an image cannot be decoded, or a row has no image.
             OSError: the disk or the network failed on every try.
@@ -219,11 +220,8 @@ class ViewImages:
         content = reader.read(place)
         where = f"{self._root / index.archives[int(index.archive[place])]}: the image '{index.key(place)}'"
         if sample.crc is not None and zlib.crc32(content) != sample.crc:
-            raise IntegrityError(
-                f"{where} of row {sample.row} has CRC-32 {zlib.crc32(content):08x}, and had {sample.crc:08x} when "
-                f"{self._store.path} was taught",
-                hint="restore the archives that the labels were made from",
-            )
+            image_of_row = f"{where} of row {sample.row}"
+            raise ImageChangedError(image_of_row, str(self._store.path), zlib.crc32(content), sample.crc)
         image = decode(content)
         if isinstance(image, ImageFault):
             raise _undecodable(where, sample.row, image.reason)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from teachonce.core.streams import TRAINING_ORDER
 from teachonce.errors import DataError, TeachOnceError, UsageError
+from teachonce.phrases import option
 
 Places = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
@@ -108,7 +109,7 @@ def _check(
     if not 1 <= views_per_step <= views:
         raise UsageError(
             f"views_per_step = {views_per_step}: expected 1 to {views}, the number of views of an image in this store",
-            hint=f"use at most {views}, or teach a store with more --views",
+            hint=f"use at most {views}, or teach a store with more " + option("views"),
         )
     if batch_size < 1:
         raise UsageError(f"batch_size = {batch_size}: expected 1 or more")

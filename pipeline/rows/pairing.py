@@ -20,7 +20,7 @@ from teachonce.data.index import SampleIndex, split_classes
 from teachonce.data.manifests import load_manifest
 from teachonce.data.reader import ImageReader
 from teachonce.data.vocabulary import load_vocabulary
-from teachonce.errors import FingerprintError, IntegrityError
+from teachonce.errors import FingerprintError, ImageChangedError, IntegrityError
 from teachonce.labels.format import LABELS
 from teachonce.labels.ledger import key_digest
 from teachonce.labels.store import Arrays, LabelStore
@@ -94,6 +94,7 @@ def prove_pairing(rows: WorkingSet, seed: int, reporter: Reporter, root: Path | 
 
     Raises:
         IntegrityError: a row differs; the message names the row and its key, the expected and the actual value.
+        ImageChangedError: an image is not the one that was taught.
         DataError: an image cannot be read.
     """
     store = rows.store
@@ -185,10 +186,12 @@ def _prove_images(
         for row in picked:
             sample = row.local // store.layout.views
             crc_here = zlib.crc32(reader.read(sample))
+            archive = root / index.archives[int(index.archive[sample])]
             if crc_here != int(crcs[row.local]):
-                raise IntegrityError(
-                    f"{root / index.archives[int(index.archive[sample])]}: row {row.row} of {store.path} (key "
-                    f"'{index.key(sample)}'): expected image bytes with CRC-32 {int(crcs[row.local]):08x}, "
-                    f"found {crc_here:08x}",
-                    hint="the images are not those that were taught: restore them, or teach a new store",
+                raise ImageChangedError(
+                    f"{archive}: the image '{index.key(sample)}' of row {row.row}",
+                    str(store.path),
+                    crc_here,
+                    int(crcs[row.local]),
+                    hint=", or teach a new store",
                 )

@@ -181,9 +181,9 @@ def open_working_set(
     Raises:
         DataError: the store has no features of this student or no embeddings, and the command that adds them is named;
             or they are not finite in a row that has an image.
-        IncompleteError: a chunk is not committed, or the disk is full.
+        IncompleteError: a chunk is not committed.
         IntegrityError: a chunk is damaged.
-        EnvironmentFault: neither the folder beside the store nor the cache folder can be written.
+        EnvironmentFault: the disk is full, or neither the folder beside the store nor the cache folder can be written.
     """
     plan = make_plan(store, student_digest, selection, embeddings)
     identity = {
@@ -217,7 +217,7 @@ def _usable(plan: Plan, folder: Path, identity: Mapping[str, Any], reporter: Rep
     try:
         return working_files.open_files(folder, set_digest(identity))
     except IntegrityError as problem:
-        reporter.note(f"{problem.message}; this working set is thrown away and made again from {plan.store.path}")
+        reporter.note(problem.message + f"; this working set is thrown away and made again from {plan.store.path}")
         return None
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from teachonce.data.vocabulary import HALVES
 from teachonce.errors import DataError, UsageError, did_you_mean
+from teachonce.phrases import phrase
 from teachonce.runs.grid import DATA, INIT, SEED, WORDS, DataKeys, Grid, Values, beside
 from teachonce.training.config import TrainConfig
 from teachonce.training.config_file import train_config
@@ -130,7 +131,7 @@ def _prompts(name: str, file: Path, where: str) -> Path:
         near = did_you_mean(name, WORDS)
         raise UsageError(
             f"{where}: {INIT}: {folder.absolute()} is not a folder with prompts: {near}",
-            hint="give the --out folder of `teachonce train`, or of `teachonce import`",
+            hint=phrase("give the {out} folder of `teachonce train`, or of `teachonce import`"),
         )
     return folder.resolve()
 

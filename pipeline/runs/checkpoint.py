@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from teachonce.core.digests import canonical_json
 from teachonce.core.files import atomic_write_bytes
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
+from teachonce.phrases import phrase
 from teachonce.runs.folder import CheckpointFolder
 
 KEEP = 2  # the newest and the one before it, should the newest turn out damaged
@@ -105,7 +106,7 @@ def load_checkpoint(
     files = CheckpointFolder(folder).files()
     if not files:
         raise UsageError(
-            f"{folder} holds no checkpoint: there is nothing to resume", hint="restore it, or give another --out"
+            f"{folder} holds no checkpoint: there is nothing to resume", hint=phrase("restore it, or {another out}")
         )
     file = files[-1]
     tensors, about = _read(file)
@@ -132,7 +133,7 @@ def _require_identity(file: Path, about: Mapping[str, str], identity: Identity) 
             + "; ".join(
                 f"{name} there {str(stored.get(name))[:16]}, here {getattr(identity, name)[:16]}" for name in different
             ),
-            hint="resume with the options the run was started with, or use another --out",
+            hint=phrase("resume with the options the run was started with, or use another {out}"),
         )
 
 

@@ -29,11 +29,12 @@ from pathlib import Path
 from typing import Any
 
 from teachonce.core.documents import read_object
-from teachonce.core.files import atomic_write_bytes, cannot_write
+from teachonce.core.files import atomic_write_bytes, write_failed
 from teachonce.core.locks import exclusive
 from teachonce.core.machine import this_process
 from teachonce.errors import FingerprintError, IncompleteError, IntegrityError, UsageError
 from teachonce.models.prompt_names import CHECKPOINTS_FOLDER, CONFIG_FILE, META_FILE, TENSORS_FILE
+from teachonce.phrases import another, option, phrase
 from teachonce.runs.log import RunLog
 from teachonce.runs.results import RunResults, decode_results
 from teachonce.runs.tensorboard import Sink
@@ -184,11 +185,13 @@ def only_writer(out: Path) -> Iterator[None]:
                 os.ftruncate(lock, 0)
                 os.pwrite(lock, json.dumps(dataclasses.asdict(this_process())).encode(), 0)
         except OSError as problem:
-            raise cannot_write(file, problem) from problem
+            raise write_failed(file, problem) from problem
         if lock is None:
             raise IncompleteError(
                 f"{out} is being trained by {_owner(file)}",
-                hint="wait for it, or end that process and continue with --resume; another run needs another --out",
+                hint=phrase(
+                    "wait for it, or end that process and continue with {resume}; another run needs another {out}"
+                ),
             )
         try:
             yield
@@ -205,7 +208,7 @@ def require_new(out: Path) -> None:
         IntegrityError: it holds a run whose config is lost or damaged.
     """
     if holds_run(out):
-        raise UsageError(f"{out} holds a run", hint="continue it with --resume, or give another --out")
+        raise UsageError(f"{out} holds a run", hint=phrase("continue it with {resume}, or {another out}"))
 
 
 def holds_run(out: Path) -> bool:
@@ -216,7 +219,7 @@ def holds_run(out: Path) -> bool:
         IntegrityError: it holds a run whose config is lost or damaged.
     """
     if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; --out is a folder", hint="give another --out")
+        raise UsageError(f"{out} is a file; " + option("out") + " is a folder", hint=another("out"))
     if RunFolder(out).config.is_file():
         _stored(out)
         return True
@@ -225,7 +228,7 @@ def holds_run(out: Path) -> bool:
         _require_config(out)
     foreign = {name for name in _names(out) - BEFORE_MARKER if not _DRAFT.fullmatch(name)}
     if foreign or not ours:
-        raise UsageError(f"{out} is not empty and holds no run", hint="give another --out; nothing was changed")
+        raise UsageError(f"{out} is not empty and holds no run", hint=phrase("{another out}; nothing was changed"))
     return False
 
 
@@ -244,13 +247,13 @@ def require_same(out: Path, wanted: Mapping[str, Any]) -> None:
     if not RunFolder(out).config.is_file():
         if _is_ours(out):
             _require_config(out)
-        raise UsageError(f"{out} holds no run: there is nothing to resume", hint="start without --resume")
+        raise UsageError(f"{out} holds no run: there is nothing to resume", hint=phrase("start without {resume}"))
     stored = _stored(out)
     different = [f"{k}: there {stored[k]!r}, here {wanted[k]!r}" for k in sorted(wanted) if stored[k] != wanted[k]]
     if different:
         raise FingerprintError(
             f"{out} was started with another config:\n  " + "\n  ".join(different),
-            hint=f"resume with --config {RunFolder(out).config}",
+            hint=phrase("resume with {config}") + f" {RunFolder(out).config}",
         )
 
 
@@ -267,19 +270,19 @@ def _stored(out: Path) -> dict[str, Any]:
     try:
         stored = flat(tomllib.loads(file.read_text(encoding="utf-8")), str(file))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise IntegrityError(f"{file} is damaged: {problem}", hint="restore it, or give another --out") from problem
+        raise IntegrityError(f"{file} is damaged: {problem}", hint=phrase("restore it, or {another out}")) from problem
     known = list(table_of())
     unknown = [key for key in stored if key not in known]
     if unknown:
         raise UsageError(
             f"{file} is not the config of a run: unknown keys {_listed(unknown)}",
-            hint="give another --out; nothing was changed",
+            hint=phrase("{another out}; nothing was changed"),
         )
     missing = [key for key in known if key not in stored]
     if missing:
         raise IntegrityError(
             f"{file} is not the whole config of a run: it lacks {_listed(missing)}",
-            hint="restore it, or give another --out; nothing was changed",
+            hint=phrase("restore it, or {another out}; nothing was changed"),
         )
     return stored
 
@@ -290,7 +293,7 @@ def _require_config(out: Path) -> None:
     if reached:
         raise IntegrityError(
             f"{out} holds a run at step {reached} whose {CONFIG_FILE} is lost; nothing was changed",
-            hint=f"restore {RunFolder(out).config} and continue with --resume, or give another --out",
+            hint=f"restore {RunFolder(out).config} and continue with " + option("resume") + ", or " + another("out"),
         )
 
 

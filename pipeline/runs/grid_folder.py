@@ -23,15 +23,15 @@ from teachonce.core.documents import plain, read_object
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.status import State, cell_word
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
+from teachonce.phrases import Option, another, from_json, option, phrase, respelled, to_json
 from teachonce.runs.folder import LOG, RESULTS, RunFolder
 from teachonce.runs.log import RunLog
 from teachonce.runs.results import RunResults
 
 SCHEMA = 1
-RETRY = "once the cause is mended run the same command with --retry-failed"
+RETRY = phrase("once the cause is mended run the same command with {retry_failed}")
 PLACES = {"root", "manifest", "vocabulary", "classes", "without"}
 """Of an evaluation: where something lies. What is there is compared by content, with the results of the cells."""
-OTHER_OUT = "give another --out"  # of `train`: its --out is a cell here
 CELL_STATES: tuple[State, ...] = ("finished", "failed", "unfinished", "damaged")
 GRID, STOP = "grid.json", "stop"
 CELLS, STORES, SELECTIONS, FINAL, LOCKS = "cells", "stores", "selections", "final", "locks"
@@ -110,7 +110,7 @@ class GridFolder:
             IntegrityError: the file is damaged.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"{self.path} is a file; --out is a folder", hint="give another --out")
+            raise UsageError(f"{self.path} is a file; " + option("out") + " is a folder", hint=another("out"))
         if self.grid.is_file():
             found = read_document(self.grid)
             if found is None:
@@ -125,7 +125,7 @@ class GridFolder:
         # A lost grid.json costs nothing: cells are found by their digests.
         if foreign or not all(cell.cell.is_file() for cell in cells):
             raise UsageError(
-                f"{self.path} is not empty and holds no grid", hint="give another --out; nothing was changed"
+                f"{self.path} is not empty and holds no grid", hint=phrase("{another out}; nothing was changed")
             )
         return None
 
@@ -161,7 +161,7 @@ class GridFolder:
             raise FingerprintError(
                 f"{self.path} holds another grid ({stored.get('title')!r}, labels {stored.get('labels')}, student "
                 f"{stored.get('student')}):\n  " + "\n  ".join(different),
-                hint="give another --out; for another data set give the evaluation a new name",
+                hint=phrase("{another out}; for another data set give the evaluation a new name"),
             )
 
 
@@ -218,23 +218,29 @@ class CellFolder(RunFolder):
         unread = {
             "kind": "IntegrityError",
             "message": f"{self.failure} is damaged: why the cell failed is lost",
-            "hint": f"the same command with --retry-failed tries it again; or remove {self.path}",
+            "hint": phrase("the same command with {retry_failed}") + f" tries it again; or remove {self.path}",
         }
-        found = read_document(self.failure) or unread
+        found: dict[str, Any] = read_document(self.failure) or unread
+        parts: dict[str, list[Any]] = found.pop("parts", {})  # with the options that message and hint name
+        found |= {key: from_json(part) for key, part in parts.items()}
         return found if found.get("hint") else found | {"hint": RETRY}
+
+    def _here(self, named: Option) -> str | Option:
+        """What to do in place of giving `train` another folder: its folder is this cell."""
+        return f"remove {self.path} to train this cell again" if named == Option("out", kind="another") else named
 
     def fail(self, problem: BaseException) -> dict[str, Any]:
         """Write down why an attempt failed; returns it."""
         ours = isinstance(problem, TeachOnceError)
         said, hint = f"{type(problem).__name__}: {problem}", ""
         if isinstance(problem, TeachOnceError):
-            here = f"remove {self.path} to train this cell again"
-            said, hint = problem.message, problem.hint.replace(OTHER_OUT, here)
+            said, hint = problem.message, respelled(problem.hint, self._here)
         document = {
             "schema": SCHEMA,
             "kind": type(problem).__name__,
             "message": said,
             "hint": hint,
+            "parts": {"message": to_json(said), "hint": to_json(hint)},
             "ours": ours,
             "time": round(time.time(), 3),
         }

@@ -197,6 +197,6 @@ def _told(cell: _Cell) -> CellStatus:
         steps_per_second=run.steps_per_second if run else None,
         seconds_since_sign=run.seconds_since_sign if run else None,
         loss=run.losses.get("loss") if run else None,
-        problem=str(problem["message"]) if problem.get("message") else None,
-        hint=str(problem["hint"]) if problem.get("hint") else None,
+        problem=problem["message"] if problem.get("message") else None,
+        hint=problem["hint"] if problem.get("hint") else None,
     )

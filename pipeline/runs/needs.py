@@ -17,6 +17,7 @@ from teachonce.labels.format import EMBEDDING, LABELS
 from teachonce.labels.selection import Rule
 from teachonce.labels.store import LabelStore
 from teachonce.models.spec import parse_spec
+from teachonce.phrases import Phrase, option, phrase
 from teachonce.runs.cells import Cell
 from teachonce.runs.grid import DataKeys
 from teachonce.training.requirements import Holdings, requirements
@@ -114,8 +115,8 @@ def need_of(cell: Cell, store: LabelStore, root: Path | None) -> Need:
     if data.classes:
         try:
             classes = class_ids(data.classes, store.label_classes(), vocabulary)
-        except DataError as problem:  # its hint speaks of --classes, which is no option here
-            raise DataError(problem.message, hint=f"data.classes {CLASSES_TAKES}") from problem
+        except DataError as problem:  # here the classes are a key of the grid
+            raise problem.reworded(hint=f"data.classes {CLASSES_TAKES}") from problem
     fewer = data.top_k if 0 < data.top_k < kept else None
     rule = None
     if data.shots or fewer or classes is not None:
@@ -171,12 +172,12 @@ def _require_source(store: LabelStore, wanted: Derivation) -> None:
     if not store.layout.top_k:
         raise DataError(
             f"{store.path} was made without a teacher: {wanted.words()} cannot be had from it",
-            hint=teach_command(store, "--teacher MODEL --embeddings int8"),
+            hint=teach_command(store, phrase("{teacher} MODEL {embeddings} int8")),
         )
     if EMBEDDING not in store.groups:
         raise DataError(
             f"{store.path} keeps no embeddings of its teacher, from which this would be derived: {wanted.words()}",
-            hint=teach_command(store, "--embeddings int8"),
+            hint=teach_command(store, phrase("{embeddings} int8")),
         )
 
 
@@ -186,7 +187,11 @@ def _require_teacher(store: LabelStore, vocabulary: Vocabulary, templates: tuple
     if templates is None and all(name in known for name in vocabulary.names):
         return
     spec = store.groups[LABELS].fingerprint["about"].get("teacher")
-    hint = f"teachonce relabel {store.path} --teacher MODEL ... makes a store to run this grid on, wherever it is now"
+    hint = (
+        f"teachonce relabel {store.path} "
+        + option("teacher")
+        + " MODEL ... makes a store to run this grid on, wherever it is now"
+    )
     if spec is None:
         raise DataError(
             f"{store.path} does not say which teacher made it, and new names need its text tower", hint=hint
@@ -195,7 +200,7 @@ def _require_teacher(store: LabelStore, vocabulary: Vocabulary, templates: tuple
         parse_spec(spec)
     except UsageError as problem:
         raise DataError(
-            f"new names or templates need the text tower of the teacher: {problem.message}", hint=hint
+            "new names or templates need the text tower of the teacher: " + problem.message, hint=hint
         ) from problem
 
 
@@ -213,27 +218,33 @@ def teach_command(store: LabelStore, added: str) -> str:
     if store.maker != "teachonce teach":
         return store.embedding_hint
     about = store.groups[LABELS].fingerprint
-    parts = ["teachonce teach", about["manifest"], f"--split {about['split']}", f"--labels {store.path}"]
+    parts = [
+        "teachonce teach",
+        about["manifest"],
+        option("split") + f" {about['split']}",
+        option("labels") + f" {store.path}",
+    ]
     own = about["about"]
     if own.get("teacher"):
-        parts.append(f"--teacher {own['teacher']}")
+        parts.append(option("teacher") + f" {own['teacher']}")
     if own.get("vocabulary") not in (None, "manifest"):
-        parts.append(f"--vocabulary {own['vocabulary']}")
+        parts.append(option("vocabulary") + f" {own['vocabulary']}")
     if store.layout.top_k:
-        parts.append(f"--top-k {store.layout.top_k}")
+        parts.append(option("top_k") + f" {store.layout.top_k}")
     if store.layout.views > 1:
-        parts.append(f"--views {store.layout.views}")
-    return " ".join([*parts, added]) + " (with the --root and settings that it was made with)"
+        parts.append(option("views") + f" {store.layout.views}")
+    return Phrase(" ").join([*parts, added]) + phrase(" (with the {root} and settings that it was made with)")
 
 
 def student_command(store: LabelStore, spec: str) -> str:
     """How a store gets the image features of a student: `teach` writes them, and what derives stores copies them."""
     if store.maker == "teachonce teach":
-        return teach_command(store, f"--student {spec}")
+        return teach_command(store, option("student") + f" {spec}")
     about = store.groups[LABELS].fingerprint["about"]
     parents = [*about.get("parents", ()), *([about["parent"]] if "parent" in about else [])]
     names = " or ".join(str(parent["name"]) for parent in parents) or "its parent"
     return (
         f"add them to the store that it was made from: the `teachonce teach ...` that wrote {names}, with "
-        f"--student {spec}; then run the same `{store.maker}` again, which copies them over"
+        + option("student")
+        + f" {spec}; then run the same `{store.maker}` again, which copies them over"
     )

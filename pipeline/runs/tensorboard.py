@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from teachonce.errors import EnvironmentFault
+from teachonce.phrases import option
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -44,7 +45,7 @@ def require_packages(kinds: Sequence[LogTo]) -> None:
     for kind in kinds:
         if importlib.util.find_spec(kind) is None:
             raise EnvironmentFault(
-                f"--log {kind}: the package {kind} is not installed", hint=f"pip install 'teachonce[{kind}]'"
+                option("log") + f" {kind}: the package {kind} is not installed", hint=f"pip install 'teachonce[{kind}]'"
             )
 
 

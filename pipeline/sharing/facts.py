@@ -19,6 +19,7 @@ from teachonce.labels.format import LABELS
 from teachonce.labels.store import LabelStore
 from teachonce.models.prompt_files import LoadedPrompts, PromptMeta
 from teachonce.models.spec import LOCAL_DIR
+from teachonce.phrases import option, phrase
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.log import RunLog
 from teachonce.training.config import config_digest
@@ -125,7 +126,7 @@ def gather(run: Path, prompts: LoadedPrompts, licence: str | None, version: str)
         if results.get("prompts_digest", prompts.tensors_digest) != prompts.tensors_digest:
             raise FingerprintError(
                 f"{file} is about other prompts than those beside it",
-                hint="finish the run with `teachonce train --resume`",
+                hint=phrase("finish the run with `teachonce train {resume}`"),
             )
         origin = "import" if "checkpoint_digest" in results else "train" if "steps" in results else "unknown"
         training = {key: results[key] for key in (*_RUN_KEYS, *_IMPORT_KEYS) if results.get(key) is not None}
@@ -149,7 +150,7 @@ def _require_own_config(run: Path) -> None:
     file = RunFolder(run).config
     if not file.is_file():  # an imported checkpoint has none
         return
-    hint = "put it back as it was, from a backup or an earlier export; or train again with another --out"
+    hint = phrase("put it back as it was, from a backup or an earlier export; or train again with another {out}")
     try:
         config = flat(tomllib.loads(file.read_text(encoding="utf-8")), str(file))
     except (OSError, ValueError, UsageError) as problem:
@@ -245,7 +246,8 @@ def _evaluations(run: Path, prompts: LoadedPrompts) -> tuple[dict[str, Any], ...
         digests = told.get("digests")
         if not isinstance(digests, dict) or not isinstance(told.get("top1"), float) or not told.get("run"):
             raise IntegrityError(
-                f"{file} is no result of `teachonce evaluate RUN --json`", hint="take it out, or write it again"
+                f"{file} is no result of `teachonce evaluate RUN " + option("json") + "`",
+                hint="take it out, or write it again",
             )
         own = {"student": prompts.meta.student_digest, "prompts": prompts.tensors_digest}
         for what, digest in own.items():

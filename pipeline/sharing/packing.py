@@ -16,12 +16,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from teachonce.core.files import cannot_write, whole_file
+from teachonce.core.files import whole_file, write_failed
 from teachonce.core.folders import new_folder
 from teachonce.core.progress import Reporter
 from teachonce.core.strict import decode
 from teachonce.core.sums import MOST_BYTES, SUMS_FILE, is_plain, parse_sums, sums_text
 from teachonce.errors import IntegrityError, UsageError
+from teachonce.phrases import phrase
 from teachonce.sharing.entries import (
     AGAIN,
     FOREIGN,
@@ -77,13 +78,13 @@ def write_pack(source: Path, head: PackHead, out: Path, reporter: Reporter) -> s
             target.close()
         return digest
     except OSError as problem:
-        raise cannot_write(out, problem) from problem
+        raise write_failed(out, problem) from problem
 
 
 def require_no_file(out: Path) -> None:
     """Raise UsageError where something is at `out`."""
     if out.exists() or out.is_symlink():
-        raise UsageError(f"{out} is there already", hint="give another --out; nothing was changed")
+        raise UsageError(f"{out} is there already", hint=phrase("{another out}; nothing was changed"))
 
 
 def check_pack(pack: Path, reporter: Reporter) -> tuple[PackHead, str]:

@@ -24,13 +24,14 @@ from teachonce.data.batches import ImageBatch, ImageBatches, image_batches
 from teachonce.data.index import SampleIndex
 from teachonce.data.reader import ImageFault, ImageReader
 from teachonce.data.view_policy import ViewPolicy
-from teachonce.errors import DataError, EnvironmentFault
+from teachonce.errors import DataError, EnvironmentFault, ImageChangedError
 from teachonce.labels.format import LABELS
 from teachonce.labels.ledger import key_digest
 from teachonce.labels.staging import drop_staging, new_staging
 from teachonce.labels.store import Arrays, LabelStore
 from teachonce.models.clip import LoadedClip, embedding_width, tune_process
 from teachonce.models.spec import LOCAL_DIR, Precision
+from teachonce.phrases import phrase
 from teachonce.teaching.columns import Column, column
 from teachonce.teaching.delivery import ChunkReport
 from teachonce.teaching.made_up import MadeUpBatches
@@ -152,11 +153,13 @@ def _require_same_images(store: LabelStore, chunk: int, index: SampleIndex, imag
     other = np.flatnonzero(stored != images.crc)
     if len(other):
         row, sample = int(other[0]), int(other[0]) // views
-        raise DataError(
-            f"{index.archives[int(index.archive[sample])]}: '{index.key(sample)}' has CRC-32 {images.crc[row]:08x}, "
-            f"and had {stored[row]:08x} when {store.path} was labelled; {len(other)} of {len(images.crc)} rows of "
-            f"chunk {chunk} differ",
-            hint="restore the archives the labels were made from, or label the new ones in another --labels store",
+        raise ImageChangedError(
+            f"{index.archives[int(index.archive[sample])]}: '{index.key(sample)}'",
+            str(store.path),
+            int(images.crc[row]),
+            int(stored[row]),
+            f"; {len(other)} of {len(images.crc)} rows of chunk {chunk} differ",
+            phrase(", or label the new ones in another {labels} store"),
         )
     unlike = np.flatnonzero(labelled["status"] != images.status)
     if len(unlike):
@@ -170,7 +173,9 @@ def _require_same_images(store: LabelStore, chunk: int, index: SampleIndex, imag
         raise DataError(
             f"view {row % views} of '{index.key(row // views)}' is drawn as {images.params[row].tolist()} here, was "
             f"{labelled['view_params'][row].tolist()} when {store.path} was labelled",
-            hint="use the version of teachonce that labelled the store, or label anew in another --labels store",
+            hint=phrase(
+                "use the version of teachonce that labelled the store, or label anew in another {labels} store"
+            ),
         )
 
 

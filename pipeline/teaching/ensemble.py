@@ -16,6 +16,7 @@ from torch import Tensor
 
 from teachonce.core.streams import CALIBRATION
 from teachonce.errors import DataError
+from teachonce.phrases import phrase
 from teachonce.teaching.teacher import TeacherHead
 
 SCALE_RANGE = 30.0
@@ -53,7 +54,7 @@ def calibration_rows(usable: npt.NDArray[np.bool_], classes: int) -> npt.NDArray
     if not len(rows):
         raise DataError(
             "no row has both an image and a label that is in the vocabulary: nothing to calibrate on",
-            hint="add --set calibrate=false to use the scales that the models were trained with",
+            hint=phrase("add {calibrate=false} to use the scales that the models were trained with"),
         )
     limit = max(1, min(CALIBRATION_ROWS, MOST_SIMILARITIES // classes))
     rng = CALIBRATION.at(CALIBRATION_SEED)

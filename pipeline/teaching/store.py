@@ -23,6 +23,7 @@ from teachonce.labels.ledger import require_fingerprint
 from teachonce.labels.selection import few_shot_samples, save_shots
 from teachonce.labels.store import LabelStore
 from teachonce.models.spec import EmbeddingKind, Precision
+from teachonce.phrases import option, phrase
 from teachonce.teaching.fingerprints import (
     ORDER_SEED,
     TEMPERATURES,
@@ -108,7 +109,9 @@ def _continue(wanted: WantedStore, fingerprint: dict[str, Any], taught: bool, re
         != new_layout(store.layout.rows, 1, 0, (), wanted.chunk_rows, wanted.views.views).chunk_rows
     ):
         raise UsageError(
-            f"{wanted.path} has chunks of {store.layout.chunk_rows} rows; --chunk-rows is fixed at creation"
+            f"{wanted.path} has chunks of {store.layout.chunk_rows} rows; "
+            + option("chunk_rows")
+            + " is fixed at creation"
         )
     reporter.note(f"continuing {wanted.path}: {len(store.committed(LABELS))} of {store.layout.chunks} chunks are there")
     return store
@@ -119,7 +122,7 @@ def _only_students(store: LabelStore, stored: dict[str, Any], planned: dict[str,
     if len(store.committed(LABELS)) < store.layout.chunks:
         raise IncompleteError(
             f"{store.path} does not hold all labels of its teacher yet",
-            hint="give the --teacher it was made with: the same command completes it and adds the student",
+            hint=phrase("give the {teacher} it was made with: the same command completes it and adds the student"),
         )
     required = ("manifest_digest", "split", "vocabulary_digest", "views", "shots")
     return {field: value for field, value in stored.items() if field != "shots"} | {

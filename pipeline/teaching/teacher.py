@@ -17,6 +17,7 @@ from torch import Tensor
 from teachonce.errors import DataError, UsageError
 from teachonce.labels.codec import TopK
 from teachonce.models.classifier import equal_rows
+from teachonce.phrases import phrase
 
 LOGITS_BYTES = 2**30  # bytes of one batch's logits; taking their top k needs three times as much again
 
@@ -87,7 +88,7 @@ class PendingTopK:
         if not (bool(torch.isfinite(total)) or bool(torch.isfinite(self.logits_BC).all())):
             raise DataError(
                 "the teacher gave a NaN or infinite logit",
-                hint="run with --set precision=fp32; if it stays, the weights are damaged",
+                hint=phrase("run with {precision=fp32}; if it stays, the weights are damaged"),
             )
         if bool(crowded.any()):
             exact, _ = exact_topk(self.logits_BC, ids.shape[1])
@@ -187,7 +188,7 @@ def begin_tiled_soft_labels(
     if not bool(torch.isfinite(total).all()):
         raise DataError(
             "the teacher gave a NaN or infinite logit",
-            hint="run with --set precision=fp32; if it stays, the weights are damaged",
+            hint=phrase("run with {precision=fp32}; if it stays, the weights are damaged"),
         )
     columns = [tail - total / tau for tail, tau in zip(tails, temperatures, strict=True)]
     return _Done(

@@ -14,10 +14,11 @@ from typing import Any
 
 from teachonce.core.strict import Idle, Source, decode, toml_text, toml_value
 from teachonce.errors import UsageError, did_you_mean
+from teachonce.phrases import option, phrase
 from teachonce.training.config import TABLES, TrainConfig, marks, table_of
 
-NEXT = (
-    "--set KEY=VALUE changes one key; `teachonce train --print-config` lists them all, docs/training.md explains them"
+NEXT = phrase(
+    "{KEY=VALUE} changes one key; `teachonce train {print_config}` lists them all, docs/training.md explains them"
 )
 COMMENTS_AT = 30  # column of the comments in a written config
 
@@ -29,7 +30,7 @@ def load_train_config(file: Path | None, overrides: Sequence[str] = ()) -> Train
         UsageError: file missing or not TOML, unknown key, a key that is given twice, wrong type, value out of range.
     """
     values: dict[str, Any] = {}
-    where = "--set"
+    where = option("set")
     if file is not None:
         file = shipped_config(file)
         values = flat(_read_toml(file), str(file))
@@ -54,7 +55,7 @@ def train_config(given: Mapping[str, Any], where: str, hint: str = "") -> TrainC
     values = flat(given, where, hint)
     for key in values:
         if key not in table_of():
-            raise UsageError(f"{where}: unknown key '{key}': {nearest(key)}", hint=hint)
+            raise UsageError(where + f": unknown key '{key}': {nearest(key)}", hint=hint)
     tables = {
         name: decode(kind, {key: value for key, value in values.items() if table_of()[key] == name}, where, hint=hint)
         for name, kind in TABLES.items()
@@ -62,7 +63,7 @@ def train_config(given: Mapping[str, Any], where: str, hint: str = "") -> TrainC
     try:
         return TrainConfig(**tables)
     except ValueError as problem:  # values that exclude each other
-        raise UsageError(f"{where}: {problem}", hint=hint) from problem
+        raise UsageError(where + f": {problem}", hint=hint) from problem
 
 
 def flat(given: Mapping[str, Any], where: str, hint: str = "") -> dict[str, Any]:
@@ -78,7 +79,7 @@ def flat(given: Mapping[str, Any], where: str, hint: str = "") -> dict[str, Any]
         for dotted, value in entries.items():
             key = flat_key(dotted)
             if key in values:
-                raise UsageError(f"{where}: the key '{key}' is given twice: as '{key}' and in a table", hint=hint)
+                raise UsageError(where + f": the key '{key}' is given twice: as '{key}' and in a table", hint=hint)
             values[key] = value
     return values
 
@@ -136,11 +137,12 @@ def _read_toml(file: Path) -> dict[str, Any]:
     except OSError as problem:
         raise UsageError(
             f"cannot read the config {file}: {problem.strerror or problem}",
-            hint="`teachonce train --print-config > FILE.toml` writes one",
+            hint=phrase("`teachonce train {print_config} > FILE.toml` writes one"),
         ) from problem
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise UsageError(
-            f"{file} is not valid TOML: {problem}", hint="`teachonce train --print-config` shows how one is written"
+            f"{file} is not valid TOML: {problem}",
+            hint=phrase("`teachonce train {print_config}` shows how one is written"),
         ) from problem
 
 
@@ -148,8 +150,8 @@ def _parse_override(override: str) -> tuple[str, Any]:
     """`key=value` where value is written as in TOML; a bare word counts as a string."""
     key, equals, text = override.partition("=")
     if not equals:
-        raise UsageError(f"--set {override}: expected key=value", hint=NEXT)
+        raise UsageError(option("set") + f" {override}: expected key=value", hint=NEXT)
     key = flat_key(key.strip())
     if key not in table_of():
-        raise UsageError(f"--set {override}: unknown key '{key}': {nearest(key)}", hint=NEXT)
+        raise UsageError(option("set") + f" {override}: unknown key '{key}': {nearest(key)}", hint=NEXT)
     return key, toml_value(text)

@@ -23,10 +23,11 @@ from teachonce.core.machine import this_process
 from teachonce.core.progress import Silent
 from teachonce.core.signals import stopped_by
 from teachonce.core.status import State
-from teachonce.errors import IncompleteError
+from teachonce.errors import IncompleteError, TeachOnceError
 from teachonce.evaluation.contender import load_contender
 from teachonce.evaluation.sets import open_set
 from teachonce.models.clip import take_device
+from teachonce.phrases import phrase
 from teachonce.runs.grid import Evaluation
 from teachonce.runs.grid_folder import SCHEMA, CellFolder, GridFolder, read_document, write_document
 from teachonce.stages import train as train_stage
@@ -170,9 +171,9 @@ def _ended(job: CellJob, folder: GridFolder, wanted: _Wanted, problem: Exception
     state: State = "failed"
     if isinstance(problem, _Busy) or (wanted.is_over() and isinstance(problem, IncompleteError)):
         state = "stopped"
-    said = str(problem) or type(problem).__name__
+    said = (problem.message if isinstance(problem, TeachOnceError) else str(problem)) or type(problem).__name__
     if state == "failed":
-        said = str(folder.cell(job.digest).fail(problem)["message"])
+        said = folder.cell(job.digest).fail(problem)["message"]
     folder.log.write(f"cell_{state}", digest=job.digest, name=job.name, token=job.token, message=said)
     return CellReport(digest=job.digest, name=job.name, state=state, message=said)
 
@@ -248,7 +249,9 @@ def _require_life(job: CellJob, folder: GridFolder, cell: CellFolder) -> None:
     if deaths >= MOST_DEATHS:
         raise IncompleteError(
             f"{deaths} workers died while they ran this cell (out of memory?)",
-            hint="a smaller batch_size, micro_batch or class_chunk, or fewer workers on a machine; then --retry-failed",
+            hint=phrase(
+                "a smaller batch_size, micro_batch or class_chunk, or fewer workers on a machine; then {retry_failed}"
+            ),
         )
 
 

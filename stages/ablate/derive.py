@@ -158,6 +158,6 @@ def _try(prepared: Prepared, planned: Planned, rows: WorkingSet) -> None:
             )
         Trainer(config.changed(compile=False), prepared.clip, rows)
     except TeachOnceError as problem:
-        raise type(problem)(
-            f"cell '{planned.cell.name}' cannot run; nothing was started: {problem.message}", problem.hint
+        raise problem.reworded(
+            f"cell '{planned.cell.name}' cannot run; nothing was started: " + problem.message
         ) from problem

@@ -19,6 +19,7 @@ from teachonce.labels.derived import content_id
 from teachonce.labels.format import LABELS, student_group
 from teachonce.labels.store import LabelStore
 from teachonce.models.spec import absolute_spec, parse_spec
+from teachonce.phrases import Phrase
 from teachonce.runs.cells import Cell, expand, located
 from teachonce.runs.grid import HELD_OUT, Evaluation, Grid, beside, load_grid
 from teachonce.runs.grid_folder import SCHEMA, GridFolder
@@ -180,11 +181,12 @@ def _checked(cells: Sequence[Cell], check: Callable[[Cell], R]) -> list[R]:
             problems.append((cell, problem))
     if problems:
         first = problems[0][1]
-        shown = "".join(f"\n  cell '{cell.name}': {problem.message}" for cell, problem in problems[:MOST_SHOWN])
+        told = [f"\n  cell '{cell.name}': " + problem.message for cell, problem in problems[:MOST_SHOWN]]
+        shown = Phrase(*told)
         more = f"\n  and {len(problems) - MOST_SHOWN} more" if len(problems) > MOST_SHOWN else ""
         others = "; or leave such cells out with [[exclude]]" if len(problems) < len(cells) else ""
-        raise type(first)(
-            f"{len(problems)} of {len(cells)} cells cannot run; nothing was started:{shown}{more}",
+        raise first.reworded(
+            f"{len(problems)} of {len(cells)} cells cannot run; nothing was started:" + shown + more,
             hint=(first.hint or "change the grid") + others,
         )
     return found

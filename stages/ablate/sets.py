@@ -6,7 +6,6 @@ evaluation that was taken out and put back changed, would put figures of differe
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,14 @@ from teachonce.core.progress import Reporter
 from teachonce.errors import FingerprintError, TeachOnceError
 from teachonce.evaluation.choice import Entrant, SetChoice, Work
 from teachonce.evaluation.sets import open_set
+from teachonce.phrases import Option, respelled
 from teachonce.runs.grid import Evaluation
 from teachonce.runs.grid_folder import GridFolder, read_document
 from teachonce.stages.evaluate import EvaluateRequest, Files
 from teachonce.stages.evaluate.checks import check
 
-# Options of `evaluate` that are keys of a grid; --root is an option of `ablate` too.
-_OPTION = re.compile(r"--(manifest|split|vocabulary|classes|among|without|template|wise)\b")
+# Options of `evaluate` that are keys of a grid; the root is an option of `ablate` too.
+_KEYS = ("manifest", "split", "vocabulary", "classes", "among", "without", "template", "wise")
 
 
 def open_sets(
@@ -49,9 +49,9 @@ def open_sets(
             check(wanted)
             data = open_set(wanted.data, reporter)
         except TeachOnceError as problem:
-            said, hint = _OPTION.sub(r"`\1 =`", problem.message), _OPTION.sub(r"`\1 =`", problem.hint)
+            said, hint = respelled(problem.message, _as_key), respelled(problem.hint, _as_key)
             where = f" (in that [[evaluate]] of {file})" if hint != problem.hint else ""
-            raise type(problem)(f"[[evaluate]] {evaluation.name}: {said}", hint + where) from problem
+            raise problem.reworded(f"[[evaluate]] {evaluation.name}: " + said, hint + where) from problem
         found[evaluation.name] = {
             "images": data.samples.digest,
             "names": data.candidates.digest,
@@ -87,6 +87,11 @@ def evaluate_request(
         work=Work(threads=threads),
         protocol=evaluation.protocol,
     )
+
+
+def _as_key(named: Option) -> str | Option:
+    """An option of `evaluate` as the key of a grid that it is here."""
+    return f"`{named.name} =`" if named.name in _KEYS else named
 
 
 def require_measured_so(

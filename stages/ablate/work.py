@@ -17,6 +17,7 @@ from teachonce.core.documents import read_events
 from teachonce.core.locks import owned
 from teachonce.core.progress import Reporter
 from teachonce.errors import IncompleteError
+from teachonce.phrases import option
 from teachonce.runs.choice import Choice, choose
 from teachonce.runs.grid_folder import RETRY, SCHEMA, GridFolder, count_states, read_document, write_document
 from teachonce.stages.ablate.prepare import Planned, Prepared, prepare, states
@@ -177,10 +178,10 @@ class _Run:
                 for done, report in enumerate(reports, 1):
                     failed += report.state == "failed"
                     if report.state == "failed":
-                        self.reporter.note(f"failed: cell '{report.name}': {report.message}")
+                        self.reporter.note(f"failed: cell '{report.name}': " + report.message)
                     self.reporter.progress(what, done, len(jobs), "cells", failed=failed)
             except IncompleteError as problem:  # what is finished counts; the result says what is not
-                self.reporter.note(f"{problem.message}; {AGAIN}")
+                self.reporter.note(problem.message + f"; {AGAIN}")
 
 
 @contextlib.contextmanager
@@ -218,8 +219,8 @@ def _result(run: _Run, choice: Choice | None, final: list[dict[str, Any]], secon
                 {
                     "name": planned.cell.name,
                     "digest": planned.digest,
-                    "message": str(problem["message"]),
-                    "hint": str(problem.get("hint", "")),
+                    "message": problem["message"],
+                    "hint": problem.get("hint") or "",
                 }
             )
     skipped = sum(run.before[digest] == "finished" for digest in now)
@@ -234,7 +235,7 @@ def _result(run: _Run, choice: Choice | None, final: list[dict[str, Any]], secon
         next=_next(count, bool(lacking), run.request.out),
     )
     if count["failed"]:
-        run.reporter.note(f"{count['failed']} cells have failed: {result.next}")
+        run.reporter.note(f"{count['failed']} cells have failed: " + result.next)
     old = read_document(prepared.folder.results) or {}
     group = None if choice is None else choice.group
     earlier = [before for before in _choices(old) if before["group"] != group]
@@ -245,11 +246,13 @@ def _result(run: _Run, choice: Choice | None, final: list[dict[str, Any]], secon
 def _next(count: Mapping[str, int], lacking: bool, out: Path) -> str:
     """What to run: for cells that failed, were not run to their end, lack what only chosen cells get; else to look."""
     if count["failed"]:
-        return f"{RETRY}; a setting that cannot work is left out with [[exclude]]"
+        return RETRY + "; a setting that cannot work is left out with [[exclude]]"
     if count["damaged"]:
         return "restore or remove what is damaged, then run the same command again"
     return (
-        AGAIN if count["missing"] or lacking else f"teachonce report {out} --out report.html; or teachonce show {out}"
+        AGAIN
+        if count["missing"] or lacking
+        else f"teachonce report {out} " + option("out") + f" report.html; or teachonce show {out}"
     )
 
 

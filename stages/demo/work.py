@@ -22,6 +22,7 @@ from teachonce.demo import world as demo_world
 from teachonce.demo.models import DemoModels, unpack_models
 from teachonce.errors import IntegrityError, UsageError
 from teachonce.evaluation.choice import Entrant, SetChoice
+from teachonce.phrases import another, option, phrase
 from teachonce.runs.folder import RESULTS, RunFolder
 from teachonce.runs.results import RunResults
 from teachonce.stages.demo.request import DemoRequest, DemoResult
@@ -79,13 +80,13 @@ def demo(request: DemoRequest, reporter: Reporter) -> DemoResult:
 def _require_place(out: Path) -> None:
     """A new or empty folder, or that of a demo, whose world comes first and goes on where it was stopped."""
     if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is not a folder", hint="give another --out")
+        raise UsageError(option("out") + f" {out} is not a folder", hint=another("out"))
     held = [item.name for item in out.iterdir()] if out.exists() else []
     begun = "world" in held or all(name.startswith(".world.") for name in held)
     if not begun:
         raise UsageError(
-            f"--out {out} is not empty, and no demo was run there; nothing was changed",
-            hint="give a new folder as --out",
+            option("out") + f" {out} is not empty, and no demo was run there; nothing was changed",
+            hint=phrase("give a new folder as {out}"),
         )
 
 

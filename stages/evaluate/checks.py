@@ -15,6 +15,7 @@ from teachonce.evaluation.choice import TABLE_HEADER, SetChoice
 from teachonce.evaluation.protocols import Protocol, ProtocolSet, filled_in, load_protocol, require_any
 from teachonce.evaluation.sets import EvaluationSet, open_set
 from teachonce.models.spec import parse_spec
+from teachonce.phrases import option, phrase
 from teachonce.stages.evaluate.request import EvaluateRequest, Files, ProtocolRequest
 
 SHOWN = 8  # splits in a hint
@@ -27,7 +28,7 @@ def checked_set(request: EvaluateRequest, reporter: Reporter) -> EvaluationSet:
         UsageError, DataError: as `check` and `open_set`.
     """
     check(request)
-    with next_step("--vocabulary takes a TSV file of ids and names, or timm:NAME"):
+    with next_step(phrase("{vocabulary} takes a TSV file of ids and names, or timm:NAME")):
         return open_set(request.data, reporter)
 
 
@@ -42,12 +43,16 @@ def check(request: EvaluateRequest) -> None:
     if entrant.template is not None:
         require_template(entrant.template)
     if entrant.run is None and entrant.wise != 1:
-        raise UsageError("--wise mixes prompts with the template, and no RUN was given", hint="give a run folder")
+        raise UsageError(
+            phrase("{wise} mixes prompts with the template, and no RUN was given"), hint="give a run folder"
+        )
     if entrant.run is not None and not entrant.run.is_dir():
-        raise UsageError(f"{entrant.run} is not a run folder", hint="give the --out folder of `teachonce train`")
-    with next_step("--manifest takes a TOML file, or the name of a shipped manifest"):
+        raise UsageError(
+            f"{entrant.run} is not a run folder", hint=phrase("give the {out} folder of `teachonce train`")
+        )
+    with next_step(phrase("{manifest} takes a TOML file, or the name of a shipped manifest")):
         manifest = load_manifest(request.data.manifest)
-    with next_step(f"--split {' or '.join(list(manifest.splits)[:SHOWN])}"):
+    with next_step(option("split") + f" {' or '.join(list(manifest.splits)[:SHOWN])}"):
         manifest.split(request.data.split)
     if request.files.per_class is not None:
         _require_ours(request.files.per_class)
@@ -61,7 +66,7 @@ def _require_ours(table: Path) -> None:
             head = file.readline(len(TABLE_HEADER) + 2)
     if table.exists() and head.strip() != TABLE_HEADER.encode():
         raise UsageError(
-            f"--per-class {table}: this is there already, and no table of classes; nothing was changed",
+            option("per_class") + f" {table}: this is there already, and no table of classes; nothing was changed",
             hint="give the path of a new .csv",
         )
 
@@ -74,7 +79,7 @@ def next_step(hint: str) -> Iterator[None]:
     except UsageError as problem:
         if problem.hint:
             raise
-        raise type(problem)(problem.message, hint=hint) from problem
+        raise problem.reworded(hint=hint) from problem
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def ready_sets(request: ProtocolRequest, reporter: Reporter) -> ReadySets:
         check(one)
     ready, missing = _there(wanted, requests)
     for line in missing:
-        reporter.note(f"{line['set']}: {line['problem']}")
+        reporter.note(f"{line['set']}: " + line["problem"])
     require_any(missing, ready)
     return ReadySets(
         protocol=protocol,
@@ -118,7 +123,7 @@ def ready_sets(request: ProtocolRequest, reporter: Reporter) -> ReadySets:
 
 def _options(request: ProtocolRequest) -> dict[str, str | None]:
     names = ("manifest", "split", "vocabulary", "classes", "without")
-    return {f"--{name}": None if (value := getattr(request.given, name)) is None else str(value) for name in names}
+    return {name: None if (value := getattr(request.given, name)) is None else str(value) for name in names}
 
 
 def _request_of(item: ProtocolSet, protocol: Protocol, request: ProtocolRequest) -> EvaluateRequest:

@@ -13,6 +13,7 @@ from teachonce.evaluation.contender import Contender, judge, load_contender
 from teachonce.evaluation.scores import Labels, Outcomes, class_table, confused_pairs, figures, paired
 from teachonce.evaluation.sets import EvaluationSet
 from teachonce.evaluation.statistics import wilson
+from teachonce.phrases import phrase
 from teachonce.stages.evaluate.checks import next_step
 from teachonce.stages.evaluate.request import EvaluateRequest, EvaluateResult
 
@@ -31,7 +32,7 @@ def score_set(request: EvaluateRequest, data: EvaluationSet, who: Contender, rep
     """
     template, work = request.entrant.template or data.manifest.template, request.work
     sides = [who] if who.prompts is None else [who.bare, who]
-    with next_step("shorten --template, or the names in --vocabulary"):
+    with next_step(phrase("shorten {template}, or the names in {vocabulary}")):
         judged = judge(sides, data, template, work, reporter)
     good, ours = judged[-1].decoded, judged[-1].outcomes
     beside = judged[0].outcomes if len(sides) > 1 else None

@@ -15,6 +15,7 @@ from teachonce.data.vocabulary import Vocabulary, load_vocabulary, shown
 from teachonce.errors import DataError, IntegrityError, UsageError
 from teachonce.models.prompt_names import CONFIG_FILE, EXPORTED, META_FILE, TENSORS_FILE
 from teachonce.models.spec import parse_spec
+from teachonce.phrases import phrase
 from teachonce.stages.export.request import ExportRequest, ExportResult
 
 if TYPE_CHECKING:
@@ -52,8 +53,10 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
         prompts = _with_student(prompts, request)
     else:
         reporter.note(
-            "no --classes: the run records no names, so that class weights are left out; add --classes FILE "
-            "for a weight matrix"
+            phrase(
+                "no {classes}: the run records no names, so that class weights are left out; add {classes} FILE for "
+                "a weight matrix"
+            )
         )
     with new_folder(request.out) as folder:
         facts, names = _write(folder, request, prompts, facts, classes)
@@ -121,20 +124,18 @@ def _write(
 
 def _weights(prompts: LoadedPrompts, classes: Vocabulary, where: str) -> npt.NDArray[np.float32]:
     """Features of the names; a name that the text tower cannot take is a fault of its list."""
+    from teachonce.models.tokens import NameRefused, NameTooLong  # torch
+
     try:
         weights: npt.NDArray[np.float32] = prompts.classifier(classes.names).cpu().numpy()
         return weights
-    except UsageError as problem:
-        for index, (class_id, name) in enumerate(zip(classes.ids, classes.names, strict=True)):
-            start = f"class name {index} ({name!r}) "
-            if problem.message.startswith(start):
-                why = problem.message.removeprefix(start)
-                too_long = "is too long: it " if why.startswith("takes") else ""
-                raise DataError(
-                    f"{where}: the name of class '{class_id}', {shown(name)}, {too_long}{why}",
-                    hint="write the name as one would say it, in few words",
-                ) from problem
-        raise
+    except NameRefused as problem:
+        too_long = "is too long: it " if isinstance(problem, NameTooLong) else ""
+        class_id = classes.ids[problem.index]
+        raise DataError(
+            f"{where}: the name of class '{class_id}', {shown(problem.name)}, {too_long}{problem.why}",
+            hint="write the name as one would say it, in few words",
+        ) from problem
 
 
 def _prove(folder: Path, prompts: LoadedPrompts, classes: Vocabulary | None) -> None:

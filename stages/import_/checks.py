@@ -6,6 +6,7 @@ from pathlib import Path
 
 from teachonce.errors import UsageError
 from teachonce.models.spec import parse_spec
+from teachonce.phrases import option, phrase
 from teachonce.stages.import_.request import ImportRequest
 
 
@@ -21,6 +22,8 @@ def check(request: ImportRequest) -> None:
 
 def _check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; --out is a folder", hint="give another --out; nothing was changed")
+        raise UsageError(
+            f"{out} is a file; " + option("out") + " is a folder", hint=phrase("{another out}; nothing was changed")
+        )
     if out.exists() and any(out.iterdir()):
-        raise UsageError(f"{out} is not empty", hint="give another --out; nothing was changed")
+        raise UsageError(f"{out} is not empty", hint=phrase("{another out}; nothing was changed"))

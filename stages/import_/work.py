@@ -13,9 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from teachonce import __version__
-from teachonce.core.files import atomic_write_bytes
+from teachonce.core.files import atomic_write_bytes, write_failed
 from teachonce.core.progress import Reporter
-from teachonce.errors import DataError, EnvironmentFault, UsageError
+from teachonce.errors import DataError, UsageError
 from teachonce.models.classifier import prompted_features
 from teachonce.models.clip import LoadedClip, load_clip
 from teachonce.models.foreign_prompts import ForeignPrompts, prove_student, read_foreign
@@ -23,6 +23,7 @@ from teachonce.models.prompt_files import PromptMeta, save_prompts
 from teachonce.models.prompt_names import META_FILE, TENSORS_FILE
 from teachonce.models.slots import SlotPrompts
 from teachonce.models.text_tower import TextTower
+from teachonce.phrases import another
 from teachonce.runs.folder import RESULTS
 from teachonce.stages.import_.request import ImportRequest, ImportResult
 
@@ -101,7 +102,7 @@ def _require_sound(request: ImportRequest, prompts: SlotPrompts, tower: TextTowe
         names = tower.tokenise(PROBES, SUFFIX, prompts.slots, request.position)
     except UsageError as problem:
         raise DataError(
-            f"{request.checkpoint}: {prompts.slots} slots leave no room for a name: {problem.message}",
+            f"{request.checkpoint}: {prompts.slots} slots leave no room for a name: " + problem.message,
             hint="give a run with fewer slots (TRAINER.COOP.N_CTX)",
         ) from problem
     if not bool(prompted_features(tower, prompts, names).isfinite().all()):
@@ -120,9 +121,7 @@ def _nothing_half_done(out: Path, files: tuple[str, ...]) -> Iterator[None]:
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
-            raise EnvironmentFault(
-                f"cannot make {out}: {problem.strerror or problem}", hint="give another --out"
-            ) from problem
+            raise write_failed(out, problem, hint=another("out")) from problem
         yield
     except BaseException:
         with contextlib.suppress(OSError):

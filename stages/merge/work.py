@@ -27,6 +27,7 @@ from teachonce.labels.format import EMBEDDING, LABELS, new_layout
 from teachonce.labels.ledger import key_digest
 from teachonce.labels.size import bytes_per_row
 from teachonce.labels.store import Arrays, LabelStore
+from teachonce.phrases import option, phrase
 from teachonce.stages.merge.request import MergeRequest, MergeResult
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def merge(request: MergeRequest, reporter: Reporter) -> MergeResult:
     first = parents[0]
     top_k = first.layout.top_k if request.top_k is None else request.top_k
     if top_k > first.layout.classes:
-        raise UsageError(f"--top-k {top_k} is larger than the vocabulary of {first.layout.classes} classes")
+        raise UsageError(option("top_k") + f" {top_k} is larger than the vocabulary of {first.layout.classes} classes")
     with owned(request.labels, reporter, request.force_unlock) as token:
         child, scales = _open_or_create(request, parents, weights, top_k, reporter)
         sources = copy_groups(child, parents, lambda name: name.startswith(STUDENTS))
@@ -83,21 +84,21 @@ def _weights(request: MergeRequest) -> tuple[float, ...]:
     """One positive weight a parent, adding up to 1."""
     count = len(request.parents)
     if count < 2:
-        raise UsageError(f"a merge needs at least two stores, found {count}", "teachonce merge --help")
+        raise UsageError(f"a merge needs at least two stores, found {count}", phrase("teachonce merge {help}"))
     if len({path.resolve() for path in request.parents}) < count:
-        raise UsageError("the same store is given twice; --weights says how much each store counts")
-    for name, value in (("top-k", request.top_k), ("threads", request.threads)):
+        raise UsageError(phrase("the same store is given twice; {weights} says how much each store counts"))
+    for name, value in ((option("top_k"), request.top_k), ("threads", request.threads)):
         if value is not None and value < 1:
-            raise UsageError(f"--{name} must be at least 1, found {value}")
+            raise UsageError(name + f" must be at least 1, found {value}")
     given = (1.0 / count,) * count if request.weights is None else request.weights
     if len(given) != count:
-        raise UsageError(f"--weights names {len(given)} numbers for {count} stores: expected one a store")
+        raise UsageError(option("weights") + f" names {len(given)} numbers for {count} stores: expected one a store")
     found = ", ".join(f"{weight:g}" for weight in given)
     if not all(math.isfinite(weight) and weight > 0 for weight in given):
-        raise UsageError(f"--weights must be positive numbers, found {found}")
+        raise UsageError(option("weights") + f" must be positive numbers, found {found}")
     if abs(math.fsum(given) - 1) > WEIGHTS_OFF:
         raise UsageError(
-            f"--weights must add up to 1, found {found}, which is {math.fsum(given):.7g}",
+            option("weights") + f" must add up to 1, found {found}, which is {math.fsum(given):.7g}",
             hint="leave them out for equal weights",
         )
     return given
@@ -118,7 +119,9 @@ def _require_alike(parents: Sequence[LabelStore]) -> None:
         if different:
             raise FingerprintError(
                 f"{parents[0].path} and {other.path} cannot be merged, they differ in:\n  " + "\n  ".join(different),
-                hint="teach both on the same split; `teachonce relabel --vocabulary` gives both the same classes",
+                hint=phrase(
+                    "teach both on the same split; `teachonce relabel {vocabulary}` gives both the same classes"
+                ),
             )
 
 

@@ -11,6 +11,7 @@ from teachonce.core.remote import is_remote
 from teachonce.core.sums import SUMS_FILE, digest_of, is_plain, require_unchanged
 from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
 from teachonce.models.prompt_names import EXPORTED, META_FILE, TENSORS_FILE
+from teachonce.phrases import option, phrase
 from teachonce.sharing.entries import files_of
 from teachonce.sharing.packing import HEAD_FILE, TAR, PackHead, check_pack, require_no_file, unpack, write_pack
 from teachonce.stages.pack.request import PackRequest, PackResult
@@ -31,9 +32,9 @@ def pack(request: PackRequest, reporter: Reporter) -> PackResult:
     if is_remote(request.source):
         raise UsageError(f"{request.source} is not on a disk of this machine", hint="copy it here, then pack it")
     if request.check and (request.out is not None or request.unpack):
-        raise UsageError("--check writes nothing: leave out --out and --unpack")
+        raise UsageError(phrase("{check} writes nothing: leave out {out} and {unpack}"))
     if request.out is None and not request.check:
-        raise UsageError("Missing option '--out'", "teachonce pack --help")
+        raise UsageError(phrase("Missing option '{out}'"), phrase("teachonce pack {help}"))
     if request.check or request.unpack:
         _require_pack(request.source)
     if request.out is None:
@@ -47,23 +48,30 @@ def _require_pack(source: Path) -> None:
     """Refuse what is to be packed first."""
     if (source / HEAD_FILE).exists():
         return
-    hint = f"teachonce pack {source} --out {source.resolve().name}{TAR} makes one"
+    hint = f"teachonce pack {source} " + option("out") + f" {source.resolve().name}{TAR} makes one"
     if (source / STORE_FILE).is_file():
         what = "a label store"
     elif (source / META_FILE).is_file():
         exported = (source / SUMS_FILE).is_file()
         what = "an export" if exported else "a run"
-        hint = hint if exported else f"teachonce export {source} --out DIR, then teachonce pack DIR"
+        hint = hint if exported else f"teachonce export {source} " + option("out") + " DIR, then teachonce pack DIR"
     else:
         return
-    raise UsageError(f"{source} is {what} and no pack: --check and --unpack take what `teachonce pack` wrote", hint)
+    raise UsageError(
+        f"{source} is {what} and no pack: "
+        + option("check")
+        + " and "
+        + option("unpack")
+        + " take what `teachonce pack` wrote",
+        hint,
+    )
 
 
 def _pack(source: Path, out: Path, reporter: Reporter) -> PackResult:
     if not source.is_dir():
         raise UsageError(f"{source} is no folder", hint="give a label store, or what `teachonce export` wrote")
     if out.absolute().is_relative_to(source.absolute()):
-        raise UsageError(f"{out} lies in {source}", hint="give an --out beside it")
+        raise UsageError(f"{out} lies in {source}", hint=phrase("give an {out} beside it"))
     (require_no_file if out.suffix == TAR else require_new)(out)
     kind: Literal["label-store", "prompts"]
     if (source / STORE_FILE).is_file():
@@ -73,7 +81,7 @@ def _pack(source: Path, out: Path, reporter: Reporter) -> PackResult:
     else:
         raise DataError(
             f"{source} is neither a label store nor an export of prompts",
-            hint="give LABELS.zarr, or the --out folder of `teachonce export`",
+            hint=phrase("give LABELS.zarr, or the {out} folder of `teachonce export`"),
         )
     name = source.resolve().name
     if not is_plain(name):
@@ -104,10 +112,10 @@ def _verified_store(source: Path, reporter: Reporter) -> str:
     if checked.exit_code == IncompleteError.exit_code:
         raise IncompleteError(
             f"{source} is not complete: {checked.chunks_missing} chunks are missing; {problem}",
-            hint=f"{next_step}, then pack",
+            hint=next_step + ", then pack",
         )
     raise IntegrityError(
-        f"{source} is damaged: {len(checked.faults)} faults, the first: {problem}", hint=f"{next_step}, then pack"
+        f"{source} is damaged: {len(checked.faults)} faults, the first: {problem}", hint=next_step + ", then pack"
     )
 
 
@@ -117,7 +125,7 @@ def _verified_export(source: Path) -> str:
     if not (source / SUMS_FILE).is_file():
         raise DataError(
             f"{source} is a run, or an export that lost its {SUMS_FILE}",
-            hint=f"teachonce export {source} --out DIR, then pack DIR",
+            hint=f"teachonce export {source} " + option("out") + " DIR, then pack DIR",
         )
     require_unchanged(source, EXPORTED, whole=True)
     return load_prompts(source).tensors_digest

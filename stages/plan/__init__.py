@@ -10,6 +10,7 @@ from pathlib import Path
 
 from teachonce.core.progress import Reporter
 from teachonce.errors import UsageError
+from teachonce.phrases import phrase
 from teachonce.stages.plan.request import Compared, CompareResult, PlanRequest, PlanResult
 
 __all__ = ["CompareResult", "Compared", "PlanRequest", "PlanResult", "compare", "plan"]
@@ -28,7 +29,7 @@ def plan(request: PlanRequest, reporter: Reporter) -> PlanResult:
 
     check_request(request.teach)
     if (request.rate is not None and request.rate <= 0) or request.seconds <= 0:
-        raise UsageError("--rate and --set seconds must be above 0")
+        raise UsageError(phrase("{rate} and {set} seconds must be above 0"))
     return planned(request, wanted_store(request.teach, reporter), reporter)
 
 

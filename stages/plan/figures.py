@@ -19,6 +19,7 @@ from teachonce.labels.format import LABELS, Layout, new_layout
 from teachonce.labels.ledger import IN_TURN, require_fingerprint
 from teachonce.labels.selection import few_shot_samples
 from teachonce.labels.store import LabelStore
+from teachonce.phrases import Phrase, option, phrase, setting
 from teachonce.stages.plan.outcome import KIND, SCHEMA
 from teachonce.stages.plan.request import PlanRequest, PlanResult
 from teachonce.stages.teach.request import TeachRequest
@@ -220,15 +221,15 @@ def _memory_free(probe: Rehearsal | None) -> int:
 def _disk_advice(total: Estimate, free: int, wanted: WantedStore) -> list[str]:
     if total.high <= free:
         return []
-    ways = [f"--labels on a disk with {total.high / 1e9:.1f} GB free"]
+    ways = [option("labels") + f" on a disk with {total.high / 1e9:.1f} GB free"]
     if wanted.top_k > 16:
-        ways.append(f"a smaller --top-k than {wanted.top_k}")
+        ways.append(phrase("a smaller {top_k}") + f" than {wanted.top_k}")
     if wanted.embeddings == "float16":
-        ways.append("--embeddings int8, half the bytes")
+        ways.append(phrase("{embeddings} int8, half the bytes"))
     if wanted.views.views > 1:
-        ways.append("fewer --views")
-    ways.append("fewer --student, which can be added later")
-    return [f"the store may not fit: {free / 1e9:.1f} GB are free; take " + ", or ".join(ways)]
+        ways.append(phrase("fewer {views}"))
+    ways.append(phrase("fewer {student}, which can be added later"))
+    return [f"the store may not fit: {free / 1e9:.1f} GB are free; take " + Phrase(", or ").join(ways)]
 
 
 def _memory_advice(estimates: list[Estimate], free: int, probe: Rehearsal | None) -> list[str]:
@@ -237,7 +238,11 @@ def _memory_advice(estimates: list[Estimate], free: int, probe: Rehearsal | None
         return []
     return [
         f"memory may not suffice: {free / 1e9:.1f} GB are free and {needed.high / 1e9:.1f} may be needed; fewer "
-        "--workers, a smaller --set batch_size, or --set class_tile=4096"
+        + option("workers")
+        + ", a smaller "
+        + option("set")
+        + " batch_size, or "
+        + setting("class_tile", "4096")
     ]
 
 

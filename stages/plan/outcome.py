@@ -12,6 +12,7 @@ from teachonce.errors import DataError, UsageError
 from teachonce.labels.format import LABELS
 from teachonce.labels.size import bytes_per_row
 from teachonce.labels.store import LabelStore
+from teachonce.phrases import phrase
 from teachonce.stages.plan.request import Compared, CompareResult
 from teachonce.teaching.estimate import (
     ANOTHER,
@@ -37,9 +38,11 @@ def compared(plan_file: Path, labels: Path, reporter: Reporter) -> CompareResult
         rows, chunks, there = (int(document[key]) for key in ("rows", "chunks", "chunks_there"))
         known = document["kind"] == KIND and document["schema"] == SCHEMA
     except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise DataError(f"{plan_file} is no plan: {problem}", hint="`teachonce plan` with --out FILE.json") from problem
+        raise DataError(
+            f"{plan_file} is no plan: {problem}", hint=phrase("`teachonce plan` with {out} FILE.json")
+        ) from problem
     if not known:
-        raise DataError(f"{plan_file} is no plan of this version", hint="`teachonce plan` with --out FILE.json")
+        raise DataError(f"{plan_file} is no plan of this version", hint=phrase("`teachonce plan` with {out} FILE.json"))
     if there:
         reporter.note(f"{there} chunks were there before the plan: bytes are compared with what was to be added")
     store = LabelStore.open(labels)

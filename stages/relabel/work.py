@@ -24,6 +24,7 @@ from teachonce.labels.format import EMBEDDING, LABELS, Layout, new_layout
 from teachonce.labels.size import bytes_per_row
 from teachonce.labels.store import Arrays, LabelStore
 from teachonce.models.spec import parse_spec
+from teachonce.phrases import option, phrase
 from teachonce.stages.relabel.request import RelabelRequest, RelabelResult
 
 if TYPE_CHECKING:
@@ -90,22 +91,22 @@ def relabel(request: RelabelRequest, reporter: Reporter) -> RelabelResult:
 
 def _check(request: RelabelRequest) -> None:
     """What can be known without opening a store."""
-    for name, value in (("top-k", request.top_k), ("threads", request.threads)):
+    for name, value in ((option("top_k"), request.top_k), ("threads", request.threads)):
         if value is not None and value < 1:
-            raise UsageError(f"--{name} must be at least 1, found {value}")
+            raise UsageError(name + f" must be at least 1, found {value}")
     for template in request.templates or ():
         require_template(template)
     if request.templates is not None and not request.templates:
-        raise UsageError("at least one template is needed", hint='for example --template "a photo of a {}."')
+        raise UsageError("at least one template is needed", hint=phrase('for example {template} "a photo of a {{}}."'))
     taus = request.temperatures
     if taus is not None and (not taus or taus[0] != 1 or len(set(taus)) < len(taus)):
         raise UsageError(
-            f"--temperatures must begin with 1 and name each once, found {_listed(taus)}",
-            hint="for example --temperatures 1,2,4",
+            option("temperatures") + f" must begin with 1 and name each once, found {_listed(taus)}",
+            hint=phrase("for example {temperatures} 1,2,4"),
         )
     for tau in taus or ():
         if not (math.isfinite(tau) and tau > 0):
-            raise UsageError(f"--temperatures must be positive numbers, found {tau:g}")
+            raise UsageError(option("temperatures") + f" must be positive numbers, found {tau:g}")
     if request.teacher is not None:
         parse_spec(request.teacher)
 
@@ -121,14 +122,14 @@ def _plan(request: RelabelRequest, parent: LabelStore) -> _Plan:
         vocabulary = take_classes(vocabulary, read_class_ids(request.classes, vocabulary))
     top_k = min(parent.layout.top_k, len(vocabulary)) if request.top_k is None else request.top_k
     if top_k > len(vocabulary):
-        raise UsageError(f"--top-k {top_k} is larger than the vocabulary of {len(vocabulary)} classes")
+        raise UsageError(option("top_k") + f" {top_k} is larger than the vocabulary of {len(vocabulary)} classes")
     temperatures = request.temperatures or parent.layout.temperatures
     templates = request.templates or tuple(stored["templates"])
     present = (parent.vocabulary().digest, tuple(stored["templates"]), parent.layout.top_k, parent.layout.temperatures)
     if present == (vocabulary.digest, templates, top_k, temperatures):
         raise UsageError(
             f"nothing to change: {parent.path} has these classes, templates, top k and temperatures already",
-            hint="give --vocabulary, --template, --top-k, --temperatures or --classes",
+            hint=phrase("give {vocabulary}, {template}, {top_k}, {temperatures} or {classes}"),
         )
     layout = new_layout(parent.layout.rows, len(vocabulary), top_k, temperatures, parent.layout.chunk_rows)
     fingerprint = stored | {
@@ -173,7 +174,7 @@ def _class_embeddings(
 
     spec = request.teacher or named
     if spec is None:
-        raise UsageError("new names or templates need the teacher's text tower: give --teacher MODEL")
+        raise UsageError(phrase("new names or templates need the teacher's text tower: give {teacher} MODEL"))
     reporter.note(f"loading the teacher {spec}")
     parse_spec(spec)
     clip = load_clip(spec, pick_device())
@@ -182,7 +183,7 @@ def _class_embeddings(
         raise FingerprintError(
             f"'{spec}' is not the teacher of {parent.path}:\n  teacher_digest: stored {wanted!r}, asked for "
             f"{clip.digest!r}",
-            hint="name the model that the store was taught with: --teacher MODEL",
+            hint=phrase("name the model that the store was taught with: {teacher} MODEL"),
         )
     reporter.note(f"encoding {len(names)} class names with the teacher")
     encoded: FloatArray = ensemble_features(clip, names, plan.templates).cpu().numpy()

@@ -5,14 +5,16 @@ It trains and evaluates nothing; the student's text tower runs only for sample r
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from teachonce.core.progress import Reporter
 from teachonce.stages.report.request import ReportRequest, ReportResult
 
 __all__ = ["ReportRequest", "ReportResult", "report"]
 
 
-def report(request: ReportRequest, reporter: Reporter) -> ReportResult:
-    """Read the runs, count, draw and write.
+def report(request: ReportRequest, reporter: Reporter, spell: Callable[[str], str] = str) -> ReportResult:
+    """Read the runs, count, draw and write; `spell` says how options of commands are spelled on the page.
 
     Raises:
         UsageError: --out is a folder or lies in none.
@@ -21,4 +23,4 @@ def report(request: ReportRequest, reporter: Reporter) -> ReportResult:
     """
     from teachonce.stages.report import work
 
-    return work.report(request, reporter)
+    return work.report(request, reporter, spell)

@@ -8,16 +8,16 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.progress import Reporter
 from teachonce.errors import UsageError
 from teachonce.models.spec import parse_spec
+from teachonce.phrases import command_line, option, phrase
 from teachonce.reports.folder import Folder, read_folder
 from teachonce.runs.reader import Run
 from teachonce.stages.report.request import ReportRequest, ReportResult
@@ -28,9 +28,16 @@ if TYPE_CHECKING:
 
 LIST = "files.csv"  # what a report wrote beside its page, with digests; what it lists is a report's to replace
 
+T = TypeVar("T")
 
-def report(request: ReportRequest, reporter: Reporter) -> ReportResult:
+
+def report(request: ReportRequest, reporter: Reporter, spell: Callable[[str], str] = str) -> ReportResult:
     """Read the runs, count, draw and write.
+
+    Args:
+        request: what to report on, and where to.
+        reporter: told about progress.
+        spell: how the page spells the options of commands that it names.
 
     Raises:
         UsageError: --out is a folder or lies in none.
@@ -46,24 +53,32 @@ def report(request: ReportRequest, reporter: Reporter) -> ReportResult:
 
     from teachonce.reports.page import build  # brings matplotlib
 
-    store = _fidelity(labels, folder)
-    samples = _samples(request, labels, folder, reporter)
-    made = build(folder, store, samples, None if labels is None else str(labels), _command(request))
+    store = _spelled(_fidelity(labels, folder), spell)
+    samples = _spelled(_samples(request, labels, folder, reporter), spell)
+    made = build(folder, store, samples, None if labels is None else str(labels), _command(request), spell)
     beside = request.out.with_name(f"{request.out.stem}-files")
     atomic_write_bytes(request.out, made.html.encode())
     _write_files(beside, made.files)
     return _result(request, folder, made, beside, time.monotonic() - began)
 
 
+def _spelled(found: T, spell: Callable[[str], str]) -> T | str:
+    """What was found, or, spelled for who reads the page, why there is nothing."""
+    return spell(found) if isinstance(found, str) else found
+
+
 def _check(request: ReportRequest) -> None:
     if request.student is not None:
         parse_spec(request.student)
     if request.out.is_dir():
-        raise UsageError(f"{request.out} is a folder; --out is the page to write", hint="give --out report.html")
+        raise UsageError(
+            f"{request.out} is a folder; " + option("out") + " is the page to write",
+            hint=phrase("give {out} report.html"),
+        )
     if not request.out.parent.is_dir():
         raise UsageError(
             f"there is no folder {request.out.parent} to write {request.out.name} to",
-            hint="make it, or give another --out",
+            hint=phrase("make it, or {another out}"),
         )
 
 
@@ -79,7 +94,7 @@ def _recorded_labels(folder: Folder) -> Path | None:
 def _fidelity(labels: Path | None, folder: Folder) -> Mapping[str, Any] | str:
     if labels is None:
         recorded = folder.grid.get("labels") or folder.base.runs[0].start.get("labels")
-        return f"the label store is not where the runs had it ({recorded}); give --labels STORE"
+        return f"the label store is not where the runs had it ({recorded}); give " + option("labels") + " STORE"
     from teachonce.reports.samples import store_fidelity
 
     return store_fidelity(labels)
@@ -87,9 +102,9 @@ def _fidelity(labels: Path | None, folder: Folder) -> Mapping[str, Any] | str:
 
 def _samples(request: ReportRequest, labels: Path | None, folder: Folder, reporter: Reporter) -> Samples | str:
     if request.root is None:
-        return "the images were not given; add --root DIR, the folder that the store was taught from"
+        return phrase("the images were not given; add {root} DIR, the folder that the store was taught from")
     if labels is None:
-        return "there is no label store; give --labels STORE"
+        return phrase("there is no label store; give {labels} STORE")
     from teachonce.reports.samples import sample_rows
 
     return sample_rows(labels, request.root, _shown_run(folder), request.student, reporter)
@@ -104,10 +119,8 @@ def _shown_run(folder: Folder) -> Run:
 
 
 def _command(request: ReportRequest) -> str:
-    words = ["teachonce", "report", str(request.folder), "--out", str(request.out)]
-    for option, value in (("--labels", request.labels), ("--root", request.root), ("--student", request.student)):
-        words += [] if value is None else [option, str(value)]
-    return shlex.join(words)
+    given = {"out": request.out, "labels": request.labels, "root": request.root, "student": request.student}
+    return command_line("report", str(request.folder), **{key: str(v) for key, v in given.items() if v is not None})
 
 
 def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:

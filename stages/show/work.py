@@ -13,6 +13,7 @@ from typing import Any
 from teachonce.core.documents import read_object
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError
+from teachonce.phrases import option
 from teachonce.reports.curves import band
 from teachonce.reports.folder import EMPTY_HINT, SEED, Folder, Group, read_folder
 from teachonce.reports.tables import Line, Measure, best_group, measures
@@ -57,7 +58,7 @@ def _folder(path: Path) -> ShowResult:
         not_counted=tuple(asdict(entry) for entry in folder.unusable),
         config=_config(folder.base),
         figures={},
-        next=f"teachonce report {path} --out report.html",
+        next=f"teachonce report {path} " + option("out") + " report.html",
     )
 
 

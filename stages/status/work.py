@@ -13,6 +13,7 @@ from pathlib import Path
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError
 from teachonce.labels.status import StoreStatus, is_store, store_status
+from teachonce.phrases import phrase
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.grid_status import GridStatus, grid_status, is_grid
 from teachonce.runs.status import RunStatus, is_run, run_status
@@ -23,7 +24,7 @@ Test = Callable[[Path], bool]
 Look = Callable[[Path, float], Status]
 
 KINDS: tuple[tuple[Test, Look], ...] = ((is_grid, grid_status), (is_run, run_status), (is_store, store_status))
-EXPECTED = "a label store (OUT.zarr of teach), a run folder (--out of train) or a grid folder (--out of ablate)"
+EXPECTED = phrase("a label store (OUT.zarr of teach), a run folder ({out} of train) or a grid folder ({out} of ablate)")
 NAMED, SEARCHED = 5, 200  # folders inside that a message names, and that are looked at in each folder
 
 
@@ -49,23 +50,23 @@ def _look_of(folder: Path) -> Look | None:
 def _unknown(folder: Path) -> DataError:
     if not folder.exists():
         return DataError(
-            f"{folder} does not exist; expected {EXPECTED}",
+            f"{folder} does not exist; expected " + EXPECTED,
             hint="check the path; a run makes its folder once its model is loaded",
         )
     if not folder.is_dir():
-        return DataError(f"{folder} is a file; expected {EXPECTED}", hint=f"teachonce status {folder.parent}")
+        return DataError(f"{folder} is a file; expected " + EXPECTED, hint=f"teachonce status {folder.parent}")
     inside = list(itertools.islice(_inside(folder), NAMED))
     if inside:
         return DataError(
-            f"{folder} holds such folders and is none itself; expected {EXPECTED}",
+            f"{folder} holds such folders and is none itself; expected " + EXPECTED,
             hint="teachonce status " + " or ".join(map(str, inside)),
         )
     if RunFolder(folder).tensors.is_file():
         return DataError(
-            f"{folder} holds finished prompts and no run; expected {EXPECTED}",
+            f"{folder} holds finished prompts and no run; expected " + EXPECTED,
             hint="look at the run that they were exported from",
         )
-    return DataError(f"{folder} is none of these: {EXPECTED}", hint="check the path")
+    return DataError(f"{folder} is none of these: " + EXPECTED, hint="check the path")
 
 
 def _inside(folder: Path) -> Iterator[Path]:

@@ -7,6 +7,7 @@ from teachonce.data.vocabulary import read_class_ids
 from teachonce.errors import UsageError
 from teachonce.labels.selection import Rule, choose, save_selection
 from teachonce.labels.store import LabelStore
+from teachonce.phrases import option
 from teachonce.stages.subset.request import SubsetRequest, SubsetResult
 
 SHOWN = 10
@@ -22,7 +23,7 @@ def subset(request: SubsetRequest, reporter: Reporter) -> SubsetResult:
         EnvironmentFault: the file cannot be written.
     """
     if request.out.suffix != ".json":
-        raise UsageError(f"--out {request.out}: the name of a selection ends in .json")
+        raise UsageError(option("out") + f" {request.out}: the name of a selection ends in .json")
     store = LabelStore.open(request.labels)
     classes = None if request.classes is None else read_class_ids(request.classes, store.vocabulary())
     rule = Rule(

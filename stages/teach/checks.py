@@ -8,10 +8,13 @@ from teachonce.data.manifests import load_manifest, require_root
 from teachonce.data.vocabulary import Vocabulary, load_vocabulary, require_template
 from teachonce.errors import UsageError
 from teachonce.models.spec import parse_spec
+from teachonce.phrases import option, phrase
 from teachonce.stages.teach.request import TeachRequest
 from teachonce.teaching.store import WantedStore
 
 DEFAULT_TOP_K = 100
+
+SETTINGS = ("batch_size", "threads", "class_tile")  # of the numbers of a request: those that are no options
 
 
 def check_request(request: TeachRequest) -> None:
@@ -22,27 +25,28 @@ def check_request(request: TeachRequest) -> None:
     """
     kept, computing = request.kept, request.computing
     for name, value in (
-        ("batch-size", computing.batch_size),
-        ("top-k", kept.top_k),
-        ("chunk-rows", kept.chunk_rows),
+        ("batch_size", computing.batch_size),
+        ("top_k", kept.top_k),
+        ("chunk_rows", kept.chunk_rows),
         ("threads", computing.threads),
         ("shots", request.data.shots),
-        ("class-tile", computing.class_tile),
+        ("class_tile", computing.class_tile),
     ):
         if value is not None and value < 1:
-            raise UsageError(f"--{name} must be at least 1, found {value}")
+            named = name if name in SETTINGS else option(name)
+            raise UsageError(named + f" must be at least 1, found {value}")
     if not 0 <= request.max_failed_share <= 1:
         raise UsageError(f"max_failed_share must be between 0 and 1, found {request.max_failed_share}")
     if request.teacher is None and not request.students:
-        raise UsageError("nothing to compute: give --teacher MODEL, --student MODEL, or both")
+        raise UsageError(phrase("nothing to compute: give {teacher} MODEL, {student} MODEL, or both"))
     for spec in filter(None, (request.teacher, *request.students)):
         parse_spec(spec)
     for template in request.kept.templates:
         require_template(template)
     if request.kept.embeddings and request.teacher is None:
-        raise UsageError("--embeddings are the teacher's: give --teacher MODEL too")
+        raise UsageError(phrase("{embeddings} are the teacher's: give {teacher} MODEL too"))
     if not request.labels.name.endswith(".zarr"):
-        raise UsageError(f"--labels {request.labels}: the name of a label store ends in .zarr")
+        raise UsageError(option("labels") + f" {request.labels}: the name of a label store ends in .zarr")
 
 
 def wanted_store(request: TeachRequest, reporter: Reporter) -> WantedStore:
@@ -89,5 +93,7 @@ def _top_k(request: TeachRequest, vocabulary: Vocabulary) -> int:
     if request.kept.top_k is None:
         return min(DEFAULT_TOP_K, len(vocabulary))
     if request.kept.top_k > len(vocabulary):
-        raise UsageError(f"--top-k {request.kept.top_k} is larger than the vocabulary of {len(vocabulary)} classes")
+        raise UsageError(
+            option("top_k") + f" {request.kept.top_k} is larger than the vocabulary of {len(vocabulary)} classes"
+        )
     return request.kept.top_k

@@ -17,6 +17,7 @@ from teachonce.labels.ledger import IN_TURN, PHASES
 from teachonce.labels.size import bytes_per_row
 from teachonce.labels.staging import clear_staging
 from teachonce.labels.store import LabelStore
+from teachonce.phrases import phrase
 from teachonce.stages.teach.loading import load_models, teach_job
 from teachonce.stages.teach.request import TeachRequest, TeachResult
 from teachonce.teaching import chunk as chunk_tasks
@@ -25,11 +26,11 @@ from teachonce.teaching.delivery import ChunkReport, deliver
 from teachonce.teaching.store import WantedStore, open_or_create
 
 ADVICE = {
-    "read": "the archives are read slowly; local disks, or more --workers on other machines",
-    "decode": "more --set threads=N, or more workers: decoding runs on CPU cores only",
-    "forward": "the models keep the device busy, as they should; --set precision=bf16 on a GPU, or more workers",
-    "top_k": "the vocabulary is large for this device; a larger --set batch_size, or a smaller --top-k",
-    "write": "the store's disk is slow, or chunks are small; a larger --chunk-rows",
+    "read": phrase("the archives are read slowly; local disks, or more {workers} on other machines"),
+    "decode": phrase("more {threads=N}, or more workers: decoding runs on CPU cores only"),
+    "forward": phrase("the models keep the device busy, as they should; {precision=bf16} on a GPU, or more workers"),
+    "top_k": phrase("the vocabulary is large for this device; a larger {set} batch_size, or a smaller {top_k}"),
+    "write": phrase("the store's disk is slow, or chunks are small; a larger {chunk_rows}"),
 }
 
 
@@ -126,7 +127,7 @@ def _require_few_failures(failed: int, request: TeachRequest, store: LabelStore)
         raise DataError(
             f"{failed} of {store.layout.rows} images failed, over max_failed_share = {request.max_failed_share}; "
             f"reasons are in {_failure_log(store)}",
-            hint="look at the archives; add --set max_failed_share=... if these images are known to be bad",
+            hint=phrase("look at the archives; add {max_failed_share=...} if these images are known to be bad"),
         )
 
 
@@ -161,7 +162,7 @@ def _bottleneck(tally: _Tally) -> str:
     slowest = max(IN_TURN, key=lambda phase: tally.phases[phase])
     if slowest == "wait":
         slowest = "read" if tally.phases["read"] > tally.phases["decode"] else "decode"
-    return f"{slowest}: {ADVICE[slowest]}"
+    return f"{slowest}: " + ADVICE[slowest]
 
 
 def _finish(

@@ -11,6 +11,7 @@ from teachonce.errors import DataError, TeachOnceError, UsageError
 from teachonce.labels.format import EMBEDDING
 from teachonce.labels.selection import Selection
 from teachonce.labels.store import LabelStore
+from teachonce.phrases import option, phrase, setting
 from teachonce.training.config import TrainConfig
 from teachonce.training.requirements import Holdings, Lack, requirements
 
@@ -48,8 +49,8 @@ def require_images(config: TrainConfig, root: Path | None) -> None:
     """
     if requirements(config).images and root is None:
         raise UsageError(
-            f"tower = '{config.prompts.tower}' reads images in training, and --root is missing",
-            hint="give --root DATA, the folder that the store was taught from",
+            f"tower = '{config.prompts.tower}' reads images in training, and " + option("root") + " is missing",
+            hint=phrase("give {root} DATA, the folder that the store was taught from"),
         )
 
 
@@ -58,12 +59,12 @@ def _refusal(lack: Lack, config: TrainConfig, store: LabelStore, held: Holdings)
     if lack == "views":
         return UsageError(
             f"views_per_step = {config.loop.views_per_step}: {store.path} holds {held.views} of each sample",
-            hint=f"use at most {held.views}, or teach a store with more --views",
+            hint=f"use at most {held.views}, or teach a store with more " + option("views"),
         )
     if lack == "teacher":
         return UsageError(
             f"{store.path} was made without a teacher: it has no soft labels for supervision = '{loss.supervision}'",
-            hint="train with --supervision hard, or make a store with `teachonce teach ... --teacher MODEL`",
+            hint=phrase("train with {supervision} hard, or make a store with `teachonce teach ... {teacher} MODEL`"),
         )
     if lack == "embeddings":
         return DataError(
@@ -74,16 +75,18 @@ def _refusal(lack: Lack, config: TrainConfig, store: LabelStore, held: Holdings)
         return UsageError(
             f"teacher temperature = {loss.tau_teacher}: {store.path} holds the mass outside the top "
             f"{store.layout.top_k} for the temperatures {', '.join(map(str, held.temperatures))} only",
-            hint="use one of these, or --set targets=embedding with a store that keeps embeddings, or "
-            "--set tail=renormalise, which reads no tail",
+            hint=phrase(
+                "use one of these, or {targets=embedding} with a store that keeps embeddings, or {tail=renormalise}, "
+                "which reads no tail"
+            ),
         )
     if lack == "soft_classes":
         return UsageError(
             f"tail = 'renormalise': soft labels of {store.path} have one class here, which renormalised "
             "is certain whatever the prompts: nothing would be learned from them",
-            hint="use another --set tail=..., or more classes of each soft label",
+            hint=phrase("use another {tail=...}, or more classes of each soft label"),
         )
     return UsageError(
         f"sampled_top = {config.candidates.sampled_top}: soft labels of {store.path} have {held.top_k} classes here",
-        hint=f"--set sampled_top={held.top_k}, or a store with a larger --top-k",
+        hint=setting("sampled_top", held.top_k) + ", or a store with a larger " + option("top_k"),
     )

@@ -21,6 +21,7 @@ from teachonce.errors import DataError, UsageError
 from teachonce.labels.selection import Selection, load_selection
 from teachonce.labels.store import LabelStore
 from teachonce.models.spec import parse_spec
+from teachonce.phrases import option, phrase, setting
 from teachonce.rows.pairing import Expected, prove_pairing, require_origin
 from teachonce.rows.working_set import WorkingSet, open_working_set
 from teachonce.runs import folder as run_folder
@@ -126,7 +127,7 @@ def _check_request(request: TrainRequest) -> None:
     if request.init is not None and not request.init.is_dir():
         raise UsageError(
             f"{request.init} is not a folder with prompts",
-            hint="give the --out folder of `teachonce train` or of `teachonce import`",
+            hint=phrase("give the {out} folder of `teachonce train` or of `teachonce import`"),
         )
 
 
@@ -152,7 +153,7 @@ def _build(
     if requirements(request.config).hard_labels and not rows.has_labels:
         raise DataError(
             f"no row of {store.path} has a class that is in its vocabulary: there are no hard labels to train on",
-            hint="train with --supervision soft, or teach with a vocabulary that holds the data's classes",
+            hint=phrase("train with {supervision} soft, or teach with a vocabulary that holds the data's classes"),
         )
     trainer = Trainer(request.config, clip, rows, images)
     start = OWN_START if request.init is None else _start_from(request.init, trainer)
@@ -186,12 +187,12 @@ def _start_from(folder: Path, trainer: Trainer) -> str:
             try:
                 learner.load_start(prompts)
             except UsageError as problem:
-                raise UsageError(f"the prompts in {folder}, {tower} tower: {problem.message}", problem.hint) from None
+                raise problem.reworded(f"the prompts in {folder}, {tower} tower: " + problem.message) from None
         elif (learner is None) != (prompts is None):
             raise UsageError(
                 f"the prompts in {folder} are of tower = '{loaded.meta.tower}', and this run's is "
                 f"'{trainer.config.prompts.tower}'",
-                hint=f"--set tower={loaded.meta.tower}",
+                hint=setting("tower", loaded.meta.tower),
             )
     carried = loaded.text is not None and not loaded.text.replace
     if (
@@ -202,13 +203,13 @@ def _start_from(folder: Path, trainer: Trainer) -> str:
         raise UsageError(
             f"the prompts in {folder} are carried; slots {trainer.config.prompts.position} the name have other "
             "states for every name: unshared-replace cannot start as them",
-            hint="--set position=before with prompts of that position, or another structure",
+            hint=phrase("{position=before} with prompts of that position, or another structure"),
         )
     if loaded.text is not None and loaded.meta.position != trainer.config.prompts.position:
         raise UsageError(
             f"the prompts in {folder} stand {loaded.meta.position} the name, and this run's "
             f"{trainer.config.prompts.position}",
-            hint=f"--set position={loaded.meta.position}",
+            hint=setting("position", loaded.meta.position),
         )
     return loaded.tensors_digest
 
@@ -275,7 +276,7 @@ def _loop(
                 log.write("checkpoint", step=done, seconds=round(time.monotonic() - began, 3))
                 began = time.monotonic()
             if stopping:  # asked once a step: a signal that comes after the checkpoint waits for the next one
-                reporter.note(f"stopped after step {done}; continue with --resume")
+                reporter.note(f"stopped after step {done}; continue with " + option("resume"))
                 break
             _measure(trainer, log, done)
 

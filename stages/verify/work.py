@@ -22,6 +22,7 @@ from teachonce.labels.header import RESTORE
 from teachonce.labels.ledger import key_digest
 from teachonce.labels.store import Arrays, LabelStore
 from teachonce.models.spec import parse_spec
+from teachonce.phrases import Phrase, option, phrase
 from teachonce.stages.verify.request import Fault, VerifyRequest, VerifyResult
 
 DEFAULT_SAMPLE = 256
@@ -55,13 +56,13 @@ def examine(request: VerifyRequest, reporter: Reporter) -> tuple[VerifyResult, s
 
 def _check(request: VerifyRequest) -> None:
     if request.teacher is None and (request.sample is not None or request.root is not None):
-        raise UsageError("--sample and --root say how to run the teacher again: give --teacher MODEL too")
+        raise UsageError(phrase("{sample} and {root} say how to run the teacher again: give {teacher} MODEL too"))
     if request.teacher is not None:
         parse_spec(request.teacher)
         if request.root is None:
-            raise UsageError("--teacher needs the images: give --root DIR, the folder that teach was given")
+            raise UsageError(phrase("{teacher} needs the images: give {root} DIR, the folder that teach was given"))
         if request.sample is not None and request.sample < 1:
-            raise UsageError(f"--sample must be at least 1, found {request.sample}")
+            raise UsageError(option("sample") + f" must be at least 1, found {request.sample}")
 
 
 def _verify(request: VerifyRequest, reporter: Reporter) -> tuple[VerifyResult, str]:
@@ -103,23 +104,25 @@ def _next_step(store: LabelStore, found: VerifyResult, fixed: int) -> str:
     """What mends a store of whose faults so many are in parts that are written only once."""
     steps = [RESTORE] if fixed else []
     if len(found.faults) > fixed + found.chunks_missing + found.chunks_dropped:
-        steps.append(f"teachonce verify {found.labels} --repair")
+        steps.append(f"teachonce verify {found.labels} " + option("repair"))
     if len(found.faults) > fixed:
         steps.append(f"run the same `{store.maker}` again: it writes what is lost")
-    return ", then ".join(steps)
+    return Phrase(", then ").join(steps)
 
 
 def _run_teacher(store: LabelStore, request: VerifyRequest, reporter: Reporter) -> tuple[dict[str, float], list[Fault]]:
     """Figures over the rows that were run again, and a fault for each that is not what the teacher says."""
     if not store.layout.top_k:
-        raise DataError(f"{store.path} was made without a teacher", hint="teachonce verify without --teacher")
+        raise DataError(f"{store.path} was made without a teacher", hint=phrase("teachonce verify without {teacher}"))
     from teachonce.teaching.recheck import recheck_rows
 
     assert request.teacher is not None and request.root is not None  # _check
     sample = request.sample or DEFAULT_SAMPLE
     checks = list(recheck_rows(store, request.teacher, request.root, sample, request.seed, reporter))
     if not checks:
-        raise DataError(f"{store.path}: none of {sample} random rows has an image", hint="give a larger --sample")
+        raise DataError(
+            f"{store.path}: none of {sample} random rows has an image", hint=phrase("give a larger {sample}")
+        )
     figures = {
         "rows": float(len(checks)),
         "rows_wrong": float(sum(bool(check.problem) for check in checks)),

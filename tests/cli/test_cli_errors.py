@@ -18,6 +18,7 @@ import stage_stubs
 
 from teachonce import errors
 from teachonce.cli.app import Terminated
+from teachonce.phrases import option, phrase
 
 Command = Callable[..., Any]
 
@@ -55,10 +56,21 @@ def test_an_explained_error(
     }
 
 
+def test_options_that_the_library_names_are_flags_here(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
+    """In message and hint, for a person and in the document for a program."""
+    stubs.problem = errors.UsageError(
+        option("top_k") + " 5 is too many", hint=phrase("{another out}, or add {tail=none}; see {help}")
+    )
+    message, hint = "--top-k 5 is too many", "give another --out, or add --set tail=none; see --help"
+    assert teachonce_here("inspect", "x.zarr").err == f"error: {message}\nnext: {hint}\n"
+    told = teachonce_here("inspect", "x.zarr", "--json").document["error"]
+    assert (told["message"], told["hint"]) == (message, hint)
+
+
 @pytest.mark.parametrize(
     ("problem", "code", "word"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "/disk/x.zarr"), 6, "/disk/x.zarr"),
+        (OSError(errno.ENOSPC, "No space left on device", "/disk/x.zarr"), 5, "/disk/x.zarr"),
         (PermissionError(errno.EACCES, "Permission denied", "/disk/x.zarr"), 6, "/disk/x.zarr"),
         (OSError(errno.EROFS, "Read-only file system", "/disk/x.zarr"), 6, "/disk/x.zarr"),
         (ModuleNotFoundError("No module named 'zarr'", name="zarr"), 6, "'zarr'"),

@@ -53,7 +53,7 @@ def test_a_living_owner_is_named(tmp_path: Path) -> None:
     assert f"process {os.getpid()} on {socket.gethostname()}" in str(caught.value) and "last sign 0 s" in str(
         caught.value
     )
-    assert "--force-unlock" in caught.value.hint
+    assert "`force_unlock`" in caught.value.hint
 
 
 def a_dead_process() -> tuple[int, float]:

@@ -228,7 +228,7 @@ def test_a_wrong_override_is_refused_with_its_text(override: str) -> None:
     """The message quotes what was given on the command line."""
     with pytest.raises(UsageError) as caught:
         load_train_config(None, [override])
-    assert "--set" in str(caught.value) and "steps" in str(caught.value)
+    assert "`set`" in str(caught.value) and "steps" in str(caught.value)
 
 
 def test_the_digest_depends_on_every_value() -> None:
@@ -298,7 +298,7 @@ def test_a_wrong_override_says_what_was_expected_and_what_to_do(override: str, w
     """Type expected and found, or the range; and where the keys are listed."""
     with pytest.raises(UsageError, match=words) as caught:
         load_train_config(None, [override])
-    assert str(caught.value).startswith("--set") and "--set KEY=VALUE" in caught.value.hint
+    assert str(caught.value).startswith("`set`") and "`KEY=VALUE`" in caught.value.hint
 
 
 def test_a_mistake_in_a_config_file_has_a_next_step(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_a_mistake_in_a_config_file_has_a_next_step(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(UsageError, match=re.escape("c.toml")) as caught:
             load_train_config(file)
-        assert "teachonce train --print-config" in caught.value.hint
+        assert "teachonce train `print_config`" in caught.value.hint
 
 
 def test_the_settings_of_other_commands_say_which_keys_there_are() -> None:

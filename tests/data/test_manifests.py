@@ -89,7 +89,7 @@ def test_the_root_must_be_given_and_be_a_folder(tmp_path: Path) -> None:
     """No root: exit 2 with the flag; no folder: exit 3; both say where the data comes from."""
     with pytest.raises(UsageError, match="needs the folder") as caught:
         require_root(a_manifest(), None)
-    assert "--root" in caught.value.hint and "Ask for it." in caught.value.hint
+    assert "`root`" in caught.value.hint and "Ask for it." in caught.value.hint
     with pytest.raises(DataError, match="gone is not a folder") as missing:
         require_root(a_manifest(), tmp_path / "gone")
     assert missing.value.hint == "Ask for it."

@@ -133,7 +133,7 @@ def test_wrong_timm_lists_and_rules_are_answered_with_the_nearest() -> None:
     """Exit 2 and a suggestion."""
     with pytest.raises(UsageError, match="no class list 'imagenet2k': did you mean") as caught:
         load_vocabulary("timm:imagenet2k")
-    assert "timm:NAME" in caught.value.hint and "--vocabulary" not in caught.value.hint
+    assert "timm:NAME" in caught.value.hint and "`vocabulary`" not in caught.value.hint
     with pytest.raises(UsageError, match="naming rule 'distinkt': did you mean 'distinct'") as caught:
         load_vocabulary("timm:imagenet22k/distinkt")
     assert "timm:NAME/RULE" in caught.value.hint

@@ -149,7 +149,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 
 def test_a_disk_that_cannot_be_written_is_an_environment_fault(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(EnvironmentFault, match="cannot write the demo world"):
+    with pytest.raises(EnvironmentFault, match="cannot write"):
         write_world(tmp_path / "file" / "world", 0, SMALL)
 
 

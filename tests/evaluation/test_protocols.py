@@ -55,12 +55,12 @@ def test_the_published_protocols_have_the_published_sets() -> None:
 def test_options_go_where_a_protocol_asks_for_them() -> None:
     """The split has a default, the vocabulary may lack, a set that needs more is left out, a manifest must be there."""
     protocol = load_protocol("in-vocabulary")
-    ready, left_out = filled_in(protocol, {"--manifest": "m", "--without": None, "--vocabulary": None})
+    ready, left_out = filled_in(protocol, {"manifest": "m", "without": None, "vocabulary": None})
     assert [(item.name, item.manifest, item.split, item.vocabulary) for item in ready] == [
         ("all-names", "m", "val", None)
     ]
     assert left_out == ["without-held-out-names"]
-    given = {"--manifest": "m", "--split": "test", "--vocabulary": "timm:imagenet22k", "--without": "held.tsv"}
+    given = {"manifest": "m", "split": "test", "vocabulary": "timm:imagenet22k", "without": "held.tsv"}
     ready, left_out = filled_in(protocol, given)
     assert [(item.without, item.split, item.vocabulary) for item in ready] == [
         (None, "test", "timm:imagenet22k"),
@@ -69,8 +69,8 @@ def test_options_go_where_a_protocol_asks_for_them() -> None:
     assert not left_out
     with pytest.raises(UsageError, match="needs a data set"):
         filled_in(protocol, {})
-    with pytest.raises(UsageError, match="--manifest, --classes would do nothing in the protocol 'cross-dataset'"):
-        filled_in(load_protocol("cross-dataset"), {"--manifest": "m", "--classes": "base", "--split": None})
+    with pytest.raises(UsageError, match="`manifest`, `classes` would do nothing in the protocol 'cross-dataset'"):
+        filled_in(load_protocol("cross-dataset"), {"manifest": "m", "classes": "base", "split": None})
 
 
 @pytest.mark.parametrize(

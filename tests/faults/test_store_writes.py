@@ -83,7 +83,7 @@ def test_fault_9_a_file_that_may_not_grow(limit: int, tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     message = str(caught.value)
-    assert message.startswith("writing ") and str(tmp_path) in message and "File too large" in message
+    assert message.startswith("cannot write ") and str(tmp_path) in message and "File too large" in message
     assert path.exists() == (limit == 40_000)
     if path.exists():
         assert LabelStore.open(path).committed(LABELS) == []

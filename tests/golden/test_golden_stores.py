@@ -61,5 +61,5 @@ def test_a_store_of_version_1_is_not_written_to(tmp_path: Path) -> None:
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
     with pytest.raises(DataError, match="format version 1, which is read but no longer written") as caught:
         LabelStore.open(path, writable=True)
-    assert "--labels" in caught.value.hint
+    assert "`labels`" in caught.value.hint
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before

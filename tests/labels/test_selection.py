@@ -158,11 +158,11 @@ def test_a_file_gives_back_what_was_chosen(store: LabelStore, tmp_path: Path) ->
     ("rule", "message"),
     [
         (Rule(), "nothing to select"),
-        (Rule(shots=0), "--shots must be at least 1"),
-        (Rule(top_k=0), "--top-k must be"),
-        (Rule(top_k=5), "--top-k 5 is more than the 4"),
-        (Rule(shots=1, seed=2**64), "--seed must be between"),
-        (Rule(shots=1, seed=-1), "--seed"),
+        (Rule(shots=0), "`shots` must be at least 1"),
+        (Rule(top_k=0), "`top_k` must be"),
+        (Rule(top_k=5), "`top_k` 5 is more than the 4"),
+        (Rule(shots=1, seed=2**64), "`seed` must be between"),
+        (Rule(shots=1, seed=-1), "`seed`"),
     ],
 )
 def test_a_rule_out_of_range_is_refused(rule: Rule, message: str, store: LabelStore) -> None:

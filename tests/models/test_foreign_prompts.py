@@ -114,7 +114,7 @@ def test_another_student_is_refused(checkpoint: Checkpoint, model: Any, tmp_path
         other = TextTower.from_clip(tower_reference.tiny_clip(kind), tokenizer)
         with pytest.raises(FingerprintError, match=message) as caught:
             prove_student(found, other, file)
-        assert "--student" in caught.value.hint
+        assert "`student`" in caught.value.hint
     short = TextTower.from_clip(tower_reference.tiny_clip("openai", context_length=40), tokenizer)
     with pytest.raises(FingerprintError, match="context length 77 there, 40 here"):
         prove_student(found, short, file)

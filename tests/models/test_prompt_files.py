@@ -391,4 +391,4 @@ def test_a_run_that_is_not_finished_says_so(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("seed = 0\n")
     with pytest.raises(IncompleteError, match="not finished") as caught:
         load_prompts(tmp_path)
-    assert "--resume" in caught.value.hint
+    assert "`resume`" in caught.value.hint

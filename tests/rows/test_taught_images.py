@@ -17,7 +17,7 @@ from PIL import Image
 from worlds import PHOTOS, World, all_arrays, copy_store, encoded, keys_of
 
 from teachonce.data.view_policy import ViewPolicy
-from teachonce.errors import DataError, IncompleteError, IntegrityError, TeachOnceError
+from teachonce.errors import DataError, ImageChangedError, IncompleteError, IntegrityError, TeachOnceError
 from teachonce.labels.format import LABELS
 from teachonce.labels.store import LabelStore
 from teachonce.models.clip import LoadedClip, load_clip
@@ -177,7 +177,7 @@ def test_other_bytes_under_the_same_name_are_refused(
     root = damaged(world, tmp_path / "data", photo, other)
     with ViewImages(LabelStore.open(viewed), root, clip, threads=2) as opened:
         opened.prefetch(np.array([38, 0]))
-        with pytest.raises(IntegrityError, match=rf"{name}.* of row 38 has CRC-32 \w+, and had \w+ when") as refusal:
+        with pytest.raises(ImageChangedError, match=rf"{name}.* of row 38 has CRC-32 \w+, and had \w+ when") as refusal:
             opened.pixels(np.array([38, 0]))
         assert "restore the archives" in refusal.value.hint
         assert opened.pixels(np.array([0, 40])).isfinite().all()

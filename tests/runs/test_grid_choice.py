@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from teachonce.errors import DataError, FingerprintError, IntegrityError, UsageError
+from teachonce.phrases import phrase
 from teachonce.runs.choice import choose
 from teachonce.runs.grid import Choose
 from teachonce.runs.grid_folder import GridFolder, read_document, write_document
@@ -65,14 +66,14 @@ def test_a_cell_is_finished_when_its_run_and_its_evaluations_are_whole(tmp_path:
     place.path.mkdir(parents=True)
     place.fail(UsageError("no", hint="so"))
     assert place.state([]) == "failed" and (place.problem() or {})["hint"] == "so"
-    place.fail(IntegrityError("x is damaged", hint="restore it, or give another --out; nothing was changed"))
+    place.fail(IntegrityError("x is damaged", hint=phrase("restore it, or {another out}; nothing was changed")))
     assert (place.problem() or {})[
         "hint"
     ] == f"restore it, or remove {place.path} to train this cell again; nothing was changed"
     place.failure.write_text("{")
-    assert "is damaged" in (place.problem() or {})["message"] and "--retry-failed" in (place.problem() or {})["hint"]
+    assert "is damaged" in (place.problem() or {})["message"] and "`retry_failed`" in (place.problem() or {})["hint"]
     place.fail(RuntimeError("out of memory"))
-    assert "--retry-failed" in (place.problem() or {})["hint"]
+    assert "`retry_failed`" in (place.problem() or {})["hint"]
     place.failure.unlink()
     cell(GridFolder(tmp_path / "other"), "a", 0.5)
     other = GridFolder(tmp_path / "other").cell("a")

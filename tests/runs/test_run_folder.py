@@ -76,7 +76,7 @@ def test_a_config_of_something_else_is_not_called_a_run(tmp_path: Path) -> None:
     """A user's own config.toml: told once, with no word of --resume."""
     for problem in refusals(a_folder(tmp_path / "mine", None, 'title = "mine"\n[server]\nport = 1\n')):
         assert "is not the config of a run: unknown keys title, server" in problem.message
-        assert "--resume" not in problem.hint
+        assert "`resume`" not in problem.hint
 
 
 @pytest.mark.parametrize("kept", [0, 3])

@@ -144,7 +144,7 @@ def test_a_folder_of_another_grid_is_refused_with_the_differences(
         run(text, finished, student, done / "out")
     with pytest.raises(DataError, match="holds no image features of this student") as caught:
         run(text, finished, other, done / "out")
-    assert "--student local-dir:" in caught.value.hint and "teachonce teach" in caught.value.hint
+    assert "`student` local-dir:" in caught.value.hint and "teachonce teach" in caught.value.hint
     hard = write(tmp_path / "hard.toml", TWO.replace("[axes]", 'supervision = "hard"\n[axes]'))
     taught = worlds.teach_inline(world, tmp_path / "hard.zarr", None, students=(student,))
     with pytest.raises(FingerprintError, match="label store: there"):
@@ -194,7 +194,7 @@ def test_a_failed_cell_is_told_leaves_the_others_alone_and_runs_again_on_request
     }
     hints = {f["name"]: f["hint"] for f in result.failures}
     assert hints["structure=shared seed=1"] == "use a smaller learning_rate"
-    assert "--retry-failed" in hints["structure=shared seed=0"], "of an error that has no hint of its own"
+    assert "`retry_failed`" in hints["structure=shared seed=0"], "of an error that has no hint of its own"
     kept, notes = prompts_of(tmp_path / "out"), Notes()
     monkeypatch.setattr(train_stage, "train", real)
     result = run(grid, finished, student, tmp_path / "out", notes)  # not asked for
@@ -202,7 +202,7 @@ def test_a_failed_cell_is_told_leaves_the_others_alone_and_runs_again_on_request
         result.cells == {"finished": 0, "failed": 2, "skipped": 2, "missing": 0, "damaged": 0}
         and len(result.failures) == 2
     )
-    assert "--retry-failed" in result.next and "[[exclude]]" in result.next
+    assert "`retry_failed`" in result.next and "[[exclude]]" in result.next
     assert notes.lines[-1] == f"2 cells have failed: {result.next}"
     assert document(tmp_path / "out/results.json")["next"] == result.next
     result = run(grid, finished, student, tmp_path / "out", retry_failed=True)
@@ -234,7 +234,7 @@ def test_a_cell_with_a_damaged_config_is_told_to_be_removed(finished: Path, stud
     (cell / "results.json").unlink()
     (cell / "config.toml").write_text("steps = = 3")
     (told,) = run(grid, finished, student, tmp_path / "out").failures
-    assert f"remove {cell} to train this cell again" in told["hint"] and "--out" not in told["hint"]
+    assert f"remove {cell} to train this cell again" in told["hint"] and "`out`" not in told["hint"]
     shutil.rmtree(cell)
     assert run(grid, finished, student, tmp_path / "out").cells["finished"] == 1
 

@@ -135,17 +135,17 @@ def test_a_start_from_prompts_is_part_of_the_cell(finished: Path, student: str, 
         (
             "[axes]\ntemperature = [1.0, 3.0]\n",
             r"1 of 2 cells.*cell 'temperature=3\.0 seed=0'.*embeddings",
-            "teachonce teach tiny-wds --split train .*--top-k 5 --embeddings int8",
+            "teachonce teach tiny-wds `split` train .*`top_k` 5 `embeddings` int8",
         ),
-        ("[data]\ntop_k = 7\n", "keeps no embeddings of its teacher.*top_k 7", "--embeddings int8"),
+        ("[data]\ntop_k = 7\n", "keeps no embeddings of its teacher.*top_k 7", "`embeddings` int8"),
         ("[data]\ntop_k = 9\n", "there are 8 classes", "use at most 8"),
-        ("[data]\ntemplate = '{}!'\n", "keeps no embeddings", r"--embeddings int8 \([^)]*\)$"),
+        ("[data]\ntemplate = '{}!'\n", "keeps no embeddings", r"`embeddings` int8 \([^)]*\)$"),
         ("[axes]\n'data.template' = ['', '{}!']\n", "1 of 2 cells.*keeps no embeddings", r"\[\[exclude\]\]$"),
-        ("[axes]\ntargets = ['top-k', 'embedding']\n", "holds no image embeddings", "--embeddings int8"),
-        ("[axes]\nviews_per_step = [2]\n", "views_per_step = 2", "more --views"),
+        ("[axes]\ntargets = ['top-k', 'embedding']\n", "holds no image embeddings", "`embeddings` int8"),
+        ("[axes]\nviews_per_step = [2]\n", "views_per_step = 2", "more `views`"),
         ("[axes]\nlength = [0, 40]\n", "40 slots: the text tower has room", "exclude"),
         ("[axes]\ndepth = [5]\n", "depth", "set depth to a number from 0 to 2$"),
-        ("[axes]\ntower = ['image']\n", "--root is missing", "--root DATA"),
+        ("[axes]\ntower = ['image']\n", "`root` is missing", "`root` DATA"),
         (
             "candidates = 'sampled'\nsampled_top = 3\n[data]\ntop_k = 2\n",
             "sampled_top = 3: soft labels have 2",
@@ -240,7 +240,7 @@ def test_a_derived_store_gets_a_student_from_the_store_that_was_taught(
     with pytest.raises(DataError, match="holds no image features of this student") as caught:
         run(grid, tmp_path / "child.zarr", student, tmp_path / "out")
     hint = caught.value.hint
-    assert "`teachonce teach ...` that wrote a.zarr" in hint and f"--student {student}" in hint
+    assert "`teachonce teach ...` that wrote a.zarr" in hint and f"`student` {student}" in hint
     assert f"the same `teachonce {maker}` again" in hint and "exclude" not in hint
     teach(student)
     derive()

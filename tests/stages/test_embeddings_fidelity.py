@@ -14,7 +14,7 @@ from worlds import CHUNK_ROWS, CHUNKS, PHOTOS, World, all_arrays, keys_of, synth
 
 from teachonce.core.progress import Silent
 from teachonce.data.reader import decode
-from teachonce.errors import DataError, FingerprintError, UsageError
+from teachonce.errors import DataError, FingerprintError, ImageChangedError, UsageError
 from teachonce.labels.embeddings import decode_embeddings, encode_embeddings
 from teachonce.labels.fidelity import fidelity_report, measured_rows
 from teachonce.labels.format import EMBEDDING, EMBEDDING_SCALES, LABELS, TAIL_RULES, fidelity_columns
@@ -71,11 +71,11 @@ def test_embeddings_added_later_leave_the_labels_alone(world: World, teacher: st
 
 def test_embeddings_need_a_teacher(world: World, student: str, finished: Path, tmp_path: Path) -> None:
     """Without --teacher there is nothing to embed; a store without them says how to get them."""
-    with pytest.raises(UsageError, match="--teacher"):
+    with pytest.raises(UsageError, match="`teacher`"):
         teach_inline(world, tmp_path / "a.zarr", None, students=(student,), embeddings="int8")
     with pytest.raises(DataError, match="no image embeddings") as caught:
         LabelStore.open(finished).embeddings(0)
-    assert "--embeddings int8" in caught.value.hint
+    assert "`embeddings` int8" in caught.value.hint
 
 
 def test_coded_embeddings_keep_direction_and_holes() -> None:
@@ -178,6 +178,6 @@ def test_features_of_other_images_are_never_added(world: World, teacher: str, st
     content[int(index.offset[4]) + int(index.size[4]) - 9] ^= 1
     archive.write_bytes(bytes(content))
     for options in ({"students": (student,)}, {"embeddings": "int8"}):
-        with pytest.raises(DataError, match="when .* was labelled") as caught:
+        with pytest.raises(ImageChangedError, match="when .* was taught") as caught:
             teach_inline(world, path, teacher, top_k=5, root=root, **options)
         assert index.key(4) in str(caught.value) and "of chunk 3 differ" in str(caught.value)

@@ -147,7 +147,7 @@ def test_a_class_that_the_vocabulary_lacks_is_refused(world: World, student: str
         DataError, match="5 classes of the split are not in the vocabulary, the first is 'n03'"
     ) as caught:
         run(world, student, vocabulary="lacking.tsv")
-    assert "--vocabulary" in caught.value.hint
+    assert "`vocabulary`" in caught.value.hint
 
 
 def test_a_larger_vocabulary_in_another_order(world: World, student: str) -> None:

@@ -210,7 +210,7 @@ def test_in_vocabulary_with_and_without_held_out_names(world: World, student: st
     [
         ("cross-dataset", {"root": None}, "needs the folder"),
         ("base-to-novel", {}, "needs a data set"),
-        ("cross-dataset", {"manifest": "m"}, "--manifest would do nothing"),
+        ("cross-dataset", {"manifest": "m"}, "`manifest` would do nothing"),
         ("cross-dataset", {"wise": 0.5}, "no RUN was given"),
         ("gone.toml", {}, "neither a protocol file"),
         ("cross-dataset", {"template": "none"}, "exactly one"),

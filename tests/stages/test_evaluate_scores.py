@@ -200,7 +200,7 @@ def test_some_classes_among_all_names(world: World, student: str, template: Brut
     assert (base.n, base.classes, novel.n, novel.classes) == (40, 8, 30, 8)
     assert (40 * base.top1 + 30 * novel.top1) / 70 == pytest.approx(whole.top1)
     assert (40 * base.nll + 30 * novel.nll) / 70 == pytest.approx(whole.nll)
-    with pytest.raises(UsageError, match="--among all adds nothing"):
+    with pytest.raises(UsageError, match="`among` all adds nothing"):
         run(world, student, among="all")
 
 
@@ -236,7 +236,7 @@ def test_a_bad_list_of_classes_is_refused(
         (tmp_path / "list.tsv").write_text(text)
     with pytest.raises(DataError, match=message) as caught:
         run(world, student, classes=tmp_path / "list.tsv")
-    assert "--classes" in caught.value.hint
+    assert "`classes`" in caught.value.hint
 
 
 def test_classes_that_the_vocabulary_lacks_are_refused(world: World, student: str) -> None:

@@ -209,7 +209,7 @@ def test_without_names_there_are_no_weights_and_it_is_said(run: Path, tmp_path: 
         patch.setattr("teachonce.models.clip.load_clip", None)
         found = export(ExportRequest(run=run, out=tmp_path / "deep/er/out"), notes)
     assert found.classes is None and "class_weights.npy" not in found.files
-    assert any("--classes" in line for line in notes.lines)
+    assert any("`classes`" in line for line in notes.lines)
     assert "No class weights" in (tmp_path / "deep/er/out/README.md").read_text()
 
 

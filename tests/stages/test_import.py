@@ -142,10 +142,10 @@ def test_a_folder_with_anything_in_it_is_left_alone(student: str, tmp_path: Path
         imported(student, tmp_path)
     assert {file: file.read_bytes() for file in out.iterdir()} == before
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UsageError, match="file is a file; --out is a folder"):
+    with pytest.raises(UsageError, match="file is a file; `out` is a folder"):
         import_(ImportRequest(checkpoint=tmp_path / "x", student=student, out=tmp_path / "file"), Silent())
     assert (tmp_path / "file").read_text() == "mine"
-    with pytest.raises(EnvironmentFault, match="cannot make") as caught:
+    with pytest.raises(EnvironmentFault, match="cannot write") as caught:
         import_(
             ImportRequest(
                 checkpoint=checkpoint_of(student, tmp_path), student=student, out=tmp_path / "file" / "deep" / "er"

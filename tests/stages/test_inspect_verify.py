@@ -137,7 +137,7 @@ def test_repair_mends_a_damaged_ledger_record(
     record.write_bytes(b"")
     with pytest.raises(IntegrityError, match="ledger/labels/c/3/0") as caught:
         teach_inline(world, store, teacher, students=(student,), top_k=5)
-    assert "--repair" in caught.value.hint
+    assert "`repair`" in caught.value.hint
     assert verify(VerifyRequest(labels=store, repair=True), Silent()).chunks_dropped == 1
     assert teach_inline(world, store, teacher, students=(student,), top_k=5).chunks_written == 1
     assert verify(VerifyRequest(labels=store), Silent()).ok
@@ -223,7 +223,7 @@ def test_damage_that_no_command_mends_is_not_sent_to_one(
         seen = Seen()
         assert verify(VerifyRequest(labels=store, repair=repair), seen).exit_code == 4
         assert [line for line in seen.lines if "from a backup, or delete the store" in line] and seen.faults == {0}
-        assert not any("--repair" in line for line in seen.lines)
+        assert not any("`repair`" in line for line in seen.lines)
     with pytest.raises(IntegrityError, match=name.partition("/")[0]) as caught:
         if name == "index/sample":
             LabelStore.open(store).samples(0, 5)
@@ -246,6 +246,6 @@ def test_verify_says_what_mends_each_kind_of_damage(finished: Path, tmp_path: Pa
         verify(VerifyRequest(labels=store), seen)
         steps.append(seen.lines)
     again = "run the same `teachonce teach` again: it writes what is lost"
-    repair = f"teachonce verify {store} --repair, then {again}"
+    repair = f"teachonce verify {store} `repair`, then {again}"
     backup = "restore the file from a backup, or delete the store and run the command that made it again"
     assert steps == [[f"next: {again}"], [f"next: {repair}"], [f"next: {backup}, then {repair}"]]

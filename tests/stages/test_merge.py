@@ -252,7 +252,7 @@ def test_stores_about_something_else_are_refused(
     with pytest.raises(FingerprintError, match="cannot be merged") as caught:
         run((pair[0], tmp_path / "c.zarr"), tmp_path / "x.zarr")
     assert "vocabulary_digest: '" in caught.value.message and "samples" not in caught.value.message
-    assert "relabel --vocabulary" in caught.value.hint
+    assert "relabel `vocabulary`" in caught.value.hint
     with worlds.inline_tasks():
         relabel(
             RelabelRequest(
@@ -278,7 +278,7 @@ def test_parents_must_be_whole_and_have_embeddings(pair: tuple[Path, Path], fini
     """Exit 3 with the way to add them; exit 5 for missing chunks."""
     with pytest.raises(DataError, match="holds no image features of its teacher") as caught:
         run((pair[0], finished), tmp_path / "x.zarr")
-    assert "--embeddings" in caught.value.hint
+    assert "`embeddings`" in caught.value.hint
     copy = worlds.copy_store(pair[0], tmp_path)
     LabelStore.open(copy, writable=True).drop(LABELS, 3)
     with pytest.raises(IncompleteError, match=f"1 of {CHUNKS} chunks of labels are not committed"):
@@ -297,8 +297,8 @@ def test_parents_must_be_whole_and_have_embeddings(pair: tuple[Path, Path], fini
         ({"weights": ()}, "names 0 numbers for 2 stores"),
         ({"weights": (1.0, float("inf"))}, "must be positive"),
         ({"weights": (1.0, float("nan"))}, "must be positive"),
-        ({"top_k": 0}, "--top-k must be at least 1"),
-        ({"top_k": 9}, "--top-k 9 is larger than the vocabulary of 8"),
+        ({"top_k": 0}, "`top_k` must be at least 1"),
+        ({"top_k": 9}, "`top_k` 9 is larger than the vocabulary of 8"),
         ({"labels": Path("x")}, r"ends in \.zarr"),
         ({"threads": 0}, "threads"),
         ({"parents": 1}, "at least two stores"),

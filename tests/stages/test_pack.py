@@ -99,12 +99,12 @@ def test_a_store_that_is_not_sound_is_not_packed(finished: Path, tmp_path: Path)
     notes = Notes()
     with pytest.raises(IntegrityError, match="is damaged: 1 faults, the first: .*chunk 0") as caught:
         pack(PackRequest(source=store, out=tmp_path / "p.tar"), notes)
-    assert "--repair" in caught.value.hint and notes.lines == [], "said once"
+    assert "`repair`" in caught.value.hint and notes.lines == [], "said once"
     store = worlds.copy_store(finished, tmp_path)
     (store / "label_classes/c/0").write_bytes(b"")
     with pytest.raises(IntegrityError, match="is damaged: 1 faults, the first: .*label_classes") as caught:
         packed(store, tmp_path / "p.tar")
-    assert "from a backup" in caught.value.hint and "--repair" not in caught.value.hint
+    assert "from a backup" in caught.value.hint and "`repair`" not in caught.value.hint
     assert [item.name for item in tmp_path.iterdir()] == ["copy.zarr"]
 
 
@@ -150,7 +150,7 @@ def test_what_is_no_finished_thing_is_not_packed(shared: Path, finished: Path, t
     "options", [{"check": True, "out": Path("x.tar")}, {"check": True, "unpack": True}, {}, {"unpack": True}], ids=str
 )
 def test_options_that_do_not_go_together(options: dict[str, Any], finished: Path) -> None:
-    with pytest.raises(UsageError, match="--check writes nothing|Missing option '--out'"):
+    with pytest.raises(UsageError, match="`check` writes nothing|Missing option '`out`'"):
         packed(finished, options.pop("out", None), **options)
 
 
@@ -163,7 +163,7 @@ def test_what_is_to_be_packed_first_is_no_pack(
     for source, what in ((finished, "a label store"), (shared, "an export"), (shared.parent / "run", "a run")):
         with pytest.raises(UsageError, match=f"is {what} and no pack") as caught:
             packed(source, **options)
-        step = f"pack {source} --out {source.name}.tar" if what != "a run" else f"export {source} --out DIR"
+        step = f"pack {source} `out` {source.name}.tar" if what != "a run" else f"export {source} `out` DIR"
         assert f"teachonce {step}" in caught.value.hint
     packed(shared, tmp_path / "pack")
     (tmp_path / "pack/digests.json").unlink()

@@ -116,11 +116,11 @@ def test_what_does_not_fit_is_said_with_the_option_that_helps(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=100))
     result = planned(world, tmp_path / "a.zarr", teacher, rate=7.0, embeddings="float16", views=ViewPolicy(views=2))
     assert not result.fits and result.exit_code == 6
-    assert "--embeddings int8" in result.advice[0] and "fewer --views" in result.advice[0]
+    assert "`embeddings` int8" in result.advice[0] and "fewer `views`" in result.advice[0]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
     monkeypatch.setattr(plan_figures, "_memory_free", lambda probe: 10**6)
     result = planned(world, tmp_path / "a.zarr", teacher, workers=4)
-    assert result.exit_code == 6 and "--workers" in result.advice[0] and "class_tile" in result.advice[0]
+    assert result.exit_code == 6 and "`workers`" in result.advice[0] and "class_tile" in result.advice[0]
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ def test_a_vocabulary_without_as_many_classes(parent: Path, tmp_path: Path) -> N
     assert any("the teacher is not needed" in line for line in notes.lines)
     assert (result.classes, result.top_k) == (2, 2)
     check_exact(tmp_path / "child.zarr", exact_log_probs(parent, [0, 7]))
-    with pytest.raises(UsageError, match="--top-k 3 is larger than the vocabulary of 2 classes"):
+    with pytest.raises(UsageError, match="`top_k` 3 is larger than the vocabulary of 2 classes"):
         run(parent, tmp_path / "b.zarr", vocabulary=str(tmp_path / "two.tsv"), top_k=3)
 
 
@@ -332,7 +332,7 @@ def test_another_teacher_is_refused(parent: Path, tmp_path: Path, tmp_path_facto
     other = worlds.session_clip(tmp_path_factory, "other")
     with pytest.raises(FingerprintError, match="is not the teacher of") as caught:
         run(parent, tmp_path / "child.zarr", templates=TEMPLATES, teacher=other)
-    assert "teacher_digest: stored" in caught.value.message and "--teacher" in caught.value.hint
+    assert "teacher_digest: stored" in caught.value.message and "`teacher`" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
 
 

@@ -42,14 +42,14 @@ def test_a_parent_without_embeddings_is_refused(finished: Path, tmp_path: Path) 
     """Exit 3 with the way to add them."""
     with pytest.raises(DataError, match="holds no image features of its teacher") as caught:
         run(finished, tmp_path / "child.zarr")
-    assert "--embeddings int8" in caught.value.hint and list(tmp_path.iterdir()) == []
+    assert "`embeddings` int8" in caught.value.hint and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"top_k": 0}, "--top-k must be at least 1"),
-        ({"top_k": 9}, "--top-k 9 is larger than the vocabulary of 8"),
+        ({"top_k": 0}, "`top_k` must be at least 1"),
+        ({"top_k": 9}, "`top_k` 9 is larger than the vocabulary of 8"),
         ({"temperatures": (2.0, 4.0)}, "must begin with 1"),
         ({"temperatures": (1.0, 2.0, 2.0)}, "name each once"),
         ({"temperatures": ()}, "must begin with 1"),

@@ -143,7 +143,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     write_grid(tmp_path / "grid", [BASE], ())
     result = write(tmp_path / "grid", tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "give --labels STORE" in page and "add --root DIR" in page
+    assert "give `labels` STORE" in page and "add `root` DIR" in page
     assert "No evaluation has a table of classes" in page
     assert result.headline[0].startswith("3 runs of 1 setting")
 

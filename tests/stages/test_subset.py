@@ -92,7 +92,7 @@ def test_samples_of_some_classes_among_all_names(finished: Path, student: str, t
         ours, theirs = some.batch(np.arange(len(some))), every.batch(places)
         for name in ("class_ids", "log_probs", "log_residual", "label", "row"):
             assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
-    with pytest.raises(UsageError, match="there is no --classes"):
+    with pytest.raises(UsageError, match="there is no `classes`"):
         run(finished, tmp_path / "b.json", shots=1, all_names=True)
 
 
@@ -161,8 +161,8 @@ def test_an_incomplete_or_damaged_store_gives_no_selection(finished: Path, tmp_p
     ("change", "message"),
     [
         ({}, "nothing to select"),
-        ({"shots": 0}, "--shots"),
-        ({"top_k": 6}, "--top-k 6 is more than the 5"),
+        ({"shots": 0}, "`shots`"),
+        ({"top_k": 6}, "`top_k` 6 is more than the 5"),
         ({"out": Path("few.txt"), "shots": 1}, r"ends in \.json"),
     ],
 )

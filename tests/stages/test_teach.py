@@ -170,7 +170,7 @@ def test_two_students_and_their_features(
     assert np.array_equal(first.log_probs, second.log_probs) and np.array_equal(first.label, second.label)
     with pytest.raises(DataError, match="holds no image features of this student") as caught:
         all_rows(opened, teacher)
-    assert student in str(caught.value) and "--student" in caught.value.hint
+    assert student in str(caught.value) and "`student`" in caught.value.hint
 
 
 CHANGES: list[tuple[dict[str, Any], str]] = [
@@ -193,7 +193,7 @@ def test_a_changed_option_is_refused_by_name(
     with pytest.raises(FingerprintError) as caught:
         teach_inline(world, finished, teacher, **({"top_k": 5} | change))
     assert f"{field}: stored" in str(caught.value) and "asked for" in str(caught.value)
-    assert "--labels" in caught.value.hint
+    assert "`labels`" in caught.value.hint
     assert content(finished) == before
 
 

@@ -168,7 +168,7 @@ def test_a_compiled_tower_gives_the_same_labels(world: World, teacher: str, fini
 
 def test_options_that_exclude_each_other_are_refused(world: World, teacher: str, tmp_path: Path) -> None:
     """Workers come from one place; said before anything is loaded or written."""
-    with pytest.raises(UsageError, match="--workers and --scheduler exclude each other"):
+    with pytest.raises(UsageError, match="`workers` and `scheduler` exclude each other"):
         teach_inline(world, tmp_path / "a.zarr", teacher, workers=2, scheduler="tcp://127.0.0.1:8786")
     with pytest.raises(UsageError, match="is not an address"):
         teach_inline(world, tmp_path / "a.zarr", teacher, scheduler="127.0.0.1:8786")

@@ -280,7 +280,7 @@ def test_a_store_must_hold_what_the_config_needs(finished: Path, student: str, t
         run(finished, student, tmp_path / "a", "temperature=3")
     with pytest.raises(DataError, match="no image features of this student") as caught:
         run(finished, teacher, tmp_path / "b")
-    assert "--student" in caught.value.hint
+    assert "`student`" in caught.value.hint
     assert student_group("0" * 64) not in LabelStore.open(finished).groups
 
 

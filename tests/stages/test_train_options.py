@@ -255,7 +255,7 @@ def test_a_run_may_start_from_the_prompts_of_another(rich: Path, student: str, t
 
 
 REFUSED = [
-    ("a", ["tower=image"], {}, UsageError, "--root is missing"),
+    ("a", ["tower=image"], {}, UsageError, "`root` is missing"),
     ("b", ["views_per_step=3"], {}, UsageError, "holds 2 of each sample"),
     ("c", ["temperature=3"], {}, UsageError, "teacher temperature = 3.0"),
     ("d", ["length=2"], {}, UsageError, "cannot start as"),
@@ -292,7 +292,7 @@ def test_embeddings_that_a_store_lacks_are_asked_for(finished: Path, student: st
     """The hint is the teach option that stores them."""
     with pytest.raises(DataError, match="holds no image embeddings") as caught:
         run(finished, student, tmp_path / "run", "targets=embedding")
-    assert "--embeddings" in caught.value.hint
+    assert "`embeddings`" in caught.value.hint
     assert not (tmp_path / "run").exists()
 
 

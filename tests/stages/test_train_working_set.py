@@ -14,7 +14,7 @@ import worlds
 
 from teachonce.core.documents import read_events
 from teachonce.core.progress import Silent
-from teachonce.errors import FingerprintError, IntegrityError, UsageError
+from teachonce.errors import FingerprintError, ImageChangedError, UsageError
 from teachonce.labels.format import LABELS
 from teachonce.labels.selection import Rule, choose, save_selection
 from teachonce.labels.store import LabelStore
@@ -152,6 +152,6 @@ def test_the_data_set_is_checked_before_the_run_begins(
         for start in range(2048, len(data), 512):
             data[start] ^= 1
         archive.write_bytes(data)
-    with pytest.raises(IntegrityError, match="expected image bytes with CRC-32"):
+    with pytest.raises(ImageChangedError, match="has CRC-32 .*, and had"):
         run(store, student, tmp_path / "wrong", **(right | {"root": root}))
     assert not (tmp_path / "wrong").exists()

@@ -139,9 +139,9 @@ def test_another_teacher_and_wrong_options_are_refused(
     """By the fields that differ; options that make no sense by what is missing."""
     with pytest.raises(FingerprintError, match="teacher_digest: stored"):
         again(finished, make_clip(tmp_path / "other", 9), world.root)
-    with pytest.raises(UsageError, match="--root"):
+    with pytest.raises(UsageError, match="`root`"):
         verify(VerifyRequest(labels=finished, teacher=teacher), Silent())
-    with pytest.raises(UsageError, match="give --teacher"):
+    with pytest.raises(UsageError, match="give `teacher`"):
         verify(VerifyRequest(labels=finished, sample=4), Silent())
     with pytest.raises(UsageError, match="at least 1"):
         again(finished, teacher, world.root, sample=0)

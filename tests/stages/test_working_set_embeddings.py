@@ -122,7 +122,7 @@ def test_a_store_without_them_is_refused_with_the_command(finished: Path, studen
     """Before anything is made."""
     with pytest.raises(DataError, match="holds no image embeddings of its teacher") as caught:
         opened(finished, student)
-    assert "--embeddings int8" in caught.value.hint and not (tmp_path / "cache").exists()
+    assert "`embeddings` int8" in caught.value.hint and not (tmp_path / "cache").exists()
 
 
 def test_a_store_without_a_teacher_says_so(tmp_path: Path) -> None:
