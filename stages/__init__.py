@@ -1,5 +1,6 @@
-"""One file a verb, each read top to bottom like a recipe.
+"""One folder a verb: `teach` leaves a label store on disk, `train` a run folder, and most others read one of the two.
 
-`teach` leaves a label store on disk, `train` leaves a run folder; every other stage reads one of the two.
-A stage takes a frozen request, reports through `teachonce.core.progress.Reporter` and returns a frozen result.
+A verb's `request.py` says what is asked and what is answered, its `checks.py` (where there is one) refuses what cannot
+be done, and its `work.py` does the work. A stage takes a frozen request, reports through
+`teachonce.core.progress.Reporter` and returns a frozen result.
 """

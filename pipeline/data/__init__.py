@@ -4,5 +4,5 @@ The room turns a manifest and a folder into an index of samples, reads images by
 does not know which models look at the images.
 
 May import: core.
-Begin with: `manifests` (what a data set must be), then `layouts` (how each format is met) and `index`.
+Begin with: `manifests` (what a data set must be), then `layouts` (how each layout of archives is scanned) and `index`.
 """

@@ -1,4 +1,4 @@
-"""The made-up world of `teachonce demo` and the two small models that know it.
+"""The made-up world of `teachonce demo` and the two small models that were trained on it.
 
 The room draws labelled images and unpacks the shipped models. Only the stage `demo` and the tests import it.
 

@@ -4,5 +4,5 @@ It holds the configuration, the candidates of a step, the targets, the losses, t
 the trainer. It does not know how the labels were taught.
 
 May import: core, models, rows.
-Begin with: `config` (what may vary), then `trainer` (a run) and `objective` (a step).
+Begin with: `config` (what may vary), then `trainer` (a run) and `objective` (what a step minimises) with `losses`.
 """
