@@ -45,7 +45,7 @@ from teachonce.cli.console import Failure, Output
 from teachonce.cli.jobs import Job
 from teachonce.cli.words import spelled
 from teachonce.core.files import write_failed
-from teachonce.errors import EnvironmentFault, IncompleteError, TeachOnceError, UsageError
+from teachonce.errors import EnvironmentFault, TeachOnceError, UsageError
 
 DEBUG_VARIABLE = "TEACHONCE_DEBUG"
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -213,7 +213,7 @@ def _environment_fault(problem: BaseException) -> TeachOnceError | None:
         if problem.errno in (errno.ENOSPC, errno.EDQUOT) and problem.filename:
             return write_failed(Path(os.fsdecode(problem.filename)), problem)
         if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-            return IncompleteError(f"no space left to write {where}", "free some space, then run the same command")
+            return EnvironmentFault(f"no space left to write {where}", "free some space, then run the same command")
         if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             reason = os.strerror(problem.errno).lower()
             return EnvironmentFault(f"{reason}: {where}", "check who may read and write there")

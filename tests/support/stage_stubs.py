@@ -79,7 +79,7 @@ class Stubs:
                 yield module, "compare", self._asked
 
     def _stage(self, result_type: Any) -> Callable[[Any, Any], Any]:
-        def stage(request: Any, reporter: Any) -> Any:
+        def stage(request: Any, reporter: Any, *spell: Any) -> Any:  # `report` also learns how options are spelled
             self.requests.append(request)
             act(reporter)
             if self.problem is not None:
