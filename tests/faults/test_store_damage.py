@@ -181,7 +181,7 @@ def test_fault_7_all_pairs_of_swapped_chunks(eight: Path) -> None:
                 for chunk, file in ((one, first), (two, second)):
                     with pytest.raises(IntegrityError) as caught:
                         opened.read_chunk(LABELS, chunk)
-                    assert str(file) in str(caught.value) and "--repair" in caught.value.hint
+                    assert str(file) in str(caught.value) and "`repair`" in caught.value.hint
     assert complaint(eight) is None
 
 

@@ -24,7 +24,7 @@ from worlds import IDS, NAMES, Notes, World
 import teachonce
 from teachonce.core.progress import Silent
 from teachonce.core.sums import digest_of
-from teachonce.errors import DataError, EnvironmentFault, FingerprintError, IntegrityError, UsageError
+from teachonce.errors import DataError, EnvironmentFault, FingerprintError, IncompleteError, IntegrityError, UsageError
 from teachonce.models.clip import load_clip
 from teachonce.models.prompt_files import LoadedPrompts
 from teachonce.stages.evaluate import evaluate
@@ -237,7 +237,7 @@ def test_an_interrupted_export_leaves_nothing(
         raise problem
 
     monkeypatch.setattr("teachonce.stages.export.work.write_sums", stop)
-    with pytest.raises((KeyboardInterrupt, EnvironmentFault)):
+    with pytest.raises((KeyboardInterrupt, IncompleteError)):
         exported(run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from teachonce import load_prompts
 from teachonce.core.progress import Silent
-from teachonce.errors import DataError, EnvironmentFault, FingerprintError, UnsupportedModelError, UsageError
+from teachonce.errors import (
+    DataError,
+    EnvironmentFault,
+    FingerprintError,
+    IncompleteError,
+    UnsupportedModelError,
+    UsageError,
+)
 from teachonce.models.clip import load_clip
 from teachonce.stages.evaluate import evaluate
 from teachonce.stages.import_ import ImportRequest, ImportResult, import_
@@ -191,7 +198,7 @@ def test_a_failed_write_leaves_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", full)
-        with pytest.raises(EnvironmentFault, match="No space left"):
+        with pytest.raises(IncompleteError, match="No space left"):
             import_(ImportRequest(checkpoint=file, student=student, out=out), Silent())
     assert (list(out.iterdir()) == []) if there else not (tmp_path / "deep").exists()
     assert import_(ImportRequest(checkpoint=file, student=student, out=out), Silent()).slots == SLOTS
