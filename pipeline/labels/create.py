@@ -1,6 +1,6 @@
 """Make label stores and add column groups to them; each appears whole or not at all. Run by the driver only.
 
-It writes no row: `LabelStore.write_chunk` does.
+This module writes no row: `LabelStore.write_chunk` does.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ def _create(
         static["gap_levels"] = default_gap_levels()
     draft = path.with_name(f"{path.name}.creating-{os.getpid()}")
     try:
-        for left in path.parent.glob(f"{path.name}.creating-*"):  # of killed runs; the lock keeps living ones out
+        # Killed runs left these drafts: the lock keeps two living runs apart.
+        for left in path.parent.glob(f"{path.name}.creating-*"):
             shutil.rmtree(left, ignore_errors=True)
         with whole_folder(path, draft):
             root = zarr.create_group(str(draft), zarr_format=3)

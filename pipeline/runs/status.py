@@ -120,7 +120,7 @@ def _mark(lock: Path) -> ProcessMark | None:
         return None
     try:
         return ProcessMark(**(read_object(lock) or {}))
-    except TypeError:  # it is being written this very moment
+    except TypeError:  # another process is writing the file this very moment
         return ProcessMark("unknown", 0, 0.0)
 
 

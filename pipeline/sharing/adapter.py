@@ -1,6 +1,6 @@
 """Prompts as an open_clip model: programs that know `encode_text` and `encode_image` only get the prompted classifier.
 
-It changes no weight. A prompted text is slots and a class name; there is no sentence around it. So `encode_text` takes
+The model keeps its weights. A prompted text is slots and a class name, without a sentence. So `encode_text` takes
 the tokens of bare names, and whoever puts names into templates is told, or says which templates to take off again.
 
 Shapes: N texts, T positions, B images, E embedding.

@@ -1,6 +1,6 @@
 """Class weights: the prompted text features of a list of names as a matrix, for detectors and plain NumPy.
 
-It computes nothing: `LoadedPrompts.classifier` does. Three files tell the same classes in the same order.
+`LoadedPrompts.classifier` computes the matrix; this module writes it. Three files list the same classes in one order.
 
 Shapes: C classes, D embedding.
 """

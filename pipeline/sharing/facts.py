@@ -160,24 +160,24 @@ def _require_own_config(run: Path) -> None:
         starts = RunLog(log).read("start")
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise IntegrityError(f"{log} cannot be read: {problem}", hint="put it back from a backup") from problem
-    own = config_digest(config)
-    if starts and starts[0].get("config_digest", own) != own:
+    digest = config_digest(config)
+    if starts and starts[0].get("config_digest", digest) != digest:
         raise IntegrityError(f"{file} is not what the run began with: {log} has another digest of it", hint=hint)
 
 
 def _recorded(file: Path) -> tuple[str, dict[str, Any], DataFacts, tuple[dict[str, Any], ...], str | None]:
     """Origin, training, data, evaluations and licence that an export tells of."""
-    told = _read(file)
-    data, training, evaluations = told.get("data"), told.get("training"), told.get("evaluations")
+    document = _read(file)
+    data, training, evaluations = document.get("data"), document.get("training"), document.get("evaluations")
     if (
-        told.get("schema") != 1
+        document.get("schema") != 1
         or not isinstance(data, dict)
         or not isinstance(training, dict)
         or not isinstance(evaluations, list)
     ):
         raise IntegrityError(f"{file} is not what `teachonce export` writes", hint="export again from the run")
     facts = decode(DataFacts, data, f"{file}: data", IntegrityError)
-    return str(told.get("origin")), training, facts, tuple(evaluations), told.get("licence")
+    return str(document.get("origin")), training, facts, tuple(evaluations), document.get("licence")
 
 
 def _structure(meta: PromptMeta) -> dict[str, Any]:
@@ -207,10 +207,10 @@ def _data(run: Path, results: dict[str, Any]) -> DataFacts:
             return known
     except (TeachOnceError, OSError):
         return known
-    told = store.groups[LABELS].fingerprint
-    about = dict(told.get("about") or {})
-    name, split = str(told.get("manifest", "")), str(told.get("split", ""))
-    title, licence = _release(name, split, str(told.get("manifest_digest", "")))
+    fingerprint = store.groups[LABELS].fingerprint
+    facts = dict(fingerprint.get("about") or {})
+    name, split = str(fingerprint.get("manifest", "")), str(fingerprint.get("split", ""))
+    title, licence = _release(name, split, str(fingerprint.get("manifest_digest", "")))
     return DataFacts(
         store_id=store_id,
         manifest=name,
@@ -221,11 +221,11 @@ def _data(run: Path, results: dict[str, Any]) -> DataFacts:
         views=store.layout.views,
         top_k=store.layout.top_k,
         classes=store.layout.classes,
-        vocabulary=public(str(about.get("vocabulary") or "")),
+        vocabulary=public(str(facts.get("vocabulary") or "")),
         vocabulary_digest=known.vocabulary_digest,
-        teacher=public(str(about.get("teacher") or "")),
-        teacher_digest=str(told.get("teacher_digest", "")),
-        templates=tuple(told.get("templates", ())),
+        teacher=public(str(facts.get("teacher") or "")),
+        teacher_digest=str(fingerprint.get("teacher_digest", "")),
+        templates=tuple(fingerprint.get("templates", ())),
     )
 
 
@@ -240,25 +240,25 @@ def _release(name: str, split: str, digest: str) -> tuple[str, str]:
 
 def _evaluations(run: Path, prompts: LoadedPrompts) -> tuple[dict[str, Any], ...]:
     """The results of `evaluate` in RUN/evaluations/*.json, by name."""
-    found = []
+    evaluations = []
     for file in sorted(RunFolder(run).evaluations.glob("*.json")):
-        told = _read(file)
-        digests = told.get("digests")
-        if not isinstance(digests, dict) or not isinstance(told.get("top1"), float) or not told.get("run"):
+        document = _read(file)
+        digests = document.get("digests")
+        if not isinstance(digests, dict) or not isinstance(document.get("top1"), float) or not document.get("run"):
             raise IntegrityError(
                 f"{file} is no result of `teachonce evaluate RUN " + option("json") + "`",
                 hint="take it out, or write it again",
             )
-        own = {"student": prompts.meta.student_digest, "prompts": prompts.tensors_digest}
-        for what, digest in own.items():
+        expected = {"student": prompts.meta.student_digest, "prompts": prompts.tensors_digest}
+        for what, digest in expected.items():
             if digests.get(what, digest) != digest:
                 raise FingerprintError(
                     f"{file} was measured with other {what}: {digests[what]}, here {digest}",
                     hint="evaluate these prompts again",
                 )
-        scores = {key: told[key] for key in _SCORE_KEYS if told.get(key) is not None}
-        found.append({"name": file.stem, **scores, "manifest": public(str(told.get("manifest", "")))})
-    return tuple(found)
+        scores = {key: document[key] for key in _SCORE_KEYS if document.get(key) is not None}
+        evaluations.append({"name": file.stem, **scores, "manifest": public(str(document.get("manifest", "")))})
+    return tuple(evaluations)
 
 
 def _read(file: Path) -> dict[str, Any]:

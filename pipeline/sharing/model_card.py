@@ -1,6 +1,6 @@
 """README.md of an export: a model card with the front matter that the Hugging Face hub reads.
 
-It knows only what `export_facts` has gathered, and says so where something was not recorded.
+The card holds only what `facts` has gathered, and says so where something was not recorded.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def base_model(student: str) -> str | None:
         return student.removeprefix("hf-hub:")
     if student.startswith(LOCAL_DIR):
         return None
-    import open_clip  # it knows where its pretrained weights are
+    import open_clip  # open_clip knows where its pretrained weights are
 
     name, _, tag = student.partition("/")
     place = str((open_clip.get_pretrained_cfg(name, tag) or {}).get("hf_hub") or "")

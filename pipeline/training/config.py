@@ -382,7 +382,7 @@ def table_of() -> dict[str, str]:
 @functools.cache
 def marks() -> dict[str, tuple[Any, ...]]:
     """Key -> its range, its source and when it is idle."""
-    return {key: found for kind in TABLES.values() for key, found in marks_of(kind).items()}
+    return {key: mark for kind in TABLES.values() for key, mark in marks_of(kind).items()}
 
 
 @functools.cache

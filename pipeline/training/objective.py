@@ -97,7 +97,7 @@ class Objective:
         """
         logits_BK = self.scale * images_BE @ features_KE.T
         log_weight = classes.of_rows(block.rows)
-        found: dict[str, Tensor] = {}
+        losses: dict[str, Tensor] = {}
         if self.config.loss.supervision != "soft":
             place = torch.where(block.label >= 0, classes.columns[block.label], -1)
             compete = log_weight
@@ -106,12 +106,12 @@ class Objective:
             hard = hard_rows(
                 logits_BK, compete, place, classes.groups, self.config.loss.label_smoothing, classes.most_tied
             )
-            found["hard"] = hard.sum() / max(1, counts.labelled)
+            losses["hard"] = hard.sum() / max(1, counts.labelled)
         if self.config.loss.supervision != "hard":
-            found["soft"] = self._soft(logits_BK, log_weight, block, classes).sum() / counts.rows
+            losses["soft"] = self._soft(logits_BK, log_weight, block, classes).sum() / counts.rows
         if self.config.loss.uses_frozen:
-            found["consistency"] = self._consistency(logits_BK, log_weight, block, classes).sum() / counts.rows
-        return found
+            losses["consistency"] = self._consistency(logits_BK, log_weight, block, classes).sum() / counts.rows
+        return losses
 
     def anchor(self, features_KE: Tensor, classes: StepClasses) -> Tensor:
         """How far class features are from the hand-written template's: mean squared distance over the vocabulary."""

@@ -149,8 +149,8 @@ class TextPass:
         totals = [[_zeros(parameter) for parameter in parameters] for _ in gradients]
         for start in range(0, len(names), self._chunk):
             part = slice(start, start + self._chunk)
-            found = _pull_all(self._forward(names[part]), parameters, [gradient[part] for gradient in gradients])
-            totals = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(totals, found, strict=True)]
+            pulled = _pull_all(self._forward(names[part]), parameters, [gradient[part] for gradient in gradients])
+            totals = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(totals, pulled, strict=True)]
         return totals
 
     def _forward(self, chunk: Tensor) -> Tensor:
@@ -185,10 +185,10 @@ def pulled_back(outputs: Tensor, parameters: Sequence[Tensor], gradient: Tensor,
         For each parameter, float32; zero where nothing reaches it.
     """
     power = _power(gradient)
-    found = torch.autograd.grad(outputs, parameters, gradient / power, retain_graph=keep, allow_unused=True)
+    scaled = torch.autograd.grad(outputs, parameters, gradient / power, retain_graph=keep, allow_unused=True)
     return [
         _zeros(parameter) if part is None else part.to(torch.promote_types(part.dtype, torch.float32)) * power
-        for parameter, part in zip(parameters, found, strict=True)
+        for parameter, part in zip(parameters, scaled, strict=True)
     ]
 
 
