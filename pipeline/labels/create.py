@@ -75,7 +75,7 @@ def create_child(
     vocabulary: Vocabulary,
     class_embeddings: npt.NDArray[np.float32] | None,
 ) -> LabelStore:
-    """Make an empty store of the same samples in the same order as `parent`; the other arguments as above.
+    """Make an empty store of the parent's samples in the same order; other arguments as in `create_store`.
 
     Raises:
         EnvironmentFault: a write failed.
@@ -150,7 +150,7 @@ def _add_group(store: LabelStore, name: str, width: int, fingerprint: Mapping[st
     if name in store.groups:
         require_fingerprint(store.path, name, store.groups[name].fingerprint, fingerprint)
         return name
-    # What a run left that died before its header was written:
+    # A run that died before it wrote the header may have left these folders.
     shutil.rmtree(store.path / name, ignore_errors=True)
     shutil.rmtree(store.path / ledger_path(name), ignore_errors=True)
     digests = read_header(store.path, store.root)["arrays"]

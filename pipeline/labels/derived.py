@@ -1,7 +1,7 @@
 """Stores made from other stores: check the parents, continue or refuse the child, fill it chunk by chunk.
 
-It computes no labels: who derives a store hands in how a chunk of a column group is made. A child is committed like a
-taught store, so it may be killed at any time, and running the same command again completes it with the same bits.
+This module computes no labels: its caller hands in a function that makes a chunk of a column group. A child is
+committed like a taught store, so its run may be killed at any time, and the same command completes the same bits.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Filled:
 
 
 class Rows:
-    """Any range of rows of a store, for a child of other chunks; the last chunk of each group is kept.
+    """Reads any range of a parent's rows, for a child with other chunks; keeps the last chunk read of each group.
 
-    Arrays that tell about a chunk as a whole are left out: they do not fit other chunks.
+    Arrays that describe a whole chunk are left out, since such an array does not fit other chunks.
     """
 
     def __init__(self, store: LabelStore) -> None:
@@ -71,7 +71,7 @@ class Rows:
 
 
 def _chunks(store: LabelStore, start: int, stop: int) -> list[tuple[int, slice]]:
-    """The chunks that hold rows start..stop, and where in each."""
+    """The chunks that hold rows start..stop, and the places of these rows in each chunk."""
     parts = []
     for chunk in range(start // store.layout.chunk_rows, -(-stop // store.layout.chunk_rows)):
         first, last = store.layout.bounds(chunk)
@@ -110,7 +110,7 @@ def open_parent(path: Path, child: Path) -> LabelStore:
 
 
 def require_sound(store: LabelStore) -> None:
-    """A lost index or class list reads as zeros: what is derived from it would be wrong.
+    """Refuse a store whose index or class list is damaged: a lost array reads as zeros, and a child would copy them.
 
     Raises:
         IntegrityError: names the array.

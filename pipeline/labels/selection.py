@@ -117,7 +117,7 @@ def few_shot(hashes: npt.NDArray[np.uint64], labels: npt.NDArray[np.integer[Any]
 
 
 def few_shot_samples(index: SampleIndex, shots: int, seed: int) -> npt.NDArray[np.int64]:
-    """Numbers of the samples in the index that a draw of so many shots takes, rising; those without a class never."""
+    """Numbers of the samples that a draw of so many shots takes, rising; never of a sample without a class."""
     return few_shot(key_hashes(index, seed), index.label, shots)
 
 
@@ -250,12 +250,12 @@ def save_selection(path: Path, store: LabelStore, rule: Rule, chosen: Chosen) ->
 
 
 def _stated(rule: Rule) -> dict[str, Any]:
-    """What a file says of a rule; `all_names` came later, and files without it keep their digests."""
+    """The rule as a file holds it; `all_names` is written only when set, so that earlier files keep their digests."""
     return {key: value for key, value in asdict(rule).items() if key != "all_names" or value}
 
 
 def _write_once(path: Path, document: dict[str, Any]) -> str:
-    document = json.loads(json.dumps(document))  # as a reader sees it: tuples are lists
+    document = json.loads(json.dumps(document))  # the document as a reader gets it, in which tuples are lists
     document["digest"] = canonical_digest(document)
     content = (json.dumps(document, indent=1) + "\n").encode()
     if not path.exists():

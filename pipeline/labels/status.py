@@ -1,6 +1,6 @@
 """Where a label store stands while `teach`, `relabel` or `merge` writes it: what the ledger and the lock say.
 
-It takes no lock, writes nothing and reads no row; whether rows are sound is `verify`'s business.
+This module takes no lock, writes nothing and reads no row; `verify` checks whether rows are sound.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from teachonce.labels.ledger import Record
     from teachonce.labels.store import LabelStore
 
-TRIES, PAUSE_S = 4, 0.3  # the header changes while a column group is added
+TRIES, PAUSE_S = 4, 0.3  # reading is tried again, since the header changes while a column group is added
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class _Commits:
 
 
 def is_store(path: Path) -> bool:
-    """Whether this is a label store, be it one that has only a lock yet."""
+    """Whether this is a label store, even if nothing but its lock is there yet."""
     return (path / "zarr.json").is_file() or (not path.exists() and lock_path(path).is_file())
 
 
@@ -177,7 +177,7 @@ def _commits(store: LabelStore) -> _Commits:
 
 
 def _records(store: LabelStore, group: str) -> tuple[Sequence[Record | None], int]:
-    """The record of each chunk, None where there is none that can be read; and how many cannot."""
+    """The record of each chunk, None where no record can be read; and the number of unreadable records."""
     try:
         return store.records(group), 0
     except IntegrityError:

@@ -24,8 +24,8 @@ from teachonce.phrases import phrase
 from teachonce.runs.folder import CheckpointFolder
 
 KEEP = 2  # the newest and the one before it, in case the newest is damaged
-ALL_ROWS = "all rows"  # the selection of runs that have none, also of those from before there were selections
-OWN_START = "of the config"  # the start of runs that were given no prompts to start from
+ALL_ROWS = "all rows"  # stands for the selection in runs without one, also in runs of early versions
+OWN_START = "of the config"  # stands for the start in runs that did not start from given prompts
 _PARAMETER, _OPTIMIZER, _AVERAGE = "parameter.", "optimizer.", "average."
 _NO_AVERAGE: Mapping[str, Tensor] = MappingProxyType({})
 _BROKEN = (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, OverflowError)

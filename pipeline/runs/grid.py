@@ -141,7 +141,7 @@ class _Head:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A whole grid. Values are checked one by one; what they are together, a cell finds out."""
+    """A whole grid. Values are checked one by one here; `cells` checks the values of each cell together."""
 
     file: Path
     title: str

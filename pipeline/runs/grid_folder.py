@@ -1,6 +1,6 @@
-"""The folder of a grid: what lies where, what of it is whole, and whose it is.
+"""The folder of a grid: where its files lie, which are whole, and to which store and student the folder belongs.
 
-It starts no run. A cell is finished when its run is, and every evaluation that all cells get is there.
+This module starts no run. A cell is finished when its run is, and when each evaluation that all cells get is there.
 
     OUT/grid.json                   the grid as it was last run, with all its cells
     OUT/cells/DIGEST/               a run folder of `train`; besides cell.json, failure.json, evaluations/NAME.json

@@ -1,6 +1,6 @@
 """Where a grid of `ablate` stands: which cells have ended, run, failed or wait, and how long the rest may take.
 
-It reads what `ablate` and the runs of its cells leave in their folders; it takes no lock and writes nothing.
+This module reads what `ablate` and the runs of its cells leave in their folders; it takes no lock and writes nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from teachonce.runs.grid_folder import CellFolder, GridFolder, read_document
 from teachonce.runs.status import RunStatus, is_run, run_status
 
 ONCE = "chosen"  # evaluations that only the chosen cell gets
-BEGUN: tuple[State, ...] = ("finished", "running", "failed", "damaged")  # states of cells that something was done for
+BEGUN: tuple[State, ...] = ("finished", "running", "failed", "damaged")  # states of cells on which work was done
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +165,7 @@ def _seconds_of_a_cell(events: Sequence[Mapping[str, Any]], cells: Sequence[_Cel
 
 
 def _left(cells: Sequence[_Cell], seconds: float | None) -> float | None:
-    """Seconds of work that are left for one worker; None where nothing tells."""
+    """Seconds of work that are left for one worker; None where no finished cell gives a pace."""
     todo = [cell for cell in cells if cell.state in ("running", "stopped", "waiting")]
     rates = [cell.run.steps_per_second for cell in todo if cell.run is not None and cell.run.steps_per_second]
     if todo and seconds is None and not rates:

@@ -27,7 +27,7 @@ CLASSES_TAKES = "takes a file of ids that the class list has, one a line; `base`
 
 @dataclass(frozen=True, kw_only=True)
 class Derivation:
-    """A store that `relabel` makes from the grid's store; what is None stays as it is there."""
+    """A store that `relabel` makes from the grid's store; a field that is None stays as in the grid's store."""
 
     vocabulary: str | None = None
     vocabulary_digest: str | None = None
@@ -37,11 +37,11 @@ class Derivation:
 
     @property
     def digest(self) -> str:
-        """Its name: what the labels depend on, and no path."""
+        """The name of the derived store: a digest of what its labels depend on, without paths."""
         return canonical_digest({key: value for key, value in asdict(self).items() if key != "vocabulary"}, SHORT)
 
     def words(self) -> str:
-        """What changes, for people."""
+        """What the derivation changes, in words for people."""
         said = {
             "vocabulary": self.vocabulary,
             "template": " + ".join(self.templates or ()),
@@ -115,7 +115,7 @@ def need_of(cell: Cell, store: LabelStore, root: Path | None) -> Need:
     if data.classes:
         try:
             classes = class_ids(data.classes, store.label_classes(), vocabulary)
-        except DataError as problem:  # here the classes are a key of the grid
+        except DataError as problem:  # the hint names the key of the grid, since a grid has no option for classes
             raise problem.reworded(hint=f"data.classes {CLASSES_TAKES}") from problem
     fewer = data.top_k if 0 < data.top_k < kept else None
     rule = None

@@ -25,7 +25,7 @@ from teachonce.training.config import config_digest
 from teachonce.training.config_file import flat
 
 FIGURES = ("top1", "top5", "macro", "ece", "nll")
-ROUNDING = 1e-6  # of the mean of credits, which are written as float32
+ROUNDING = 1e-6  # tolerated in the mean of credits, since files hold credits as float32
 IDLE = "pairing"  # the event with which every call of `train` begins its work
 
 
@@ -252,7 +252,7 @@ def _curve(events: list[dict[str, Any]], clock: list[float], kind: str, key: str
 
 
 def read_evaluations(folder: Path) -> dict[str, Evaluation]:
-    """All whole evaluations in a folder, by name; what is not whole is not there."""
+    """All whole evaluations in a folder, by name; an incomplete one is left out."""
     evaluations = {}
     for file in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         evaluation = read_evaluation(file, file.stem)
@@ -287,7 +287,7 @@ def read_evaluation(file: Path, name: str) -> Evaluation | None:
 
 
 def _measured_on(document: Mapping[str, Any]) -> MeasuredOn:
-    """What a document of any version says; before there were several templates, the baseline named its one."""
+    """What a document of any version says; an early document names its one template in the baseline."""
     classes, templates = document.get("classes"), document.get("templates")
     listed = templates if isinstance(templates, list) else []
     return MeasuredOn(
@@ -328,7 +328,7 @@ def _template_of(line: Mapping[str, str]) -> float | None:
 
 
 def _credits(file: Path, n: int, top1: float | None) -> tuple[npt.NDArray[np.float32] | None, tuple[str, ...]]:
-    """The credit of each of n images, whose mean is `top1`; without one that fits, what is wrong with the file."""
+    """The credit of each of n images, whose mean is `top1`; if the file does not fit, a sentence that says why."""
     try:
         credits = np.load(file)
     except FileNotFoundError:
@@ -338,7 +338,7 @@ def _credits(file: Path, n: int, top1: float | None) -> tuple[npt.NDArray[np.flo
     if not isinstance(credits, np.ndarray) or credits.dtype.kind != "f" or credits.shape != (n,):
         return None, (f"{file.name} is not the credit of {n} images",)
     mean = float(credits.mean(dtype=np.float64))
-    if top1 is None or not abs(mean - top1) <= ROUNDING:  # also where the mean is no number
+    if top1 is None or not abs(mean - top1) <= ROUNDING:  # `not <=` also refuses a mean that is NaN
         said = "no top-1" if top1 is None else f"{top1:.6g}"
         return None, (f"{file.name} has the mean {mean:.6g}, and the result says {said}",)
     return credits.astype(np.float32), ()

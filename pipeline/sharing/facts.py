@@ -1,7 +1,7 @@
 """What an export says of its prompts, gathered from the run: data, teacher, student, training, accuracy.
 
-Only what is recorded is said, and no path of this machine: of local files and folders the name alone.
-`model_card` writes it for people, export.json for programs.
+An export says only what was recorded, and no path of this machine: a local file or folder appears by its last name.
+`model_card` writes the facts for people, export.json for programs.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _SCORE_KEYS = (
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """What the prompts were trained on, and who taught. Empty where the label store is not at hand any more."""
+    """What the prompts were trained on, and who taught. Fields are empty where the label store is gone."""
 
     store_id: str = ""
     manifest: str = ""
@@ -117,7 +117,7 @@ def gather(run: Path, prompts: LoadedPrompts, licence: str | None, version: str)
     """
     meta = prompts.meta
     _require_own_config(run)
-    if (run / FACTS_FILE).is_file():  # made of an export, for other names: the run's facts are in it
+    if (run / FACTS_FILE).is_file():  # an export made from an export: the first one holds the facts of the run
         origin, training, data, evaluations, recorded = _recorded(run / FACTS_FILE)
         licence = licence or recorded
     else:
@@ -195,7 +195,7 @@ def _structure(meta: PromptMeta) -> dict[str, Any]:
 
 
 def _data(run: Path, results: dict[str, Any]) -> DataFacts:
-    """What the store tells that the run was trained from; little where it is not where it was."""
+    """What the run's label store says of the data; only two digests where that store is no longer at its path."""
     store_id = str(results.get("store_id", ""))
     known = DataFacts(store_id=store_id, vocabulary_digest=str(results.get("vocabulary_digest", "")))
     starts = RunFolder(run).log().read("start")

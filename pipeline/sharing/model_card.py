@@ -77,7 +77,7 @@ def licence_id(licence: str | None) -> str:
 
 
 def base_model(student: str) -> str | None:
-    """The student's id on the hub; None for one that is not there."""
+    """The student's id on the hub; None for a student that the hub does not have."""
     if student.startswith("hf-hub:"):
         return student.removeprefix("hf-hub:")
     if student.startswith(LOCAL_DIR):

@@ -56,7 +56,7 @@ class PackHead:
 
 
 def write_pack(source: Path, head: PackHead, out: Path, reporter: Reporter) -> str:
-    """Write the files of a folder as a pack: a tar where `out` ends in .tar, else a folder. It appears whole.
+    """Write a folder's files as a pack: a tar where `out` ends in .tar, else a folder; it appears whole or not at all.
 
     Returns:
         SHA-256 (hex) of its SHA256SUMS, which stands for the whole content.

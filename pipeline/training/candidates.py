@@ -114,7 +114,7 @@ def _pomp(
     """Candidates of all rows together, with each row's own weights, [B, K].
 
     The rule of `trainers/pomp.py` in POMP's code, where a row's only own class is its label. Other rows' own classes
-    are no candidates of a row unless drawn. It has no natural logarithm and corrects less than half of the bias.
+    are no candidates of a row unless drawn. The rule has no natural logarithm and corrects less than half of the bias.
     """
     vocabulary = len(forced)
     present = forced.copy()

@@ -1,6 +1,6 @@
 """What a step minimises: the losses of a block of rows over the step's candidates, put together as the config says.
 
-It runs no tower and draws no candidates. All maths is float32, outside autocast.
+This module runs no tower and draws no candidates. All maths is float32, outside autocast.
 
 Shapes: B rows of a block, K candidates, V classes, E the student's embedding, D the teacher's.
 """
@@ -130,7 +130,7 @@ class Objective:
         }
 
     def directions(self, losses: dict[str, Tensor], weights: dict[str, float]) -> list[Tensor]:
-        """Sums of losses whose gradients are wanted apart.
+        """The sums of losses whose gradients are computed separately.
 
         Returns:
             The weighted sum of all; with ProGrad the hard loss, the general one, and the sum of the rest if any.

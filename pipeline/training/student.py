@@ -1,6 +1,6 @@
 """The frozen student with its trainable prompts: class features, image features, and what the bare student says.
 
-It reads no store and takes no step.
+This module reads no store and takes no training step.
 
 Shapes: V classes, E embedding, B images.
 """

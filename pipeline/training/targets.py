@@ -1,7 +1,7 @@
 """The teacher's distribution over a step's candidates, from what a label store keeps of it.
 
-It reads no store and computes no loss. Results are natural logs, normalised over the whole vocabulary, so that the
-mass of the candidates is what the teacher gives them and not 1.
+This module reads no store and computes no loss. Results are natural logs, normalised over the whole vocabulary, so that
+the mass of the candidates is what the teacher gives them and not 1.
 
 Shapes: B rows, k stored classes a row, K candidates, V classes of the vocabulary, D width of the teacher's embedding.
 """

@@ -1,6 +1,6 @@
 """One training step of prompts from stored rows: batch, candidates, losses, exact gradient, update.
 
-It reads no store and writes no file; everything it does is a pure function of (config, rows, step) and its state.
+The trainer reads no store and writes no file; a step is a pure function of (config, rows, step) and of its state.
 
 Shapes: B rows of a step, K candidates, n distinct names among them, V classes, E embedding.
 """

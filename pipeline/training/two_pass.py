@@ -1,7 +1,7 @@
 """The exact gradient of a loss over any number of names' features, in memory bounded by a chunk of names.
 
-It knows neither losses nor what prompts are made of: the caller puts the losses' gradients on the features, and gets
-them pulled back to the parameters.
+This module knows neither losses nor what prompts are made of: the caller puts the losses' gradients on the features,
+and gets the gradients of the parameters.
 
 Shapes: K candidates, n distinct names of the candidates, E embedding.
 """
@@ -205,4 +205,4 @@ def _zeros(parameter: Tensor) -> Tensor:
 def _power(gradient: Tensor) -> Tensor:
     """The power of two just above the largest entry, a scalar; within what float32 can divide by and multiply with."""
     exponent = torch.frexp(gradient.abs().amax().float().nan_to_num(1.0, 1.0)).exponent.clamp(-100, 100)
-    return ((exponent.int() + 127) << 23).view(torch.float32)  # put together from its bits: exact on every device
+    return ((exponent.int() + 127) << 23).view(torch.float32)  # a float put together from bits is exact on every device
