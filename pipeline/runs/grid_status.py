@@ -165,7 +165,7 @@ def _seconds_of_a_cell(events: Sequence[Mapping[str, Any]], cells: Sequence[_Cel
 
 
 def _left(cells: Sequence[_Cell], seconds: float | None) -> float | None:
-    """Seconds of work that are left for one worker; None where no finished cell gives a pace."""
+    """Seconds of work that are left for one worker; None where neither a finished nor a running cell gives a pace."""
     todo = [cell for cell in cells if cell.state in ("running", "stopped", "waiting")]
     rates = [cell.run.steps_per_second for cell in todo if cell.run is not None and cell.run.steps_per_second]
     if todo and seconds is None and not rates:

@@ -125,7 +125,7 @@ def _mark(lock: Path) -> ProcessMark | None:
 
 
 def _pace(attempt: Sequence[Event]) -> tuple[float | None, float]:
-    """Steps a second, None before two logged steps; and the usual seconds between two logged steps."""
+    """Steps a second, None before two events with a step; and the usual seconds between two logged steps."""
     steps = [e for e in attempt if e["event"] in ("step", "pairing") and number(e.get("step")) is not None][-RECENT:]
     if len(steps) < 2:
         return None, 0.0
