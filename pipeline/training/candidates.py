@@ -79,14 +79,12 @@ def sampled_candidates(
     Raises:
         TeachOnceError: a class beyond the vocabulary.
     """
-    row_classes = _own_classes(labels, top_classes, vocabulary)
+    targets = _own_classes(labels, top_classes, vocabulary)
     random = CANDIDATES.at(seed, step)
     forced = np.zeros(vocabulary, bool)
-    forced[row_classes[row_classes >= 0]] = True
+    forced[targets[targets >= 0]] = True
     if correction == "log10":
-        return _pomp(
-            row_classes, forced, random.choice(vocabulary, min(fill, vocabulary), replace=False, shuffle=False)
-        )
+        return _pomp(targets, forced, random.choice(vocabulary, min(fill, vocabulary), replace=False, shuffle=False))
     if names is not None:
         name = np.asarray(names, np.int64)
         forced = np.isin(name, name[forced])
@@ -102,15 +100,13 @@ def sampled_candidates(
 def _own_classes(labels: npt.ArrayLike, top_classes: npt.ArrayLike, vocabulary: int) -> npt.NDArray[np.int64]:
     """The label and the best classes of each row, [B, 1 + m]; -1 where there is none."""
     label = np.asarray(labels, np.int64).reshape(-1, 1)
-    row_classes = np.concatenate([label, np.asarray(top_classes, np.int64).reshape(len(label), -1)], axis=1)
-    if row_classes.size and row_classes.max() >= vocabulary:
-        raise TeachOnceError(f"class {row_classes.max()} among the targets of a vocabulary of {vocabulary} classes")
-    return row_classes
+    targets = np.concatenate([label, np.asarray(top_classes, np.int64).reshape(len(label), -1)], axis=1)
+    if targets.size and targets.max() >= vocabulary:
+        raise TeachOnceError(f"class {targets.max()} among the targets of a vocabulary of {vocabulary} classes")
+    return targets
 
 
-def _pomp(
-    row_classes: npt.NDArray[np.int64], forced: npt.NDArray[np.bool_], drawn: npt.NDArray[np.int64]
-) -> Candidates:
+def _pomp(targets: npt.NDArray[np.int64], forced: npt.NDArray[np.bool_], drawn: npt.NDArray[np.int64]) -> Candidates:
     """Candidates of all rows together, with each row's own weights, [B, K].
 
     The rule of `trainers/pomp.py` in POMP's code, where a row's only own class is its label. Other rows' own classes
@@ -121,15 +117,11 @@ def _pomp(
     present[drawn] = True
     classes = np.flatnonzero(present)
     is_drawn = np.isin(classes, drawn)
-    is_own = np.zeros((len(row_classes), len(classes) + 1), bool)  # the last column takes the entries that are -1
-    np.put_along_axis(
-        is_own, np.where(row_classes >= 0, np.searchsorted(classes, row_classes), len(classes)), True, axis=1
-    )
+    is_own = np.zeros((len(targets), len(classes) + 1), bool)  # the last column takes the entries that are -1
+    np.put_along_axis(is_own, np.where(targets >= 0, np.searchsorted(classes, targets), len(classes)), True, axis=1)
     is_own = is_own[:, :-1]
     negatives = is_drawn.sum() - (is_own & is_drawn).sum(axis=1)
-    margin = np.log10(
-        (vocabulary - is_own.sum(axis=1)) / np.maximum(negatives, 1)
-    )  # without negatives the margin is unused
+    margin = np.log10((vocabulary - is_own.sum(axis=1)) / np.maximum(negatives, 1))  # without negatives it is unused
     weight = np.where(is_drawn, margin[:, None], -np.inf)
     weight[is_own] = 0.0
     rarity = math.log(vocabulary / len(drawn)) if len(drawn) else 0.0
