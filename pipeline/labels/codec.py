@@ -1,6 +1,6 @@
 """The coded form of a row's top-k soft label: NumPy arrays in, small integers out, and back.
 
-It does not know Zarr or models; docs/label-store.md specifies the same bytes for other readers.
+This module does not know Zarr or models; docs/label-store.md specifies the same bytes for other readers.
 
 Coding of a row with classes c and log-probabilities l at the teacher's own temperature:
 - classes are renumbered by `class_order`, in which classes of like names are neighbours, and sorted; the first is kept,
@@ -107,7 +107,7 @@ def encode(labels: TopK, tables: CodecTables) -> CodedTopK:
         distance = best - np.take_along_axis(labels.log_probs, order, axis=1)
     levels = tables.gap_levels
     gaps = np.searchsorted((levels[1:] + levels[:-1]) / 2, distance)
-    gaps = np.where((distance > 0) & (gaps == 0), 1, gaps)  # only true ties of the best may look like it
+    gaps = np.where((distance > 0) & (gaps == 0), 1, gaps)  # only a true tie of the best class may get its code, 0
     coded_ids = np.concatenate([place[:, :1], np.diff(place, axis=1)], axis=1)
     coded_ids[empty] = np.iinfo(dtype).max
     gaps[empty] = GAP_FILL
@@ -130,7 +130,7 @@ def decode_codes(coded: CodedTopK, tables: CodecTables) -> tuple[IdArray, npt.ND
     empty = coded.class_ids[:, 0] == np.iinfo(coded.class_ids.dtype).max
     place = np.cumsum(coded.class_ids, axis=1, dtype=np.int64)
     place[empty] = 0
-    if place.size and int(place.max()) >= len(tables.class_order):  # a writer's bug: digests hold, the content is wrong
+    if place.size and int(place.max()) >= len(tables.class_order):  # the digest holds, so the writer erred
         raise IntegrityError(
             f"a coded class is {int(place.max())}, beyond the {len(tables.class_order)} of the vocabulary"
         )
@@ -184,7 +184,7 @@ def class_order(embeddings: npt.NDArray[np.float32] | None, classes: int) -> npt
             order.extend(part.tolist())
             continue
         halves = _halves(embeddings, part)
-        if order:  # the half that is nearer to the class before comes first
+        if order:  # the half that is nearer to the class just placed comes first
             before = embeddings[order[-1]]
             near = [float(embeddings[half].mean(axis=0) @ before) for half in halves]
             if near[1] > near[0]:
@@ -201,7 +201,7 @@ def _halves(
     for _ in range(POWER_STEPS):
         direction = centred.T @ (centred @ direction)
         length = float(np.linalg.norm(direction))
-        if length == 0:  # all the same
+        if length == 0:  # all embeddings of the part are equal
             break
         direction /= np.float32(length)
     ranked = part[np.argsort(centred @ direction, kind="stable")]

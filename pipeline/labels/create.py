@@ -1,6 +1,6 @@
 """Make label stores and add column groups to them; each appears whole or not at all. Run by the driver only.
 
-It writes no row: `LabelStore.write_chunk` does.
+This module writes no row: `LabelStore.write_chunk` does.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def create_child(
     vocabulary: Vocabulary,
     class_embeddings: npt.NDArray[np.float32] | None,
 ) -> LabelStore:
-    """Make an empty store of the same samples in the same order as `parent`; the other arguments as above.
+    """Make an empty store of the parent's samples in the same order; other arguments as in `create_store`.
 
     Raises:
         EnvironmentFault: a write failed.
@@ -126,7 +126,8 @@ def _create(
         static["gap_levels"] = default_gap_levels()
     draft = path.with_name(f"{path.name}.creating-{os.getpid()}")
     try:
-        for left in path.parent.glob(f"{path.name}.creating-*"):  # of killed runs; the lock keeps living ones out
+        # Killed runs left these drafts: the lock keeps two living runs apart.
+        for left in path.parent.glob(f"{path.name}.creating-*"):
             shutil.rmtree(left, ignore_errors=True)
         with whole_folder(path, draft):
             root = zarr.create_group(str(draft), zarr_format=3)
@@ -149,7 +150,7 @@ def _add_group(store: LabelStore, name: str, width: int, fingerprint: Mapping[st
     if name in store.groups:
         require_fingerprint(store.path, name, store.groups[name].fingerprint, fingerprint)
         return name
-    # What a run left that died before its header was written:
+    # A run that died before it wrote the header may have left these folders.
     shutil.rmtree(store.path / name, ignore_errors=True)
     shutil.rmtree(store.path / ledger_path(name), ignore_errors=True)
     digests = read_header(store.path, store.root)["arrays"]

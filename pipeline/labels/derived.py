@@ -1,7 +1,7 @@
 """Stores made from other stores: check the parents, continue or refuse the child, fill it chunk by chunk.
 
-It computes no labels: who derives a store hands in how a chunk of a column group is made. A child is committed like a
-taught store, so it may be killed at any time, and running the same command again completes it with the same bits.
+This module computes no labels: its caller hands in a function that makes a chunk of a column group. A child is
+committed like a taught store, so its run may be killed at any time, and the same command completes the same bits.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Filled:
 
 
 class Rows:
-    """Any range of rows of a store, for a child of other chunks; the last chunk of each group is kept.
+    """Reads any range of a parent's rows, for a child with other chunks; keeps the last chunk read of each group.
 
-    Arrays that tell about a chunk as a whole are left out: they do not fit other chunks.
+    Arrays that describe a whole chunk are left out, since such an array does not fit other chunks.
     """
 
     def __init__(self, store: LabelStore) -> None:
@@ -53,30 +53,30 @@ class Rows:
         """Rows start..stop of a column group's arrays, or only of some, keyed by path, checked against the ledger."""
         paths = only or tuple(spec.path for spec in self.store.groups[group].arrays if not spec.per_chunk)
         parts = []
-        for chunk, own in _chunks(self.store, start, stop):
+        for chunk, rows in _chunks(self.store, start, stop):
             kept = self._columns.get((group, paths))
             if kept is None or kept[0] != chunk:
                 kept = self._columns[group, paths] = chunk, self.store.read_chunk(group, chunk, paths)
-            parts.append({path: data[own] for path, data in kept[1].items()})
+            parts.append({path: data[rows] for path, data in kept[1].items()})
         return {path: np.concatenate([part[path] for part in parts]) for path in parts[0]}
 
     def embeddings(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Unit image features of the teacher, [stop - start, D]; NaN where there is no image."""
         parts = []
-        for chunk, own in _chunks(self.store, start, stop):
+        for chunk, rows in _chunks(self.store, start, stop):
             if self._embeddings is None or self._embeddings[0] != chunk:
                 self._embeddings = chunk, self.store.embeddings(chunk)
-            parts.append(self._embeddings[1][own])
+            parts.append(self._embeddings[1][rows])
         return np.concatenate(parts)
 
 
 def _chunks(store: LabelStore, start: int, stop: int) -> list[tuple[int, slice]]:
-    """The chunks that hold rows start..stop, and where in each."""
-    found = []
+    """The chunks that hold rows start..stop, and the places of these rows in each chunk."""
+    parts = []
     for chunk in range(start // store.layout.chunk_rows, -(-stop // store.layout.chunk_rows)):
         first, last = store.layout.bounds(chunk)
-        found.append((chunk, slice(max(start, first) - first, min(stop, last) - first)))
-    return found
+        parts.append((chunk, slice(max(start, first) - first, min(stop, last) - first)))
+    return parts
 
 
 def open_parent(path: Path, child: Path) -> LabelStore:
@@ -110,16 +110,16 @@ def open_parent(path: Path, child: Path) -> LabelStore:
 
 
 def require_sound(store: LabelStore) -> None:
-    """A lost index or class list reads as zeros: what is derived from it would be wrong.
+    """Refuse a store whose index or class list is damaged: a lost array reads as zeros, and a child would copy them.
 
     Raises:
         IntegrityError: names the array.
     """
     faults = store.static_faults()
     if faults:
-        where, expected, found = faults[0]
+        where, expected, actual = faults[0]
         raise IntegrityError(
-            f"{where}: expected digest {expected}, found {found}",
+            f"{where}: expected digest {expected}, found {actual}",
             hint="restore the file from a backup, or delete the store and run the command that made it again",
         )
 

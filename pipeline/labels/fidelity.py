@@ -36,7 +36,7 @@ def label_fidelity(log_p: Doubles, decoded: TopK, label: npt.NDArray[np.int64], 
         ks: for which k, the last one being that of the store.
 
     Returns:
-        [S, columns] in the order of `store_format.fidelity_columns`; NaN where a rule needs a label and there is none.
+        [S, columns] in the order of `format.fidelity_columns`; NaN where a rule needs a label and there is none.
     """
     report = np.empty((len(log_p), len(fidelity_columns(ks))))
     for row in range(len(log_p)):

@@ -1,6 +1,6 @@
 """The shape of a label store on disk: which arrays there are, how they are typed, filled, chunked and compressed.
 
-It does not read or write rows; `label_store` does. docs/label-store.md tells the same to other readers.
+This module does not read or write rows; `store` does. docs/label-store.md specifies the same format for other readers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FORMAT_VERSION = 3
 READABLE_VERSIONS = (1, 2, FORMAT_VERSION)  # older stores are read, not continued
 LABELS = "labels"  # the column group of every store
 EMBEDDING = "embedding"  # the column group of the teacher's image embeddings
-LABEL_FILL = -2  # -1 is data: a sample whose class is unknown
+LABEL_FILL = -2  # the value -1 means that the class of the sample is unknown, so it cannot mark a gap
 STATUS_FILL = 255
 INDEX_CHUNK = 65_536
 SMALLEST_CHUNK, LARGEST_CHUNK, CHUNKS_WANTED = 512, 16_384, 64

@@ -1,6 +1,6 @@
 """The ledger's header: digests of every metadata file and of every array that never changes after creation.
 
-It does not look at rows; their digests are ledger records.
+This module does not look at rows: the ledger's records hold the digests of rows.
 """
 
 from __future__ import annotations
@@ -89,10 +89,10 @@ def check_header(path: Path, root: zarr.Group) -> None:
     """
     for name, wanted in read_header(path, root)["files"].items():
         data = read_bytes(path / name)
-        found = "no such file" if data is None else hashlib.sha256(data).hexdigest()
-        if found != wanted:
+        actual = "no such file" if data is None else hashlib.sha256(data).hexdigest()
+        if actual != wanted:
             raise IntegrityError(
-                f"{path / name}: expected SHA-256 {wanted}, found {found}",
+                f"{path / name}: expected SHA-256 {wanted}, found {actual}",
                 hint="restore the file from a backup; rows cannot be trusted without it",
             )
 
@@ -102,11 +102,11 @@ def static_faults(path: Path, root: zarr.Group) -> list[tuple[str, str, str]]:
     faults = []
     for name, wanted in read_header(path, root)["arrays"].items():
         try:
-            found = _array_digest(root, name)
+            actual = _array_digest(root, name)
         except (ValueError, RuntimeError, OSError, KeyError, zarr.errors.BaseZarrError) as problem:
-            found = f"unreadable: {problem}"
-        if found != wanted:
-            faults.append((str(path / name), wanted, found))
+            actual = f"unreadable: {problem}"
+        if actual != wanted:
+            faults.append((str(path / name), wanted, actual))
     return faults
 
 
@@ -156,6 +156,6 @@ def other_groups(root: zarr.Group) -> list[tuple[str, dict[str, Any]]]:
     header: Any = root["ledger"].attrs["header"]
     students = root["students"].group_keys() if "students" in root else ()  # type: ignore[union-attr]
     names = [EMBEDDING, *(f"students/{name}" for name in sorted(students))]
-    # Only what the header knows: a run may have died while it made a group.
+    # A group that the header does not list is left out: a run may have died while it made that group.
     there = [name for name in names if f"{name}/zarr.json" in header["files"]]
     return [(name, dict(root[name].attrs["teachonce"])) for name in there]  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """The ledger: a Zarr array a column group, one commit record a chunk; a row exists only if its chunk is in it.
 
-It does not write data. A record binds each array's decoded bytes to the group's fingerprint, the array's name and the
-chunk's index, so that a swapped, stale or foreign chunk file is as visible as a flipped bit.
+This module writes no data. A record binds each array's decoded bytes to the group's fingerprint, the array's name and
+the chunk's index, so that a swapped, stale or foreign chunk file is as visible as a flipped bit.
 """
 
 from __future__ import annotations

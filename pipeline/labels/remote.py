@@ -1,6 +1,6 @@
 """Label stores as Zarr groups: from a folder, or read only from a URL.
 
-It does not know what a store holds: `label_store` does.
+This module does not know what a store holds: `store` does.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def open_group(path: Path, writable: bool) -> zarr.Group:
 
 
 class _Remote(WrapperStore[FsspecStore]):
-    """A missing file is missing, as in any Zarr store; what a network or a permission refuses is no damage."""
+    """Zarr's remote store, in which a refusal by the network or by a permission is not taken for a missing file."""
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         try:

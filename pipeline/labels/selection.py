@@ -97,7 +97,7 @@ class Chosen:
 def key_hashes(index: SampleIndex, seed: int) -> npt.NDArray[np.uint64]:
     """BLAKE2b-64 of every sample's UTF-8 name, keyed with the seed (8 bytes, little-endian), read as little-endian.
 
-    The name is `views.sample_name` of the key: the same photo is drawn however its archives are laid out.
+    The name is `data.views.sample_name` of the key: the same photo is drawn however its archives are laid out.
     """
     ends = index.key_ends.astype(np.int64)
     starts = np.concatenate([[0], ends[:-1]])
@@ -117,7 +117,7 @@ def few_shot(hashes: npt.NDArray[np.uint64], labels: npt.NDArray[np.integer[Any]
 
 
 def few_shot_samples(index: SampleIndex, shots: int, seed: int) -> npt.NDArray[np.int64]:
-    """Numbers of the samples in the index that a draw of so many shots takes, rising; those without a class never."""
+    """Numbers of the samples that a draw of so many shots takes, rising; never of a sample without a class."""
     return few_shot(key_hashes(index, seed), index.label, shots)
 
 
@@ -159,11 +159,11 @@ def choose(store: LabelStore, rule: Rule, reporter: Reporter) -> Chosen:
         parts.append(_candidates(store, chunk, rule.seed, wanted))
         reporter.progress("choose", chunk + 1, store.layout.chunks, "chunks")
     samples, labels, hashes = (np.concatenate(column) for column in zip(*parts, strict=True))
-    own = np.flatnonzero(np.ones(len(label_ids), np.bool_) if wanted is None else wanted)
+    allowed_classes = np.flatnonzero(np.ones(len(label_ids), np.bool_) if wanted is None else wanted)
     counts = np.bincount(labels[labels >= 0], minlength=len(label_ids))
     short: list[tuple[str, int]] = []
     if rule.shots is not None:
-        short = [(label_ids[c], int(counts[c])) for c in own if counts[c] < rule.shots]
+        short = [(label_ids[c], int(counts[c])) for c in allowed_classes if counts[c] < rule.shots]
         short += [(class_id, 0) for class_id in sorted(set(rule.classes or ()) - set(label_ids))]
         taken = few_shot(hashes, labels, rule.shots)
         samples, labels = samples[taken], labels[taken]
@@ -216,14 +216,14 @@ def _candidates(
 
 def _keys(store: LabelStore, samples: npt.NDArray[np.uint32]) -> tuple[str, ...]:
     """The keys of the given samples, in their order."""
-    found: dict[int, str] = {}
+    key_of: dict[int, str] = {}
     for chunk in range(store.layout.chunks):
         numbers = store.samples(*store.layout.bounds(chunk))[:: store.layout.views]
         here = np.flatnonzero(np.isin(numbers, samples))
         if len(here):
             index = store.index_of_chunk(chunk)
-            found |= {int(numbers[place]): index.key(place) for place in here.tolist()}
-    return tuple(found[sample] for sample in samples.tolist())
+            key_of |= {int(numbers[place]): index.key(place) for place in here.tolist()}
+    return tuple(key_of[sample] for sample in samples.tolist())
 
 
 def save_selection(path: Path, store: LabelStore, rule: Rule, chosen: Chosen) -> str:
@@ -250,12 +250,12 @@ def save_selection(path: Path, store: LabelStore, rule: Rule, chosen: Chosen) ->
 
 
 def _stated(rule: Rule) -> dict[str, Any]:
-    """What a file says of a rule; `all_names` came later, and files without it keep their digests."""
+    """The rule as a file holds it; `all_names` is written only when set, so that earlier files keep their digests."""
     return {key: value for key, value in asdict(rule).items() if key != "all_names" or value}
 
 
 def _write_once(path: Path, document: dict[str, Any]) -> str:
-    document = json.loads(json.dumps(document))  # as a reader sees it: tuples are lists
+    document = json.loads(json.dumps(document))  # the document as a reader gets it, in which tuples are lists
     document["digest"] = canonical_digest(document)
     content = (json.dumps(document, indent=1) + "\n").encode()
     if not path.exists():
@@ -282,11 +282,11 @@ def load_selection(path: Path, store: LabelStore) -> Selection:
     document = _document(path)
     lists = {name: document.pop(name, None) for name in ("samples", "keys")}
     head = decode(_Head, document, str(path), IntegrityError)
-    rule, own = head.rule, store.groups[LABELS].fingerprint.get("samples")
-    if head.store.samples != own:
+    rule, store_samples = head.rule, store.groups[LABELS].fingerprint.get("samples")
+    if head.store.samples != store_samples:
         raise FingerprintError(
             f"{path} was made on other samples than {store.path} holds: "
-            f"samples: stored {head.store.samples!r}, asked for {own!r}",
+            f"samples: stored {head.store.samples!r}, asked for {store_samples!r}",
             hint=f"teachonce subset {store.path} "
             + option("out")
             + " FILE.json with the same options makes one for this store",
@@ -334,10 +334,10 @@ def _document(path: Path) -> dict[str, Any]:
             f"{path} has schema {document.get('schema')!r}; this program reads {SCHEMA}",
             hint="install the version of teachonce that wrote it, or a newer one",
         )
-    found = canonical_digest({key: value for key, value in document.items() if key != "digest"})
-    if found != document.get("digest"):
+    digest = canonical_digest({key: value for key, value in document.items() if key != "digest"})
+    if digest != document.get("digest"):
         raise IntegrityError(
-            f"{path} was changed after it was written: expected digest {document.get('digest')}, found {found}",
+            f"{path} was changed after it was written: expected digest {document.get('digest')}, found {digest}",
             hint="write it again with the same `teachonce subset`; a selection is never edited by hand",
         )
     return document

@@ -1,6 +1,6 @@
 """How many bytes a row of a label store takes on disk, by what they are for.
 
-It measures files; it does not estimate.
+This module measures files; it does not estimate.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where a label store stands while `teach`, `relabel` or `merge` writes it: what the ledger and the lock say.
 
-It takes no lock, writes nothing and reads no row; whether rows are sound is `verify`'s business.
+This module takes no lock, writes nothing and reads no row; `verify` checks whether rows are sound.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from teachonce.labels.ledger import Record
     from teachonce.labels.store import LabelStore
 
-TRIES, PAUSE_S = 4, 0.3  # the header changes while a column group is added
+TRIES, PAUSE_S = 4, 0.3  # reading is tried again, since the header changes while a column group is added
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class _Commits:
 
 
 def is_store(path: Path) -> bool:
-    """Whether this is a label store, be it one that has only a lock yet."""
+    """Whether this is a label store, even if nothing but its lock is there yet."""
     return (path / "zarr.json").is_file() or (not path.exists() and lock_path(path).is_file())
 
 
@@ -94,13 +94,13 @@ def store_status(path: Path, now: float) -> StoreStatus:
     if not path.exists():
         return _only_a_lock(path, worker, sign, now)
     store = _opened(path)
-    found = _commits(store)
-    rows = sum(stop - start for start, stop in map(store.layout.bounds, found.whole))
-    rate, last, gap = _pace(store, found)
+    commits = _commits(store)
+    rows = sum(stop - start for start, stop in map(store.layout.bounds, commits.whole))
+    rate, last, gap = _pace(store, commits)
     sign = max((sign or 0.0, last or 0.0)) or None
     silent = max(0.0, now - sign) if sign is not None else None
-    done = len(found.whole) == store.layout.chunks and worker is None
-    state = state_of(worker, done, bool(found.every), silent or 0.0, gap)
+    done = len(commits.whole) == store.layout.chunks and worker is None
+    state = state_of(worker, done, bool(commits.every), silent or 0.0, gap)
     end = ending(store.layout.rows - rows, rate, last or now, now, state)
     return StoreStatus(
         path=str(path),
@@ -108,13 +108,13 @@ def store_status(path: Path, now: float) -> StoreStatus:
         state=state,
         process=worker,
         chunks=store.layout.chunks,
-        chunks_committed=len(found.whole),
+        chunks_committed=len(commits.whole),
         rows=store.layout.rows,
         rows_committed=rows,
-        rows_failed=found.failed,
-        groups=found.groups,
+        rows_failed=commits.failed,
+        groups=commits.groups,
         rows_per_second=rate,
-        runs=len({record.token for record in found.every}),
+        runs=len({record.token for record in commits.every}),
         last_commit=iso(last) if last is not None else None,
         last_sign=iso(sign) if sign is not None else None,
         seconds_since_sign=round(silent, 1) if silent is not None else None,
@@ -162,45 +162,45 @@ def _commits(store: LabelStore) -> _Commits:
 
     records = {name: _records(store, name) for name in store.groups}
     groups = tuple(
-        GroupStatus(group=name, chunks_committed=sum(r is not None for r in found), unreadable=bad)
-        for name, (found, bad) in records.items()
+        GroupStatus(group=name, chunks_committed=sum(r is not None for r in chunk_records), unreadable=bad)
+        for name, (chunk_records, bad) in records.items()
     )
-    columns = [found for found, _ in records.values()]
+    columns = [chunk_records for chunk_records, _ in records.values()]
     whole = {
         chunk: [record for record in at if record is not None]
         for chunk, at in enumerate(zip(*columns, strict=True))
         if None not in at
     }
-    every = [record for found in columns for record in found if record is not None]
+    every = [record for column in columns for record in column if record is not None]
     failed = sum(record.rows_failed for record in records[LABELS][0] if record is not None)
     return _Commits(whole, every, groups, failed)
 
 
 def _records(store: LabelStore, group: str) -> tuple[Sequence[Record | None], int]:
-    """The record of each chunk, None where there is none that can be read; and how many cannot."""
+    """The record of each chunk, None where no record can be read; and the number of unreadable records."""
     try:
         return store.records(group), 0
     except IntegrityError:
         pass
-    found: list[Record | None] = []
+    records: list[Record | None] = []
     bad = 0
     for chunk in range(store.layout.chunks):
         try:
-            found.append(store.record(group, chunk))
+            records.append(store.record(group, chunk))
         except IntegrityError:
-            found.append(None)
+            records.append(None)
             bad += 1
-    return found, bad
+    return records, bad
 
 
-def _pace(store: LabelStore, found: _Commits) -> tuple[float | None, float | None, float]:
+def _pace(store: LabelStore, commits: _Commits) -> tuple[float | None, float | None, float]:
     """Rows a second of the last run, its last commit in seconds since 1970, and the usual gap between two commits."""
-    if not found.every:
+    if not commits.every:
         return None, None, 0.0
-    newest_record = max(found.every, key=lambda record: record.time_us)
+    newest_record = max(commits.every, key=lambda record: record.time_us)
     last = newest_record.time_us / 1e6
     mine = {}
-    for chunk, records in found.whole.items():  # its last record made the chunk whole
+    for chunk, records in commits.whole.items():  # its last record made the chunk whole
         final = max(records, key=lambda record: record.time_us)
         if final.token == newest_record.token:
             mine[chunk] = final

@@ -1,6 +1,6 @@
 """The label store: commit one chunk of one column group, read what the ledger vouches for.
 
-`store_create` makes stores and column groups. Neither knows models or images, nor touches torch.
+`create` makes stores and column groups. Neither module knows models or images, and neither imports torch.
 Order of a commit: arrays written -> fsync -> read back and compared -> ledger record -> fsync.
 """
 
@@ -51,7 +51,7 @@ READ_ERRORS = (ValueError, RuntimeError, OSError, KeyError, TypeError, zarr.erro
 
 
 class LabelStore:
-    """An open store. Made by `store_create.create_store`, opened with `open`; both check before they return."""
+    """An open store: `create.create_store` makes one, `open` opens one, and both check it before they return."""
 
     def __init__(self, path: Path, root: zarr.Group, version: int, layout: Layout, groups: dict[str, Group]) -> None:
         self.path = path
@@ -73,12 +73,12 @@ class LabelStore:
         """
         try:
             root = open_group(path, writable)
-            about: Any = root.attrs["teachonce"]
+            attrs: Any = root.attrs["teachonce"]
         except READ_ERRORS as problem:
             raise DataError(f"{path} is not a label store: {problem}", hint=NO_STORE) from problem
-        if not isinstance(about, dict) or about.get("format") != store_format.FORMAT:
+        if not isinstance(attrs, dict) or attrs.get("format") != store_format.FORMAT:
             raise DataError(f"{path} is not a label store: its attributes are those of something else", hint=NO_STORE)
-        version = about.get("version")
+        version = attrs.get("version")
         if version not in store_format.READABLE_VERSIONS:
             raise IntegrityError(
                 f"{path} has format version {version}; this program reads "
@@ -91,8 +91,8 @@ class LabelStore:
                 hint=phrase("use it as it is, or write a new store to another {labels} path"),
             )
         check_header(path, root)
-        layout = decode(Layout, about["layout"], f"{path}: layout", IntegrityError)
-        groups = {LABELS: Group(LABELS, dict(about["fingerprint"]), store_format.label_arrays(layout, version))}
+        layout = decode(Layout, attrs["layout"], f"{path}: layout", IntegrityError)
+        groups = {LABELS: Group(LABELS, dict(attrs["fingerprint"]), store_format.label_arrays(layout, version))}
         for name, body in other_groups(root):
             groups[name] = Group(name, dict(body["fingerprint"]), group_arrays(name, body, layout))
         return cls(path, root, version, layout, groups)
@@ -363,10 +363,10 @@ class LabelStore:
             if only and spec.path not in only:
                 continue
             data[spec.path] = self._read(spec, chunk)
-            found = self._digest(group, spec, chunk, data[spec.path])
-            if found != wanted:
+            digest = self._digest(group, spec, chunk, data[spec.path])
+            if digest != wanted:
                 raise IntegrityError(
-                    f"{chunk_file(self.path, spec, chunk)}: expected digest {wanted.hex()}, found {found.hex()}",
+                    f"{chunk_file(self.path, spec, chunk)}: expected digest {wanted.hex()}, found {digest.hex()}",
                     hint=self._mend,
                 )
         return data

@@ -1,6 +1,6 @@
 """The cells of a grid: every setting that it asks for, times every seed, each with a whole training config.
 
-It opens no store: what a cell needs of one is found by `grid_needs`.
+This module opens no store: `needs` finds out what a cell needs of a store.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ def expand(grid: Grid) -> tuple[Cell, ...]:
     cells, used = [], set()
     for name, values, seeds in _settings(grid):
         for seed in seeds:
-            own = values | {SEED: seed}
-            matching = [i for i, rule in enumerate(grid.exclude) if _matches(rule, own)]
+            cell_values = values | {SEED: seed}
+            matching = [i for i, rule in enumerate(grid.exclude) if _matches(rule, cell_values)]
             used |= set(matching)
             if not matching:
-                cells.append(_cell(grid, name, own))
+                cells.append(_cell(grid, name, cell_values))
     unused = [i + 1 for i in range(len(grid.exclude)) if i not in used]
     if unused:
         raise UsageError(f"{grid.file}: [[exclude]] {unused[0]}: matches no cell", hint="correct it, or take it out")
@@ -137,14 +137,14 @@ def _prompts(name: str, file: Path, where: str) -> Path:
 
 
 def _data(values: Values, file: Path, where: str) -> DataKeys:
-    own = {key[len(DATA) :]: value for key, value in values.items() if key.startswith(DATA)}
-    if own["shots_seed"] == SEED:
-        own["shots_seed"] = values[SEED]
+    keys = {key[len(DATA) :]: value for key, value in values.items() if key.startswith(DATA)}
+    if keys["shots_seed"] == SEED:
+        keys["shots_seed"] = values[SEED]
     for key in ("classes", "vocabulary"):
-        if own[key]:
-            own[key] = located(own[key], file, f"{where}: {DATA}{key}", HALVES if key == "classes" else ())
+        if keys[key]:
+            keys[key] = located(keys[key], file, f"{where}: {DATA}{key}", HALVES if key == "classes" else ())
     try:
-        return DataKeys(**own)
+        return DataKeys(**keys)
     except ValueError as problem:
         raise UsageError(f"{where}: [data]: {problem}") from problem
 

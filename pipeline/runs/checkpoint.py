@@ -23,9 +23,9 @@ from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, U
 from teachonce.phrases import phrase
 from teachonce.runs.folder import CheckpointFolder
 
-KEEP = 2  # the newest and the one before it, should the newest turn out damaged
-ALL_ROWS = "all rows"  # the selection of runs that have none, also of those from before there were selections
-OWN_START = "of the config"  # the start of runs that were given no prompts to start from
+KEEP = 2  # the newest and the one before it, in case the newest is damaged
+ALL_ROWS = "all rows"  # stands for the selection in runs without one, also in runs of early versions
+OWN_START = "of the config"  # stands for the start in runs that did not start from given prompts
 _PARAMETER, _OPTIMIZER, _AVERAGE = "parameter.", "optimizer.", "average."
 _NO_AVERAGE: Mapping[str, Tensor] = MappingProxyType({})
 _BROKEN = (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, OverflowError)
@@ -74,10 +74,10 @@ def save_checkpoint(
             if value is not None:
                 tensors[f"{_OPTIMIZER}{names[number]}.{key}"] = torch.as_tensor(value)
     tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
-    about = {"step": str(step), "identity": canonical_json(vars(identity), spaced=True)}
-    about["digest"] = _digest(tensors, about)
+    metadata = {"step": str(step), "identity": canonical_json(vars(identity), spaced=True)}
+    metadata["digest"] = _digest(tensors, metadata)
     file = CheckpointFolder(folder).file(step)
-    atomic_write_bytes(file, save(tensors, metadata=about))
+    atomic_write_bytes(file, save(tensors, metadata=metadata))
     for old in CheckpointFolder(folder).files()[:-KEEP]:
         old.unlink()
     return file
@@ -109,21 +109,21 @@ def load_checkpoint(
             f"{folder} holds no checkpoint: there is nothing to resume", hint=phrase("restore it, or {another out}")
         )
     file = files[-1]
-    tensors, about = _read(file)
-    _require_identity(file, about, identity)
-    step, parameters = int(about["step"]), _trainable(module)
+    tensors, metadata = _read(file)
+    _require_identity(file, metadata, identity)
+    step, parameters = int(metadata["step"]), _trainable(module)
     _require_tensors(file, tensors, _wanted(step, parameters, optimizer, average))
     with torch.no_grad():
-        for prefix, own in ((_PARAMETER, parameters), (_AVERAGE, average)):
-            for name, tensor in own.items():
+        for prefix, targets in ((_PARAMETER, parameters), (_AVERAGE, average)):
+            for name, tensor in targets.items():
                 tensor.copy_(tensors[prefix + name])
     _load_optimizer(optimizer, tensors, list(parameters))
     return step
 
 
-def _require_identity(file: Path, about: Mapping[str, str], identity: Identity) -> None:
+def _require_identity(file: Path, metadata: Mapping[str, str], identity: Identity) -> None:
     try:
-        stored = dict(json.loads(about["identity"]))
+        stored = dict(json.loads(metadata["identity"]))
     except (ValueError, TypeError) as problem:
         raise _damaged(file, f"its identity cannot be read: {problem}") from problem
     different = [name for name, value in vars(identity).items() if stored.get(name) != value]
@@ -159,12 +159,12 @@ def _kept(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
 
 
 def _require_tensors(file: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, str]) -> None:
-    found = {name: _kind(x) for name, x in tensors.items()}
-    unlike = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    kinds = {name: _kind(x) for name, x in tensors.items()}
+    unlike = sorted(name for name in wanted.keys() | kinds.keys() if wanted.get(name) != kinds.get(name))
     if unlike:
         raise IntegrityError(
             f"{file} does not hold the tensors of this run: "
-            + "; ".join(f"{n}: expected {wanted.get(n, 'none')}, found {found.get(n, 'none')}" for n in unlike[:8])
+            + "; ".join(f"{n}: expected {wanted.get(n, 'none')}, found {kinds.get(n, 'none')}" for n in unlike[:8])
             + (f" and {len(unlike) - 8} more" if len(unlike) > 8 else ""),
             hint="resume with the version and the options that the run was started with, or start a new run",
         )
@@ -178,9 +178,11 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
     state = optimizer.state_dict()
     state["state"] = {}
     for number, name in enumerate(names):
-        own = {key: tensors[full] for key in _kept(optimizer) if (full := f"{_OPTIMIZER}{name}.{key}") in tensors}
-        if own:
-            state["state"][number] = own
+        remembered = {
+            key: tensors[full] for key in _kept(optimizer) if (full := f"{_OPTIMIZER}{name}.{key}") in tensors
+        }
+        if remembered:
+            state["state"][number] = remembered
     optimizer.load_state_dict(state)
 
 
@@ -191,19 +193,19 @@ def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(file, framework="pt") as opened:
-            about = opened.metadata() or {}
+            metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-        found = _digest(tensors, about)
+        digest = _digest(tensors, metadata)
     except _BROKEN as problem:
         raise _damaged(file, str(problem)) from problem
-    if about.get("digest") != found:
-        raise _damaged(file, f"expected digest {about.get('digest')}, found {found}")
-    step = about.get("step", "")
+    if metadata.get("digest") != digest:
+        raise _damaged(file, f"expected digest {metadata.get('digest')}, found {digest}")
+    step = metadata.get("step", "")
     if not (step.isascii() and step.isdigit()) or CheckpointFolder(file.parent).file(int(step)) != file:
         raise _damaged(file, f"it says that it is of step {step or 'none'}, which is not what it is called")
-    if "identity" not in about:
+    if "identity" not in metadata:
         raise _damaged(file, "it does not say what it belongs to")
-    return tensors, about
+    return tensors, metadata
 
 
 def _damaged(file: Path, why: str) -> IntegrityError:
@@ -212,9 +214,9 @@ def _damaged(file: Path, why: str) -> IntegrityError:
     )
 
 
-def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """Over the tensors, the step and the identity: a flipped bit in any of them is damage."""
-    digest = hashlib.blake2b(f"{about.get('step')} {about.get('identity')}".encode(), digest_size=16)
+    digest = hashlib.blake2b(f"{metadata.get('step')} {metadata.get('identity')}".encode(), digest_size=16)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())

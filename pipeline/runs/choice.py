@@ -1,6 +1,6 @@
 """Which setting of a finished grid is the best by the measure that the grid declared before it was run.
 
-It evaluates nothing: it reads what is in the folders of cells.
+This module evaluates nothing: it reads results in the folders of cells.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def choose(folder: GridFolder, rule: Choose, groups: Mapping[str, Sequence[str]]
         for group, digests in groups.items()
     }
     values = {group: sum(share * figures[group][name] for name, share in rule.measures.items()) for group in groups}
-    best = max(values, key=lambda group: values[group])  # the first of the largest
+    best = max(values, key=lambda group: values[group])  # `max` returns the first of equal settings
     ranking = dict(sorted(values.items(), key=lambda item: -item[1]))
     return Choice(
         group=best,

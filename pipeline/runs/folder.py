@@ -1,6 +1,6 @@
-"""The folder of a training run: what lies where, whether a run may begin or go on there, one process in it at a time.
+"""The folder of a training run: where files lie, whether a run may begin or go on, and that one process works at it.
 
-It trains nothing and does not look into checkpoints and prompts: their own modules do.
+This module trains nothing and does not look into checkpoints and prompts: `checkpoint` and `models` do.
 
     OUT/checkpoints/                  one checkpoint, of step 0, before the run is marked
     OUT/events.jsonl                  what happened
@@ -43,13 +43,13 @@ from teachonce.training.config_file import flat
 
 LOG, RESULTS, EVALUATIONS = "events.jsonl", "results.json", "evaluations"
 LOCK, CELL, FAILURE = ".teachonce.lock", "cell.json", "failure.json"
-# What a run has written before config.toml marks it, and what `ablate` lays beside.
+# The files that a run writes before config.toml marks the folder, and the files that `ablate` adds.
 BEFORE_MARKER = {CHECKPOINTS_FOLDER, LOG, LOCK, CELL, FAILURE, EVALUATIONS}
-MOST_KEYS = 5  # that a message lists
+MOST_KEYS = 5  # a message lists no more keys than these
 
 _DRAFT = re.compile(r"\.config\.toml\.\d+\.partial")
 _CHECKPOINT = re.compile(r"step-(\d{8})\.safetensors")
-_OF_CHECKPOINTS = re.compile(r"\.?step-\d{8}\.safetensors.*")  # and drafts of them
+_OF_CHECKPOINTS = re.compile(r"\.?step-\d{8}\.safetensors.*")  # checkpoints and their drafts
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class CheckpointFolder:
         return self.path / f"step-{step:08d}.safetensors"
 
     def files(self) -> list[Path]:
-        """All that are called a checkpoint, the newest last; none where the folder is not there."""
+        """All files with the name of a checkpoint, the newest last; none where the folder does not exist."""
         return sorted(self.path.glob("step-*.safetensors")) if self.path.is_dir() else []
 
     def newest_step(self) -> int | None:
@@ -197,7 +197,7 @@ def only_writer(out: Path) -> Iterator[None]:
             yield
         finally:
             with suppress(OSError):
-                file.unlink()  # while it is held: nobody else can hold what is gone
+                file.unlink()  # still locked here, so no other process can have locked the file that goes
 
 
 def require_new(out: Path) -> None:
@@ -233,7 +233,7 @@ def holds_run(out: Path) -> bool:
 
 
 def require_same(out: Path, wanted: Mapping[str, Any]) -> None:
-    """Refuse to go on with what is no run, or one of another config; nothing is changed.
+    """Refuse to resume a folder without a run, or a run of another config; nothing is changed.
 
     Args:
         out: the folder.
@@ -258,7 +258,7 @@ def require_same(out: Path, wanted: Mapping[str, Any]) -> None:
 
 
 def clear(out: Path) -> None:
-    """Remove what a run left that died before its config marked it, but for its log; inside `only_writer`."""
+    """Remove all but the log of a run that died before config.toml marked it; the caller is inside `only_writer`."""
     shutil.rmtree(RunFolder(out).checkpoints.path, ignore_errors=True)
     for name in filter(_DRAFT.fullmatch, _names(out)):
         (out / name).unlink()
@@ -298,7 +298,7 @@ def _require_config(out: Path) -> None:
 
 
 def _is_ours(out: Path) -> bool:
-    """Whether what is called as a run calls it is a run's: it would be removed."""
+    """Whether the files with a run's names are those of a run, since the start of a new run would remove them."""
     run = RunFolder(out)
     checkpoints = run.checkpoints.path
     if checkpoints.is_symlink() or (checkpoints.exists() and not checkpoints.is_dir()):
@@ -309,7 +309,7 @@ def _is_ours(out: Path) -> bool:
         head = run.events.read_bytes()[:4096].partition(b"\n")[0]
     except FileNotFoundError:
         return True
-    except OSError:  # a folder
+    except OSError:  # the name is that of a folder, for instance
         return False
     return not head or b'"event": "start"' in head
 
@@ -327,5 +327,5 @@ def _listed(keys: Sequence[str]) -> str:
 
 
 def _owner(lock: Path) -> str:
-    mark = read_object(lock) or {}  # nothing, where it has taken the lock this very moment
+    mark = read_object(lock) or {}  # empty where the other process has locked the file this very moment
     return f"process {mark['pid']} on {mark['host']}" if {"pid", "host"} <= mark.keys() else "another process"

@@ -1,6 +1,6 @@
 """Read GRID.toml: what to vary around which base, on what to evaluate each cell, by what to choose.
 
-It only reads and checks; `grid_cells` makes cells of a grid, and no store or model is opened here.
+This module only reads and checks, and opens no store and no model; `cells` makes the cells of a grid.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class _Head:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A whole grid. Values are checked one by one; what they are together, a cell finds out."""
+    """A whole grid. Values are checked one by one here; `cells` checks the values of each cell together."""
 
     file: Path
     title: str
@@ -295,11 +295,11 @@ def _one(hints: Mapping[str, Any], name: str, value: Any, where: str, prefix: st
 def _axis(key: str, values: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(values, list) or not values:
         raise UsageError(f"{where}: {key}: expected a list with at least one value, found {values!r}")
-    found = tuple(check_value(key, value, where) for value in values)
-    for number, value in enumerate(found):
-        if value in found[:number]:
+    checked = tuple(check_value(key, value, where) for value in values)
+    for number, value in enumerate(checked):
+        if value in checked[:number]:
             raise UsageError(f"{where}: {key}: the value {value!r} comes twice")
-    return found
+    return checked
 
 
 def _tables(lists: Mapping[str, Any], name: str, where: str) -> list[Values]:
@@ -317,18 +317,18 @@ def _exclude(entry: Values, where: str) -> Values:
 
 
 def _extra(entries: list[Values], where: str) -> dict[str, Values]:
-    found: dict[str, Values] = {}
+    settings: dict[str, Values] = {}
     for number, entry in enumerate(entries, 1):
         place = f"{where}: [[cells]] {number}"
         name = entry.pop("name", None)
         if not isinstance(name, str) or not name.strip():
             raise UsageError(f"{place}: the key 'name' is missing")
-        if name in found:
+        if name in settings:
             raise UsageError(f"{place}: the name '{name}' comes twice")
         if not entry:
             raise UsageError(f"{place}: '{name}' changes nothing: it would be the base")
-        found[name] = _checked(entry, place)
-    return found
+        settings[name] = _checked(entry, place)
+    return settings
 
 
 def _check_measures(grid: Grid) -> None:

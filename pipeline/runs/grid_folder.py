@@ -1,6 +1,6 @@
-"""The folder of a grid: what lies where, what of it is whole, and whose it is.
+"""The folder of a grid: where its files lie, which are whole, and to which store and student the folder belongs.
 
-It starts no run. A cell is finished when its run is, and every evaluation that all cells get is there.
+This module starts no run. A cell is finished when its run is, and when each evaluation that all cells get is there.
 
     OUT/grid.json                   the grid as it was last run, with all its cells
     OUT/cells/DIGEST/               a run folder of `train`; besides cell.json, failure.json, evaluations/NAME.json
@@ -112,13 +112,13 @@ class GridFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file; " + option("out") + " is a folder", hint=another("out"))
         if self.grid.is_file():
-            found = read_document(self.grid)
-            if found is None:
+            document = read_document(self.grid)
+            if document is None:
                 raise IntegrityError(
                     f"{self.grid} is damaged: it is not what `ablate` writes",
                     hint="restore it; the runs below cells/ are not touched",
                 )
-            return found
+            return document
         held = {item.name for item in self.path.iterdir()} if self.path.exists() else set()
         foreign = {name for name in held if not name.startswith(f"{GRID}.lock")} - OURS
         cells = self.each_cell()
@@ -220,10 +220,10 @@ class CellFolder(RunFolder):
             "message": f"{self.failure} is damaged: why the cell failed is lost",
             "hint": phrase("the same command with {retry_failed}") + f" tries it again; or remove {self.path}",
         }
-        found: dict[str, Any] = read_document(self.failure) or unread
-        parts: dict[str, list[Any]] = found.pop("parts", {})  # with the options that message and hint name
-        found |= {key: from_json(part) for key, part in parts.items()}
-        return found if found.get("hint") else found | {"hint": RETRY}
+        failure: dict[str, Any] = read_document(self.failure) or unread
+        parts: dict[str, list[Any]] = failure.pop("parts", {})  # the options in message and hint
+        failure |= {key: from_json(part) for key, part in parts.items()}
+        return failure if failure.get("hint") else failure | {"hint": RETRY}
 
     def _here(self, named: Option) -> str | Option:
         """What to do in place of giving `train` another folder: its folder is this cell."""

@@ -1,6 +1,6 @@
 """Where a grid of `ablate` stands: which cells have ended, run, failed or wait, and how long the rest may take.
 
-It reads what `ablate` and the runs of its cells leave in their folders; it takes no lock and writes nothing.
+This module reads what `ablate` and the runs of its cells leave in their folders; it takes no lock and writes nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from teachonce.runs.grid_folder import CellFolder, GridFolder, read_document
 from teachonce.runs.status import RunStatus, is_run, run_status
 
 ONCE = "chosen"  # evaluations that only the chosen cell gets
-BEGUN: tuple[State, ...] = ("finished", "running", "failed", "damaged")  # states of cells that something was done for
+BEGUN: tuple[State, ...] = ("finished", "running", "failed", "damaged")  # states of cells on which work was done
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,19 +94,19 @@ def grid_status(folder: Path, now: float) -> GridStatus:
         IntegrityError: grid.json is damaged.
     """
     grid = GridFolder(folder)
-    about = read_document(grid.grid)
-    if about is None or not isinstance(about.get("cells"), list):
+    document = read_document(grid.grid)
+    if document is None or not isinstance(document.get("cells"), list):
         raise IntegrityError(
             f"{grid.grid} is damaged: it should list the cells of a grid",
             hint="restore it; the runs below cells/ are not touched",
         )
-    wanted = [e["name"] for e in about.get("evaluations", ()) if e.get("only") != ONCE]
+    wanted = [e["name"] for e in document.get("evaluations", ()) if e.get("only") != ONCE]
     owner = read_owner(grid.grid)
     worker, events = worker_of(owner), read_events(grid.events, live=True)
     at_work = set() if owner is None or (worker and worker.alive is False) else _started(events, owner.token)
     cells = [
         _cell(grid.cell(str(cell["digest"])), cell, wanted, str(cell["digest"]) in at_work, now)
-        for cell in about["cells"]
+        for cell in document["cells"]
     ]
     counts, seconds = _counts(cells), _seconds_of_a_cell(events, cells)
     sign = newest([lock_path(grid.grid), grid.events, grid.results, *(cell.events for cell in grid.each_cell())])
@@ -116,7 +116,7 @@ def grid_status(folder: Path, now: float) -> GridStatus:
     end = ending(left or 0.0, max(1, counts["running"]) if left is not None else None, now, now, state)
     return GridStatus(
         path=str(folder),
-        title=str(about.get("title", "")),
+        title=str(document.get("title", "")),
         state=state,
         process=worker,
         cells=counts,
@@ -135,19 +135,19 @@ def _started(events: Sequence[Mapping[str, Any]], token: int) -> set[str]:
     return {digest for digest, event in last.items() if event == "cell_start"}
 
 
-def _cell(folder: CellFolder, about: Mapping[str, Any], wanted: Sequence[str], at_work: bool, now: float) -> _Cell:
+def _cell(folder: CellFolder, entry: Mapping[str, Any], wanted: Sequence[str], at_work: bool, now: float) -> _Cell:
     if folder.damage() is not None:
-        return _Cell("damaged", about, problem=folder.problem())
+        return _Cell("damaged", entry, problem=folder.problem())
     results = folder.read_results()
     if results is not None and not folder.lacking(wanted):
-        return _Cell("finished", about, seconds=results.seconds)
+        return _Cell("finished", entry, seconds=results.seconds)
     run = run_status(folder.path, now) if is_run(folder.path) else None
     if at_work:
-        return _Cell("running", about, run)
+        return _Cell("running", entry, run)
     problem = folder.problem()
     if problem is not None:
-        return _Cell("failed", about, run, problem=problem)
-    return _Cell("waiting" if run is None else "stopped", about, run)
+        return _Cell("failed", entry, run, problem=problem)
+    return _Cell("waiting" if run is None else "stopped", entry, run)
 
 
 def _counts(cells: Sequence[_Cell]) -> dict[str, int]:
@@ -165,7 +165,7 @@ def _seconds_of_a_cell(events: Sequence[Mapping[str, Any]], cells: Sequence[_Cel
 
 
 def _left(cells: Sequence[_Cell], seconds: float | None) -> float | None:
-    """Seconds of work that are left for one worker; None where nothing tells."""
+    """Seconds of work that are left for one worker; None where neither a finished nor a running cell gives a pace."""
     todo = [cell for cell in cells if cell.state in ("running", "stopped", "waiting")]
     rates = [cell.run.steps_per_second for cell in todo if cell.run is not None and cell.run.steps_per_second]
     if todo and seconds is None and not rates:

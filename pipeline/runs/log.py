@@ -1,6 +1,6 @@
 """events.jsonl: what happened in a run, one JSON object a line, appended as it happens.
 
-It does not plot; the sinks of `live_log` are told what it is told.
+The log does not plot: it hands each event that it writes to its sinks as well, see `tensorboard`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class RunLog:
         with open(self._file, "ab+") as stream:
             if stream.seek(0, os.SEEK_END):
                 stream.seek(-1, os.SEEK_END)
-                if stream.read(1) != b"\n":  # torn by a crash: it must not swallow this line
+                if stream.read(1) != b"\n":  # A crash tore the last line: without a line end it would swallow this one.
                     stream.write(b"\n")
             stream.write(line.encode() + b"\n")
         for sink in self._sinks:

@@ -1,6 +1,6 @@
 """What a cell needs of the label store, and how that comes about: as it is, by a selection, or by a derived store.
 
-It derives nothing and loads no model; what cannot be had without the teacher's image tower is refused here.
+This module derives nothing and loads no model; it refuses what cannot be had without the teacher's image tower.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CLASSES_TAKES = "takes a file of ids that the class list has, one a line; `base`
 
 @dataclass(frozen=True, kw_only=True)
 class Derivation:
-    """A store that `relabel` makes from the grid's store; what is None stays as it is there."""
+    """A store that `relabel` makes from the grid's store; a field that is None stays as in the grid's store."""
 
     vocabulary: str | None = None
     vocabulary_digest: str | None = None
@@ -37,11 +37,11 @@ class Derivation:
 
     @property
     def digest(self) -> str:
-        """Its name: what the labels depend on, and no path."""
+        """The name of the derived store: a digest of what its labels depend on, without paths."""
         return canonical_digest({key: value for key, value in asdict(self).items() if key != "vocabulary"}, SHORT)
 
     def words(self) -> str:
-        """What changes, for people."""
+        """What the derivation changes, in words for people."""
         said = {
             "vocabulary": self.vocabulary,
             "template": " + ".join(self.templates or ()),
@@ -115,7 +115,7 @@ def need_of(cell: Cell, store: LabelStore, root: Path | None) -> Need:
     if data.classes:
         try:
             classes = class_ids(data.classes, store.label_classes(), vocabulary)
-        except DataError as problem:  # here the classes are a key of the grid
+        except DataError as problem:  # the hint names the key of the grid, since a grid has no option for classes
             raise problem.reworded(hint=f"data.classes {CLASSES_TAKES}") from problem
     fewer = data.top_k if 0 < data.top_k < kept else None
     rule = None
@@ -154,17 +154,17 @@ def _derivation(cell: Cell, data: DataKeys, vocabulary: Vocabulary, store: Label
         taus = (*layout.temperatures, tau)
     if not (renamed or templates or more or taus):
         return None
-    found = Derivation(
+    derivation = Derivation(
         vocabulary=data.vocabulary if renamed else None,
         vocabulary_digest=vocabulary.digest if renamed else None,
         templates=templates,
         top_k=more,
         temperatures=taus,
     )
-    _require_source(store, found)
+    _require_source(store, derivation)
     if renamed or templates:
         _require_teacher(store, vocabulary, templates)
-    return found
+    return derivation
 
 
 def _require_source(store: LabelStore, wanted: Derivation) -> None:
@@ -217,18 +217,18 @@ def teach_command(store: LabelStore, added: str) -> str:
     """The command that would add something to a store, as far as the store knows how it was made."""
     if store.maker != "teachonce teach":
         return store.embedding_hint
-    about = store.groups[LABELS].fingerprint
+    fingerprint = store.groups[LABELS].fingerprint
     parts = [
         "teachonce teach",
-        about["manifest"],
-        option("split") + f" {about['split']}",
+        fingerprint["manifest"],
+        option("split") + f" {fingerprint['split']}",
         option("labels") + f" {store.path}",
     ]
-    own = about["about"]
-    if own.get("teacher"):
-        parts.append(option("teacher") + f" {own['teacher']}")
-    if own.get("vocabulary") not in (None, "manifest"):
-        parts.append(option("vocabulary") + f" {own['vocabulary']}")
+    facts = fingerprint["about"]
+    if facts.get("teacher"):
+        parts.append(option("teacher") + f" {facts['teacher']}")
+    if facts.get("vocabulary") not in (None, "manifest"):
+        parts.append(option("vocabulary") + f" {facts['vocabulary']}")
     if store.layout.top_k:
         parts.append(option("top_k") + f" {store.layout.top_k}")
     if store.layout.views > 1:
@@ -240,8 +240,8 @@ def student_command(store: LabelStore, spec: str) -> str:
     """How a store gets the image features of a student: `teach` writes them, and what derives stores copies them."""
     if store.maker == "teachonce teach":
         return teach_command(store, option("student") + f" {spec}")
-    about = store.groups[LABELS].fingerprint["about"]
-    parents = [*about.get("parents", ()), *([about["parent"]] if "parent" in about else [])]
+    facts = store.groups[LABELS].fingerprint["about"]
+    parents = [*facts.get("parents", ()), *([facts["parent"]] if "parent" in facts else [])]
     names = " or ".join(str(parent["name"]) for parent in parents) or "its parent"
     return (
         f"add them to the store that it was made from: the `teachonce teach ...` that wrote {names}, with "

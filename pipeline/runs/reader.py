@@ -1,6 +1,6 @@
 """Read one run folder of `train` for a report: its config, figures, curves and evaluations, or why it does not count.
 
-It changes nothing and loads no model; `report_folder` finds runs and puts them into groups.
+This module changes nothing and loads no model; `reports.folder` finds runs and puts them into groups.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from teachonce.training.config import config_digest
 from teachonce.training.config_file import flat
 
 FIGURES = ("top1", "top5", "macro", "ece", "nll")
-ROUNDING = 1e-6  # of the mean of credits, which are written as float32
+ROUNDING = 1e-6  # tolerated in the mean of credits, since files hold credits as float32
 IDLE = "pairing"  # the event with which every call of `train` begins its work
 
 
@@ -222,8 +222,8 @@ def _results(run: RunFolder) -> RunResults:
 
 def _require_same_config(config: Mapping[str, Any], start: Mapping[str, Any]) -> None:
     """What stands in config.toml must be what the run began with, or its figures would be shown for another config."""
-    own = config_digest(config)
-    if start.get("config_digest", own) != own:
+    digest = config_digest(config)
+    if start.get("config_digest", digest) != digest:
         raise _NoRun("damaged", "config.toml is not what the run began with (events.jsonl has another digest)")
 
 
@@ -241,24 +241,24 @@ def _working_seconds(events: list[dict[str, Any]]) -> list[float]:
 
 
 def _curve(events: list[dict[str, Any]], clock: list[float], kind: str, key: str) -> Curve:
-    found = {}
+    points = {}
     for event, seconds in zip(events, clock, strict=True):
         step, value = number(event.get("step")), number(event.get(key))
         if event.get("event") == kind and step is not None and value is not None:
-            found[int(step)] = (seconds, value)  # of a step that was done twice, the later
-    steps = sorted(found)
-    pairs = np.array([found[step] for step in steps], dtype=np.float64).reshape(-1, 2)
+            points[int(step)] = (seconds, value)  # when a step was done twice, the later value stands
+    steps = sorted(points)
+    pairs = np.array([points[step] for step in steps], dtype=np.float64).reshape(-1, 2)
     return Curve(np.array(steps, dtype=np.int64), pairs[:, 0], pairs[:, 1])
 
 
 def read_evaluations(folder: Path) -> dict[str, Evaluation]:
-    """All whole evaluations in a folder, by name; what is not whole is not there."""
-    found = {}
+    """All whole evaluations in a folder, by name; an incomplete one is left out."""
+    evaluations = {}
     for file in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         evaluation = read_evaluation(file, file.stem)
         if evaluation is not None:
-            found[file.stem] = evaluation
-    return found
+            evaluations[file.stem] = evaluation
+    return evaluations
 
 
 def read_evaluation(file: Path, name: str) -> Evaluation | None:
@@ -287,15 +287,15 @@ def read_evaluation(file: Path, name: str) -> Evaluation | None:
 
 
 def _measured_on(document: Mapping[str, Any]) -> MeasuredOn:
-    """What a document of any version says; before there were several templates, the baseline named its one."""
+    """What a document of any version says; an early document names its one template in the baseline."""
     classes, templates = document.get("classes"), document.get("templates")
-    told = templates if isinstance(templates, list) else []
+    listed = templates if isinstance(templates, list) else []
     return MeasuredOn(
         protocol=_text(document.get("protocol")),
         manifest=_text(document.get("manifest")),
         split=_text(document.get("split")),
         chosen=_text(document.get("chosen")),
-        templates=tuple(map(str, told or filter(None, [_text(mapping(document.get("baseline")).get("template"))]))),
+        templates=tuple(map(str, listed or filter(None, [_text(mapping(document.get("baseline")).get("template"))]))),
         classes=classes if isinstance(classes, int) else None,
         names_digest=_text(document.get("names_digest")),
         samples_digest=_text(mapping(document.get("digests")).get("samples")),
@@ -307,8 +307,8 @@ def _text(value: Any) -> str | None:
 
 
 def _figures(document: Mapping[str, Any]) -> dict[str, float]:
-    found = {key: number(document.get(key)) for key in FIGURES}
-    return {key: value for key, value in found.items() if value is not None}
+    figures = {key: number(document.get(key)) for key in FIGURES}
+    return {key: value for key, value in figures.items() if value is not None}
 
 
 def _class_figures(file: Path) -> tuple[ClassFigures, ...]:
@@ -328,7 +328,7 @@ def _template_of(line: Mapping[str, str]) -> float | None:
 
 
 def _credits(file: Path, n: int, top1: float | None) -> tuple[npt.NDArray[np.float32] | None, tuple[str, ...]]:
-    """The credit of each of n images, whose mean is `top1`; without one that fits, what is wrong with the file."""
+    """The credit of each of n images, whose mean is `top1`; if the file does not fit, a sentence that says why."""
     try:
         credits = np.load(file)
     except FileNotFoundError:
@@ -338,7 +338,7 @@ def _credits(file: Path, n: int, top1: float | None) -> tuple[npt.NDArray[np.flo
     if not isinstance(credits, np.ndarray) or credits.dtype.kind != "f" or credits.shape != (n,):
         return None, (f"{file.name} is not the credit of {n} images",)
     mean = float(credits.mean(dtype=np.float64))
-    if top1 is None or not abs(mean - top1) <= ROUNDING:  # also where the mean is no number
+    if top1 is None or not abs(mean - top1) <= ROUNDING:  # `not <=` also refuses a mean that is NaN
         said = "no top-1" if top1 is None else f"{top1:.6g}"
         return None, (f"{file.name} has the mean {mean:.6g}, and the result says {said}",)
     return credits.astype(np.float32), ()

@@ -1,6 +1,6 @@
 """Where a training run stands, from what it leaves in its folder while it works.
 
-It needs neither torch nor the label store, takes no lock and writes nothing.
+This module needs neither torch nor the label store, takes no lock and writes nothing.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class RunStatus:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether this is the folder of a run, be it one that has only begun."""
+    """Whether this is the folder of a run, even if the run has only begun."""
     run = RunFolder(folder)
     if run.events.is_file() and any(event["event"] == "start" for event in read_events(run.events, live=True)[:1]):
         return True
@@ -109,23 +109,23 @@ def run_status(folder: Path, now: float) -> RunStatus:
 
 
 def _attempt(events: Sequence[Event]) -> Sequence[Event]:
-    """The events since the run was last started or taken up: what lies between two attempts is no pace."""
+    """The events since the run last started or resumed: the time between two attempts says nothing of the pace."""
     starts = [place for place, event in enumerate(events) if event["event"] == "pairing"]
     return events[starts[-1] :] if starts else events
 
 
 def _mark(lock: Path) -> ProcessMark | None:
-    """Who has the run's lock, or died with it; None where nobody has."""
+    """The process that holds the run's lock, or died while it held the lock; None where there is no lock."""
     if not lock.is_file():
         return None
     try:
         return ProcessMark(**(read_object(lock) or {}))
-    except TypeError:  # it is being written this very moment
+    except TypeError:  # another process is writing the file this very moment
         return ProcessMark("unknown", 0, 0.0)
 
 
 def _pace(attempt: Sequence[Event]) -> tuple[float | None, float]:
-    """Steps a second, None before two signs; and the usual seconds between two logged steps."""
+    """Steps a second, None before two events with a step; and the usual seconds between two logged steps."""
     steps = [e for e in attempt if e["event"] in ("step", "pairing") and number(e.get("step")) is not None][-RECENT:]
     if len(steps) < 2:
         return None, 0.0

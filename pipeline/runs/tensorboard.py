@@ -1,6 +1,6 @@
 """Where a run's events go besides events.jsonl: to TensorBoard's files in the run folder, if that is asked for.
 
-It sends nothing anywhere, and a run is never read back from these files: they repeat what events.jsonl holds.
+Nothing is sent to another machine, and no run is read back from these files: the files repeat what events.jsonl holds.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Sink(Protocol):
     """What takes a run's events, each as it stands in events.jsonl."""
 
     def start(self, events: Sequence[Mapping[str, Any]]) -> None:
-        """Begin with these and no others, whatever an earlier attempt has left."""
+        """Begin with these events, and void those that an earlier attempt has left."""
 
     def write(self, event: Mapping[str, Any]) -> None:
-        """Take one more."""
+        """Take one more event."""
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """End: no further event comes."""
 
 
 def require_packages(kinds: Sequence[LogTo]) -> None:

@@ -1,7 +1,7 @@
 """Prompts as an open_clip model: programs that know `encode_text` and `encode_image` only get the prompted classifier.
 
-It changes no weight. A prompted text is slots and a class name; there is no sentence around it. So `encode_text` takes
-the tokens of bare names, and whoever puts names into templates is told, or says which templates to take off again.
+The model keeps its weights. A prompted text is slots and a class name, without a sentence. So `encode_text` takes
+the tokens of bare names, refuses names in templates, or takes off the templates that the caller names.
 
 Shapes: N texts, T positions, B images, E embedding.
 """
@@ -107,7 +107,7 @@ class PromptedClip(nn.Module):
             return getattr(super().__getattr__("clip"), name)
 
     def _name(self, row: list[int]) -> str:
-        """The name in a row of tokens: what lies between start and end. Its own tokens are these again."""
+        """The name in a row of tokens: what lies between start and end. Encoding the name must give these tokens."""
         start, end = self.tokenizer.sot_token_id, self.tokenizer.eot_token_id
         if row[:1] != [start] or end not in row:
             raise UsageError("a text must be tokens from the start token to the end token, as the tokenizer gives them")

@@ -1,6 +1,6 @@
 """Class weights: the prompted text features of a list of names as a matrix, for detectors and plain NumPy.
 
-It computes nothing: `LoadedPrompts.classifier` does. Three files tell the same classes in the same order.
+`LoadedPrompts.classifier` computes the matrix; this module writes it. Three files list the same classes in one order.
 
 Shapes: C classes, D embedding.
 """
@@ -42,7 +42,7 @@ def write_weights(folder: Path, weights: npt.NDArray[np.float32], classes: Vocab
     array = io.BytesIO()
     np.save(array, rows, allow_pickle=False)
     (folder / ARRAY_FILE).write_bytes(array.getvalue())
-    # One key only: the order of several in the file is that of a hash map, another in each process.
+    # One key only: several would be written in the order of a hash map, which differs from process to process.
     pairs = json.dumps(list(zip(classes.ids, classes.names, strict=True)), ensure_ascii=False)
     (folder / TENSOR_FILE).write_bytes(save({TENSOR: rows}, {"classes": pairs}))
     (folder / CLASSES_FILE).write_bytes(classes.to_tsv())

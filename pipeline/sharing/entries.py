@@ -1,6 +1,6 @@
 """The files of a pack, one after the other: read from a tar or a folder, written to a tar or a folder.
 
-It does not know which files a pack must have, nor compares digests: `packing` does. A tar is never extracted: bytes are
+This module does not know which files a pack must have: `packing` does. A tar is never extracted: bytes are
 read by range, and only plain files that lie one behind the other are taken for a pack.
 """
 
@@ -110,7 +110,7 @@ def files_of(folder: Path) -> list[tuple[str, int]]:
     Raises:
         IntegrityError: a link, a device, or a name that other systems could not take: nothing like it was written.
     """
-    found = []
+    files = []
     for file in folder.rglob("*"):
         name = file.relative_to(folder).as_posix()
         if file.is_symlink() or not (file.is_file() or file.is_dir()) or not is_plain(name):
@@ -119,8 +119,8 @@ def files_of(folder: Path) -> list[tuple[str, int]]:
                 hint="take it out of the folder: teachonce writes nothing like it",
             )
         if file.is_file():
-            found.append((name, file.stat().st_size))
-    return sorted(found)
+            files.append((name, file.stat().st_size))
+    return sorted(files)
 
 
 def entries_of(pack: Path, first: str, last: str) -> Iterator[Entry]:
@@ -143,7 +143,7 @@ def entries_of(pack: Path, first: str, last: str) -> Iterator[Entry]:
 def _tar_entries(pack: Path) -> Iterator[Entry]:
     end = 0
     try:
-        for member in tar_members(Part(pack, pack.name)):  # passes over all that is no plain file
+        for member in tar_members(Part(pack, pack.name)):  # `tar_members` leaves out all but plain files
             if member.offset != end:
                 raise IntegrityError(
                     f"{pack} holds something that is no plain file (a link, a device, a folder) "

@@ -1,7 +1,7 @@
 """What an export says of its prompts, gathered from the run: data, teacher, student, training, accuracy.
 
-Only what is recorded is said, and no path of this machine: of local files and folders the name alone.
-`model_card` writes it for people, export.json for programs.
+An export says only what was recorded, and no path of this machine: a local file or folder appears by its last name.
+`model_card` writes the facts for people, export.json for programs.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _SCORE_KEYS = (
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """What the prompts were trained on, and who taught. Empty where the label store is not at hand any more."""
+    """What the prompts were trained on, and who taught. Fields are empty where the label store is gone."""
 
     store_id: str = ""
     manifest: str = ""
@@ -117,7 +117,7 @@ def gather(run: Path, prompts: LoadedPrompts, licence: str | None, version: str)
     """
     meta = prompts.meta
     _require_own_config(run)
-    if (run / FACTS_FILE).is_file():  # made of an export, for other names: the run's facts are in it
+    if (run / FACTS_FILE).is_file():  # an export made from an export: the first one holds the facts of the run
         origin, training, data, evaluations, recorded = _recorded(run / FACTS_FILE)
         licence = licence or recorded
     else:
@@ -160,24 +160,24 @@ def _require_own_config(run: Path) -> None:
         starts = RunLog(log).read("start")
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise IntegrityError(f"{log} cannot be read: {problem}", hint="put it back from a backup") from problem
-    own = config_digest(config)
-    if starts and starts[0].get("config_digest", own) != own:
+    digest = config_digest(config)
+    if starts and starts[0].get("config_digest", digest) != digest:
         raise IntegrityError(f"{file} is not what the run began with: {log} has another digest of it", hint=hint)
 
 
 def _recorded(file: Path) -> tuple[str, dict[str, Any], DataFacts, tuple[dict[str, Any], ...], str | None]:
     """Origin, training, data, evaluations and licence that an export tells of."""
-    told = _read(file)
-    data, training, evaluations = told.get("data"), told.get("training"), told.get("evaluations")
+    document = _read(file)
+    data, training, evaluations = document.get("data"), document.get("training"), document.get("evaluations")
     if (
-        told.get("schema") != 1
+        document.get("schema") != 1
         or not isinstance(data, dict)
         or not isinstance(training, dict)
         or not isinstance(evaluations, list)
     ):
         raise IntegrityError(f"{file} is not what `teachonce export` writes", hint="export again from the run")
     facts = decode(DataFacts, data, f"{file}: data", IntegrityError)
-    return str(told.get("origin")), training, facts, tuple(evaluations), told.get("licence")
+    return str(document.get("origin")), training, facts, tuple(evaluations), document.get("licence")
 
 
 def _structure(meta: PromptMeta) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def _structure(meta: PromptMeta) -> dict[str, Any]:
 
 
 def _data(run: Path, results: dict[str, Any]) -> DataFacts:
-    """What the store tells that the run was trained from; little where it is not where it was."""
+    """What the run's label store says of the data; only two digests where that store is no longer at its path."""
     store_id = str(results.get("store_id", ""))
     known = DataFacts(store_id=store_id, vocabulary_digest=str(results.get("vocabulary_digest", "")))
     starts = RunFolder(run).log().read("start")
@@ -207,10 +207,10 @@ def _data(run: Path, results: dict[str, Any]) -> DataFacts:
             return known
     except (TeachOnceError, OSError):
         return known
-    told = store.groups[LABELS].fingerprint
-    about = dict(told.get("about") or {})
-    name, split = str(told.get("manifest", "")), str(told.get("split", ""))
-    title, licence = _release(name, split, str(told.get("manifest_digest", "")))
+    fingerprint = store.groups[LABELS].fingerprint
+    facts = dict(fingerprint.get("about") or {})
+    name, split = str(fingerprint.get("manifest", "")), str(fingerprint.get("split", ""))
+    title, licence = _release(name, split, str(fingerprint.get("manifest_digest", "")))
     return DataFacts(
         store_id=store_id,
         manifest=name,
@@ -221,11 +221,11 @@ def _data(run: Path, results: dict[str, Any]) -> DataFacts:
         views=store.layout.views,
         top_k=store.layout.top_k,
         classes=store.layout.classes,
-        vocabulary=public(str(about.get("vocabulary") or "")),
+        vocabulary=public(str(facts.get("vocabulary") or "")),
         vocabulary_digest=known.vocabulary_digest,
-        teacher=public(str(about.get("teacher") or "")),
-        teacher_digest=str(told.get("teacher_digest", "")),
-        templates=tuple(told.get("templates", ())),
+        teacher=public(str(facts.get("teacher") or "")),
+        teacher_digest=str(fingerprint.get("teacher_digest", "")),
+        templates=tuple(fingerprint.get("templates", ())),
     )
 
 
@@ -240,25 +240,25 @@ def _release(name: str, split: str, digest: str) -> tuple[str, str]:
 
 def _evaluations(run: Path, prompts: LoadedPrompts) -> tuple[dict[str, Any], ...]:
     """The results of `evaluate` in RUN/evaluations/*.json, by name."""
-    found = []
+    evaluations = []
     for file in sorted(RunFolder(run).evaluations.glob("*.json")):
-        told = _read(file)
-        digests = told.get("digests")
-        if not isinstance(digests, dict) or not isinstance(told.get("top1"), float) or not told.get("run"):
+        document = _read(file)
+        digests = document.get("digests")
+        if not isinstance(digests, dict) or not isinstance(document.get("top1"), float) or not document.get("run"):
             raise IntegrityError(
                 f"{file} is no result of `teachonce evaluate RUN " + option("json") + "`",
                 hint="take it out, or write it again",
             )
-        own = {"student": prompts.meta.student_digest, "prompts": prompts.tensors_digest}
-        for what, digest in own.items():
+        expected = {"student": prompts.meta.student_digest, "prompts": prompts.tensors_digest}
+        for what, digest in expected.items():
             if digests.get(what, digest) != digest:
                 raise FingerprintError(
                     f"{file} was measured with other {what}: {digests[what]}, here {digest}",
                     hint="evaluate these prompts again",
                 )
-        scores = {key: told[key] for key in _SCORE_KEYS if told.get(key) is not None}
-        found.append({"name": file.stem, **scores, "manifest": public(str(told.get("manifest", "")))})
-    return tuple(found)
+        scores = {key: document[key] for key in _SCORE_KEYS if document.get(key) is not None}
+        evaluations.append({"name": file.stem, **scores, "manifest": public(str(document.get("manifest", "")))})
+    return tuple(evaluations)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """README.md of an export: a model card with the front matter that the Hugging Face hub reads.
 
-It knows only what `export_facts` has gathered, and says so where something was not recorded.
+The card holds only what `facts` has gathered, and says so where something was not recorded.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ def licence_id(licence: str | None) -> str:
 
 
 def base_model(student: str) -> str | None:
-    """The student's id on the hub; None for one that is not there."""
+    """The student's id on the hub; None for a student that the hub does not have."""
     if student.startswith("hf-hub:"):
         return student.removeprefix("hf-hub:")
     if student.startswith(LOCAL_DIR):
         return None
-    import open_clip  # it knows where its pretrained weights are
+    import open_clip  # open_clip knows where its pretrained weights are
 
     name, _, tag = student.partition("/")
     place = str((open_clip.get_pretrained_cfg(name, tag) or {}).get("hf_hub") or "")

@@ -1,6 +1,6 @@
 """Packs: a label store or an export with the digest of every file, as one plain tar or as a folder.
 
-It does not know what a sound store is: `stages.pack` verifies before and after.
+This module does not know what a sound store is: `stages.pack` verifies the store before and after.
 
 A pack holds, in this order, `digests.json` (what it is), `NAME/...` (the files, sorted by name) and `SHA256SUMS` (their
 digests). The same content gives the same bytes, and files of any size go through one small buffer.
@@ -56,7 +56,7 @@ class PackHead:
 
 
 def write_pack(source: Path, head: PackHead, out: Path, reporter: Reporter) -> str:
-    """Write the files of a folder as a pack: a tar where `out` ends in .tar, else a folder. It appears whole.
+    """Write a folder's files as a pack: a tar where `out` ends in .tar, else a folder; it appears whole or not at all.
 
     Returns:
         SHA-256 (hex) of its SHA256SUMS, which stands for the whole content.
@@ -122,8 +122,8 @@ def _copy(source: Path, head: PackHead, target: Target, reporter: Reporter) -> s
         target.add(name, size, hashed)
         sums[name] = hashed.finish()
 
-    about = (json.dumps(asdict(head), indent=1) + "\n").encode()
-    add(HEAD_FILE, len(about), io.BytesIO(about))
+    data = (json.dumps(asdict(head), indent=1) + "\n").encode()
+    add(HEAD_FILE, len(data), io.BytesIO(data))
     files, done = files_of(source), 0
     if (len(files), sum(size for _, size in files)) != (head.files, head.bytes):
         raise IntegrityError(f"{source} changed before it was packed", hint="let no other program write it")
@@ -169,7 +169,7 @@ class _Seen:
         self.folders |= above
 
     def compare(self) -> tuple[PackHead, str]:
-        """Hold what was found against the list."""
+        """Compare the digests of the files that were read with the listed ones."""
         if self.head is None or not self.listed:
             raise _not_whole(self.pack, HEAD_FILE if self.head is None else SUMS_FILE)
         try:
@@ -177,10 +177,10 @@ class _Seen:
         except UnicodeDecodeError as problem:
             raise IntegrityError(f"{self.pack}: {SUMS_FILE} is no text", hint=AGAIN) from problem
         for name in sorted(listed.keys() | self.sums.keys()):
-            expected, found = listed.get(name, "not in the list"), self.sums.get(name, "missing")
-            if expected != found:
+            expected, actual = listed.get(name, "not in the list"), self.sums.get(name, "missing")
+            if expected != actual:
                 raise IntegrityError(
-                    f"{self.pack}: {name} is not what was packed: expected SHA-256 {expected}, found {found}",
+                    f"{self.pack}: {name} is not what was packed: expected SHA-256 {expected}, found {actual}",
                     hint=AGAIN,
                 )
         return self.head, hashlib.sha256(self.listed).hexdigest()
@@ -192,17 +192,17 @@ def _pass(pack: Path, target: Target | None, reporter: Reporter) -> tuple[PackHe
     for entry in entries_of(pack, HEAD_FILE, SUMS_FILE):
         seen.require_place(entry)
         with entry.open() as opened:
-            about = opened.read(entry.size) if entry.name in (HEAD_FILE, SUMS_FILE) else None
-            hashed = Hashed(opened if about is None else io.BytesIO(about), entry.size, entry.name)
+            data = opened.read(entry.size) if entry.name in (HEAD_FILE, SUMS_FILE) else None
+            hashed = Hashed(opened if data is None else io.BytesIO(data), entry.size, entry.name)
             if target is not None:
                 target.add(entry.name, entry.size, hashed)
             digest = hashed.finish()
         if entry.name == SUMS_FILE:
-            seen.listed = about or b""
+            seen.listed = data or b""
             continue
         seen.sums[entry.name] = digest
         if seen.head is None:
-            seen.head = _head(pack, about or b"")
+            seen.head = _head(pack, data or b"")
         else:
             seen.bytes += entry.size
             reporter.progress("check", min(seen.bytes, seen.head.bytes), seen.head.bytes, "bytes")
@@ -217,12 +217,12 @@ def _not_whole(pack: Path, lacking: str) -> IntegrityError:
 def _head(pack: Path, data: bytes) -> PackHead:
     where = f"{pack}: {HEAD_FILE}"
     try:
-        told = json.loads(data)
+        document = json.loads(data)
     except ValueError as problem:
         raise IntegrityError(f"{where} is not valid JSON: {problem}", hint=AGAIN) from problem
-    if not isinstance(told, dict):
+    if not isinstance(document, dict):
         raise IntegrityError(f"{where} holds no JSON object", hint=AGAIN)
-    head = decode(PackHead, told, where, IntegrityError)
+    head = decode(PackHead, document, where, IntegrityError)
     if not is_plain(head.name) or "/" in head.name or head.name in (HEAD_FILE, SUMS_FILE):
         raise IntegrityError(f"{where}: {head.name!r} is no name of a folder", hint=FOREIGN)
     return head

@@ -1,6 +1,6 @@
 """Averages of prompts over the steps of a run: exponential, or with the Gaussian weights of PromptSRC.
 
-It trains nothing. Its whole state is tensors that go into checkpoints, so that a resumed average has the same bits.
+The whole state of an average is tensors that go into checkpoints, so that a resumed average has the same bits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from teachonce.errors import TeachOnceError, UsageError
 
 AverageKind = Literal["none", "ema", "gaussian"]
-LOG_WEIGHT = "log_weight"  # beside the parameters' own names in the state
+LOG_WEIGHT = "log_weight"  # the key of the weight in the state, beside the names of the parameters
 
 
 class PromptAverage:
@@ -65,20 +65,20 @@ class PromptAverage:
         """Take in the parameters as they are after `step` (from 0); call it once a step."""
         if self.kind == "none":
             return
-        own, before = self._log_of(step + 1), float(self._log_weight)
-        largest = max(own, before)
-        together = largest + math.log(math.exp(own - largest) + math.exp(before - largest))
+        log_weight, before = self._log_of(step + 1), float(self._log_weight)
+        largest = max(log_weight, before)
+        together = largest + math.log(math.exp(log_weight - largest) + math.exp(before - largest))
         for name, mean in self._means.items():
-            mean.lerp_(parameters[name].detach(), math.exp(own - together))
+            mean.lerp_(parameters[name].detach(), math.exp(log_weight - together))
         self._log_weight.fill_(together)
 
     def state(self) -> dict[str, Tensor]:
         """The tensors that a checkpoint holds, themselves: what is copied into them is the state. Empty for `none`."""
         return {**self._means, LOG_WEIGHT: self._log_weight} if self._means else {}
 
-    def value(self, name: str, own: Tensor) -> Tensor:
-        """The average of a parameter; `own`, its value now, where nothing is averaged."""
-        return self._means.get(name, own)
+    def value(self, name: str, current: Tensor) -> Tensor:
+        """The average of a parameter, or `current`, the parameter's value now, where nothing is averaged."""
+        return self._means.get(name, current)
 
     def _log_of(self, finished: int) -> float:
         """ln of the weight of the parameters after so many steps."""

@@ -1,6 +1,6 @@
 """Which classes enter the softmax of a step, with what weight inside it, and how many classes each stands for.
 
-It does not know losses, prompts or names' features; those are computed by `two_pass`.
+This module does not know losses, prompts or names' features; `two_pass` computes the features.
 
 Shapes: V classes of the vocabulary, K candidates, B rows, m best classes a row.
 """
@@ -29,7 +29,7 @@ class Candidates:
     classes: Tensor  # [K] int64, rising
     log_weight: Tensor  # [K] or [B, K] float32: ln w, added inside the softmax; -inf: no candidate of that row
     stands_for: Tensor  # [K] float32: ln(1 / rate of inclusion), for means over the vocabulary, whatever ln w is
-    forced: int  # classes that are there for certain: labels and best classes, or all
+    forced: int  # how many classes are candidates for certain: labels and best classes, or all
     vocabulary: int  # V
 
     def columns(self) -> Tensor:
@@ -79,12 +79,12 @@ def sampled_candidates(
     Raises:
         TeachOnceError: a class beyond the vocabulary.
     """
-    own = _own_classes(labels, top_classes, vocabulary)
+    targets = _own_classes(labels, top_classes, vocabulary)
     random = CANDIDATES.at(seed, step)
     forced = np.zeros(vocabulary, bool)
-    forced[own[own >= 0]] = True
+    forced[targets[targets >= 0]] = True
     if correction == "log10":
-        return _pomp(own, forced, random.choice(vocabulary, min(fill, vocabulary), replace=False, shuffle=False))
+        return _pomp(targets, forced, random.choice(vocabulary, min(fill, vocabulary), replace=False, shuffle=False))
     if names is not None:
         name = np.asarray(names, np.int64)
         forced = np.isin(name, name[forced])
@@ -100,25 +100,25 @@ def sampled_candidates(
 def _own_classes(labels: npt.ArrayLike, top_classes: npt.ArrayLike, vocabulary: int) -> npt.NDArray[np.int64]:
     """The label and the best classes of each row, [B, 1 + m]; -1 where there is none."""
     label = np.asarray(labels, np.int64).reshape(-1, 1)
-    own = np.concatenate([label, np.asarray(top_classes, np.int64).reshape(len(label), -1)], axis=1)
-    if own.size and own.max() >= vocabulary:
-        raise TeachOnceError(f"class {own.max()} among the targets of a vocabulary of {vocabulary} classes")
-    return own
+    targets = np.concatenate([label, np.asarray(top_classes, np.int64).reshape(len(label), -1)], axis=1)
+    if targets.size and targets.max() >= vocabulary:
+        raise TeachOnceError(f"class {targets.max()} among the targets of a vocabulary of {vocabulary} classes")
+    return targets
 
 
-def _pomp(own: npt.NDArray[np.int64], forced: npt.NDArray[np.bool_], drawn: npt.NDArray[np.int64]) -> Candidates:
+def _pomp(targets: npt.NDArray[np.int64], forced: npt.NDArray[np.bool_], drawn: npt.NDArray[np.int64]) -> Candidates:
     """Candidates of all rows together, with each row's own weights, [B, K].
 
     The rule of `trainers/pomp.py` in POMP's code, where a row's only own class is its label. Other rows' own classes
-    are no candidates of a row unless drawn. It has no natural logarithm and corrects less than half of the bias.
+    are no candidates of a row unless drawn. The rule has no natural logarithm and corrects less than half of the bias.
     """
     vocabulary = len(forced)
     present = forced.copy()
     present[drawn] = True
     classes = np.flatnonzero(present)
     is_drawn = np.isin(classes, drawn)
-    is_own = np.zeros((len(own), len(classes) + 1), bool)  # the last column takes what is -1
-    np.put_along_axis(is_own, np.where(own >= 0, np.searchsorted(classes, own), len(classes)), True, axis=1)
+    is_own = np.zeros((len(targets), len(classes) + 1), bool)  # the last column takes the entries that are -1
+    np.put_along_axis(is_own, np.where(targets >= 0, np.searchsorted(classes, targets), len(classes)), True, axis=1)
     is_own = is_own[:, :-1]
     negatives = is_drawn.sum() - (is_own & is_drawn).sum(axis=1)
     margin = np.log10((vocabulary - is_own.sum(axis=1)) / np.maximum(negatives, 1))  # without negatives it is unused

@@ -43,7 +43,7 @@ ONLY_GAUSSIAN = idle_unless(averaging="gaussian")
 
 
 def _starts_alike(values: Mapping[str, Any]) -> bool:
-    """Whether the template's words are all of the slots, so that init = words and template are the same start."""
+    """Whether the slots are just the template's words, so that init = 'words' and 'template' are the same start."""
     carried = values["structure"] != "unshared-replace" or values["position"] == "before"
     return (values["tower"], values["length"]) == ("text", 0) and carried
 
@@ -321,7 +321,7 @@ class TrainConfig:
             raise ValueError("compile is for the image tower; tower = 'text' runs none")
 
     def _check_learns(self) -> None:
-        """Values with which every loss is a constant, whatever the prompts."""
+        """Refuse values with which every loss is a constant, whatever the prompts are."""
         loss, correction = self.loss, self.candidates.correction
         if loss.supervision == "soft" and not (loss.soft_weight or loss.consistency_weight):
             raise ValueError("soft_weight = 0 with supervision = 'soft' leaves no loss: nothing would be learned")
@@ -382,7 +382,7 @@ def table_of() -> dict[str, str]:
 @functools.cache
 def marks() -> dict[str, tuple[Any, ...]]:
     """Key -> its range, its source and when it is idle."""
-    return {key: found for kind in TABLES.values() for key, found in marks_of(kind).items()}
+    return {key: mark for kind in TABLES.values() for key, mark in marks_of(kind).items()}
 
 
 @functools.cache

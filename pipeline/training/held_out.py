@@ -1,6 +1,6 @@
 """Accuracy on the samples of a run that are never trained on, with the prompts that would be the result.
 
-It never sees a test split: held-out samples are training samples that the run keeps apart.
+This module never sees a test split: held-out samples are training samples that the run keeps apart.
 """
 
 from __future__ import annotations
@@ -46,6 +46,6 @@ def measure(trainer: Trainer) -> HeldOutScore:
         for start in range(0, len(places), size):
             part = slice(start, start + size)
             images = trainer.image_features(trainer.rows.batch(places[part])).cpu()
-            own = torch.from_numpy(labels[part].astype(np.int64))
-            right += float(score(images, classes, own, inverse).top1.sum())
+            part_labels = torch.from_numpy(labels[part].astype(np.int64))
+            right += float(score(images, classes, part_labels, inverse).top1.sum())
     return HeldOutScore(right / len(places), len(places))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from teachonce.training.targets import SoftTargets
 
-_NONE = -torch.inf  # the log of nothing
+_NONE = -torch.inf  # the log of a mass of zero
 
 
 def hard_rows(
@@ -150,7 +150,7 @@ def _at(log_weight: Tensor, place: Tensor) -> Tensor:
 
 
 def _weighted(scores: Tensor, log_weight: Tensor) -> Tensor:
-    """s + ln w, [B, K]. A row without candidates gets them all: it counts 0, and must not be NaN before that."""
+    """s + ln w, [B, K]. A row without candidates gets all of them: its loss becomes 0 later, and must not be NaN."""
     if log_weight.ndim == 2:
         log_weight = log_weight.masked_fill((log_weight == _NONE).all(1, keepdim=True), 0.0)
     return scores + log_weight

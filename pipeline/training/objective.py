@@ -1,6 +1,6 @@
 """What a step minimises: the losses of a block of rows over the step's candidates, put together as the config says.
 
-It runs no tower and draws no candidates. All maths is float32, outside autocast.
+This module runs no tower and draws no candidates. All maths is float32, outside autocast.
 
 Shapes: B rows of a block, K candidates, V classes, E the student's embedding, D the teacher's.
 """
@@ -97,7 +97,7 @@ class Objective:
         """
         logits_BK = self.scale * images_BE @ features_KE.T
         log_weight = classes.of_rows(block.rows)
-        found: dict[str, Tensor] = {}
+        losses: dict[str, Tensor] = {}
         if self.config.loss.supervision != "soft":
             place = torch.where(block.label >= 0, classes.columns[block.label], -1)
             compete = log_weight
@@ -106,12 +106,12 @@ class Objective:
             hard = hard_rows(
                 logits_BK, compete, place, classes.groups, self.config.loss.label_smoothing, classes.most_tied
             )
-            found["hard"] = hard.sum() / max(1, counts.labelled)
+            losses["hard"] = hard.sum() / max(1, counts.labelled)
         if self.config.loss.supervision != "hard":
-            found["soft"] = self._soft(logits_BK, log_weight, block, classes).sum() / counts.rows
+            losses["soft"] = self._soft(logits_BK, log_weight, block, classes).sum() / counts.rows
         if self.config.loss.uses_frozen:
-            found["consistency"] = self._consistency(logits_BK, log_weight, block, classes).sum() / counts.rows
-        return found
+            losses["consistency"] = self._consistency(logits_BK, log_weight, block, classes).sum() / counts.rows
+        return losses
 
     def anchor(self, features_KE: Tensor, classes: StepClasses) -> Tensor:
         """How far class features are from the hand-written template's: mean squared distance over the vocabulary."""
@@ -130,7 +130,7 @@ class Objective:
         }
 
     def directions(self, losses: dict[str, Tensor], weights: dict[str, float]) -> list[Tensor]:
-        """Sums of losses whose gradients are wanted apart.
+        """The sums of losses whose gradients are computed separately.
 
         Returns:
             The weighted sum of all; with ProGrad the hard loss, the general one, and the sum of the rest if any.

@@ -1,7 +1,7 @@
 """What keeps classes that training never sees: an anchor, interpolation with the frozen student, projected gradients.
 
-It knows neither prompts nor rows. Self-consistency needs nothing here: it is `targets.embedding_columns` with the
-frozen student's features, and `losses.dense_rows`.
+This module knows neither prompts nor rows. Self-consistency needs no function here: it is `targets.embedding_columns`
+with the frozen student's features, and `losses.dense_rows`.
 
 Shapes: K candidates, C names, E embedding.
 """

@@ -1,6 +1,7 @@
-"""What a run needs of a label store and of its caller: the one value that store, selection and grid answer to.
+"""What a run needs of a label store and of its caller: one value that stores, selections and grids are checked against.
 
-It opens no store. Whoever has one says what it holds (`Holdings`), asks what is lacking, and words the refusal.
+This module opens no store. A caller with an open store states what the store holds (`Holdings`), asks what is lacking,
+and words the refusal.
 """
 
 from __future__ import annotations
@@ -43,16 +44,16 @@ class Requirements:
     temperature: float | None
     """The temperature for which the mass outside the top k is read; None: that mass is not read."""
     soft_classes: int
-    """Classes of each soft label, at least: one that is renormalised alone is certain whatever the prompts are."""
+    """Classes of each soft label, at least: a single class that is renormalised has probability 1 with any prompts."""
     sampled_top: int
-    """Classes of each soft label that become candidates; without a teacher there are none, which is no lack."""
+    """Classes of each soft label that become candidates; a store without a teacher has none and lacks none."""
     features: bool
     """The bare student's image features."""
     images: bool
     """The images themselves, and so the folder that they lie in."""
 
     def lacking(self, held: Holdings) -> Iterator[Lack]:
-        """What a store does not hold of all this, in the order in which it is worth telling."""
+        """The requirements that a store does not meet, the most important one first."""
         if self.views > held.views:
             yield "views"
         if self.teacher and not held.top_k:

@@ -1,6 +1,6 @@
 """Numbers that change over a run as pure functions of the step: the learning rate and the weight of the soft loss.
 
-It holds no state, so that a resumed run needs the step only.
+The functions hold no state, so that a resumed run needs the step only.
 """
 
 from __future__ import annotations

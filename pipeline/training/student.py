@@ -1,6 +1,6 @@
 """The frozen student with its trainable prompts: class features, image features, and what the bare student says.
 
-It reads no store and takes no step.
+This module reads no store and takes no training step.
 
 Shapes: V classes, E embedding, B images.
 """
@@ -64,8 +64,8 @@ class PromptedStudent:
 
     def learner(self, tower: str) -> SlotLearner | None:
         """The prompts of one tower, `text` or `image`; None if it has none."""
-        found = dict(self.learners.items()).get(tower)
-        return found if isinstance(found, SlotLearner) else None
+        learner = dict(self.learners.items()).get(tower)
+        return learner if isinstance(learner, SlotLearner) else None
 
     def parameters(self, tower: str) -> list[nn.Parameter]:
         """What is trained on one tower."""
@@ -106,21 +106,21 @@ class PromptedStudent:
     @torch.no_grad()
     def is_sound(self) -> bool:
         """Whether the prompts as they are make numbers: the features of one name and of one grey image are finite."""
-        text, image, found = self.learner("text"), self.learner("image"), []
+        text, image, all_features = self.learner("text"), self.learner("image"), []
         with self.autocast():
             if text is not None:
-                found.append(self.text.features(text(), self.names, torch.tensor([0])))
+                all_features.append(self.text.features(text(), self.names, torch.tensor([0])))
             if image is not None and self.image is not None:
                 grey = torch.zeros(1, 3, *self.image.visual.image_size, device=self.clip.device)
-                found.append(self.image.features(image(), grey))
-        return all(bool(features.isfinite().all()) for features in found)
+                all_features.append(self.image.features(image(), grey))
+        return all(bool(features.isfinite().all()) for features in all_features)
 
     def meta(self) -> PromptMeta:
         """What the prompts are and what they belong to."""
         config, text, image = self.config, self.learner("text"), self.learner("image")
-        about: dict[str, Any] = {}
+        image_facts: dict[str, Any] = {}
         if image is not None and self.image is not None:
-            about = {
+            image_facts = {
                 "image_slots": image.slots,
                 "image_depth": config.prompts.image_depth,
                 "image_width": self.image.width,
@@ -141,7 +141,7 @@ class PromptedStudent:
             student_digest=self.clip.digest,
             suffix=SUFFIX,
             version=__version__,
-            **about,
+            **image_facts,
         )
 
 
@@ -153,10 +153,11 @@ def _compiled(tower: ImageTower) -> Callable[[SlotPrompts, Tensor], Tensor]:
     forward = torch.compile(tower.features)
 
     def quiet(prompts: SlotPrompts, pixels: Tensor) -> Tensor:
-        with warnings.catch_warnings():  # while tracing, it looks at the gradient that a computed prompt does not have
+        # While it traces, torch.compile looks at the gradient of each prompt; a computed prompt has none.
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
-            found: Tensor = forward(prompts, pixels)
-            return found
+            features: Tensor = forward(prompts, pixels)
+            return features
 
     return quiet
 

@@ -1,7 +1,7 @@
 """The teacher's distribution over a step's candidates, from what a label store keeps of it.
 
-It reads no store and computes no loss. Results are natural logs, normalised over the whole vocabulary, so that the
-mass of the candidates is what the teacher gives them and not 1.
+This module reads no store and computes no loss. Results are natural logs, normalised over the whole vocabulary, so that
+the mass of the candidates is what the teacher gives them and not 1.
 
 Shapes: B rows, k stored classes a row, K candidates, V classes of the vocabulary, D width of the teacher's embedding.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 Tail = Literal["residual-uniform", "to-label"]
-_NONE = -torch.inf  # the log of nothing
+_NONE = -torch.inf  # the log of a mass of zero
 _TILE = 4096  # classes whose logits are held at once when only their sum is wanted
 
 
@@ -68,7 +68,7 @@ def top_k_columns(
     head, log_tail = head - log_total, log_tail[:, None] - log_total
     share = log_tail - unstored.clamp(min=1).log()[:, None]
     rest = share if tail == "residual-uniform" else torch.full_like(share, _NONE)
-    log_p = rest.repeat(1, candidates + 1)  # one column too many takes what is no candidate, and is dropped
+    log_p = rest.repeat(1, candidates + 1)  # the last column takes all other classes, and is dropped
     place = targets.places(columns)
     log_p.scatter_(1, torch.where(place >= 0, place, candidates), head)
     if tail == "to-label":

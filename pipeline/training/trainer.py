@@ -1,6 +1,6 @@
 """One training step of prompts from stored rows: batch, candidates, losses, exact gradient, update.
 
-It reads no store and writes no file; everything it does is a pure function of (config, rows, step) and its state.
+The trainer reads no store and writes no file; a step is a pure function of (config, rows, step) and of its state.
 
 Shapes: B rows of a step, K candidates, n distinct names among them, V classes, E embedding.
 """
@@ -117,14 +117,14 @@ class Trainer:
         candidates = self._candidates(batch, step)
         text = self._text_pass(candidates)
         weights = self.objective.weights(soft_weight(self.config, self.steps, step))
-        found = self._gradients(step, batch, text, self._step_classes(candidates), weights)
+        gradients = self._gradients(step, batch, text, self._step_classes(candidates), weights)
         named = dict(self.learners.named_parameters())
-        gradient = self._combined(text, found, step)
+        gradient = self._combined(text, gradients, step)
         size = torch.stack([part.double().square().sum() for part in gradient]).sum().sqrt()
-        norm, *values = torch.stack([size, *(loss.double() for loss in found.losses.values())]).tolist()
-        losses = dict(zip(found.losses, values, strict=True))
+        norm, *values = torch.stack([size, *(loss.double() for loss in gradients.losses.values())]).tolist()
+        losses = dict(zip(gradients.losses, values, strict=True))
         loss = sum(weights[name] * value for name, value in losses.items())
-        if norm == 0 and step == self._first_telling and self._counts(weights, batch):
+        if norm == 0 and step == self._first_complete_step and self._expects_gradient(weights, batch):
             raise self._nothing_to_learn(step)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise self._not_finite(step, loss, dict(zip(named, gradient, strict=True)), batch)
@@ -143,12 +143,12 @@ class Trainer:
         }
 
     @property
-    def _first_telling(self) -> int:
-        """The first step in which every loss of the run counts: a weight that rises from 0 begins with the second."""
+    def _first_complete_step(self) -> int:
+        """The first step in which every loss counts: a soft weight that rises is 0 in step 0."""
         return int(self.needs.teacher and self.config.loss.soft_schedule == "rise")
 
-    def _counts(self, weights: dict[str, float], batch: Batch) -> bool:
-        """Whether a gradient of zero tells something: with hard labels alone, a batch may by chance have none."""
+    def _expects_gradient(self, weights: dict[str, float], batch: Batch) -> bool:
+        """Whether a gradient of zero is an error: with hard labels alone, a batch may by chance have no label."""
         soft = self.needs.teacher and weights["soft"] > 0
         return soft or bool((batch.label >= 0).any())
 
@@ -204,7 +204,7 @@ class Trainer:
                     parameter.copy_(kept[name])
 
     def warnings(self) -> list[str]:
-        """What is no error, and what a user should know: one sentence each."""
+        """What a user should know although it is no error: one sentence each."""
         config = self.config
         if config.optimiser.warmup == "linear" and config.optimiser.warmup_steps > self.steps:
             return [
@@ -232,7 +232,7 @@ class Trainer:
         """Losses and their gradients on the class features and on the image prompts, block by block."""
         total, on_images = len(batch.label), self.student.parameters("image")
         counts = Counts(total, int((batch.label >= 0).sum()))
-        found = _Gradients({}, [], [])
+        gradients = _Gradients({}, [], [])
         for start in range(0, total, self._block_size(total)):
             rows = slice(start, min(start + self._block_size(total), total))
             images = self._block_images(step, batch, rows)
@@ -246,14 +246,14 @@ class Trainer:
                 parts = [
                     _gradients_of(loss, text.features, leaf) for loss in self.objective.directions(losses, weights)
                 ]
-            _add(found.features, [[part[0]] for part in parts])
+            _add(gradients.features, [[part[0]] for part in parts])
             if images.requires_grad:
                 last = len(parts) - 1
                 pulled = [pulled_back(images, on_images, part[1], keep=i < last) for i, part in enumerate(parts)]
-                _add(found.images, pulled)
+                _add(gradients.images, pulled)
             for name, value in losses.items():
-                found.losses[name] = value.detach() + found.losses.get(name, torch.zeros_like(value))
-        return found
+                gradients.losses[name] = value.detach() + gradients.losses.get(name, torch.zeros_like(value))
+        return gradients
 
     def _block_size(self, rows: int) -> int:
         """How many rows are in memory at once."""
@@ -272,17 +272,17 @@ class Trainer:
             self.images.prefetch(ahead.astype(np.int64))
         return self.student.image_features(pixels)
 
-    def _combined(self, text: TextPass | FixedPass, found: _Gradients, step: int) -> list[Tensor]:
+    def _combined(self, text: TextPass | FixedPass, gradients: _Gradients, step: int) -> list[Tensor]:
         """The gradient of every parameter, in the order of `learners.named_parameters()`."""
         on_text = self.student.parameters("text")
         sample = None
         if self.config.candidates.candidates == "all-sampled":
             sample = PoissonSample(self.config.candidates.sampled_backward, self.config.loop.seed, step)
-        none: list[list[Tensor]] = [[] for _ in found.features]
+        none: list[list[Tensor]] = [[] for _ in gradients.features]
         parts = none
         if isinstance(text, TextPass):
-            parts = text.pull_back(on_text, [features for (features,) in found.features], sample)
-        whole = [[*t, *i] for t, i in zip(parts, found.images or none, strict=True)]
+            parts = text.pull_back(on_text, [features for (features,) in gradients.features], sample)
+        whole = [[*t, *i] for t, i in zip(parts, gradients.images or none, strict=True)]
         if not self.config.loss.prograd:
             return whole[0]
         hard, general, *rest = whole
@@ -294,7 +294,7 @@ class Trainer:
         if drawn.candidates != "sampled":
             return all_candidates(vocabulary)
         best = batch.class_ids[:, : drawn.sampled_top]
-        found = sampled_candidates(
+        candidates = sampled_candidates(
             batch.label,
             best,
             drawn.sampled_fill,
@@ -304,13 +304,13 @@ class Trainer:
             drawn.correction,
             self.student.names.inverse.numpy(),
         )
-        if not len(found.classes):
+        if not len(candidates.classes):
             raise UsageError(
                 f"step {step}: there is no candidate: no row has a label that is in the vocabulary, and "
                 f"sampled_top = {drawn.sampled_top} and sampled_fill = {drawn.sampled_fill} add none",
                 hint="raise sampled_fill or sampled_top",
             )
-        return found
+        return candidates
 
     def _step_classes(self, candidates: Candidates) -> StepClasses:
         move = self.device
@@ -378,8 +378,8 @@ def _part(batch: Batch, rows: slice) -> Batch:
 def _gradients_of(loss: Tensor, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient of a loss on class features and on image features; zeros where it reaches none."""
     wanted = [x for x in (features, images) if x.requires_grad]
-    found = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
-    by_input = {id(x): part for x, part in zip(wanted, found, strict=True) if part is not None}
+    gradients = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
+    by_input = {id(x): part for x, part in zip(wanted, gradients, strict=True) if part is not None}
     on_features, on_images = (by_input.get(id(x)) for x in (features, images))
     return (
         torch.zeros_like(features) if on_features is None else on_features,
@@ -388,9 +388,9 @@ def _gradients_of(loss: Tensor, features: Tensor, images: Tensor) -> tuple[Tenso
 
 
 def _add(sums: list[list[Tensor]], parts: list[list[Tensor]]) -> None:
-    """Add to sums that begin empty."""
+    """Add the parts to the sums in place; sums that are still empty become the parts."""
     if not sums:
         sums.extend(parts)
         return
-    for own, more in zip(sums, parts, strict=True):
-        own[:] = [a + b for a, b in zip(own, more, strict=True)]
+    for total, more in zip(sums, parts, strict=True):
+        total[:] = [a + b for a, b in zip(total, more, strict=True)]

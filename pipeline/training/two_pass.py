@@ -1,7 +1,7 @@
 """The exact gradient of a loss over any number of names' features, in memory bounded by a chunk of names.
 
-It knows neither losses nor what prompts are made of: the caller puts the losses' gradients on the features, and gets
-them pulled back to the parameters.
+This module knows neither losses nor what prompts are made of: the caller puts the losses' gradients on the features,
+and gets the gradients of the parameters.
 
 Shapes: K candidates, n distinct names of the candidates, E embedding.
 """
@@ -149,8 +149,8 @@ class TextPass:
         totals = [[_zeros(parameter) for parameter in parameters] for _ in gradients]
         for start in range(0, len(names), self._chunk):
             part = slice(start, start + self._chunk)
-            found = _pull_all(self._forward(names[part]), parameters, [gradient[part] for gradient in gradients])
-            totals = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(totals, found, strict=True)]
+            pulled = _pull_all(self._forward(names[part]), parameters, [gradient[part] for gradient in gradients])
+            totals = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(totals, pulled, strict=True)]
         return totals
 
     def _forward(self, chunk: Tensor) -> Tensor:
@@ -185,10 +185,10 @@ def pulled_back(outputs: Tensor, parameters: Sequence[Tensor], gradient: Tensor,
         For each parameter, float32; zero where nothing reaches it.
     """
     power = _power(gradient)
-    found = torch.autograd.grad(outputs, parameters, gradient / power, retain_graph=keep, allow_unused=True)
+    scaled = torch.autograd.grad(outputs, parameters, gradient / power, retain_graph=keep, allow_unused=True)
     return [
         _zeros(parameter) if part is None else part.to(torch.promote_types(part.dtype, torch.float32)) * power
-        for parameter, part in zip(parameters, found, strict=True)
+        for parameter, part in zip(parameters, scaled, strict=True)
     ]
 
 
@@ -205,4 +205,4 @@ def _zeros(parameter: Tensor) -> Tensor:
 def _power(gradient: Tensor) -> Tensor:
     """The power of two just above the largest entry, a scalar; within what float32 can divide by and multiply with."""
     exponent = torch.frexp(gradient.abs().amax().float().nan_to_num(1.0, 1.0)).exponent.clamp(-100, 100)
-    return ((exponent.int() + 127) << 23).view(torch.float32)  # put together from its bits: exact on every device
+    return ((exponent.int() + 127) << 23).view(torch.float32)  # a float put together from bits is exact on every device
