@@ -14,7 +14,7 @@ from pathlib import Path
 
 from teachonce.errors import EnvironmentFault, IncompleteError
 
-# With these answers a write cannot succeed at that place, however much room there is.
+# With these error numbers a write cannot succeed at that place, however much room there is.
 NOT_POSSIBLE = {
     errno.EACCES,
     errno.EPERM,
