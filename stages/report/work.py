@@ -62,9 +62,9 @@ def report(request: ReportRequest, reporter: Reporter, spell: Callable[[str], st
     return _result(request, folder, made, beside, time.monotonic() - began)
 
 
-def _spelled(found: T, spell: Callable[[str], str]) -> T | str:
-    """What was found, or, spelled for who reads the page, why there is nothing."""
-    return spell(found) if isinstance(found, str) else found
+def _spelled(answer: T, spell: Callable[[str], str]) -> T | str:
+    """The answer as it is; where it is a reason why there is nothing, the reason in the spelling of the page."""
+    return spell(answer) if isinstance(answer, str) else answer
 
 
 def _check(request: ReportRequest) -> None:
