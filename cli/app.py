@@ -99,7 +99,7 @@ ALIASES = {"eval": "evaluate"}
 app = typer.Typer(
     name="teachonce",
     context_settings={"help_option_names": ["--help", "-h"]},
-    pretty_exceptions_enable=False,  # `main` shows every error itself
+    pretty_exceptions_enable=False,  # `main` itself shows every error
     rich_markup_mode="rich",
     epilog="\b\nStart here:\n  teachonce demo\n\n\b\nExit codes: 0 done, 1 a bug, 2 usage or config, "
     "3 data or manifest,\n4 integrity, 5 incomplete but resumable, 6 environment,\n130 Ctrl-C, 143 SIGTERM.",
@@ -162,7 +162,7 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as left:
         if not isinstance(left.__context__, BrokenPipeError):
             raise
-        return 0  # whoever read --help or `status --watch` has seen enough
+        return 0  # the reader of --help or `status --watch` has closed the pipe
     except (Exception, KeyboardInterrupt, Terminated) as problem:  # noqa: BLE001 - the last place that can explain it
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exception(problem)
@@ -172,7 +172,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _open_closed_streams() -> None:
-    """Lead nowhere what was closed before we began (`>&-`): the next file that is opened would take its number."""
+    """Open the null device for each stream that was closed before we began (`>&-`): a file would take its number."""
     for number in range(3):
         try:
             os.fstat(number)

@@ -53,7 +53,7 @@ class Aside(Console):
     """What is said on stderr. Nobody has to listen: when the reader of a pipe leaves, the work goes on."""
 
     def on_broken_pipe(self) -> None:
-        """Say the rest to nobody. Rich would end the program."""
+        """Send what follows to the null device; Rich would end the program."""
         to_nowhere(sys.stderr)
 
 
@@ -121,7 +121,7 @@ class Output:
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """Around a stage: nothing but the result reaches stdout, and no bar outlives the stage."""
+        """Surround a stage, so that nothing but the result reaches stdout and no bar outlives the stage."""
         with stdout_on_stderr():
             try:
                 yield
@@ -145,7 +145,7 @@ class Output:
         console = Console(file=sys.stdout, highlight=False, width=width)
         with console.capture() as captured:
             report = values.pop("fidelity", None)
-            values.pop("details", None)  # for programs
+            values.pop("details", None)  # the details are for programs
             for part in [*render(values), *(charts.fidelity(report) if report else [])]:
                 console.print(part)
         self.text(captured.get())
@@ -185,7 +185,7 @@ class Output:
         if failure.hint:
             self._say(Text.assemble(("next: ", "bold cyan"), failure.hint))
         if self._json:
-            with contextlib.suppress(EnvironmentFault):  # which is the failure that has just been said
+            with contextlib.suppress(EnvironmentFault):  # stdout may be what failed: it was shown above
                 self.document({"error": dataclasses.asdict(failure)})
 
     def _say(self, text: Text) -> None:
@@ -248,7 +248,7 @@ def heartbeat_seconds() -> float:
 
 @contextlib.contextmanager
 def stdout_on_stderr() -> Iterator[None]:
-    """Whatever a library or a child process prints inside goes to stderr: stdout holds one result."""
+    """Send what a library or a child process prints inside to stderr: stdout holds one result."""
     sys.stdout.flush()
     saved = os.dup(1)
     os.dup2(2, 1)  # children inherit the descriptor, not Python's sys.stdout

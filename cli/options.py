@@ -1,27 +1,26 @@
-"""The options of all commands, each spelled once, and the settings that `--set` may change.
+"""The options and arguments that several commands share, each spelled once; a command's file spells what it alone has.
 
-It parses no command line itself, opens no file, and checks only what can be known without a stage.
+This module parses no command line, opens no file, and checks only what can be known without a stage.
 
-Flags say what is computed; `--set` says how. That keeps every command below 15 options.
+Flags say what is computed; `--set` says how, so that commands have few flags.
+
+Data and label stores lie at a path or at s3://BUCKET/PATH. `location` parses such arguments: click makes `s3:/` of
+`s3://` where it is left to make the path.
 """
 
 from __future__ import annotations
 
-import typing
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
-from teachonce.cli.settings import EvaluateSettings, MergeSettings, RelabelSettings, TeachSettings, keys_of
-from teachonce.errors import UsageError, did_you_mean
+from teachonce.cli.settings import TeachSettings, keys_of
+from teachonce.core.remote import location
+from teachonce.errors import UsageError
 from teachonce.models.spec import EmbeddingKind
-from teachonce.runs.tensorboard import LogTo
-from teachonce.training.config import key_types
 
 T = TypeVar("T")
-CacheAction = typing.Literal["list", "clear"]
-Among = typing.Literal["classes", "all"]
 
 
 def listed_numbers(text: str | None, name: str) -> tuple[float, ...] | None:
@@ -52,19 +51,6 @@ def one_manifest(argument: str | None, option: str | None, command: str) -> str:
     return manifest
 
 
-def cache_action(word: str) -> CacheAction:
-    """What `cache` should do.
-
-    Raises:
-        UsageError: it is no action; suggests the nearest.
-    """
-    known: tuple[CacheAction, ...] = typing.get_args(CacheAction)
-    for action in known:
-        if word == action:
-            return action
-    raise UsageError(f"no such action '{word}': {did_you_mean(word, known)}", "teachonce cache --help")
-
-
 def required(value: T | None, name: str, command: str) -> T:
     """A value that only some uses of the command may leave out.
 
@@ -76,16 +62,11 @@ def required(value: T | None, name: str, command: str) -> T:
     return value
 
 
-def _choices(key: str) -> str:
-    """The allowed values of a training key, read off the config so that no list is kept twice."""
-    return " or ".join(typing.get_args(key_types()[key]))
-
-
-def _set_help(kind: type[Any]) -> str:
+def set_help(kind: type[Any]) -> str:
+    """The help of `--set` for a command with these settings."""
     return f"Change how it runs; may be repeated. Keys: {', '.join(keys_of(kind))}."
 
 
-REHEARSAL = "Rehearsals"
 WHERE = "Where it runs"  # a heading in the help of teach, which has the most options
 MODEL_HELP = "as open_clip names it: ViT-B-16/openai, hf-hub:ORG/NAME, local-dir:PATH"
 
@@ -97,64 +78,6 @@ ManifestArgument = Annotated[
     typer.Argument(metavar="MANIFEST", help="A manifest file, or the name of a shipped one.", show_default=False),
 ]
 ManifestOption = Annotated[str | None, typer.Option("--manifest", metavar="M", help="The same as MANIFEST.")]
-EvaluateManifest = Annotated[
-    str | None, typer.Option("--manifest", metavar="M", help="A manifest file, or the name of a shipped one.")
-]
-EvaluateProtocol = Annotated[
-    str | None,
-    typer.Option(
-        "--protocol",
-        metavar="P",
-        help="Sets that make one table: cross-dataset, domain-generalisation, in-vocabulary, base-to-novel, or a file.",
-    ),
-]
-EvaluateSplit = Annotated[
-    str | None,
-    typer.Option("--split", metavar="S", help="Split of the manifest to read.  \\[default: val]", show_default=False),
-]
-EvaluateClasses = Annotated[
-    str | None,
-    typer.Option(
-        "--classes",
-        metavar="FILE",
-        help="Only images of these classes: one class id a line; or base, novel, timm:NAME.",
-    ),
-]
-EvaluateAmong = Annotated[
-    Among | None,
-    typer.Option(
-        "--among",
-        help="With --classes: whether their names compete, or all of the vocabulary.  \\[default: classes]",
-        show_default=False,
-    ),
-]
-Without = Annotated[
-    Path | None,
-    typer.Option(
-        "--without", metavar="FILE", help="Take the names of these classes, and homonyms, out of the competition."
-    ),
-]
-EvaluateTemplate = Annotated[
-    str | None,
-    typer.Option(
-        "--template", metavar="T", help="The sentence around a class name, with {} for it; by default the manifest's."
-    ),
-]
-Credits = Annotated[
-    Path | None,
-    typer.Option(
-        "--credits", metavar="FILE.npy", help="Also write each image's credit, 0 to 1, here; the template's beside it."
-    ),
-]
-SkipMissing = Annotated[
-    bool, typer.Option("--skip-missing", help="With --protocol: sets that are not there do not change the exit code.")
-]
-IndexSplit = Annotated[
-    str | None, typer.Option("--split", metavar="S", help="Only this split of the manifest.", show_default=False)
-]
-Digests = Annotated[
-    bool, typer.Option("--digests", help="Also read released files whole and compare published digests.")
-]
 Split = Annotated[str, typer.Option("--split", metavar="S", help="Split of the manifest to read.")]
 Views = Annotated[
     int,
@@ -190,33 +113,6 @@ Cluster = Annotated[
         rich_help_panel=WHERE,
     ),
 ]
-RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Compute the chunks again in which images failed.")]
-DryRunIo = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run-io",
-        help="Only read and decode images for half a minute: how fast? Writes nothing.",
-        rich_help_panel=REHEARSAL,
-    ),
-]
-DummyImages = Annotated[
-    bool,
-    typer.Option(
-        "--dummy-images",
-        help="Only run the models on made-up pixels for half a minute. Writes nothing.",
-        rich_help_panel=REHEARSAL,
-    ),
-]
-PlanLabels = Annotated[Path, typer.Option("--labels", metavar="OUT.zarr", help="Label store that teach would write.")]
-Rate = Annotated[
-    float | None,
-    typer.Option("--rate", metavar="R", help="Images a second of all workers, where known: no model is loaded then."),
-]
-PlanOut = Annotated[Path | None, typer.Option("--out", metavar="PLAN.json", help="Keep the plan, to compare later.")]
-Compare = Annotated[
-    Path | None,
-    typer.Option("--compare", metavar="PLAN.json", help="Set this plan beside what --labels holds now; nothing else."),
-]
 Vocabulary = Annotated[
     str | None,
     typer.Option("--vocabulary", metavar="V", help="Class list, if not the manifest's own."),
@@ -231,17 +127,6 @@ Embeddings = Annotated[
     typer.Option("--embeddings", help="Keep the teacher's image embeddings too: any later vocabulary without images."),
 ]
 
-Repair = Annotated[
-    bool, typer.Option("--repair", help="Take bad chunks out of the ledger, so that the next teach rebuilds them.")
-]
-VerifyTeacher = Annotated[
-    str | None,
-    typer.Option("--teacher", metavar="MODEL", help="Run this teacher again on random rows and compare; needs --root."),
-]
-VerifySample = Annotated[
-    int | None, typer.Option("--sample", metavar="N", min=1, help="With --teacher: how many rows (default 256).")
-]
-VerifySeed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="With --teacher: which rows.")]
 Teacher = Annotated[
     str | None,
     typer.Option("--teacher", metavar="MODEL", help=f"The frozen teacher, {MODEL_HELP}. Without it: hard labels only."),
@@ -251,7 +136,6 @@ TeachStudents = Annotated[
     typer.Option("--student", metavar="MODEL", help="Also keep this student's image features; may be repeated."),
 ]
 TopK = Annotated[int | None, typer.Option("--top-k", metavar="K", min=1, help="Classes kept of each soft label.")]
-Workers = Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Dask worker processes.")]
 TeachWorkers = Annotated[
     int | None,
     typer.Option(
@@ -269,116 +153,17 @@ ChunkRows = Annotated[
 ForceUnlock = Annotated[
     bool, typer.Option("--force-unlock", help="Take over the lock of a run on another host that is surely dead.")
 ]
-TeachSet = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_set_help(TeachSettings))]
+TeachSet = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=set_help(TeachSettings))]
 
-NewTemplates = Annotated[
-    list[str] | None,
-    typer.Option("--template", metavar="T", help="Another sentence around a class name; several are averaged."),
-]
-Temperatures = Annotated[
-    str | None,
-    typer.Option("--temperatures", metavar="T,T,...", help="Temperatures whose tail sums are stored; 1 comes first."),
-]
-ClassFile = Annotated[
-    Path | None, typer.Option("--classes", metavar="FILE", help="Only these classes: one class id a line.")
-]
-RelabelTeacher = Annotated[
-    str | None,
-    typer.Option("--teacher", metavar="MODEL", help=f"The teacher of LABELS.zarr, if it has moved, {MODEL_HELP}."),
-]
-RelabelSet = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_set_help(RelabelSettings))]
-Weights = Annotated[
-    str | None, typer.Option("--weights", metavar="W,W,...", help="How much each store counts; equal by default.")
-]
-MergeSet = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_set_help(MergeSettings))]
-SubsetOut = Annotated[Path, typer.Option("--out", metavar="FILE.json", help="Selection file to write.")]
-Shots = Annotated[int | None, typer.Option("--shots", metavar="N", min=1, help="At most N samples of each class.")]
-SubsetSeed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the few-shot choice.")]
-SubsetTopK = Annotated[
-    int | None, typer.Option("--top-k", metavar="K", min=1, help="Use the K best classes of each soft label only.")
-]
-SampleClasses = Annotated[
-    Path | None, typer.Option("--classes", metavar="FILE", help="Samples of these classes only: one class id a line.")
-]
-AllNames = Annotated[
-    bool, typer.Option("--all-names", help="With --classes: keep all the store's names in the softmax.")
-]
 
 Student = Annotated[str, typer.Option("--student", metavar="MODEL", help=f"The frozen student, {MODEL_HELP}.")]
-TrainStudent = Annotated[
-    str | None, typer.Option("--student", metavar="MODEL", help=f"The frozen student, {MODEL_HELP}.")
-]
-TrainOut = Annotated[Path | None, typer.Option("--out", metavar="RUN", help="Run folder to write or resume.")]
-Structure = Annotated[
-    str | None,
-    typer.Option("--structure", metavar="S", help=f"How prompts enter attention: {_choices('structure')}."),
-]
-Supervision = Annotated[
-    str | None,
-    typer.Option("--supervision", metavar="S", help=f"What is learnt from: {_choices('supervision')}."),
-]
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        metavar="FILE.toml",
-        help="Training configuration, or a shipped one: rpp, rpp-reported, rpp-vitb16, pomp-vitb16.",
-    ),
-]
-TrainSet = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the configuration, or threads; repeatable."),
-]
-Seed = Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Seed of initialisation and sampling.")]
-Steps = Annotated[int | None, typer.Option("--steps", metavar="N", min=1, help="Optimiser steps.")]
-Init = Annotated[
-    Path | None,
-    typer.Option("--init", metavar="RUN", help="Start from these prompts: a run, an export, or what import made."),
-]
-Log = Annotated[
-    LogTo | None,
-    typer.Option("--log", help="Also write curves for TensorBoard to RUN/tensorboard; events.jsonl is always written."),
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")]
-PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")]
 
-TrainSelection = Annotated[
-    Path | None, typer.Option("--select", metavar="FILE.json", help="Use only what this file of subset selects.")
-]
-TrainManifest = Annotated[
-    str | None, typer.Option("--manifest", metavar="M", help="Refuse a store that was made from another manifest.")
-]
-TrainSplit = Annotated[
-    str | None, typer.Option("--split", metavar="S", help="... from another split; with --manifest: train by default.")
-]
-TrainVocabulary = Annotated[
-    str | None, typer.Option("--vocabulary", metavar="V", help="... or with another class list.")
-]
+STORE: dict[str, Any] = {"metavar": "LABELS.zarr", "parser": location}
+DIR: dict[str, Any] = {"metavar": "DIR", "parser": location}
 
-ActionArgument = Annotated[str, typer.Argument(metavar="list|clear", help="What to do.")]
+Root = Annotated[Path | None, typer.Option("--root", help="Folder that holds the data, or s3://BUCKET/FOLDER.", **DIR)]
 
-RunArgument = Annotated[
-    Path | None,
-    typer.Argument(metavar="RUN", help="A run folder of train; without it the template is scored.", show_default=False),
+LabelsOption = Annotated[
+    Path, typer.Option("--labels", metavar="OUT.zarr", parser=location, help="Label store to write or continue.")
 ]
-Wise = Annotated[
-    float,
-    typer.Option(
-        "--wise",
-        metavar="A",
-        min=0.0,
-        max=1.0,
-        help="Mix class features with the template's: 0 is the template, 1 the prompts (WiSE-FT).",
-    ),
-]
-PerClass = Annotated[
-    Path | None, typer.Option("--per-class", metavar="FILE.csv", help="Also write each class's accuracy here.")
-]
-EvaluateSet = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_set_help(EvaluateSettings))]
-
-DemoOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for everything that the demo writes.")]
-DemoSeeds = Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="Runs of each configuration.")]
-DemoTrainModels = Annotated[
-    Path | None,
-    typer.Option("--train-models", metavar="DIR", hidden=True, help="Maintainers: train the demo's models into DIR."),
-]
+LabelsArgument = Annotated[Path, typer.Argument(help="A label store that teach has written.", **STORE)]

@@ -44,7 +44,7 @@ class TeachSettings:
             raise ValueError(f"rehearsal_seconds must be above 0, found {self.rehearsal_seconds}")
 
     def view_policy(self, views: int) -> ViewPolicy:
-        """What so many views of an image are drawn from.
+        """How that many views of an image are drawn.
 
         Raises:
             UsageError: a value out of range.

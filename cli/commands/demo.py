@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from teachonce.cli import options
 from teachonce.cli.jobs import Job, job
@@ -10,12 +13,20 @@ from teachonce.stages import demo as stage
 
 DEMO_FOLDER = Path("teachonce-demo")
 
+Workers = Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Dask worker processes.")]
+DemoOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for everything that the demo writes.")]
+DemoSeeds = Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="Runs of each configuration.")]
+DemoTrainModels = Annotated[
+    Path | None,
+    typer.Option("--train-models", metavar="DIR", hidden=True, help="Maintainers: train the demo's models into DIR."),
+]
+
 
 def demo(
-    out: options.DemoOut = DEMO_FOLDER,
-    seeds: options.DemoSeeds = 1,
-    workers: options.Workers = 1,
-    train_models: options.DemoTrainModels = None,
+    out: DemoOut = DEMO_FOLDER,
+    seeds: DemoSeeds = 1,
+    workers: Workers = 1,
+    train_models: DemoTrainModels = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:

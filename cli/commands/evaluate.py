@@ -2,30 +2,108 @@
 
 from __future__ import annotations
 
-from teachonce.cli import options, places, settings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from teachonce.cli import options, settings
 from teachonce.cli.jobs import Job, job
 from teachonce.errors import UsageError
 from teachonce.evaluation.choice import Among, Entrant, SetChoice, Work
 from teachonce.stages import evaluate as stage
 
+EvaluateManifest = Annotated[
+    str | None, typer.Option("--manifest", metavar="M", help="A manifest file, or the name of a shipped one.")
+]
+EvaluateProtocol = Annotated[
+    str | None,
+    typer.Option(
+        "--protocol",
+        metavar="P",
+        help="Sets that make one table: cross-dataset, domain-generalisation, in-vocabulary, base-to-novel, or a file.",
+    ),
+]
+EvaluateSplit = Annotated[
+    str | None,
+    typer.Option("--split", metavar="S", help="Split of the manifest to read.  \\[default: val]", show_default=False),
+]
+EvaluateClasses = Annotated[
+    str | None,
+    typer.Option(
+        "--classes",
+        metavar="FILE",
+        help="Only images of these classes: one class id a line; or base, novel, timm:NAME.",
+    ),
+]
+EvaluateAmong = Annotated[
+    Among | None,
+    typer.Option(
+        "--among",
+        help="With --classes: whether their names compete, or all of the vocabulary.  \\[default: classes]",
+        show_default=False,
+    ),
+]
+Without = Annotated[
+    Path | None,
+    typer.Option(
+        "--without", metavar="FILE", help="Take the names of these classes, and homonyms, out of the competition."
+    ),
+]
+EvaluateTemplate = Annotated[
+    str | None,
+    typer.Option(
+        "--template", metavar="T", help="The sentence around a class name, with {} for it; by default the manifest's."
+    ),
+]
+Credits = Annotated[
+    Path | None,
+    typer.Option(
+        "--credits", metavar="FILE.npy", help="Also write each image's credit, 0 to 1, here; the template's beside it."
+    ),
+]
+SkipMissing = Annotated[
+    bool, typer.Option("--skip-missing", help="With --protocol: sets that are not there do not change the exit code.")
+]
+RunArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="RUN", help="A run folder of train; without it the template is scored.", show_default=False),
+]
+Wise = Annotated[
+    float,
+    typer.Option(
+        "--wise",
+        metavar="A",
+        min=0.0,
+        max=1.0,
+        help="Mix class features with the template's: 0 is the template, 1 the prompts (WiSE-FT).",
+    ),
+]
+PerClass = Annotated[
+    Path | None, typer.Option("--per-class", metavar="FILE.csv", help="Also write each class's accuracy here.")
+]
+EvaluateSet = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=options.set_help(settings.EvaluateSettings))
+]
+
 
 def evaluate(
     student: options.Student,
-    manifest: options.EvaluateManifest = None,
-    run: options.RunArgument = None,
-    root: places.Root = None,
-    protocol: options.EvaluateProtocol = None,
-    split: options.EvaluateSplit = None,
+    manifest: EvaluateManifest = None,
+    run: RunArgument = None,
+    root: options.Root = None,
+    protocol: EvaluateProtocol = None,
+    split: EvaluateSplit = None,
     vocabulary: options.Vocabulary = None,
-    classes: options.EvaluateClasses = None,
-    among: options.EvaluateAmong = None,
-    without: options.Without = None,
-    template: options.EvaluateTemplate = None,
-    wise: options.Wise = 1.0,
-    per_class: options.PerClass = None,
-    credits: options.Credits = None,
-    skip_missing: options.SkipMissing = False,
-    set_: options.EvaluateSet = None,
+    classes: EvaluateClasses = None,
+    among: EvaluateAmong = None,
+    without: Without = None,
+    template: EvaluateTemplate = None,
+    wise: Wise = 1.0,
+    per_class: PerClass = None,
+    credits: Credits = None,
+    skip_missing: SkipMissing = False,
+    set_: EvaluateSet = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from teachonce.cli import options, places
+from typing import Annotated
+
+import typer
+
+from teachonce.cli import options
 from teachonce.cli.jobs import Job, job
 from teachonce.stages import index as stage
+
+IndexSplit = Annotated[
+    str | None, typer.Option("--split", metavar="S", help="Only this split of the manifest.", show_default=False)
+]
+Digests = Annotated[
+    bool, typer.Option("--digests", help="Also read released files whole and compare published digests.")
+]
 
 
 def index(
     manifest: options.ManifestArgument = None,
     manifest_option: options.ManifestOption = None,
-    root: places.Root = None,
-    split: options.IndexSplit = None,
-    digests: options.Digests = False,
+    root: options.Root = None,
+    split: IndexSplit = None,
+    digests: Digests = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:

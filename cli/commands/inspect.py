@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from teachonce.cli import options, places
+from teachonce.cli import options
 from teachonce.cli.jobs import Job, job
 from teachonce.stages import inspect as stage
 
 
 def inspect(
-    labels: places.LabelsArgument,
+    labels: options.LabelsArgument,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from teachonce.cli import options, places, settings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from teachonce.cli import options, settings
 from teachonce.cli.jobs import Job, job
 from teachonce.stages import merge as stage
 
+Weights = Annotated[
+    str | None, typer.Option("--weights", metavar="W,W,...", help="How much each store counts; equal by default.")
+]
+MergeSet = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=options.set_help(settings.MergeSettings))
+]
+MergeArgument = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="A.zarr B.zarr...", parser=options.location, help="Stores of the same images, each with embeddings."
+    ),
+]
+
 
 def merge(
-    stores: places.MergeArgument,
-    out: places.LabelsOption,
-    weights: options.Weights = None,
+    stores: MergeArgument,
+    out: options.LabelsOption,
+    weights: Weights = None,
     top_k: options.TopK = None,
     force_unlock: options.ForceUnlock = False,
-    set_: options.MergeSet = None,
+    set_: MergeSet = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:

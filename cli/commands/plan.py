@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from teachonce.cli import options, places, settings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from teachonce.cli import options, settings
 from teachonce.cli.commands.teach import teach_request
 from teachonce.cli.jobs import Job, job
 from teachonce.cluster.description import ClusterSpec
 from teachonce.stages import plan as stage
 from teachonce.stages.teach import Kept, TaughtData
 
+PlanLabels = Annotated[Path, typer.Option("--labels", metavar="OUT.zarr", help="Label store that teach would write.")]
+Rate = Annotated[
+    float | None,
+    typer.Option("--rate", metavar="R", help="Images a second of all workers, where known: no model is loaded then."),
+]
+PlanOut = Annotated[Path | None, typer.Option("--out", metavar="PLAN.json", help="Keep the plan, to compare later.")]
+Compare = Annotated[
+    Path | None,
+    typer.Option("--compare", metavar="PLAN.json", help="Set this plan beside what --labels holds now; nothing else."),
+]
+
 
 def plan(
-    labels: options.PlanLabels,
+    labels: PlanLabels,
     manifest: options.ManifestArgument = None,
     manifest_option: options.ManifestOption = None,
-    root: places.Root = None,
+    root: options.Root = None,
     split: options.Split = "train",
     teacher: options.Teacher = None,
     student: options.TeachStudents = None,
@@ -28,9 +44,9 @@ def plan(
     scheduler: options.Scheduler = None,
     cluster: options.Cluster = None,
     chunk_rows: options.ChunkRows = None,
-    rate: options.Rate = None,
-    out: options.PlanOut = None,
-    compare: options.Compare = None,
+    rate: Rate = None,
+    out: PlanOut = None,
+    compare: Compare = None,
     set_: options.TeachSet = None,
     json: options.Json = False,
     quiet: options.Quiet = False,

@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
-from teachonce.cli import options, places, settings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from teachonce.cli import options, settings
 from teachonce.cli.jobs import Job, job
 from teachonce.stages import relabel as stage
 
+NewTemplates = Annotated[
+    list[str] | None,
+    typer.Option("--template", metavar="T", help="Another sentence around a class name; several are averaged."),
+]
+Temperatures = Annotated[
+    str | None,
+    typer.Option("--temperatures", metavar="T,T,...", help="Temperatures whose tail sums are stored; 1 comes first."),
+]
+ClassFile = Annotated[
+    Path | None, typer.Option("--classes", metavar="FILE", help="Only these classes: one class id a line.")
+]
+RelabelTeacher = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher", metavar="MODEL", help=f"The teacher of LABELS.zarr, if it has moved, {options.MODEL_HELP}."
+    ),
+]
+RelabelSet = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=options.set_help(settings.RelabelSettings))
+]
+VocabularyRoot = Annotated[
+    Path | None, typer.Option("--root", help="Folder of class lists that are relative and not here.", **options.DIR)
+]
+
 
 def relabel(
-    labels: places.LabelsArgument,
-    out: places.LabelsOption,
+    labels: options.LabelsArgument,
+    out: options.LabelsOption,
     vocabulary: options.Vocabulary = None,
-    template: options.NewTemplates = None,
+    template: NewTemplates = None,
     top_k: options.TopK = None,
-    temperatures: options.Temperatures = None,
-    classes: options.ClassFile = None,
-    teacher: options.RelabelTeacher = None,
-    root: places.VocabularyRoot = None,
+    temperatures: Temperatures = None,
+    classes: ClassFile = None,
+    teacher: RelabelTeacher = None,
+    root: VocabularyRoot = None,
     force_unlock: options.ForceUnlock = False,
-    set_: options.RelabelSet = None,
+    set_: RelabelSet = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:

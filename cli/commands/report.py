@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from teachonce.cli import options, places
+from teachonce.cli import options
 from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job
 from teachonce.cli.views import show as show_view
@@ -29,7 +29,7 @@ ReportLabels = Annotated[
     typer.Option(
         "--labels",
         metavar="LABELS.zarr",
-        parser=places.location,
+        parser=options.location,
         show_default=False,
         help="Label store to tell of, if not where the runs had it.",
     ),
@@ -39,7 +39,7 @@ ReportRoot = Annotated[
     typer.Option(
         "--root",
         metavar="DIR",
-        parser=places.location,
+        parser=options.location,
         show_default=False,
         help="Folder of the store's images: shows some of them, before and after.",
     ),

@@ -56,12 +56,12 @@ def status(
     def work(output: Output) -> int:
         look = _looker(folder, output)
         with _screen(output, live=watch is not None) as show:
-            found = look()
-            show(found)
-            while watch is not None and found["state"] not in OVER:
+            standing = look()
+            show(standing)
+            while watch is not None and standing["state"] not in OVER:
                 time.sleep(watch)
-                found = look()
-                show(found)
+                standing = look()
+                show(standing)
         return 0
 
     return Job(command="status", json=json, quiet=quiet, work=work)

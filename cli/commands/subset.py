@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from teachonce.cli import options, places
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from teachonce.cli import options
 from teachonce.cli.jobs import Job, job
 from teachonce.stages import subset as stage
 
+SubsetOut = Annotated[Path, typer.Option("--out", metavar="FILE.json", help="Selection file to write.")]
+Shots = Annotated[int | None, typer.Option("--shots", metavar="N", min=1, help="At most N samples of each class.")]
+SubsetSeed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the few-shot choice.")]
+SubsetTopK = Annotated[
+    int | None, typer.Option("--top-k", metavar="K", min=1, help="Use the K best classes of each soft label only.")
+]
+SampleClasses = Annotated[
+    Path | None, typer.Option("--classes", metavar="FILE", help="Samples of these classes only: one class id a line.")
+]
+AllNames = Annotated[
+    bool, typer.Option("--all-names", help="With --classes: keep all the store's names in the softmax.")
+]
+
 
 def subset(
-    labels: places.LabelsArgument,
-    out: options.SubsetOut,
-    shots: options.Shots = None,
-    seed: options.SubsetSeed = 0,
-    top_k: options.SubsetTopK = None,
-    classes: options.SampleClasses = None,
-    all_names: options.AllNames = False,
+    labels: options.LabelsArgument,
+    out: SubsetOut,
+    shots: Shots = None,
+    seed: SubsetSeed = 0,
+    top_k: SubsetTopK = None,
+    classes: SampleClasses = None,
+    all_names: AllNames = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:

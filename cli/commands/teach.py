@@ -4,20 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
-from teachonce.cli import options, places, settings
+import typer
+
+from teachonce.cli import options, settings
 from teachonce.cli.jobs import Job, job
 from teachonce.cluster.description import ClusterSpec
 from teachonce.errors import UsageError
 from teachonce.stages import teach as stage
 from teachonce.stages.teach import Half, Kept, TaughtData, TeachRequest
 
+REHEARSAL = "Rehearsals"
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Compute the chunks again in which images failed.")]
+DryRunIo = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run-io",
+        help="Only read and decode images for half a minute: how fast? Writes nothing.",
+        rich_help_panel=REHEARSAL,
+    ),
+]
+DummyImages = Annotated[
+    bool,
+    typer.Option(
+        "--dummy-images",
+        help="Only run the models on made-up pixels for half a minute. Writes nothing.",
+        rich_help_panel=REHEARSAL,
+    ),
+]
+
 
 def teach(
-    labels: places.LabelsOption,
+    labels: options.LabelsOption,
     manifest: options.ManifestArgument = None,
     manifest_option: options.ManifestOption = None,
-    root: places.Root = None,
+    root: options.Root = None,
     split: options.Split = "train",
     teacher: options.Teacher = None,
     student: options.TeachStudents = None,
@@ -31,10 +53,10 @@ def teach(
     scheduler: options.Scheduler = None,
     cluster: options.Cluster = None,
     chunk_rows: options.ChunkRows = None,
-    retry_failed: options.RetryFailed = False,
+    retry_failed: RetryFailed = False,
     force_unlock: options.ForceUnlock = False,
-    dry_run_io: options.DryRunIo = False,
-    dummy_images: options.DummyImages = False,
+    dry_run_io: DryRunIo = False,
+    dummy_images: DummyImages = False,
     set_: options.TeachSet = None,
     json: options.Json = False,
     quiet: options.Quiet = False,

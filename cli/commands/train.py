@@ -2,33 +2,102 @@
 
 from __future__ import annotations
 
-from teachonce.cli import options, places, settings
+import typing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from teachonce.cli import options, settings
 from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job, job
+from teachonce.runs.tensorboard import LogTo
 from teachonce.stages import train as stage
-from teachonce.training.config import TrainConfig
+from teachonce.training.config import TrainConfig, key_types
 from teachonce.training.config_file import config_text, load_train_config
 
 
+def _choices(key: str) -> str:
+    """The allowed values of a training key, read off the config so that no list is kept twice."""
+    return " or ".join(typing.get_args(key_types()[key]))
+
+
+TrainStudent = Annotated[
+    str | None, typer.Option("--student", metavar="MODEL", help=f"The frozen student, {options.MODEL_HELP}.")
+]
+TrainOut = Annotated[Path | None, typer.Option("--out", metavar="RUN", help="Run folder to write or resume.")]
+Structure = Annotated[
+    str | None,
+    typer.Option("--structure", metavar="S", help=f"How prompts enter attention: {_choices('structure')}."),
+]
+Supervision = Annotated[
+    str | None,
+    typer.Option("--supervision", metavar="S", help=f"What is learnt from: {_choices('supervision')}."),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE.toml",
+        help="Training configuration, or a shipped one: rpp, rpp-reported, rpp-vitb16, pomp-vitb16.",
+    ),
+]
+TrainSet = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the configuration, or threads; repeatable."),
+]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Seed of initialisation and sampling.")]
+Steps = Annotated[int | None, typer.Option("--steps", metavar="N", min=1, help="Optimiser steps.")]
+Init = Annotated[
+    Path | None,
+    typer.Option("--init", metavar="RUN", help="Start from these prompts: a run, an export, or what import made."),
+]
+Log = Annotated[
+    LogTo | None,
+    typer.Option("--log", help="Also write curves for TensorBoard to RUN/tensorboard; events.jsonl is always written."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")]
+TrainSelection = Annotated[
+    Path | None, typer.Option("--select", metavar="FILE.json", help="Use only what this file of subset selects.")
+]
+TrainManifest = Annotated[
+    str | None, typer.Option("--manifest", metavar="M", help="Refuse a store that was made from another manifest.")
+]
+TrainSplit = Annotated[
+    str | None, typer.Option("--split", metavar="S", help="... from another split; with --manifest: train by default.")
+]
+TrainVocabulary = Annotated[
+    str | None, typer.Option("--vocabulary", metavar="V", help="... or with another class list.")
+]
+TrainRoot = Annotated[
+    Path | None,
+    typer.Option("--root", help="Folder of the data: compare some images with what was taught.", **options.DIR),
+]
+TrainLabels = Annotated[
+    Path | None, typer.Argument(help="A label store that teach has written.", show_default=False, **options.STORE)
+]
+
+
 def train(
-    labels: places.TrainLabels = None,
-    student: options.TrainStudent = None,
-    out: options.TrainOut = None,
-    structure: options.Structure = None,
-    supervision: options.Supervision = None,
-    config: options.ConfigFile = None,
-    set_: options.TrainSet = None,
-    seed: options.Seed = None,
-    steps: options.Steps = None,
-    select: options.TrainSelection = None,
-    manifest: options.TrainManifest = None,
-    split: options.TrainSplit = None,
-    vocabulary: options.TrainVocabulary = None,
-    root: places.TrainRoot = None,
-    init: options.Init = None,
-    log: options.Log = None,
-    resume: options.Resume = False,
-    print_config: options.PrintConfig = False,
+    labels: TrainLabels = None,
+    student: TrainStudent = None,
+    out: TrainOut = None,
+    structure: Structure = None,
+    supervision: Supervision = None,
+    config: ConfigFile = None,
+    set_: TrainSet = None,
+    seed: Seed = None,
+    steps: Steps = None,
+    select: TrainSelection = None,
+    manifest: TrainManifest = None,
+    split: TrainSplit = None,
+    vocabulary: TrainVocabulary = None,
+    root: TrainRoot = None,
+    init: Init = None,
+    log: Log = None,
+    resume: Resume = False,
+    print_config: PrintConfig = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from teachonce.cli import options, places
+from typing import Annotated
+
+import typer
+
+from teachonce.cli import options
 from teachonce.cli.jobs import Job, job
 from teachonce.stages import verify as stage
 
+Repair = Annotated[
+    bool, typer.Option("--repair", help="Take bad chunks out of the ledger, so that the next teach rebuilds them.")
+]
+VerifyTeacher = Annotated[
+    str | None,
+    typer.Option("--teacher", metavar="MODEL", help="Run this teacher again on random rows and compare; needs --root."),
+]
+VerifySample = Annotated[
+    int | None, typer.Option("--sample", metavar="N", min=1, help="With --teacher: how many rows (default 256).")
+]
+VerifySeed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="With --teacher: which rows.")]
+
 
 def verify(
-    labels: places.LabelsArgument,
-    repair: options.Repair = False,
-    teacher: options.VerifyTeacher = None,
-    sample: options.VerifySample = None,
-    root: places.Root = None,
-    seed: options.VerifySeed = 0,
+    labels: options.LabelsArgument,
+    repair: Repair = False,
+    teacher: VerifyTeacher = None,
+    sample: VerifySample = None,
+    root: options.Root = None,
+    seed: VerifySeed = 0,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:

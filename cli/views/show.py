@@ -29,8 +29,8 @@ def view(values: Mapping[str, Any]) -> RenderableType:
     if values["settings"]:
         parts += _settings(values)
     if values["config"]:
-        told = ", ".join(f"{key}={show(key, value)}" for key, value in values["config"].items())
-        parts.append(Text.assemble(("not as by default: ", "cyan"), told))
+        changed = ", ".join(f"{key}={show(key, value)}" for key, value in values["config"].items())
+        parts.append(Text.assemble(("not as by default: ", "cyan"), changed))
     parts += [Text(sentence) for sentence in values["headline"][:HEADLINES]]
     if values["figures"]:
         table = Table(box=None, show_header=False, pad_edge=False)
@@ -71,7 +71,7 @@ def _table(values: Mapping[str, Any], measures: Sequence[str], cost: bool) -> Ta
     ends = _ends([setting["loss"] for setting in values["settings"]])
     for setting in values["settings"]:
         if not cost and not any(setting["measures"].get(measure) for measure in measures):
-            continue  # what only chosen settings get
+            continue  # only chosen settings have this measure
         style = "bold" if setting["setting"] == values["best"] else ""
         price = (
             (sparkline(setting["loss"], *ends), duration(setting["seconds"]), number(setting["trainable_parameters"]))
@@ -88,16 +88,16 @@ def _table(values: Mapping[str, Any], measures: Sequence[str], cost: bool) -> Ta
     return table
 
 
-def _figure(found: Mapping[str, Any] | None) -> Text:
+def _figure(figure: Mapping[str, Any] | None) -> Text:
     """`44.9 ±0.6 ▲+4.9`: mean and spread in percent, and the difference to the base in points."""
-    if found is None:
+    if figure is None:
         return Text("-")
-    text = Text(f"{100 * found['top1']:.1f}")
-    if found["spread"] is not None:
-        text.append(f" ±{100 * found['spread']:.1f}", style="dim")
-    if found["verdict"] in MARKS and found["difference"] is not None:
-        mark, style = MARKS[found["verdict"]]
-        text.append(f" {mark}{100 * found['difference']:+.1f}", style=style)
+    text = Text(f"{100 * figure['top1']:.1f}")
+    if figure["spread"] is not None:
+        text.append(f" ±{100 * figure['spread']:.1f}", style="dim")
+    if figure["verdict"] in MARKS and figure["difference"] is not None:
+        mark, style = MARKS[figure["verdict"]]
+        text.append(f" {mark}{100 * figure['difference']:+.1f}", style=style)
     return text
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from teachonce.errors import EnvironmentFault, IncompleteError
 
-# With these answers a write cannot succeed at that place, however much room there is.
+# With these error numbers a write cannot succeed at that place, however much room there is.
 NOT_POSSIBLE = {
     errno.EACCES,
     errno.EPERM,
@@ -37,7 +37,7 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
     written to as it is.
 
     Raises:
-        EnvironmentFault: the disk is full, or the folder is missing or may not be written to.
+        IncompleteError, EnvironmentFault: the disk is full, or the folder is missing or may not be written to.
     """
     if path.is_symlink():
         path = path.resolve()

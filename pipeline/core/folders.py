@@ -60,7 +60,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
     Raises:
         UsageError: there is something at `out`, before or after.
-        EnvironmentFault: the disk is full, or its place may not be written to.
+        IncompleteError, EnvironmentFault: the disk is full, or its place may not be written to.
     """
     require_new(out)
     try:

@@ -114,7 +114,7 @@ def _remove_dead(store: Path, path: Path, reporter: Reporter, force: bool) -> No
     owner = read_owner(store)
     if owner is not None and not force and lives(owner) is not False:
         age = 0.0
-        with suppress(OSError):  # it may be freed right now
+        with suppress(OSError):  # its holder may free it at this moment
             age = max(0.0, time.time() - path.stat().st_mtime)
         raise IncompleteError(
             f"{store} is being written by process {owner.pid} on {owner.host} (last sign {age:.0f} s ago)",
@@ -194,7 +194,7 @@ def _flock(handle: int, how: int) -> bool:
         fcntl.flock(handle, how)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks: as if alone
+    except OSError:  # on a file system without locks everybody gets one
         return True
     return True
 

@@ -38,7 +38,7 @@ def this_process() -> ProcessMark:
 
 
 def lives(mark: ProcessMark) -> bool | None:
-    """Whether it still runs; None where that cannot be known: it belongs to another machine."""
+    """Whether the process still runs; None where that cannot be known, because it belongs to another machine."""
     if mark.host != socket.gethostname():
         return None
     try:
@@ -65,13 +65,13 @@ def process_start(pid: int) -> float:
 
 def package_versions() -> dict[str, str]:
     """Package -> installed version, and Python's own."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions
 
 
 def default_threads(workers: int) -> int:
@@ -88,7 +88,7 @@ def cache_folder() -> Path:
 
 
 def cache_problem() -> str | None:
-    """Why nothing can be kept; None where it can."""
+    """Why nothing can be kept in the cache folder; None where it can."""
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)

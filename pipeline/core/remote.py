@@ -50,7 +50,7 @@ def location(text: str) -> Path:
 
 
 def is_remote(path: Path) -> bool:
-    """Whether this is a URL."""
+    """Whether a path is a URL."""
     return not isinstance(path, PurePath)
 
 
@@ -60,7 +60,7 @@ def absolute(path: Path) -> str:
 
 
 def refuse_writes(path: Path) -> None:
-    """Label stores are written where files can be renamed and locked.
+    """Refuse a remote path: label stores are written where files can be renamed and locked.
 
     Raises:
         UsageError: the path is remote.
@@ -73,7 +73,7 @@ def refuse_writes(path: Path) -> None:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is such a file or folder.
+    """Whether a file or folder is there.
 
     Raises:
         EnvironmentFault: no answer, or no permission to ask.
@@ -81,7 +81,7 @@ def exists(path: Path) -> bool:
     if not is_remote(path):
         return path.exists()
     with clear_errors(path):
-        _files(path).invalidate_cache()  # of listings: what was true a minute ago
+        _files(path).invalidate_cache()  # the cache holds listings that may be a minute old
         return bool(_files(path).exists(_key(path)))
 
 
@@ -161,7 +161,7 @@ def tree_size(folder: Path) -> int:
 
 @contextmanager
 def clear_errors(path: Path) -> Iterator[None]:
-    """What a bucket or network refuses inside is said in our words; a file that is not there stays what it is."""
+    """Turn what a bucket or network refuses inside into our errors; FileNotFoundError passes as it is."""
     if not is_remote(path):
         yield
         return
@@ -175,11 +175,11 @@ def clear_errors(path: Path) -> Iterator[None]:
 
 def failures() -> tuple[type[Exception], ...]:
     """What fsspec's file systems raise: not all of it is an OSError."""
-    found: list[type[Exception]] = [OSError]
+    kinds: list[type[Exception]] = [OSError]
     for module, name in (("botocore.exceptions", "BotoCoreError"), ("aiohttp", "ClientError")):
         if module in sys.modules:
-            found.append(getattr(sys.modules[module], name))
-    return tuple(found)
+            kinds.append(getattr(sys.modules[module], name))
+    return tuple(kinds)
 
 
 def explained(problem: Exception, where: str) -> TeachOnceError:

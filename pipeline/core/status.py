@@ -90,7 +90,7 @@ def ending(left: float, rate: float | None, since: float, now: float, state: Sta
         left: units that were left at the time `since`.
         rate: units a second.
         since: seconds since 1970.
-        now: the same.
+        now: seconds since 1970.
     """
     if state == "finished" or not rate or rate <= 0:
         return Ending(seconds_left=None, estimated_end=None)
@@ -108,6 +108,6 @@ def newest(files: Iterable[Path]) -> float | None:
     """When the newest of these was written, in seconds since 1970; None if there is none."""
     times = []
     for file in files:
-        with suppress(OSError):  # it may go at any moment
+        with suppress(OSError):  # another process may remove the file at any moment
             times.append(file.stat().st_mtime)
     return max(times, default=None)

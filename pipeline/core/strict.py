@@ -1,7 +1,8 @@
 """Turn parsed TOML or JSON into frozen dataclasses, refusing every key, type and value that is not declared.
 
-It does not read files and knows no particular config: `config` and `manifests` declare what is allowed. A field says
-more than its type by `Annotated`: the range of its numbers, where its default comes from, and when it does nothing.
+This module reads no files and knows no particular config: the dataclasses of other modules, such as `training.config`
+and `data.manifests`, declare what is allowed. A field says more than its type by `Annotated`: the range of its numbers,
+where its default comes from, and when it does nothing.
 
     rate: Annotated[float, Above(0), Source("ours"), idle_unless(optimizer="sgd")] = 0.9
 """
@@ -127,13 +128,13 @@ class Idle:
 
 def idle(only: Any = None, **values: Any) -> Idle:
     """The field does nothing where the other fields have all of these values."""
-    return Idle(tuple(values), lambda found: all(found[key] == value for key, value in values.items()), only)
+    return Idle(tuple(values), lambda fields: all(fields[key] == value for key, value in values.items()), only)
 
 
 def idle_unless(**value: Any) -> Idle:
     """The field does nothing where the other field has another value than this."""
     ((key, needed),) = value.items()
-    return Idle((key,), lambda found: bool(found[key] != needed), needs=f"{key} = {toml_text(needed)}")
+    return Idle((key,), lambda fields: bool(fields[key] != needed), needs=f"{key} = {toml_text(needed)}")
 
 
 def marks_of(kind: type[Any]) -> dict[str, tuple[Any, ...]]:
@@ -239,10 +240,10 @@ def decode_known(kind: type[T], data: Mapping[str, Any], where: str, error: type
 def toml_value(text: str) -> Any:
     """What `text` means on the right side of a line of TOML; a bare word, or what is no value, is a string."""
     try:
-        found = tomllib.loads(f"value = {text}")
+        table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text.strip()
-    return found["value"] if len(found) == 1 else text.strip()  # several: the text held further lines
+    return table["value"] if len(table) == 1 else text.strip()  # several: the text held further lines
 
 
 def toml_text(value: Any) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from teachonce.errors import IntegrityError
 
 SUMS_FILE = "SHA256SUMS"
-CARD_FILE = "README.md"  # people write into it
+CARD_FILE = "README.md"  # people write into the card
 AGAIN = "copy or download it again, or export it again from its run"
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 MOST_BYTES = 64 << 20  # of a list: some 400,000 files
@@ -25,7 +25,7 @@ def sums_text(sums: Mapping[str, str]) -> str:
 
 
 def parse_sums(text: str, where: str) -> dict[str, str]:
-    """Name -> digest.
+    """The digest of each name, from the text of a list.
 
     Raises:
         IntegrityError: a line of another form, a name that comes twice or leads elsewhere.
@@ -100,10 +100,10 @@ def require_unchanged(folder: Path, vouched: Collection[str], whole: bool = Fals
         file = folder / name
         if name == CARD_FILE or (not whole and not file.exists()):
             continue
-        found = digest_of(file) if file.is_file() else "missing"
-        if found != digest:
+        actual = digest_of(file) if file.is_file() else "missing"
+        if actual != digest:
             raise IntegrityError(
-                f"{file} is not what was exported: its SHA-256 should be {digest} and is {found}",
+                f"{file} is not what was exported: its SHA-256 should be {digest} and is {actual}",
                 hint=AGAIN,
             )
 
@@ -111,7 +111,7 @@ def require_unchanged(folder: Path, vouched: Collection[str], whole: bool = Fals
 def _require_listed(folder: Path, sums: Mapping[str, str], vouched: Collection[str]) -> None:
     """Refuse what lies in the folder and is not in its list: nobody vouches for it."""
     there = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_symlink() or file.is_file())
-    more = sorted(set(there) - sums.keys() - {SUMS_FILE, *vouched})  # of these the caller speaks next
+    more = sorted(set(there) - sums.keys() - {SUMS_FILE, *vouched})  # the caller checks the vouched ones
     if more:
         others = f" and {len(more) - 1} more" if len(more) > 1 else ""
         raise IntegrityError(

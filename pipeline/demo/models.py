@@ -115,7 +115,7 @@ def unpack_model(file: Path, folder: Path) -> None:
 
     Raises:
         DataError: the file is not a packed model, or `folder` holds something else.
-        EnvironmentFault: the disk is full or may not be written to.
+        IncompleteError, EnvironmentFault: the disk is full or may not be written to.
     """
     config, state = _read_packed(file)
     if folder.exists():

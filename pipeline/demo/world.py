@@ -304,7 +304,7 @@ def write_world(
 
     Raises:
         DataError: `root` holds something else, a world of other parameters, or a damaged world.
-        EnvironmentFault: the disk is full or may not be written to.
+        IncompleteError, EnvironmentFault: the disk is full or may not be written to.
     """
     sizes = sizes or WorldSizes()
     parameters = {"renderer": RENDERER, "seed": seed, "image_size": IMAGE_SIZE, **dataclasses.asdict(sizes)}

@@ -1,6 +1,6 @@
-"""What a student, with prompts or without, makes of the images of a set: kept from before, or computed.
+"""How a student, with prompts or without, classifies the images of a set: read from the cache or computed.
 
-It counts nothing: `evaluation_scores` does.
+This module counts no hits: `scores` does.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Contender:
     clip: LoadedClip
     prompts: LoadedPrompts | None
     share: float
-    """Of the prompts in class features; the rest is the template's."""
+    """The share of the prompts in class features; the rest is the template's."""
     known: dict[str, tuple[dict[str, int], npt.NDArray[np.float32]]] = field(default_factory=dict)
     """Names and their features by identity, as they were encoded last: sets of a protocol share many names."""
 
@@ -51,11 +51,11 @@ class Contender:
         return dataclasses.replace(self, prompts=None)
 
     def identity(self, template: str) -> list[Any]:
-        """What its class features depend on besides the student and the names."""
+        """What the contender's class features depend on besides the student and the names."""
         if self.prompts is None:
             return [template]
-        own = [self.prompts.tensors_digest, dataclasses.asdict(self.prompts.meta)]
-        return own if self.share == 1 else [*own, self.share, template]
+        prompted = [self.prompts.tensors_digest, dataclasses.asdict(self.prompts.meta)]
+        return prompted if self.share == 1 else [*prompted, self.share, template]
 
     def class_features(self, names: Sequence[str], template: str) -> npt.NDArray[np.float32]:
         """Unit features of class names, [C, E]; known ones are used only for all names together.
@@ -87,7 +87,7 @@ class Judged:
     decoded: npt.NDArray[np.bool_]
     """[n] Whether there was an image to classify."""
     outcomes: Outcomes
-    """Of the decoded ones."""
+    """The outcomes of the decoded images."""
 
 
 def load_contender(entrant: Entrant, threads: int | None) -> Contender:
@@ -130,7 +130,7 @@ def judge(
         reporter.note(
             f"nothing is kept for next time: {problem}; point {CACHE_VARIABLE} at a folder that can be written"
         )
-    found: list[Judged] = []
+    judged: list[Judged] = []
     features: dict[tuple[str, ...], npt.NDArray[np.float32]] = {}  # prompts for names leave images as they are
     for side, key, have, classes in zip(sides, keys, kept, names, strict=True):
         if have is None and classes is not None:
@@ -140,8 +140,8 @@ def judge(
             have = _classified(side, data, classes, features[tower])
             if work.cache:
                 keep_arrays(key, {_DECODED: have.decoded, **have.outcomes.arrays()})
-        found += [have] if have is not None else []
-    return found
+        judged += [have] if have is not None else []
+    return judged
 
 
 def _classified(
@@ -167,7 +167,7 @@ def _key(side: Contender, data: EvaluationSet, template: str) -> str:
 
 
 def wise(frozen: Tensor, trained: Tensor, alpha: float) -> Tensor:
-    """Unit features between the frozen and the trained ones: norm((1 - alpha) f0 + alpha f).
+    """Mix unit features of the frozen and the trained student: norm((1 - alpha) f0 + alpha f).
 
     WiSE-FT (arXiv 2109.01903) in its form on the outputs; 0 is the frozen student, 1 the trained one.
 

@@ -57,7 +57,7 @@ def create_store(
         class_embeddings: [classes, D], the teacher's unit text features; None where there is no one teacher.
 
     Raises:
-        EnvironmentFault: a write failed (disk full, no permission); nothing is left.
+        IncompleteError, EnvironmentFault: a write failed (disk full, no permission); nothing is left.
     """
     ordered = index.take(order)
     static: Arrays = {f"index/{name}": getattr(ordered, name) for name in INDEX_COLUMNS}
@@ -78,7 +78,7 @@ def create_child(
     """Make an empty store of the parent's samples in the same order; other arguments as in `create_store`.
 
     Raises:
-        EnvironmentFault: a write failed.
+        IncompleteError, EnvironmentFault: a write failed.
         IntegrityError: the parent's index is damaged.
     """
     names = ["label_classes", *(f"index/{name}" for name in ("archives", "sample", *INDEX_COLUMNS))]

@@ -131,7 +131,7 @@ def save_shots(path: Path, drawn: Mapping[str, Any], samples: npt.NDArray[np.int
 
     Raises:
         UsageError: another file is there.
-        EnvironmentFault: it cannot be written.
+        IncompleteError, EnvironmentFault: it cannot be written.
     """
     document: dict[str, Any] = {
         "schema": SCHEMA,
@@ -231,7 +231,7 @@ def save_selection(path: Path, store: LabelStore, rule: Rule, chosen: Chosen) ->
 
     Raises:
         UsageError: another file is there: runs may depend on it.
-        EnvironmentFault: the file cannot be written.
+        IncompleteError, EnvironmentFault: the file cannot be written.
     """
     fingerprint = store.groups[LABELS].fingerprint
     document: dict[str, Any] = {

@@ -229,7 +229,7 @@ class LabelStore:
             The digests that `commit` records.
 
         Raises:
-            EnvironmentFault: a write failed (disk full, no permission); nothing committed is touched.
+            IncompleteError, EnvironmentFault: a write failed (disk full, no permission); nothing committed is touched.
             IntegrityError: what was read back is not what was written.
         """
         specs = self.groups[group].arrays
@@ -294,7 +294,7 @@ class LabelStore:
         """Take a chunk out of the ledger, so that the command that made the store writes it anew.
 
         Raises:
-            EnvironmentFault: the folder cannot be written.
+            IncompleteError, EnvironmentFault: the folder cannot be written.
         """
         path = ledger_path(group)
         try:

@@ -91,7 +91,7 @@ def prompted_features(tower: TextTower, prompts: SlotPrompts, names: NameTokens)
 
 
 def _require_room(tokenizer: Any, texts: Sequence[str]) -> None:
-    """open_clip cuts a text that is too long in silence; tokenizers that cannot say are left to do so."""
+    """Refuse texts that the tokenizer would cut in silence, where the tokenizer can say how long they are."""
     room = getattr(tokenizer, "context_length", None)
     if room is None or not hasattr(tokenizer, "encode"):
         return
@@ -228,10 +228,10 @@ def score(images_NE: Tensor, classes_CE: Tensor, labels_N: Tensor, inverse_C: Te
     top1, top5, predicted = [], [], []
     for images, labels in zip(torch.split(images_NE, 1024), torch.split(labels_N, 1024), strict=True):
         logits = images.float() @ classes_CE[first].T  # [B, names]
-        own = inverse_C[labels]
-        mine = logits.gather(1, own[:, None])
-        before = ((logits > mine).double() * size).sum(1)  # classes strictly better than the label's name
-        ties = size[own]
+        label_names = inverse_C[labels]
+        label_logits = logits.gather(1, label_names[:, None])
+        before = ((logits > label_logits).double() * size).sum(1)  # classes that score higher than the label's name
+        ties = size[label_names]
         top1.append(torch.where(before == 0, 1 / ties, 0.0))
         top5.append(((5 - before) / ties).clamp(0.0, 1.0))
         predicted.append(first[logits.argmax(1)])

@@ -130,9 +130,9 @@ class SlotLearner(nn.Module):
         start = self._replacing(prompts) if self.allocation.replace and not prompts.replace else prompts
         given = start.tensors()
         if start.replace != self.allocation.replace or not self._has_room(given):
-            found, here = _sizes(prompts.tensors()), _sizes(dict(self.named_parameters()))
+            given_sizes, own_sizes = _sizes(prompts.tensors()), _sizes(dict(self.named_parameters()))
             raise UsageError(
-                f"the given prompts hold {found}, which cannot start prompts of {here}",
+                f"the given prompts hold {given_sizes}, which cannot start prompts of {own_sizes}",
                 hint="train the same structure with the same length and depth, or start from `shared` prompts",
             )
         for name in self._names:
@@ -227,7 +227,7 @@ def _replacing_noise(
 
 
 def _words(tower: TextTower, context: str) -> Tensor:
-    """Its token embeddings; what is wrong with them is a key's fault here."""
+    """The token embeddings of the context; a refusal advises another value of the key `context`."""
     try:
         return tower.embed_words(context).detach()
     except UsageError as problem:

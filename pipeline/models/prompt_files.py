@@ -94,7 +94,7 @@ class LoadedPrompts:
     tensors_digest: str
     """SHA-256 (hex) of prompts.safetensors."""
     student: LoadedClip | None = None
-    """It, where it is loaded already."""
+    """The student, where it is loaded already."""
 
     def classifier(self, names: Sequence[str]) -> Tensor:
         """Unit text features of class names, [C, E] float32. The first call loads the student.
@@ -142,7 +142,7 @@ def save_prompts(folder: Path, text: SlotPrompts | None, image: SlotPrompts | No
     The JSON goes last and holds the digest of the tensors: if it is there and agrees, both are whole.
 
     Raises:
-        EnvironmentFault: the folder cannot be written to.
+        IncompleteError, EnvironmentFault: the folder cannot be written to.
         TeachOnceError: the metadata do not describe the prompts.
     """
     towers = {"text": text, "image": image}
@@ -206,7 +206,7 @@ def _folder_of(place: str | Path) -> Path:
 
 
 def _require_finished(folder: Path) -> None:
-    """A run that was stopped has checkpoints and no prompts yet."""
+    """Refuse a run that was stopped: it has checkpoints and no prompts yet."""
     begun = (folder / CHECKPOINTS_FOLDER).is_dir() and (folder / CONFIG_FILE).is_file()
     if begun and not (folder / META_FILE).exists():
         raise IncompleteError(
@@ -216,8 +216,12 @@ def _require_finished(folder: Path) -> None:
 
 
 def _prompts_of(tower: str, tensors: dict[str, Tensor], structure: Structure) -> SlotPrompts | None:
-    own = {name.removeprefix(f"{tower}."): x for name, x in tensors.items() if name.startswith(f"{tower}.")}
-    return SlotPrompts(**{"context": None, **own}, replace=structure == "unshared-replace") if own else None
+    tower_tensors = {name.removeprefix(f"{tower}."): x for name, x in tensors.items() if name.startswith(f"{tower}.")}
+    return (
+        SlotPrompts(**{"context": None, **tower_tensors}, replace=structure == "unshared-replace")
+        if tower_tensors
+        else None
+    )
 
 
 def _read_document(file: Path) -> dict[str, Any]:
@@ -246,10 +250,10 @@ def _read(file: Path) -> bytes:
         ) from problem
 
 
-def _compare(file: Path, expected: object, found: str) -> None:
-    if expected != found:
+def _compare(file: Path, expected: object, actual: str) -> None:
+    if expected != actual:
         raise IntegrityError(
-            f"{file} is not what was written: its SHA-256 should be {expected} and is {found}",
+            f"{file} is not what was written: its SHA-256 should be {expected} and is {actual}",
             hint=AGAIN,
         )
 

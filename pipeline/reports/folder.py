@@ -1,6 +1,6 @@
 """Find the runs below a folder, a grid's or any other, and put those that differ only in their seed into groups.
 
-It reads and sorts; `run_reader` reads each run, `report_tables` counts.
+This module reads and sorts runs; `runs.reader` reads each of them, and `tables` counts.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ class Group:
 
     def values(self, measure: str) -> dict[int, float]:
         """A figure by seed: `held_out`, or the top-1 of an evaluation. Runs that share a seed count as their mean."""
-        found: dict[int, list[float]] = {}
+        by_seed: dict[int, list[float]] = {}
         for run in self.runs:
             value = value_of(run, measure)
             if value is not None:
-                found.setdefault(run.seed, []).append(value)
-        return {seed: sum(values) / len(values) for seed, values in sorted(found.items())}
+                by_seed.setdefault(run.seed, []).append(value)
+        return {seed: sum(values) / len(values) for seed, values in sorted(by_seed.items())}
 
     def evaluations(self, name: str) -> list[Evaluation]:
-        """Those of all its runs on one set."""
+        """The evaluations of all its runs on one set."""
         return [run.evaluations[name] for run in self.runs if name in run.evaluations]
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """Of its first run."""
+        """The config of its first run."""
         return self.runs[0].config
 
 
@@ -86,7 +86,7 @@ class Folder:
 
     @property
     def runs(self) -> list[Run]:
-        """All that count."""
+        """All runs that count."""
         return [run for group in self.groups for run in group.runs]
 
     @property
@@ -140,24 +140,24 @@ def read_folder(path: Path) -> Folder:
             folder = dataclasses.replace(folder, unusable=(broken, *folder.unusable))
     if not folder.groups:
         reasons = [f"{entry.name}: {entry.kind}, {entry.why}" for entry in folder.unusable[:3]]
-        found = f"; of {len(folder.unusable)} others, {'; '.join(reasons)}" if reasons else ""
-        raise DataError(f"{path} holds no finished run{found}", hint=EMPTY_HINT)
+        others = f"; of {len(folder.unusable)} others, {'; '.join(reasons)}" if reasons else ""
+        raise DataError(f"{path} holds no finished run{others}", hint=EMPTY_HINT)
     return _of_one_set(_without_foreign(folder))
 
 
 def _without_foreign(folder: Folder) -> Folder:
-    """Credits that were not read are told."""
-    told = [
+    """The folder with an entry in `unusable` for each reason why an evaluation's credits could not be read."""
+    unread = [
         Unusable(run.name, "damaged", f"'{name}': {why}: its images are not compared")
         for run in folder.runs
-        for name, found in run.evaluations.items()
-        for why in found.foreign
+        for name, evaluation in run.evaluations.items()
+        for why in evaluation.foreign
     ]
-    return dataclasses.replace(folder, unusable=(*folder.unusable, *told))
+    return dataclasses.replace(folder, unusable=(*folder.unusable, *unread))
 
 
 def _of_one_set(folder: Folder) -> Folder:
-    """Without evaluations of other images or names than most runs have under the same name: they cannot be compared."""
+    """The folder without evaluations whose images or names differ from those of most runs: they cannot be compared."""
     others = []
     for measure in folder.measures:
         named = [run.evaluations[measure] for run in folder.runs if measure in run.evaluations]
@@ -167,7 +167,7 @@ def _of_one_set(folder: Folder) -> Folder:
                 others.append((run.name, measure))
     if not others:
         return folder
-    told = [
+    not_compared = [
         Unusable(name, "damaged", f"'{measure}' is of other images or names than that of other runs: not compared")
         for name, measure in others
     ]
@@ -184,7 +184,7 @@ def _of_one_set(folder: Folder) -> Folder:
         )
         for group in folder.groups
     ]
-    return dataclasses.replace(folder, groups=tuple(groups), unusable=(*folder.unusable, *told))
+    return dataclasses.replace(folder, groups=tuple(groups), unusable=(*folder.unusable, *not_compared))
 
 
 def _read_grid(path: Path, grid: Mapping[str, Any]) -> Folder:
@@ -192,11 +192,11 @@ def _read_grid(path: Path, grid: Mapping[str, Any]) -> Folder:
     unusable = []
     for cell in dictionaries(grid["cells"]):
         name = str(cell.get("name", cell.get("digest")))
-        found = _read_cell(path, cell, name, grid)
-        if isinstance(found, Run):
-            members.setdefault(str(cell.get("group", name)), []).append((cell, found))
+        outcome = _read_cell(path, cell, name, grid)
+        if isinstance(outcome, Run):
+            members.setdefault(str(cell.get("group", name)), []).append((cell, outcome))
         else:
-            unusable.append(found)
+            unusable.append(outcome)
     groups = [
         Group(
             name=name,
@@ -239,8 +239,10 @@ def _is_choice_of(chosen: Mapping[str, Any], results: Mapping[str, Any], grid: M
         digests.setdefault(str(cell.get("group")), []).append(str(cell.get("digest")))
     counts = mapping(results.get("cells"))
     whole = sum(number(counts.get(state)) or 0 for state in ("finished", "skipped")) == len(grid["cells"])
-    own, told = digests.get(str(chosen.get("group"))), chosen.get("cells")
-    same_cells = own is not None and isinstance(told, list) and sorted(own) == sorted(map(str, told))
+    cells_now, cells_then = digests.get(str(chosen.get("group"))), chosen.get("cells")
+    same_cells = (
+        cells_now is not None and isinstance(cells_then, list) and sorted(cells_now) == sorted(map(str, cells_then))
+    )
     same_settings = set(mapping(chosen.get("ranking"))) == set(digests)
     rule, by = _choice(grid), mapping(chosen.get("by"))
     same_rule = rule.keys() == by.keys() and all(math.isclose(rule[name], number(by[name]) or 0.0) for name in rule)
@@ -254,15 +256,15 @@ def _read_cell(path: Path, cell: Mapping[str, Any], name: str, grid: Mapping[str
     folder = files.cell(digest).path
     if not re.fullmatch(r"[0-9A-Za-z]+", digest) or not folder.is_dir():
         return Unusable(name, "waiting", "not begun")
-    found = read_run(folder, name)
-    if isinstance(found, Unusable):
-        return found
-    lacking = [evaluation for evaluation in _names(grid, once=False) if evaluation not in found.evaluations]
+    run = read_run(folder, name)
+    if isinstance(run, Unusable):
+        return run
+    lacking = [evaluation for evaluation in _names(grid, once=False) if evaluation not in run.evaluations]
     if lacking:
         return Unusable(name, "unfinished", f"trained, but not yet evaluated on {', '.join(lacking)}")
     finals = {late: read_evaluation(files.final(late, digest), late) for late in _names(grid, once=True)}
     whole = {late: evaluation for late, evaluation in finals.items() if evaluation is not None}
-    return dataclasses.replace(found, evaluations={**found.evaluations, **whole})
+    return dataclasses.replace(run, evaluations={**run.evaluations, **whole})
 
 
 def _names(grid: Mapping[str, Any], once: bool) -> list[str]:
@@ -303,11 +305,11 @@ def _looks_like_run(path: Path) -> bool:
 def _read_runs(path: Path) -> Folder:
     runs, unusable = [], []
     for folder in run_folders(path):
-        found = read_run(folder, folder.relative_to(path).as_posix() if folder != path else path.resolve().name)
-        if isinstance(found, Run):
-            runs.append(found)
+        outcome = read_run(folder, folder.relative_to(path).as_posix() if folder != path else path.resolve().name)
+        if isinstance(outcome, Run):
+            runs.append(outcome)
         else:
-            unusable.append(found)
+            unusable.append(outcome)
     title = path.resolve().name
     return Folder(path=path, title=title, question="", grid={}, groups=tuple(_grouped(runs)), unusable=tuple(unusable))
 
@@ -355,5 +357,5 @@ def _shown(value: Any) -> str:
 
 
 def dictionaries(value: Any) -> list[Mapping[str, Any]]:
-    """The tables of a list; nothing where there is no list."""
+    """The tables in a list; an empty list where the value is no list."""
     return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []

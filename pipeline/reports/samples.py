@@ -56,7 +56,7 @@ class SampleRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Rows, and how they were found."""
+    """Sample rows, and how they were chosen."""
 
     run: str
     template: str
@@ -64,7 +64,7 @@ class Samples:
     held_out: bool
     """Whether all of them are samples that the run was never trained on."""
     names: int
-    """Among how many names the student decides here."""
+    """How many names the student decides among here."""
     counts: Mapping[str, int]
     """Rows of each kind among those looked at."""
     rows: tuple[SampleRow, ...]
@@ -178,13 +178,13 @@ def _read_rows(store: LabelStore, run: Run, most: int) -> _Rows:
         raise DataError(f"{store.path.name} holds no image features of the run's student")
     both = sorted(set(store.committed(LABELS)) & set(store.committed(group)))
     apart = bool(run.config.get("held_out")) and run.results.store_id == store.store_id()
-    parts, found = [], 0
+    parts, count = [], 0
     for chunk in both[:MOST_CHUNKS]:
         parts.append(_read_chunk(store, group, chunk, run if apart else None))
-        found += len(parts[-1].label)
-        if found >= most:
+        count += len(parts[-1].label)
+        if count >= most:
             break
-    if not found:
+    if not count:
         raise DataError(
             f"the first chunks of {store.path.name} have no row with an image and a class of its vocabulary"
             f"{' that the run kept apart from training' if apart else ''}"
@@ -198,7 +198,7 @@ def _read_rows(store: LabelStore, run: Run, most: int) -> _Rows:
 
 
 def _read_chunk(store: LabelStore, group: str, chunk: int, run: Run | None) -> _Rows:
-    """Of one chunk; with a run only what it kept apart from training."""
+    """The rows of one chunk; with a run, only those that the run kept apart from training."""
     data, views = store.read_chunk(LABELS, chunk), store.layout.views
     soft, index = store.decode_labels(data), store.index_of_chunk(chunk)
     features = store.read_chunk(group, chunk)[store.groups[group].vectors.path].astype(np.float32)

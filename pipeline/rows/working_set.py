@@ -183,7 +183,8 @@ def open_working_set(
             or they are not finite in a row that has an image.
         IncompleteError: a chunk is not committed.
         IntegrityError: a chunk is damaged.
-        EnvironmentFault: the disk is full, or neither the folder beside the store nor the cache folder can be written.
+        IncompleteError: the disk is full.
+        EnvironmentFault: neither the folder beside the store nor the cache folder can be written.
     """
     plan = make_plan(store, student_digest, selection, embeddings)
     identity = {

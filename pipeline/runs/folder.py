@@ -155,7 +155,7 @@ class RunFolder:
         """Write `results` whole.
 
         Raises:
-            EnvironmentFault: it cannot be written.
+            IncompleteError, EnvironmentFault: it cannot be written.
         """
         text = json.dumps(results.document(), indent=1, allow_nan=False)
         atomic_write_bytes(self.results, (text + "\n").encode())
@@ -174,7 +174,7 @@ def only_writer(out: Path) -> Iterator[None]:
 
     Raises:
         IncompleteError: another process works on it; says which.
-        EnvironmentFault: the folder cannot be written.
+        IncompleteError, EnvironmentFault: the folder cannot be written.
     """
     file = RunFolder(out).lock
     with ExitStack() as stack:

@@ -267,7 +267,7 @@ def write_document(file: Path, document: Mapping[str, Any]) -> None:
     """Write a JSON document whole, with null for what is no number; its folder is made.
 
     Raises:
-        EnvironmentFault: it cannot be written.
+        IncompleteError, EnvironmentFault: it cannot be written.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(file, (json.dumps(plain(document), indent=1, allow_nan=False) + "\n").encode())

@@ -64,7 +64,7 @@ def write_pack(source: Path, head: PackHead, out: Path, reporter: Reporter) -> s
     Raises:
         UsageError: there is something at `out`.
         IntegrityError: a file changes while it is read, or is a link.
-        EnvironmentFault: it cannot be written.
+        IncompleteError, EnvironmentFault: it cannot be written.
     """
     if out.suffix != TAR:
         with new_folder(out) as folder:
@@ -106,7 +106,7 @@ def unpack(pack: Path, out: Path, prove: Callable[[PackHead, Path], None], repor
     Raises:
         UsageError: there is something at `out`; there is no such pack.
         IntegrityError: as in `check_pack`, or what `prove` raises.
-        EnvironmentFault: it cannot be written.
+        IncompleteError, EnvironmentFault: it cannot be written.
     """
     with new_folder(out) as folder:
         head, digest = _pass(pack, FolderTarget(folder), reporter)

@@ -49,7 +49,7 @@ class CellJob:
 
     out: Path
     token: int
-    """Of the driver's lock: a worker whose driver has lost it stops."""
+    """The token of the driver's lock: a worker whose driver has lost the lock stops."""
     digest: str
     name: str
     labels: Path
@@ -61,7 +61,7 @@ class CellJob:
     threads: int | None
     evaluations: tuple[Evaluation, ...]
     final: bool = False
-    """Only evaluate, into the folder of final evaluations."""
+    """Whether the task only evaluates, into the folder of final evaluations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ def _cell(job: CellJob, folder: GridFolder) -> CellReport:
 
 
 def _finals(job: CellJob, folder: GridFolder) -> CellReport:
-    """The evaluations that only the chosen cells and the base get: each once."""
+    """Make the evaluations that only the chosen cells and the base get, each once."""
     files = {evaluation: folder.final(evaluation.name, job.digest) for evaluation in job.evaluations}
     lacking = {evaluation: file for evaluation, file in files.items() if read_document(file) is None}
     _evaluate(job, folder.cell(job.digest), lacking)
@@ -147,13 +147,13 @@ def _evaluate(job: CellJob, cell: CellFolder, files: Mapping[Evaluation, Path]) 
         check(request)
         with _first(GridFolder(job.out), evaluation.name):
             result = score_set(request, open_set(request.data, Silent()), who, Silent())
-            about = {"schema": SCHEMA, "evaluation": evaluation.name, "cell": job.digest}
-            write_document(file, dataclasses.asdict(result) | about)
+            origin = {"schema": SCHEMA, "evaluation": evaluation.name, "cell": job.digest}
+            write_document(file, dataclasses.asdict(result) | origin)
 
 
 @contextmanager
 def _first(folder: GridFolder, name: str) -> Iterator[None]:
-    """Until one cell has been evaluated on a set, the others wait: its images are then encoded already."""
+    """Make other cells wait until one has been evaluated on a set: the set's images are then encoded already."""
     lock = folder.lock(f"evaluation-{name}")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -187,7 +187,7 @@ class _Wanted:
         self._worker = _this_worker()
 
     def is_over(self) -> bool:
-        """Whether to write a checkpoint and stop; looked at now and then."""
+        """Whether to write a checkpoint and stop; the signs are looked at every `LOOK_EVERY` seconds."""
         now = time.monotonic()
         if not self._over and now - self._asked_at > LOOK_EVERY:
             self._asked_at = now
@@ -216,7 +216,7 @@ class _Busy(IncompleteError):
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """One process in a cell at a time: a worker that lost its driver may still be writing its last checkpoint.
+    """Let one process into a cell at a time: a worker that lost its driver may still write its last checkpoint.
 
     Raises:
         _Busy: it does not let go.

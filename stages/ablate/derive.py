@@ -36,9 +36,9 @@ class Source:
 
 
 def wanted(planned: Sequence[Planned], folder: GridFolder) -> list[str]:
-    """What would be derived for these cells and is not there yet, in words."""
+    """A line for each store and selection that these cells need and that is not derived yet."""
     stores = {p.need.derivation.digest: p.need.derivation for p in planned if p.need.derivation}
-    found = [
+    missing = [
         f"store {folder.store(digest).name}: {derivation.words()}"
         for digest, derivation in stores.items()
         if not folder.store(digest).exists()
@@ -48,8 +48,8 @@ def wanted(planned: Sequence[Planned], folder: GridFolder) -> list[str]:
         if not folder.selection(str(digest)).exists():
             said = {"shots": rule.shots, "top_k": rule.top_k, "classes": rule.classes and len(rule.classes)}
             words = ", ".join(f"{key} {value}" for key, value in said.items() if value)
-            found.append(f"selection {digest}.json: {words}{', all names' if rule.all_names else ''}")
-    return found
+            missing.append(f"selection {digest}.json: {words}{', all names' if rule.all_names else ''}")
+    return missing
 
 
 @contextmanager

@@ -96,14 +96,14 @@ def _workers(cluster: ClusterSpec) -> int | None:
 
 
 class _Selections:
-    """The selections of cells, as `ablate` would make them; nothing of them is kept on the disk."""
+    """The selections of cells, as `ablate` would make them; none of them is kept on the disk."""
 
     def __init__(self, prepared: Prepared) -> None:
         self._prepared = prepared
         self._made: dict[str, Selection] = {}
 
     def of(self, planned: Planned) -> Selection | None:
-        """That of a cell whose store is there; None where it uses all of it."""
+        """The selection of a cell whose store is there; None where the cell uses all of the store."""
         digest, rule = planned.need.selection_digest, planned.need.rule
         if digest is None or rule is None:
             return None
@@ -117,7 +117,7 @@ class _Selections:
 
 
 def _seconds(prepared: Prepared, todo: Sequence[Planned], pace: _Pace, selections: _Selections) -> float | None:
-    """Of all cells, one after the other."""
+    """Seconds of all cells, one after the other."""
     if not todo:
         return 0.0
     total = 0.0
@@ -143,15 +143,15 @@ def _steps(prepared: Prepared, planned: Planned, selections: _Selections) -> int
 
 
 def _measured(prepared: Prepared, request: AblateRequest, selections: _Selections, reporter: Reporter) -> _Pace:
-    """From finished cells where there are any, else from a few steps of the base."""
-    found: dict[str, list[float]] = {}
+    """The pace of finished cells where there are any, else that of a few steps of the base."""
+    measured: dict[str, list[float]] = {}
     for planned in prepared.cells:
         step = _logged_step(prepared.folder, planned.digest)
         if step is not None:
-            found.setdefault(planned.cell.group, []).append(step)
-    if found:
-        groups = {group: median(steps) for group, steps in found.items()}
-        count = sum(map(len, found.values()))
+            measured.setdefault(planned.cell.group, []).append(step)
+    if measured:
+        groups = {group: median(steps) for group, steps in measured.items()}
+        count = sum(map(len, measured.values()))
         return _Pace(
             groups,
             median(groups.values()),
@@ -159,7 +159,9 @@ def _measured(prepared: Prepared, request: AblateRequest, selections: _Selection
             f"measured: seconds a step and for evaluations of {count} cells here",
         )
     base = next((p for p in prepared.cells if p.cell.is_base), prepared.cells[0])
-    if base.need.derivation is not None:  # other names, other cost: what the store has would tell nothing
+    if (
+        base.need.derivation is not None
+    ):  # other names cost other time, so that steps on the store's own names would not show it
         return _Pace(
             {},
             None,
@@ -210,7 +212,7 @@ def _timed_step(prepared: Prepared, planned: Planned, request: AblateRequest, se
         if requirements(config).images and request.root is not None:
             images = stack.enter_context(closing(ViewImages(prepared.store, request.root, clip, threads)))
         trainer = Trainer(config, clip, rows, images)
-        trainer.step(0)  # what is done once is not counted
+        trainer.step(0)  # the first step also does what is done once, so that it is not counted
         began = time.monotonic()
         for step in range(1, 1 + TIMED_STEPS):
             trainer.step(step % trainer.steps)

@@ -72,10 +72,10 @@ class Prepared:
     folder: GridFolder
     store: LabelStore
     student: str
-    """By a name that holds in any working folder."""
+    """The student by a name that holds in any working folder."""
     clip: LoadedClip
     evaluations: tuple[Evaluation, ...]
-    """Likewise."""
+    """The evaluations, with paths that hold in any working folder."""
     cells: tuple[Planned, ...]
 
     @property
@@ -85,19 +85,19 @@ class Prepared:
 
     @property
     def late(self) -> tuple[Evaluation, ...]:
-        """Those that only the chosen cells and the base get."""
+        """The evaluations that only the chosen cells and the base get."""
         return tuple(evaluation for evaluation in self.evaluations if evaluation.only)
 
     @property
     def groups(self) -> dict[str, list[Planned]]:
         """The cells of each setting, in order."""
-        found: dict[str, list[Planned]] = {}
+        by_setting: dict[str, list[Planned]] = {}
         for planned in self.cells:
-            found.setdefault(planned.cell.group, []).append(planned)
-        return found
+            by_setting.setdefault(planned.cell.group, []).append(planned)
+        return by_setting
 
     def document(self) -> dict[str, Any]:
-        """grid.json."""
+        """The document in grid.json."""
         grid = self.grid
         cells = [planned.document() for planned in self.cells]
         return {
@@ -161,35 +161,35 @@ def prepare(request: AblateRequest, reporter: Reporter) -> Prepared:
         for cell, need, start in zip(cells, needs, prompts, strict=True)
     ]
     student = absolute_spec(request.student)
-    found = Prepared(grid, folder, store, student, clip, evaluations, _distinct(planned, grid, reporter))
-    folder.require_ours(found.document())
-    require_measured_so(folder, [planned.digest for planned in found.cells], evaluations, sets)
-    return found
+    prepared = Prepared(grid, folder, store, student, clip, evaluations, _distinct(planned, grid, reporter))
+    folder.require_ours(prepared.document())
+    require_measured_so(folder, [planned.digest for planned in prepared.cells], evaluations, sets)
+    return prepared
 
 
 def _checked(cells: Sequence[Cell], check: Callable[[Cell], R]) -> list[R]:
     """What `check` says of every cell.
 
     Raises:
-        TeachOnceError: of the first cell that cannot run; it tells of the others too.
+        TeachOnceError: of the first cell that cannot run; the message names the others too.
     """
-    found, problems = [], []
+    results, problems = [], []
     for cell in cells:
         try:
-            found.append(check(cell))
+            results.append(check(cell))
         except TeachOnceError as problem:
             problems.append((cell, problem))
     if problems:
         first = problems[0][1]
-        told = [f"\n  cell '{cell.name}': " + problem.message for cell, problem in problems[:MOST_SHOWN]]
-        shown = Phrase(*told)
+        reasons = [f"\n  cell '{cell.name}': " + problem.message for cell, problem in problems[:MOST_SHOWN]]
+        shown = Phrase(*reasons)
         more = f"\n  and {len(problems) - MOST_SHOWN} more" if len(problems) > MOST_SHOWN else ""
         others = "; or leave such cells out with [[exclude]]" if len(problems) < len(cells) else ""
         raise first.reworded(
             f"{len(problems)} of {len(cells)} cells cannot run; nothing was started:" + shown + more,
             hint=(first.hint or "change the grid") + others,
         )
-    return found
+    return results
 
 
 def _need(cell: Cell, store: LabelStore, request: AblateRequest, grid: Grid) -> Need:
@@ -210,17 +210,17 @@ def _need(cell: Cell, store: LabelStore, request: AblateRequest, grid: Grid) -> 
 
 
 def _evaluation(grid: Grid, evaluation: Evaluation) -> Evaluation:
-    """The same with paths that hold in any working folder."""
+    """The evaluation with absolute paths, which hold in any working folder."""
     where = f"{grid.file}: [[evaluate]] {evaluation.name}"
-    found: dict[str, Any] = {}
+    located_keys: dict[str, Any] = {}
     for key in ("classes", "vocabulary", "without"):
         value = getattr(evaluation, key)
         words = (*HALVES, "all") if key == "classes" else ()
-        found[key] = None if value is None else located(value, grid.file, f"{where}: {key}", words)
+        located_keys[key] = None if value is None else located(value, grid.file, f"{where}: {key}", words)
     manifest = beside(grid.file, evaluation.manifest)
     root = None if evaluation.root is None else str(beside(grid.file, evaluation.root).resolve())
-    found["manifest"] = str(manifest.resolve()) if manifest.is_file() else evaluation.manifest
-    return replace(evaluation, **found, root=root)
+    located_keys["manifest"] = str(manifest.resolve()) if manifest.is_file() else evaluation.manifest
+    return replace(evaluation, **located_keys, root=root)
 
 
 class _Trial:
@@ -290,11 +290,11 @@ class _Trial:
 def _distinct(planned: Sequence[Planned], grid: Grid, reporter: Reporter) -> tuple[Planned, ...]:
     """The cells without those that are the same run as an earlier one; says what was merged and what makes no
     difference."""
-    found: dict[str, Planned] = {}
+    by_digest: dict[str, Planned] = {}
     names: dict[str, Planned] = {}
     alike: dict[str, Planned] = {}
     for one in planned:
-        first = found.setdefault(one.digest, one)
+        first = by_digest.setdefault(one.digest, one)
         if first is not one:
             reporter.note(f"cell '{one.cell.name}' is the same run as '{first.cell.name}': it is run once")
             continue
@@ -309,7 +309,7 @@ def _distinct(planned: Sequence[Planned], grid: Grid, reporter: Reporter) -> tup
                 f"cell '{one.cell.name}' differs from '{twin.cell.name}' only in what has no effect: "
                 f"{'; '.join(one.no_effect) or '; '.join(twin.no_effect)}"
             )
-    return tuple(found.values())
+    return tuple(by_digest.values())
 
 
 def _effective(planned: Planned) -> str:

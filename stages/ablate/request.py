@@ -22,7 +22,7 @@ class AblateRequest:
     retry_failed: bool = False
     cluster: ClusterSpec = ClusterSpec()
     root: Path | None = None
-    """Folder of the data: of evaluations that name none, and of images for prompts in the image tower."""
+    """Folder of the data, for evaluations that name none and for prompts in the image tower."""
     force_unlock: bool = False
 
 

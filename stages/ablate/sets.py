@@ -30,19 +30,19 @@ def open_sets(
     """Open every evaluation set once: what is not there should not be found out after hours of training.
 
     Args:
-        evaluations: of the grid.
-        student: by which models are asked for.
-        root: of data for which an evaluation names none.
-        file: the grid.
+        evaluations: the evaluations of the grid.
+        student: the model, as a person names it.
+        root: the folder of the data, for evaluations that name none.
+        file: the file of the grid.
         reporter: told about progress.
 
     Returns:
-        By evaluation, what its results must say of themselves.
+        By evaluation, the facts that its results must state.
 
     Raises:
         TeachOnceError: as `evaluate` would; names the evaluation.
     """
-    found = {}
+    expected = {}
     for evaluation in evaluations:
         wanted = evaluate_request(evaluation, student, root)
         try:
@@ -52,14 +52,14 @@ def open_sets(
             said, hint = respelled(problem.message, _as_key), respelled(problem.hint, _as_key)
             where = f" (in that [[evaluate]] of {file})" if hint != problem.hint else ""
             raise problem.reworded(f"[[evaluate]] {evaluation.name}: " + said, hint + where) from problem
-        found[evaluation.name] = {
+        expected[evaluation.name] = {
             "images": data.samples.digest,
             "names": data.candidates.digest,
             "split": data.split,
             "templates": [evaluation.template or data.manifest.template],
             "wise": evaluation.wise,
         }
-    return found
+    return expected
 
 
 def evaluate_request(
@@ -90,7 +90,7 @@ def evaluate_request(
 
 
 def _as_key(named: Option) -> str | Option:
-    """An option of `evaluate` as the key of a grid that it is here."""
+    """An option of `evaluate` as the key of a grid that stands for it."""
     return f"`{named.name} =`" if named.name in _KEYS else named
 
 
@@ -111,11 +111,11 @@ def require_measured_so(
             result = read_document(file)
             if result is None:
                 continue
-            told = _told(result)
+            recorded = _recorded(result)
             different = [
-                f"{key}: there {_short(told[key])}, here {_short(wanted[key])}"
+                f"{key}: there {_short(recorded[key])}, here {_short(wanted[key])}"
                 for key in wanted
-                if told[key] != wanted[key]
+                if recorded[key] != wanted[key]
             ]
             if different:
                 raise FingerprintError(
@@ -126,7 +126,7 @@ def require_measured_so(
                 )
 
 
-def _told(result: Mapping[str, Any]) -> dict[str, Any]:
+def _recorded(result: Mapping[str, Any]) -> dict[str, Any]:
     digests = result.get("digests")
     images = digests.get("samples") if isinstance(digests, Mapping) else None
     return {

@@ -180,7 +180,7 @@ class _Run:
                     if report.state == "failed":
                         self.reporter.note(f"failed: cell '{report.name}': " + report.message)
                     self.reporter.progress(what, done, len(jobs), "cells", failed=failed)
-            except IncompleteError as problem:  # what is finished counts; the result says what is not
+            except IncompleteError as problem:  # finished cells count; the result names the others
                 self.reporter.note(problem.message + f"; {AGAIN}")
 
 
@@ -257,6 +257,6 @@ def _next(count: Mapping[str, int], lacking: bool, out: Path) -> str:
 
 
 def _choices(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The choices that results.json tells of, the latest last."""
+    """The choices in results.json, the latest last."""
     latest = results.get("chosen")
     return [*results.get("earlier_choices", []), *([latest] if latest else [])]

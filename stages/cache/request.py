@@ -38,7 +38,7 @@ class CacheResult:
     action: str
     entries: tuple[CacheEntry, ...]
     bytes: int
-    """Of all entries."""
+    """Bytes of all entries."""
     freed: int
     """Bytes that `clear` gave back."""
     skipped: tuple[str, ...]

@@ -58,15 +58,15 @@ def cache(request: CacheRequest, reporter: Reporter) -> CacheResult:
 def _working_sets(folder: Path) -> tuple[CacheEntry, ...]:
     return tuple(
         CacheEntry(
-            path=str(found.place),
-            kind="unfinished" if found.rows is None else "working set",
-            store=found.store,
-            bytes=found.bytes,
-            rows=found.rows,
-            created=found.created,
-            in_use=found.in_use,
+            path=str(stored.place),
+            kind="unfinished" if stored.rows is None else "working set",
+            store=stored.store,
+            bytes=stored.bytes,
+            rows=stored.rows,
+            created=stored.created,
+            in_use=stored.in_use,
         )
-        for found in stored_sets(folder)
+        for stored in stored_sets(folder)
     )
 
 

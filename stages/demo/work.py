@@ -78,7 +78,7 @@ def demo(request: DemoRequest, reporter: Reporter) -> DemoResult:
 
 
 def _require_place(out: Path) -> None:
-    """A new or empty folder, or that of a demo, whose world comes first and goes on where it was stopped."""
+    """Refuse a folder that is neither new, nor empty, nor that of an earlier demo, which this one continues."""
     if out.exists() and not out.is_dir():
         raise UsageError(option("out") + f" {out} is not a folder", hint=another("out"))
     held = [item.name for item in out.iterdir()] if out.exists() else []

@@ -59,7 +59,7 @@ def check(request: EvaluateRequest) -> None:
 
 
 def _require_ours(table: Path) -> None:
-    """Refuse to write a table of classes over anything but one."""
+    """Refuse to replace a file that is no table of classes by one."""
     head = b""
     if table.is_file():
         with open(table, "rb") as file:

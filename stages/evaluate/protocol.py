@@ -55,7 +55,7 @@ def _evaluated(
         reporter.progress("sets", place, len(requests), "sets")
         try:
             results[name] = score_set(request, open_set(request.data, reporter), who, reporter)
-        except DataError as problem:  # the other sets are none the worse for it
+        except DataError as problem:  # the other sets can be evaluated all the same
             reporter.note(f"{name}: {problem.message}")
             damaged.append({"set": name, "problem": problem.message, "next": problem.hint})
             first = first or problem
@@ -84,5 +84,5 @@ def _line(name: str, result: EvaluateResult) -> SetLine:
 def _figures(result: EvaluateResult) -> dict[str, Any]:
     template = None if result.baseline is None else result.baseline["top1"]
     gain = None if template is None else result.top1 - template
-    own = {key: getattr(result, key) for key in ("top1", "top5", "macro", "ece", "nll")}
-    return {**own, "template_top1": template, "gain": gain}
+    measures = {key: getattr(result, key) for key in ("top1", "top5", "macro", "ece", "nll")}
+    return {**measures, "template_top1": template, "gain": gain}

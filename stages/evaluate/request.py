@@ -31,7 +31,7 @@ class EvaluateRequest:
     files: Files = Files()
     work: Work = Work()
     protocol: str | None = None
-    """Of which protocol this is a part, for the result."""
+    """The protocol that this set is a part of, as the result names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class ProtocolRequest:
 
     protocol: str
     entrant: Entrant
-    """Its template takes the place of every set's own."""
+    """Who is evaluated; a template in it takes the place of every set's own."""
     given: Given = Given()
     files: Files = Files()
     work: Work = Work()
@@ -76,7 +76,7 @@ class EvaluateResult:
     classes: int
     """Names that compete."""
     classes_seen: int
-    """Of these, with at least one image."""
+    """Competing classes with at least one image."""
     top1_interval: tuple[float, float]
     """Wilson, 95 %."""
     tied_names: int
@@ -100,9 +100,9 @@ class EvaluateResult:
     """Which classes, and among which names."""
     templates: tuple[str, ...]
     names_digest: str
-    """Of the ids and names that compete."""
+    """The digest of the ids and names that compete."""
     digests: dict[str, str]
-    """Of the student's weights, the whole vocabulary, the classified samples, the prompts."""
+    """Digests of the student's weights, the whole vocabulary, the classified samples and the prompts."""
     per_class: str | None
     credits: str | None
     confused: tuple[dict[str, Any], ...]

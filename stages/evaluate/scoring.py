@@ -67,10 +67,10 @@ def credit_file(path: Path, side: str = "") -> Path:
 
 
 def _write_credits(path: Path, ours: Outcomes, beside: Outcomes | None) -> None:
-    for side, found in (("", ours), (".template", beside)):
-        if found is not None:
+    for side, side_outcomes in (("", ours), (".template", beside)):
+        if side_outcomes is not None:
             buffer = io.BytesIO()
-            np.save(buffer, found.top1.astype(np.float32), allow_pickle=False)
+            np.save(buffer, side_outcomes.top1.astype(np.float32), allow_pickle=False)
             _write(credit_file(path, side), buffer.getvalue())
 
 
@@ -88,19 +88,19 @@ def _result(
     ours: Outcomes,
     beside: Outcomes | None,
 ) -> EvaluateResult:
-    names, prompted, found = data.candidates, who.prompts is not None, figures(ours, labels)
+    names, prompted, scores = data.candidates, who.prompts is not None, figures(ours, labels)
     digests = {"student": who.clip.digest, "vocabulary": data.vocabulary.digest, "samples": data.samples.digest}
     digests |= {"prompts": who.prompts.tensors_digest} if who.prompts is not None else {}
     return EvaluateResult(
-        top1=found["top1"],
-        top5=found["top5"],
-        macro=found["macro"],
-        ece=found["ece"],
-        nll=found["nll"],
+        top1=scores["top1"],
+        top5=scores["top5"],
+        macro=scores["macro"],
+        ece=scores["ece"],
+        nll=scores["nll"],
         n=len(labels),
         classes=len(names),
         classes_seen=len(np.unique(labels)),
-        top1_interval=wilson(found["top1"], len(labels)),
+        top1_interval=wilson(scores["top1"], len(labels)),
         tied_names=names.tied(),
         failed=len(data.rows) - len(labels),
         left_out=data.left_out,

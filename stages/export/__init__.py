@@ -17,7 +17,8 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
         IntegrityError: the run, its config, or an evaluation in it, was damaged or changed; the reload gives other
             features.
         FingerprintError: the student, a result or an evaluation belongs to other prompts.
-        EnvironmentFault: the disk is full; the hub cannot be reached (the folder stays).
+        IncompleteError: the disk is full.
+        EnvironmentFault: the hub cannot be reached (the folder stays).
     """
     from teachonce.stages.export import work
 

@@ -17,7 +17,7 @@ class ExportRequest:
     student: str | None = None
     """Where the student is, if not where it was in training."""
     licence: str | None = None
-    """Of the prompts."""
+    """The licence of the prompts."""
     push: str | None = None
     """Repository on the Hugging Face hub to upload to."""
     threads: int | None = None

@@ -35,7 +35,8 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
         IntegrityError: the run, its config, or an evaluation in it, was damaged or changed; the reload gives other
             features.
         FingerprintError: the student, a result or an evaluation belongs to other prompts.
-        EnvironmentFault: the disk is full; the hub cannot be reached (the folder stays).
+        IncompleteError: the disk is full.
+        EnvironmentFault: the hub cannot be reached (the folder stays).
     """
     if request.push is not None and parse_hub_id(request.push).revision is not None:
         raise UsageError(f"'{request.push}': what is pushed has no revision yet", hint="leave out what follows the @")
@@ -62,14 +63,14 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
         facts, names = _write(folder, request, prompts, facts, classes)
         _prove(folder, prompts, classes)
     pushed = None if request.push is None else _pushed(request.out, request.push, facts.prompts_digest, reporter)
-    about = facts.class_weights or {}
+    weight_facts = facts.class_weights or {}
     return ExportResult(
         out=str(request.out),
         files=names,
         prompts_digest=facts.prompts_digest,
-        classes=about.get("classes"),
-        width=about.get("width"),
-        tied_names=about.get("tied_names"),
+        classes=weight_facts.get("classes"),
+        width=weight_facts.get("width"),
+        tied_names=weight_facts.get("tied_names"),
         reloaded=True,
         pushed=pushed,
     )
@@ -112,8 +113,13 @@ def _write(
         weights = _weights(prompts, classes, str(request.classes))
         names += write_weights(folder, weights, classes)
         digest = hashlib.sha256(classes.to_tsv()).hexdigest()
-        about = {"classes": len(classes), "width": weights.shape[1], "tied_names": classes.tied(), "digest": digest}
-        facts = dataclasses.replace(facts, class_weights=about)
+        weight_facts = {
+            "classes": len(classes),
+            "width": weights.shape[1],
+            "tied_names": classes.tied(),
+            "digest": digest,
+        }
+        facts = dataclasses.replace(facts, class_weights=weight_facts)
     (folder / FACTS_FILE).write_text(facts.to_json(), encoding="utf-8")
     place = request.out.name if request.push is None else parse_hub_id(request.push).repo
     (folder / CARD_FILE).write_text(model_card(facts, place), encoding="utf-8")

@@ -16,7 +16,7 @@ class ImportRequest:
     student: str
     out: Path
     position: Position = "before"
-    """Of the slots, relative to the name: CoOp's end, middle and front. The file does not say."""
+    """Where the slots stand relative to the name: CoOp's end, middle and front. The file does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class ImportResult:
     width: int
     position: str
     epoch: int | None
-    """Of the checkpoint, where it says so."""
+    """The epoch of the checkpoint, where the file says it."""
     student_proved: bool
     """Whether the checkpoint holds the student's own start token; otherwise only the width shows that they fit."""
     checkpoint: str

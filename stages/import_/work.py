@@ -38,7 +38,7 @@ def import_(request: ImportRequest, reporter: Reporter) -> ImportResult:
         UsageError: no such file, or the folder is not empty.
         IntegrityError: the file is damaged, or holds objects that would have to be run.
         DataError: it holds no context that any name can use, or one that leads to NaN.
-        EnvironmentFault: the folder cannot be made or written to; nothing is left of it.
+        IncompleteError, EnvironmentFault: the folder cannot be made or written to; nothing is left of it.
         FingerprintError: it was trained on another student.
         UnsupportedModelError: the student's text tower cannot carry prompts.
     """

@@ -31,7 +31,7 @@ class InspectResult:
     fingerprint: dict[str, Any]
     students: tuple[dict[str, Any], ...]
     embeddings: dict[str, Any]
-    """Of the teacher's images: kind, width, committed chunks; empty if the store has none."""
+    """The embeddings of the teacher's images: kind, width, committed chunks; empty if the store has none."""
     fidelity: dict[str, Any]
     """What the store loses, measured while it was written; see `fidelity.fidelity_report`."""
     statistics: dict[str, float]

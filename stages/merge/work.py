@@ -93,12 +93,12 @@ def _weights(request: MergeRequest) -> tuple[float, ...]:
     given = (1.0 / count,) * count if request.weights is None else request.weights
     if len(given) != count:
         raise UsageError(option("weights") + f" names {len(given)} numbers for {count} stores: expected one a store")
-    found = ", ".join(f"{weight:g}" for weight in given)
+    listed = ", ".join(f"{weight:g}" for weight in given)
     if not all(math.isfinite(weight) and weight > 0 for weight in given):
-        raise UsageError(option("weights") + f" must be positive numbers, found {found}")
+        raise UsageError(option("weights") + f" must be positive numbers, found {listed}")
     if abs(math.fsum(given) - 1) > WEIGHTS_OFF:
         raise UsageError(
-            option("weights") + f" must add up to 1, found {found}, which is {math.fsum(given):.7g}",
+            option("weights") + f" must add up to 1, found {listed}, which is {math.fsum(given):.7g}",
             hint="leave them out for equal weights",
         )
     return given
@@ -221,13 +221,13 @@ def _calibrated(parents: Sequence[LabelStore], threads: int | None, reporter: Re
         head = _head(parent, _trained_scale(parent), threads)
         device = head.features_UE.device
         images = torch.from_numpy(_gather(source, chosen)).to(device)
-        found = calibrate(head, images, torch.from_numpy(label[chosen]).to(device))
+        calibration = calibrate(head, images, torch.from_numpy(label[chosen]).to(device))
         reporter.note(
-            f"{parent.path}: scale {head.logit_scale:.4g} -> {found.scale:.4g}, mean -ln p(label) "
-            f"{found.nll_before:.4f} -> {found.nll_after:.4f} on {len(chosen)} rows"
-            + ("; the end of the range: these labels do not determine a scale" if found.at_bound else "")
+            f"{parent.path}: scale {head.logit_scale:.4g} -> {calibration.scale:.4g}, mean -ln p(label) "
+            f"{calibration.nll_before:.4f} -> {calibration.nll_after:.4f} on {len(chosen)} rows"
+            + ("; the end of the range: these labels do not determine a scale" if calibration.at_bound else "")
         )
-        scales.append(found.scale)
+        scales.append(calibration.scale)
     return tuple(scales)
 
 
@@ -241,7 +241,7 @@ def _gather(source: Rows, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float
 
 
 def _status(parts: Sequence[Arrays]) -> npt.NDArray[np.uint8]:
-    """Of each row: what the first teacher that failed on it says, 0 where none did."""
+    """The status of each row: that of the first teacher that failed on it, 0 where none did."""
     status: npt.NDArray[np.uint8] = parts[0]["status"].copy()
     for part in parts[1:]:
         status = np.where(status == 0, part["status"], status).astype(np.uint8)

@@ -16,7 +16,7 @@ def pack(request: PackRequest, reporter: Reporter) -> PackResult:
         DataError: the source is neither a label store nor an export.
         IncompleteError: chunks of the store are missing.
         IntegrityError: the source, or the pack, is not what was written.
-        EnvironmentFault: the disk is full.
+        IncompleteError: the disk is full.
     """
     from teachonce.stages.pack import work
 

@@ -27,7 +27,7 @@ def pack(request: PackRequest, reporter: Reporter) -> PackResult:
         DataError: the source is neither a label store nor an export.
         IncompleteError: chunks of the store are missing.
         IntegrityError: the source, or the pack, is not what was written.
-        EnvironmentFault: the disk is full.
+        IncompleteError: the disk is full.
     """
     if is_remote(request.source):
         raise UsageError(f"{request.source} is not on a disk of this machine", hint="copy it here, then pack it")
@@ -94,8 +94,8 @@ def _pack(source: Path, out: Path, reporter: Reporter) -> PackResult:
             f"{source} was written to while it was packed; {out} is not to be used",
             hint=f"remove {out}, and pack again when nothing writes the store",
         )
-    found = check_pack(out, reporter)
-    if found != (head, digest):
+    read_back = check_pack(out, reporter)
+    if read_back != (head, digest):
         raise IntegrityError(f"{out} reads back different from what was written", hint="the disk is faulty")
     return _result(head, digest, out)
 
@@ -134,12 +134,12 @@ def _verified_export(source: Path) -> str:
 def _require_same(head: PackHead, folder: Path) -> None:
     """The unpacked folder is what the pack says it is."""
     if head.kind == "prompts":
-        found = digest_of(folder / TENSORS_FILE) if (folder / TENSORS_FILE).is_file() else "none"
+        identity = digest_of(folder / TENSORS_FILE) if (folder / TENSORS_FILE).is_file() else "none"
     else:
-        found = _store_id(folder)
-    if found != head.id:
+        identity = _store_id(folder)
+    if identity != head.id:
         raise IntegrityError(
-            f"the pack says that it holds {head.kind} {head.id}, and holds {found}",
+            f"the pack says that it holds {head.kind} {head.id}, and holds {identity}",
             hint="get the pack again from its source",
         )
 

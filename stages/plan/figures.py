@@ -156,7 +156,7 @@ def _measured(probe: Rehearsal, workers: int, left: int) -> _Basis:
 
 
 def _stated(request: PlanRequest, wanted: WantedStore, layout: Layout, left: int) -> _Basis:
-    assert request.rate is not None  # it was stated, or rows were measured
+    assert request.rate is not None  # the caller comes here only where a rate was stated
     rate = request.rate * wanted.views.views
     widths = {name: embedding_width_of(spec) for name, spec in _specs(request.teach).items()}
     sizes = stated_bytes(left, layout.top_k, widths, request.teach.kept.embeddings, len(wanted.vocabulary))
@@ -206,12 +206,12 @@ def _memory(probe: Rehearsal | None, workers: int) -> list[Estimate]:
     if probe is None:
         return []
     each = float(probe.worker_bytes)
-    found = [Estimate(what="memory", low=0.8 * each * (workers + 1), high=1.3 * each * (workers + 1), unit="bytes")]
+    estimates = [Estimate(what="memory", low=0.8 * each * (workers + 1), high=1.3 * each * (workers + 1), unit="bytes")]
     if probe.device_bytes:
-        found.append(
+        estimates.append(
             Estimate(what="GPU memory", low=float(probe.device_bytes), high=1.2 * probe.device_bytes, unit="bytes")
         )
-    return found
+    return estimates
 
 
 def _memory_free(probe: Rehearsal | None) -> int:

@@ -52,7 +52,7 @@ def compared(plan_file: Path, labels: Path, reporter: Reporter) -> CompareResult
         "rows": Estimate(what="rows", low=rows, high=rows, unit="rows"),
         "chunks": Estimate(what="chunks", low=chunks, high=chunks, unit="chunks"),
     } | planned
-    found = tuple(
+    comparisons = tuple(
         Compared(
             what=what,
             low=e.low,
@@ -65,24 +65,24 @@ def compared(plan_file: Path, labels: Path, reporter: Reporter) -> CompareResult
         if what in outcome
     )
     complete = len(store.committed(LABELS)) == store.layout.chunks
-    return CompareResult(labels=str(labels), source=document["source"], complete=complete, compared=found)
+    return CompareResult(labels=str(labels), source=document["source"], complete=complete, compared=comparisons)
 
 
 def _require_same_job(document: dict[str, Any], store: LabelStore, plan_file: Path, reporter: Reporter) -> None:
     """Say what was taught otherwise than it was planned, and refuse what was never planned."""
     job = document.get("job")
     taught = job_of(store.groups[LABELS].fingerprint, store.groups)
-    found = differences(job, taught) if isinstance(job, dict) else {}
-    if set(found) & ANOTHER:
+    changes = differences(job, taught) if isinstance(job, dict) else {}
+    if set(changes) & ANOTHER:
         raise UsageError(
-            f"{plan_file} is the plan of another job than {store.path}: {'; '.join(found.values())}",
+            f"{plan_file} is the plan of another job than {store.path}: {'; '.join(changes.values())}",
             hint="give the store that was taught after this plan, or plan this one",
         )
     if document["rows"] != store.layout.rows:
-        found["rows"] = f"rows {document['rows']} planned, {store.layout.rows} taught"
-    if found:
+        changes["rows"] = f"rows {document['rows']} planned, {store.layout.rows} taught"
+    if changes:
         reporter.note(
-            f"{store.path} was not taught as it was planned, so that figures may differ: {'; '.join(found.values())}"
+            f"{store.path} was not taught as it was planned, so that figures may differ: {'; '.join(changes.values())}"
         )
 
 
@@ -100,7 +100,7 @@ def _outcome(store: LabelStore, there: int) -> dict[str, float]:
 
 
 def _seconds(store: LabelStore) -> float:
-    """From the start of the first chunk to the last commit, over all runs: a record says how long its chunk took."""
+    """Seconds from the start of the first chunk to the last commit, summed over runs."""
     runs: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for record in store.records(LABELS):
         if record is not None:

@@ -19,7 +19,7 @@ class PlanRequest:
     rate: float | None = None
     """Images a second of all workers together, where it is known; no model is loaded and nothing is probed then."""
     seconds: float = PROBE_SECONDS
-    """That the probe may take."""
+    """Seconds that the probe may take."""
     out: Path | None = None
 
 
@@ -36,7 +36,7 @@ class PlanResult:
     chunk_rows: int
     chunks: int
     chunks_there: int
-    """Committed with all that is asked for; they would be skipped."""
+    """Chunks that hold all that is asked for already; they would be skipped."""
     workers: int
     device: str
     source: str

@@ -66,8 +66,8 @@ def relabel(request: RelabelRequest, reporter: Reporter) -> RelabelResult:
         child = open_child(request.labels, plan.fingerprint)
         if child is None:
             features, spec = _class_embeddings(request, parent, plan, reporter)
-            about = plan.fingerprint["about"] | {"teacher": spec}
-            made = plan.fingerprint | {"about": about}
+            child_facts = plan.fingerprint["about"] | {"teacher": spec}
+            made = plan.fingerprint | {"about": child_facts}
             child = create_child(request.labels, parent, plan.layout, made, plan.vocabulary, features)
         groups = list(copy_groups(child, [parent], lambda name: True))
         maker = _Maker(parent, child, request.threads)

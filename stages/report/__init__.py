@@ -19,7 +19,7 @@ def report(request: ReportRequest, reporter: Reporter, spell: Callable[[str], st
     Raises:
         UsageError: --out is a folder or lies in none.
         DataError: the folder holds no finished run.
-        EnvironmentFault: the page cannot be written.
+        IncompleteError, EnvironmentFault: the page cannot be written.
     """
     from teachonce.stages.report import work
 

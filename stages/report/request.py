@@ -31,7 +31,7 @@ class ReportResult:
     best: str
     out: str
     bytes: int
-    """Of the page."""
+    """Bytes of the page."""
     files: str
     """Folder with CSV and SVG."""
     files_written: int

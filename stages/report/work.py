@@ -42,7 +42,7 @@ def report(request: ReportRequest, reporter: Reporter, spell: Callable[[str], st
     Raises:
         UsageError: --out is a folder or lies in none.
         DataError: the folder holds no finished run.
-        EnvironmentFault: the page cannot be written.
+        IncompleteError, EnvironmentFault: the page cannot be written.
     """
     began = time.monotonic()
     _check(request)
@@ -62,9 +62,9 @@ def report(request: ReportRequest, reporter: Reporter, spell: Callable[[str], st
     return _result(request, folder, made, beside, time.monotonic() - began)
 
 
-def _spelled(found: T, spell: Callable[[str], str]) -> T | str:
-    """What was found, or, spelled for who reads the page, why there is nothing."""
-    return spell(found) if isinstance(found, str) else found
+def _spelled(answer: T, spell: Callable[[str], str]) -> T | str:
+    """The answer as it is; where it is a reason why there is nothing, the reason in the spelling of the page."""
+    return spell(answer) if isinstance(answer, str) else answer
 
 
 def _check(request: ReportRequest) -> None:

@@ -16,7 +16,7 @@ class ShowRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ShowResult:
-    """The essence."""
+    """The essence of runs, of a store or of a results.json."""
 
     kind: str
     """grid, runs, run, results or store."""
@@ -34,8 +34,8 @@ class ShowResult:
     headline: tuple[str, ...]
     not_counted: tuple[dict[str, str], ...]
     config: dict[str, Any]
-    """Of the base: what is not as by default; its seed left out."""
+    """The keys of the base that are not at their defaults, without its seed."""
     figures: dict[str, Any]
-    """Of a results.json."""
+    """The figures of a results.json."""
     next: str
     """The command that shows more."""

@@ -100,15 +100,15 @@ def _figures(line: Line) -> dict[str, Any]:
 
 
 def _loss(group: Group) -> list[float]:
-    found = band(group, "loss", "steps")
-    if found is None:
+    curve = band(group, "loss", "steps")
+    if curve is None:
         return []
     places = (
-        range(len(found.mean))
-        if len(found.mean) <= POINTS
-        else [round(i * (len(found.mean) - 1) / (POINTS - 1)) for i in range(POINTS)]
+        range(len(curve.mean))
+        if len(curve.mean) <= POINTS
+        else [round(i * (len(curve.mean) - 1) / (POINTS - 1)) for i in range(POINTS)]
     )
-    return [round(float(found.mean[place]), 5) for place in places]
+    return [round(float(curve.mean[place]), 5) for place in places]
 
 
 def _document(path: Path) -> ShowResult:
@@ -117,10 +117,12 @@ def _document(path: Path) -> ShowResult:
     run, grid = RunFolder(folder), GridFolder(folder)
     if path.name == run.results.name and (grid.grid.is_file() or run.config.is_file()):
         return _folder(folder)
-    found = read_object(path)
-    if found is None or "schema" not in found:
+    document = read_object(path)
+    if document is None or "schema" not in document:
         raise DataError(f"{path} is not a document of teachonce: expected JSON with a schema", hint=EMPTY_HINT)
-    figures = {key: value for key, value in found.items() if not isinstance(value, (list, dict)) and value is not None}
+    figures = {
+        key: value for key, value in document.items() if not isinstance(value, (list, dict)) and value is not None
+    }
     return _empty("results", path, title=path.name, figures=figures)
 
 

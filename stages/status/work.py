@@ -35,7 +35,7 @@ def status(request: StatusRequest, reporter: Reporter) -> Status:
         DataError: the folder is none of the three; names those inside.
         IntegrityError: the metadata of a store or grid is damaged.
     """
-    del reporter  # there is nothing to tell before the answer
+    del reporter  # no note and no progress comes before the answer
     folder, now = request.folder, time.time()
     look = _look_of(folder)
     if look is not None:

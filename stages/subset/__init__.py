@@ -15,7 +15,7 @@ def subset(request: SubsetRequest, reporter: Reporter) -> SubsetResult:
         UsageError: the request selects nothing, asks for more than the store holds, or --out is another file.
         DataError: not a label store, a class that is not in its vocabulary, or no sample is left.
         IncompleteError: the store is not complete.
-        EnvironmentFault: the file cannot be written.
+        IncompleteError, EnvironmentFault: the file cannot be written.
     """
     from teachonce.stages.subset import work
 

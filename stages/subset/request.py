@@ -25,12 +25,12 @@ class SubsetResult:
 
     samples: int
     rows: int
-    """Of these samples, all views."""
+    """Rows of the chosen samples, all views counted."""
     classes: int
     """Classes with at least one chosen sample."""
     classes_short: int
     """Classes with fewer samples than the shots asked for; all that they have were taken."""
     short: dict[str, int]
-    """The first of them: class id and number of samples."""
+    """Class id and number of samples of the first classes that are short."""
     digest: str
     out: str

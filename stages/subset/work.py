@@ -20,7 +20,7 @@ def subset(request: SubsetRequest, reporter: Reporter) -> SubsetResult:
         UsageError: the request selects nothing, asks for more than the store holds, or --out is another file.
         DataError: not a label store, a class that is not in its vocabulary, or no sample is left.
         IncompleteError: the store is not complete.
-        EnvironmentFault: the file cannot be written.
+        IncompleteError, EnvironmentFault: the file cannot be written.
     """
     if request.out.suffix != ".json":
         raise UsageError(option("out") + f" {request.out}: the name of a selection ends in .json")

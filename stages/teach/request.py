@@ -25,7 +25,7 @@ class TaughtData:
     shots: int | None = None
     """Samples of each class at most; None: all."""
     seed: int = 0
-    """Of the draw of shots; views have their own in their policy."""
+    """The seed of the draw of shots; the views' policy has a seed of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)

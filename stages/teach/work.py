@@ -80,7 +80,7 @@ def _run(
         for c in range(store.layout.chunks)
         if (missing := tuple(g for g in groups if c not in done[g]))
     ]
-    # Of earlier runs too: the limit holds for the store, and asking again must not wash failures away.
+    # Failures of earlier runs count too: the limit holds for the store, and a second call must not forget them.
     failed = {c: record.rows_failed for c in done[LABELS] if (record := store.record(LABELS, c))}
     excused = _known_bad(request, store)
     _require_few_failures(sum(failed.values()) - excused, request, store)
@@ -118,7 +118,7 @@ def _drop_orphans(store: LabelStore, done: dict[str, set[int]]) -> None:
 
 
 def _known_bad(request: TeachRequest, store: LabelStore) -> int:
-    """Rows whose images the manifest knows to be none: that they fail is no news."""
+    """The number of rows whose images the manifest knows to be unreadable: they are expected to fail."""
     return len(load_manifest(request.data.manifest).split(request.data.split).known_bad) * store.layout.views
 
 

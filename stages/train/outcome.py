@@ -43,7 +43,7 @@ def finish(out: Path, trainer: Trainer, identity: Identity, log: RunLog) -> Trai
         start=identity.start,
     )
     folder.write_results(results)
-    return _told(results, out)
+    return _answer(results, out)
 
 
 def recorded(out: Path, trainer: Trainer) -> TrainResult | None:
@@ -56,11 +56,11 @@ def recorded(out: Path, trainer: Trainer) -> TrainResult | None:
     try:
         sound = load_prompts(out).tensors_digest == results.prompts_digest
     except TeachOnceError:
-        sound = False  # what is lost or damaged is written again
-    return _told(results, out) if sound else None
+        sound = False  # prompts that are lost or damaged are written again
+    return _answer(results, out) if sound else None
 
 
-def _told(results: RunResults, out: Path) -> TrainResult:
+def _answer(results: RunResults, out: Path) -> TrainResult:
     """What `train` answers; the folder may have been moved since its results were written."""
     return TrainResult(
         steps=results.steps,

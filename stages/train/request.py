@@ -40,11 +40,11 @@ class TrainResult:
     steps: int
     trainable_parameters: int
     seconds: float
-    """Of all calls that worked on the run; what a killed one did after its last checkpoint is not in it."""
+    """Seconds of all calls that worked on the run, without what a killed one did after its last checkpoint."""
     final_loss: float | None
     """Mean loss of the last 5 logged steps; None where the log holds none."""
     held_out_top1: float | None
-    """Of the result, on the samples that were kept apart; None where none were."""
+    """Top-1 of the result on the samples that were kept apart; None where none were."""
     out: str
     prompts_digest: str
     """SHA-256 of prompts.safetensors."""

@@ -30,7 +30,7 @@ def require_served(config: TrainConfig, store: LabelStore, held: Holdings) -> No
     """Refuse a config that the store cannot serve.
 
     Args:
-        held: of the store; with a selection less, with what is derived from it more.
+        held: what the store holds: less with a selection, more with what is derived from it.
 
     Raises:
         UsageError: fewer views than a step should have, soft labels from a store without a teacher or at a temperature

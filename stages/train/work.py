@@ -56,8 +56,8 @@ def train(request: TrainRequest, reporter: Reporter) -> TrainResult:
     if request.resume:
         _check_folder(request)
     else:
-        run_folder.holds_run(request.out)  # refuses what is not ours: no lock is laid there
-    if not request.out.exists():  # it is made when all else is in order
+        run_folder.holds_run(request.out)  # refuses a folder that is no run's: no lock is made there
+    if not request.out.exists():  # the folder is made when all else is in order
         return _train(request, lambda: _owned(request), began, reporter)
     with _owned(request):
         return _train(request, contextlib.nullcontext, began, reporter)
@@ -65,14 +65,14 @@ def train(request: TrainRequest, reporter: Reporter) -> TrainResult:
 
 @contextlib.contextmanager
 def _owned(request: TrainRequest) -> Iterator[None]:
-    """The run folder is this process's own, and is still one that may be begun or resumed."""
+    """Hold the run folder as its only writer, and check again that a run may be begun or resumed there."""
     with run_folder.only_writer(request.out):
         _check_folder(request)  # again: another process may have come first
         yield
 
 
 def _train(
-    request: TrainRequest, own: Callable[[], AbstractContextManager[None]], began: float, reporter: Reporter
+    request: TrainRequest, own_folder: Callable[[], AbstractContextManager[None]], began: float, reporter: Reporter
 ) -> TrainResult:
     store = LabelStore.open(request.labels)
     require_served(request.config, store, holdings(store))
@@ -103,7 +103,7 @@ def _train(
         if needs.images and request.root is not None:
             images = stack.enter_context(contextlib.closing(ViewImages(store, request.root, clip, threads)))
         trainer, identity = _build(request, rows, clip, images, selection, reporter)
-        stack.enter_context(own())
+        stack.enter_context(own_folder())
         log = RunFolder(request.out).log(open_sinks(request.log, request.out))
         stack.callback(log.close)
         first = _start(request, trainer, identity, log, reporter)
@@ -260,7 +260,7 @@ def _loop(
 
     config, checkpoints, steps = request.config, RunFolder(request.out).checkpoints.path, trainer.steps
     if first:
-        _measure(trainer, log, first)  # what a stop right after the checkpoint left out
+        _measure(trainer, log, first)  # the measurement that a stop right after the checkpoint left out
     with deferred_signals() as stop_requested:
         for step in range(first, steps):
             losses = trainer.step(step)
@@ -275,7 +275,7 @@ def _loop(
                 save_checkpoint(checkpoints, done, trainer.learners, trainer.optimizer, identity, state)
                 log.write("checkpoint", step=done, seconds=round(time.monotonic() - began, 3))
                 began = time.monotonic()
-            if stopping:  # asked once a step: a signal that comes after the checkpoint waits for the next one
+            if stopping:  # a signal that comes after the checkpoint waits for the next step's check
                 reporter.note(f"stopped after step {done}; continue with " + option("resume"))
                 break
             _measure(trainer, log, done)

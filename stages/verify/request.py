@@ -37,9 +37,9 @@ class VerifyResult:
     ok: bool
     chunks_checked: int
     chunks_missing: int
-    """Not committed: the store is incomplete rather than damaged."""
+    """Chunks that are not committed: the store is incomplete rather than damaged."""
     chunks_dropped: int
-    """Taken out of the ledger by `repair`."""
+    """Chunks that `repair` took out of the ledger."""
     faults: tuple[Fault, ...]
     labels: str
     teacher: dict[str, float] = field(default_factory=dict)

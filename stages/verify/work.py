@@ -38,14 +38,14 @@ def verify(request: VerifyRequest, reporter: Reporter) -> VerifyResult:
         UsageError: --teacher without --root, or --sample without --teacher.
         FingerprintError: the teacher is not the one that made the store.
     """
-    found, next_step = examine(request, reporter)
+    result, next_step = examine(request, reporter)
     if next_step:
         reporter.note(f"next: {next_step}")
-    return found
+    return result
 
 
 def examine(request: VerifyRequest, reporter: Reporter) -> tuple[VerifyResult, str]:
-    """The same, with what to do next in words instead of a note; empty where nothing is to be done."""
+    """Verify as `verify` does, and return what to do next in words instead of a note; empty: nothing is to be done."""
     _check(request)
     if request.repair:
         LabelStore.open(request.labels)  # before a lock is laid beside something that is no store
@@ -68,7 +68,7 @@ def _check(request: VerifyRequest) -> None:
 def _verify(request: VerifyRequest, reporter: Reporter) -> tuple[VerifyResult, str]:
     store = LabelStore.open(request.labels, writable=request.repair)
     faults = [Fault(*fault) for fault in store.static_faults()]
-    # Else the contents of chunks are not judged by it: `repair` must not drop what is sound.
+    # Chunks are judged by the index only where it is sound: `repair` must not drop sound chunks.
     fixed, index_is_sound = len(faults), not faults
     checked = missing = dropped = 0
     for group in store.groups:
@@ -88,7 +88,7 @@ def _verify(request: VerifyRequest, reporter: Reporter) -> tuple[VerifyResult, s
         faults += wrong
     if dropped:
         reporter.note(f"took {dropped} chunks out of the ledger")
-    found = VerifyResult(
+    result = VerifyResult(
         ok=not faults,
         chunks_checked=checked,
         chunks_missing=missing,
@@ -97,15 +97,15 @@ def _verify(request: VerifyRequest, reporter: Reporter) -> tuple[VerifyResult, s
         labels=str(request.labels),
         teacher=again,
     )
-    return found, "" if again else _next_step(store, found, fixed)
+    return result, "" if again else _next_step(store, result, fixed)
 
 
-def _next_step(store: LabelStore, found: VerifyResult, fixed: int) -> str:
-    """What mends a store of whose faults so many are in parts that are written only once."""
+def _next_step(store: LabelStore, result: VerifyResult, fixed: int) -> str:
+    """What mends the store; `fixed` of its faults are in parts that are written only once."""
     steps = [RESTORE] if fixed else []
-    if len(found.faults) > fixed + found.chunks_missing + found.chunks_dropped:
-        steps.append(f"teachonce verify {found.labels} " + option("repair"))
-    if len(found.faults) > fixed:
+    if len(result.faults) > fixed + result.chunks_missing + result.chunks_dropped:
+        steps.append(f"teachonce verify {result.labels} " + option("repair"))
+    if len(result.faults) > fixed:
         steps.append(f"run the same `{store.maker}` again: it writes what is lost")
     return Phrase(", then ").join(steps)
 
@@ -181,7 +181,7 @@ def _label_checks(store: LabelStore, data: Arrays) -> Iterator[tuple[bool, str]]
 
 
 def _soft_label_checks(store: LabelStore, data: Arrays, good: Any) -> Iterator[tuple[bool, str]]:
-    """The same for soft labels, from the coded values: sorting them by probability would take most of the time."""
+    """Statements that hold for every sound chunk of soft labels, judged by coded values: a sort takes too long."""
     coded, codes, fill = data["class_ids"], data["gaps"], np.iinfo(data["class_ids"].dtype).max
     yield bool((coded[~good] == fill).all() and (codes[~good] == GAP_FILL).all()), "no classes in rows without an image"
     coded, codes, residual = coded[good], codes[good], data["log_residual"][good].astype(np.float32)

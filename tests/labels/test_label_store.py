@@ -12,7 +12,7 @@ import zarr
 from worlds import synthetic_index, synthetic_store
 
 from teachonce.data.vocabulary import Vocabulary
-from teachonce.errors import DataError, EnvironmentFault, FingerprintError, IncompleteError, IntegrityError
+from teachonce.errors import DataError, FingerprintError, IncompleteError, IntegrityError
 from teachonce.labels import format as store_format
 from teachonce.labels.codec import TopK, encode, max_error
 from teachonce.labels.create import add_student, create_store, row_order
@@ -280,7 +280,7 @@ def test_a_failed_creation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(28, "No space left on device", "somewhere")
 
     monkeypatch.setattr("teachonce.core.folders.sync_tree", full)
-    with pytest.raises(EnvironmentFault, match=r"cannot write .*: No space left.*MB free"):
+    with pytest.raises(IncompleteError, match=r"cannot write .*: No space left.*MB free"):
         synthetic_store(tmp_path / "a.zarr")
     assert list(tmp_path.iterdir()) == []
 

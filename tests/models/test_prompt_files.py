@@ -378,7 +378,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(EnvironmentFault, match="No space left"):
+    with pytest.raises(IncompleteError, match="No space left"):
         atomic_write_bytes(path, b"new")
     assert path.read_bytes() == b"old" and [x.name for x in tmp_path.iterdir()] == ["file"]
     with pytest.raises(EnvironmentFault, match="nowhere"):

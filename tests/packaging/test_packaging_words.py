@@ -16,19 +16,6 @@ FILES = sorted(file for folder in ("pipeline", "stages", "cli") for file in (ROO
 
 EMPTY_WORDS = frozenset({"found", "told", "own", "about"})
 
-# Folders and files that still use these words. An entry leaves this list when its variables have got names.
-NOT_YET = (
-    "pipeline/core",
-    "pipeline/evaluation/contender.py",
-    "pipeline/models/classifier.py",
-    "pipeline/models/learner.py",
-    "pipeline/models/prompt_files.py",
-    "pipeline/reports/folder.py",
-    "pipeline/reports/samples.py",
-    "stages",
-    "cli",
-)
-
 
 def empty_words(source: str) -> list[tuple[int, str]]:
     """Return line and word of each parameter and each assigned variable that is called by an empty word.
@@ -59,25 +46,10 @@ def place_of(file: Path) -> str:
     return file.relative_to(ROOT).as_posix()
 
 
-def is_within(place: str, entry: str) -> bool:
-    """Whether a file is an entry of the list, or lies in it."""
-    return place == entry or place.startswith(entry + "/")
-
-
-NAMED = [file for file in FILES if not any(is_within(place_of(file), entry) for entry in NOT_YET)]
-
-
-@pytest.mark.parametrize("file", NAMED, ids=place_of)
+@pytest.mark.parametrize("file", FILES, ids=place_of)
 def test_variables_and_parameters_name_the_thing(file: Path) -> None:
     """A reader learns nothing from a variable called `found`: a name says what was found."""
     assert empty_words(file.read_text(encoding="utf-8")) == []
-
-
-@pytest.mark.parametrize("entry", NOT_YET)
-def test_the_list_of_exceptions_holds_only_what_needs_it(entry: str) -> None:
-    """An entry whose files are clean, or that does not exist, has to leave the list."""
-    files = [file for file in FILES if is_within(place_of(file), entry)]
-    assert any(empty_words(file.read_text(encoding="utf-8")) for file in files)
 
 
 @pytest.mark.parametrize(

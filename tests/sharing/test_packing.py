@@ -16,7 +16,7 @@ from worlds import Notes
 
 from teachonce.core.progress import Silent
 from teachonce.core.sums import parse_sums, sums_text
-from teachonce.errors import EnvironmentFault, IntegrityError, TeachOnceError, UsageError
+from teachonce.errors import IncompleteError, IntegrityError, TeachOnceError, UsageError
 from teachonce.sharing.entries import Hashed, files_of
 from teachonce.sharing.packing import PackHead, check_pack, unpack, write_pack
 
@@ -276,7 +276,7 @@ def test_a_full_disk_leaves_nothing(name: str, source: Path, tmp_path: Path, mon
         return block
 
     monkeypatch.setattr(Hashed, "read", failing)
-    with pytest.raises(EnvironmentFault, match="No space left"):
+    with pytest.raises(IncompleteError, match="No space left"):
         write_pack(source, head_of(source), tmp_path / name, Silent())
     assert sorted(item.name for item in tmp_path.iterdir()) == ["things"]
 

@@ -17,8 +17,8 @@ import share_runs
 import worlds
 
 from teachonce.cli.app import app
+from teachonce.cli.commands.train import ConfigFile
 from teachonce.cli.jobs import Job
-from teachonce.cli.options import ConfigFile
 from teachonce.labels.store import LabelStore
 
 ROOT = Path(__file__).resolve().parents[2]
