@@ -41,13 +41,22 @@ def copied_tree(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
+def sdist(copied_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution, built without network."""
+    return _built(copied_tree, tmp_path_factory.mktemp("sdist"), "sdist", "*.tar.gz")
+
+
+@pytest.fixture(scope="session")
 def wheel(copied_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built without network."""
-    out = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(copied_tree)]
+    return _built(copied_tree, tmp_path_factory.mktemp("wheel"), "wheel", "*.whl")
+
+
+def _built(tree: Path, out: Path, kind: str, pattern: str) -> Path:
+    command = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(out), str(tree)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = out.glob("*.whl")
+    (built,) = out.glob(pattern)
     return built
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +36,22 @@ def test_the_wheel_holds_the_tree_and_nothing_else(copied_tree: Path, folders: M
     expected = shipped(copied_tree, folders)
     assert sorted(expected - names) == [], "in the tree, not in the wheel: [tool.setuptools] does not list it"
     assert sorted(names - expected) == [], "in the wheel, not in the tree"
+
+
+def test_the_source_distribution_holds_the_tree_and_nothing_else(
+    copied_tree: Path, folders: Mapping[str, str], sdist: Path
+) -> None:
+    """Whoever builds from source gets the wheel that the tree gives."""
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    expected = {
+        f"{folder}{name.removeprefix(folders[folder])}"
+        for folder in folders
+        for name in shipped(copied_tree, {folder: folders[folder]})
+    }
+    inside = {name for name in names if name.partition("/")[0] in folders and "." in name.rpartition("/")[2]}
+    assert sorted(expected - names) == [], "in the tree, not in the source distribution"
+    assert sorted(inside - expected) == [], "in the source distribution, not in the tree"
 
 
 def test_no_module_hides_a_subpackage(project: Path, folders: Mapping[str, str]) -> None:
@@ -105,5 +122,5 @@ def test_the_installed_package_works_in_a_spawned_process(installed: Path, tmp_p
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "did you mean 'teach'?",
-        "--set sead=1: unknown key 'sead': did you mean 'seed'?",
+        "`set` sead=1: unknown key 'sead': did you mean 'seed'?",
     ]
