@@ -2,11 +2,12 @@
 
 Run it on two revisions on the same machine and compare the lines:
 
-    python benchmarks/golden_runs.py --out before > before.txt      # on the old revision
-    python benchmarks/golden_runs.py --out after > after.txt        # on the new one
-    diff before.txt after.txt
+    python benchmarks/golden_runs.py --out runs-old > old.txt      # on the old revision
+    python benchmarks/golden_runs.py --out runs-new > new.txt      # on the new one
+    diff old.txt new.txt
 
-The digests cover decoded arrays, prompts, logged losses and scores; they leave out times, run tokens and paths. Digests
+The digests cover decoded arrays, prompts, logged losses and scores; they leave out times, run tokens and
+paths, but a store says its size, so the names of the two folders have to be of the same length. Digests
 of two machines, or of two versions of PyTorch, need not agree.
 """
 
