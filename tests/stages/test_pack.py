@@ -22,7 +22,7 @@ import teachonce
 from teachonce.core.progress import Silent
 from teachonce.core.remote import location
 from teachonce.core.sums import digest_of
-from teachonce.errors import DataError, EnvironmentFault, IncompleteError, IntegrityError, UsageError
+from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
 from teachonce.labels.store import LabelStore
 from teachonce.stages.export import ExportRequest, export
 from teachonce.stages.pack import PackRequest, PackResult, pack
@@ -210,7 +210,7 @@ def test_a_pack_that_cannot_be_written(shared: Path, tmp_path: Path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("teachonce.core.files.sync", full)
-    with pytest.raises(EnvironmentFault, match="No space left"):
+    with pytest.raises(IncompleteError, match="No space left"):
         packed(shared, tmp_path / "p.tar")
     assert list(tmp_path.iterdir()) == []
 
