@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from teachonce.errors import UnsupportedModelError
 from teachonce.models.clip import load_clip
 from teachonce.models.image_tower import ImageTower
-from teachonce.models.learner import PromptSpec, image_learner
+from teachonce.models.learner import image_learner
+from teachonce.models.prompts import Prompts
 from teachonce.models.structures import Init, Position, Structure
 from teachonce.models.text_tower import TextTower
 
@@ -74,7 +75,9 @@ def image_case(model: nn.Module) -> Case:
         for depth in (0, 1, tower.layers - 1):
             starts: tuple[tuple[Init, float], ...] = (("normal", 0.7), ("template", 0.7), ("template", 0.0))
             for init, moved in starts:
-                learner = image_learner(tower, PromptSpec(structure=structure, init=init), 3, depth)
+                learner = image_learner(
+                    tower, Prompts(structure=structure, init=init, image_length=3, image_depth=depth)
+                )
                 generator = torch.Generator().manual_seed(3)
                 with torch.no_grad():
                     for name, parameter in learner.named_parameters():

@@ -25,7 +25,8 @@ from torch import Tensor
 from teachonce.core.progress import Silent
 from teachonce.labels.store import LabelStore
 from teachonce.models.clip import load_clip, pick_device
-from teachonce.models.learner import PromptSpec, SlotLearner, text_learner
+from teachonce.models.learner import SlotLearner, text_learner
+from teachonce.models.prompts import Prompts
 from teachonce.models.text_tower import TextTower
 from teachonce.models.tokens import NameTokens
 from teachonce.rows.working_set import open_working_set
@@ -90,7 +91,7 @@ def load(args: argparse.Namespace) -> Problem:
     if batch.features is None or batch.embedding is None:
         raise SystemExit(f"{args.labels} lacks student features or teacher embeddings")
     tower = TextTower.from_clip(clip.model, clip.tokenizer)
-    learner = text_learner(tower, PromptSpec(structure=args.structure)).to(clip.device)
+    learner = text_learner(tower, Prompts(structure=args.structure)).to(clip.device)
     return Problem(
         tower=tower,
         learner=learner,

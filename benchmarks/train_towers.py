@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from train_parts import CONTEXT, GIGA, apart, by_turns, count_flops, made_up_clip, most_apart, say, some_names, table
 
 from teachonce.models.clip import LoadedClip, autocast
-from teachonce.models.learner import PromptSpec, text_learner
+from teachonce.models.learner import text_learner
+from teachonce.models.prompts import Prompts
 from teachonce.models.slots import SlotPrompts
 from teachonce.models.spec import Precision
 from teachonce.models.structures import Structure
@@ -97,7 +98,7 @@ def some_prompts(tower: TextTower, structure: Structure, slots: int) -> SlotProm
     words = len(tower.embed_words(CONTEXT))
     learner = text_learner(
         tower,
-        PromptSpec(structure=structure, context=CONTEXT, length=slots, init="template" if slots == words else "words"),
+        Prompts(structure=structure, context=CONTEXT, length=slots, init="template" if slots == words else "words"),
     )
     with torch.no_grad():
         for parameter in learner.parameters():

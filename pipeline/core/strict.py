@@ -112,6 +112,9 @@ class Source:
     text: str
 
 
+OURS = Source("ours")
+
+
 @dataclass(frozen=True)
 class Idle:
     """When a field does nothing: its value is not read, or changes no result."""
@@ -160,6 +163,15 @@ def check_ranges(table: Any) -> None:
         for mark in marks:
             if isinstance(mark, Range) and value is not None and not mark.holds(value):
                 raise ValueError(f"{name} must be {mark}, found {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Keys of a config that belong together; numbers are in their ranges."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a number out of range."""
+        check_ranges(self)
 
 
 def idle_sentences(

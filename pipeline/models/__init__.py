@@ -4,5 +4,6 @@ The room loads models through open_clip, runs their towers with and without prom
 that keep prompts. It does not know label stores.
 
 May import: core, data.
-Begin with: `clip` (a loaded model), then `structures`, `slots` and `text_tower` (how prompts enter it).
+Begin with: `clip` (a loaded model) and `prompts` (what prompts are), then `structures`, `slots` and `text_tower` (how
+prompts enter it).
 """

@@ -8,7 +8,7 @@ Shapes: M slots, L blocks, D width, n blocks that have a letter.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import get_args
 
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from teachonce.errors import TeachOnceError, UsageError
 from teachonce.models.image_tower import ImageTower
+from teachonce.models.prompts import Prompts
 from teachonce.models.slots import SlotPrompts
-from teachonce.models.structures import Allocation, Init, Letter, Position, Structure, allocate
+from teachonce.models.structures import Allocation, Letter, allocate
 from teachonce.models.text_tower import TextTower
 
 NOISE = 0.02
@@ -25,32 +26,11 @@ NOISE = 0.02
 _LETTERS: tuple[Letter, ...] = get_args(Letter)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PromptSpec:
-    """What the prompts of a text tower are and what they start as.
-
-    `init`:
-    template: step 0 is the hand-written context exactly. Carried: its words, and zero deltas. Replace: the block
-        inputs at its slots.
-    words: the context's words in the first slots, noise in further ones. Replace: the block inputs of these.
-    normal: N(0, 0.02) in every slot (CoOp), zero deltas. Replace: N(0, 1) times the size of the hand-written states.
-    """
-
-    structure: Structure = "unshared"
-    context: str = "a photo of a"
-    length: int = 0  # M; 0: as many as the context has tokens
-    depth: int = 0  # blocks that carry prompts; 0: all
-    init: Init = "template"
-    layer_scale: bool = True  # train in units of each block's slot states; False: in the tower's own
-    position: Position = "before"
-    seed: int = 0  # of random starts
-
-
 class SlotLearner(nn.Module):
     """Trainable prompts of one tower. Every parameter starts at zero: forward() = start + scale * parameter.
 
     With scales sigma_l, the sizes of hand-written slot states, which differ a hundredfold between blocks, one step
-    size suits all blocks. Start and scales follow from the student and the spec, so a checkpoint need not hold them.
+    size suits all blocks. Start and scales follow from the student and `Prompts`, so a checkpoint need not hold them.
 
     Args:
         allocation: which tensors are trained.
@@ -187,27 +167,38 @@ def replacing(allocation: Allocation, carried: SlotPrompts, states_LMD: Tensor) 
     return SlotPrompts(context=None, replace=True, gate=carried.gate, **letters)
 
 
-def text_learner(tower: TextTower, spec: PromptSpec) -> SlotLearner:
+def text_learner(tower: TextTower, prompts: Prompts, seed: int = 0) -> SlotLearner:
     """The trainable prompts of a text tower at their start.
+
+    `init`:
+    template: step 0 is the hand-written context exactly. Carried: its words, and zero deltas. Replace: the block
+        inputs at its slots.
+    words: the context's words in the first slots, noise in further ones. Replace: the block inputs of these.
+    normal: N(0, 0.02) in every slot (CoOp), zero deltas. Replace: N(0, 1) times the size of the hand-written states.
+
+    Args:
+        tower: the student's.
+        prompts: what they are and how they begin; the keys of the image tower are not read.
+        seed: of random starts.
 
     Raises:
         UsageError: an empty or too long context, a depth beyond the tower, a length that does not go with the start.
     """
-    allocation = allocate(spec.structure, tower.layers, spec.depth)
-    words = _words(tower, spec.context)
-    slots = spec.length or len(words)
-    _check_length(spec, len(words), tower)
-    sigma_L = tower.slot_scales(spec.context)
-    scales_L = sigma_L if spec.layer_scale else torch.ones_like(sigma_L)
-    generator = torch.Generator().manual_seed(spec.seed)  # on the CPU: the same numbers on every device
+    allocation = allocate(prompts.structure, tower.layers, prompts.depth)
+    words = _words(tower, prompts.context)
+    slots = prompts.length or len(words)
+    _check_length(prompts, len(words), tower)
+    sigma_L = tower.slot_scales(prompts.context)
+    scales_L = sigma_L if prompts.layer_scale else torch.ones_like(sigma_L)
+    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same numbers on every device
 
     def noise(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(words)
 
-    if spec.init == "normal" and allocation.replace:
+    if prompts.init == "normal" and allocation.replace:
         start = _replacing_noise(allocation, sigma_L, slots, tower.width, noise)
     else:
-        kept = 0 if spec.init == "normal" else len(words)
+        kept = 0 if prompts.init == "normal" else len(words)
         context = torch.cat([words[:kept], NOISE * noise(slots - kept, tower.width)])
         start = SlotPrompts(context)
         if allocation.replace:
@@ -235,31 +226,32 @@ def _words(tower: TextTower, context: str) -> Tensor:
         raise problem.reworded(hint=hint) from problem
 
 
-def _check_length(spec: PromptSpec, tokens: int, tower: TextTower) -> None:
-    if spec.length < 0 or spec.length > tower.most_slots:
+def _check_length(prompts: Prompts, tokens: int, tower: TextTower) -> None:
+    if prompts.length > tower.most_slots:
         raise UsageError(
-            f"length = {spec.length} slots: the text tower has room for 1 to {tower.most_slots}",
+            f"length = {prompts.length} slots: the text tower has room for 1 to {tower.most_slots}",
             hint="set length = 0 for as many as the context has tokens, or a smaller one",
         )
-    slots = spec.length or tokens
-    if spec.init == "template" and slots != tokens:
+    slots = prompts.length or tokens
+    if prompts.init == "template" and slots != tokens:
         raise UsageError(
-            f"{slots} slots cannot start as {spec.context!r}, which has {tokens} tokens",
+            f"{slots} slots cannot start as {prompts.context!r}, which has {tokens} tokens",
             hint="set length = 0, or init = 'words' or 'normal'",
         )
-    if spec.init == "words" and slots < tokens:
+    if prompts.init == "words" and slots < tokens:
         raise UsageError(
-            f"{slots} slots are too few for the {tokens} tokens of {spec.context!r}",
+            f"{slots} slots are too few for the {tokens} tokens of {prompts.context!r}",
             hint="shorten the context, raise length, or set init = 'normal'",
         )
-    if spec.init == "template" and spec.structure == "unshared-replace" and spec.position != "before":
+    if prompts.init == "template" and prompts.structure == "unshared-replace" and prompts.position != "before":
         raise UsageError(
-            f"slots {spec.position} the name have other states for every name: unshared-replace cannot start as them",
+            f"slots {prompts.position} the name have other states for every name: "
+            "unshared-replace cannot start as them",
             hint="set position = 'before', or init = 'words', which takes the states before a name",
         )
 
 
-def image_learner(tower: ImageTower, spec: PromptSpec, length: int, depth: int) -> SlotLearner:
+def image_learner(tower: ImageTower, prompts: Prompts, seed: int = 0) -> SlotLearner:
     """The trainable prompts of an image tower at their start.
 
     No words say what an image slot should hold and no slot has a position: equal ones would stay equal for ever. So
@@ -271,23 +263,20 @@ def image_learner(tower: ImageTower, spec: PromptSpec, length: int, depth: int) 
 
     Args:
         tower: the student's.
-        spec: structure, init, layer_scale and seed count; what it says of context, length and depth is about text.
-        length: M.
-        depth: the first `depth` blocks carry prompts; 0 means all. Without effect for `shared`.
+        prompts: what they are and how they begin; context, length, depth and position are about text and not read.
+        seed: of the slots' noise.
 
     Raises:
-        UsageError: no slots, or a depth beyond the tower.
+        UsageError: a depth beyond the tower.
     """
-    if length < 1:
-        raise UsageError(f"{length} slots in the image tower", hint="set image_length to 1 or more")
-    allocation = allocate(spec.structure, tower.layers, depth, key="image_depth")
+    allocation = allocate(prompts.structure, tower.layers, prompts.image_depth, key="image_depth")
     sigma_L = tower.patch_scales()
-    generator = torch.Generator().manual_seed(spec.seed)  # on the CPU: the same numbers on every device
-    noise = torch.randn(length, tower.width, generator=generator).to(sigma_L)
+    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same numbers on every device
+    noise = torch.randn(prompts.image_length, tower.width, generator=generator).to(sigma_L)
     start = SlotPrompts(NOISE * noise)
     if allocation.replace:
         start = replacing(allocation, start, tower.block_inputs(start))
-    if spec.init == "template":
+    if prompts.init == "template":
         start = replace(start, gate=torch.zeros_like(sigma_L))
-    scales_L = sigma_L if spec.layer_scale else torch.ones_like(sigma_L)
+    scales_L = sigma_L if prompts.layer_scale else torch.ones_like(sigma_L)
     return SlotLearner(allocation, start, scales_L, tower.block_inputs)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
@@ -36,8 +36,9 @@ from teachonce.errors import (
     UsageError,
 )
 from teachonce.models.prompt_names import CHECKPOINTS_FOLDER, CONFIG_FILE, EXPORTED, META_FILE, TENSORS_FILE
+from teachonce.models.prompts import PromptMeta
 from teachonce.models.slots import SlotPrompts
-from teachonce.models.structures import Init, Position, Structure, allocate, written
+from teachonce.models.structures import Structure
 from teachonce.phrases import option
 
 if TYPE_CHECKING:
@@ -51,35 +52,6 @@ _PLACE = (
     f"give a folder with {TENSORS_FILE} and {META_FILE}: a run of `teachonce train`, or an export of one; or "
     "OWNER/NAME, OWNER/NAME@REVISION on the hub"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptMeta:
-    """What prompts were made for, and with."""
-
-    tower: Literal["text", "image", "both"] = "text"  # which towers have prompts
-    structure: Structure
-    context: str  # the words that the text slots began as
-    position: Position = "before"  # of the text slots, relative to the name
-    init: Init = "template"
-    slots: int  # M of the text prompts, 0 without
-    depth: int  # blocks of the text tower that carry prompts; 0: all; without effect for `shared`
-    width: int  # D of the text tower
-    layers: int  # L of the text tower
-    image_slots: int = 0  # M of the image prompts, 0 without
-    image_depth: int = 0
-    image_width: int = 0
-    image_layers: int = 0
-    image_gate: bool = False  # whether the image slots enter through a gate in every block
-    student: str  # model spec, as `load_clip` takes it
-    student_digest: str  # of the student's weights, as `load_clip` gives it
-    suffix: str  # what follows a name
-    version: str  # of this project
-
-    @property
-    def template(self) -> str:
-        """The sentence around a name that the text slots began as."""
-        return written(self.context, self.suffix)
 
 
 @dataclass(frozen=True)
@@ -260,26 +232,10 @@ def _compare(file: Path, expected: object, actual: str) -> None:
 
 def _expected_shapes(meta: PromptMeta) -> dict[str, tuple[int, ...]] | None:
     """Exactly the tensors, of exactly the shapes, that the metadata tell of; None if no tower could be so."""
-    expected: dict[str, tuple[int, ...]] = {}
-    sizes = {
-        "text": (meta.slots, meta.width, meta.layers, meta.depth),
-        "image": (meta.image_slots, meta.image_width, meta.image_layers, meta.image_depth),
-    }
-    for tower in ("text", "image"):
-        slots, width, layers, depth = sizes[tower]
-        if meta.tower not in (tower, "both"):
-            continue
-        try:
-            allocation = allocate(meta.structure, layers, depth)
-        except UsageError:
-            return None
-        if allocation.context:
-            expected[f"{tower}.context"] = (slots, width)
-        for letter, blocks in allocation.blocks.items():
-            expected[f"{tower}.{letter}"] = (len(blocks), slots, width)
-    if meta.image_gate and meta.tower != "text":
-        expected["image.gate"] = (meta.image_layers,)
-    return expected
+    try:
+        return meta.shapes()
+    except UsageError:
+        return None
 
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -17,7 +17,7 @@ from teachonce.data.manifests import load_manifest, shipped_manifests
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
 from teachonce.labels.format import LABELS
 from teachonce.labels.store import LabelStore
-from teachonce.models.prompt_files import LoadedPrompts, PromptMeta
+from teachonce.models.prompt_files import LoadedPrompts
 from teachonce.models.spec import LOCAL_DIR
 from teachonce.phrases import option, phrase
 from teachonce.runs.folder import RunFolder
@@ -137,7 +137,7 @@ def gather(run: Path, prompts: LoadedPrompts, licence: str | None, version: str)
         prompts_digest=prompts.tensors_digest,
         student=public(meta.student),
         student_digest=meta.student_digest,
-        structure=_structure(meta),
+        structure=meta.public(),
         origin=origin,
         training=training,
         data=data,
@@ -178,20 +178,6 @@ def _recorded(file: Path) -> tuple[str, dict[str, Any], DataFacts, tuple[dict[st
         raise IntegrityError(f"{file} is not what `teachonce export` writes", hint="export again from the run")
     facts = decode(DataFacts, data, f"{file}: data", IntegrityError)
     return str(document.get("origin")), training, facts, tuple(evaluations), document.get("licence")
-
-
-def _structure(meta: PromptMeta) -> dict[str, Any]:
-    kept: dict[str, Any] = {
-        "tower": meta.tower,
-        "structure": meta.structure,
-        "init": meta.init,
-        "context": meta.context,
-    }
-    if meta.tower != "image":
-        kept |= {"slots": meta.slots, "depth": meta.depth, "position": meta.position}
-    if meta.tower != "text":
-        kept |= {"image_slots": meta.image_slots, "image_depth": meta.image_depth, "image_gate": meta.image_gate}
-    return kept | {"suffix": meta.suffix}
 
 
 def _data(run: Path, results: dict[str, Any]) -> DataFacts:

@@ -1,7 +1,8 @@
 """The configuration of a training run: its keys in tables, and what they may be together.
 
 At each key stand its range, the source of its default, and when it does nothing. It does not train and does not know
-stores; every key here is an axis that a grid may vary. `config_file` reads a config from a file and from overrides.
+stores; every key here is an axis that a grid may vary. `config_file` reads a config from a file and from overrides. The
+table of the prompts is in `models.prompts`, where the learners of the towers read it too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from teachonce.core.digests import SHORT, canonical_digest
 from teachonce.core.strict import (
+    OURS,
     Above,
     AtLeast,
     AtMost,
@@ -22,30 +24,20 @@ from teachonce.core.strict import (
     Between,
     Idle,
     Source,
-    check_ranges,
+    Table,
     idle,
     idle_sentences,
     idle_unless,
     marks_of,
 )
+from teachonce.models.prompts import IMAGES, NOT_IMAGE, Prompts
 from teachonce.models.spec import Precision
-from teachonce.models.structures import Init, Position, Structure
 
 LARGEST_RATE = 1e30  # beyond it, float32 overflows in the middle of an update
-OURS = Source("ours")
-IMAGES = 'tower = "image" or "both"'
-NOT_TEXT = Idle(("tower",), lambda values: values["tower"] == "text", needs=IMAGES)
-NOT_IMAGE = idle(tower="image")
 ONLY_SAMPLED = idle_unless(candidates="sampled")
 NO_SOFT_LOSS = idle(supervision="hard")
 WEIGHT_0 = idle(soft_weight=0)  # of the soft loss
 ONLY_GAUSSIAN = idle_unless(averaging="gaussian")
-
-
-def _starts_alike(values: Mapping[str, Any]) -> bool:
-    """Whether the slots are just the template's words, so that init = 'words' and 'template' are the same start."""
-    carried = values["structure"] != "unshared-replace" or values["position"] == "before"
-    return (values["tower"], values["length"]) == ("text", 0) and carried
 
 
 def _never_beyond_warmup(values: Mapping[str, Any]) -> bool:
@@ -53,48 +45,7 @@ def _never_beyond_warmup(values: Mapping[str, Any]) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Table:
-    """Keys that belong together; numbers are in their ranges."""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for a number out of range."""
-        check_ranges(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prompts(_Table):
-    """What carries prompts, what they are and how they begin."""
-
-    tower: Annotated[Literal["text", "image", "both"], Source("POMP; RPP's encoders are not known to us")] = "text"
-    """Which of the student's towers carries prompts. image, both: images are read in training (`--root`)."""
-    structure: Annotated[
-        Structure, Source('ours: carried, so that the query prompt lives; RPP as reported: "unshared-replace"')
-    ] = "unshared"
-    """shared: context vectors at the input (CoOp, POMP). unshared: query/key/value prompts in each layer on top of the
-    carried slot states (ours). unshared-replace: such prompts in place of the slot states (RPP as reported by third
-    parties). Letters (q, k, v, r for the residual) are ablations of unshared."""
-    context: Annotated[str, Source("ours: step 0 is the hand-written template exactly; POMP starts from noise")] = (
-        "a photo of a"
-    )
-    """Words whose token embeddings initialise the slots. Step 0 is this template where init = "template"."""
-    length: Annotated[int, AtLeast(0), NOT_IMAGE, Source("ours: the four tokens of the context; POMP: 4 or 16")] = 0
-    """Slots in the text tower; 0: as many as the context has tokens."""
-    depth: Annotated[int, AtLeast(0), NOT_IMAGE, idle(structure="shared"), Source("ours: all layers")] = 0
-    """The first `depth` layers of the text tower carry prompts; 0 means all."""
-    init: Annotated[Init, Idle(("tower", "length"), _starts_alike, only="words"), OURS] = "template"
-    """template: step 0 is the hand-written template exactly. words: as it, further slots are noise. normal: noise."""
-    layer_scale: Annotated[bool, Source("ours: slot states differ a hundredfold in size between layers")] = True
-    """Measure prompts in units of the slot states at each layer, so that one learning rate suits all of them."""
-    position: Annotated[Position, NOT_IMAGE, Source('POMP, CoOp\'s "end"')] = "before"
-    """Where the slots stand, seen from the class name (CoOp: end, middle, front)."""
-    image_length: Annotated[int, Above(0), NOT_TEXT, OURS] = 4
-    """Slots in the image tower."""
-    image_depth: Annotated[int, AtLeast(0), NOT_TEXT, idle(structure="shared"), OURS] = 0
-    """The first `image_depth` layers of the image tower carry prompts; 0 means all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loss(_Table):
+class Loss(Table):
     """What a step minimises."""
 
     supervision: Annotated[
@@ -152,7 +103,7 @@ class Loss(_Table):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidates(_Table):
+class Candidates(Table):
     """Which classes compete in the softmax of a step."""
 
     candidates: Annotated[
@@ -181,7 +132,7 @@ class Candidates(_Table):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimiser(_Table):
+class Optimiser(Table):
     """How prompts move."""
 
     optimizer: Annotated[Literal["adamw", "sgd"], Source("ours; POMP: sgd, learning rate 0.002, momentum 0.9")] = (
@@ -218,7 +169,7 @@ class Optimiser(_Table):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loop(_Table):
+class Loop(Table):
     """What steps see, how many there are, what is written on the way, and what bounds the memory."""
 
     steps: Annotated[int, Above(0), Idle(("epochs",), lambda values: values["epochs"] > 0), OURS] = 600

@@ -11,17 +11,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from teachonce import __version__
 from teachonce.models.classifier import prompted_features, template_features
 from teachonce.models.clip import LoadedClip, autocast
 from teachonce.models.image_tower import ImageTower
-from teachonce.models.learner import PromptSpec, SlotLearner, image_learner, text_learner
-from teachonce.models.prompt_files import PromptMeta
+from teachonce.models.learner import SlotLearner, image_learner, text_learner
+from teachonce.models.prompts import PromptMeta
 from teachonce.models.slots import SlotPrompts
 from teachonce.models.structures import written
 from teachonce.models.text_tower import TextTower
@@ -48,24 +46,26 @@ class PromptedStudent:
         self.text = TextTower.from_clip(clip.model, clip.tokenizer)
         self.image: ImageTower | None = None
         self.learners = nn.ModuleDict()
-        spec = prompt_spec(config)
-        slots = 0
-        if config.prompts.tower != "image":
-            learner = text_learner(self.text, spec)
+        prompts, slots = config.prompts, 0
+        if prompts.tower != "image":
+            learner = text_learner(self.text, prompts, config.loop.seed)
             self.learners["text"], slots = learner, learner.slots
-        if config.prompts.tower != "text":
+        if prompts.tower != "text":
             self.image = ImageTower.from_clip(clip.model)
             self._image_forward = _compiled(self.image) if config.loop.compile else self.image.features
-            self.learners["image"] = image_learner(
-                self.image, spec, config.prompts.image_length, config.prompts.image_depth
-            )
+            self.learners["image"] = image_learner(self.image, prompts, config.loop.seed)
         self.learners.to(clip.device)
-        self.names = self.text.tokenise(names, SUFFIX, slots, config.prompts.position)
+        self.names = self.text.tokenise(names, SUFFIX, slots, prompts.position)
 
     def learner(self, tower: str) -> SlotLearner | None:
         """The prompts of one tower, `text` or `image`; None if it has none."""
         learner = dict(self.learners.items()).get(tower)
         return learner if isinstance(learner, SlotLearner) else None
+
+    def prompts(self, tower: str) -> SlotPrompts | None:
+        """The prompts of one tower as they are, in the autograd graph of its parameters; None if it has none."""
+        learner = self.learner(tower)
+        return None if learner is None else learner()
 
     def parameters(self, tower: str) -> list[nn.Parameter]:
         """What is trained on one tower."""
@@ -89,11 +89,11 @@ class PromptedStudent:
     @torch.no_grad()
     def class_features(self) -> Tensor:
         """Unit text features of all classes with the prompts as they are, [V, E] float32."""
-        learner = self.learner("text")
-        if learner is None:
+        prompts = self.prompts("text")
+        if prompts is None:
             return self.frozen_classes
         with self.autocast():
-            return prompted_features(self.text, learner(), self.names)
+            return prompted_features(self.text, prompts, self.names)
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Unit image features with the image prompts, [B, E] float32, differentiable in them."""
@@ -117,32 +117,8 @@ class PromptedStudent:
 
     def meta(self) -> PromptMeta:
         """What the prompts are and what they belong to."""
-        config, text, image = self.config, self.learner("text"), self.learner("image")
-        image_facts: dict[str, Any] = {}
-        if image is not None and self.image is not None:
-            image_facts = {
-                "image_slots": image.slots,
-                "image_depth": config.prompts.image_depth,
-                "image_width": self.image.width,
-                "image_layers": self.image.layers,
-                "image_gate": image().gate is not None,
-            }
-        return PromptMeta(
-            tower=config.prompts.tower,
-            structure=config.prompts.structure,
-            context=config.prompts.context,
-            position=config.prompts.position,
-            init=config.prompts.init,
-            slots=text.slots if text else 0,
-            depth=config.prompts.depth,
-            width=self.text.width,
-            layers=self.text.layers,
-            student=self.clip.spec,
-            student_digest=self.clip.digest,
-            suffix=SUFFIX,
-            version=__version__,
-            **image_facts,
-        )
+        text, image = self.prompts("text"), self.prompts("image")
+        return PromptMeta.of(self.config.prompts, self.clip, SUFFIX, self.text, text, self.image, image)
 
 
 def _compiled(tower: ImageTower) -> Callable[[SlotPrompts, Tensor], Tensor]:
@@ -160,17 +136,3 @@ def _compiled(tower: ImageTower) -> Callable[[SlotPrompts, Tensor], Tensor]:
             return features
 
     return quiet
-
-
-def prompt_spec(config: TrainConfig) -> PromptSpec:
-    """The part of a training config that says what prompts are and how they begin."""
-    return PromptSpec(
-        structure=config.prompts.structure,
-        context=config.prompts.context,
-        length=config.prompts.length,
-        depth=config.prompts.depth,
-        init=config.prompts.init,
-        layer_scale=config.prompts.layer_scale,
-        position=config.prompts.position,
-        seed=config.loop.seed,
-    )

@@ -12,15 +12,15 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from teachonce import __version__
 from teachonce.core.files import atomic_write_bytes, write_failed
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, UsageError
 from teachonce.models.classifier import prompted_features
-from teachonce.models.clip import LoadedClip, load_clip
+from teachonce.models.clip import load_clip
 from teachonce.models.foreign_prompts import ForeignPrompts, prove_student, read_foreign
-from teachonce.models.prompt_files import PromptMeta, save_prompts
+from teachonce.models.prompt_files import save_prompts
 from teachonce.models.prompt_names import META_FILE, TENSORS_FILE
+from teachonce.models.prompts import PromptMeta, Prompts
 from teachonce.models.slots import SlotPrompts
 from teachonce.models.text_tower import TextTower
 from teachonce.phrases import another
@@ -55,30 +55,13 @@ def import_(request: ImportRequest, reporter: Reporter) -> ImportResult:
     learnt = SlotPrompts(context=prompts.context)
     _require_sound(request, learnt, tower)
     with _nothing_half_done(request.out, (TENSORS_FILE, META_FILE, RESULTS)):
-        save_prompts(request.out, learnt, None, _meta(request, prompts, clip, tower.layers))
+        # The words that the prompts began as are not in the checkpoint.
+        made = Prompts(structure="shared", context="", init="normal", position=request.position)
+        save_prompts(request.out, learnt, None, PromptMeta.of(made, clip, SUFFIX, tower, learnt))
         result = _result(request, prompts, proved)
         document = {"schema": 1, **asdict(result)}
         atomic_write_bytes(request.out / RESULTS, (json.dumps(document, indent=1) + "\n").encode())
     return result
-
-
-def _meta(request: ImportRequest, prompts: ForeignPrompts, clip: LoadedClip, layers: int) -> PromptMeta:
-    """What the prompts file says of them; the words that they began as are not in the checkpoint."""
-    slots, width = prompts.context.shape
-    return PromptMeta(
-        structure="shared",
-        context="",
-        init="normal",
-        position=request.position,
-        slots=slots,
-        depth=0,
-        width=width,
-        layers=layers,
-        student=clip.spec,
-        student_digest=clip.digest,
-        suffix=SUFFIX,
-        version=__version__,
-    )
 
 
 def _result(request: ImportRequest, prompts: ForeignPrompts, proved: bool) -> ImportResult:

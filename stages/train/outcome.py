@@ -23,8 +23,7 @@ def finish(out: Path, trainer: Trainer, identity: Identity, log: RunLog) -> Trai
     from teachonce.models.prompt_files import save_prompts
 
     with torch.no_grad(), trainer.result() as student:
-        text, image = student.learner("text"), student.learner("image")
-        save_prompts(out, None if text is None else text(), None if image is None else image(), student.meta())
+        save_prompts(out, student.prompts("text"), student.prompts("image"), student.meta())
     losses = [event["loss"] for event in log.read("step")][-5:]
     held_out = [event["top1"] for event in log.read("held_out")]
     folder = RunFolder(out)

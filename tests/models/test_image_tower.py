@@ -21,6 +21,7 @@ from image_reference import (
     model_of,
     photos,
     plain_features,
+    prompts_of,
     tower_of,
 )
 from torch import Tensor, nn
@@ -28,7 +29,8 @@ from torch.nn import functional as F
 
 from teachonce.errors import TeachOnceError, UnsupportedModelError, UsageError
 from teachonce.models.image_tower import ImageTower
-from teachonce.models.learner import NOISE, PromptSpec, image_learner
+from teachonce.models.learner import NOISE, image_learner
+from teachonce.models.prompts import Prompts
 from teachonce.models.slots import SlotPrompts
 from teachonce.models.structures import Init, Structure, allocate
 
@@ -97,12 +99,12 @@ def test_what_is_not_allocated_would_be_dead(init: Init) -> None:
 def test_a_template_start_is_the_frozen_student_to_the_bit(structure: Structure, kind: str) -> None:
     tower, pixels = tower_of(kind), photos(kind)
     for depth in (0, 1, L - 1):
-        learner = image_learner(tower, PromptSpec(structure=structure), M, depth)
+        learner = image_learner(tower, prompts_of(structure, depth))
         features = tower.features(learner(), pixels)
         assert torch.equal(features, tower.features(None, pixels))
         gate = gradients(features, learner)["gate"]
         assert (gate.abs() > 1e-5).all(), "the closed gate is what opens first"
-        words = image_learner(tower, PromptSpec(structure=structure, init="words"), M, depth)
+        words = image_learner(tower, prompts_of(structure, depth, init="words"))
         assert (tower.features(words(), pixels) - features).abs().max() > 1e-3, "without a gate the slots count at once"
 
 
@@ -190,9 +192,8 @@ def test_images_and_prompts_of_other_shapes_are_refused() -> None:
 def test_slots_start_as_distinct_noise_from_the_seed(structure: Structure) -> None:
     tower = tower_of("laion")
     for init in get_args(Init):
-        spec = PromptSpec(structure=structure, init=init, seed=4)
-        first, again = image_learner(tower, spec, 40, 2), image_learner(tower, spec, 40, 2)
-        other = image_learner(tower, replace(spec, seed=5), 40, 2)
+        asked = Prompts(structure=structure, init=init, image_length=40, image_depth=2)
+        first, again, other = (image_learner(tower, asked, seed) for seed in (4, 4, 5))
         start = first()
         assert all(torch.equal(x, again().tensors()[name]) for name, x in start.tensors().items())
         assert (start.gate is not None) == (init == "template") and not any(x.any() for x in first.parameters())
@@ -225,8 +226,7 @@ def test_units_are_the_patches_sizes_at_each_block() -> None:
     assert torch.allclose(tower.patch_scales(), expected, rtol=1e-4)
     assert expected.max() > 1.3 * expected.min()
     scaled, plain = (
-        image_learner(tower, PromptSpec(structure="v", init="normal", layer_scale=units), M, 0)
-        for units in (True, False)
+        image_learner(tower, prompts_of("v", 0, init="normal", layer_scale=units)) for units in (True, False)
     )
     for learner, units in ((scaled, expected), (plain, torch.ones(L))):
         with torch.no_grad():
@@ -243,7 +243,7 @@ def test_a_shared_context_starts_any_structure(structure: Structure) -> None:
     tower = tower_of("openai")
     shared = learner_of("openai", "shared", 0)()
     for depth in (1, L - 1, 0):
-        learner = image_learner(tower, PromptSpec(structure=structure, init="normal"), M, depth)
+        learner = image_learner(tower, prompts_of(structure, depth, init="normal"))
         learner.load_start(shared)
         pixels = torch.zeros(1, 3, 32, 32) if structure == "unshared-replace" else photos("openai")
         assert torch.allclose(tower.features(learner(), pixels), tower.features(shared, pixels), rtol=0, atol=1e-5)
@@ -251,11 +251,11 @@ def test_a_shared_context_starts_any_structure(structure: Structure) -> None:
 
 def test_starts_that_cannot_be_are_refused() -> None:
     tower = tower_of("openai")
-    with pytest.raises(UsageError, match="0 slots in the image tower"):
-        image_learner(tower, PromptSpec(), 0, 0)
-    with pytest.raises(UsageError, match="depth 4 is out of range"):
-        image_learner(tower, PromptSpec(), M, L + 1)
-    learner = image_learner(tower, PromptSpec(), M, 0)
+    with pytest.raises(ValueError, match="image_length must be above 0"):
+        prompts_of("unshared", 0, image_length=0)
+    with pytest.raises(UsageError, match="image_depth 4 is out of range"):
+        image_learner(tower, prompts_of("unshared", L + 1))
+    learner = image_learner(tower, prompts_of("unshared", 0))
     with pytest.raises(UsageError, match="cannot start prompts of"):
         learner.load_start(learner_of("openai", "shared", 0)())  # without the gate it is another function
 

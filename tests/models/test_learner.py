@@ -12,7 +12,8 @@ from torch import Tensor
 from tower_reference import CONTEXT, NAMES, plain_features, random_prompts, tiny_clip, tokenizer
 
 from teachonce.errors import TeachOnceError, UsageError
-from teachonce.models.learner import NOISE, PromptSpec, SlotLearner, text_learner
+from teachonce.models.learner import NOISE, SlotLearner, text_learner
+from teachonce.models.prompts import Prompts
 from teachonce.models.slots import SlotPrompts
 from teachonce.models.structures import Structure, allocate
 from teachonce.models.text_tower import TextTower
@@ -31,8 +32,8 @@ def detached(learner: SlotLearner) -> SlotPrompts:
     return prompts.apply(torch.Tensor.detach)
 
 
-def learner_of(structure: Structure = "unshared", **spec: object) -> SlotLearner:
-    return text_learner(make_tower(), PromptSpec(structure=structure, **spec))  # type: ignore[arg-type]
+def learner_of(structure: Structure = "unshared", seed: int = 0, **keys: object) -> SlotLearner:
+    return text_learner(make_tower(), Prompts(structure=structure, **keys), seed)  # type: ignore[arg-type]
 
 
 def train(learner: SlotLearner) -> SlotPrompts:
@@ -61,7 +62,7 @@ def test_the_number_of_parameters_is_the_allocations(structure: Structure) -> No
 
 
 def test_a_tower_of_one_block_has_no_live_query() -> None:
-    learner = text_learner(make_tower("one_block"), PromptSpec(structure="qkvr"))
+    learner = text_learner(make_tower("one_block"), Prompts(structure="qkvr"))
     assert sorted(dict(learner.named_parameters())) == ["context", "key", "value"]
     assert learner.trainable_parameters() == 4 * 32 * 3
 
@@ -206,7 +207,6 @@ def test_a_gate_is_trained_counted_and_loaded() -> None:
         ({"length": 5}, "5 slots cannot start as 'a photo of a', which has 4 tokens", "init = 'words'"),
         ({"length": 3}, "3 slots cannot start", "length = 0"),
         ({"length": 3, "init": "words"}, "3 slots are too few for the 4 tokens", "raise length"),
-        ({"length": -1, "init": "normal"}, "-1 slots: .*1 to 74", ""),
         ({"length": 75, "init": "normal"}, "75 slots: .*1 to 74", ""),
         ({"depth": 5}, "depth 5 .*4 blocks", "0 to 4"),
         ({"context": " "}, "is empty", ""),

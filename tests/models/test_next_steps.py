@@ -12,7 +12,8 @@ from tower_reference import tiny_clip, tokenizer
 
 from teachonce.errors import DataError, UsageError
 from teachonce.labels.store import LabelStore
-from teachonce.models.learner import PromptSpec, text_learner
+from teachonce.models.learner import text_learner
+from teachonce.models.prompts import Prompts
 from teachonce.models.text_tower import TextTower
 
 
@@ -34,7 +35,7 @@ def tower() -> TextTower:
 def test_slots_that_cannot_be_name_the_key_to_change(given: dict[str, Any], words: str, hint: str) -> None:
     """Too many slots, too long a context, none, and one that ends the text."""
     with pytest.raises(UsageError, match=words) as caught:
-        text_learner(tower(), PromptSpec(**given))
+        text_learner(tower(), Prompts(**given))
     assert hint in caught.value.hint
 
 

@@ -25,7 +25,8 @@ from teachonce.errors import (
     UsageError,
 )
 from teachonce.models.clip import LoadedClip
-from teachonce.models.prompt_files import LoadedPrompts, PromptMeta, load_prompts, save_prompts
+from teachonce.models.prompt_files import LoadedPrompts, load_prompts, save_prompts
+from teachonce.models.prompts import PromptMeta
 from teachonce.models.slots import SlotPrompts
 from teachonce.models.structures import Position, Structure
 from teachonce.models.text_tower import TextTower

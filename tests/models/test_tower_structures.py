@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from tower_reference import TEMPLATES, full_tokens, plain_features, plain_run, random_prompts, tiny_clip, tokenizer
 
 from teachonce.errors import TeachOnceError
-from teachonce.models.learner import PromptSpec, replacing, text_learner
+from teachonce.models.learner import replacing, text_learner
+from teachonce.models.prompts import Prompts
 from teachonce.models.slots import SlotPrompts
 from teachonce.models.structures import Letter, Position, Structure, allocate
 from teachonce.models.text_tower import TextTower
@@ -89,7 +90,7 @@ def test_step_zero_is_the_hand_written_template(structure: Structure, kind: str)
     for position in positions:
         theirs = model.encode_text(full_tokens(model, NAMES, TEMPLATES[position]), normalize=True)  # type: ignore[operator]
         for depth in range(tower.layers + 1):
-            learner = text_learner(tower, PromptSpec(structure=structure, depth=depth, position=position))
+            learner = text_learner(tower, Prompts(structure=structure, depth=depth, position=position))
             features = tower.features(learner(), tower.tokenise(NAMES, position=position))
             assert torch.allclose(features, theirs, rtol=0, atol=1e-6)
 
@@ -99,8 +100,8 @@ def test_every_block_letter_and_slot_gets_a_gradient(structure: Structure) -> No
     for kind in ("laion", "one_block"):
         _, tower = made(kind)
         for depth, position in zip((0, 1, tower.layers - 1), POSITIONS, strict=True):
-            spec = PromptSpec(structure=structure, depth=depth, position=position, init="words", length=5)
-            learner = text_learner(tower, spec)
+            asked = Prompts(structure=structure, depth=depth, position=position, init="words", length=5)
+            learner = text_learner(tower, asked)
             with torch.no_grad():
                 for number, parameter in enumerate(learner.parameters()):
                     parameter.normal_(generator=torch.Generator().manual_seed(number)).mul_(0.3)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from teachonce.models.image_tower import ImageTower
-from teachonce.models.learner import PromptSpec, SlotLearner, image_learner
+from teachonce.models.learner import SlotLearner, image_learner
+from teachonce.models.prompts import Prompts
 from teachonce.models.slots import SlotPrompts
 from teachonce.models.structures import Init, Structure
 
@@ -97,11 +98,16 @@ def photos(kind: str, count: int = 3) -> Tensor:
     return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(5))
 
 
+def prompts_of(structure: Structure, depth: int, **keys: Any) -> Prompts:
+    """What to ask of an image tower for M slots in its first `depth` blocks."""
+    return Prompts(**{"structure": structure, "image_length": M, "image_depth": depth, **keys})
+
+
 def learner_of(
-    kind: str, structure: Structure, depth: int, init: Init = "normal", moved: float = 0.7, **spec: Any
+    kind: str, structure: Structure, depth: int, init: Init = "normal", moved: float = 0.7, **keys: Any
 ) -> SlotLearner:
     """Prompts some way off their start, every number of them."""
-    learner = image_learner(tower_of(kind), PromptSpec(structure=structure, init=init, **spec), M, depth)
+    learner = image_learner(tower_of(kind), prompts_of(structure, depth, init=init, **keys))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in learner.parameters():

@@ -1,0 +1,169 @@
+"""What prompts are: the keys by which a run asks for them, and what their file says once they are made.
+
+A new property of prompts is a key of `Prompts` and, where whoever loads them must know it, a field of that name in
+`PromptMeta`. This module holds no tensors (`slots`) and makes none (`learner`); it loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from teachonce import __version__
+from teachonce.core.strict import OURS, Above, AtLeast, Idle, Source, Table, idle
+from teachonce.models.structures import Init, Position, Structure, allocate, written
+
+if TYPE_CHECKING:
+    from teachonce.models.clip import LoadedClip
+    from teachonce.models.image_tower import ImageTower
+    from teachonce.models.slots import SlotPrompts
+    from teachonce.models.text_tower import TextTower
+
+Tower = Literal["text", "image", "both"]
+"""Which of the student's towers carry prompts."""
+IMAGES = 'tower = "image" or "both"'
+NOT_TEXT = Idle(("tower",), lambda values: values["tower"] == "text", needs=IMAGES)
+NOT_IMAGE = idle(tower="image")
+
+
+def _starts_alike(values: Mapping[str, Any]) -> bool:
+    """Whether the slots are just the template's words, so that init = 'words' and 'template' are the same start."""
+    carried = values["structure"] != "unshared-replace" or values["position"] == "before"
+    return (values["tower"], values["length"]) == ("text", 0) and carried
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts(Table):
+    """What carries prompts, what they are and how they begin."""
+
+    tower: Annotated[Tower, Source("POMP; RPP's encoders are not known to us")] = "text"
+    """Which of the student's towers carries prompts. image, both: images are read in training (`--root`)."""
+    structure: Annotated[
+        Structure, Source('ours: carried, so that the query prompt lives; RPP as reported: "unshared-replace"')
+    ] = "unshared"
+    """shared: context vectors at the input (CoOp, POMP). unshared: query/key/value prompts in each layer on top of the
+    carried slot states (ours). unshared-replace: such prompts in place of the slot states (RPP as reported by third
+    parties). Letters (q, k, v, r for the residual) are ablations of unshared."""
+    context: Annotated[str, Source("ours: step 0 is the hand-written template exactly; POMP starts from noise")] = (
+        "a photo of a"
+    )
+    """Words whose token embeddings initialise the slots. Step 0 is this template where init = "template"."""
+    length: Annotated[int, AtLeast(0), NOT_IMAGE, Source("ours: the four tokens of the context; POMP: 4 or 16")] = 0
+    """Slots in the text tower; 0: as many as the context has tokens."""
+    depth: Annotated[int, AtLeast(0), NOT_IMAGE, idle(structure="shared"), Source("ours: all layers")] = 0
+    """The first `depth` layers of the text tower carry prompts; 0 means all."""
+    init: Annotated[Init, Idle(("tower", "length"), _starts_alike, only="words"), OURS] = "template"
+    """template: step 0 is the hand-written template exactly. words: as it, further slots are noise. normal: noise."""
+    layer_scale: Annotated[bool, Source("ours: slot states differ a hundredfold in size between layers")] = True
+    """Measure prompts in units of the slot states at each layer, so that one learning rate suits all of them."""
+    position: Annotated[Position, NOT_IMAGE, Source('POMP, CoOp\'s "end"')] = "before"
+    """Where the slots stand, seen from the class name (CoOp: end, middle, front)."""
+    image_length: Annotated[int, Above(0), NOT_TEXT, OURS] = 4
+    """Slots in the image tower."""
+    image_depth: Annotated[int, AtLeast(0), NOT_TEXT, idle(structure="shared"), OURS] = 0
+    """The first `image_depth` layers of the image tower carry prompts; 0 means all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptMeta:
+    """What prompts were made for, and with."""
+
+    tower: Tower = "text"  # which towers have prompts
+    structure: Structure
+    context: str  # the words that the text slots began as
+    position: Position = "before"  # of the text slots, relative to the name
+    init: Init = "template"
+    slots: int  # M of the text prompts, 0 without
+    depth: int  # blocks of the text tower that carry prompts; 0: all; without effect for `shared`
+    width: int  # D of the text tower
+    layers: int  # L of the text tower
+    image_slots: int = 0  # M of the image prompts, 0 without
+    image_depth: int = 0
+    image_width: int = 0
+    image_layers: int = 0
+    image_gate: bool = False  # whether the image slots enter through a gate in every block
+    student: str  # model spec, as `load_clip` takes it
+    student_digest: str  # of the student's weights, as `load_clip` gives it
+    suffix: str  # what follows a name
+    version: str  # of this project
+
+    @classmethod
+    def of(
+        cls,
+        asked: Prompts,
+        clip: LoadedClip,
+        suffix: str,
+        text_tower: TextTower,
+        text: SlotPrompts | None,
+        image_tower: ImageTower | None = None,
+        image: SlotPrompts | None = None,
+    ) -> PromptMeta:
+        """Describe prompts that were made as asked.
+
+        Args:
+            clip: the student.
+            suffix: what follows a name.
+            text: the prompts of the text tower; None without.
+            image_tower: needed where there are image prompts.
+            image: likewise of the image tower.
+        """
+        fields = {field.name for field in dataclasses.fields(cls)}
+        values = {key.name: getattr(asked, key.name) for key in dataclasses.fields(asked) if key.name in fields}
+        if image is None or image_tower is None:
+            del values["image_depth"]
+        else:
+            values |= {
+                "image_slots": image.slots,
+                "image_width": image_tower.width,
+                "image_layers": image_tower.layers,
+                "image_gate": image.gate is not None,
+            }
+        return cls(
+            **values,
+            slots=0 if text is None else text.slots,
+            width=text_tower.width,
+            layers=text_tower.layers,
+            student=clip.spec,
+            student_digest=clip.digest,
+            suffix=suffix,
+            version=__version__,
+        )
+
+    @property
+    def template(self) -> str:
+        """The sentence around a name that the text slots began as."""
+        return written(self.context, self.suffix)
+
+    def public(self) -> dict[str, Any]:
+        """What an export says of the prompts, in the order of its card; nothing of a tower without prompts."""
+        keys = ["tower", "structure", "init", "context"]
+        if self.tower != "image":
+            keys += ["slots", "depth", "position"]
+        if self.tower != "text":
+            keys += ["image_slots", "image_depth", "image_gate"]
+        return {key: getattr(self, key) for key in (*keys, "suffix")}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The tensors that such prompts have, each with its shape; the names begin with the tower's.
+
+        Raises:
+            UsageError: a tower has fewer blocks than its depth.
+        """
+        towers = {
+            "text": (self.slots, self.width, self.layers, self.depth),
+            "image": (self.image_slots, self.image_width, self.image_layers, self.image_depth),
+        }
+        shapes: dict[str, tuple[int, ...]] = {}
+        for tower, (slots, width, layers, depth) in towers.items():
+            if self.tower not in (tower, "both"):
+                continue
+            allocation = allocate(self.structure, layers, depth)
+            if allocation.context:
+                shapes[f"{tower}.context"] = (slots, width)
+            for letter, blocks in allocation.blocks.items():
+                shapes[f"{tower}.{letter}"] = (len(blocks), slots, width)
+        if self.image_gate and self.tower != "text":
+            shapes["image.gate"] = (self.image_layers,)
+        return shapes
