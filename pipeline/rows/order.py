@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from teachonce.core.streams import TRAINING_ORDER
-from teachonce.errors import DataError, TeachOnceError, UsageError
-from teachonce.phrases import option
+from teachonce.errors import DataError, TeachOnceError
 
 Places = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
@@ -36,14 +35,17 @@ class TrainingOrder:
         held_out: share of the samples to hold out, 0 or above, below 1; each sample is held out by itself, so the count
             varies.
 
+    The numbers are not checked here: `training.config` declares their ranges, and `training.requirements` compares the
+    views of a step with the store's.
+
     Attributes:
         samples: S, how many samples are trained on.
         held_out: places in the set of all rows of the held-out samples, rising, [h].
         steps_per_epoch: steps that show every trained sample once.
 
     Raises:
-        UsageError: a number is out of range.
         DataError: no sample is left to train on, or none is held out although a share should be.
+        TeachOnceError: there is no row, or the rows do not rise, which is a bug.
     """
 
     def __init__(
@@ -55,7 +57,8 @@ class TrainingOrder:
         seed: int,
         held_out: float,
     ) -> None:
-        _check(rows, views, batch_size, views_per_step, held_out)
+        if not len(rows) or (np.diff(rows) <= 0).any():
+            raise TeachOnceError("the rows of a working set are missing or do not rise")
         self._views, self._batch_size, self._views_per_step, self._seed = views, batch_size, views_per_step, seed
         samples = rows if views == 1 else rows // views
         starts = np.flatnonzero(np.diff(samples, prepend=-1)).astype(np.int32 if len(rows) < 2**31 else np.int64)
@@ -101,24 +104,6 @@ class TrainingOrder:
             offsets = np.sort(drawn, axis=1)
         places: Places = (starts[:, None] + offsets)[offsets < counts]
         return places
-
-
-def _check(
-    rows: npt.NDArray[np.integer[Any]], views: int, batch_size: int, views_per_step: int, held_out: float
-) -> None:
-    if not 1 <= views_per_step <= views:
-        raise UsageError(
-            f"views_per_step = {views_per_step}: expected 1 to {views}, the number of views of an image in this store",
-            hint=f"use at most {views}, or teach a store with more " + option("views"),
-        )
-    if batch_size < 1:
-        raise UsageError(f"batch_size = {batch_size}: expected 1 or more")
-    if not 0 <= held_out < 1:
-        raise UsageError(f"held_out = {held_out}: expected a share of the samples, 0 or above and below 1")
-    if not len(rows):
-        raise DataError("there is no row to train on")
-    if (np.diff(rows) <= 0).any():
-        raise TeachOnceError("the rows of a working set do not rise")
 
 
 def _require_both(trained: int, held_out: int, share: float) -> None:
