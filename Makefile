@@ -1,7 +1,7 @@
 # The two ways in: `make demo` for a first look, `make test` for a change. Needs Python 3.11 or newer, nothing else.
 #
 #   make demo        install, then run the demo: offline, CPU, minutes
-#   make test        install with the development tools, then run the tests; `make -j2 test` runs its two halves at once
+#   make test        install with the development tools, then run the tests; `make -j2 test` runs two of its three parts at once
 #   make test-slow   the tests that take minutes
 #   make lint        style, format, layout of the docs' prose, types of what ships
 #   make docs        the pages as a site in build/site, offline; a warning is an error
@@ -19,19 +19,23 @@ KEY := $(shell cksum < pyproject.toml | cut -d ' ' -f 1)
 APP := $(VENV)/.installed-app-$(KEY)
 DEV := $(VENV)/.installed-dev-$(KEY)
 
-.PHONY: demo test test-units test-stages test-slow lint types docs install install-dev clean
+.PHONY: demo test test-stages test-faults test-units test-slow lint types docs install install-dev clean
 
 demo: install
 	$(BIN)/teachonce demo
 
-# Two halves that share nothing, so that two cores can run them side by side. A new folder of tests is in the first.
-test: test-units test-stages
-
-test-units: install-dev
-	$(BIN)/python -m pytest --ignore tests/stages
+# Three parts that share nothing, the longest first: two cores run them side by side. A new folder of tests is in the
+# last.
+test: test-stages test-faults test-units
 
 test-stages: install-dev
 	$(BIN)/python -m pytest tests/stages
+
+test-faults: install-dev
+	$(BIN)/python -m pytest tests/faults tests/cli
+
+test-units: install-dev
+	$(BIN)/python -m pytest --ignore tests/stages --ignore tests/faults --ignore tests/cli
 
 test-slow: install-dev
 	$(BIN)/python -m pytest -m slow

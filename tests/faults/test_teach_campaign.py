@@ -56,6 +56,7 @@ def told(case: Case) -> Case:
 # kill -9
 
 
+@pytest.mark.slow  # two starts of a scheduler and two workers; `test_teach_kill` kills a driver and a worker in CI
 def test_kills_of_a_worker_a_nanny_and_the_scheduler_leave_the_same_bits(ground: Ground) -> None:
     """The run bears lost workers, with work queued on them; it ends with exit 5 and a hint when its scheduler dies."""
     case = told(campaign.kills(ground, 3, ["worker", "nanny", "scheduler"]))
@@ -78,6 +79,7 @@ def test_twenty_kills_leave_the_same_bits(seed: int, ground: Ground) -> None:
 # Two writers
 
 
+@pytest.mark.slow  # the lock itself is tried by racing processes in CI (`test_locks`)
 def test_one_of_two_teach_commands_wins(ground: Ground) -> None:
     """Both start at the same instant: the other ends with exit 5, says why, and has changed nothing."""
     case = told(campaign.two_at_once(ground, 0))

@@ -149,8 +149,8 @@ def kill_and_resume(world: World, teacher: str, student: str, store: Path, whole
 def test_fault_1_and_2_kills_leave_the_same_bits(
     world: World, teacher: str, student: str, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    """kill -9 of the driver twice, of the worker once: all arrays equal those of an uninterrupted run."""
-    kill_and_resume(world, teacher, student, tmp_path / "a.zarr", uninterrupted, kills=2, seed=1)
+    """kill -9 of the driver, then of the worker: all arrays equal those of an uninterrupted run."""
+    kill_and_resume(world, teacher, student, tmp_path / "a.zarr", uninterrupted, kills=1, seed=1)
 
 
 @pytest.mark.slow
