@@ -209,7 +209,7 @@ def decode(
 
     Args:
         kind: a dataclass; fields may be str, int, float, bool, Literal, `X | None`, tuple[X, ...],
-            dict[str, X] or another dataclass.
+            dict[str, X], Any (as it is) or another dataclass.
         data: the parsed table.
         where: file and section, for messages.
         error: the error class to raise.
@@ -220,33 +220,38 @@ def decode(
     """
     if hint:
         error = functools.partial(error, hint=hint)
-    hints = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in data:
-        if key not in fields:
-            raise error(where + f": unknown key '{key}': {did_you_mean(key, fields)}")
+        if key not in known:
+            raise error(where + f": unknown key '{key}': {did_you_mean(key, known)}")
+    return _built(kind, data, where, error, decode)
+
+
+def decode_known(kind: type[T], data: Mapping[str, Any], where: str, error: type[UsageError] | Any = UsageError) -> T:
+    """Build the dataclass `kind` from a document that another version may have written.
+
+    Keys that `kind`, or a dataclass in it, does not have are passed over, and fields with a default may be missing; all
+    else as `decode`.
+
+    Raises:
+        error: a missing key, a wrong type, a value not allowed.
+    """
+    return _built(kind, data, where, error, decode_known)
+
+
+def _built(kind: type[T], data: Mapping[str, Any], where: str, error: Any, nested: Any) -> T:
+    hints = typing.get_type_hints(kind)
     values: dict[str, Any] = {}
-    for name, field in fields.items():
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        name = field.name
         if name in data:
-            values[name] = _value(hints[name], data[name], where + f": {name}", error)
+            values[name] = _value(hints[name], data[name], where + f": {name}", error, nested)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise error(where + f": the key '{name}' is missing")
     try:
         return kind(**values)
     except ValueError as problem:  # raised by __post_init__, which checks ranges
         raise error(where + f": {problem}") from problem
-
-
-def decode_known(kind: type[T], data: Mapping[str, Any], where: str, error: type[UsageError] | Any = UsageError) -> T:
-    """Build the dataclass `kind` from a document that another version may have written.
-
-    Keys that `kind` does not have are passed over, and fields with a default may be missing; all else as `decode`.
-
-    Raises:
-        error: a missing key, a wrong type, a value not allowed.
-    """
-    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    return decode(kind, {key: value for key, value in data.items() if key in known}, where, error)
 
 
 def toml_value(text: str) -> Any:
@@ -263,7 +268,10 @@ def toml_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _value(hint: Any, value: Any, where: str, error: Any) -> Any:
+def _value(hint: Any, value: Any, where: str, error: Any, nested: Any) -> Any:
+    """The value as its hint asks; `nested` decodes the dataclasses in it."""
+    if hint is Any:
+        return value
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return _choice(args, value, where, error)
@@ -271,19 +279,19 @@ def _value(hint: Any, value: Any, where: str, error: Any) -> Any:
         if value is None and type(None) in args:
             return None
         inner = [arg for arg in args if arg is not type(None)]
-        return _value(inner[0], value, where, error)
+        return _value(inner[0], value, where, error, nested)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise error(where + f": expected a list, found {_kind(value)} {value!r}")
-        return tuple(_value(args[0], item, where + f"[{i}]", error) for i, item in enumerate(value))
+        return tuple(_value(args[0], item, where + f"[{i}]", error, nested) for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, Mapping):
             raise error(where + f": expected a table, found {_kind(value)} {value!r}")
-        return {key: _value(args[1], item, where + f".{key}", error) for key, item in value.items()}
+        return {key: _value(args[1], item, where + f".{key}", error, nested) for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise error(where + f": expected a table, found {_kind(value)} {value!r}")
-        return decode(typing.cast(Any, hint), value, where, error)
+        return nested(typing.cast(Any, hint), value, where, error)
     return _scalar(hint, value, where, error)
 
 

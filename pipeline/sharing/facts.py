@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from teachonce.core.strict import decode
 from teachonce.data.manifests import load_manifest, shipped_manifests
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
+from teachonce.evaluation.result import EvaluateResult, decode_result
 from teachonce.labels.format import LABELS
 from teachonce.labels.store import LabelStore
 from teachonce.models.prompt_files import LoadedPrompts
@@ -29,11 +31,6 @@ FACTS_FILE = "export.json"
 _RUN_KEYS = ("steps", "trainable_parameters", "final_loss", "held_out_top1", "selection_digest", "start")
 _IMPORT_KEYS = ("checkpoint_digest", "epoch", "student_proved")
 _SCORE_KEYS = (
-    "top1",
-    "top5",
-    "macro",
-    "ece",
-    "nll",
     "n",
     "classes",
     "failed",
@@ -41,7 +38,6 @@ _SCORE_KEYS = (
     "top1_interval",
     "wise",
     "protocol",
-    "manifest",
     "split",
     "chosen",
     "templates",
@@ -228,23 +224,36 @@ def _evaluations(run: Path, prompts: LoadedPrompts) -> tuple[dict[str, Any], ...
     """The results of `evaluate` in RUN/evaluations/*.json, by name."""
     evaluations = []
     for file in sorted(RunFolder(run).evaluations.glob("*.json")):
-        document = _read(file)
-        digests = document.get("digests")
-        if not isinstance(digests, dict) or not isinstance(document.get("top1"), float) or not document.get("run"):
-            raise IntegrityError(
-                f"{file} is no result of `teachonce evaluate RUN " + option("json") + "`",
-                hint="take it out, or write it again",
-            )
+        result = _result(file)
         expected = {"student": prompts.meta.student_digest, "prompts": prompts.tensors_digest}
         for what, digest in expected.items():
-            if digests.get(what, digest) != digest:
+            if result.digests.get(what, digest) != digest:
                 raise FingerprintError(
-                    f"{file} was measured with other {what}: {digests[what]}, here {digest}",
+                    f"{file} was measured with other {what}: {result.digests[what]}, here {digest}",
                     hint="evaluate these prompts again",
                 )
-        scores = {key: document[key] for key in _SCORE_KEYS if document.get(key) is not None}
-        evaluations.append({"name": file.stem, **scores, "manifest": public(str(document.get("manifest", "")))})
+        others = {key: getattr(result, key) for key in _SCORE_KEYS}
+        recorded = {key: value for key, value in others.items() if value not in (None, "", ())}
+        name = {"name": file.stem, "manifest": public(result.manifest)}
+        evaluations.append({**result.figures, **recorded, **name})
     return tuple(evaluations)
+
+
+def _result(file: Path) -> EvaluateResult:
+    """A result of `evaluate` with prompts.
+
+    Raises:
+        IntegrityError: it is none.
+    """
+    document = _read(file)
+    with suppress(IntegrityError):
+        result = decode_result(document, str(file))
+        if "top1" in result.figures and result.digests and result.run:
+            return result
+    raise IntegrityError(
+        f"{file} is no result of `teachonce evaluate RUN " + option("json") + "`",
+        hint="take it out, or write it again",
+    )
 
 
 def _read(file: Path) -> dict[str, Any]:

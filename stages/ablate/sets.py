@@ -13,10 +13,11 @@ from typing import Any
 from teachonce.core.progress import Reporter
 from teachonce.errors import FingerprintError, TeachOnceError
 from teachonce.evaluation.choice import Entrant, SetChoice, Work
+from teachonce.evaluation.result import EvaluateResult, read_result
 from teachonce.evaluation.sets import open_set
 from teachonce.phrases import Option, respelled
 from teachonce.runs.grid import Evaluation
-from teachonce.runs.grid_folder import GridFolder, read_document
+from teachonce.runs.grid_folder import GridFolder
 from teachonce.stages.evaluate import EvaluateRequest, Files
 from teachonce.stages.evaluate.checks import check
 
@@ -101,6 +102,7 @@ def require_measured_so(
 
     Raises:
         FingerprintError: names the first such file and what differs.
+        IntegrityError: a file is not what `evaluate` writes.
     """
     for evaluation in evaluations:
         wanted = sets[evaluation.name]
@@ -108,7 +110,7 @@ def require_measured_so(
             file = folder.cell(digest).evaluation(evaluation.name)
             if evaluation.only:
                 file = folder.final(evaluation.name, digest)
-            result = read_document(file)
+            result = read_result(file)
             if result is None:
                 continue
             recorded = _recorded(result)
@@ -126,15 +128,13 @@ def require_measured_so(
                 )
 
 
-def _recorded(result: Mapping[str, Any]) -> dict[str, Any]:
-    digests = result.get("digests")
-    images = digests.get("samples") if isinstance(digests, Mapping) else None
+def _recorded(result: EvaluateResult) -> dict[str, Any]:
     return {
-        "images": images,
-        "names": result.get("names_digest"),
-        "split": result.get("split"),
-        "templates": result.get("templates"),
-        "wise": result.get("wise"),
+        "images": result.digests.get("samples"),
+        "names": result.names_digest or None,
+        "split": result.split or None,
+        "templates": list(result.templates),
+        "wise": result.wise,
     }
 
 

@@ -7,9 +7,9 @@ on the sets of a protocol. What is heavy is imported where the data are known to
 from __future__ import annotations
 
 from teachonce.core.progress import Reporter
+from teachonce.evaluation.result import EvaluateResult
 from teachonce.stages.evaluate.request import (
     EvaluateRequest,
-    EvaluateResult,
     Files,
     Given,
     ProtocolRequest,

@@ -9,9 +9,10 @@ from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, IncompleteError
 from teachonce.evaluation.contender import Contender, load_contender
 from teachonce.evaluation.protocols import averages, harmonic_means
+from teachonce.evaluation.result import FIGURES, EvaluateResult
 from teachonce.evaluation.sets import open_set
 from teachonce.stages.evaluate.checks import ReadySets
-from teachonce.stages.evaluate.request import EvaluateRequest, EvaluateResult, ProtocolRequest, ProtocolResult, SetLine
+from teachonce.stages.evaluate.request import EvaluateRequest, ProtocolRequest, ProtocolResult, SetLine
 from teachonce.stages.evaluate.scoring import score_set
 
 
@@ -84,5 +85,5 @@ def _line(name: str, result: EvaluateResult) -> SetLine:
 def _figures(result: EvaluateResult) -> dict[str, Any]:
     template = None if result.baseline is None else result.baseline["top1"]
     gain = None if template is None else result.top1 - template
-    measures = {key: getattr(result, key) for key in ("top1", "top5", "macro", "ece", "nll")}
+    measures = {key: getattr(result, key) for key in FIGURES}
     return {**measures, "template_top1": template, "gain": gain}

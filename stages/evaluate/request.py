@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from teachonce.evaluation.choice import Entrant, SetChoice, Work
-
-SCHEMA = 1
+from teachonce.evaluation.result import SCHEMA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,56 +57,6 @@ class ProtocolRequest:
     work: Work = Work()
     skip_missing: bool = False
     """Sets whose data are not there are no reason for another exit code."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateResult:
-    """Shares are fractions of the `n` images that could be decoded."""
-
-    top1: float
-    top5: float
-    macro: float
-    """Mean over classes with images of their top-1."""
-    ece: float
-    """Expected calibration error at the model's own logit scale, 15 bins of equally many images."""
-    nll: float
-    """Mean -ln p of the image's class, nats."""
-    n: int
-    classes: int
-    """Names that compete."""
-    classes_seen: int
-    """Competing classes with at least one image."""
-    top1_interval: tuple[float, float]
-    """Wilson, 95 %."""
-    tied_names: int
-    """Classes that share their name with another: m of them share the credit, 1/m each."""
-    failed: int
-    """Images that could not be decoded; they are not in n."""
-    left_out: int
-    """Images of the split that were not asked for: of other classes, of names taken out, without a class."""
-    template: str | None
-    run: str | None
-    wise: float | None
-    """Share of the prompts in the class features; None without prompts."""
-    baseline: dict[str, Any] | None
-    """With prompts: top1, top5, macro, ece, nll and the template of the bare student on the same images."""
-    paired: dict[str, float | int] | None
-    """With prompts: images that only they, or only the template, got right, and McNemar's exact p."""
-    protocol: str | None
-    manifest: str
-    split: str
-    chosen: str
-    """Which classes, and among which names."""
-    templates: tuple[str, ...]
-    names_digest: str
-    """The digest of the ids and names that compete."""
-    digests: dict[str, str]
-    """Digests of the student's weights, the whole vocabulary, the classified samples and the prompts."""
-    per_class: str | None
-    credits: str | None
-    confused: tuple[dict[str, Any], ...]
-    """The classes most often taken for one other, with the share of their images."""
-    schema: int = SCHEMA
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,13 @@ import numpy as np
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.progress import Reporter
 from teachonce.evaluation.contender import Contender, judge, load_contender
+from teachonce.evaluation.result import EvaluateResult
 from teachonce.evaluation.scores import Labels, Outcomes, class_table, confused_pairs, figures, paired
 from teachonce.evaluation.sets import EvaluationSet
 from teachonce.evaluation.statistics import wilson
 from teachonce.phrases import phrase
 from teachonce.stages.evaluate.checks import next_step
-from teachonce.stages.evaluate.request import EvaluateRequest, EvaluateResult
+from teachonce.stages.evaluate.request import EvaluateRequest
 
 
 def load_and_score(request: EvaluateRequest, data: EvaluationSet, reporter: Reporter) -> EvaluateResult:
