@@ -10,10 +10,10 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
+from teachonce.evaluation.result import FIGURES
 from teachonce.reports.curves import Over, What, band
 from teachonce.reports.folder import HELD_OUT, Folder
 from teachonce.reports.tables import Line, Measure, class_gains
-from teachonce.runs.reader import FIGURES
 
 
 def tables(folder: Folder, measures: Sequence[Measure], fidelity: Mapping[str, Any] | None) -> dict[str, bytes]:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from teachonce.core.digests import canonical_json
-from teachonce.core.documents import mapping, number, read_object
-from teachonce.errors import DataError
+from teachonce.errors import DataError, IntegrityError
 from teachonce.phrases import phrase
 from teachonce.runs.folder import RunFolder
+from teachonce.runs.grid_documents import CellDocument, GridDocument, GridResults
 from teachonce.runs.grid_folder import GridFolder
 from teachonce.runs.reader import Evaluation, Run, Unusable, read_evaluation, read_run
 from teachonce.training.config import TrainConfig
@@ -27,7 +27,6 @@ from teachonce.training.config import TrainConfig
 DEPTH = 3  # levels of folders below the given one that are searched for runs
 HELD_OUT = "held_out"
 SEED = "seed"
-ONLY_CHOSEN = "chosen"
 EMPTY_HINT = phrase("give the {out} folder of `teachonce train` or of `teachonce ablate`, or a folder above some")
 _ORIGINS = {"store": "store_id", "student": "student_digest", "selection": "selection_digest", "start": "start"}
 
@@ -70,8 +69,8 @@ class Folder:
     path: Path
     title: str
     question: str
-    grid: Mapping[str, Any]
-    """grid.json; empty if the folder is none of ablate."""
+    grid: GridDocument | None
+    """None if the folder is none of ablate."""
     groups: tuple[Group, ...]
     """The base first."""
     unusable: tuple[Unusable, ...]
@@ -101,13 +100,13 @@ class Folder:
 
     def base_value(self, key: str) -> Any:
         """A key's value in the base: of its config, else as the grid says; None where neither has it."""
-        return self.base.config.get(key, mapping(self.grid.get("base")).get(key))
+        return self.base.config.get(key, self.grid.base.get(key) if self.grid else None)
 
     @property
     def measures(self) -> list[str]:
         """Everything that some run was measured by: held-out samples first, then evaluations in order of appearance."""
         names = list(dict.fromkeys(name for run in self.runs for name in run.evaluations))
-        declared = [str(entry.get("name")) for entry in dictionaries(self.grid.get("evaluations"))]
+        declared = [evaluation.name for evaluation in self.grid.evaluations] if self.grid else []
         names.sort(key=lambda name: declared.index(name) if name in declared else len(declared))
         return ([HELD_OUT] if any(value_of(run, HELD_OUT) is not None for run in self.runs) else []) + names
 
@@ -128,16 +127,12 @@ def read_folder(path: Path) -> Folder:
     if not path.is_dir():
         raise DataError(f"{path} is not a folder", hint=EMPTY_HINT)
     files = GridFolder(path)
-    grid = read_object(files.grid, schema=1)
-    if grid is not None and isinstance(grid.get("cells"), list):
-        folder = _read_grid(path, grid)
-    else:
+    try:
+        folder = _read_grid(path, files.read_grid()) if files.grid.exists() else _read_runs(path)
+    except IntegrityError:
         folder = _read_runs(path)
-        if files.grid.exists():
-            broken = Unusable(
-                files.grid.name, "damaged", "it is not what ablate writes; runs are grouped by their configs"
-            )
-            folder = dataclasses.replace(folder, unusable=(broken, *folder.unusable))
+        broken = Unusable(files.grid.name, "damaged", "it is not what ablate writes; runs are grouped by their configs")
+        folder = dataclasses.replace(folder, unusable=(broken, *folder.unusable))
     if not folder.groups:
         reasons = [f"{entry.name}: {entry.kind}, {entry.why}" for entry in folder.unusable[:3]]
         others = f"; of {len(folder.unusable)} others, {'; '.join(reasons)}" if reasons else ""
@@ -187,23 +182,22 @@ def _of_one_set(folder: Folder) -> Folder:
     return dataclasses.replace(folder, groups=tuple(groups), unusable=(*folder.unusable, *not_compared))
 
 
-def _read_grid(path: Path, grid: Mapping[str, Any]) -> Folder:
-    members: dict[str, list[tuple[Mapping[str, Any], Run]]] = {}
+def _read_grid(path: Path, grid: GridDocument) -> Folder:
+    members: dict[str, list[tuple[CellDocument, Run]]] = {}
     unusable = []
-    for cell in dictionaries(grid["cells"]):
-        name = str(cell.get("name", cell.get("digest")))
-        outcome = _read_cell(path, cell, name, grid)
+    for cell in grid.cells:
+        outcome = _read_cell(path, cell, grid)
         if isinstance(outcome, Run):
-            members.setdefault(str(cell.get("group", name)), []).append((cell, outcome))
+            members.setdefault(cell.group, []).append((cell, outcome))
         else:
             unusable.append(outcome)
     groups = [
         Group(
             name=name,
-            changes=mapping(cells[0][0].get("changes")),
+            changes=cells[0][0].changes,
             runs=tuple(run for _, run in cells),
-            is_base=cells[0][0].get("is_base") is True,
-            no_effect=tuple(map(str, cells[0][0].get("no_effect") or ())),
+            is_base=cells[0][0].is_base,
+            no_effect=cells[0][0].no_effect,
         )
         for name, cells in members.items()
     ]
@@ -211,73 +205,52 @@ def _read_grid(path: Path, grid: Mapping[str, Any]) -> Folder:
         nearest = min(groups, key=lambda group: len(group.changes))
         groups = [dataclasses.replace(group, is_base=group is nearest) for group in groups]
     groups.sort(key=lambda group: not group.is_base)
-    results = read_object(GridFolder(path).results) or {}
-    stored = mapping(results.get("chosen"))
-    holds = not unusable and _is_choice_of(stored, results, grid)
-    earlier = [*dictionaries(results.get("earlier_choices")), *([] if holds or not stored else [stored])]
+    results = GridFolder(path).read_results() or GridResults()
+    holds = not unusable and _is_choice_of(results, grid)
     return Folder(
         path=path,
-        title=str(grid.get("title") or path.name),
-        question=str(grid.get("question") or ""),
+        title=grid.title or path.name,
+        question=grid.question,
         grid=grid,
         groups=tuple(groups),
         unusable=tuple(unusable),
-        once=tuple(_names(grid, once=True)),
-        chosen=str(stored["group"]) if holds else None,
-        choice=_choice(grid),
-        earlier=tuple(str(entry.get("group")) for entry in earlier),
+        once=tuple(grid.names(late=True)),
+        chosen=results.chosen.group if results.chosen and holds else None,
+        choice=grid.choose.measures if grid.choose else {},
+        earlier=tuple(choice.group for choice in (results.earlier_choices if holds else results.choices())),
     )
 
 
-def _is_choice_of(chosen: Mapping[str, Any], results: Mapping[str, Any], grid: Mapping[str, Any]) -> bool:
+def _is_choice_of(results: GridResults, grid: GridDocument) -> bool:
     """Whether a choice was made among the cells that the grid has now, by the rule that it has now.
 
     grid.json is written when `ablate` begins, results.json when it ends: after a kill they may be of two grids.
     """
-    digests: dict[str, list[str]] = {}
-    for cell in dictionaries(grid["cells"]):
-        digests.setdefault(str(cell.get("group")), []).append(str(cell.get("digest")))
-    counts = mapping(results.get("cells"))
-    whole = sum(number(counts.get(state)) or 0 for state in ("finished", "skipped")) == len(grid["cells"])
-    cells_now, cells_then = digests.get(str(chosen.get("group"))), chosen.get("cells")
-    same_cells = (
-        cells_now is not None and isinstance(cells_then, list) and sorted(cells_now) == sorted(map(str, cells_then))
-    )
-    same_settings = set(mapping(chosen.get("ranking"))) == set(digests)
-    rule, by = _choice(grid), mapping(chosen.get("by"))
-    same_rule = rule.keys() == by.keys() and all(math.isclose(rule[name], number(by[name]) or 0.0) for name in rule)
-    same_metric = chosen.get("metric") == mapping(grid.get("choose")).get("metric")
-    return whole and same_cells and same_settings and same_rule and same_metric
+    chosen, rule, groups = results.chosen, grid.choose, grid.groups()
+    if chosen is None or rule is None:
+        return False
+    whole = sum(results.cells.get(state, 0) for state in ("finished", "skipped")) == len(grid.cells)
+    same_cells = sorted(groups.get(chosen.group, [])) == sorted(chosen.cells)
+    same_settings = chosen.ranking.keys() == groups.keys()
+    shares, by = rule.measures, chosen.by
+    same_rule = shares.keys() == by.keys() and all(math.isclose(shares[name], by[name]) for name in shares)
+    return whole and same_cells and same_settings and same_rule and chosen.metric == rule.metric
 
 
-def _read_cell(path: Path, cell: Mapping[str, Any], name: str, grid: Mapping[str, Any]) -> Run | Unusable:
-    digest = str(cell.get("digest"))
-    files = GridFolder(path)
-    folder = files.cell(digest).path
-    if not re.fullmatch(r"[0-9A-Za-z]+", digest) or not folder.is_dir():
+def _read_cell(path: Path, cell: CellDocument, grid: GridDocument) -> Run | Unusable:
+    name, files = cell.name, GridFolder(path)
+    folder = files.cell(cell.digest).path
+    if not re.fullmatch(r"[0-9A-Za-z]+", cell.digest) or not folder.is_dir():
         return Unusable(name, "waiting", "not begun")
     run = read_run(folder, name)
     if isinstance(run, Unusable):
         return run
-    lacking = [evaluation for evaluation in _names(grid, once=False) if evaluation not in run.evaluations]
+    lacking = [evaluation for evaluation in grid.names(late=False) if evaluation not in run.evaluations]
     if lacking:
         return Unusable(name, "unfinished", f"trained, but not yet evaluated on {', '.join(lacking)}")
-    finals = {late: read_evaluation(files.final(late, digest), late) for late in _names(grid, once=True)}
+    finals = {late: read_evaluation(files.final(late, cell.digest), late) for late in grid.names(late=True)}
     whole = {late: evaluation for late, evaluation in finals.items() if evaluation is not None}
     return dataclasses.replace(run, evaluations={**run.evaluations, **whole})
-
-
-def _names(grid: Mapping[str, Any], once: bool) -> list[str]:
-    """Evaluations that every cell gets, or those that only the chosen one and the base get."""
-    declared = [entry for entry in dictionaries(grid.get("evaluations")) if "name" in entry]
-    return [str(entry["name"]) for entry in declared if (entry.get("only") == ONLY_CHOSEN) is once]
-
-
-def _choice(grid: Mapping[str, Any]) -> dict[str, float]:
-    choose = mapping(grid.get("choose"))
-    weights = mapping(choose.get("weights")) or ({str(choose["by"]): 1.0} if choose.get("by") else {})
-    known = {name: float(share) for name, share in weights.items() if isinstance(share, (int, float)) and share > 0}
-    return {name: share / sum(known.values()) for name, share in known.items()}
 
 
 def run_folders(path: Path) -> list[Path]:
@@ -311,7 +284,9 @@ def _read_runs(path: Path) -> Folder:
         else:
             unusable.append(outcome)
     title = path.resolve().name
-    return Folder(path=path, title=title, question="", grid={}, groups=tuple(_grouped(runs)), unusable=tuple(unusable))
+    return Folder(
+        path=path, title=title, question="", grid=None, groups=tuple(_grouped(runs)), unusable=tuple(unusable)
+    )
 
 
 def _grouped(runs: Sequence[Run]) -> list[Group]:
@@ -354,8 +329,3 @@ def _most_common(values: Sequence[Any], default: Any) -> Any:
 def _shown(value: Any) -> str:
     text = str(value)
     return f"{text[:12]}" if re.fullmatch(r"[0-9a-f]{32,}", text) else text
-
-
-def dictionaries(value: Any) -> list[Mapping[str, Any]]:
-    """The tables in a list; an empty list where the value is no list."""
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []

@@ -44,7 +44,7 @@ def origin(folder: Folder, command: str, spell: Callable[[str], str] = str) -> O
     starts = [run.start for run in folder.runs]
     facts = [("folder", [str(folder.path)])]
     if folder.grid:
-        facts.append(("grid", [str(folder.grid.get("grid_digest", "-"))]))
+        facts.append(("grid", [folder.grid.grid_digest or "-"]))
     facts += [
         ("labels", _each(start.get("labels") for start in starts)),
         ("student", _each(start.get("student") for start in starts)),
@@ -63,7 +63,7 @@ def _commands(folder: Folder, command: str) -> Iterable[str]:
     starts = dict.fromkeys((str(run.start.get("labels")), str(run.start.get("student"))) for run in folder.runs)
     labels, student = next(iter(starts), ("LABELS.zarr", "MODEL"))
     if folder.grid:
-        labels, student = str(folder.grid.get("labels", labels)), str(folder.grid.get("student", student))
+        labels, student = folder.grid.labels or labels, folder.grid.student or student
         yield command_line("ablate", "GRID.toml", labels=labels, student=student, out=str(folder.path))
     else:
         run = folder.runs[0]

@@ -12,9 +12,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from teachonce.evaluation.result import FIGURES
 from teachonce.evaluation.statistics import LEVEL, Paired, Summary, against_constant, bootstrap, holm, paired, summarise
 from teachonce.reports.folder import HELD_OUT, Folder, Group
-from teachonce.runs.reader import FIGURES, ClassFigures, Evaluation, MeasuredOn
+from teachonce.runs.reader import ClassFigures, Evaluation, MeasuredOn
 
 Verdict = Literal["base", "better", "worse", "alike", "untested"]
 Interval = tuple[float, float]

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from teachonce.core.documents import mapping
 from teachonce.core.status import State
 from teachonce.evaluation.statistics import LEVEL, Paired, smallest_telling
 from teachonce.reports.folder import HELD_OUT, Folder
@@ -157,7 +156,7 @@ def _choice(folder: Folder, tables: Sequence[Measure], best: str, rule: Mapping[
     if len({round(share, 6) for share in rule.values()}) > 1:
         names = [f"{name} ({100 * share:.0f} %)" for name, share in zip(names, rule.values(), strict=True)]
     # Tables are of top-1, so without the grid's own choice top-1 decides which setting is the best.
-    declared = str(mapping(folder.grid.get("choose")).get("metric") or "top1")
+    declared = folder.grid.choose.metric if folder.grid and folder.grid.choose else "top1"
     metric = {"top1": "top-1", "macro": "macro accuracy"}.get(declared, declared) if folder.chosen else "top-1"
     on = f"{metric}, mean over seeds on {' and '.join([', '.join(names[:-1]), names[-1]] if names[1:] else names)}"
     waits = (

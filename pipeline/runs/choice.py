@@ -6,31 +6,13 @@ This module evaluates nothing: it reads results in the folders of cells.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import mean
-from typing import Any
 
 from teachonce.errors import DataError
+from teachonce.evaluation.result import read_result
 from teachonce.runs.grid import HELD_OUT, Choose
-from teachonce.runs.grid_folder import GridFolder, read_document
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """The best setting."""
-
-    group: str
-    value: float
-    """Its measure: a mean over seeds, a fraction."""
-    by: dict[str, float]
-    """Measure -> share."""
-    metric: str
-    figures: dict[str, float]
-    """Each measure by itself."""
-    cells: tuple[str, ...]
-    """Digests of its cells."""
-    ranking: dict[str, float]
-    """The measure of every setting, best first."""
+from teachonce.runs.grid_documents import Choice
+from teachonce.runs.grid_folder import GridFolder
 
 
 def choose(folder: GridFolder, rule: Choose, groups: Mapping[str, Sequence[str]]) -> Choice:
@@ -43,6 +25,7 @@ def choose(folder: GridFolder, rule: Choose, groups: Mapping[str, Sequence[str]]
 
     Raises:
         DataError: a cell was not measured so.
+        IntegrityError: an evaluation is not what `evaluate` writes.
     """
     figures = {
         group: {name: mean(_figure(folder, digest, name, rule.metric) for digest in digests) for name in rule.measures}
@@ -64,15 +47,15 @@ def choose(folder: GridFolder, rule: Choose, groups: Mapping[str, Sequence[str]]
 
 def _figure(folder: GridFolder, digest: str, measure: str, metric: str) -> float:
     cell = folder.cell(digest)
-    value: Any
     if measure == HELD_OUT:
-        file, key, results = cell.results, "held_out_top1", cell.trained()
-        value = None if results is None else results.held_out_top1
+        file, key, trained = cell.results, "held_out_top1", cell.trained()
+        value = None if trained is None else trained.held_out_top1
     else:
         file, key = cell.evaluation(measure), metric
-        value = (read_document(file) or {}).get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        result = read_result(file)
+        value = None if result is None else result.figures.get(metric)
+    if value is None:
         raise DataError(
             f"{file} does not say {key}, by which the grid chooses", hint="for held_out set held_out above 0 in [base]"
         )
-    return float(value)
+    return value

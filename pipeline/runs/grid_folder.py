@@ -15,20 +15,29 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from teachonce.core.documents import plain, read_object
+from teachonce.core.documents import plain, read_json, read_object
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.status import State, cell_word
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
-from teachonce.phrases import Option, another, from_json, option, phrase, respelled, to_json
+from teachonce.phrases import Option, another, option, phrase, respelled
 from teachonce.runs.folder import LOG, RESULTS, RunFolder
+from teachonce.runs.grid_documents import (
+    SCHEMA,
+    CellFailure,
+    GridDocument,
+    GridResults,
+    decode_failure,
+    decode_grid,
+    decode_grid_results,
+)
 from teachonce.runs.log import RunLog
 from teachonce.runs.results import RunResults
 
-SCHEMA = 1
 RETRY = phrase("once the cause is mended run the same command with {retry_failed}")
 PLACES = {"root", "manifest", "vocabulary", "classes", "without"}
 """Of an evaluation: where something lies. What is there is compared by content, with the results of the cells."""
@@ -102,23 +111,31 @@ class GridFolder:
         """An evaluation that only chosen cells and the base get."""
         return self.path / FINAL / f"{evaluation}-{digest}.json"
 
-    def stored(self) -> dict[str, Any] | None:
-        """grid.json; None where no grid was run here yet.
+    def read_grid(self) -> GridDocument:
+        """The grid that the folder holds.
+
+        Raises:
+            IntegrityError: grid.json is damaged, or not there.
+        """
+        return decode_grid(read_json(self.grid), str(self.grid))
+
+    def read_results(self) -> GridResults | None:
+        """What came out; None where `results` is not there, or is not what `ablate` writes."""
+        with suppress(IntegrityError):
+            return decode_grid_results(read_json(self.results), str(self.results))
+        return None
+
+    def stored(self) -> GridDocument | None:
+        """The grid that the folder holds; None where no grid was run here yet.
 
         Raises:
             UsageError: the folder holds something else.
-            IntegrityError: the file is damaged.
+            IntegrityError: as `read_grid`.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file; " + option("out") + " is a folder", hint=another("out"))
         if self.grid.is_file():
-            document = read_document(self.grid)
-            if document is None:
-                raise IntegrityError(
-                    f"{self.grid} is damaged: it is not what `ablate` writes",
-                    hint="restore it; the runs below cells/ are not touched",
-                )
-            return document
+            return self.read_grid()
         held = {item.name for item in self.path.iterdir()} if self.path.exists() else set()
         foreign = {name for name in held if not name.startswith(f"{GRID}.lock")} - OURS
         cells = self.each_cell()
@@ -129,13 +146,13 @@ class GridFolder:
             )
         return None
 
-    def require_ours(self, wanted: Mapping[str, Any]) -> None:
+    def require_ours(self, wanted: GridDocument) -> None:
         """Refuse a folder whose cells belong to another store or student, or were evaluated on something else.
 
         More cells and further evaluations are no difference: cells are found by their digests.
 
         Args:
-            wanted: what grid.json would say.
+            wanted: the grid that is to be run.
 
         Raises:
             FingerprintError: names every difference.
@@ -145,22 +162,25 @@ class GridFolder:
         if stored is None:
             return
         different = [
-            f"{what}: there {stored.get(key)!r}, here {wanted[key]!r}"
-            for key, what in (("content_id", "label store"), ("student_digest", "student"))
-            if stored.get(key) != wanted[key]
+            f"{what}: there {there!r}, here {here!r}"
+            for what, there, here in (
+                ("label store", stored.content_id, wanted.content_id),
+                ("student", stored.student_digest, wanted.student_digest),
+            )
+            if there != here
         ]
-        before = {entry["name"]: entry for entry in stored.get("evaluations", ())}
-        for entry in wanted["evaluations"]:
-            old = before.get(entry["name"], entry)
+        before = {evaluation.name: evaluation for evaluation in stored.evaluations}
+        for evaluation in wanted.evaluations:
+            old = asdict(before.get(evaluation.name, evaluation))
             different += [
-                f"evaluation {entry['name']}: {key}: there {old.get(key)!r}, here {value!r}"
-                for key, value in entry.items()
-                if key not in PLACES and old.get(key) != value
+                f"evaluation {evaluation.name}: {key}: there {old[key]!r}, here {value!r}"
+                for key, value in asdict(evaluation).items()
+                if key not in PLACES and old[key] != value
             ]
         if different:
             raise FingerprintError(
-                f"{self.path} holds another grid ({stored.get('title')!r}, labels {stored.get('labels')}, student "
-                f"{stored.get('student')}):\n  " + "\n  ".join(different),
+                f"{self.path} holds another grid ({stored.title!r}, labels {stored.labels}, student "
+                f"{stored.student}):\n  " + "\n  ".join(different),
                 hint=phrase("{another out}; for another data set give the evaluation a new name"),
             )
 
@@ -208,44 +228,44 @@ class CellFolder(RunFolder):
             return "finished"
         return "failed" if self.failure.is_file() else "unfinished"
 
-    def problem(self) -> dict[str, Any] | None:
-        """What the cell is listed with: its damage, else failure.json."""
+    def read_failure(self) -> CellFailure | None:
+        """Why the last attempt failed; None where `failure` is not there, or is not what `ablate` writes."""
+        with suppress(IntegrityError):
+            return decode_failure(read_json(self.failure), str(self.failure))
+        return None
+
+    def problem(self) -> CellFailure | None:
+        """What the cell is listed with: its damage, else why the last attempt failed."""
         damage = self.damage()
         if damage is not None:
-            return {"kind": type(damage).__name__, "message": damage.message, "hint": damage.hint}
+            return CellFailure(kind=type(damage).__name__, message=damage.message, hint=damage.hint)
         if not self.failure.is_file():
             return None
-        unread = {
-            "kind": "IntegrityError",
-            "message": f"{self.failure} is damaged: why the cell failed is lost",
-            "hint": phrase("the same command with {retry_failed}") + f" tries it again; or remove {self.path}",
-        }
-        failure: dict[str, Any] = read_document(self.failure) or unread
-        parts: dict[str, list[Any]] = failure.pop("parts", {})  # the options in message and hint
-        failure |= {key: from_json(part) for key, part in parts.items()}
-        return failure if failure.get("hint") else failure | {"hint": RETRY}
+        failure = self.read_failure() or CellFailure(
+            kind="IntegrityError",
+            message=f"{self.failure} is damaged: why the cell failed is lost",
+            hint=phrase("the same command with {retry_failed}") + f" tries it again; or remove {self.path}",
+        )
+        return failure if failure.hint else replace(failure, hint=RETRY)
 
     def _here(self, named: Option) -> str | Option:
         """What to do in place of giving `train` another folder: its folder is this cell."""
         return f"remove {self.path} to train this cell again" if named == Option("out", kind="another") else named
 
-    def fail(self, problem: BaseException) -> dict[str, Any]:
+    def fail(self, problem: BaseException) -> CellFailure:
         """Write down why an attempt failed; returns it."""
-        ours = isinstance(problem, TeachOnceError)
         said, hint = f"{type(problem).__name__}: {problem}", ""
         if isinstance(problem, TeachOnceError):
             said, hint = problem.message, respelled(problem.hint, self._here)
-        document = {
-            "schema": SCHEMA,
-            "kind": type(problem).__name__,
-            "message": said,
-            "hint": hint,
-            "parts": {"message": to_json(said), "hint": to_json(hint)},
-            "ours": ours,
-            "time": round(time.time(), 3),
-        }
-        write_document(self.failure, document)
-        return document
+        failure = CellFailure(
+            kind=type(problem).__name__,
+            message=said,
+            hint=hint,
+            ours=isinstance(problem, TeachOnceError),
+            time=round(time.time(), 3),
+        )
+        write_document(self.failure, failure.document())
+        return failure
 
     def step(self) -> int:
         """Of the newest checkpoint; 0 without one."""

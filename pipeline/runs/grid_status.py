@@ -15,11 +15,10 @@ from typing import Any, Literal
 from teachonce.core.documents import number, read_events
 from teachonce.core.locks import lock_path, read_owner
 from teachonce.core.status import State, Worker, cell_word, ending, iso, newest, state_of, worker_of
-from teachonce.errors import IntegrityError
-from teachonce.runs.grid_folder import CellFolder, GridFolder, read_document
+from teachonce.runs.grid_documents import CellDocument, CellFailure
+from teachonce.runs.grid_folder import CellFolder, GridFolder
 from teachonce.runs.status import RunStatus, is_run, run_status
 
-ONCE = "chosen"  # evaluations that only the chosen cell gets
 BEGUN: tuple[State, ...] = ("finished", "running", "failed", "damaged")  # states of cells on which work was done
 
 
@@ -70,12 +69,12 @@ class _Cell:
     """A cell as it lies on disk."""
 
     state: State
-    about: Mapping[str, Any]
+    about: CellDocument
     run: RunStatus | None = None
     """Of a cell that runs or was stopped."""
     seconds: float | None = None
     """That a finished run took."""
-    problem: Mapping[str, Any] | None = None
+    problem: CellFailure | None = None
 
 
 def is_grid(folder: Path) -> bool:
@@ -94,20 +93,12 @@ def grid_status(folder: Path, now: float) -> GridStatus:
         IntegrityError: grid.json is damaged.
     """
     grid = GridFolder(folder)
-    document = read_document(grid.grid)
-    if document is None or not isinstance(document.get("cells"), list):
-        raise IntegrityError(
-            f"{grid.grid} is damaged: it should list the cells of a grid",
-            hint="restore it; the runs below cells/ are not touched",
-        )
-    wanted = [e["name"] for e in document.get("evaluations", ()) if e.get("only") != ONCE]
+    document = grid.read_grid()
+    wanted = document.names(late=False)
     owner = read_owner(grid.grid)
     worker, events = worker_of(owner), read_events(grid.events, live=True)
     at_work = set() if owner is None or (worker and worker.alive is False) else _started(events, owner.token)
-    cells = [
-        _cell(grid.cell(str(cell["digest"])), cell, wanted, str(cell["digest"]) in at_work, now)
-        for cell in document["cells"]
-    ]
+    cells = [_cell(grid.cell(cell.digest), cell, wanted, cell.digest in at_work, now) for cell in document.cells]
     counts, seconds = _counts(cells), _seconds_of_a_cell(events, cells)
     sign = newest([lock_path(grid.grid), grid.events, grid.results, *(cell.events for cell in grid.each_cell())])
     silent = max(0.0, now - sign) if sign is not None else 0.0
@@ -116,7 +107,7 @@ def grid_status(folder: Path, now: float) -> GridStatus:
     end = ending(left or 0.0, max(1, counts["running"]) if left is not None else None, now, now, state)
     return GridStatus(
         path=str(folder),
-        title=str(document.get("title", "")),
+        title=document.title,
         state=state,
         process=worker,
         cells=counts,
@@ -135,7 +126,7 @@ def _started(events: Sequence[Mapping[str, Any]], token: int) -> set[str]:
     return {digest for digest, event in last.items() if event == "cell_start"}
 
 
-def _cell(folder: CellFolder, entry: Mapping[str, Any], wanted: Sequence[str], at_work: bool, now: float) -> _Cell:
+def _cell(folder: CellFolder, entry: CellDocument, wanted: Sequence[str], at_work: bool, now: float) -> _Cell:
     if folder.damage() is not None:
         return _Cell("damaged", entry, problem=folder.problem())
     results = folder.read_results()
@@ -172,9 +163,7 @@ def _left(cells: Sequence[_Cell], seconds: float | None) -> float | None:
         return None
     total = 0.0
     for cell in todo:
-        config = cell.about.get("config")
-        planned = config.get("steps") if isinstance(config, dict) else None
-        steps = (cell.run.steps if cell.run else None) or planned
+        steps = (cell.run.steps if cell.run else None) or cell.about.config.get("steps")
         left = 1.0 if not steps else max(0.0, 1.0 - (cell.run.step if cell.run else 0) / steps)
         total += left * (seconds if seconds is not None else (steps or 0) / mean(rates))
     return total
@@ -182,21 +171,21 @@ def _left(cells: Sequence[_Cell], seconds: float | None) -> float | None:
 
 def _state(grid: GridFolder, worker: Worker | None, counts: Mapping[str, int], silent: float) -> State:
     todo = counts["running"] + counts["waiting"]
-    done = worker is None and not todo and read_document(grid.results) is not None
+    done = worker is None and not todo and grid.read_results() is not None
     return state_of(worker, done, any(counts[state] for state in BEGUN), silent, 0.0)
 
 
 def _told(cell: _Cell) -> CellStatus:
-    run, problem = cell.run, cell.problem or {}
+    run, problem = cell.run, cell.problem
     return CellStatus(
-        name=str(cell.about.get("name", "")),
-        digest=str(cell.about["digest"]),
+        name=cell.about.name,
+        digest=cell.about.digest,
         state=cell_word(cell.state),
         step=run.step if run else 0,
         steps=run.steps if run else None,
         steps_per_second=run.steps_per_second if run else None,
         seconds_since_sign=run.seconds_since_sign if run else None,
         loss=run.losses.get("loss") if run else None,
-        problem=problem["message"] if problem.get("message") else None,
-        hint=problem["hint"] if problem.get("hint") else None,
+        problem=problem.message if problem and problem.message else None,
+        hint=problem.hint if problem and problem.hint else None,
     )

@@ -15,16 +15,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from teachonce.core.documents import mapping, number, read_events, read_object
+from teachonce.core.documents import number, read_events, read_json
 from teachonce.core.status import State
-from teachonce.errors import UsageError
+from teachonce.errors import IntegrityError, UsageError
+from teachonce.evaluation.result import EvaluateResult, decode_result
 from teachonce.models.prompt_names import CONFIG_FILE
 from teachonce.runs.folder import RunFolder
+from teachonce.runs.grid_folder import CellFolder
 from teachonce.runs.results import RunResults
 from teachonce.training.config import config_digest
 from teachonce.training.config_file import flat
 
-FIGURES = ("top1", "top5", "macro", "ece", "nll")
 ROUNDING = 1e-6  # tolerated in the mean of credits, since files hold credits as float32
 IDLE = "pairing"  # the event with which every call of `train` begins its work
 
@@ -145,9 +146,9 @@ def read_run(folder: Path, name: str) -> Run | Unusable:
     try:
         return _read(folder, name)
     except _NoRun as reason:
-        failure = read_object(RunFolder(folder).failure)
+        failure = CellFolder(folder).read_failure()
         if failure is not None:
-            return Unusable(name, "failed", str(failure.get("message", reason.why)), str(failure.get("hint", "")))
+            return Unusable(name, "failed", str(failure.message) or reason.why, str(failure.hint))
         return Unusable(name, reason.kind, reason.why)
     except OSError as problem:
         return Unusable(name, "damaged", f"cannot be read: {problem.strerror or problem}")
@@ -263,22 +264,22 @@ def read_evaluations(folder: Path) -> dict[str, Evaluation]:
 
 def read_evaluation(file: Path, name: str) -> Evaluation | None:
     """One result of `evaluate` and what lies beside it; None if it is not whole."""
-    document = read_object(file)
-    if document is None:
+    try:
+        result = decode_result(read_json(file), str(file))
+    except IntegrityError:
         return None
-    figures, n = _figures(document), number(document.get("n"))
-    if "top1" not in figures or n is None or n < 1:
+    figures, template, n = result.figures, result.template_figures, result.n
+    if "top1" not in figures or n < 1:
         return None
-    template = _figures(mapping(document.get("baseline")))
     beside = file.parent / file.stem
-    credits, foreign = _credits(Path(f"{beside}.top1.npy"), int(n), figures["top1"])
-    template_credits, more = _credits(Path(f"{beside}.template.top1.npy"), int(n), template.get("top1"))
+    credits, foreign = _credits(Path(f"{beside}.top1.npy"), n, figures["top1"])
+    template_credits, more = _credits(Path(f"{beside}.template.top1.npy"), n, template.get("top1"))
     return Evaluation(
         name=name,
         figures=figures,
         template=template,
-        n=int(n),
-        measured_on=_measured_on(document),
+        n=n,
+        measured_on=_measured_on(result),
         classes=_class_figures(Path(f"{beside}.csv")),
         credits=credits,
         template_credits=template_credits,
@@ -286,29 +287,19 @@ def read_evaluation(file: Path, name: str) -> Evaluation | None:
     )
 
 
-def _measured_on(document: Mapping[str, Any]) -> MeasuredOn:
-    """What a document of any version says; an early document names its one template in the baseline."""
-    classes, templates = document.get("classes"), document.get("templates")
-    listed = templates if isinstance(templates, list) else []
+def _measured_on(result: EvaluateResult) -> MeasuredOn:
+    """What a result of any version says; an early one names its one template in the baseline."""
+    early = (result.baseline or {}).get("template")
     return MeasuredOn(
-        protocol=_text(document.get("protocol")),
-        manifest=_text(document.get("manifest")),
-        split=_text(document.get("split")),
-        chosen=_text(document.get("chosen")),
-        templates=tuple(map(str, listed or filter(None, [_text(mapping(document.get("baseline")).get("template"))]))),
-        classes=classes if isinstance(classes, int) else None,
-        names_digest=_text(document.get("names_digest")),
-        samples_digest=_text(mapping(document.get("digests")).get("samples")),
+        protocol=result.protocol or None,
+        manifest=result.manifest or None,
+        split=result.split or None,
+        chosen=result.chosen or None,
+        templates=result.templates or ((early,) if isinstance(early, str) and early else ()),
+        classes=result.classes or None,
+        names_digest=result.names_digest or None,
+        samples_digest=result.digests.get("samples"),
     )
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _figures(document: Mapping[str, Any]) -> dict[str, float]:
-    figures = {key: number(document.get(key)) for key in FIGURES}
-    return {key: value for key, value in figures.items() if value is not None}
 
 
 def _class_figures(file: Path) -> tuple[ClassFigures, ...]:

@@ -29,7 +29,8 @@ from teachonce.evaluation.sets import open_set
 from teachonce.models.clip import take_device
 from teachonce.phrases import phrase
 from teachonce.runs.grid import Evaluation
-from teachonce.runs.grid_folder import SCHEMA, CellFolder, GridFolder, read_document, write_document
+from teachonce.runs.grid_documents import SCHEMA
+from teachonce.runs.grid_folder import CellFolder, GridFolder, read_document, write_document
 from teachonce.stages import train as train_stage
 from teachonce.stages.ablate.sets import evaluate_request
 from teachonce.stages.evaluate.checks import check
@@ -173,7 +174,7 @@ def _ended(job: CellJob, folder: GridFolder, wanted: _Wanted, problem: Exception
         state = "stopped"
     said = (problem.message if isinstance(problem, TeachOnceError) else str(problem)) or type(problem).__name__
     if state == "failed":
-        said = folder.cell(job.digest).fail(problem)["message"]
+        said = folder.cell(job.digest).fail(problem).message
     folder.log.write(f"cell_{state}", digest=job.digest, name=job.name, token=job.token, message=said)
     return CellReport(digest=job.digest, name=job.name, state=state, message=said)
 

@@ -6,7 +6,7 @@ It loads the student and opens the store and the evaluation sets; it writes noth
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,7 +22,8 @@ from teachonce.models.spec import absolute_spec, parse_spec
 from teachonce.phrases import Phrase
 from teachonce.runs.cells import Cell, expand, located
 from teachonce.runs.grid import HELD_OUT, Evaluation, Grid, beside, load_grid
-from teachonce.runs.grid_folder import SCHEMA, GridFolder
+from teachonce.runs.grid_documents import CellDocument, GridDocument
+from teachonce.runs.grid_folder import GridFolder
 from teachonce.runs.needs import Need, cell_digest, need_of, student_command
 from teachonce.stages.ablate.request import AblateRequest
 from teachonce.stages.ablate.sets import open_sets, require_measured_so
@@ -47,21 +48,21 @@ class Planned:
     no_effect: tuple[str, ...]
     """What of its config does nothing, a sentence a key."""
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> CellDocument:
         """The cell as it stands in grid.json and cell.json."""
         cell = self.cell
-        return {
-            "digest": self.digest,
-            "name": cell.name,
-            "group": cell.group,
-            "changes": dict(cell.changes),
-            "seed": cell.seed,
-            "is_base": cell.is_base,
-            "config": cell.config.to_dict(),
-            "data": asdict(cell.data),
-            "prompts": None if cell.prompts is None else str(cell.prompts),
-            "no_effect": list(self.no_effect),
-        }
+        return CellDocument(
+            digest=self.digest,
+            name=cell.name,
+            group=cell.group,
+            changes=dict(cell.changes),
+            seed=cell.seed,
+            is_base=cell.is_base,
+            config=cell.config.to_dict(),
+            data=cell.data,
+            prompts=None if cell.prompts is None else str(cell.prompts),
+            no_effect=self.no_effect,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,27 +97,25 @@ class Prepared:
             by_setting.setdefault(planned.cell.group, []).append(planned)
         return by_setting
 
-    def document(self) -> dict[str, Any]:
-        """The document in grid.json."""
+    def document(self) -> GridDocument:
+        """The grid as it stands in grid.json."""
         grid = self.grid
-        cells = [planned.document() for planned in self.cells]
-        return {
-            "schema": SCHEMA,
-            "title": grid.title,
-            "question": grid.question,
-            "design": grid.design,
-            "grid_digest": canonical_digest({"cells": [cell["digest"] for cell in cells]}, SHORT),
-            "labels": str(self.store.path),
-            "store_id": self.store.store_id(),
-            "content_id": content_id(self.store),
-            "student": self.student,
-            "student_digest": self.clip.digest,
-            "base": grid.base,
-            "axes": {key: list(values) for key, values in grid.axes.items()},
-            "cells": cells,
-            "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
-            "choose": None if grid.choose is None else asdict(grid.choose),
-        }
+        return GridDocument(
+            title=grid.title,
+            question=grid.question,
+            design=grid.design,
+            grid_digest=canonical_digest({"cells": [planned.digest for planned in self.cells]}, SHORT),
+            labels=str(self.store.path),
+            store_id=self.store.store_id(),
+            content_id=content_id(self.store),
+            student=self.student,
+            student_digest=self.clip.digest,
+            base=grid.base,
+            axes=dict(grid.axes),
+            cells=tuple(planned.document() for planned in self.cells),
+            evaluations=self.evaluations,
+            choose=grid.choose,
+        )
 
 
 def prepare(request: AblateRequest, reporter: Reporter) -> Prepared:

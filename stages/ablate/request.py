@@ -8,6 +8,7 @@ from typing import Any
 
 from teachonce.cluster.description import ClusterSpec
 from teachonce.errors import IncompleteError, IntegrityError
+from teachonce.runs.grid_documents import GridOutcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,22 +28,8 @@ class AblateRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblateResult:
+class AblateResult(GridOutcome):
     """What became of the cells."""
-
-    cells: dict[str, int]
-    """`finished` in this call, `skipped` because they were finished before, `failed`, `missing`: not run to their
-    end, and `damaged`: no longer what their run wrote; those are left as they are."""
-    failures: tuple[dict[str, str], ...]
-    """name, digest, message and hint of each failed cell."""
-    chosen: dict[str, Any] | None
-    """The best setting by the declared measure, once all cells are finished."""
-    final: tuple[dict[str, Any], ...]
-    """Evaluations that only chosen cells and the base get."""
-    seconds: float
-    out: str
-    next: str = ""
-    """What to run: what is left to do, else what shows the results."""
 
     @property
     def exit_code(self) -> int:
@@ -52,7 +39,7 @@ class AblateResult:
         return IncompleteError.exit_code if self.cells["failed"] or self.cells["missing"] or self._final_lacks() else 0
 
     def _final_lacks(self) -> bool:
-        return any(entry["top1"] is None for entry in self.final)
+        return any(entry.top1 is None for entry in self.final)
 
 
 @dataclass(frozen=True, kw_only=True)

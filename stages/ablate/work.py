@@ -9,17 +9,18 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from teachonce.core.documents import read_events
 from teachonce.core.locks import owned
 from teachonce.core.progress import Reporter
 from teachonce.errors import IncompleteError
+from teachonce.evaluation.result import EvaluateResult, read_result
 from teachonce.phrases import option
-from teachonce.runs.choice import Choice, choose
-from teachonce.runs.grid_folder import RETRY, SCHEMA, GridFolder, count_states, read_document, write_document
+from teachonce.runs.choice import choose
+from teachonce.runs.grid_documents import Choice, FailedCell, FinalFigure, GridResults
+from teachonce.runs.grid_folder import RETRY, GridFolder, count_states, write_document
 from teachonce.stages.ablate.prepare import Planned, Prepared, prepare, states
 from teachonce.stages.ablate.request import AblatePlan, AblateRequest, AblateResult
 
@@ -49,9 +50,10 @@ def ablate(request: AblateRequest, reporter: Reporter) -> AblateResult | AblateP
         return plan(prepared, request, reporter)
     folder = prepared.folder
     with owned(folder.grid, reporter, request.force_unlock) as token:
-        folder.require_ours(prepared.document())
+        document = prepared.document()
+        folder.require_ours(document)
         folder.stop.unlink(missing_ok=True)
-        write_document(folder.grid, prepared.document())
+        write_document(folder.grid, document.document())
         run = _Run(prepared, request, reporter, token)
         with run:
             run.cells()
@@ -88,11 +90,10 @@ class _Run:
         with derived(self.prepared, todo, self.request.root, self.reporter) as sources:
             jobs = [self._job(planned, source) for planned, source in zip(todo, sources, strict=True)]
             for planned in todo:
-                file = self.prepared.folder.cell(planned.digest).cell
-                write_document(file, {"schema": SCHEMA, **planned.document()})
+                write_document(self.prepared.folder.cell(planned.digest).cell, planned.document().document())
             self._work(client, jobs, "cells")
 
-    def choose(self) -> tuple[Choice | None, list[dict[str, Any]]]:
+    def choose(self) -> tuple[Choice | None, list[FinalFigure]]:
         """The best setting once all cells are finished, and the evaluations that only it and the base get."""
         prepared = self.prepared
         now, rule = states(prepared), prepared.grid.choose
@@ -110,26 +111,26 @@ class _Run:
         if lacking:
             self._work(self._cluster(), [self._job(planned, None) for planned in lacking], "final")
         return choice, [
-            {
-                "evaluation": evaluation.name,
-                "group": p.cell.group,
-                "seed": p.cell.seed,
-                "digest": p.digest,
-                "top1": (self._final(evaluation.name, p) or {}).get("top1"),
-                "file": str(prepared.folder.final(evaluation.name, p.digest).relative_to(prepared.folder.path)),
-            }
+            FinalFigure(
+                evaluation=evaluation.name,
+                group=p.cell.group,
+                seed=p.cell.seed,
+                digest=p.digest,
+                top1=result.figures.get("top1") if (result := self._final(evaluation.name, p)) else None,
+                file=str(prepared.folder.final(evaluation.name, p.digest).relative_to(prepared.folder.path)),
+            )
             for evaluation in prepared.late
             for p in cells
         ]
 
-    def _final(self, evaluation: str, planned: Planned) -> dict[str, Any] | None:
-        return read_document(self.prepared.folder.final(evaluation, planned.digest))
+    def _final(self, evaluation: str, planned: Planned) -> EvaluateResult | None:
+        return read_result(self.prepared.folder.final(evaluation, planned.digest))
 
     def _warn_of_change(self, choice: Choice) -> None:
-        old = _choices(read_document(self.prepared.folder.results) or {})
-        if old and old[-1]["group"] != choice.group:
+        old = _choices(self.prepared.folder)
+        if old and old[-1].group != choice.group:
             self.reporter.note(
-                f"the choice was '{old[-1]['group']}' and is now '{choice.group}': what only chosen cells get has been "
+                f"the choice was '{old[-1].group}' and is now '{choice.group}': what only chosen cells get has been "
                 "looked at for both; the earlier results stay in final/"
             )
 
@@ -208,27 +209,21 @@ def _in_flight(folder: GridFolder, token: int) -> int:
     return sum(event == "cell_start" for event in last.values())
 
 
-def _result(run: _Run, choice: Choice | None, final: list[dict[str, Any]], seconds: float) -> AblateResult:
+def _result(run: _Run, choice: Choice | None, final: list[FinalFigure], seconds: float) -> AblateResult:
     prepared, now = run.prepared, states(run.prepared)
-    lacking = {entry["digest"] for entry in final if entry["top1"] is None}
+    lacking = {figure.digest for figure in final if figure.top1 is None}
     failures = []
     for planned in prepared.cells:
         problem = prepared.folder.cell(planned.digest).problem()
         if problem is not None and (now[planned.digest] in ("failed", "damaged") or planned.digest in lacking):
-            failures.append(
-                {
-                    "name": planned.cell.name,
-                    "digest": planned.digest,
-                    "message": problem["message"],
-                    "hint": problem.get("hint") or "",
-                }
-            )
+            told = FailedCell(name=planned.cell.name, digest=planned.digest, message=problem.message, hint=problem.hint)
+            failures.append(told)
     skipped = sum(run.before[digest] == "finished" for digest in now)
     count = count_states(now.values())
     result = AblateResult(
         cells=count | {"finished": count["finished"] - skipped, "skipped": skipped},
         failures=tuple(failures),
-        chosen=None if choice is None else asdict(choice),
+        chosen=choice,
         final=tuple(final),
         seconds=seconds,
         out=str(run.request.out),
@@ -236,10 +231,9 @@ def _result(run: _Run, choice: Choice | None, final: list[dict[str, Any]], secon
     )
     if count["failed"]:
         run.reporter.note(f"{count['failed']} cells have failed: " + result.next)
-    old = read_document(prepared.folder.results) or {}
     group = None if choice is None else choice.group
-    earlier = [before for before in _choices(old) if before["group"] != group]
-    write_document(prepared.folder.results, {"schema": SCHEMA, **asdict(result), "earlier_choices": earlier})
+    earlier = tuple(before for before in _choices(prepared.folder) if before.group != group)
+    write_document(prepared.folder.results, GridResults(**vars(result), earlier_choices=earlier).document())
     return result
 
 
@@ -256,7 +250,7 @@ def _next(count: Mapping[str, int], lacking: bool, out: Path) -> str:
     )
 
 
-def _choices(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _choices(folder: GridFolder) -> tuple[Choice, ...]:
     """The choices in results.json, the latest last."""
-    latest = results.get("chosen")
-    return [*results.get("earlier_choices", []), *([latest] if latest else [])]
+    results = folder.read_results()
+    return () if results is None else results.choices()

@@ -82,9 +82,14 @@ def _check(request: ReportRequest) -> None:
         )
 
 
+def _labels_then(folder: Folder) -> Any:
+    """Where the store that the grid, or the first run, was made from was then, as it is written there."""
+    return (folder.grid.labels if folder.grid else None) or folder.base.runs[0].start.get("labels")
+
+
 def _recorded_labels(folder: Folder) -> Path | None:
     """The store that the grid, or the first run, was made from: where it was then, or beside the folder."""
-    recorded = folder.grid.get("labels") or folder.base.runs[0].start.get("labels")
+    recorded = _labels_then(folder)
     if not isinstance(recorded, str):
         return None
     places = (Path(recorded), folder.path / Path(recorded).name, folder.path.parent / Path(recorded).name)
@@ -93,8 +98,8 @@ def _recorded_labels(folder: Folder) -> Path | None:
 
 def _fidelity(labels: Path | None, folder: Folder) -> Mapping[str, Any] | str:
     if labels is None:
-        recorded = folder.grid.get("labels") or folder.base.runs[0].start.get("labels")
-        return f"the label store is not where the runs had it ({recorded}); give " + option("labels") + " STORE"
+        then = _labels_then(folder)
+        return f"the label store is not where the runs had it ({then}); give " + option("labels") + " STORE"
     from teachonce.reports.samples import store_fidelity
 
     return store_fidelity(labels)

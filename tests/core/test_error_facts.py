@@ -34,6 +34,7 @@ from teachonce.labels.store import LabelStore
 from teachonce.models.prompt_files import load_prompts
 from teachonce.runs.folder import only_writer
 from teachonce.runs.grid import load_grid
+from teachonce.runs.grid_documents import GridDocument
 from teachonce.runs.grid_folder import GridFolder, write_document
 from teachonce.runs.tensorboard import require_packages
 from teachonce.training.config_file import load_train_config
@@ -128,8 +129,8 @@ def _damaged_prompts(at: Path) -> None:
 
 
 def _other_grid(at: Path) -> None:
-    write_document(at / "grid.json", {"schema": 1, "content_id": "a", "student_digest": "b", "evaluations": []})
-    GridFolder(at).require_ours({"content_id": "c", "student_digest": "b", "evaluations": []})
+    write_document(at / "grid.json", GridDocument(content_id="a", student_digest="b", cells=()).document())
+    GridFolder(at).require_ours(GridDocument(content_id="c", student_digest="b", cells=()))
 
 
 def _twice(held: Callable[[Path], Any]) -> Place:

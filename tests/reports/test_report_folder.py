@@ -17,6 +17,7 @@ from teachonce.reports.curves import MOST_LINES, band, panels
 from teachonce.reports.folder import Folder, read_folder
 from teachonce.reports.tables import best_group, class_gains, measures
 from teachonce.reports.words import headline, points
+from teachonce.runs.grid import Choose
 
 
 def test_a_grid_is_read_by_its_own_settings(tmp_path: Path) -> None:
@@ -214,8 +215,9 @@ def test_the_headline_says_what_the_tables_say(tmp_path: Path) -> None:
 def test_the_metric_of_the_choice_is_named(chosen: str | None, metric: str, tmp_path: Path) -> None:
     """The grid's where it has chosen; before that the tables', which are of top-1."""
     folder = read_folder(write_grid(tmp_path / "grid", chosen="structure=kv"))
-    rule = {"by": "dev", "metric": "macro"}
-    folder = dataclasses.replace(folder, chosen=chosen, grid={**folder.grid, "choose": rule})
+    assert folder.grid is not None
+    rule = dataclasses.replace(folder.grid, choose=Choose(by="dev", metric="macro"))
+    folder = dataclasses.replace(folder, chosen=chosen, grid=rule)
     tables = measures(folder)
     assert f" {metric}, mean over seeds on " in headline(folder, tables, *best_group(folder, tables)).choice
 
@@ -235,11 +237,13 @@ def test_a_choice_of_another_grid_or_rule_is_none_of_this_one(what: str, tmp_pat
     document, results = (json.loads((grid / name).read_text()) for name in ("grid.json", "results.json"))
     assert read_folder(grid).chosen == "soft_weight=2.0"
     cells = document["cells"]
-    if what in ("rule", "weights", "metric"):
+    if what == "metric":
+        results["chosen"]["by"] = {"dev-unseen": 1.0}
+        document["choose"] = {"by": "dev-unseen", "weights": {}, "metric": "macro"}
+    elif what in ("rule", "weights"):
         document["choose"] |= {
             "rule": {"by": "held_out", "weights": {}},
             "weights": {"weights": {"held_out": 1}},
-            "metric": {"metric": "macro"},
         }[what]
     elif what == "seed":  # finished, but the kill came before the choice
         results["chosen"]["cells"].pop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ import pytest
 from teachonce.errors import DataError, FingerprintError, IntegrityError, UsageError
 from teachonce.phrases import phrase
 from teachonce.runs.choice import choose
-from teachonce.runs.grid import Choose
-from teachonce.runs.grid_folder import GridFolder, read_document, write_document
+from teachonce.runs.grid import Choose, Evaluation
+from teachonce.runs.grid_documents import GridDocument
+from teachonce.runs.grid_folder import CellFolder, GridFolder, read_document, write_document
 
 
 def cell(folder: GridFolder, digest: str, held_out: float | None, dev: float | None = None) -> None:
@@ -33,6 +35,13 @@ def cell(folder: GridFolder, digest: str, held_out: float | None, dev: float | N
     )
     if dev is not None:
         write_document(place.evaluation("dev"), {"schema": 1, "top1": dev, "macro": 1 - dev})
+
+
+def hint_of(cell: CellFolder) -> str:
+    """What to do about a cell's problem."""
+    problem = cell.problem()
+    assert problem is not None
+    return problem.hint
 
 
 def test_the_best_mean_over_seeds_wins_and_the_first_of_equals(tmp_path: Path) -> None:
@@ -65,15 +74,14 @@ def test_a_cell_is_finished_when_its_run_and_its_evaluations_are_whole(tmp_path:
     assert place.state([]) == "unfinished" and place.step() == 0
     place.path.mkdir(parents=True)
     place.fail(UsageError("no", hint="so"))
-    assert place.state([]) == "failed" and (place.problem() or {})["hint"] == "so"
+    assert place.state([]) == "failed" and hint_of(place) == "so"
     place.fail(IntegrityError("x is damaged", hint=phrase("restore it, or {another out}; nothing was changed")))
-    assert (place.problem() or {})[
-        "hint"
-    ] == f"restore it, or remove {place.path} to train this cell again; nothing was changed"
+    assert hint_of(place) == f"restore it, or remove {place.path} to train this cell again; nothing was changed"
     place.failure.write_text("{")
-    assert "is damaged" in (place.problem() or {})["message"] and "`retry_failed`" in (place.problem() or {})["hint"]
+    told = place.problem()
+    assert told is not None and "is damaged" in told.message and "`retry_failed`" in told.hint
     place.fail(RuntimeError("out of memory"))
-    assert "`retry_failed`" in (place.problem() or {})["hint"]
+    assert "`retry_failed`" in hint_of(place)
     place.failure.unlink()
     cell(GridFolder(tmp_path / "other"), "a", 0.5)
     other = GridFolder(tmp_path / "other").cell("a")
@@ -90,7 +98,7 @@ def test_prompts_that_are_not_of_the_run_are_an_error(tmp_path: Path) -> None:
     place = GridFolder(tmp_path).cell("a")
     (place.path / "prompts.safetensors").write_bytes(b"else")
     assert place.state([]) == "damaged"
-    assert "restore it, or remove" in str((place.problem() or {})["hint"])
+    assert "restore it, or remove" in hint_of(place)
     with pytest.raises(IntegrityError, match="is not what its run wrote"):
         place.trained()
 
@@ -104,15 +112,18 @@ def test_documents_hold_null_for_what_is_no_number(tmp_path: Path) -> None:
 
 def test_a_folder_belongs_to_one_store_and_student_and_its_evaluations_keep_their_meaning(tmp_path: Path) -> None:
     folder = GridFolder(tmp_path / "out")
-    entry = {"name": "dev", "split": "val", "root": "/a"}
-    wanted = {"schema": 1, "content_id": "s", "student_digest": "d", "evaluations": [entry]}
+    entry = Evaluation(name="dev", manifest="a", root="/a")
+    wanted = GridDocument(content_id="s", student_digest="d", cells=(), evaluations=(entry,))
     folder.require_ours(wanted)
-    write_document(folder.grid, wanted)
-    folder.require_ours(wanted | {"evaluations": [entry | {"root": "/b"}, {"name": "more", "split": "x"}]})
-    moved = {"classes": "/other/environment/study-dev.tsv", "manifest": "/b/m.toml"}  # a shipped grid, installed anew
-    folder.require_ours(wanted | {"evaluations": [entry | moved]})
+    write_document(folder.grid, wanted.document())
+    more = Evaluation(name="more", manifest="a", split="x")
+    folder.require_ours(replace(wanted, evaluations=(replace(entry, root="/b"), more)))
+    # A shipped grid that was installed anew.
+    moved = replace(entry, classes="/other/environment/study-dev.tsv", manifest="/b/m.toml")
+    folder.require_ours(replace(wanted, evaluations=(moved,)))
+    other = replace(entry, split="test")
     with pytest.raises(FingerprintError, match=r"label store: there 's', here 't'\n  evaluation dev: split: there"):
-        folder.require_ours(wanted | {"content_id": "t", "evaluations": [entry | {"split": "test"}]})
+        folder.require_ours(replace(wanted, content_id="t", evaluations=(other,)))
     folder.grid.write_text("{")
     with pytest.raises(IntegrityError, match="is damaged"):
         folder.require_ours(wanted)

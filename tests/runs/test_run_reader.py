@@ -132,16 +132,28 @@ def test_credits_that_are_not_of_the_recorded_figure_are_not_read(name: str, tmp
     assert found is not None and found.foreign == ()
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"top1": 0.5}', '{"top1": "0.5", "n": 3}', '{"top1": NaN, "n": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[]",
+        '{"top1": 0.5}',
+        '{"top1": "0.5", "n": 3}',
+        '{"top1": NaN, "n": 3}',
+        '{"top1": 0.5, "n": 3, "split": 7}',
+        '{"top1": 0.5, "n": 3, "digests": ["x"]}',
+    ],
+)
 def test_half_an_evaluation_is_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "val.json").write_text(text)
     assert read_evaluation(tmp_path / "val.json", "val") is None
 
 
 def test_what_an_evaluation_was_measured_on_is_read_from_documents_of_any_version(tmp_path: Path) -> None:
-    """Before there were several templates, the baseline named its one; what is of another kind is not told."""
+    """Before there were several templates, the baseline named its one."""
     file = tmp_path / "val.json"
-    document = {"top1": 0.5, "n": 4, "manifest": "m", "split": 7, "baseline": {"template": "a {}."}, "digests": ["x"]}
+    document = {"top1": 0.5, "n": 4, "manifest": "m", "split": None, "baseline": {"template": "a {}."}}
     file.write_text(json.dumps(document))
     found = read_evaluation(file, "val")
     assert found is not None and found.measured_on == MeasuredOn(manifest="m", templates=("a {}.",))

@@ -129,7 +129,7 @@ def test_another_choice_is_said_and_what_was_chosen_before_stays(
         file.write_text(json.dumps(document(file) | {"top1": 0.0 if cell["group"] == first else 1.0}))
     kept, notes = {file.name: file.read_bytes() for file in (tmp_path / "out/final").iterdir()}, Notes()
     result = run(done / "grid.toml", finished, student, tmp_path / "out", notes)
-    assert result.chosen["group"] != first and any(f"the choice was '{first}'" in line for line in notes.lines)
+    assert result.chosen.group != first and any(f"the choice was '{first}'" in line for line in notes.lines)
     assert kept.items() <= {file.name: file.read_bytes() for file in (tmp_path / "out/final").iterdir()}.items()
     assert [c["group"] for c in document(tmp_path / "out/results.json")["earlier_choices"]] == [first]
 
@@ -167,7 +167,7 @@ def test_prompts_changed_by_hand_are_noticed(done: Path, finished: Path, student
     result = run(done / "grid.toml", finished, student, tmp_path / "out", retry_failed=True)
     assert result.cells == {"finished": 1, "failed": 0, "skipped": 2, "missing": 0, "damaged": 1}
     (told,) = result.failures
-    assert told["digest"] == changed.name and "is not what its run wrote" in told["message"]
+    assert told.digest == changed.name and "is not what its run wrote" in told.message
     assert result.exit_code == IntegrityError.exit_code and result.chosen is None and file.read_bytes() == bad
 
 
@@ -188,11 +188,11 @@ def test_a_failed_cell_is_told_leaves_the_others_alone_and_runs_again_on_request
     assert (
         result.cells == {"finished": 2, "failed": 2, "skipped": 0, "missing": 0, "damaged": 0} and result.exit_code == 5
     )
-    assert {(f["name"], f["message"]) for f in result.failures} == {
+    assert {(f.name, f.message) for f in result.failures} == {
         ("structure=shared seed=0", "RuntimeError: out of memory"),
         ("structure=shared seed=1", "step 3: the loss became nan"),
     }
-    hints = {f["name"]: f["hint"] for f in result.failures}
+    hints = {f.name: f.hint for f in result.failures}
     assert hints["structure=shared seed=1"] == "use a smaller learning_rate"
     assert "`retry_failed`" in hints["structure=shared seed=0"], "of an error that has no hint of its own"
     kept, notes = prompts_of(tmp_path / "out"), Notes()
@@ -234,7 +234,7 @@ def test_a_cell_with_a_damaged_config_is_told_to_be_removed(finished: Path, stud
     (cell / "results.json").unlink()
     (cell / "config.toml").write_text("steps = = 3")
     (told,) = run(grid, finished, student, tmp_path / "out").failures
-    assert f"remove {cell} to train this cell again" in told["hint"] and "`out`" not in told["hint"]
+    assert f"remove {cell} to train this cell again" in told.hint and "`out`" not in told.hint
     shutil.rmtree(cell)
     assert run(grid, finished, student, tmp_path / "out").cells["finished"] == 1
 

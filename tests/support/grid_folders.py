@@ -227,8 +227,8 @@ def write_grid(
             for name in once if setting.group in ("base", chosen) else ():
                 top1 = 0.42 + luck + setting.gain.get(name, 0.0)
                 write_evaluation(out / "final" / f"{name}-{digest}.json", top1, names=names, n=n, seed=seed)
-    declared = [{"name": name, "protocol": "in-vocabulary", "only": ""} for name in evaluations]
-    declared += [{"name": name, "protocol": "cross-dataset", "only": "chosen"} for name in once]
+    declared = [{"name": name, "manifest": "m", "protocol": "in-vocabulary", "only": ""} for name in evaluations]
+    declared += [{"name": name, "manifest": "m", "protocol": "cross-dataset", "only": "chosen"} for name in once]
     grid = {
         "schema": 1,
         "title": title,

@@ -126,7 +126,7 @@ def make_grid(folder: Path, cells: dict[str, str], dead: ProcessMark, owner: Pro
             (cell / "evaluations").mkdir()
             (cell / "evaluations/dev.json").write_text('{"schema": 1}')
             events += [event("cell_done", 3.0, digest=digest, token=2, seconds=20.0)]
-    evaluations = [{"name": "dev", "protocol": "x"}, {"name": "test", "protocol": "x", "only": "chosen"}]
+    evaluations = [{"name": "dev", "manifest": "m"}, {"name": "test", "manifest": "m", "only": "chosen"}]
     (folder / "grid.json").write_text(
         json.dumps({"schema": 1, "title": "a grid", "cells": listed, "evaluations": evaluations})
     )
