@@ -48,7 +48,7 @@ class Planned:
     no_effect: tuple[str, ...]
     """What of its config does nothing, a sentence a key."""
 
-    def document(self) -> CellDocument:
+    def description(self) -> CellDocument:
         """The cell as it stands in grid.json and cell.json."""
         cell = self.cell
         return CellDocument(
@@ -97,7 +97,7 @@ class Prepared:
             by_setting.setdefault(planned.cell.group, []).append(planned)
         return by_setting
 
-    def document(self) -> GridDocument:
+    def description(self) -> GridDocument:
         """The grid as it stands in grid.json."""
         grid = self.grid
         return GridDocument(
@@ -112,7 +112,7 @@ class Prepared:
             student_digest=self.clip.digest,
             base=grid.base,
             axes=dict(grid.axes),
-            cells=tuple(planned.document() for planned in self.cells),
+            cells=tuple(planned.description() for planned in self.cells),
             evaluations=self.evaluations,
             choose=grid.choose,
         )
@@ -161,7 +161,7 @@ def prepare(request: AblateRequest, reporter: Reporter) -> Prepared:
     ]
     student = absolute_spec(request.student)
     prepared = Prepared(grid, folder, store, student, clip, evaluations, _distinct(planned, grid, reporter))
-    folder.require_ours(prepared.document())
+    folder.require_ours(prepared.description())
     require_measured_so(folder, [planned.digest for planned in prepared.cells], evaluations, sets)
     return prepared
 

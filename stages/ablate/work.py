@@ -50,10 +50,10 @@ def ablate(request: AblateRequest, reporter: Reporter) -> AblateResult | AblateP
         return plan(prepared, request, reporter)
     folder = prepared.folder
     with owned(folder.grid, reporter, request.force_unlock) as token:
-        document = prepared.document()
-        folder.require_ours(document)
+        grid = prepared.description()
+        folder.require_ours(grid)
         folder.stop.unlink(missing_ok=True)
-        write_document(folder.grid, document.document())
+        write_document(folder.grid, grid.document())
         run = _Run(prepared, request, reporter, token)
         with run:
             run.cells()
@@ -90,7 +90,7 @@ class _Run:
         with derived(self.prepared, todo, self.request.root, self.reporter) as sources:
             jobs = [self._job(planned, source) for planned, source in zip(todo, sources, strict=True)]
             for planned in todo:
-                write_document(self.prepared.folder.cell(planned.digest).cell, planned.document().document())
+                write_document(self.prepared.folder.cell(planned.digest).cell, planned.description().document())
             self._work(client, jobs, "cells")
 
     def choose(self) -> tuple[Choice | None, list[FinalFigure]]:
