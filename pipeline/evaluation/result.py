@@ -5,6 +5,7 @@ It computes nothing.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -98,10 +99,11 @@ def decode_result(document: Any, where: str) -> EvaluateResult:
     Raises:
         IntegrityError: `evaluate` of no version has written it.
     """
+    damaged = functools.partial(IntegrityError, hint="restore it, or take it away and evaluate again")
     if not isinstance(document, Mapping) or document.get("schema", SCHEMA) != SCHEMA:
-        raise IntegrityError(f"{where} is not what `evaluate` writes: expected an object with schema {SCHEMA}")
+        raise damaged(f"{where} is not what `evaluate` writes: expected an object with schema {SCHEMA}")
     said = {key: value for key, value in document.items() if value is not None}
-    return decode_known(EvaluateResult, said, where, IntegrityError)
+    return decode_known(EvaluateResult, said, where, damaged)
 
 
 def read_result(file: Path) -> EvaluateResult | None:

@@ -65,8 +65,9 @@ def test_results_of_earlier_and_later_versions_are_read() -> None:
     [{"schema": 2}, {"top1": "high"}, {"n": 0.5}, {"digests": ["x"]}, {"split": 7}, {"templates": "a {}."}],
 )
 def test_a_damaged_result_names_its_file(change: dict[str, Any]) -> None:
-    with pytest.raises(IntegrityError, match=r"there/val\.json"):
+    with pytest.raises(IntegrityError, match=r"there/val\.json") as caught:
         decode_result(WRITTEN | change, "there/val.json")
+    assert "evaluate again" in caught.value.hint
 
 
 def test_a_result_that_is_not_there_or_cut_short_is_none(tmp_path: Path) -> None:

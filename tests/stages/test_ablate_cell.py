@@ -86,7 +86,8 @@ def test_a_cell_in_which_workers_die_is_given_up(job: CellJob, monkeypatch: pyte
         log.write("cell_start", digest="d", name="n", token=job.token, step=7)
     report = run_cell(job)
     assert report.state == "failed" and "3 workers died" in report.message and not tried
-    assert (GridFolder(job.out).cell("d").problem() or {})["kind"] == "IncompleteError"
+    problem = GridFolder(job.out).cell("d").problem()
+    assert problem is not None and problem.kind == "IncompleteError"
 
 
 def test_a_cell_waits_for_a_process_that_still_writes_it(job: CellJob, monkeypatch: pytest.MonkeyPatch) -> None:
