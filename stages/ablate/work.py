@@ -216,8 +216,10 @@ def _result(run: _Run, choice: Choice | None, final: list[FinalFigure], seconds:
     for planned in prepared.cells:
         problem = prepared.folder.cell(planned.digest).problem()
         if problem is not None and (now[planned.digest] in ("failed", "damaged") or planned.digest in lacking):
-            told = FailedCell(name=planned.cell.name, digest=planned.digest, message=problem.message, hint=problem.hint)
-            failures.append(told)
+            failure = FailedCell(
+                name=planned.cell.name, digest=planned.digest, message=problem.message, hint=problem.hint
+            )
+            failures.append(failure)
     skipped = sum(run.before[digest] == "finished" for digest in now)
     count = count_states(now.values())
     result = AblateResult(
