@@ -33,8 +33,8 @@ def project() -> Path:
 def one_name_only() -> Iterator[None]:
     """After all tests: no folder was also imported under its own name, which would make second copies of classes."""
     yield
-    found = [name for name in ONE_NAME_ONLY if name in sys.modules]
-    assert not found, f"imported as top-level modules: {found}; import them as teachonce or teachonce.<name>"
+    imported = [name for name in ONE_NAME_ONLY if name in sys.modules]
+    assert not imported, f"imported as top-level modules: {imported}; import them as teachonce or teachonce.<name>"
 
 
 @pytest.fixture(scope="session", autouse=True)

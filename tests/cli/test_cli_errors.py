@@ -63,8 +63,8 @@ def test_options_that_the_library_names_are_flags_here(teachonce_here: Command, 
     )
     message, hint = "--top-k 5 is too many", "give another --out, or add --set tail=none; see --help"
     assert teachonce_here("inspect", "x.zarr").err == f"error: {message}\nnext: {hint}\n"
-    told = teachonce_here("inspect", "x.zarr", "--json").document["error"]
-    assert (told["message"], told["hint"]) == (message, hint)
+    error = teachonce_here("inspect", "x.zarr", "--json").document["error"]
+    assert (error["message"], error["hint"]) == (message, hint)
 
 
 @pytest.mark.parametrize(

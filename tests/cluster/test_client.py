@@ -50,8 +50,8 @@ def test_the_job_script_is_what_slurm_needs(tmp_path: Path) -> None:
     with slurm_cluster(wanted) as cluster:
         script = cluster.job_script()
     asked = ["-p gpu", "-A lab", "--gres=gpu:1", "--cpus-per-task=8", "-t 04:00:00"]
-    own = ["export MALLOC_MMAP_MAX_=0", "export HF_HOME=/data/hf", "module load cuda"]
-    for line in [f"#SBATCH {directive}" for directive in asked] + own:
+    prologue = ["export MALLOC_MMAP_MAX_=0", "export HF_HOME=/data/hf", "module load cuda"]
+    for line in [f"#SBATCH {directive}" for directive in asked] + prologue:
         assert line in script.splitlines(), line
     words = script.splitlines()[-1].split()
     value = {word: words[i + 1] for i, word in enumerate(words[:-1]) if word.startswith("--")}
@@ -132,8 +132,8 @@ def test_gpus_of_one_machine_by_dask_cuda(monkeypatch: pytest.MonkeyPatch) -> No
 def test_descriptions_of_the_page(project: Path, tmp_path: Path) -> None:
     """Every TOML block of docs/cluster.md is a description, one at least of each kind."""
     page = (project / "docs/cluster.md").read_text(encoding="utf-8")
-    found = [description(tmp_path, block) for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL)]
-    assert {one.kind for one in found} == {"cuda", "local", "slurm"}
+    descriptions = [description(tmp_path, block) for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL)]
+    assert {one.kind for one in descriptions} == {"cuda", "local", "slurm"}
 
 
 def test_threads_of_a_worker(tmp_path: Path) -> None:
@@ -158,13 +158,13 @@ def test_an_existing_scheduler_loses_a_worker_and_then_itself(tmp_path: Path) ->
         open_cluster(ClusterSpec(scheduler=address), Silent()) as client,
     ):
         client.wait_for_workers(2, timeout=60)
-        found = []
+        results = []
         for number, worker in run_tasks(client, slowly, [(i,) for i in range(24)], "one"):
-            found.append((number, worker))
-            if len(found) == 4:
+            results.append((number, worker))
+            if len(results) == 4:
                 processes[1].kill()
-        assert sorted(number for number, _ in found) == list(range(24))
-        assert {worker for _, worker in found} == {0, 1}, "the number at the end of a worker's name"
+        assert sorted(number for number, _ in results) == list(range(24))
+        assert {worker for _, worker in results} == {0, 1}, "the number at the end of a worker's name"
         began = time.monotonic()
         with pytest.raises(IncompleteError, match="scheduler") as caught:
             for _ in run_tasks(client, slowly, [(i,) for i in range(200)], "two"):
@@ -195,9 +195,9 @@ def test_tasks_begin_in_their_order() -> None:
 
     with open_cluster(ClusterSpec(workers=2), Silent(), threads=1) as client:
         warm = warm_up(client, lambda: time.sleep(2))
-        found = sorted(run_tasks(client, begun, [(number,) for number in range(12)], "order"))
+        results = sorted(run_tasks(client, begun, [(number,) for number in range(12)], "order"))
         del warm
-    order = [number for _, number in found]
+    order = [number for _, number in results]
     assert all(abs(number - place) <= 1 for place, number in enumerate(order)), order
 
 

@@ -160,12 +160,12 @@ def test_two_processes_never_both_win(tmp_path: Path) -> None:
     both = [context.Process(target=race, args=args) for _ in range(2)]
     for process in both:
         process.start()
-    found = [results.get(timeout=120) for _ in range(2 * trials)]
+    collected = [results.get(timeout=120) for _ in range(2 * trials)]
     for process in both:
         process.join(30)
         assert process.exitcode == 0
     for trial in range(trials):
-        outcomes = sorted(outcome for number, outcome in found if number == trial)
+        outcomes = sorted(outcome for number, outcome in collected if number == trial)
         assert outcomes.count("won") == 1, (trial, outcomes)
         assert "is being written by process" in next(o for o in outcomes if o != "won")
     results.close()

@@ -41,8 +41,8 @@ def test_documents_keep_the_words_that_they_had_before_there_was_one_vocabulary(
 @pytest.mark.parametrize("done", [True, False])
 def test_a_person_is_told_of_every_state_that_status_can_find(done: bool, silent: float) -> None:
     workers = [None, *(Worker(host="h", pid=1, alive=alive) for alive in (True, False, None))]
-    found = {state_of(worker, done, anything, silent, 1.0) for worker in workers for anything in (True, False)}
-    assert found <= set(WORDS) and found <= set(COLOURS)
+    reachable = {state_of(worker, done, anything, silent, 1.0) for worker in workers for anything in (True, False)}
+    assert reachable <= set(WORDS) and reachable <= set(COLOURS)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())

@@ -48,9 +48,9 @@ def test_nothing_draws_past_the_registry() -> None:
     """But for the made-up world and its models, whose generators are seeded with more than a number."""
     root = Path(next(iter(teachonce.__path__)))
     files = [file for folder in (root, root.parent / "stages") for file in folder.rglob("*.py")]
-    found = {
+    draws = {
         file.relative_to(root.parent).as_posix()
         for file in files
         if any(word in file.read_text(encoding="utf-8") for word in ("np.random.Philox", "default_rng", "SeedSequence"))
     }
-    assert {name for name in found if "/demo/" not in name} == {f"{root.name}/core/streams.py"}
+    assert {name for name in draws if "/demo/" not in name} == {f"{root.name}/core/streams.py"}

@@ -37,9 +37,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def content(index: SampleIndex, root: Path) -> dict[str, tuple[int, bytes]]:
     """Label and bytes of every sample by its name."""
     with ImageReader(index, root) as reader:
-        found = {sample_name(index.key(i)): (int(index.label[i]), reader.read(i)) for i in range(len(index))}
-    assert len(found) == len(index)
-    return found
+        samples = {sample_name(index.key(i)): (int(index.label[i]), reader.read(i)) for i in range(len(index))}
+    assert len(samples) == len(index)
+    return samples
 
 
 def test_every_shipped_layout_is_tried_here() -> None:
@@ -71,8 +71,8 @@ def test_gzipped_members_keep_their_bytes(world: World, tmp_path: Path) -> None:
     """As 26 images of fall 2011 lie in the archive; decoding unpacks them."""
     photos = dict(world.photos) | {"n01_00": gzip.compress(world.photos["n01_00"])}
     manifest = load_manifest(laid_out("imagenet21k-fall11", tmp_path, photos, USED))
-    found = content(build_index(manifest, "train", tmp_path, Silent()), tmp_path)
-    assert found["n01_00"][1] == photos["n01_00"]
+    samples = content(build_index(manifest, "train", tmp_path, Silent()), tmp_path)
+    assert samples["n01_00"][1] == photos["n01_00"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "header"])

@@ -66,11 +66,11 @@ def test_the_digest_covers_what_decides_samples_and_not_prose() -> None:
     digest = base.digest("train")
     assert dataclasses.replace(base, title="T", licence="L", get="G").digest("train") == digest
     others = {"format": "class-tars", "path": "x", "label": "y", "classes": "z.tsv", "samples": 9, "unlabelled": True}
-    told = {"archives": 3, "known_bad": ("n1/a",)}  # what `index` expects and which failures are no news
-    assert set(others) | set(told) | {"images", "part"} == {field.name for field in dataclasses.fields(Split)}
-    same = dataclasses.replace(base.splits["train"], **told)
+    not_hashed = {"archives": 3, "known_bad": ("n1/a",)}  # what `index` expects and which failures are no news
+    assert set(others) | set(not_hashed) | {"images", "part"} == {field.name for field in dataclasses.fields(Split)}
+    same = dataclasses.replace(base.splits["train"], **not_hashed)
     assert dataclasses.replace(base, splits={"train": same}).digest("train") == digest
-    found = {
+    digests = {
         digest,
         base.digest("val"),
         dataclasses.replace(base, name="other").digest("train"),
@@ -78,11 +78,11 @@ def test_the_digest_covers_what_decides_samples_and_not_prose() -> None:
     }
     for name, value in others.items():
         split = dataclasses.replace(base.splits["train"], **{name: value})
-        found.add(dataclasses.replace(base, splits={"train": split}).digest("train"))
+        digests.add(dataclasses.replace(base, splits={"train": split}).digest("train"))
     of_list = Split(format="coop-split", path="s.json", images="i", part="test")
     for split in (of_list, dataclasses.replace(of_list, images="j"), dataclasses.replace(of_list, part="val")):
-        found.add(dataclasses.replace(base, splits={"train": split}).digest("train"))
-    assert len(found) == 4 + len(others) + 3
+        digests.add(dataclasses.replace(base, splits={"train": split}).digest("train"))
+    assert len(digests) == 4 + len(others) + 3
 
 
 def test_the_root_must_be_given_and_be_a_folder(tmp_path: Path) -> None:

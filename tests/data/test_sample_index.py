@@ -35,13 +35,13 @@ def index_of(world: World, layout: str) -> SampleIndex:
 def test_every_image_is_found_with_its_label_and_its_bytes(world: World, layout: str) -> None:
     """All three layouts hold the same photos: the same names, labels and bytes, each exactly once."""
     index = index_of(world, layout)
-    found = {}
+    samples = {}
     with ImageReader(index, world.root) as reader:
         for sample in range(len(index)):
             name = index.key(sample).rpartition("/")[2].removesuffix(".jpg")
             assert IDS[index.label[sample]] == name[:3]
-            found[name] = reader.read(sample)
-    assert len(index) == PHOTOS and found == world.photos
+            samples[name] = reader.read(sample)
+    assert len(index) == PHOTOS and samples == world.photos
 
 
 @pytest.mark.parametrize("layout", ["wds", "tars"])
@@ -200,12 +200,12 @@ def test_an_archive_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
     for length in range(0, len(data), 256):
         (tmp_path / "a.tar").write_bytes(data[:length])
         try:
-            found = len(scan(tmp_path))
+            members = len(scan(tmp_path))
         except DataError as problem:
             assert "a.tar" in str(problem) or "holds no image" in str(problem)
         else:
-            if found < 3:
-                silent.append((length, found))
+            if members < 3:
+                silent.append((length, members))
     assert end < len(data)
     assert silent == []
 

@@ -230,10 +230,10 @@ GOLDEN: list[tuple[ViewPolicy, str, int, int, int, View]] = [
 @pytest.mark.parametrize(("policy", "name", "view", "width", "height", "wanted"), GOLDEN)
 def test_golden_draws(policy: ViewPolicy, name: str, view: int, width: int, height: int, wanted: View) -> None:
     """Whoever changes the rule must give `FUNCTION` another number: stores hold labels of these very crops."""
-    found = draw_view(policy, name, view, width, height)
-    assert (found.box, found.flip, found.evaluation) == (wanted.box, wanted.flip, False)
-    assert [op for op, _ in found.ops] == [op for op, _ in wanted.ops]
-    assert [strength for _, strength in found.ops] == pytest.approx([strength for _, strength in wanted.ops], rel=1e-15)
+    draw = draw_view(policy, name, view, width, height)
+    assert (draw.box, draw.flip, draw.evaluation) == (wanted.box, wanted.flip, False)
+    assert [op for op, _ in draw.ops] == [op for op, _ in wanted.ops]
+    assert [strength for _, strength in draw.ops] == pytest.approx([strength for _, strength in wanted.ops], rel=1e-15)
 
 
 def test_a_draw_depends_on_nothing_else() -> None:

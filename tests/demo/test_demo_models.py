@@ -97,13 +97,13 @@ def test_the_usual_wording_is_not_the_student_s_best(models: DemoModels) -> None
     labels = torch.arange(len(classes)).repeat(2)
     drawn = [render_image(classes[label], FRESH + i, split="recipe") for i, label in enumerate(labels.tolist())]
     pixels = prepare(np.stack(drawn), 32)
-    found = []
+    accuracies = []
     with torch.inference_mode():
         images = image_features(model, pixels)
         for template in (TEMPLATE, STUDENT_CAPTIONS.exact[0]):
             texts = text_features(model, tokenizer([template.replace("{}", item.name) for item in classes]))
-            found.append(((images @ texts.T).argmax(dim=1) == labels).float().mean().item())
-    assert found[1] > found[0] + 0.02
+            accuracies.append(((images @ texts.T).argmax(dim=1) == labels).float().mean().item())
+    assert accuracies[1] > accuracies[0] + 0.02
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -80,12 +80,12 @@ def test_train_tars_are_webdataset(world: Path) -> None:
     assert [path.name for path in tars] == ["train-0000.tar", "train-0001.tar", "train-0002.tar"]
     keys, labels = [], Counter[int]()
     for path in tars:
-        found = members(path)
-        names = list(found)
+        entries = members(path)
+        names = list(entries)
         assert len(names) == 200
         assert [name.removesuffix(".jpg") for name in names[::2]] == [n.removesuffix(".cls") for n in names[1::2]]
         for key in (name.removesuffix(".jpg") for name in names[::2]):
-            label = int(found[f"{key}.cls"])
+            label = int(entries[f"{key}.cls"])
             assert seen_classes()[label].id == key.split("_")[0]
             keys.append(key)
             labels[label] += 1
@@ -99,9 +99,9 @@ def test_train_tars_are_webdataset(world: Path) -> None:
 def test_class_tars(world: Path, split: str, count: int) -> None:
     classes = seen_classes() if split == "val" else unseen_classes()
     assert {path.stem for path in (world / split).iterdir()} == {item.id for item in classes}
-    found = members(world / split / f"{classes[-1].id}.tar")
-    assert list(found) == [f"{classes[-1].id}_{index:05d}.jpg" for index in range(count)]
-    with Image.open(io.BytesIO(next(iter(found.values())))) as image:
+    entries = members(world / split / f"{classes[-1].id}.tar")
+    assert list(entries) == [f"{classes[-1].id}_{index:05d}.jpg" for index in range(count)]
+    with Image.open(io.BytesIO(next(iter(entries.values())))) as image:
         assert (image.size, image.mode, image.format) == ((IMAGE_SIZE, IMAGE_SIZE), "RGB", "JPEG")
 
 

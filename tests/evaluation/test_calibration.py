@@ -56,8 +56,8 @@ def test_ece_is_the_mean_gap_over_bins_of_equal_mass(n: int, bins: int) -> None:
     """Also with fewer images than bins."""
     rng = np.random.default_rng(n)
     confidence, credit = rng.uniform(size=n), rng.choice([0, 0.5, 1], size=n)
-    found = expected_calibration_error(confidence, credit, bins)
-    assert found == pytest.approx(plain_ece(confidence.tolist(), credit.tolist(), bins), abs=1e-12)
+    error = expected_calibration_error(confidence, credit, bins)
+    assert error == pytest.approx(plain_ece(confidence.tolist(), credit.tolist(), bins), abs=1e-12)
 
 
 def test_ece_of_a_calibrated_and_of_a_boastful_classifier() -> None:

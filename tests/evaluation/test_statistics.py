@@ -12,28 +12,28 @@ from teachonce.evaluation.statistics import against_constant, bootstrap, holm, p
 
 
 def test_mean_and_spread_are_those_of_a_sample() -> None:
-    found = summarise([0.4, 0.5, 0.6])
-    assert (found.mean, found.spread, found.n) == (pytest.approx(0.5), pytest.approx(0.1), 3)
+    summary = summarise([0.4, 0.5, 0.6])
+    assert (summary.mean, summary.spread, summary.n) == (pytest.approx(0.5), pytest.approx(0.1), 3)
     assert summarise([0.4]).spread is None
 
 
 def test_the_paired_test_is_students_over_the_common_seeds() -> None:
     """Seeds that only one side has take no part; t is the mean difference over its standard error."""
     ours, base = {0: 0.41, 1: 0.43, 2: 0.40, 7: 0.99}, {0: 0.40, 1: 0.41, 2: 0.395, 8: 0.01}
-    found = paired(ours, base)
-    assert found is not None
+    comparison = paired(ours, base)
+    assert comparison is not None
     d = np.array([0.01, 0.02, 0.005])
     t = d.mean() / (d.std(ddof=1) / math.sqrt(3))
-    assert found.n == 3
-    assert found.difference == pytest.approx(d.mean())
-    assert found.p == pytest.approx(2 * stats.t.sf(t, 2))
-    assert found.interval == pytest.approx(stats.t.interval(0.95, 2, d.mean(), d.std(ddof=1) / math.sqrt(3)))
+    assert comparison.n == 3
+    assert comparison.difference == pytest.approx(d.mean())
+    assert comparison.p == pytest.approx(2 * stats.t.sf(t, 2))
+    assert comparison.interval == pytest.approx(stats.t.interval(0.95, 2, d.mean(), d.std(ddof=1) / math.sqrt(3)))
 
 
 def test_pairing_takes_out_what_seeds_share() -> None:
     """Seeds that lie ten points apart do not hide a point that every one of them gains."""
-    found = paired({0: 0.309, 1: 0.41, 2: 0.511}, {0: 0.30, 1: 0.40, 2: 0.50})
-    assert found is not None and found.p is not None and found.p < 0.01
+    comparison = paired({0: 0.309, 1: 0.41, 2: 0.511}, {0: 0.30, 1: 0.40, 2: 0.50})
+    assert comparison is not None and comparison.p is not None and comparison.p < 0.01
 
 
 @pytest.mark.parametrize(
@@ -42,15 +42,15 @@ def test_pairing_takes_out_what_seeds_share() -> None:
     ids=["one seed", "no difference", "the same difference", "no common seed"],
 )
 def test_where_no_test_is_possible_there_is_no_p(ours: dict[int, float], p: float | None) -> None:
-    found = paired(ours, {0: 0.4, 1: 0.5})
-    assert (found is None) == (not ours)
-    assert found is None or found.p == p
+    comparison = paired(ours, {0: 0.4, 1: 0.5})
+    assert (comparison is None) == (not ours)
+    assert comparison is None or comparison.p == p
 
 
 def test_a_figure_without_seeds_is_compared_with_each_seed() -> None:
-    found = against_constant([0.4, 0.42, 0.41], 0.38)
-    assert found.difference == pytest.approx(0.03)
-    assert found.p == pytest.approx(stats.ttest_1samp([0.4, 0.42, 0.41], 0.38).pvalue)
+    comparison = against_constant([0.4, 0.42, 0.41], 0.38)
+    assert comparison.difference == pytest.approx(0.03)
+    assert comparison.p == pytest.approx(stats.ttest_1samp([0.4, 0.42, 0.41], 0.38).pvalue)
 
 
 def test_holm_is_the_smallest_level_at_which_each_is_found() -> None:
@@ -77,8 +77,8 @@ def test_the_smallest_telling_difference_is_where_p_is_one_in_twenty() -> None:
     times = smallest_telling(3)
     assert times is not None and smallest_telling(1) is None
     d = np.array([-1.0, 0.0, 1.0]) + times  # spread 1, mean `times`
-    found = paired(dict(enumerate(d)), {0: 0.0, 1: 0.0, 2: 0.0})
-    assert found is not None and found.p == pytest.approx(0.05)
+    comparison = paired(dict(enumerate(d)), {0: 0.0, 1: 0.0, 2: 0.0})
+    assert comparison is not None and comparison.p == pytest.approx(0.05)
 
 
 def test_the_bootstrap_is_that_of_drawing_images_with_return() -> None:

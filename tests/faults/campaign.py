@@ -147,16 +147,16 @@ def read_errors(ground: Ground, seed: int, share: float = 0.3) -> Case:
 
 def unreadable(ground: Ground, seed: int) -> Case:
     """EIO from every read of images, on all tries; then the disk is well again. Two large chunks."""
-    own = ground_of(ground.folder / "large", ground.world, ground.teacher, ground.student, chunk_rows=35)
+    large = ground_of(ground.folder / "large", ground.world, ground.teacher, ground.student, chunk_rows=35)
     case = Case("every read of images fails, then none", allowed=0)
     with Processes(ground.folder / f"unreadable-{seed}", {"eio": [1.0, seed]}) as processes:
         store = processes.folder / "a.zarr"
-        ended(case, teach(own, processes, store, "teach-0"), processes, "teach-0")
+        ended(case, teach(large, processes, store, "teach-0"), processes, "teach-0")
         case.injected = len(processes.events("eio"))
         case.detail = {"committed": commits(store)}
         del processes.faults["eio"]
-        ended(case, teach(own, processes, store, "teach-1"), processes, "teach-1")
-        return judge(case, own, processes, store)
+        ended(case, teach(large, processes, store, "teach-1"), processes, "teach-1")
+        return judge(case, large, processes, store)
 
 
 def clock_jumps(ground: Ground, seed: int) -> Case:
@@ -233,14 +233,14 @@ def lost_archive(ground: Ground, seed: int) -> Case:
     """An archive disappears in the middle of a run, and is brought back for the next."""
     case = Case("an archive disappears, and comes back", injected=1, allowed=IN_FLIGHT)
     with Processes(ground.folder / f"lost-{seed}", {"pause": PAUSE}) as processes:
-        own = replace(ground, world=worlds.make_world(processes.folder / "world", ground.world.photos))
-        store, archive = processes.folder / "a.zarr", own.world.root / "wds/part-1.tar"
-        run = teach(own, processes, store, "teach-0")
+        copied = replace(ground, world=worlds.make_world(processes.folder / "world", ground.world.photos))
+        store, archive = processes.folder / "a.zarr", copied.world.root / "wds/part-1.tar"
+        run = teach(copied, processes, store, "teach-0")
         eventually(lambda: commits(store) > 2, "commits", run)
         archive.rename(archive.with_suffix(".away"))
         ended(case, run, processes, "teach-0")
         archive.with_suffix(".away").rename(archive)
-        ended(case, teach(own, processes, store, "teach-1"), processes, "teach-1")
+        ended(case, teach(copied, processes, store, "teach-1"), processes, "teach-1")
         return judge(case, ground, processes, store)
 
 

@@ -114,12 +114,12 @@ def family(process: psutil.Process) -> list[psutil.Process]:
 
 def workers_of(process: psutil.Process) -> list[psutil.Process]:
     """The Dask worker processes below a nanny, or below a `teach` with a cluster of its own."""
-    found = []
+    workers = []
     for child in family(process):
         with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
             if "spawn_main" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
+                workers.append(child)
+    return workers
 
 
 def end(process: psutil.Popen) -> None:

@@ -113,8 +113,8 @@ def test_fault_11_counts_add_up_and_reasons_are_kept(odd_store: tuple[Path, dict
     wanted = {name: BAD[kind][0] if kind in BAD else 0 for name, kind in kinds.items()}
     assert {name: status[name] for name in kinds} == wanted
     assert all(value == 0 for name, value in status.items() if name not in kinds)
-    found = inspect(InspectRequest(labels=store), Silent())
-    assert found.rows_failed == len(BAD) == sum(value != 0 for value in status.values())
+    inspected = inspect(InspectRequest(labels=store), Silent())
+    assert inspected.rows_failed == len(BAD) == sum(value != 0 for value in status.values())
     lines = [json.loads(line) for line in store.with_name("a.zarr.failures.jsonl").read_text().splitlines()]
     assert sorted(line["key"] for line in lines) == sorted(name for name, kind in kinds.items() if kind in BAD)
     assert all(line["reason"] for line in lines)

@@ -152,8 +152,8 @@ def test_fault_6_verify_reports_flips_without_stopping(tmp_path: Path) -> None:
         data = bytearray(file.read_bytes())
         data[rng.randrange(len(data))] ^= 16
         with changed(file, bytes(data)):
-            found = verify(VerifyRequest(labels=store), Silent())
-        assert not found.ok and found.faults, file
+            report = verify(VerifyRequest(labels=store), Silent())
+        assert not report.ok and report.faults, file
 
 
 @pytest.fixture(scope="module")

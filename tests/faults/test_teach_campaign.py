@@ -40,7 +40,7 @@ def ground(world: World, teacher: str, student: str, tmp_path_factory: pytest.Te
     return campaign_ground.ground_of(tmp_path_factory.mktemp("campaign"), world, teacher, student)
 
 
-def told(case: Case) -> Case:
+def printed(case: Case) -> Case:
     """What every case must end with; it is written down first, so that a failure is in the table too."""
     table = os.environ.get("TEACHONCE_FAULT_TABLE")
     if table:
@@ -59,7 +59,7 @@ def told(case: Case) -> Case:
 @pytest.mark.slow  # two starts of a scheduler and two workers; `test_teach_kill` kills a driver and a worker in CI
 def test_kills_of_a_worker_a_nanny_and_the_scheduler_leave_the_same_bits(ground: Ground) -> None:
     """The run bears lost workers, with work queued on them; it ends with exit 5 and a hint when its scheduler dies."""
-    case = told(campaign.kills(ground, 3, ["worker", "nanny", "scheduler"]))
+    case = printed(campaign.kills(ground, 3, ["worker", "nanny", "scheduler"]))
     assert case.exits == [5, 0] and case.injected == 3
     assert "the connection to the scheduler" in case.said[0] and "run the same command again" in case.said[0]
 
@@ -69,7 +69,7 @@ def test_kills_of_a_worker_a_nanny_and_the_scheduler_leave_the_same_bits(ground:
 def test_twenty_kills_leave_the_same_bits(seed: int, ground: Ground) -> None:
     """Five each of worker, nanny, scheduler and client in a random order: only the last two end a run, with a word."""
     targets = campaign.shuffled(seed, 20)
-    case = told(campaign.kills(ground, seed, targets))
+    case = printed(campaign.kills(ground, seed, targets))
     killed, exits = Counter(targets), Counter(case.exits)
     assert exits[-9] == killed["client"] and set(exits) <= {-9, 0, 5, 6}
     assert exits[5] + exits[6] == killed["scheduler"]
@@ -82,7 +82,7 @@ def test_twenty_kills_leave_the_same_bits(seed: int, ground: Ground) -> None:
 @pytest.mark.slow  # the lock itself is tried by racing processes in CI (`test_locks`)
 def test_one_of_two_teach_commands_wins(ground: Ground) -> None:
     """Both start at the same instant: the other ends with exit 5, says why, and has changed nothing."""
-    case = told(campaign.two_at_once(ground, 0))
+    case = printed(campaign.two_at_once(ground, 0))
     assert case.exits == [5, 0]
     assert "is being written by process" in case.said[0] or "took the lock at the same instant" in case.said[0]
     assert "next: " in case.said[0]
@@ -94,7 +94,7 @@ def test_one_of_two_teach_commands_wins(ground: Ground) -> None:
 @pytest.mark.slow  # waits for Dask to give a worker up, which a busy machine draws out; the next test is in CI
 def test_a_stopped_worker_that_goes_on_late_never_wins(ground: Ground) -> None:
     """Its chunk was given to another worker; it writes other bits while the run goes on, and they go nowhere."""
-    case = told(campaign.cut_off(ground, 11, after_the_run=False))
+    case = printed(campaign.cut_off(ground, 11, after_the_run=False))
     assert case.exits == [0] and case.detail["late writes that went through"] == 1
 
 
@@ -134,7 +134,7 @@ def test_a_late_report_never_wins(ground: Ground, tmp_path: Path, monkeypatch: p
 @pytest.mark.slow
 def test_a_stopped_worker_that_goes_on_after_all_is_done_never_wins(ground: Ground) -> None:
     """Its client was killed and another run finished the store, before it writes."""
-    case = told(campaign.cut_off(ground, 11, after_the_run=True))
+    case = printed(campaign.cut_off(ground, 11, after_the_run=True))
     assert case.exits == [-9, 0]
 
 
@@ -177,20 +177,20 @@ def test_reads_that_fail_now_and_then_change_nothing(
 
 def test_an_archive_that_is_gone_ends_with_exit_3(ground: Ground, tmp_path: Path) -> None:
     """It is named, what was committed stays, and with it back the same command ends well."""
-    own = replace(ground, world=worlds.make_world(tmp_path / "world", ground.world.photos))
-    store, archive = tmp_path / "a.zarr", own.world.root / "wds/part-1.tar"
-    here(own, store)
+    copied = replace(ground, world=worlds.make_world(tmp_path / "world", ground.world.photos))
+    store, archive = tmp_path / "a.zarr", copied.world.root / "wds/part-1.tar"
+    here(copied, store)
     opened = LabelStore.open(store, writable=True)
     for group in opened.groups:
         for chunk in range(5, campaign_ground.CHUNKS):
             opened.drop(group, chunk)
     shutil.move(archive, tmp_path / "away.tar")
     with pytest.raises(DataError) as caught:
-        here(own, store)
+        here(copied, store)
     assert caught.value.exit_code == 3 and "wds/part-1.tar" in str(caught.value) and caught.value.hint
     assert 5 <= commits(store) < campaign_ground.CHUNKS and not verify(VerifyRequest(labels=store), Silent()).ok
     shutil.move(tmp_path / "away.tar", archive)
-    here(own, store)
+    here(copied, store)
     assert campaign_ground.same(store, ground.whole) and verify(VerifyRequest(labels=store), Silent()).ok
 
 
@@ -232,7 +232,7 @@ def test_a_clock_that_jumps_by_hours_frees_no_lock(
 )
 def test_the_same_in_worker_processes(case: Any, exits: list[int], ground: Ground) -> None:
     """Reads that fail, an archive that goes, a clock that jumps, in all processes of a real run."""
-    found = told(partial(case, ground, 0)())
-    assert found.exits == exits and found.injected > 0
+    outcome = printed(partial(case, ground, 0)())
+    assert outcome.exits == exits and outcome.injected > 0
     if 3 in exits:
-        assert "wds/part-" in found.said[0] and "next: " in found.said[0]
+        assert "wds/part-" in outcome.said[0] and "next: " in outcome.said[0]

@@ -238,10 +238,10 @@ def test_a_run_that_loses_its_store_midway_does_not_commit(
         real = LabelStore.publish if step == "publish" else soft_chunk.begin_soft_labels
 
         def stolen(*args: object) -> object:
-            found = real(*args)  # type: ignore[arg-type]
+            result = real(*args)  # type: ignore[arg-type]
             lock = store.with_name(store.name + ".lock")
             lock.write_text(json.dumps(json.loads(lock.read_text()) | {"token": 1}))
-            return found
+            return result
 
         if step == "publish":
             monkeypatch.setattr(LabelStore, "publish", stolen)

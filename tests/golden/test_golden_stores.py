@@ -49,9 +49,9 @@ def test_an_old_store_reads_as_when_it_was_written(version: int) -> None:
     assert (labels, keys) == (wanted["label"], wanted["keys"])
     checked = verify(VerifyRequest(labels=path), Silent())
     assert checked.ok and checked.chunks_checked == store.layout.chunks * len(store.groups)
-    found = inspect(InspectRequest(labels=path), Silent())
-    assert (found.rows, found.top_k, found.vocabulary_size) == (70, 5, 8) and len(found.students) == 1
-    assert bool(found.fidelity) == (version > 1) and (EMBEDDING in store.groups) == (version > 1)
+    inspected = inspect(InspectRequest(labels=path), Silent())
+    assert (inspected.rows, inspected.top_k, inspected.vocabulary_size) == (70, 5, 8) and len(inspected.students) == 1
+    assert bool(inspected.fidelity) == (version > 1) and (EMBEDDING in store.groups) == (version > 1)
 
 
 def test_a_store_of_version_1_is_not_written_to(tmp_path: Path) -> None:

@@ -44,22 +44,22 @@ def topk_of(logits: np.ndarray, k: int) -> TopK:
 def check_row_by_row(labels: TopK, classes: int) -> TopK:
     """Encode, decode and compare; returns what was decoded."""
     kept = tables(classes)
-    found = decode(encode(labels, kept), kept)
-    assert np.array_equal(np.sort(found.class_ids, axis=1), np.sort(labels.class_ids, axis=1))
-    assert np.array_equal(found.class_ids[:, 0], labels.class_ids[:, 0]), "the best class is exact"
-    assert (np.diff(found.log_probs, axis=1) <= 0).all(), "by falling probability"
-    tied = found.log_probs[:, 1:] == found.log_probs[:, :-1]
-    assert (found.class_ids[:, 1:] > found.class_ids[:, :-1])[tied].all(), "ties by class index"
-    for row in range(len(found.class_ids)):
-        place = {int(c): i for i, c in enumerate(found.class_ids[row])}
-        got = found.log_probs[row, [place[int(c)] for c in labels.class_ids[row]]]
+    decoded = decode(encode(labels, kept), kept)
+    assert np.array_equal(np.sort(decoded.class_ids, axis=1), np.sort(labels.class_ids, axis=1))
+    assert np.array_equal(decoded.class_ids[:, 0], labels.class_ids[:, 0]), "the best class is exact"
+    assert (np.diff(decoded.log_probs, axis=1) <= 0).all(), "by falling probability"
+    tied = decoded.log_probs[:, 1:] == decoded.log_probs[:, :-1]
+    assert (decoded.class_ids[:, 1:] > decoded.class_ids[:, :-1])[tied].all(), "ties by class index"
+    for row in range(len(decoded.class_ids)):
+        place = {int(c): i for i, c in enumerate(decoded.class_ids[row])}
+        kept_values = decoded.log_probs[row, [place[int(c)] for c in labels.class_ids[row]]]
         limit = max_error(labels.log_probs[row : row + 1], kept)[0]
         reachable = labels.log_probs[row, 0] - labels.log_probs[row] < LEVELS[-1]
         assert np.isfinite(limit[reachable]).all()
-        assert (np.abs(got - labels.log_probs[row]) <= limit)[reachable].all()
+        assert (np.abs(kept_values - labels.log_probs[row]) <= limit)[reachable].all()
         floor = labels.log_probs[row, 0] - LEVELS[-1]
-        assert np.allclose(got[~reachable], floor, rtol=1e-3), "beyond the range: the floor"
-    return found
+        assert np.allclose(kept_values[~reachable], floor, rtol=1e-3), "beyond the range: the floor"
+    return decoded
 
 
 @st.composite
@@ -87,17 +87,17 @@ def test_k_of_one_and_k_of_all() -> None:
     """The smallest and the largest k; with all classes kept the residual is minus infinity and stays so."""
     logits = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
     check_row_by_row(topk_of(logits, 1), 7)
-    found = check_row_by_row(topk_of(logits, 7), 7)
-    assert np.isneginf(found.log_residual).all()
+    decoded = check_row_by_row(topk_of(logits, 7), 7)
+    assert np.isneginf(decoded.log_residual).all()
 
 
 def test_a_peaked_teacher_keeps_the_order_and_the_floor() -> None:
     """Gaps beyond the range are held at the floor, 37 nats below the best; nothing wraps around."""
     logits = np.array([[0.0, 500.0, -500.0, 490.0, 485.5, 485.0]], np.float32)
     labels = topk_of(logits, 6)
-    found = check_row_by_row(labels, 6)
-    assert list(found.class_ids[0, :2]) == [1, 3]
-    assert found.log_probs.min() >= labels.log_probs[0, 0] - LEVELS[-1] - 1e-3
+    decoded = check_row_by_row(labels, 6)
+    assert list(decoded.class_ids[0, :2]) == [1, 3]
+    assert decoded.log_probs.min() >= labels.log_probs[0, 0] - LEVELS[-1] - 1e-3
 
 
 def test_only_true_ties_of_the_best_look_like_it() -> None:
@@ -105,9 +105,9 @@ def test_only_true_ties_of_the_best_look_like_it() -> None:
     labels = TopK(
         np.array([[5, 2, 9]]), np.array([[-0.7, -0.7 - 1e-6, -3.0]], np.float32), np.zeros((1, 1), np.float32)
     )
-    found = decode(encode(labels, tables(10)), tables(10))
-    assert list(found.class_ids[0]) == [5, 2, 9]
-    assert found.log_probs[0, 1] < found.log_probs[0, 0]
+    decoded = decode(encode(labels, tables(10)), tables(10))
+    assert list(decoded.class_ids[0]) == [5, 2, 9]
+    assert decoded.log_probs[0, 1] < decoded.log_probs[0, 0]
     tie = TopK(np.array([[2, 5]]), np.full((1, 2), -0.7, np.float32), np.zeros((1, 1), np.float32))
     again = decode(encode(tie, tables(10)), tables(10))
     assert list(again.class_ids[0]) == [2, 5] and again.log_probs[0, 0] == again.log_probs[0, 1]
@@ -124,9 +124,9 @@ def test_failed_rows_are_fill_values_and_come_back_as_nothing() -> None:
     assert np.isnan(coded.top_log_prob[1]) and np.isnan(coded.log_residual[1]).all()
     for name in ("class_ids", "gaps", "top_log_prob", "log_residual"):
         assert np.array_equal(getattr(coded, name)[[0, 2]], getattr(alone, name)[[0, 2]])
-    found = decode(coded, tables(9))
-    assert (found.class_ids[1] == -1).all() and np.isnan(found.log_probs[1]).all()
-    assert np.isnan(found.log_residual[1]).all()
+    decoded = decode(coded, tables(9))
+    assert (decoded.class_ids[1] == -1).all() and np.isnan(decoded.log_probs[1]).all()
+    assert np.isnan(decoded.log_residual[1]).all()
 
 
 def test_no_gap_of_data_equals_the_fill_value() -> None:
@@ -159,10 +159,10 @@ def test_residuals_survive_in_half_precision() -> None:
     """ln of the mass outside is kept to float16's relative 5e-4, and minus infinity exactly."""
     residual = np.array([[-1e-3, -3.3, -42.0], [-np.inf, -0.5, 2.2]], np.float32)
     labels = TopK(np.zeros((2, 1), np.int64), np.full((2, 1), -0.1, np.float32), residual)
-    found = decode(encode(labels, tables(5)), tables(5)).log_residual
-    assert np.array_equal(np.isneginf(found), np.isneginf(residual))
+    log_residual = decode(encode(labels, tables(5)), tables(5)).log_residual
+    assert np.array_equal(np.isneginf(log_residual), np.isneginf(residual))
     finite = np.isfinite(residual)
-    assert np.allclose(found[finite], residual[finite], rtol=5e-4)
+    assert np.allclose(log_residual[finite], residual[finite], rtol=5e-4)
 
 
 def test_ten_lines_of_numpy_read_the_code() -> None:
@@ -172,9 +172,9 @@ def test_ten_lines_of_numpy_read_the_code() -> None:
     coded: CodedTopK = encode(labels, kept)
     ids = kept.class_order[np.cumsum(coded.class_ids, axis=1)]
     values = coded.top_log_prob.astype(np.float32)[:, None] - kept.gap_levels[coded.gaps]
-    found = decode(coded, kept)
+    decoded = decode(coded, kept)
     for row in range(6):
-        ours = dict(zip(found.class_ids[row].tolist(), found.log_probs[row].tolist(), strict=True))
+        ours = dict(zip(decoded.class_ids[row].tolist(), decoded.log_probs[row].tolist(), strict=True))
         assert ours == pytest.approx(dict(zip(ids[row].tolist(), values[row].tolist(), strict=True)), abs=1e-6)
 
 
@@ -191,12 +191,12 @@ def test_the_value_error_costs_less_than_a_ten_thousandth_nat_of_kl(scale: float
     """Flat, middling and peaked rows: the mean KL of the renormalised top k after coding is below 1e-4 nats."""
     labels = topk_of(scale * np.random.default_rng(0).normal(size=(200, 2000)), 100)
     kept = tables(2000)
-    found = decode(encode(labels, kept), kept)
+    decoded = decode(encode(labels, kept), kept)
     divergence = []
     for row in range(200):
-        place = {int(c): i for i, c in enumerate(found.class_ids[row])}
+        place = {int(c): i for i, c in enumerate(decoded.class_ids[row])}
         p = np.exp(labels.log_probs[row].astype(np.float64))
-        q = np.exp(found.log_probs[row, [place[int(c)] for c in labels.class_ids[row]]].astype(np.float64))
+        q = np.exp(decoded.log_probs[row, [place[int(c)] for c in labels.class_ids[row]]].astype(np.float64))
         p, q = p / p.sum(), q / q.sum()
         divergence.append((p * np.log(p / q)).sum())
     assert 0 < np.mean(divergence) < 1e-4

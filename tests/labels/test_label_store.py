@@ -128,9 +128,9 @@ def test_only_core_codecs_and_no_shards(tmp_path: Path) -> None:
     """A store reads with plain Zarr: bytes, blosc, crc32c, and each chunk is a file of its own."""
     synthetic_store(tmp_path / "a.zarr", rows=20, chunk_rows=10)
     for file in (tmp_path / "a.zarr").rglob("zarr.json"):
-        about = json.loads(file.read_text())
-        if about["node_type"] == "array":
-            names = [codec["name"] for codec in about["codecs"]]
+        metadata = json.loads(file.read_text())
+        if metadata["node_type"] == "array":
+            names = [codec["name"] for codec in metadata["codecs"]]
             assert set(names) <= {"bytes", "blosc", "crc32c"} and names[-1] == "crc32c", file
 
 
@@ -139,9 +139,9 @@ def test_large_vocabularies_take_wide_class_ids(tmp_path: Path) -> None:
     store, logits = synthetic_store(tmp_path / "a.zarr", rows=40, chunk_rows=40, classes=70_000, top_k=3)
     data = store.read_chunk(LABELS, 0)
     assert data["class_ids"].dtype == np.uint32
-    found = store.decode_labels(data)
-    assert np.array_equal(np.sort(found.class_ids, 1), np.sort(np.argsort(-logits, axis=1, kind="stable")[:, :3], 1))
-    assert found.class_ids.max() > 65_535
+    decoded = store.decode_labels(data)
+    assert np.array_equal(np.sort(decoded.class_ids, 1), np.sort(np.argsort(-logits, axis=1, kind="stable")[:, :3], 1))
+    assert decoded.class_ids.max() > 65_535
 
 
 def test_a_chunk_does_not_exist_before_its_record(tmp_path: Path) -> None:

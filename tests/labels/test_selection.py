@@ -41,8 +41,8 @@ def brute_force(shots: int, seed: int, rows: int = 40, classes: int = 12) -> lis
     index = worlds.synthetic_index(rows, classes)
     chosen: list[int] = []
     for label in range(classes):
-        own = [sample for sample in range(rows) if index.label[sample] == label]
-        chosen += sorted(own, key=lambda sample: keyed(index.key(sample), seed))[:shots]
+        members = [sample for sample in range(rows) if index.label[sample] == label]
+        chosen += sorted(members, key=lambda sample: keyed(index.key(sample), seed))[:shots]
     return sorted(chosen)
 
 

@@ -42,11 +42,11 @@ def plain_features(clip: LoadedClip, texts: list[str]) -> torch.Tensor:
 )
 def test_class_features_equal_open_clips_own(clip: LoadedClip, template: str) -> None:
     """Whether the fast tower or the plain way runs: the same features to rounding, and ties exactly equal."""
-    found = template_features(clip, NAMES, template)
-    torch.testing.assert_close(found, plain_features(clip, [template.format(n) for n in NAMES]), atol=2e-5, rtol=1e-4)
-    assert torch.equal(found[1], found[3])
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(len(NAMES)))
-    assert (found[0] @ found[2]) < 0.99, "random features differ, or this test shows nothing"
+    joined = template_features(clip, NAMES, template)
+    torch.testing.assert_close(joined, plain_features(clip, [template.format(n) for n in NAMES]), atol=2e-5, rtol=1e-4)
+    assert torch.equal(joined[1], joined[3])
+    torch.testing.assert_close(joined.norm(dim=1), torch.ones(len(NAMES)))
+    assert (joined[0] @ joined[2]) < 0.99, "random features differ, or this test shows nothing"
 
 
 @pytest.mark.parametrize("template", ["a photo", "{} and {}", ""])
@@ -97,14 +97,14 @@ def test_scores_share_the_credit_of_ties(names: list[int], seed: int, data: st.D
     features = rng.normal(size=(max(inverse) + 1, 6)).astype(np.float32)
     images = rng.normal(size=(4, 6)).astype(np.float32)
     labels = data.draw(st.lists(st.integers(0, len(names) - 1), min_size=4, max_size=4))
-    found = score(
+    scores = score(
         torch.from_numpy(images), torch.from_numpy(features[inverse]), torch.tensor(labels), torch.tensor(inverse)
     )
     logits = images @ features.T
     for row, label in enumerate(labels):
         top1, top5 = brute_score(logits[row], label, inverse)
-        assert found.top1[row] == pytest.approx(top1) and found.top5[row] == pytest.approx(top5)
-        assert found.predicted[row] == inverse.index(int(logits[row].argmax()))
+        assert scores.top1[row] == pytest.approx(top1) and scores.top5[row] == pytest.approx(top5)
+        assert scores.predicted[row] == inverse.index(int(logits[row].argmax()))
 
 
 def test_many_images_are_scored_in_pieces() -> None:
@@ -112,10 +112,12 @@ def test_many_images_are_scored_in_pieces() -> None:
     generator = torch.Generator().manual_seed(0)
     images, classes = torch.randn(2500, 8, generator=generator), torch.randn(30, 8, generator=generator)
     labels = torch.randint(0, 30, (2500,), generator=generator)
-    found = score(images, classes, labels, torch.arange(30))
+    scores = score(images, classes, labels, torch.arange(30))
     ranks = (images @ classes.T).argsort(1, descending=True)
-    assert found.top1.mean() == pytest.approx((ranks[:, 0] == labels).double().mean().item(), abs=1e-3)
-    assert found.top5.mean() == pytest.approx((ranks[:, :5] == labels[:, None]).any(1).double().mean().item(), abs=1e-3)
+    assert scores.top1.mean() == pytest.approx((ranks[:, 0] == labels).double().mean().item(), abs=1e-3)
+    assert scores.top5.mean() == pytest.approx(
+        (ranks[:, :5] == labels[:, None]).any(1).double().mean().item(), abs=1e-3
+    )
 
 
 @pytest.mark.parametrize(
@@ -184,14 +186,14 @@ def test_cached_features_are_trusted_only_while_whole(tmp_path: Path, monkeypatc
         return SplitFeatures(np.arange(12, dtype=np.float32).reshape(4, 3))
 
     assert cached_features("key", compute)[1] is False
-    found, cached = cached_features("key", compute)
-    assert cached and np.array_equal(found.features, compute().features)
+    features, cached = cached_features("key", compute)
+    assert cached and np.array_equal(features.features, compute().features)
     file = tmp_path / "features" / "key.npy"
     sound = file.read_bytes()
     for broken in (sound[:-1], sound[:-1] + b"\x01", b""):
         file.write_bytes(broken)
         again, cached = cached_features("key", compute)
-        assert not cached and np.array_equal(again.features, found.features) and file.read_bytes() == sound
+        assert not cached and np.array_equal(again.features, features.features) and file.read_bytes() == sound
     file.with_suffix(".sha256").unlink()
     assert cached_features("key", compute)[1] is False
     assert sorted(item.name for item in file.parent.iterdir()) == ["key.npy", "key.sha256"]
@@ -206,11 +208,11 @@ def test_a_cache_that_cannot_be_written_does_not_cost_the_result(
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("TEACHONCE_CACHE", str(tmp_path / "file"))
     try:
-        found, cached = cached_features("key", lambda: SplitFeatures(np.ones((1, 2), np.float32)))
+        features, cached = cached_features("key", lambda: SplitFeatures(np.ones((1, 2), np.float32)))
     except TeachOnceError as problem:
         assert str(tmp_path) in str(problem)
     else:
-        assert found.features.shape == (1, 2) and not cached
+        assert features.features.shape == (1, 2) and not cached
 
 
 @pytest.mark.parametrize("layout", ["wds", "folders"])

@@ -51,10 +51,10 @@ def test_a_checkpoint_of_dassl_is_read_to_the_bit(
 ) -> None:
     """With the objects that it holds beside the tensors, in the format of today and in that of CoOp's days."""
     file, before = dassl_files.saved(tmp_path, checkpoint, **options), set(torch.serialization.get_safe_globals())
-    found = read_foreign(file)
-    assert torch.equal(found.context, checkpoint["state_dict"]["ctx"]) and found.context.dtype == torch.float32
-    assert found.epoch == 50 and found.positions == 77
-    assert prove_student(found, tower, file)
+    prompts = read_foreign(file)
+    assert torch.equal(prompts.context, checkpoint["state_dict"]["ctx"]) and prompts.context.dtype == torch.float32
+    assert prompts.epoch == 50 and prompts.positions == 77
+    assert prove_student(prompts, tower, file)
     after = set(torch.serialization.get_safe_globals())  # torch keeps them in no order
     assert after == before, "what was allowed for this file is allowed no longer"
 
@@ -90,10 +90,10 @@ def test_other_forms_of_the_same_are_taken(how: str, checkpoint: Checkpoint, tow
     """Half precision is converted; what is not needed may be missing."""
     SOUND[how](checkpoint)
     file = dassl_files.saved(tmp_path, checkpoint)
-    found = read_foreign(file)
+    prompts = read_foreign(file)
     wanted = checkpoint["state_dict"]["ctx"].detach().float()
-    assert torch.equal(found.context, wanted) and not found.context.requires_grad
-    assert prove_student(found, tower, file)
+    assert torch.equal(prompts.context, wanted) and not prompts.context.requires_grad
+    assert prove_student(prompts, tower, file)
 
 
 def test_without_the_start_token_the_student_is_not_proved(
@@ -109,15 +109,15 @@ def test_without_the_start_token_the_student_is_not_proved(
 def test_another_student_is_refused(checkpoint: Checkpoint, model: Any, tmp_path: Path) -> None:
     """Of another width, of another context length, and of the same shape with other weights."""
     file = dassl_files.saved(tmp_path, checkpoint)
-    found, tokenizer = read_foreign(file), tower_reference.tokenizer()
+    prompts, tokenizer = read_foreign(file), tower_reference.tokenizer()
     for kind, message in (("laion", "width 32 there, 48 here"), ("eos", "the start token's embedding differs by")):
         other = TextTower.from_clip(tower_reference.tiny_clip(kind), tokenizer)
         with pytest.raises(FingerprintError, match=message) as caught:
-            prove_student(found, other, file)
+            prove_student(prompts, other, file)
         assert "`student`" in caught.value.hint
     short = TextTower.from_clip(tower_reference.tiny_clip("openai", context_length=40), tokenizer)
     with pytest.raises(FingerprintError, match="context length 77 there, 40 here"):
-        prove_student(found, short, file)
+        prove_student(prompts, short, file)
 
 
 def test_slots_that_leave_no_room_are_refused(tower: TextTower, tmp_path: Path) -> None:
@@ -251,11 +251,11 @@ def test_no_flipped_bit_of_the_context_passes(checkpoint: Checkpoint, tmp_path: 
     for number, place in enumerate(places):
         file.write_bytes(sound[:place] + bytes([sound[place] ^ 1 << rng.randrange(8)]) + sound[place + 1 :])
         try:
-            found = read_foreign(file)
+            prompts = read_foreign(file)
         except TeachOnceError as problem:
             assert file.name in problem.message
         else:
-            assert number >= 20 and torch.equal(found.context, wanted), place
+            assert number >= 20 and torch.equal(prompts.context, wanted), place
 
 
 def test_parts_that_are_compressed_or_overlap_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -73,8 +73,8 @@ def test_features_and_gradients_equal_the_plain_reference(structure: Structure, 
         rounded = tower_of(kind).features(learner(), pixels)
         assert (rounded - theirs).norm() <= 1e-5 * theirs.norm()
         whole = torch.cat([x.flatten() for x in expected.values()])
-        found = torch.cat([x.flatten() for x in gradients(rounded, learner).values()])
-        assert (found - whole).norm() <= 1e-5 * whole.norm(), kind
+        rounded_gradients = torch.cat([x.flatten() for x in gradients(rounded, learner).values()])
+        assert (rounded_gradients - whole).norm() <= 1e-5 * whole.norm(), kind
 
 
 @pytest.mark.parametrize("init", ["normal", "template"])
@@ -289,8 +289,8 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_unsupported_towers_are_refused_by_name(case: str) -> None:
-    make, found = REFUSED[case]
-    with pytest.raises(UnsupportedModelError, match=f"image tower cannot carry prompts: .*{found}") as refusal:
+    make, complaint = REFUSED[case]
+    with pytest.raises(UnsupportedModelError, match=f"image tower cannot carry prompts: .*{complaint}") as refusal:
         ImageTower.from_clip(make())
     assert "supported: open_clip's own VisionTransformer" in str(refusal.value)
     assert "text tower" in refusal.value.hint

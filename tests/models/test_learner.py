@@ -44,10 +44,10 @@ def train(learner: SlotLearner) -> SlotPrompts:
     return detached(learner)
 
 
-def assert_same(found: SlotPrompts, expected: SlotPrompts) -> None:
-    assert found.replace == expected.replace and found.tensors().keys() == expected.tensors().keys()
+def assert_same(actual: SlotPrompts, expected: SlotPrompts) -> None:
+    assert actual.replace == expected.replace and actual.tensors().keys() == expected.tensors().keys()
     for name, tensor in expected.tensors().items():
-        assert torch.allclose(found.tensors()[name], tensor, rtol=1e-5, atol=1e-5), name
+        assert torch.allclose(actual.tensors()[name], tensor, rtol=1e-5, atol=1e-5), name
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)

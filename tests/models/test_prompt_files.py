@@ -64,13 +64,13 @@ def image_prompts(structure: Structure, depth: int = 0) -> SlotPrompts:
 IMAGE = {"image_slots": 5, "image_width": 48, "image_layers": 4}
 
 
-def assert_same(found: SlotPrompts | None, expected: SlotPrompts | None) -> None:
-    assert (found is None) == (expected is None)
-    if found is None or expected is None:
+def assert_same(actual: SlotPrompts | None, expected: SlotPrompts | None) -> None:
+    assert (actual is None) == (expected is None)
+    if actual is None or expected is None:
         return
-    assert found.replace == expected.replace and found.tensors().keys() == expected.tensors().keys()
+    assert actual.replace == expected.replace and actual.tensors().keys() == expected.tensors().keys()
     for name, tensor in expected.tensors().items():
-        x = found.tensors()[name]
+        x = actual.tensors()[name]
         assert x.dtype == torch.float32 and not x.requires_grad and torch.equal(x, tensor)
 
 
@@ -96,10 +96,10 @@ def test_prompts_of_the_image_tower_come_back_alone_and_beside_text_prompts(
     image = image_prompts(structure, 2)
     if gated:
         image = SlotPrompts(**{"context": None, **image.tensors()}, replace=image.replace, gate=torch.rand(4))
-    about = {"structure": structure, **IMAGE, "image_depth": 2, "image_gate": gated}
+    fields = {"structure": structure, **IMAGE, "image_depth": 2, "image_gate": gated}
     text = random_prompts(make_tower(), structure, 3)
     for tower, words in (("image", None), ("both", text)):
-        described = meta(tower=tower, depth=3, **{"slots": 4 if words else 0, **about})
+        described = meta(tower=tower, depth=3, **{"slots": 4 if words else 0, **fields})
         save_prompts(tmp_path, words, image, described)
         loaded = load_prompts(tmp_path)
         assert loaded.meta == described
@@ -111,7 +111,7 @@ def test_the_first_format_is_still_read(tmp_path: Path) -> None:
     """As version 0.1 of this project wrote it: no tower in the names, and less in the metadata."""
     prompts = random_prompts(make_tower(), "unshared", 2)
     data = bytes_from_tensors({name: x.detach() for name, x in prompts.tensors().items()})
-    about = {
+    fields = {
         "structure": "unshared",
         "context": CONTEXT,
         "slots": 4,
@@ -123,7 +123,7 @@ def test_the_first_format_is_still_read(tmp_path: Path) -> None:
         "suffix": ".",
         "version": "0.1.0",
     }
-    body = {"format": "teachonce-prompts-1", "tensors_sha256": hashlib.sha256(data).hexdigest(), "meta": about}
+    body = {"format": "teachonce-prompts-1", "tensors_sha256": hashlib.sha256(data).hexdigest(), "meta": fields}
     text = json.dumps(body, sort_keys=True, separators=(",", ":"))
     (tmp_path / "prompts.safetensors").write_bytes(data)
     document = {**body, "document_sha256": hashlib.sha256(text.encode()).hexdigest()}
@@ -286,8 +286,8 @@ def test_image_prompts_trained_beside_slots_elsewhere_have_the_context_in_front_
 ) -> None:
     """`position` is about text slots. Training classified by the hand-written context before the names."""
     fake_loader(monkeypatch, "d" * 64)
-    about = meta(tower="image", structure="shared", slots=0, position="after", **IMAGE)
-    save_prompts(tmp_path, None, image_prompts("shared"), about)
+    fields = meta(tower="image", structure="shared", slots=0, position="after", **IMAGE)
+    save_prompts(tmp_path, None, image_prompts("shared"), fields)
     model = tiny_clip("laion")
     expected = model.encode_text(full_tokens(model, NAMES), normalize=True)  # type: ignore[operator]
     assert torch.allclose(load_prompts(tmp_path).classifier(NAMES), expected, rtol=0, atol=1e-5)
@@ -355,13 +355,13 @@ def test_image_features_with_image_prompts_are_the_image_towers(
     fake_loader(monkeypatch, "d" * 64)
     tower = ImageTower.from_clip(tiny_clip("laion"))
     prompts = SlotPrompts(torch.randn(5, tower.width, generator=torch.Generator().manual_seed(0)))
-    about = {"image_slots": 5, "image_width": tower.width, "image_layers": tower.layers}
-    save_prompts(tmp_path, None, prompts, meta(tower="image", structure="shared", slots=0, **about))
+    fields = {"image_slots": 5, "image_width": tower.width, "image_layers": tower.layers}
+    save_prompts(tmp_path, None, prompts, meta(tower="image", structure="shared", slots=0, **fields))
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    found = load_prompts(tmp_path).image_features(pixels)
-    assert not found.requires_grad
-    assert torch.allclose(found, tower.features(prompts, pixels), rtol=0, atol=1e-6)
-    assert not torch.allclose(found, tower.features(None, pixels), rtol=0, atol=1e-3)
+    features = load_prompts(tmp_path).image_features(pixels)
+    assert not features.requires_grad
+    assert torch.allclose(features, tower.features(prompts, pixels), rtol=0, atol=1e-6)
+    assert not torch.allclose(features, tower.features(None, pixels), rtol=0, atol=1e-3)
 
 
 def test_another_student_is_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

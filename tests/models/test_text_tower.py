@@ -211,8 +211,8 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_unsupported_towers_are_refused_by_name(case: str) -> None:
-    build, found = REFUSED[case]
-    with pytest.raises(UnsupportedModelError, match=found) as refusal:
+    build, complaint = REFUSED[case]
+    with pytest.raises(UnsupportedModelError, match=complaint) as refusal:
         TextTower.from_clip(build(), tokenizer())
     assert "supported: causal CLIP" in str(refusal.value)
 

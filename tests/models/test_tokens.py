@@ -44,8 +44,8 @@ def test_elsewhere_the_slots_split_the_template_in_two_or_three(position: Positi
     front = tokens.front(4)
     assert front == {"around": 2, "after": 0}[position] and tokens.front(5) == front and tokens.front(1) == 0
     for name, which in zip(NAMES, tokens.inverse.tolist(), strict=True):
-        own = ids_of(tokens, which)
-        ours = [*words[:front], *own[: -tokens.tail], *words[front:], *own[-tokens.tail :]]
+        ids = ids_of(tokens, which)
+        ours = [*words[:front], *ids[: -tokens.tail], *words[front:], *ids[-tokens.tail :]]
         assert ours == [*tokenizer().encode(TEMPLATES[position].replace("{}", name)), EOT], name
 
 
@@ -61,12 +61,12 @@ def test_rows_lie_end_to_end_by_rising_length(position: Position, chunk: list[in
     assert [order[place] for place in packed.place.tolist()] == wanted
     front, rows, positions, own_rows = tokens.front(slots), [], [], []
     for i in order:
-        own = ids_of(tokens, i)
-        head = len(own) - tokens.tail
+        ids = ids_of(tokens, i)
+        head = len(ids) - tokens.tail
         behind = [-1 - slot for slot in range(front, slots)]
-        rows += own[:head] + behind + own[head:]
-        positions += range(1 + front, 1 + front + len(own) + len(behind))
-        own_rows += own
+        rows += ids[:head] + behind + ids[head:]
+        positions += range(1 + front, 1 + front + len(ids) + len(behind))
+        own_rows += ids
     assert packed.ids.tolist() == own_rows
     assert packed.positions.tolist() == [p for p, row in zip(positions, rows, strict=True) if row >= 0]
     assert [own_rows[end] for end in packed.layout.ends.tolist()] == [EOT] * len(order)

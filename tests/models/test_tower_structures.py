@@ -40,8 +40,8 @@ def gradients(features: Tensor, prompts: SlotPrompts) -> dict[str, Tensor]:
     """Of a fixed random direction, for every tensor of the prompts."""
     direction = torch.randn(features.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     leaves = prompts.tensors()
-    found = torch.autograd.grad((features * direction.to(features.dtype)).sum(), list(leaves.values()))
-    return dict(zip(leaves, found, strict=True))
+    gradients_of_leaves = torch.autograd.grad((features * direction.to(features.dtype)).sum(), list(leaves.values()))
+    return dict(zip(leaves, gradients_of_leaves, strict=True))
 
 
 def assert_equal(model: nn.Module, tower: TextTower, prompts: SlotPrompts, position: Position, bound: float) -> None:
@@ -49,10 +49,10 @@ def assert_equal(model: nn.Module, tower: TextTower, prompts: SlotPrompts, posit
     ours = tower.features(prompts, tower.tokenise(NAMES, position=position))
     theirs = plain_features(model, prompts, NAMES, position)
     assert torch.allclose(ours, theirs, rtol=0, atol=bound)
-    found, expected = gradients(ours, prompts), gradients(theirs, prompts)
+    actual, expected = gradients(ours, prompts), gradients(theirs, prompts)
     for name, reference in expected.items():
         by_block = reference.flatten(-2) if reference.ndim == 3 else reference.flatten()
-        mine = found[name].view_as(by_block)
+        mine = actual[name].view_as(by_block)
         assert (by_block.norm(dim=-1) > 1e-4).all(), f"{name}: too small a gradient to compare"
         assert ((mine - by_block).norm(dim=-1) <= bound * by_block.norm(dim=-1)).all(), name
 
@@ -129,10 +129,10 @@ def test_what_is_not_allocated_is_dead(position: Position) -> None:
             letters: dict[str, dict[int, Tensor]] = {x: dict(enumerate(stack)) for x, stack in stacks.items()}
             features = plain_run(model, context, letters, allocation.replace, NAMES, position)
             everything = SlotPrompts(context, **stacks)
-            found = gradients(features, everything)
-            assert bool(found["context"].any()) == allocation.context
+            by_name = gradients(features, everything)
+            assert bool(by_name["context"].any()) == allocation.context
             for letter in get_args(Letter):
-                live = [bool(block.any()) for block in found[letter]]
+                live = [bool(block.any()) for block in by_name[letter]]
                 assert live == [block in allocation.blocks.get(letter, ()) for block in range(depth)], (letter, depth)
 
 

@@ -92,22 +92,22 @@ def test_operations_equal_torchvisions_at_every_magnitude(op: str) -> None:
         theirs = float(table[magnitude]) if table.ndim else 0.0
         for strength in drawn_strengths(op, magnitude):
             wanted = torchvision_op(image, op, math.copysign(theirs, strength), tv.InterpolationMode.NEAREST, None)
-            ours, own = np.asarray(apply_op(image, op, strength)).astype(int), np.asarray(wanted).astype(int)
-            assert np.abs(ours - own).max() <= (op in BLENDS), (magnitude, strength)
+            ours, expected = np.asarray(apply_op(image, op, strength)).astype(int), np.asarray(wanted).astype(int)
+            assert np.abs(ours - expected).max() <= (op in BLENDS), (magnitude, strength)
         assert len(drawn_strengths(op, magnitude)) == (2 if signed and magnitude else 1)
 
 
 def drawn_strengths(op: str, magnitude: int, names: int = 400) -> set[float]:
     """Every strength that views get of an operation at a magnitude."""
     policy = ViewPolicy(views=2, randaugment=(14, magnitude))
-    found: set[float] = set()
+    strengths: set[float] = set()
     for i in range(names):
-        found |= {strength for name, strength in draw_view(policy, f"n{i}", 1, 9, 9).ops if name == op}
-        if len(found) == 2:
+        strengths |= {strength for name, strength in draw_view(policy, f"n{i}", 1, 9, 9).ops if name == op}
+        if len(strengths) == 2:
             break
-        if i > 20 and (found == {0.0} or op in ("Posterize", "Solarize")):
+        if i > 20 and (strengths == {0.0} or op in ("Posterize", "Solarize")):
             break
-    return found
+    return strengths
 
 
 def test_translations_are_torchvisions_pixels_at_every_size() -> None:
@@ -118,9 +118,9 @@ def test_translations_are_torchvisions_pixels_at_every_size() -> None:
         image = Image.fromarray(np.arange(1, size + 1, dtype=np.uint32).view(np.uint8).reshape(1, size, 4), "RGBA")
         for magnitude in (1, 9, 11, 17, 21, 22, 30):
             moved = apply_op(image, "TranslateX", magnitude / 30 * 150 / 331)
-            found = int((np.asarray(moved)[..., :3] == 0).all(axis=-1).sum())
-            assert found == int(space["TranslateX"][0][magnitude].item()), (size, magnitude)
-            shift.append(found)
+            black_pixels = int((np.asarray(moved)[..., :3] == 0).all(axis=-1).sum())
+            assert black_pixels == int(space["TranslateX"][0][magnitude].item()), (size, magnitude)
+            shift.append(black_pixels)
     assert max(shift) > 300
 
 
@@ -188,7 +188,7 @@ def test_operations_follow_each_other_on_the_resized_crop() -> None:
                 small = torchvision_op(small, op, magnitude, tv.InterpolationMode.NEAREST, None)
             return small
 
-        found = ours(image, view)
-        assert torch.allclose(found, _colours(image, view, all_ops), atol=1e-6)
-        changed += not torch.allclose(found, _colours(image, view, lambda small: small), atol=1e-2)
+        pixels = ours(image, view)
+        assert torch.allclose(pixels, _colours(image, view, all_ops), atol=1e-6)
+        changed += not torch.allclose(pixels, _colours(image, view, lambda small: small), atol=1e-2)
     assert changed > 50

@@ -36,11 +36,11 @@ def docstrings(tree: ast.Module) -> set[ast.expr]:
 
 
 def flags_in(tree: ast.Module) -> Iterator[str]:
-    told = docstrings(tree)
+    documented = docstrings(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
             text = "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)  # type: ignore[misc]
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in told:
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in documented:
             text = node.value
         else:
             continue

@@ -57,9 +57,9 @@ def test_the_source_distribution_holds_the_tree_and_nothing_else(
 def test_no_module_hides_a_subpackage(project: Path, folders: Mapping[str, str]) -> None:
     """`pipeline/cli.py` would win over `cli/` in an editable install and lose in the wheel."""
     subpackages = set(folders) - {"pipeline"}
-    found = [name for name in subpackages if (project / "pipeline" / name).exists()]
-    found += [name for name in subpackages if (project / "pipeline" / f"{name}.py").exists()]
-    assert found == []
+    shadowing = [name for name in subpackages if (project / "pipeline" / name).exists()]
+    shadowing += [name for name in subpackages if (project / "pipeline" / f"{name}.py").exists()]
+    assert shadowing == []
 
 
 def from_root(installed: Path, *command: str) -> subprocess.CompletedProcess[str]:

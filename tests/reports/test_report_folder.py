@@ -50,13 +50,13 @@ def test_evaluations_of_other_images_are_never_compared(tmp_path: Path) -> None:
     folder = read_folder(grid)
     for run in folder.groups[1].runs:
         file = run.folder / "evaluations" / "dev-unseen.json"
-        about = json.loads(file.read_text())
-        file.write_text(json.dumps(about | {"digests": {"samples": "others"}}))
-    found = read_folder(grid)
-    assert [line.images is None for line in measures(found)[1].lines] == [True, False, False]
-    assert all("dev-unseen" not in run.evaluations for run in found.groups[1].runs)
-    told = [entry for entry in found.unusable if "other images or names" in entry.why]
-    assert [entry.name for entry in told] == [run.name for run in folder.groups[1].runs]
+        document = json.loads(file.read_text())
+        file.write_text(json.dumps(document | {"digests": {"samples": "others"}}))
+    read = read_folder(grid)
+    assert [line.images is None for line in measures(read)[1].lines] == [True, False, False]
+    assert all("dev-unseen" not in run.evaluations for run in read.groups[1].runs)
+    entries = [entry for entry in read.unusable if "other images or names" in entry.why]
+    assert [entry.name for entry in entries] == [run.name for run in folder.groups[1].runs]
 
 
 def test_runs_in_any_folder_are_grouped_by_config_without_the_seed(tmp_path: Path) -> None:
@@ -184,8 +184,8 @@ def test_classes_are_means_over_seeds_sorted_by_gain(tmp_path: Path) -> None:
     assert [gain.gain for gain in gains] == sorted((gain.gain for gain in gains), reverse=True)
     lines = [run.evaluations["dev-unseen"].classes for run in folder.groups[1].runs]
     first = gains[0]
-    own = [line.top1 for classes in lines for line in classes if line.id == first.id]
-    assert len(own) == 3 and first.top1 == pytest.approx(sum(own) / 3)
+    accuracies = [line.top1 for classes in lines for line in classes if line.id == first.id]
+    assert len(accuracies) == 3 and first.top1 == pytest.approx(sum(accuracies) / 3)
 
 
 def test_one_seed_is_called_one_seed_and_not_tested(tmp_path: Path) -> None:
@@ -201,12 +201,12 @@ def test_the_headline_says_what_the_tables_say(tmp_path: Path) -> None:
     folder = read_folder(write_grid(tmp_path / "grid", once=("val",), chosen="structure=kv"))
     tables = measures(folder)
     words = headline(folder, tables, *best_group(folder, tables))
-    found = dict(words.statements[0].verdicts)
-    assert list(found) == ["Better than the base", "Worse than the base", "Not told apart from the base"]
+    verdicts = dict(words.statements[0].verdicts)
+    assert list(verdicts) == ["Better than the base", "Worse than the base", "Not told apart from the base"]
     line = tables[0].lines[1]
     assert line.paired is not None
-    assert f"“structure=kv” {points(line.paired.difference)}" in found["Better than the base"][0]
-    assert "soft_weight=2.0" in found["Not told apart from the base"][0]
+    assert f"“structure=kv” {points(line.paired.difference)}" in verdicts["Better than the base"][0]
+    assert "soft_weight=2.0" in verdicts["Not told apart from the base"][0]
     assert "measured once, after the choice" in words.statements[-1].title
     assert "chose “structure=kv”" in words.choice
 
@@ -271,8 +271,11 @@ def test_credits_of_something_else_are_told_and_compare_no_images(tmp_path: Path
     (run, *_) = read_folder(grid).groups[1].runs
     shutil.copy(run.folder / "evaluations/dev-unseen.top1.npy", run.folder / "evaluations/dev-unseen.template.top1.npy")
     folder = read_folder(grid)
-    (told,) = folder.unusable
-    assert (told.name, told.kind) == (run.name, "damaged") and "dev-unseen.template.top1.npy has the mean" in told.why
+    (entry,) = folder.unusable
+    assert (entry.name, entry.kind) == (
+        run.name,
+        "damaged",
+    ) and "dev-unseen.template.top1.npy has the mean" in entry.why
     assert len(folder.runs) == 6
     line = measures(folder)[1].lines[1]
     assert line.template_images is None and line.images is not None
@@ -280,11 +283,11 @@ def test_credits_of_something_else_are_told_and_compare_no_images(tmp_path: Path
 
 def test_a_band_is_mean_and_spread_of_the_seeds(tmp_path: Path) -> None:
     folder = read_folder(write_grid(tmp_path / "grid"))
-    found = band(folder.base, "held_out", "steps")
-    assert found is not None and found.spread is not None
+    seed_band = band(folder.base, "held_out", "steps")
+    assert seed_band is not None and seed_band.spread is not None
     ends = [run.held_out.values[-1] for run in folder.base.runs]
-    assert found.mean[-1] == pytest.approx(sum(ends) / 3)
-    assert found.spread[-1] == pytest.approx(stdev(ends))
+    assert seed_band.mean[-1] == pytest.approx(sum(ends) / 3)
+    assert seed_band.spread[-1] == pytest.approx(stdev(ends))
     by_time = band(folder.base, "held_out", "seconds")
     assert by_time is not None and by_time.x[-1] == pytest.approx(41.0, abs=0.01)
 
@@ -292,9 +295,11 @@ def test_a_band_is_mean_and_spread_of_the_seeds(tmp_path: Path) -> None:
 def test_settings_that_change_the_same_keys_share_a_panel(tmp_path: Path) -> None:
     weights = [Setting(group=f"w{i}", changes={"soft_weight": i + 0.5}, seeds=(0,)) for i in range(5)]
     depths = [Setting(group=f"d{i}", changes={"depth": i}, seeds=(0,)) for i in range(1, 4)]
-    found = panels(read_folder(write_grid(tmp_path / "grid", settings=[BASE, *weights, *depths], evaluations=())))
-    assert [panel.keys for panel in found] == [("soft_weight",), ("depth",)]
-    assert all(panel.groups[0] == "base" and len(panel.groups) <= MOST_LINES + 1 for panel in found)
+    shared_panels = panels(
+        read_folder(write_grid(tmp_path / "grid", settings=[BASE, *weights, *depths], evaluations=()))
+    )
+    assert [panel.keys for panel in shared_panels] == [("soft_weight",), ("depth",)]
+    assert all(panel.groups[0] == "base" and len(panel.groups) <= MOST_LINES + 1 for panel in shared_panels)
 
 
 def test_runs_without_any_measure_still_make_tables(tmp_path: Path) -> None:

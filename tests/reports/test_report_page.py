@@ -163,8 +163,8 @@ def test_a_setting_may_be_called_like_a_column(tmp_path: Path) -> None:
     """configs.csv has a column a setting: none takes the place of another, or of the keys."""
     odd = [Setting(group=name, changes={"steps": 7 + i}, seeds=(0,)) for i, name in enumerate(("key", "key (2)"))]
     folder = read_folder(write_grid(tmp_path / "grid", [BASE, *odd], ()))
-    found = list(csv.DictReader(io.StringIO(csv_tables(folder, (), None)["configs.csv"].decode())))
-    steps = next(row for row in found if row["key"] == "steps")
+    table = list(csv.DictReader(io.StringIO(csv_tables(folder, (), None)["configs.csv"].decode())))
+    steps = next(row for row in table if row["key"] == "steps")
     assert list(steps) == ["key", "base", "key (2)", "key (2) (3)"]
     assert [steps[name] for name in list(steps)[1:]] == ["120", "7", "8"]
 

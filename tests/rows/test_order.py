@@ -43,9 +43,9 @@ def test_an_epoch_shows_every_sample_once(
     for epoch in (0, 1):
         seen: list[int] = []
         for step in range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch):
-            found, places = order.at(step)
+            of_step, places = order.at(step)
             samples = (rows[places] // views).tolist()
-            assert found == epoch and places.dtype == np.int64 and len(set(places.tolist())) == len(places)
+            assert of_step == epoch and places.dtype == np.int64 and len(set(places.tolist())) == len(places)
             names = list(dict.fromkeys(samples))
             assert [samples.count(name) for name in names] == [min(per_step, have[name]) for name in names]
             assert len(names) == min(batch_size, len(have) - len(seen))

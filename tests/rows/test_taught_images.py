@@ -58,8 +58,8 @@ def images(viewed: Path, world: World, clip: LoadedClip) -> Iterator[ViewImages]
 
 def features_of(store: Path) -> np.ndarray[Any, Any]:
     """The stored features of all rows, float32."""
-    (found,) = [data for name, data in all_arrays(store).items() if name.endswith("/features")]
-    return found.astype(np.float32)
+    (features,) = [data for name, data in all_arrays(store).items() if name.endswith("/features")]
+    return features.astype(np.float32)
 
 
 def damaged(world: World, root: Path, photo: bytes, other: bytes) -> Path:
@@ -81,8 +81,8 @@ def test_features_of_all_views_are_those_that_teach_stored(images: ViewImages, v
     stored = features_of(viewed)
     order = np.random.default_rng(0).permutation(ROWS)
     for rows in np.split(order, 7):
-        found = clip.encode_images(images.pixels(rows)).numpy()
-        assert np.abs(found - stored[rows]).max() < 1e-3
+        features = clip.encode_images(images.pixels(rows)).numpy()
+        assert np.abs(features - stored[rows]).max() < 1e-3
     first, second = stored[0::V], stored[1::V]
     assert np.median(np.linalg.norm(first - second, axis=1)) > 0.05, "views of a photo differ by far more"
 
@@ -162,9 +162,9 @@ def test_a_store_without_views_gives_the_models_own_transform(finished: Path, wo
     names = [key.rpartition("/")[2] for key in keys_of(finished)]
     rows = np.array([69, 0, 31])
     with ViewImages(LabelStore.open(finished), world.root, clip, threads=1) as opened:
-        found = opened.pixels(rows)
+        pixels = opened.pixels(rows)
     wanted = [clip.preprocess(Image.open(io.BytesIO(world.photos[names[row]]))) for row in rows.tolist()]
-    assert torch.equal(found, torch.stack(wanted))
+    assert torch.equal(pixels, torch.stack(wanted))
 
 
 def test_other_bytes_under_the_same_name_are_refused(

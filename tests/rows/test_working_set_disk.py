@@ -305,7 +305,7 @@ def test_what_a_killed_builder_left_is_cleared_away(store: LabelStore) -> None:
     assert ".building-" in left.place.name and left.rows is None and not left.in_use
     rows = open_working_set(store, STUDENT, Silent())
     assert same(everything(rows), plain(store))
-    assert [found.place for found in working_files.stored_sets(folder)] == [rows.path]
+    assert [stored.place for stored in working_files.stored_sets(folder)] == [rows.path]
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(store: LabelStore) -> None:

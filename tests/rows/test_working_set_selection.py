@@ -88,9 +88,9 @@ def by_row(rows: WorkingSet) -> dict[int, dict[str, Any]]:
 @pytest.mark.parametrize("top_k", [1, 2, 5, 6])
 def test_fewer_classes_move_into_the_tail(top_k: int, store: LabelStore) -> None:
     """The first k' stay; each tail sum gains what was dropped, so that the mass of a row stays what it was."""
-    found = by_row(open_working_set(store, None, Silent(), selected(store, top_k=top_k)))
+    restricted = by_row(open_working_set(store, None, Silent(), selected(store, top_k=top_k)))
     for row in plain_rows(store):
-        ours = found[row["row"]]
+        ours = restricted[row["row"]]
         assert ours["classes"] == row["classes"][:top_k]
         for tau, tail, kept in zip((1.0, 2.0), row["residual"], ours["residual"], strict=True):
             dropped = sum(math.exp(value / tau) for _, value in row["classes"][top_k:])
@@ -109,12 +109,12 @@ def test_classes_restrict_rows_and_targets(top_k: int | None, store: LabelStore)
     rows = open_working_set(store, None, Silent(), selected(store, classes=CLASSES, top_k=top_k))
     assert rows.vocabulary.ids == IN_ORDER and rows.vocabulary.names[1] == "class 3"
     whole = store.vocabulary()
-    found, plain = by_row(rows), {row["row"]: row for row in plain_rows(store)}
+    restricted, plain = by_row(rows), {row["row"]: row for row in plain_rows(store)}
     wanted = [row for row in plain if whole.ids[plain[row]["label"]] in CLASSES]
-    assert sorted(found) == wanted and 0 < len(wanted) < len(plain)
+    assert sorted(restricted) == wanted and 0 < len(wanted) < len(plain)
     lengths = set()
     for number in wanted:
-        ours, row = found[number], plain[number]
+        ours, row = restricted[number], plain[number]
         assert IN_ORDER[ours["label"]] == whole.ids[row["label"]]
         expected = [(whole.ids[c], value) for c, value in row["classes"][:top_k] if whole.ids[c] in CLASSES]
         assert [(IN_ORDER[c], value) for c, value in ours["classes"] if c >= 0] == expected
@@ -127,10 +127,10 @@ def test_classes_restrict_rows_and_targets(top_k: int | None, store: LabelStore)
 def test_samples_restrict_rows(store: LabelStore) -> None:
     """Just the rows of these samples, whatever order the store has them in."""
     samples = np.sort(np.random.default_rng(3).choice(store.layout.rows, 11, replace=False)).astype(np.uint32)
-    found = by_row(open_working_set(store, None, Silent(), selected(store, samples=samples)))
+    restricted = by_row(open_working_set(store, None, Silent(), selected(store, samples=samples)))
     plain = plain_rows(store)
-    assert sorted(plain[row]["sample"] for row in found) == samples.tolist()
-    assert all(found[row]["classes"] == plain[row]["classes"] for row in found)
+    assert sorted(plain[row]["sample"] for row in restricted) == samples.tolist()
+    assert all(restricted[row]["classes"] == plain[row]["classes"] for row in restricted)
 
 
 def test_a_selection_without_rows_is_refused(store: LabelStore) -> None:
@@ -144,13 +144,16 @@ def brute_soft_loss(
     """tau^2 KL over each row's own classes among the candidates, written out; the lump of ghost has no teacher mass."""
     total = 0.0
     for scores, row in zip(logits.astype(float) / tau, classes, strict=True):
-        own = [(columns[c], math.exp(value / tau)) for c, value in row if c >= 0 and columns[c] >= 0]
-        if not own:
+        weighted_columns = [(columns[c], math.exp(value / tau)) for c, value in row if c >= 0 and columns[c] >= 0]
+        if not weighted_columns:
             continue
-        mass = sum(p for _, p in own)
-        counted = scores if ghost else [scores[column] for column, _ in own]
+        mass = sum(p for _, p in weighted_columns)
+        counted = scores if ghost else [scores[column] for column, _ in weighted_columns]
         norm = sum(math.exp(s) for s in counted)
-        total += sum(p / mass * (math.log(p / mass) - math.log(math.exp(scores[column]) / norm)) for column, p in own)
+        total += sum(
+            p / mass * (math.log(p / mass) - math.log(math.exp(scores[column]) / norm))
+            for column, p in weighted_columns
+        )
     return tau * tau * total / len(classes)
 
 

@@ -153,17 +153,17 @@ def test_five_hundred_forged_headers_raise_nothing_else(file: Path) -> None:
 def signed(folder: Path, change: Callable[[dict[str, Tensor], dict[str, str]], None]) -> Path:
     """A file by somebody who knows the format: other tensors or metadata, with a digest that agrees with them."""
     file = next(folder.glob("step-*.safetensors"))
-    tensors, about = checkpoint._read(file)  # noqa: SLF001 - what a forger can write too
-    change(tensors, about)
-    about.pop("digest")
-    signature = {"digest": checkpoint._digest(tensors, about)}  # noqa: SLF001
-    file.write_bytes(save(tensors, metadata=about | signature))
+    tensors, metadata = checkpoint._read(file)  # noqa: SLF001 - what a forger can write too
+    change(tensors, metadata)
+    metadata.pop("digest")
+    signature = {"digest": checkpoint._digest(tensors, metadata)}  # noqa: SLF001
+    file.write_bytes(save(tensors, metadata=metadata | signature))
     return file
 
 
 def replaced(name: str, tensor: Tensor) -> Callable[[dict[str, Tensor], Mapping[str, str]], None]:
     """A change of one tensor."""
-    return lambda tensors, about: tensors.update({name: tensor})
+    return lambda tensors, metadata: tensors.update({name: tensor})
 
 
 FOREIGN: dict[str, Callable[[dict[str, Tensor], dict[str, str]], Any]] = {
@@ -176,11 +176,11 @@ FOREIGN: dict[str, Callable[[dict[str, Tensor], dict[str, str]], Any]] = {
     "a moment too many": replaced("optimizer.context.max_exp_avg_sq", torch.ones(3, 4)),
     "a moment of nothing": replaced("optimizer.gone.exp_avg", torch.ones(3, 4)),
     "a name without a meaning": replaced("extra", torch.ones(1)),
-    "no parameter": lambda tensors, about: tensors.pop("parameter.context"),
-    "no moment": lambda tensors, about: tensors.pop("optimizer.context.exp_avg_sq"),
-    "no optimiser": lambda tensors, about: [tensors.pop(name) for name in list(tensors) if "optimizer" in name],
-    "no average": lambda tensors, about: tensors.pop("average.context"),
-    "no weight of the average": lambda tensors, about: tensors.pop("average.log_weight"),
+    "no parameter": lambda tensors, metadata: tensors.pop("parameter.context"),
+    "no moment": lambda tensors, metadata: tensors.pop("optimizer.context.exp_avg_sq"),
+    "no optimiser": lambda tensors, metadata: [tensors.pop(name) for name in list(tensors) if "optimizer" in name],
+    "no average": lambda tensors, metadata: tensors.pop("average.context"),
+    "no weight of the average": lambda tensors, metadata: tensors.pop("average.log_weight"),
 }
 
 
@@ -191,14 +191,14 @@ def test_other_tensors_are_refused_each_by_name(how: str, file: Path) -> None:
 
 
 MISNAMED: dict[str, Callable[[dict[str, Tensor], dict[str, str]], Any]] = {
-    "another step": lambda tensors, about: about.update(step="7"),
-    "a negative step": lambda tensors, about: about.update(step="-1"),
-    "words for a step": lambda tensors, about: about.update(step="one"),
-    "foreign digits": lambda tensors, about: about.update(step="²"),
-    "no step": lambda tensors, about: about.pop("step"),
-    "no identity": lambda tensors, about: about.pop("identity"),
-    "no JSON": lambda tensors, about: about.update(identity="{"),
-    "a list": lambda tensors, about: about.update(identity="[1, 2]"),
+    "another step": lambda tensors, metadata: metadata.update(step="7"),
+    "a negative step": lambda tensors, metadata: metadata.update(step="-1"),
+    "words for a step": lambda tensors, metadata: metadata.update(step="one"),
+    "foreign digits": lambda tensors, metadata: metadata.update(step="²"),
+    "no step": lambda tensors, metadata: metadata.pop("step"),
+    "no identity": lambda tensors, metadata: metadata.pop("identity"),
+    "no JSON": lambda tensors, metadata: metadata.update(identity="{"),
+    "a list": lambda tensors, metadata: metadata.update(identity="[1, 2]"),
 }
 
 

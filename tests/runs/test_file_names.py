@@ -79,7 +79,7 @@ def test_every_owner_says_the_names_that_it_owns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "found"),
+    ("code", "names"),
     [
         ('open(run / "events.jsonl")', ["events.jsonl"]),
         ('folder.glob("cells/*/events.jsonl")', ["events.jsonl"]),
@@ -90,5 +90,5 @@ def test_every_owner_says_the_names_that_it_owns() -> None:
         ('"""It writes events.jsonl."""', []),
     ],
 )
-def test_the_rule_sees_names_in_paths_and_not_in_sentences(code: str, found: list[str]) -> None:
-    assert list(names_said(code)) == found
+def test_the_rule_sees_names_in_paths_and_not_in_sentences(code: str, names: list[str]) -> None:
+    assert list(names_said(code)) == names

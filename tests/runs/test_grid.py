@@ -27,18 +27,20 @@ def cells(folder: Path, text: str) -> list[Cell]:
 
 
 def test_a_product_holds_every_combination_and_the_seeds_of_a_setting_stand_together(tmp_path: Path) -> None:
-    found = cells(tmp_path, '[axes]\nseed = [3, 4]\nstructure = ["unshared", "shared"]\nsteps = [600, 10]\n')
-    assert [cell.name for cell in found] == [
+    listed = cells(tmp_path, '[axes]\nseed = [3, 4]\nstructure = ["unshared", "shared"]\nsteps = [600, 10]\n')
+    assert [cell.name for cell in listed] == [
         f"{group} seed={seed}"
         for group in ("base", "steps=10", "structure=shared", "structure=shared steps=10")
         for seed in (3, 4)
     ]
-    assert [(c.config.prompts.structure, c.config.loop.steps, c.config.loop.seed) for c in found[-2:]] == [
+    assert [(c.config.prompts.structure, c.config.loop.steps, c.config.loop.seed) for c in listed[-2:]] == [
         ("shared", 10, 3),
         ("shared", 10, 4),
     ]
-    assert [cell.is_base for cell in found] == [True, True] + 6 * [False]
-    assert found[-1].changes == {"structure": "shared", "steps": 10} and found[-1].group == "structure=shared steps=10"
+    assert [cell.is_base for cell in listed] == [True, True] + 6 * [False]
+    assert (
+        listed[-1].changes == {"structure": "shared", "steps": 10} and listed[-1].group == "structure=shared steps=10"
+    )
 
 
 def test_one_factor_changes_one_value_of_the_base_at_a_time(tmp_path: Path) -> None:
@@ -46,18 +48,18 @@ def test_one_factor_changes_one_value_of_the_base_at_a_time(tmp_path: Path) -> N
         'design = "one-factor"\n[base]\nsteps = 10\nsoft_weight = 2\n[axes]\nseed = [0, 1, 2]\nsteps = [10, 20]\n'
         'structure = ["shared", "kv"]\n"data.top_k" = [0, 10]\n'
     )
-    found = cells(tmp_path, text)
-    groups = list(dict.fromkeys(cell.group for cell in found))
+    listed = cells(tmp_path, text)
+    groups = list(dict.fromkeys(cell.group for cell in listed))
     assert groups == ["base", "steps=20", "structure=shared", "structure=kv", "data.top_k=10"]
-    assert len(found) == 3 * len(groups) and all(cell.config.loss.soft_weight == 2 for cell in found)
-    assert {cell.config.loop.steps for cell in found if cell.group != "steps=20"} == {10}
-    assert found[-1].data.top_k == 10
+    assert len(listed) == 3 * len(groups) and all(cell.config.loss.soft_weight == 2 for cell in listed)
+    assert {cell.config.loop.steps for cell in listed if cell.group != "steps=20"} == {10}
+    assert listed[-1].data.top_k == 10
 
 
 def test_excludes_leave_out_what_matches_all_their_keys(tmp_path: Path) -> None:
     axes = '[axes]\nseed = [0, 1]\nstructure = ["unshared", "shared", "kv"]\ndepth = [0, 1]\n'
-    found = cells(tmp_path, axes + '[[exclude]]\nstructure = ["shared", "kv"]\ndepth = 1\n')
-    assert {(cell.config.prompts.structure, cell.config.prompts.depth) for cell in found} == {
+    listed = cells(tmp_path, axes + '[[exclude]]\nstructure = ["shared", "kv"]\ndepth = 1\n')
+    assert {(cell.config.prompts.structure, cell.config.prompts.depth) for cell in listed} == {
         ("unshared", 0),
         ("unshared", 1),
         ("shared", 0),
@@ -72,15 +74,15 @@ def test_excludes_leave_out_what_matches_all_their_keys(tmp_path: Path) -> None:
 def test_named_cells_change_several_keys_and_take_every_seed_but_one_they_name(tmp_path: Path) -> None:
     named = '[[cells]]\nname = "anchored"\nanchor_weight = 8\nsoft_weight = 0.5\n'
     once = '[[cells]]\nname = "once"\nsteps = 5\nseed = 9\n'
-    found = cells(tmp_path, "[axes]\nseed = [0, 1]\n" + named + once)
-    assert [cell.name for cell in found] == [
+    listed = cells(tmp_path, "[axes]\nseed = [0, 1]\n" + named + once)
+    assert [cell.name for cell in listed] == [
         "base seed=0",
         "base seed=1",
         "anchored seed=0",
         "anchored seed=1",
         "once seed=9",
     ]
-    assert found[2].changes == {"anchor_weight": 8.0, "soft_weight": 0.5} and not found[2].is_base
+    assert listed[2].changes == {"anchor_weight": 8.0, "soft_weight": 0.5} and not listed[2].is_base
 
 
 def test_a_recipe_is_the_base_of_the_base(tmp_path: Path) -> None:
@@ -99,8 +101,8 @@ def test_a_recipe_is_the_base_of_the_base(tmp_path: Path) -> None:
 
 def test_init_is_a_word_of_the_config_or_a_folder_of_prompts(tmp_path: Path) -> None:
     (tmp_path / "first").mkdir()
-    found = cells(tmp_path, '[axes]\ninit = ["template", "normal", "first", ""]\n')
-    assert [(c.config.prompts.init, c.prompts and c.prompts.name) for c in found] == [
+    listed = cells(tmp_path, '[axes]\ninit = ["template", "normal", "first", ""]\n')
+    assert [(c.config.prompts.init, c.prompts and c.prompts.name) for c in listed] == [
         ("template", None),
         ("normal", None),
         ("template", "first"),
@@ -111,9 +113,9 @@ def test_init_is_a_word_of_the_config_or_a_folder_of_prompts(tmp_path: Path) -> 
 
 
 def test_shots_are_drawn_with_a_number_or_with_the_seed_of_the_cell(tmp_path: Path) -> None:
-    found = cells(tmp_path, '[data]\nshots_seed = "seed"\n[axes]\nseed = [5, 6]\n"data.shots" = [4, 0]\n')
-    assert [(cell.data.shots, cell.data.shots_seed) for cell in found] == [(4, 5), (4, 6), (0, 5), (0, 6)]
-    assert [cell.group for cell in found] == ["data.shots=4"] * 2 + ["base"] * 2
+    listed = cells(tmp_path, '[data]\nshots_seed = "seed"\n[axes]\nseed = [5, 6]\n"data.shots" = [4, 0]\n')
+    assert [(cell.data.shots, cell.data.shots_seed) for cell in listed] == [(4, 5), (4, 6), (0, 5), (0, 6)]
+    assert [cell.group for cell in listed] == ["data.shots=4"] * 2 + ["base"] * 2
     assert cells(tmp_path, "[axes]\ndata.shots = [4]\n")[0].data.shots == 4  # a table in a table, to TOML
     with pytest.raises(UsageError, match='expected a whole number or "seed"'):
         grid(tmp_path, '[data]\nshots_seed = "own"\n')
@@ -121,11 +123,11 @@ def test_shots_are_drawn_with_a_number_or_with_the_seed_of_the_cell(tmp_path: Pa
 
 def test_files_are_found_beside_the_grid_and_words_stay_words(tmp_path: Path) -> None:
     (tmp_path / "some.tsv").write_text("n01\n")
-    found = cells(
+    listed = cells(
         tmp_path, '[axes]\n"data.classes" = ["some.tsv", "base", ""]\n"data.template" = ["{}", ["{}", "a {}"]]\n'
     )
-    assert [cell.data.classes for cell in found[::2]] == [str((tmp_path / "some.tsv").resolve()), "base", ""]
-    assert [cell.data.template for cell in found[:2]] == [("{}",), ("{}", "a {}")]
+    assert [cell.data.classes for cell in listed[::2]] == [str((tmp_path / "some.tsv").resolve()), "base", ""]
+    assert [cell.data.template for cell in listed[:2]] == [("{}",), ("{}", "a {}")]
     with pytest.raises(DataError, match=r"data\.classes: there is no .*did you mean 'some\.tsv'"):
         cells(tmp_path, '[data]\nclasses = "sume.tsv"\n')
 
@@ -188,8 +190,10 @@ def test_a_file_that_is_no_grid(tmp_path: Path) -> None:
 
 
 def test_weights_are_shares_of_the_choice(tmp_path: Path) -> None:
-    found = grid(tmp_path, "[choose]\nweights = {held_out = 1, dev = 3}\n[[evaluate]]\nname = 'dev'\nmanifest = 'm'\n")
-    assert found.choose is not None and found.choose.measures == {"held_out": 0.25, "dev": 0.75}
+    weighted = grid(
+        tmp_path, "[choose]\nweights = {held_out = 1, dev = 3}\n[[evaluate]]\nname = 'dev'\nmanifest = 'm'\n"
+    )
+    assert weighted.choose is not None and weighted.choose.measures == {"held_out": 0.25, "dev": 0.75}
 
 
 @pytest.mark.parametrize("name", ["base", "structure=shared"])

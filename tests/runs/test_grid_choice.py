@@ -51,8 +51,8 @@ def test_the_best_mean_over_seeds_wins_and_the_first_of_equals(tmp_path: Path) -
         cell(folder, digest, held_out, dev)
     groups = {"base": ["a", "b"], "one": ["c", "d"], "two": ["e", "f"]}
     assert choose(folder, Choose(by="dev"), groups).ranking == pytest.approx({"base": 0.4, "two": 0.3, "one": 0.2})
-    found = choose(folder, Choose(by="held_out"), groups)
-    assert found.group == "one" and found.value == pytest.approx(0.4) and found.cells == ("c", "d")
+    choice = choose(folder, Choose(by="held_out"), groups)
+    assert choice.group == "one" and choice.value == pytest.approx(0.4) and choice.cells == ("c", "d")
     both = choose(folder, Choose(weights={"held_out": 1, "dev": 1}), groups)
     assert both.group == "base" and both.figures == pytest.approx({"held_out": 0.3, "dev": 0.4})
     assert choose(folder, Choose(by="dev", metric="macro"), groups).group == "one"

@@ -14,9 +14,9 @@ from teachonce.runs.reader import MeasuredOn, Run, Unusable, read_evaluation, re
 
 def readable(folder: Path) -> Run:
     """The run, which must be one."""
-    found = read_run(folder, "run")
-    assert isinstance(found, Run), found
-    return found
+    read = read_run(folder, "run")
+    assert isinstance(read, Run), read
+    return read
 
 
 def test_a_whole_run_gives_config_figures_and_curves(tmp_path: Path) -> None:
@@ -73,10 +73,10 @@ def test_what_is_not_whole_is_told_and_not_counted(
         file.unlink()
     else:
         file.write_bytes(content.encode() if isinstance(content, str) else content)
-    found = read_run(tmp_path / "run", "cell 1")
-    assert isinstance(found, Unusable)
-    assert (found.name, found.kind) == ("cell 1", kind)
-    assert found.why
+    read = read_run(tmp_path / "run", "cell 1")
+    assert isinstance(read, Unusable)
+    assert (read.name, read.kind) == ("cell 1", kind)
+    assert read.why
 
 
 def test_a_failed_run_says_why(tmp_path: Path) -> None:
@@ -91,12 +91,12 @@ def test_a_failed_run_says_why(tmp_path: Path) -> None:
 def test_an_evaluation_comes_with_classes_and_the_credit_of_images(tmp_path: Path) -> None:
     file = tmp_path / "val.json"
     write_evaluation(file, top1=0.5)
-    found = read_evaluation(file, "val")
-    assert found is not None and found.credits is not None and found.template_credits is not None
-    assert found.figures["top1"] == pytest.approx(float(found.credits.mean()))
-    assert found.template["top1"] == pytest.approx(float(found.template_credits.mean()))
-    assert np.mean([line.top1 for line in found.classes]) == pytest.approx(found.figures["macro"], abs=1e-4)
-    assert all(line.template is not None for line in found.classes)
+    evaluation = read_evaluation(file, "val")
+    assert evaluation is not None and evaluation.credits is not None and evaluation.template_credits is not None
+    assert evaluation.figures["top1"] == pytest.approx(float(evaluation.credits.mean()))
+    assert evaluation.template["top1"] == pytest.approx(float(evaluation.template_credits.mean()))
+    assert np.mean([line.top1 for line in evaluation.classes]) == pytest.approx(evaluation.figures["macro"], abs=1e-4)
+    assert all(line.template is not None for line in evaluation.classes)
 
 
 @pytest.mark.parametrize("name", ["val.csv", "val.top1.npy", "val.template.top1.npy"])
@@ -104,17 +104,17 @@ def test_an_evaluation_comes_with_classes_and_the_credit_of_images(tmp_path: Pat
 def test_broken_files_beside_an_evaluation_leave_its_figures(name: str, content: bytes, tmp_path: Path) -> None:
     write_evaluation(tmp_path / "val.json", top1=0.5)
     (tmp_path / name).write_bytes(content)
-    found = read_evaluation(tmp_path / "val.json", "val")
-    assert found is not None and found.n == PHOTOS
-    assert found.classes == () or name != "val.csv"
+    evaluation = read_evaluation(tmp_path / "val.json", "val")
+    assert evaluation is not None and evaluation.n == PHOTOS
+    assert evaluation.classes == () or name != "val.csv"
 
 
 def test_credits_that_are_pickled_or_of_other_images_are_not_read(tmp_path: Path) -> None:
     write_evaluation(tmp_path / "val.json", top1=0.5)
     np.save(tmp_path / "val.top1.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     np.save(tmp_path / "val.template.top1.npy", np.ones(PHOTOS + 1, np.float32))
-    found = read_evaluation(tmp_path / "val.json", "val")
-    assert found is not None and found.credits is None and found.template_credits is None
+    evaluation = read_evaluation(tmp_path / "val.json", "val")
+    assert evaluation is not None and evaluation.credits is None and evaluation.template_credits is None
 
 
 @pytest.mark.parametrize("name", ["val.top1.npy", "val.template.top1.npy"])
@@ -124,12 +124,15 @@ def test_credits_that_are_not_of_the_recorded_figure_are_not_read(name: str, tmp
     credits = np.load(tmp_path / name)
     credits[np.flatnonzero(credits)[0]] = 0
     np.save(tmp_path / name, credits)
-    found = read_evaluation(tmp_path / "val.json", "val")
-    assert found is not None and len(found.foreign) == 1 and name in found.foreign[0]
-    assert (found.credits is None, found.template_credits is None) == (name == "val.top1.npy", name != "val.top1.npy")
+    evaluation = read_evaluation(tmp_path / "val.json", "val")
+    assert evaluation is not None and len(evaluation.foreign) == 1 and name in evaluation.foreign[0]
+    assert (evaluation.credits is None, evaluation.template_credits is None) == (
+        name == "val.top1.npy",
+        name != "val.top1.npy",
+    )
     (tmp_path / name).unlink()  # what is not there is not damaged
-    found = read_evaluation(tmp_path / "val.json", "val")
-    assert found is not None and found.foreign == ()
+    evaluation = read_evaluation(tmp_path / "val.json", "val")
+    assert evaluation is not None and evaluation.foreign == ()
 
 
 @pytest.mark.parametrize(
@@ -155,9 +158,9 @@ def test_what_an_evaluation_was_measured_on_is_read_from_documents_of_any_versio
     file = tmp_path / "val.json"
     document = {"top1": 0.5, "n": 4, "manifest": "m", "split": None, "baseline": {"template": "a {}."}}
     file.write_text(json.dumps(document))
-    found = read_evaluation(file, "val")
-    assert found is not None and found.measured_on == MeasuredOn(manifest="m", templates=("a {}.",))
+    evaluation = read_evaluation(file, "val")
+    assert evaluation is not None and evaluation.measured_on == MeasuredOn(manifest="m", templates=("a {}.",))
     file.write_text(json.dumps(document | {"templates": ["b {}.", "c {}."], "digests": {"samples": "s"}}))
-    found = read_evaluation(file, "val")
-    assert found is not None and found.measured_on.templates == ("b {}.", "c {}.")
-    assert found.image_set == (4, "s", None)
+    evaluation = read_evaluation(file, "val")
+    assert evaluation is not None and evaluation.measured_on.templates == ("b {}.", "c {}.")
+    assert evaluation.image_set == (4, "s", None)

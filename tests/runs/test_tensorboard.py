@@ -22,9 +22,11 @@ STEPS = {"train/loss": "loss", "train/gradient_norm": "gradient_norm", "train/le
 def curves(run: Path) -> dict[str, list[tuple[int, float, float]]]:
     """(step, value, time) of every curve, as TensorBoard's own reader shows them."""
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    found = event_accumulator.EventAccumulator(str(run / "tensorboard"))
-    found.Reload()
-    return {tag: [(e.step, e.value, e.wall_time) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    accumulator = event_accumulator.EventAccumulator(str(run / "tensorboard"))
+    accumulator.Reload()
+    return {
+        tag: [(e.step, e.value, e.wall_time) for e in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]
+    }
 
 
 def log_of(run: Path) -> RunLog:
@@ -42,14 +44,14 @@ def write_steps(log: RunLog, first: int, last: int) -> None:
 
 def require_equal(run: Path) -> None:
     """TensorBoard shows what events.jsonl holds."""
-    found, events = curves(run), read_events(run / "events.jsonl")
+    drawn, events = curves(run), read_events(run / "events.jsonl")
     for tag, name in STEPS.items():
-        told = [(e["step"], e[name]) for e in events if e["event"] == "step"]
-        assert [(step, value) for step, value, _ in found[tag]] == [(s, pytest.approx(v)) for s, v in told]
+        logged = [(e["step"], e[name]) for e in events if e["event"] == "step"]
+        assert [(step, value) for step, value, _ in drawn[tag]] == [(s, pytest.approx(v)) for s, v in logged]
     times = [e["time"] for e in events if e["event"] == "step"]
-    assert [time for _, _, time in found["train/loss"]] == pytest.approx(times)
-    told = [(e["step"], e["top1"]) for e in events if e["event"] == "held_out"]
-    assert [(step, value) for step, value, _ in found["held_out/top1"]] == [(s, pytest.approx(v)) for s, v in told]
+    assert [time for _, _, time in drawn["train/loss"]] == pytest.approx(times)
+    logged = [(e["step"], e["top1"]) for e in events if e["event"] == "held_out"]
+    assert [(step, value) for step, value, _ in drawn["held_out/top1"]] == [(s, pytest.approx(v)) for s, v in logged]
 
 
 def test_every_figure_of_a_run_can_be_read_back(tmp_path: Path) -> None:

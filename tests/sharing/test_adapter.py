@@ -76,8 +76,8 @@ def test_classifiers_of_other_programs_are_the_prompted_one(run: Path) -> None:
     wanted = teachonce.load_prompts(run).classifier(NAMES)
     model, tokenizer, _ = teachonce.prompted_model(run)
     assert torch.allclose(as_benchmarks_do(model, tokenizer, NAMES, ["{c}"]), wanted, atol=1e-6)
-    own = open_clip.build_zero_shot_classifier(model, tokenizer, NAMES, ["{}"], num_classes_per_batch=3)
-    assert torch.allclose(own.T, wanted, atol=1e-6)
+    plain = open_clip.build_zero_shot_classifier(model, tokenizer, NAMES, ["{}"], num_classes_per_batch=3)
+    assert torch.allclose(plain.T, wanted, atol=1e-6)
     bare = as_benchmarks_do(model.clip, model.tokenizer, NAMES, ["{c}"])
     assert (bare - wanted).abs().max() > 0.05
 
@@ -104,8 +104,8 @@ def test_a_sentence_is_refused_unless_told(text: str, run: Path) -> None:
     assert "templates=" in caught.value.hint
     with pytest.raises(UsageError, match="looks like a template"):
         model.encode_text(model.tokenizer([text]))
-    told, tokenizer, _ = teachonce.prompted_model(run, templates=["{c}"])
-    assert torch.equal(told.encode_text(tokenizer([text])), teachonce.load_prompts(run).classifier([text]))
+    templated, tokenizer, _ = teachonce.prompted_model(run, templates=["{c}"])
+    assert torch.equal(templated.encode_text(tokenizer([text])), teachonce.load_prompts(run).classifier([text]))
 
 
 @pytest.mark.parametrize("template", ["a photo", "{} and {}", "{c} and {}"])
@@ -155,10 +155,10 @@ def test_image_prompts_change_images(student: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", student, tower="both")
     model, _, _ = teachonce.prompted_model(run)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    found = model.encode_image(images)
-    assert torch.equal(found, teachonce.load_prompts(run).image_features(images))
+    features = model.encode_image(images)
+    assert torch.equal(features, teachonce.load_prompts(run).image_features(images))
     with torch.no_grad():
-        assert not torch.allclose(found, model.clip.encode_image(images, normalize=True), atol=1e-2)
+        assert not torch.allclose(features, model.clip.encode_image(images, normalize=True), atol=1e-2)
 
 
 def test_another_student_is_refused(run: Path, teacher: str) -> None:

@@ -166,8 +166,8 @@ def test_prompts_changed_by_hand_are_noticed(done: Path, finished: Path, student
     shutil.rmtree(lost)
     result = run(done / "grid.toml", finished, student, tmp_path / "out", retry_failed=True)
     assert result.cells == {"finished": 1, "failed": 0, "skipped": 2, "missing": 0, "damaged": 1}
-    (told,) = result.failures
-    assert told.digest == changed.name and "is not what its run wrote" in told.message
+    (failure,) = result.failures
+    assert failure.digest == changed.name and "is not what its run wrote" in failure.message
     assert result.exit_code == IntegrityError.exit_code and result.chosen is None and file.read_bytes() == bad
 
 
@@ -233,8 +233,8 @@ def test_a_cell_with_a_damaged_config_is_told_to_be_removed(finished: Path, stud
     (cell,) = (tmp_path / "out/cells").iterdir()
     (cell / "results.json").unlink()
     (cell / "config.toml").write_text("steps = = 3")
-    (told,) = run(grid, finished, student, tmp_path / "out").failures
-    assert f"remove {cell} to train this cell again" in told.hint and "`out`" not in told.hint
+    (failure,) = run(grid, finished, student, tmp_path / "out").failures
+    assert f"remove {cell} to train this cell again" in failure.hint and "`out`" not in failure.hint
     shutil.rmtree(cell)
     assert run(grid, finished, student, tmp_path / "out").cells["finished"] == 1
 

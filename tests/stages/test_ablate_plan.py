@@ -19,15 +19,15 @@ PLAIN = BASE.replace("held_out = 0.2\n", "")
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
     """Rows, names and k of every set of rows that is opened."""
-    found: list[tuple[int, int, int]] = []
+    openings: list[tuple[int, int, int]] = []
     real = WorkingSet.__init__
 
     def noted(self: WorkingSet, *args: Any) -> None:
         real(self, *args)
-        found.append((len(self), len(self.vocabulary), self.plan.top_k))
+        openings.append((len(self), len(self.vocabulary), self.plan.top_k))
 
     monkeypatch.setattr(WorkingSet, "__init__", noted)
-    return found
+    return openings
 
 
 def test_a_share_that_holds_out_none_of_a_few_rows_is_timed(finished: Path, student: str, tmp_path: Path) -> None:

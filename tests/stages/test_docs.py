@@ -95,12 +95,12 @@ def test_the_format_page_decodes_a_store(finished: Path, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     store = LabelStore.open(finished)
     parts = [store.decode_labels(store.read_chunk("labels", chunk)) for chunk in range(store.layout.chunks)]
-    found = np.load(tmp_path / "found.npz")
-    assert found["ok"].all() and len(found["ok"]) == store.layout.rows
-    assert np.array_equal(found["ids"], np.concatenate([part.class_ids for part in parts]))
-    assert np.allclose(found["log_probs"], np.concatenate([part.log_probs for part in parts]), atol=1e-6)
+    decoded = np.load(tmp_path / "found.npz")
+    assert decoded["ok"].all() and len(decoded["ok"]) == store.layout.rows
+    assert np.array_equal(decoded["ids"], np.concatenate([part.class_ids for part in parts]))
+    assert np.allclose(decoded["log_probs"], np.concatenate([part.log_probs for part in parts]), atol=1e-6)
     outside = np.concatenate([part.log_residual[:, 0] for part in parts])
-    assert np.allclose(found["outside"], np.exp(outside), rtol=1e-6)
+    assert np.allclose(decoded["outside"], np.exp(outside), rtol=1e-6)
     assert json.loads(done.stdout) == list(store.vocabulary().names)
 
 
@@ -108,8 +108,8 @@ def test_help_and_docs_name_every_shipped_recipe() -> None:
     """A recipe that nobody is told of is not shipped."""
     shipped = [file for file in (ROOT / "configs").glob("*.toml") if "schema" not in tomllib.loads(file.read_text())]
     assert {"rpp.toml", "rpp-reported.toml"} <= {file.name for file in shipped}
-    told = re.search(r"a shipped one: ([^.]*)\.", typing.get_args(ConfigFile)[1].help)
-    assert told is not None and set(told[1].split(", ")) == {file.stem for file in shipped}
+    sentence = re.search(r"a shipped one: ([^.]*)\.", typing.get_args(ConfigFile)[1].help)
+    assert sentence is not None and set(sentence[1].split(", ")) == {file.stem for file in shipped}
     training = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     assert [file.name for file in shipped if f"`{file.name}`" not in training] == []
 

@@ -49,9 +49,9 @@ def test_embeddings_are_the_teachers_and_give_its_logits(
     ours = np.concatenate([store.embeddings(chunk) for chunk in range(CHUNKS)])
     assert np.allclose(ours, plain, atol=1e-6)
     assert verify(VerifyRequest(labels=path), Silent()).ok
-    found = inspect(InspectRequest(labels=path), Silent())
-    assert found.embeddings == {"kind": kind, "width": 16, "chunks_committed": CHUNKS}
-    assert found.bytes_per_row["embeddings"] > 0
+    inspected = inspect(InspectRequest(labels=path), Silent())
+    assert inspected.embeddings == {"kind": kind, "width": 16, "chunks_committed": CHUNKS}
+    assert inspected.bytes_per_row["embeddings"] > 0
     logits = store.groups[LABELS].fingerprint["logit_scale"] * ours @ store.class_embeddings().T
     best = store.decode_labels(all_arrays(path)).class_ids[:, 0]
     assert (logits.argmax(1) == best).mean() > 0.95
@@ -85,12 +85,12 @@ def test_coded_embeddings_keep_direction_and_holes() -> None:
     exact[7] = np.nan
     coded = encode_embeddings(exact, "int8")
     assert (coded[7] == -128).all() and coded[:7].min() >= -127
-    found = decode_embeddings(coded)
-    assert np.isnan(found[7]).all()
+    decoded = decode_embeddings(coded)
+    assert np.isnan(decoded[7]).all()
     good = np.arange(50) != 7
-    assert np.allclose(np.linalg.norm(found[good], axis=1), 1, atol=1e-6)
+    assert np.allclose(np.linalg.norm(decoded[good], axis=1), 1, atol=1e-6)
     step = np.abs(exact[good]).max(1, keepdims=True) / 127
-    assert (np.abs(found[good] - exact[good]) <= 0.6 * step + np.abs(exact[good]) * 0.01).all()
+    assert (np.abs(decoded[good] - exact[good]) <= 0.6 * step + np.abs(exact[good]) * 0.01).all()
 
 
 def kl(p: np.ndarray, q: np.ndarray) -> float:
@@ -113,10 +113,10 @@ def test_the_report_is_what_brute_force_finds(tmp_path: Path) -> None:
     for row, line in zip(rows, table, strict=True):
         figures = dict(zip(names, line, strict=True))
         data = label(LABELS, row // 10)
-        found, r = store.decode_labels(data), row % 10
-        ids, q, p = found.class_ids[r], np.exp(found.log_probs[r].astype(np.float64)), p_all[row]
+        decoded, r = store.decode_labels(data), row % 10
+        ids, q, p = decoded.class_ids[r], np.exp(decoded.log_probs[r].astype(np.float64)), p_all[row]
         assert figures["value_kl"] == pytest.approx(kl(p[ids] / p[ids].sum(), q / q.sum()), abs=2e-6)
-        whole = q.sum() + np.exp(float(found.log_residual[r, 0]))
+        whole = q.sum() + np.exp(float(decoded.log_residual[r, 0]))
         for k in (1, 2, 4):
             rest = 1 - q[:k].sum() / whole
             target = np.zeros(12)

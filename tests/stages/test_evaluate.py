@@ -68,16 +68,16 @@ def brute(world: World, student: str) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("layout", ["wds", "tars", "folders"])
 def test_accuracy_equals_brute_force(layout: str, world: World, student: str, brute: dict[str, np.ndarray]) -> None:
     """The same figures from every layout; two classes of one name share the credit; the share of ties is told."""
-    found = run(world, student, manifest=world.manifest(layout))
-    assert found.top1 == pytest.approx(brute["top1"].mean(), abs=1e-9)
-    assert found.top5 == pytest.approx(brute["top5"].mean(), abs=1e-9)
-    assert (found.n, found.classes, found.failed, found.tied_names) == (PHOTOS, len(IDS), 0, 2)
-    assert found.top1_interval[0] < found.top1 < found.top1_interval[1]
-    assert 0 < found.top1 < found.top5 <= 1
-    assert set(found.digests) == {"student", "vocabulary", "samples"}
-    assert found.baseline is None and found.paired is None and found.run is None
-    assert found.template == "a photo of a {}."
-    assert json.loads(json.dumps(asdict(found)))["n"] == PHOTOS
+    result = run(world, student, manifest=world.manifest(layout))
+    assert result.top1 == pytest.approx(brute["top1"].mean(), abs=1e-9)
+    assert result.top5 == pytest.approx(brute["top5"].mean(), abs=1e-9)
+    assert (result.n, result.classes, result.failed, result.tied_names) == (PHOTOS, len(IDS), 0, 2)
+    assert result.top1_interval[0] < result.top1 < result.top1_interval[1]
+    assert 0 < result.top1 < result.top5 <= 1
+    assert set(result.digests) == {"student", "vocabulary", "samples"}
+    assert result.baseline is None and result.paired is None and result.run is None
+    assert result.template == "a photo of a {}."
+    assert json.loads(json.dumps(asdict(result)))["n"] == PHOTOS
 
 
 @pytest.mark.parametrize("there", [b"SECRET", b"", b"id,name\n", None])
@@ -98,9 +98,9 @@ def test_a_table_of_classes_overwrites_nothing_but_one(
 def test_the_table_of_classes_adds_up(world: World, student: str, brute: dict[str, np.ndarray], tmp_path: Path) -> None:
     """One line a class with images: its figures are those of its photos, and their mean is the whole."""
     file = tmp_path / "deep/er/table.csv"
-    found = run(world, student, per_class=file)
+    result = run(world, student, per_class=file)
     lines = list(csv.DictReader(file.read_text().splitlines()))
-    assert [line["id"] for line in lines] == list(IDS[:-1]) and found.per_class == str(file)
+    assert [line["id"] for line in lines] == list(IDS[:-1]) and result.per_class == str(file)
     for line in lines:
         mine = brute["label"] == IDS.index(line["id"])
         assert int(line["n"]) == mine.sum() and line["name"] == NAMES[IDS.index(line["id"])]
@@ -109,7 +109,7 @@ def test_the_table_of_classes_adds_up(world: World, student: str, brute: dict[st
         assert (line["most_confused_with"] == "") == (float(line["confused_share"]) == 0)
         assert 0 <= float(line["confused_share"]) <= 1 - (brute["top1"][mine] > 0).mean() + 6e-5
     total = sum(int(line["n"]) * float(line["top1"]) for line in lines) / PHOTOS
-    assert total == pytest.approx(found.top1, abs=1e-4)
+    assert total == pytest.approx(result.top1, abs=1e-4)
 
 
 def test_features_are_computed_once(
@@ -166,8 +166,8 @@ def test_images_that_cannot_be_decoded_are_left_out_and_counted(world: World, st
     names = list(world.photos)
     broken = worlds.make_world(tmp_path / "w", world.photos | dict.fromkeys(names[:4], b"broken"))
     notes = Notes()
-    found = run(broken, student, notes)
-    assert (found.n, found.failed) == (PHOTOS - 4, 4)
+    result = run(broken, student, notes)
+    assert (result.n, result.failed) == (PHOTOS - 4, 4)
     assert sum("broken" in line or "UnidentifiedImageError" in line for line in notes.lines) == 4
     nothing = worlds.make_world(tmp_path / "n", dict.fromkeys(names, b"broken"))
     with pytest.raises(DataError, match="none of the 70 images of 'val' could be decoded"):
@@ -212,7 +212,7 @@ def test_prompts_of_either_tower_are_scored_as_one_would_by_hand(
 ) -> None:
     """Image by image and class by class through the loaded prompts; a second evaluation reads the cache."""
     prompts = moved_prompts(student, tmp_path / "run", tower)
-    found = run(world, student, run=tmp_path / "run")
+    result = run(world, student, run=tmp_path / "run")
     _, preprocess = open_clip.create_model_from_pretrained(student)
     classes = prompts.classifier(NAMES)
     right = []
@@ -222,17 +222,17 @@ def test_prompts_of_either_tower_are_scored_as_one_would_by_hand(
         label = IDS.index(name[:3])
         same = [c for c in range(len(NAMES)) if NAMES[c].lower() == NAMES[label].lower()]
         right.append((best in same) / len(same))
-    assert found.top1 == pytest.approx(np.mean(right), abs=1e-9)
-    assert found.baseline is not None and found.baseline["top1"] == run(world, student).top1
+    assert result.top1 == pytest.approx(np.mean(right), abs=1e-9)
+    assert result.baseline is not None and result.baseline["top1"] == run(world, student).top1
     assert len(list((own_cache / "features").glob("*.npy"))) == (1 if tower == "text" else 2)
-    assert run(world, student, run=tmp_path / "run") == found
+    assert run(world, student, run=tmp_path / "run") == result
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_wise_mixes_class_features_with_the_templates(share: float, world: World, student: str, tmp_path: Path) -> None:
     """0 is the template, 1 the prompts, between them the normalised mixture."""
     prompts = moved_prompts(student, tmp_path / "run", "text")
-    found = run(world, student, run=tmp_path / "run", wise=share)
+    result = run(world, student, run=tmp_path / "run", wise=share)
     clip = load_clip(student)
     mixed = share * prompts.classifier(NAMES) + (1 - share) * template_features(clip, NAMES, "a photo of a {}.")
     classes = mixed / mixed.norm(dim=1, keepdim=True)
@@ -243,7 +243,7 @@ def test_wise_mixes_class_features_with_the_templates(share: float, world: World
         logits = (image @ classes.T)[0]
         same = [c for c in range(len(NAMES)) if NAMES[c].lower() == NAMES[label].lower()]
         right.append((float(logits.max()) - float(logits[same].max()) < 1e-6) / len(same))
-    assert found.wise == share and found.top1 == pytest.approx(np.mean(right), abs=1e-9)
+    assert result.wise == share and result.top1 == pytest.approx(np.mean(right), abs=1e-9)
 
 
 def test_wise_is_refused_where_it_would_mean_something_else(world: World, student: str, tmp_path: Path) -> None:

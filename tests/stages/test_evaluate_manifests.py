@@ -70,15 +70,15 @@ def brute(student: str, names: tuple[str, ...], template: str) -> dict[str, floa
 def test_a_set_in_its_shipped_layout_is_scored_as_by_open_clip(name: str, student: str, tmp_path: Path) -> None:
     """All listed images and none else, the right names, the manifest's template; CIFAR also as folders."""
     made = lay_out(name, tmp_path)
-    found = run(student, made.manifest, tmp_path)
+    result = run(student, made.manifest, tmp_path)
     template = load_manifest(name).template
-    assert found.templates == (template,) and found.template == template
-    assert (found.n, found.failed, found.classes, found.classes_seen) == (20, 0, len(made.names), len(CLASSES))
+    assert result.templates == (template,) and result.template == template
+    assert (result.n, result.failed, result.classes, result.classes_seen) == (20, 0, len(made.names), len(CLASSES))
     for key, value in brute(student, made.names, template).items():
-        assert getattr(found, key) == pytest.approx(value, abs=2e-5), key
+        assert getattr(result, key) == pytest.approx(value, abs=2e-5), key
     if name.startswith("cifar"):
         folders = run(student, made.manifest, tmp_path, split="test-folders")
-        assert folders.n == 20 and folders.digests["vocabulary"] != found.digests["vocabulary"]
+        assert folders.n == 20 and folders.digests["vocabulary"] != result.digests["vocabulary"]
 
 
 @pytest.mark.parametrize("name", coop_layouts.NAMES)
@@ -133,7 +133,7 @@ def test_folders_by_number_are_lines_of_the_class_list(tmp_path: Path) -> None:
     """Folder 3 of ImageNet-V2 is ImageNet's fourth class, whatever order folders sort in as text."""
     made = lay_out("imagenet-v2", tmp_path)
     coop_layouts.write(tmp_path / "imagenetv2/imagenetv2-matched-frequency-format-val/10/x.jpeg", made.photos[0][0])
-    found = build_index(load_manifest(made.manifest), "test", tmp_path, Silent())
-    assert {found.key(i).partition("/")[0]: int(found.label[i]) for i in range(len(found))} == {
+    built = build_index(load_manifest(made.manifest), "test", tmp_path, Silent())
+    assert {built.key(i).partition("/")[0]: int(built.label[i]) for i in range(len(built))} == {
         str(number): number for number in (0, 1, 2, 3, 4, 10)
     }

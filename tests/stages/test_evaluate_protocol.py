@@ -63,10 +63,10 @@ def test_the_table_is_that_of_single_evaluations(student: str, prompts: Path, tm
     for name in names:
         coop_layouts.lay_out(name, tmp_path)
     out = tmp_path / "out"
-    found = run(student, protocol_of(tmp_path, names), tmp_path, run=prompts, per_class=out, credits=out)
-    assert (found.exit_code, found.missing, found.damaged, found.left_out) == (0, (), (), ())
-    assert [line.set for line in found.sets] == list(names)
-    for line in found.sets:
+    result = run(student, protocol_of(tmp_path, names), tmp_path, run=prompts, per_class=out, credits=out)
+    assert (result.exit_code, result.missing, result.damaged, result.left_out) == (0, (), (), ())
+    assert [line.set for line in result.sets] == list(names)
+    for line in result.sets:
         alone = evaluate(
             evaluate_request(
                 run=prompts,
@@ -81,15 +81,15 @@ def test_the_table_is_that_of_single_evaluations(student: str, prompts: Path, tm
             ),
             Silent(),
         )
-        assert found.details[line.set] == asdict(alone) and alone.baseline is not None and alone.paired is not None
+        assert result.details[line.set] == asdict(alone) and alone.baseline is not None and alone.paired is not None
         assert (line.top1, line.template_top1, line.p) == (alone.top1, alone.baseline["top1"], alone.paired["p"])
         assert line.gain == alone.top1 - alone.baseline["top1"] and alone.protocol == "mine"
         assert np.load(out / f"{line.set}.template.top1.npy").mean() == pytest.approx(line.template_top1)
         assert (out / f"{line.set}.csv").read_text().count("\n") == 6
-    (mean,) = found.means
+    (mean,) = result.means
     assert mean["part"] == "all" and mean["sets"] == 3
-    assert mean["top1"] == pytest.approx(np.mean([line.top1 for line in found.sets]))
-    json.dumps(asdict(found), allow_nan=False)
+    assert mean["top1"] == pytest.approx(np.mean([line.top1 for line in result.sets]))
+    json.dumps(asdict(result), allow_nan=False)
 
 
 def test_missing_sets_are_listed_and_the_rest_evaluated(student: str, tmp_path: Path) -> None:
@@ -98,15 +98,15 @@ def test_missing_sets_are_listed_and_the_rest_evaluated(student: str, tmp_path: 
     for name in ("oxford-pets", "eurosat"):
         coop_layouts.without_counts(name, tmp_path)
     protocol = protocol_of(tmp_path, ("oxford-pets", "dtd", "eurosat"))
-    found = run(student, protocol, tmp_path)
-    assert found.exit_code == 5 and [line.set for line in found.sets] == ["dtd"]
-    assert [line["set"] for line in found.missing] == ["oxford-pets", "eurosat"]
-    assert "split_zhou_OxfordPets.json" in found.missing[0]["problem"] and "DATASETS.md" in found.missing[0]["get"]
-    assert run(student, protocol, tmp_path, skip_missing=True) == replace(found, exit_code=0)
+    result = run(student, protocol, tmp_path)
+    assert result.exit_code == 5 and [line.set for line in result.sets] == ["dtd"]
+    assert [line["set"] for line in result.missing] == ["oxford-pets", "eurosat"]
+    assert "split_zhou_OxfordPets.json" in result.missing[0]["problem"] and "DATASETS.md" in result.missing[0]["get"]
+    assert run(student, protocol, tmp_path, skip_missing=True) == replace(result, exit_code=0)
     coop_layouts.lay_out("eurosat", tmp_path)
     notes = Notes()
     later = run(student, protocol, tmp_path, notes)
-    assert [line.set for line in later.sets] == ["dtd", "eurosat"] and later.sets[0] == found.sets[0]
+    assert [line.set for line in later.sets] == ["dtd", "eurosat"] and later.sets[0] == result.sets[0]
     assert notes.lines.count("results on 20 images come from the cache") == 1
 
 
@@ -122,9 +122,9 @@ def test_a_damaged_set_does_not_cost_the_others(student: str, tmp_path: Path) ->
     for name in ("dtd", "eurosat"):
         coop_layouts.lay_out(name, tmp_path)
     (tmp_path / "dtd/images/piano/piano_0002.jpg").unlink()
-    found = run(student, protocol_of(tmp_path, ("dtd", "eurosat")), tmp_path)
-    assert found.exit_code == 3 and [line.set for line in found.sets] == ["eurosat"]
-    assert "piano_0002.jpg" in found.damaged[0]["problem"]
+    result = run(student, protocol_of(tmp_path, ("dtd", "eurosat")), tmp_path)
+    assert result.exit_code == 3 and [line.set for line in result.sets] == ["eurosat"]
+    assert "piano_0002.jpg" in result.damaged[0]["problem"]
     with pytest.raises(DataError, match=r"piano_0002.jpg"):
         run(student, protocol_of(tmp_path, ("dtd",)), tmp_path)
 
@@ -133,18 +133,18 @@ def test_domains_are_scored_by_the_shipped_protocol(student: str, tmp_path: Path
     """Under one root, -A among its 200 names; the shipped protocol asks for the release's number of images."""
     for name in ("imagenet-v2", "imagenet-a"):
         coop_layouts.lay_out(name, tmp_path)
-    found = run(student, protocol_of(tmp_path, ("imagenet-v2", "imagenet-a")), tmp_path)
-    assert {line.set: line.classes for line in found.sets} == {"imagenet-v2": 1000, "imagenet-a": 200}
-    assert found.sets[0].template_top1 is None and found.harmonic == ()
+    result = run(student, protocol_of(tmp_path, ("imagenet-v2", "imagenet-a")), tmp_path)
+    assert {line.set: line.classes for line in result.sets} == {"imagenet-v2": 1000, "imagenet-a": 200}
+    assert result.sets[0].template_top1 is None and result.harmonic == ()
     with pytest.raises(DataError, match="its manifest says 10000"):
         run(student, "domain-generalisation", tmp_path)
 
 
 def test_base_to_novel(world: World, student: str, prompts: Path) -> None:
     """Both halves among own and among all names, H of each, and the joint accuracy, which their parts make up."""
-    found = run(student, "base-to-novel", world.root, run=prompts, manifest=world.manifest("tars"))
-    top1 = {line.set: line.top1 for line in found.sets}
-    n = {line.set: (line.n, line.classes) for line in found.sets}
+    result = run(student, "base-to-novel", world.root, run=prompts, manifest=world.manifest("tars"))
+    top1 = {line.set: line.top1 for line in result.sets}
+    n = {line.set: (line.n, line.classes) for line in result.sets}
     assert n == {
         "all": (70, 8),
         "base": (40, 4),
@@ -152,11 +152,11 @@ def test_base_to_novel(world: World, student: str, prompts: Path) -> None:
         "base-among-all": (40, 8),
         "novel-among-all": (30, 8),
     }
-    own, among_all = found.harmonic
-    assert own["top1_h"] == pytest.approx(harmonic(top1["base"], top1["novel"]))
+    among_half, among_all = result.harmonic
+    assert among_half["top1_h"] == pytest.approx(harmonic(top1["base"], top1["novel"]))
     assert among_all["top1_h"] == pytest.approx(harmonic(top1["base-among-all"], top1["novel-among-all"]))
     assert (40 * top1["base-among-all"] + 30 * top1["novel-among-all"]) / 70 == pytest.approx(top1["all"])
-    assert 0 <= own["template_top1_h"] <= 1
+    assert 0 <= among_half["template_top1_h"] <= 1
 
 
 def test_names_are_encoded_once_for_sets_that_share_them(
@@ -173,7 +173,7 @@ def test_names_are_encoded_once_for_sets_that_share_them(
         return real(clip, names, template)
 
     monkeypatch.setattr(contender, "template_features", counted)
-    found = run(student, "base-to-novel", world.root, manifest=world.manifest("tars"), cache=False)
+    result = run(student, "base-to-novel", world.root, manifest=world.manifest("tars"), cache=False)
     assert passes == [8]
     alone = evaluate(
         evaluate_request(
@@ -187,22 +187,22 @@ def test_names_are_encoded_once_for_sets_that_share_them(
         ),
         Silent(),
     )
-    assert passes == [8, 4] and found.sets[2].top1 == alone.top1
-    assert found.sets[2].nll == pytest.approx(alone.nll, abs=1e-6)
+    assert passes == [8, 4] and result.sets[2].top1 == alone.top1
+    assert result.sets[2].nll == pytest.approx(alone.nll, abs=1e-6)
 
 
 def test_in_vocabulary_with_and_without_held_out_names(world: World, student: str, tmp_path: Path) -> None:
     """Without a list of them the second line is left out, and that is said."""
     options = {"manifest": world.manifest("tars"), "vocabulary": "classes.tsv"}
-    found = run(student, "in-vocabulary", world.root, **options)
-    assert [line.set for line in found.sets] == ["all-names"] and found.left_out == ("without-held-out-names",)
+    result = run(student, "in-vocabulary", world.root, **options)
+    assert [line.set for line in result.sets] == ["all-names"] and result.left_out == ("without-held-out-names",)
     (tmp_path / "held.tsv").write_text("n04\n")
-    found = run(student, "in-vocabulary", world.root, without=tmp_path / "held.tsv", **options)
-    assert [(line.set, line.n, line.classes) for line in found.sets] == [
+    result = run(student, "in-vocabulary", world.root, without=tmp_path / "held.tsv", **options)
+    assert [(line.set, line.n, line.classes) for line in result.sets] == [
         ("all-names", 70, 8),
         ("without-held-out-names", 50, 6),
     ]
-    assert [mean["part"] for mean in found.means] == ["all", "all without some"]
+    assert [mean["part"] for mean in result.means] == ["all", "all without some"]
 
 
 @pytest.mark.parametrize(
@@ -248,12 +248,14 @@ def test_base_to_novel_from_a_split_of_coop_to_the_table(student: str, teacher: 
     train(
         TrainRequest(labels=labels, student=student, out=out, config=config, selection=selection, threads=1), Silent()
     )
-    found = run(student, "base-to-novel", tmp_path, run=out, manifest=made.manifest, split="test")
-    assert [(line.set, line.n, line.classes) for line in found.sets] == [
+    result = run(student, "base-to-novel", tmp_path, run=out, manifest=made.manifest, split="test")
+    assert [(line.set, line.n, line.classes) for line in result.sets] == [
         ("all", 20, 5),
         ("base", 12, 3),
         ("novel", 8, 2),
         ("base-among-all", 12, 5),
         ("novel-among-all", 8, 5),
     ]
-    assert found.details["all"]["template"] is None and found.details["all"]["baseline"]["template"].endswith("of pet.")
+    assert result.details["all"]["template"] is None and result.details["all"]["baseline"]["template"].endswith(
+        "of pet."
+    )

@@ -30,8 +30,8 @@ def refusal(world: World, model: str, **change: Any) -> UsageError:
 
 def test_an_unknown_split_is_answered_with_those_there_are(world: World, student: str) -> None:
     """In the option's own words."""
-    found = refusal(world, student, split="zzz")
-    assert "has no split 'zzz'" in found.message and found.hint.startswith("`split` ") and "val" in found.hint
+    error = refusal(world, student, split="zzz")
+    assert "has no split 'zzz'" in error.message and error.hint.startswith("`split` ") and "val" in error.hint
 
 
 @pytest.mark.parametrize("template", ["so " * 40 + "{}.", "{} " + "so " * 40, "<start_of_text> a {}."])

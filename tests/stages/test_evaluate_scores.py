@@ -100,34 +100,34 @@ def template(world: World, student: str) -> Brute:
         return Brute(world, student, model.eval().encode_text(tokens, normalize=True))
 
 
-def agree(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def agree(figures: dict[str, Any], wanted: dict[str, Any]) -> None:
     """The four figures."""
     for key in ("top1", "macro", "ece", "nll"):
-        assert found[key] == pytest.approx(wanted[key], abs=3e-6), key
+        assert figures[key] == pytest.approx(wanted[key], abs=3e-6), key
 
 
 def test_figures_of_template_and_prompts_are_those_of_plain_formulas(
     world: World, student: str, prompts: Path, template: Brute
 ) -> None:
     """Macro accuracy, ECE, NLL of both; McNemar's p as an exact fraction, over images that share no credit."""
-    found = run(world, student, run=prompts)
+    result = run(world, student, run=prompts)
     ours = Brute(world, student, load_prompts(prompts).classifier(NAMES)).among(list(range(8)))
     plain = template.among(list(range(8)))
-    agree(asdict(found), ours)
-    assert found.baseline is not None and found.baseline["template"] == "a photo of a {}."
-    agree(found.baseline, plain)
+    agree(asdict(result), ours)
+    assert result.baseline is not None and result.baseline["template"] == "a photo of a {}."
+    agree(result.baseline, plain)
     whole = np.isin(ours["credit"], (0, 1)) & np.isin(plain["credit"], (0, 1))
     b = int(((ours["credit"] == 1) & (plain["credit"] == 0))[whole].sum())
     c = int(((plain["credit"] == 1) & (ours["credit"] == 0))[whole].sum())
     p = min(Fraction(1), 2 * sum(Fraction(comb(b + c, i), 2 ** (b + c)) for i in range(min(b, c) + 1)))
-    assert b + c > 0 and found.paired == {"only_prompts": b, "only_template": c, "n": whole.sum(), "p": float(p)}
-    assert (found.manifest, found.split, found.schema, found.classes_seen) == ("tiny-tars", "val", 1, 7)
-    assert found.names_digest == found.digests["vocabulary"] and len(found.digests["prompts"]) == 64
+    assert b + c > 0 and result.paired == {"only_prompts": b, "only_template": c, "n": whole.sum(), "p": float(p)}
+    assert (result.manifest, result.split, result.schema, result.classes_seen) == ("tiny-tars", "val", 1, 7)
+    assert result.names_digest == result.digests["vocabulary"] and len(result.digests["prompts"]) == 64
 
 
 def test_confused_pairs_are_the_most_frequent_wrong_answers(world: World, student: str, template: Brute) -> None:
     """Ten at most, the largest share of a class's images first, by name and by id."""
-    found = run(world, student)
+    result = run(world, student)
     counts: dict[tuple[int, int], int] = {}
     first = {3: 3, 5: 3}  # classes of one name answer with the lower index
     for label, row in zip(template.labels, template.logits, strict=True):
@@ -135,11 +135,11 @@ def test_confused_pairs_are_the_most_frequent_wrong_answers(world: World, studen
         if answer != first.get(int(label), label):
             counts[int(label), answer] = counts.get((int(label), answer), 0) + 1
     best = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:10]
-    assert [(pair["class_id"], pair["as_id"], pair["images"]) for pair in found.confused] == [
-        (IDS[own], IDS[other], count) for (own, other), count in best
+    assert [(pair["class_id"], pair["as_id"], pair["images"]) for pair in result.confused] == [
+        (IDS[true], IDS[other], count) for (true, other), count in best
     ]
-    assert all(pair["share"] == pair["images"] / 10 for pair in found.confused)
-    assert {pair["class"] for pair in found.confused} <= set(NAMES)
+    assert all(pair["share"] == pair["images"] / 10 for pair in result.confused)
+    assert {pair["class"] for pair in result.confused} <= set(NAMES)
 
 
 def test_the_csv_has_the_templates_column_and_the_gain(
@@ -147,9 +147,9 @@ def test_the_csv_has_the_templates_column_and_the_gain(
 ) -> None:
     """Without prompts both are empty; the confused class's id stands beside its name."""
     notes = Notes()
-    found = run(world, student, notes, run=prompts, per_class=tmp_path / "ours.csv")
-    assert found.baseline is not None and found.paired is not None
-    figures = (f"top-1 {found.top1:.1%}", f"template {found.baseline['top1']:.1%}", f"p {found.paired['p']:.2g}")
+    result = run(world, student, notes, run=prompts, per_class=tmp_path / "ours.csv")
+    assert result.baseline is not None and result.paired is not None
+    figures = (f"top-1 {result.top1:.1%}", f"template {result.baseline['top1']:.1%}", f"p {result.paired['p']:.2g}")
     assert all(figure in notes.lines[-1] for figure in figures), "what one wants to know first"
     lines = list(csv.DictReader((tmp_path / "ours.csv").read_text().splitlines()))
     credit = template.among(list(range(8)))["credit"]
@@ -168,11 +168,11 @@ def test_credits_of_each_image_are_written(
     name: str, world: World, student: str, prompts: Path, tmp_path: Path, template: Brute
 ) -> None:
     """float32 [n] in the order of the split, the template's beside; their means are the figures."""
-    found = run(world, student, run=prompts, credits=tmp_path / "deep" / name)
+    result = run(world, student, run=prompts, credits=tmp_path / "deep" / name)
     ours, plain = (np.load(tmp_path / f"deep/NAME{side}.top1.npy") for side in ("", ".template"))
-    assert found.credits == str(tmp_path / "deep/NAME.top1.npy")
+    assert result.credits == str(tmp_path / "deep/NAME.top1.npy")
     assert ours.dtype == plain.dtype == np.float32 and len(ours) == PHOTOS
-    assert ours.mean() == pytest.approx(found.top1) and np.allclose(plain, template.among(list(range(8)))["credit"])
+    assert ours.mean() == pytest.approx(result.top1) and np.allclose(plain, template.among(list(range(8)))["credit"])
     run(world, student, credits=tmp_path / "bare" / name)
     assert [file.name for file in (tmp_path / "bare").iterdir()] == ["NAME.top1.npy"]
 
@@ -207,10 +207,10 @@ def test_some_classes_among_all_names(world: World, student: str, template: Brut
 def test_names_taken_out_go_with_their_homonyms(world: World, student: str, template: Brute, tmp_path: Path) -> None:
     """`crane` takes the other Crane along; images of both are left out, and counted."""
     (tmp_path / "held.tsv").write_text("n04\n")
-    found = run(world, student, without=tmp_path / "held.tsv")
-    agree(asdict(found), template.among([0, 1, 2, 4, 6, 7]))
-    assert (found.n, found.left_out, found.classes, found.tied_names) == (50, 20, 6, 0)
-    assert found.chosen.endswith("without those of held.tsv and homonyms")
+    result = run(world, student, without=tmp_path / "held.tsv")
+    agree(asdict(result), template.among([0, 1, 2, 4, 6, 7]))
+    assert (result.n, result.left_out, result.classes, result.tied_names) == (50, 20, 6, 0)
+    assert result.chosen.endswith("without those of held.tsv and homonyms")
     seen = run(world, student, classes="base", among="all", without=tmp_path / "held.tsv")
     assert (seen.n, seen.classes) == (30, 6)
     (tmp_path / "all.tsv").write_text("".join(f"{class_id}\n" for class_id in IDS))
@@ -250,8 +250,8 @@ def test_odd_names_are_scored_and_ties_counted(world: World, student: str) -> No
     names = ("Ren\u00e9 \U0001f98a", 'a "jay", blue', "{}", "CRANE", "<b>&amp;", "crane  ", "\u732b", "..")
     lines = [f"{i}\t{n}\n" for i, n in zip(IDS, names, strict=True)]
     (world.root / "odd.tsv").write_text("".join(lines), encoding="utf-8")
-    found = run(world, student, vocabulary="odd.tsv", per_class=world.root / "odd.csv")
-    assert found.n == PHOTOS and found.tied_names == 2 and 0 <= found.top1 <= 1
+    result = run(world, student, vocabulary="odd.tsv", per_class=world.root / "odd.csv")
+    assert result.n == PHOTOS and result.tied_names == 2 and 0 <= result.top1 <= 1
     lines = list(csv.DictReader(io.StringIO((world.root / "odd.csv").read_text(encoding="utf-8"))))
     assert [line["name"] for line in lines[:3]] == list(names[:3])
 
@@ -259,15 +259,15 @@ def test_odd_names_are_scored_and_ties_counted(world: World, student: str) -> No
 def test_the_manifests_own_template_is_the_standard(world: World, student: str, tmp_path: Path) -> None:
     """It is used unless one is given; a template without a place for the name is refused when the manifest is read."""
     text = Path(world.manifest("tars")).read_text()
-    own = world.root / "own.toml"
-    own.write_text('template = "a drawing of a {}."\n' + text)
-    found = run(world, student, manifest=str(own))
-    assert found.template == "a drawing of a {}."
-    assert found.top1 == run(world, student, template="a drawing of a {}.").top1
-    assert run(world, student, manifest=str(own), template="a photo of a {}.").top1 == run(world, student).top1
-    own.write_text('template = "a drawing"\n' + text)
+    manifest = world.root / "own.toml"
+    manifest.write_text('template = "a drawing of a {}."\n' + text)
+    result = run(world, student, manifest=str(manifest))
+    assert result.template == "a drawing of a {}."
+    assert result.top1 == run(world, student, template="a drawing of a {}.").top1
+    assert run(world, student, manifest=str(manifest), template="a photo of a {}.").top1 == run(world, student).top1
+    manifest.write_text('template = "a drawing"\n' + text)
     with pytest.raises(DataError, match="must hold exactly one {}"):
-        run(world, student, manifest=str(own))
+        run(world, student, manifest=str(manifest))
 
 
 def test_results_are_kept_by_digests(
@@ -315,8 +315,8 @@ def test_without_a_cache_images_are_read_once_and_the_person_is_told(
     monkeypatch.setenv("TEACHONCE_CACHE", str(broken))
     notes = Notes()
     assert run(world, student, notes, run=prompts, cache=cache == "a file") == first and read == [1]
-    told = [line for line in notes.lines if "nothing is kept for next time" in line]
-    assert len(told) == (cache == "a file") and all(str(broken) in line for line in told)
+    warnings = [line for line in notes.lines if "nothing is kept for next time" in line]
+    assert len(warnings) == (cache == "a file") and all(str(broken) in line for line in warnings)
 
 
 @pytest.mark.parametrize("damage", ["cut", "bit", "foreign", "no digest", "empty"])

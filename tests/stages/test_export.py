@@ -154,8 +154,8 @@ def test_odd_names_are_kept_in_order(run: Path, tmp_path: Path) -> None:
     """Unicode, odd and doubled spaces and doubled names."""
     lines = ["a\tcafé au lait\n", "b\tred\u2028fox\n", "c\t日本  犬 🦊\n", "d\tred fox\n", "e\tU.S. dollar's “quote”\n"]
     (tmp_path / "names.tsv").write_text("".join(lines), encoding="utf-8")
-    found = exported(run, tmp_path / "out", tmp_path / "names.tsv")
-    assert (found.classes, found.tied_names) == (5, 2) and found.reloaded
+    result = exported(run, tmp_path / "out", tmp_path / "names.tsv")
+    assert (result.classes, result.tied_names) == (5, 2) and result.reloaded
     names = [line.split("\t")[1] for line in (tmp_path / "out/classes.tsv").read_text(encoding="utf-8").splitlines()]
     assert names == ["café au lait", "red fox", "日本 犬 🦊", "red fox", "U.S. dollar's “quote”"]
     weights = np.load(tmp_path / "out/class_weights.npy")
@@ -207,8 +207,8 @@ def test_without_names_there_are_no_weights_and_it_is_said(run: Path, tmp_path: 
     notes = Notes()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("teachonce.models.clip.load_clip", None)
-        found = export(ExportRequest(run=run, out=tmp_path / "deep/er/out"), notes)
-    assert found.classes is None and "class_weights.npy" not in found.files
+        result = export(ExportRequest(run=run, out=tmp_path / "deep/er/out"), notes)
+    assert result.classes is None and "class_weights.npy" not in result.files
     assert any("`classes`" in line for line in notes.lines)
     assert "No class weights" in (tmp_path / "deep/er/out/README.md").read_text()
 
@@ -248,9 +248,9 @@ def test_imported_prompts_are_exported(student: str, world: World, tmp_path: Pat
     tokens = open_clip.SimpleTokenizer()(["X X X X oak."], 32)
     file = dassl_files.saved(tmp_path, dassl_files.dassl_checkpoint(clip.model, tokens))
     import_(ImportRequest(checkpoint=file, student=student, out=tmp_path / "coop"), Silent())
-    found = exported(tmp_path / "coop", tmp_path / "out", world.root / "classes.tsv")
+    result = exported(tmp_path / "coop", tmp_path / "out", world.root / "classes.tsv")
     card = (tmp_path / "out/README.md").read_text()
-    assert "config.toml" not in found.files and "CoOp or POMP" in card and digest_of(file) in card
+    assert "config.toml" not in result.files and "CoOp or POMP" in card and digest_of(file) in card
 
 
 def test_prompts_of_the_image_tower_are_exported(student: str, world: World, tmp_path: Path) -> None:

@@ -59,12 +59,12 @@ def coop_features(student: str, context: Tensor, position: str) -> Tensor:
         with torch.no_grad():
             words = model.token_embedding(tokens)  # type: ignore[operator]
         first, end = 1 + len(context), 1 + len(context) + len(tokenizer.encode(name))
-        start, own, rest = words[0, :1], words[0, first:end], words[0, end:]
+        start, name_tokens, rest = words[0, :1], words[0, first:end], words[0, end:]
         half = len(context) // 2
         parts = {
-            "before": [start, context, own, rest],
-            "around": [start, context[:half], own, context[half:], rest],
-            "after": [start, own, context, rest],
+            "before": [start, context, name_tokens, rest],
+            "around": [start, context[:half], name_tokens, context[half:], rest],
+            "after": [start, name_tokens, context, rest],
         }[position]
         whole = torch.cat(parts)[None]
         handle = model.token_embedding.register_forward_hook(lambda *given, whole=whole: whole)  # type: ignore[union-attr]
@@ -119,8 +119,8 @@ def test_evaluate_and_train_take_it(student: str, world: worlds.World, finished:
         )
         run = tmp_path / structure
         train(TrainRequest(labels=labels, student=student, out=run, config=config, threads=1, init=out), Silent())
-        begun, own = (load_prompts(folder).classifier(NAMES) for folder in (run, out))
-        assert torch.allclose(begun, own, atol=1e-5)
+        begun, trained = (load_prompts(folder).classifier(NAMES) for folder in (run, out))
+        assert torch.allclose(begun, trained, atol=1e-5)
 
 
 def test_another_student_is_refused_and_nothing_is_written(student: str, teacher: str, tmp_path: Path) -> None:

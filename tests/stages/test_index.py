@@ -60,8 +60,8 @@ def test_the_shipped_manifest_itself_says_what_is_missing(name: str, world: Worl
     laid_out(name, tmp_path, world.photos, USED)
     result = look(name, tmp_path)
     assert result.exit_code == 3
-    told = " ".join(f"{fault.expected} {fault.found}" for fault in result.faults)
-    assert "archives" in told or "not in the class list" in told or "images" in told
+    faults = " ".join(f"{fault.expected} {fault.found}" for fault in result.faults)
+    assert "archives" in faults or "not in the class list" in faults or "images" in faults
 
 
 def test_every_fault_at_once(world: World, tmp_path: Path) -> None:
@@ -74,9 +74,9 @@ def test_every_fault_at_once(world: World, tmp_path: Path) -> None:
     (folder / "n99.tar").write_bytes((folder / "n04.tar").read_bytes())
     (folder / "n05.tar").unlink()
     result = look(manifest, tmp_path)
-    told = {fault.where.rpartition("/")[2]: fault for fault in result.faults}
+    faults = {fault.where.rpartition("/")[2]: fault for fault in result.faults}
     assert result.exit_code == 3
-    assert "cut off" in told["n03.tar"].found and "'n99' is not in the class list" in told["n99.tar"].found
+    assert "cut off" in faults["n03.tar"].found and "'n99' is not in the class list" in faults["n99.tar"].found
     counts = [fault for fault in result.faults if fault.where.endswith("*.tar")]
     assert [fault.expected for fault in counts] == ["7 archives", "70 images"]
     assert "missing: n02, n05" in counts[0].found and "too few" in counts[1].found

@@ -33,23 +33,28 @@ class Seen(worlds.Notes):
 
 def test_inspect_tells_what_is_there(finished: Path, student: str) -> None:
     """Counts, fingerprint, students, and statistics that equal those of the decoded arrays."""
-    found = inspect(InspectRequest(labels=finished, samples=4), Silent())
+    inspected = inspect(InspectRequest(labels=finished, samples=4), Silent())
     arrays = all_arrays(finished)
     labels = LabelStore.open(finished).decode_labels(arrays)
-    assert (found.rows, found.chunks, found.chunks_committed, found.rows_failed) == (PHOTOS, CHUNKS, CHUNKS, 0)
-    assert (found.top_k, found.vocabulary_size, found.tied_names) == (5, 8, 2)
-    assert found.statistics["rows_looked_at"] == PHOTOS
-    assert found.statistics["top1_probability"] == pytest.approx(np.exp(labels.log_probs[:, 0]).mean(), rel=1e-5)
-    assert found.statistics["mass_kept"] == pytest.approx(np.exp(labels.log_probs).sum(1).mean(), abs=0.01)
-    assert found.statistics["top1_agrees_with_label"] == pytest.approx(
+    assert (inspected.rows, inspected.chunks, inspected.chunks_committed, inspected.rows_failed) == (
+        PHOTOS,
+        CHUNKS,
+        CHUNKS,
+        0,
+    )
+    assert (inspected.top_k, inspected.vocabulary_size, inspected.tied_names) == (5, 8, 2)
+    assert inspected.statistics["rows_looked_at"] == PHOTOS
+    assert inspected.statistics["top1_probability"] == pytest.approx(np.exp(labels.log_probs[:, 0]).mean(), rel=1e-5)
+    assert inspected.statistics["mass_kept"] == pytest.approx(np.exp(labels.log_probs).sum(1).mean(), abs=0.01)
+    assert inspected.statistics["top1_agrees_with_label"] == pytest.approx(
         (labels.class_ids[:, 0] == arrays["label"]).mean()
     )
-    assert [s["student"] for s in found.students] == [student] and found.students[0]["width"] == 12
-    assert found.students[0]["chunks_committed"] == CHUNKS
-    assert found.store_id == LabelStore.open(finished).store_id()
-    assert {"teacher_digest", "templates", "top_k", "split", "precision"} <= set(found.fingerprint)
-    assert len(found.examples) == 4
-    for row, example in enumerate(found.examples):
+    assert [s["student"] for s in inspected.students] == [student] and inspected.students[0]["width"] == 12
+    assert inspected.students[0]["chunks_committed"] == CHUNKS
+    assert inspected.store_id == LabelStore.open(finished).store_id()
+    assert {"teacher_digest", "templates", "top_k", "split", "precision"} <= set(inspected.fingerprint)
+    assert len(inspected.examples) == 4
+    for row, example in enumerate(inspected.examples):
         assert example["row"] == row and example["key"] == keys_of(finished)[row]
         assert example["label"] == NAMES[arrays["label"][row]]
         assert [name for name, _ in example["teacher"]] == [NAMES[c] for c in labels.class_ids[row, :3]]
@@ -71,23 +76,23 @@ def test_inspect_of_a_store_that_has_only_begun(finished: Path, tmp_path: Path) 
     opened = LabelStore.open(store, writable=True)
     for chunk in range(CHUNKS):
         opened.drop(LABELS, chunk)
-    found = inspect(InspectRequest(labels=store), Silent())
-    assert (found.rows, found.chunks_committed, found.examples, found.statistics) == (PHOTOS, 0, (), {})
+    inspected = inspect(InspectRequest(labels=store), Silent())
+    assert (inspected.rows, inspected.chunks_committed, inspected.examples, inspected.statistics) == (PHOTOS, 0, (), {})
 
 
 def test_inspect_of_hard_labels(world: World, student: str, tmp_path: Path) -> None:
     """A store without a teacher has nothing to tell of one."""
     teach_inline(world, tmp_path / "a.zarr", None, students=(student,), chunk_rows=35)
-    found = inspect(InspectRequest(labels=tmp_path / "a.zarr"), Silent())
-    assert (found.top_k, found.statistics, found.rows) == (0, {}, PHOTOS)
+    inspected = inspect(InspectRequest(labels=tmp_path / "a.zarr"), Silent())
+    assert (inspected.top_k, inspected.statistics, inspected.rows) == (0, {}, PHOTOS)
     assert verify(VerifyRequest(labels=tmp_path / "a.zarr"), Silent()).ok
 
 
 def test_a_sound_store_verifies(finished: Path) -> None:
     """Every chunk of every group is read."""
-    found = verify(VerifyRequest(labels=finished), Silent())
-    assert found.ok and found.faults == () and found.chunks_missing == found.chunks_dropped == 0
-    assert found.chunks_checked == 2 * CHUNKS
+    report = verify(VerifyRequest(labels=finished), Silent())
+    assert report.ok and report.faults == () and report.chunks_missing == report.chunks_dropped == 0
+    assert report.chunks_checked == 2 * CHUNKS
 
 
 def test_verify_lists_every_fault_and_goes_on(finished: Path, tmp_path: Path) -> None:
@@ -104,10 +109,10 @@ def test_verify_lists_every_fault_and_goes_on(finished: Path, tmp_path: Path) ->
     gone = chunk_file(store, opened.groups[group].arrays[0], 2)
     gone.unlink()
     opened.drop(LABELS, 5)
-    found = verify(VerifyRequest(labels=store), Silent())
-    assert not found.ok and len(found.faults) == 4
-    assert (found.chunks_missing, found.chunks_dropped, found.chunks_checked) == (1, 0, 2 * CHUNKS - 1)
-    text = " ".join(f"{fault.where} {fault.expected} {fault.found}" for fault in found.faults)
+    report = verify(VerifyRequest(labels=store), Silent())
+    assert not report.ok and len(report.faults) == 4
+    assert (report.chunks_missing, report.chunks_dropped, report.chunks_checked) == (1, 0, 2 * CHUNKS - 1)
+    text = " ".join(f"{fault.where} {fault.expected} {fault.found}" for fault in report.faults)
     assert all(str(file) in text for file in (*broken, gone)) and "labels, chunk 5" in text
 
 
@@ -120,8 +125,8 @@ def test_repair_takes_out_what_is_broken_and_teach_mends_it(
     specs = opened.groups[LABELS].arrays
     chunk_file(store, specs[0], 2).write_bytes(b"")
     chunk_file(store, specs[1], 6).unlink()
-    found = verify(VerifyRequest(labels=store, repair=True), Silent())
-    assert not found.ok and found.chunks_dropped == 2
+    report = verify(VerifyRequest(labels=store, repair=True), Silent())
+    assert not report.ok and report.chunks_dropped == 2
     result = teach_inline(world, store, teacher, students=(student,), top_k=5)
     assert (result.chunks_written, result.chunks_skipped) == (2, CHUNKS - 2)
     assert result.store_id == LabelStore.open(finished).store_id()
@@ -153,9 +158,9 @@ def test_a_wrong_writer_shows_even_with_right_digests(finished: Path, tmp_path: 
         data[name] = data[name].copy()
         data[name][0] = 255 if name == "status" else data[name][0] + 1
         opened.commit(LABELS, chunk, 1, 9, 0, opened.write_chunk(LABELS, chunk, data))
-    found = verify(VerifyRequest(labels=store), Silent())
+    report = verify(VerifyRequest(labels=store), Silent())
     for name, chunk in changes.items():
-        assert any(fault.where.endswith(f"labels, chunk {chunk}") for fault in found.faults), name
+        assert any(fault.where.endswith(f"labels, chunk {chunk}") for fault in report.faults), name
 
 
 @pytest.mark.parametrize("name", ["index/key_bytes", "index/offset", "index/sample", "index/archives", "vocabulary"])
@@ -170,8 +175,8 @@ def test_damage_outside_the_chunks_is_listed(name: str, finished: Path, tmp_path
             data = bytearray(file.read_bytes())
             data[len(data) // 2] ^= 1
             file.write_bytes(data)
-        found = verify(VerifyRequest(labels=store), Silent())
-        assert not found.ok and any(str(store / name) in fault.where for fault in found.faults)
+        report = verify(VerifyRequest(labels=store), Silent())
+        assert not report.ok and any(str(store / name) in fault.where for fault in report.faults)
 
 
 @pytest.mark.parametrize(
@@ -182,8 +187,8 @@ def test_repair_does_not_drop_sound_chunks_over_a_lost_index(name: str, finished
     """The teacher's work is still there when the index is not: repair takes out damaged chunks only."""
     store = worlds.copy_store(finished, tmp_path)
     shutil.rmtree(store / name / "c")
-    found = verify(VerifyRequest(labels=store, repair=True), Silent())
-    assert not found.ok and found.chunks_dropped == 0
+    report = verify(VerifyRequest(labels=store, repair=True), Silent())
+    assert not report.ok and report.chunks_dropped == 0
     assert LabelStore.open(store).committed(LABELS) == list(range(CHUNKS))
 
 

@@ -49,8 +49,8 @@ def cosines(path: Path) -> Doubles:
     """Of every row with every class, from the store's own embeddings."""
     store = LabelStore.open(path)
     images = np.concatenate([store.embeddings(chunk) for chunk in range(store.layout.chunks)])
-    found: Doubles = images.astype(np.float64) @ store.class_embeddings().astype(np.float64).T
-    return found
+    products: Doubles = images.astype(np.float64) @ store.class_embeddings().astype(np.float64).T
+    return products
 
 
 def softmax(logits: Doubles) -> Doubles:
@@ -70,8 +70,8 @@ def check_mean(path: Path, p: Doubles, good: Any = slice(None)) -> None:
     store = LabelStore.open(path)
     row = 0
     for chunk in range(store.layout.chunks):
-        found = store.decode_labels(store.read_chunk(LABELS, chunk))
-        for ids, log_probs, tails in zip(found.class_ids, found.log_probs, found.log_residual, strict=True):
+        decoded = store.decode_labels(store.read_chunk(LABELS, chunk))
+        for ids, log_probs, tails in zip(decoded.class_ids, decoded.log_probs, decoded.log_residual, strict=True):
             truth = np.log(p[row])
             row += 1
             if ids[0] < 0:

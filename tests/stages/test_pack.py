@@ -53,12 +53,12 @@ def shared(student: str, world: World, tmp_path_factory: pytest.TempPathFactory)
 @pytest.mark.parametrize("name", ["labels.tar", "labels"])
 def test_a_store_comes_out_as_it_went_in(name: str, finished: Path, tmp_path: Path) -> None:
     """Every file, every decoded array, the store's id; packed twice, the same bytes."""
-    found = pack(PackRequest(source=finished, out=tmp_path / name), Notes())
-    assert (found.kind, found.name, found.id) == ("label-store", "done.zarr", LabelStore.open(finished).store_id())
-    assert found.files == len(worlds.files_of(finished)) and found.out == str(tmp_path / name)
-    assert packed(tmp_path / name, check=True).digest == found.digest
+    result = pack(PackRequest(source=finished, out=tmp_path / name), Notes())
+    assert (result.kind, result.name, result.id) == ("label-store", "done.zarr", LabelStore.open(finished).store_id())
+    assert result.files == len(worlds.files_of(finished)) and result.out == str(tmp_path / name)
+    assert packed(tmp_path / name, check=True).digest == result.digest
     again = packed(tmp_path / name, tmp_path / "out", unpack=True)
-    assert (again.digest, again.id) == (found.digest, found.id)
+    assert (again.digest, again.id) == (result.digest, result.id)
     out = tmp_path / "out" / "done.zarr"
     before, after = (
         {file.relative_to(store): file.read_bytes() for file in worlds.files_of(store)} for store in (finished, out)
@@ -69,7 +69,7 @@ def test_a_store_comes_out_as_it_went_in(name: str, finished: Path, tmp_path: Pa
         np.array_equal(data, arrays[key], equal_nan=data.dtype.kind == "f")
         for key, data in worlds.all_arrays(out).items()
     )
-    assert packed(finished, tmp_path / f"again-{name}").digest == found.digest
+    assert packed(finished, tmp_path / f"again-{name}").digest == result.digest
     if name.endswith(".tar"):
         assert digest_of(tmp_path / name) == digest_of(tmp_path / f"again-{name}")
 
@@ -78,10 +78,10 @@ def test_an_export_comes_out_as_it_went_in(shared: Path, tmp_path: Path) -> None
     """Also with a card that its owner has written into."""
     copy = Path(shutil.copytree(shared, tmp_path / "mine"))
     (copy / "README.md").write_text("my own words")
-    found = packed(copy, tmp_path / "p.tar")
-    assert (found.kind, found.id) == ("prompts", teachonce.load_prompts(shared).tensors_digest)
+    result = packed(copy, tmp_path / "p.tar")
+    assert (result.kind, result.id) == ("prompts", teachonce.load_prompts(shared).tensors_digest)
     packed(tmp_path / "p.tar", tmp_path / "out", unpack=True)
-    assert teachonce.load_prompts(tmp_path / "out/mine").tensors_digest == found.id
+    assert teachonce.load_prompts(tmp_path / "out/mine").tensors_digest == result.id
     assert (tmp_path / "out/mine/README.md").read_text() == "my own words"
 
 

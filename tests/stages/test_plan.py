@@ -24,9 +24,9 @@ from teachonce.stages.teach import RehearseResult, rehearse_half
 
 def planned(world: World, labels: Path, teacher: str | None, **options: Any) -> PlanResult:
     """A plan with a probe of a second."""
-    own = {name: options.pop(name) for name in ("rate", "out") if name in options}
+    of_plan = {name: options.pop(name) for name in ("rate", "out") if name in options}
     request = request_for(world, labels, teacher, **options)
-    return plan(PlanRequest(teach=request, seconds=1.0, **own), Silent())
+    return plan(PlanRequest(teach=request, seconds=1.0, **of_plan), Silent())
 
 
 def figures(result: PlanResult) -> dict[str, tuple[float, float]]:
@@ -55,15 +55,15 @@ def test_a_plan_holds_the_outcome_and_writes_nothing(
     )
     assert (result.samples, result.rows, result.chunks, result.chunks_there) == (PHOTOS, PHOTOS, CHUNKS, 0)
     assert result.fits and result.exit_code == 0 and result.advice == ()
-    found = figures(result)
+    estimates = figures(result)
     done = teach_inline(world, labels, teacher, **options)
     for part in ("labels", "features", "embeddings"):
-        low, high = found[f"bytes of {part}"]
+        low, high = estimates[f"bytes of {part}"]
         assert low * 0.7 <= PHOTOS * done.bytes_per_row[part] <= high * 1.6, (part, low, high, done.bytes_per_row[part])
         assert high < 1.5 * low, "a range that says something"
-    for low, high in found.values():
+    for low, high in estimates.values():
         assert 0 <= low <= high
-    assert found["seconds of chunks"][0] > 0 and "forward" in result.bottleneck
+    assert estimates["seconds of chunks"][0] > 0 and "forward" in result.bottleneck
 
 
 def test_a_store_that_is_there_is_not_planned_again(
@@ -156,8 +156,8 @@ def test_a_plan_is_compared_with_its_outcome(world: World, teacher: str, finishe
     assert json.loads(file.read_text())["estimates"] == [dataclasses.asdict(e) for e in result.estimates]
     teach_inline(world, tmp_path / "a.zarr", teacher, top_k=5)
     compared = compare(file, tmp_path / "a.zarr", Silent())
-    found = {c.what: c for c in compared.compared}
-    assert compared.complete and found["rows"].inside and found["chunks"].inside
+    by_figure = {c.what: c for c in compared.compared}
+    assert compared.complete and by_figure["rows"].inside and by_figure["chunks"].inside
     assert {
         "rows",
         "chunks",
@@ -166,7 +166,7 @@ def test_a_plan_is_compared_with_its_outcome(world: World, teacher: str, finishe
         "bytes of index",
         "seconds of chunks",
         "rows a second",
-    } <= set(found)
+    } <= set(by_figure)
     for c in compared.compared:
         assert c.inside == (c.low <= c.outcome <= c.high) and c.outcome > 0
     notes = worlds.Notes()
@@ -224,9 +224,9 @@ def test_images_without_a_model(world: World, teacher: str, tmp_path: Path, monk
 
     monkeypatch.setattr(LoadedClip, "encode_images", lambda *_: pytest.fail("a model ran"))
     before = everything(world.root)
-    found = halves(world, tmp_path / "a.zarr", "images", teacher)
-    assert found.images > PHOTOS and found.failed == 0, "they are gone over again"
-    assert found.rates["read"] > found.rates["decode"] > 0 and "decoding" in found.bottleneck
+    rehearsed = halves(world, tmp_path / "a.zarr", "images", teacher)
+    assert rehearsed.images > PHOTOS and rehearsed.failed == 0, "they are gone over again"
+    assert rehearsed.rates["read"] > rehearsed.rates["decode"] > 0 and "decoding" in rehearsed.bottleneck
     assert not list(tmp_path.iterdir()) and everything(world.root) == before
 
 
@@ -237,9 +237,9 @@ def test_models_without_images(
     from teachonce.data.reader import ImageReader
 
     monkeypatch.setattr(ImageReader, "read", lambda *_: pytest.fail("an image was read"))
-    found = halves(world, tmp_path / "a.zarr", "models", teacher, students=(student,), views=ViewPolicy(views=2))
-    assert found.images > 0 and set(found.rates) == {"forward", "top_k", "write"}
-    assert min(found.rates.values()) > 0 and found.bottleneck.partition(",")[0] in found.rates
+    rehearsed = halves(world, tmp_path / "a.zarr", "models", teacher, students=(student,), views=ViewPolicy(views=2))
+    assert rehearsed.images > 0 and set(rehearsed.rates) == {"forward", "top_k", "write"}
+    assert min(rehearsed.rates.values()) > 0 and rehearsed.bottleneck.partition(",")[0] in rehearsed.rates
     assert not list(tmp_path.iterdir())
 
 

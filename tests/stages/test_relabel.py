@@ -60,9 +60,9 @@ def best(labels: TopK, top_k: int, temperatures: tuple[float, ...]) -> TopK:
     return TopK(labels.class_ids[:, :top_k], labels.log_probs[:, :top_k], np.stack(tails, axis=1))
 
 
-def check_same(found: Path, wanted: Path, slack: float) -> None:
+def check_same(child: Path, wanted: Path, slack: float) -> None:
     """The same labels but for what the embeddings' rounding does: near-ties may swap, values move by `slack`."""
-    ours = decoded(found)
+    ours = decoded(child)
     theirs = best(decoded(wanted), ours.class_ids.shape[1], LabelStore.open(wanted).layout.temperatures)
     tables = LabelStore.open(wanted).tables
     assert ours.class_ids.shape == theirs.class_ids.shape
@@ -92,16 +92,16 @@ def exact_log_probs(path: Path, keep: slice | list[int] = slice(None)) -> np.nda
 
 def check_exact(path: Path, truth: np.ndarray[Any, np.dtype[np.float64]]) -> None:
     """Values, order and tail sums of every temperature against the full softmax."""
-    store, found = LabelStore.open(path), decoded(path)
-    for row, ids in enumerate(found.class_ids):
+    store, labels = LabelStore.open(path), decoded(path)
+    for row, ids in enumerate(labels.class_ids):
         wanted = truth[row, ids].astype(np.float32)
         limit = max_error(wanted[None], store.tables)[0] + 1e-4
-        assert (np.abs(found.log_probs[row] - wanted) <= limit).all()
+        assert (np.abs(labels.log_probs[row] - wanted) <= limit).all()
         outside = np.delete(truth[row], ids)
         assert outside.size == 0 or outside.max() <= wanted.min() + 1e-5
         for column, tau in enumerate(store.layout.temperatures):
             mass = np.log(np.exp(outside / tau).sum()) if outside.size else -np.inf
-            assert found.log_residual[row, column] == pytest.approx(mass, rel=1e-3, abs=2e-3)
+            assert labels.log_residual[row, column] == pytest.approx(mass, rel=1e-3, abs=2e-3)
 
 
 def test_the_same_classes_give_the_same_labels(parent: Path, tmp_path: Path) -> None:
@@ -178,10 +178,10 @@ def test_more_classes_than_the_parent_kept(parent: Path, tmp_path: Path) -> None
     """k may grow to the whole vocabulary: nothing is outside then; equal names tie."""
     run(parent, tmp_path / "child.zarr", top_k=8)
     check_exact(tmp_path / "child.zarr", exact_log_probs(parent))
-    found = decoded(tmp_path / "child.zarr")
-    assert np.isneginf(found.log_residual).all()
+    labels = decoded(tmp_path / "child.zarr")
+    assert np.isneginf(labels.log_residual).all()
     for row in range(PHOTOS):
-        value = dict(zip(found.class_ids[row].tolist(), found.log_probs[row].tolist(), strict=True))
+        value = dict(zip(labels.class_ids[row].tolist(), labels.log_probs[row].tolist(), strict=True))
         assert value[3] == value[5], "crane and Crane"
 
 
@@ -309,9 +309,9 @@ def test_rows_without_an_image_stay_without_one(world: World, teacher: str, stud
     status = [all_arrays(tmp_path / name)["status"] for name in ("a.zarr", "child.zarr")]
     bad = np.flatnonzero(status[1])
     assert len(bad) == 2 and np.array_equal(*status)
-    found = decoded(tmp_path / "child.zarr")
-    assert (found.class_ids[bad] == -1).all() and np.isnan(found.log_probs[bad]).all()
-    assert (np.delete(found.class_ids, bad, axis=0) >= 0).all()
+    labels = decoded(tmp_path / "child.zarr")
+    assert (labels.class_ids[bad] == -1).all() and np.isnan(labels.log_probs[bad]).all()
+    assert (np.delete(labels.class_ids, bad, axis=0) >= 0).all()
     child = LabelStore.open(tmp_path / "child.zarr")
     records = [child.record(group, chunk) for group in child.groups for chunk in range(2)]
     assert sum(record.rows_failed for record in records if record) == 2 * len(child.groups)

@@ -44,7 +44,7 @@ def trained(finished: Path, student: str, tmp_path_factory: pytest.TempPathFacto
     runs = tmp_path_factory.mktemp("trained") / "runs"
     for structure in ("unshared", "shared"):
         for seed in (0, 1):
-            own = (
+            overrides = (
                 f"structure={structure}",
                 f"seed={seed}",
                 "steps=6",
@@ -58,7 +58,7 @@ def trained(finished: Path, student: str, tmp_path_factory: pytest.TempPathFacto
                 labels=finished,
                 student=student,
                 out=runs / f"{structure}-{seed}",
-                config=load_train_config(None, own),
+                config=load_train_config(None, overrides),
                 threads=1,
             )
             with worlds.inline_tasks():
@@ -115,10 +115,10 @@ def test_a_browser_shows_the_page_whole(
     for width in WIDTHS:
         match = re.search(rf'data-{width}="([^"]*)"', dom.stdout)
         assert match is not None, width
-        found = json.loads(html.unescape(match[1]))
-        assert (found["wide"], found["flat"]) == ([], 0)
-        assert found["scroll"] <= width
-        assert found["plots"] == text.count('<svg role="img"') > 8
+        state = json.loads(html.unescape(match[1]))
+        assert (state["wide"], state["flat"]) == ([], 0)
+        assert state["scroll"] <= width
+        assert state["plots"] == text.count('<svg role="img"') > 8
 
 
 def framed(text: str, file: Path) -> Path:
@@ -209,8 +209,8 @@ def test_show_gives_the_essence_of_a_grid(tmp_path: Path) -> None:
 
 def test_show_knows_runs_stores_and_documents(finished: Path, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", changes={"structure": "kv"})
-    found = show(ShowRequest(path=run), worlds.Notes())
-    assert (found.kind, found.config["structure"], found.config["steps"]) == ("run", "kv", 120)
+    shown = show(ShowRequest(path=run), worlds.Notes())
+    assert (shown.kind, shown.config["structure"], shown.config["steps"]) == ("run", "kv", 120)
     assert show(ShowRequest(path=finished), worlds.Notes()).next == f"teachonce inspect {finished}"
     (tmp_path / "val.json").write_text('{"schema": 1, "top1": 0.5, "confused": []}')
     assert show(ShowRequest(path=tmp_path / "val.json"), worlds.Notes()).figures == {"schema": 1, "top1": 0.5}

@@ -195,8 +195,8 @@ def set_checking(s3: Any, after: str) -> None:
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """The extra is named, before anything is asked of a network."""
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    found = remote.importlib.util.find_spec
-    monkeypatch.setattr(remote.importlib.util, "find_spec", lambda name: None if name == "s3fs" else found(name))
+    find_spec = remote.importlib.util.find_spec
+    monkeypatch.setattr(remote.importlib.util, "find_spec", lambda name: None if name == "s3fs" else find_spec(name))
     with pytest.raises(EnvironmentFault, match="s3fs") as caught:
         location("s3://b/c")
     assert "teachonce[s3]" in caught.value.hint
@@ -208,9 +208,9 @@ def test_evaluation_on_s3(
 ) -> None:
     """The same figures as from a disk; asked again, they come from the cache."""
     monkeypatch.setenv("TEACHONCE_CACHE", str(tmp_path / "cache"))
-    found, notes = [], Notes()
+    results, notes = [], Notes()
     for root in (world.root, location(f"{BUCKET}/data"), location(f"{BUCKET}/data")):
         request = evaluate_request(run=None, student=student, manifest=world.manifest(layout), root=root, threads=1)
-        found.append(evaluate(request, notes))
-    assert found[0].n == PHOTOS and found[1].top1 == found[0].top1 and found[2] == found[1]
+        results.append(evaluate(request, notes))
+    assert results[0].n == PHOTOS and results[1].top1 == results[0].top1 and results[2] == results[1]
     assert sum("come from the cache" in line for line in notes.lines) == 1

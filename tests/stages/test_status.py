@@ -46,35 +46,35 @@ def half(world: worlds.World, teacher: str, student: str, tmp_path_factory: pyte
 
 def test_a_finished_store_says_so(finished: Path) -> None:
     """Its counts are those of the ledger, and its pace that of the commit times."""
-    found = status(StatusRequest(folder=finished), Silent())
+    state = status(StatusRequest(folder=finished), Silent())
     store = LabelStore.open(finished)
     records = [record for record in store.records("labels") if record is not None]
-    assert isinstance(found, StoreStatus) and (found.kind, found.state) == ("labels", "finished")
-    assert (found.chunks, found.chunks_committed) == (worlds.CHUNKS, worlds.CHUNKS)
-    assert (found.rows, found.rows_committed) == (worlds.PHOTOS, worlds.PHOTOS)
-    assert found.rows_failed == sum(record.rows_failed for record in records)
-    assert [group.chunks_committed for group in found.groups] == [worlds.CHUNKS] * 2
-    assert found.process is None and found.seconds_left is None and found.estimated_end is None
+    assert isinstance(state, StoreStatus) and (state.kind, state.state) == ("labels", "finished")
+    assert (state.chunks, state.chunks_committed) == (worlds.CHUNKS, worlds.CHUNKS)
+    assert (state.rows, state.rows_committed) == (worlds.PHOTOS, worlds.PHOTOS)
+    assert state.rows_failed == sum(record.rows_failed for record in records)
+    assert [group.chunks_committed for group in state.groups] == [worlds.CHUNKS] * 2
+    assert state.process is None and state.seconds_left is None and state.estimated_end is None
     span = (records[-1].time_us - records[0].time_us) / 1e6 + sum(records[0].phases.values())
-    assert found.rows_per_second == pytest.approx(worlds.PHOTOS / span, rel=0.5)
+    assert state.rows_per_second == pytest.approx(worlds.PHOTOS / span, rel=0.5)
 
 
 def test_a_killed_teach_is_stopped_and_says_what_is_left(half: Path) -> None:
     """Three chunks of eight; the rest at the pace so far, but no end: nobody works on it."""
-    found = look(half)
-    assert (found.state, found.chunks_committed, found.rows_committed) == ("stopped", 3, 3 * worlds.CHUNK_ROWS)
-    left = (worlds.PHOTOS - 3 * worlds.CHUNK_ROWS) / found.rows_per_second
-    assert found.seconds_left == pytest.approx(left, abs=0.1)
-    assert found.estimated_end is None and found.made_by == "teachonce teach" and found.runs == 1
+    state = look(half)
+    assert (state.state, state.chunks_committed, state.rows_committed) == ("stopped", 3, 3 * worlds.CHUNK_ROWS)
+    left = (worlds.PHOTOS - 3 * worlds.CHUNK_ROWS) / state.rows_per_second
+    assert state.seconds_left == pytest.approx(left, abs=0.1)
+    assert state.estimated_end is None and state.made_by == "teachonce teach" and state.runs == 1
 
 
 def test_whoever_holds_the_lock_is_named(half: Path, tmp_path: Path, dead: ProcessMark) -> None:
     """Alive here: running, with an end. Dead: stopped. On another machine: running as long as its lock is fresh."""
     store = worlds.copy_store(half, tmp_path)
     with owned(store, Silent()):
-        found = look(store)
-        assert found.state == "running" and found.estimated_end is not None
-        assert found.process is not None and (found.process.pid, found.process.alive) == (os.getpid(), True)
+        state = look(store)
+        assert state.state == "running" and state.estimated_end is not None
+        assert state.process is not None and (state.process.pid, state.process.alive) == (os.getpid(), True)
     write_lock(store, dead)
     assert (look(store).state, look(store).process.alive) == ("stopped", False)
     write_lock(store, AWAY)
@@ -87,8 +87,8 @@ def test_whoever_holds_the_lock_is_named(half: Path, tmp_path: Path, dead: Proce
 def test_a_teach_that_only_holds_the_lock_is_starting(tmp_path: Path) -> None:
     """Models load for a minute before there is a store."""
     with owned(tmp_path / "new.zarr", Silent()):
-        found = look(tmp_path / "new.zarr")
-    assert (found.state, found.chunks, found.rows) == ("starting", None, None)
+        state = look(tmp_path / "new.zarr")
+    assert (state.state, state.chunks, state.rows) == ("starting", None, None)
     with pytest.raises(DataError, match="does not exist"):
         look(tmp_path / "new.zarr")
 
@@ -104,9 +104,9 @@ def test_a_damaged_ledger_record_is_counted(finished: Path, tmp_path: Path) -> N
     """One bad record hides one chunk and no more; verify tells which."""
     store = worlds.copy_store(finished, tmp_path)
     (store / "ledger/labels/c/2/0").write_bytes(b"torn")
-    found = look(store)
-    assert (found.state, found.chunks_committed) == ("stopped", worlds.CHUNKS - 1)
-    assert [group.unreadable for group in found.groups] == [1, 0]
+    state = look(store)
+    assert (state.state, state.chunks_committed) == ("stopped", worlds.CHUNKS - 1)
+    assert [group.unreadable for group in state.groups] == [1, 0]
 
 
 def test_a_damaged_header_is_an_integrity_error(finished: Path, tmp_path: Path) -> None:
@@ -124,9 +124,9 @@ def test_two_runs_of_one_store_have_the_pace_of_the_second(
     store = worlds.copy_store(half, tmp_path)
     shift_ledger(store, seconds=36_000)
     worlds.teach_inline(world, store, teacher, students=(student,), top_k=5)
-    found = look(store)
-    assert (found.state, found.runs) == ("finished", 2)
-    assert found.rows_per_second > 1
+    state = look(store)
+    assert (state.state, state.runs) == ("finished", 2)
+    assert state.rows_per_second > 1
 
 
 def shift_ledger(store: Path, seconds: float) -> None:
@@ -216,18 +216,18 @@ def test_a_run_is_watched_from_another_process_and_then_killed(finished: Path, s
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and train.poll() is None and not (out.is_dir() and look_or_none(out)):
             time.sleep(0.1)
-        found, heavy = from_outside(out)
-        assert found["state"] == "running" and found["step"] > 0 and found["steps"] == 100_000
-        assert found["process"] == {"host": socket.gethostname(), "pid": train.pid, "alive": True}
-        assert found["estimated_end"] and found["seconds_left"] > 10
+        state, heavy = from_outside(out)
+        assert state["state"] == "running" and state["step"] > 0 and state["steps"] == 100_000
+        assert state["process"] == {"host": socket.gethostname(), "pid": train.pid, "alive": True}
+        assert state["estimated_end"] and state["seconds_left"] > 10
         assert heavy == []
     finally:
         train.kill()
         train.communicate()
-    found, _ = from_outside(out)
-    assert (found["state"], found["process"]["alive"]) == ("stopped", False)
-    found, heavy = from_outside(finished)
-    assert found["state"] == "finished" and "torch" not in heavy and "dask" not in heavy
+    state, _ = from_outside(out)
+    assert (state["state"], state["process"]["alive"]) == ("stopped", False)
+    state, heavy = from_outside(finished)
+    assert state["state"] == "finished" and "torch" not in heavy and "dask" not in heavy
 
 
 def look_or_none(out: Path) -> bool:

@@ -27,27 +27,27 @@ def dead() -> ProcessMark:
 def test_a_living_run_has_step_losses_pace_and_end(tmp_path: Path) -> None:
     """Five steps a second from the log's own times, thirty steps left."""
     now = time.time()
-    found = look(make_run(tmp_path / "run", HERE, 70, now - 14.0))
-    assert isinstance(found, RunStatus) and found.state == "running"
-    assert (found.step, found.steps, found.checkpoint, found.resumed) == (70, 100, 60, 0)
-    assert found.losses == {"loss": 2.0, "hard": 1.5, "soft": 0.5}
-    assert (found.learning_rate, found.gradient_norm) == (0.02, 0.25)
-    assert found.held_out == {"top1": 0.3, "step": 60, "best_top1": 0.5, "best_step": 40}
-    assert found.steps_per_second == pytest.approx(5.0)
-    assert found.seconds_left == pytest.approx(6.0, abs=1.0)
-    assert found.estimated_end is not None and found.process is not None and found.process.alive is True
+    state = look(make_run(tmp_path / "run", HERE, 70, now - 14.0))
+    assert isinstance(state, RunStatus) and state.state == "running"
+    assert (state.step, state.steps, state.checkpoint, state.resumed) == (70, 100, 60, 0)
+    assert state.losses == {"loss": 2.0, "hard": 1.5, "soft": 0.5}
+    assert (state.learning_rate, state.gradient_norm) == (0.02, 0.25)
+    assert state.held_out == {"top1": 0.3, "step": 60, "best_top1": 0.5, "best_step": 40}
+    assert state.steps_per_second == pytest.approx(5.0)
+    assert state.seconds_left == pytest.approx(6.0, abs=1.0)
+    assert state.estimated_end is not None and state.process is not None and state.process.alive is True
 
 
 def test_a_run_whose_process_is_gone_has_stopped(tmp_path: Path, dead: ProcessMark) -> None:
     """What is left would take six seconds; it ends when somebody goes on with it."""
-    found = look(make_run(tmp_path / "run", dead, 70, time.time() - 100))
-    assert (found.state, found.estimated_end, found.seconds_left) == ("stopped", None, 6.0)
+    state = look(make_run(tmp_path / "run", dead, 70, time.time() - 100))
+    assert (state.state, state.estimated_end, state.seconds_left) == ("stopped", None, 6.0)
 
 
 def test_a_run_that_nobody_has_the_lock_of_has_stopped(tmp_path: Path) -> None:
     """It was stopped in an orderly way; the process, a notebook for instance, may well live."""
-    found = look(make_run(tmp_path / "run", None, 70, time.time() - 14))
-    assert (found.state, found.process, found.estimated_end) == ("stopped", None, None)
+    state = look(make_run(tmp_path / "run", None, 70, time.time() - 14))
+    assert (state.state, state.process, state.estimated_end) == ("stopped", None, None)
 
 
 def test_a_process_that_cannot_be_asked_is_judged_by_its_silence(tmp_path: Path) -> None:
@@ -56,9 +56,9 @@ def test_a_process_that_cannot_be_asked_is_judged_by_its_silence(tmp_path: Path)
     assert (look(run).state, look(run).process.alive) == ("running", None)
     for file in [item for item in run.rglob("*") if item.is_file()]:
         os.utime(file, (time.time() - 3600,) * 2)
-    found = look(run)
-    assert (found.state, found.estimated_end) == ("unknown", None)
-    assert found.seconds_since_sign == pytest.approx(3600, abs=5)
+    state = look(run)
+    assert (state.state, state.estimated_end) == ("unknown", None)
+    assert state.seconds_since_sign == pytest.approx(3600, abs=5)
 
 
 def test_a_resumed_run_has_the_pace_of_its_last_attempt(tmp_path: Path) -> None:
@@ -69,9 +69,9 @@ def test_a_resumed_run_has_the_pace_of_its_last_attempt(tmp_path: Path) -> None:
         log.write(event("pairing", now - 4, step=40))
         for step in (50, 60):
             log.write(event("step", now - 4 + (step - 40) / 10, step=step, loss=1.0))
-    found = look(run)
-    assert (found.step, found.resumed) == (60, 1)
-    assert found.steps_per_second == pytest.approx(10.0)
+    state = look(run)
+    assert (state.step, state.resumed) == (60, 1)
+    assert state.steps_per_second == pytest.approx(10.0)
 
 
 def test_torn_and_foreign_lines_are_passed_over(tmp_path: Path) -> None:
@@ -81,8 +81,8 @@ def test_torn_and_foreign_lines_are_passed_over(tmp_path: Path) -> None:
         log.write(b'[1]\n{"event": "step"}\n{"event": 3, "time": 1}\nnull\n\xff\xfe\n')
         log.write(b'{"schema": 1, "time": NaN, "event": "step", "step": 80}\n{"schema": 1, "ti')
     (run / "results.json").write_text('{"steps": 1')
-    found = look(run)
-    assert (found.state, found.step) == ("running", 70)
+    state = look(run)
+    assert (state.state, state.step) == ("running", 70)
 
 
 @pytest.mark.parametrize("held", [(), ("checkpoints",), ("checkpoints", "events.jsonl")], ids=str)
@@ -92,8 +92,8 @@ def test_a_run_that_has_only_begun_is_seen(held: tuple[str, ...], tmp_path: Path
     for item in list(run.iterdir()):
         if item.name not in (*held, ".teachonce.lock"):
             shutil.rmtree(item) if item.is_dir() else item.unlink()
-    found = look(run)
-    assert (found.kind, found.state, found.step, found.steps_per_second) == ("train", "starting", 0, None)
+    state = look(run)
+    assert (state.kind, state.state, state.step, state.steps_per_second) == ("train", "starting", 0, None)
 
 
 def test_a_real_run_that_ended(finished: Path, student: str, tmp_path: Path) -> None:
@@ -104,56 +104,56 @@ def test_a_real_run_that_ended(finished: Path, student: str, tmp_path: Path) -> 
     config = load_train_config(None, ["steps=12", "batch_size=16", "log_every=2", "held_out=0.3", "evaluate_every=4"])
     request = TrainRequest(labels=finished, student=student, out=tmp_path / "run", config=config, threads=1)
     result = train(request, Silent())
-    found = look(tmp_path / "run")
-    assert (found.state, found.step, found.steps, found.checkpoint) == ("finished", 12, 12, 12)
-    assert found.held_out is not None and found.held_out["top1"] == result.held_out_top1
-    assert set(found.losses) == {"loss", "hard", "soft", "anchor"}
-    assert found.seconds_left is None and found.steps_per_second is not None
+    state = look(tmp_path / "run")
+    assert (state.state, state.step, state.steps, state.checkpoint) == ("finished", 12, 12, 12)
+    assert state.held_out is not None and state.held_out["top1"] == result.held_out_top1
+    assert set(state.losses) == {"loss", "hard", "soft", "anchor"}
+    assert state.seconds_left is None and state.steps_per_second is not None
 
 
 def test_a_grid_counts_its_cells_and_its_time(tmp_path: Path, dead: ProcessMark) -> None:
     """Two that run share the work: half of each, half of an interrupted one, all of a waiting one, 20 s a cell."""
     states = {"a": "finished", "b": "running", "c": "again", "d": "failed", "e": "interrupted", "f": "waiting"}
-    found = look(make_grid(tmp_path / "grid", states, dead, owner=HERE))
-    assert isinstance(found, GridStatus) and (found.kind, found.state, found.title) == ("ablate", "running", "a grid")
-    assert found.process is not None and found.process.alive is True
-    assert found.cells == {"finished": 1, "running": 2, "failed": 1, "damaged": 0, "waiting": 2, "interrupted": 1}
-    told = {cell.digest: cell for cell in found.open_cells}
-    assert {digest: cell.state for digest, cell in told.items()} == {
+    state = look(make_grid(tmp_path / "grid", states, dead, owner=HERE))
+    assert isinstance(state, GridStatus) and (state.kind, state.state, state.title) == ("ablate", "running", "a grid")
+    assert state.process is not None and state.process.alive is True
+    assert state.cells == {"finished": 1, "running": 2, "failed": 1, "damaged": 0, "waiting": 2, "interrupted": 1}
+    by_digest = {cell.digest: cell for cell in state.open_cells}
+    assert {digest: cell.state for digest, cell in by_digest.items()} == {
         "b": "running",
         "c": "running",
         "d": "failed",
         "e": "interrupted",
     }
-    assert (told["b"].step, told["b"].steps, told["b"].loss) == (50, 100, 2.0)
-    assert (told["d"].problem, told["d"].hint) == ("it broke", "mend it")
-    assert told["c"].problem is None, "the attempt that runs has not failed"
-    assert found.seconds_per_cell == 20.0
-    assert found.seconds_left == pytest.approx((0.5 * 20 * 3 + 20) / 2, abs=0.1)
-    assert found.estimated_end is not None
+    assert (by_digest["b"].step, by_digest["b"].steps, by_digest["b"].loss) == (50, 100, 2.0)
+    assert (by_digest["d"].problem, by_digest["d"].hint) == ("it broke", "mend it")
+    assert by_digest["c"].problem is None, "the attempt that runs has not failed"
+    assert state.seconds_per_cell == 20.0
+    assert state.seconds_left == pytest.approx((0.5 * 20 * 3 + 20) / 2, abs=0.1)
+    assert state.estimated_end is not None
 
 
 def test_a_finished_cell_that_was_changed_is_damaged(tmp_path: Path, dead: ProcessMark) -> None:
     """It is not counted as finished, and what to do about it is said."""
-    found = look(make_grid(tmp_path / "grid", {"a": "finished", "b": "damaged"}, dead))
-    assert (found.cells["finished"], found.cells["damaged"]) == (1, 1)
-    (told,) = found.open_cells
-    assert told.state == "damaged" and "is not what its run wrote" in str(told.problem) and "restore" in str(told.hint)
+    state = look(make_grid(tmp_path / "grid", {"a": "finished", "b": "damaged"}, dead))
+    assert (state.cells["finished"], state.cells["damaged"]) == (1, 1)
+    (cell,) = state.open_cells
+    assert cell.state == "damaged" and "is not what its run wrote" in str(cell.problem) and "restore" in str(cell.hint)
 
 
 def test_a_grid_without_a_finished_cell_goes_by_its_steps(tmp_path: Path, dead: ProcessMark) -> None:
     """Fifty steps are left of one cell and a hundred of the other, five a second."""
-    found = look(make_grid(tmp_path / "grid", {"a": "running", "b": "waiting"}, dead, owner=HERE))
-    assert found.seconds_per_cell is None and found.seconds_left == pytest.approx(30.0, abs=0.5)
+    state = look(make_grid(tmp_path / "grid", {"a": "running", "b": "waiting"}, dead, owner=HERE))
+    assert state.seconds_per_cell is None and state.seconds_left == pytest.approx(30.0, abs=0.5)
 
 
 @pytest.mark.parametrize("driver", ["dead", "gone"])
 def test_a_grid_whose_driver_died_has_stopped(driver: str, tmp_path: Path, dead: ProcessMark) -> None:
     """Its cells do not run, whatever their last line says, and no end is promised."""
     owner = dead if driver == "dead" else None
-    found = look(make_grid(tmp_path / "grid", {"a": "finished", "b": "running"}, dead, owner))
-    assert (found.state, found.cells["running"], found.cells["interrupted"]) == ("stopped", 0, 1)
-    assert found.seconds_left == pytest.approx(10.0) and found.estimated_end is None
+    state = look(make_grid(tmp_path / "grid", {"a": "finished", "b": "running"}, dead, owner))
+    assert (state.state, state.cells["running"], state.cells["interrupted"]) == ("stopped", 0, 1)
+    assert state.seconds_left == pytest.approx(10.0) and state.estimated_end is None
 
 
 @pytest.mark.parametrize(

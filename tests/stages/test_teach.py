@@ -55,22 +55,22 @@ def open_clips_own(spec: str, photos: list[bytes]) -> tuple[np.ndarray, np.ndarr
 def check_labels(store: Path, teacher: str, photos: dict[str, bytes], top_k: int, slack: float = 2e-4) -> None:
     """Ids and values of every row against open_clip's own softmax."""
     opened = LabelStore.open(store)
-    found = LabelStore.open(store).decode_labels(all_arrays(store))
+    decoded = LabelStore.open(store).decode_labels(all_arrays(store))
     _, logits = open_clips_own(teacher, [photos[name] for name in names_of(store)])
     truth = np.log(torch.from_numpy(logits).double().softmax(1).numpy())
-    assert found.class_ids.shape == (PHOTOS, top_k) and opened.layout.top_k == top_k
+    assert decoded.class_ids.shape == (PHOTOS, top_k) and opened.layout.top_k == top_k
     for row in range(PHOTOS):
-        ids = found.class_ids[row]
+        ids = decoded.class_ids[row]
         wanted = truth[row, ids].astype(np.float32)
         best_first = np.concatenate([[truth[row].max()], wanted]).astype(np.float32)
         limit = max_error(best_first[None], opened.tables)[0, 1:] + slack
-        assert (np.abs(found.log_probs[row] - wanted) <= limit).all()
+        assert (np.abs(decoded.log_probs[row] - wanted) <= limit).all()
         outside = np.delete(truth[row], ids)
         assert outside.size == 0 or outside.max() <= wanted.min() + slack, "the k best, ties aside"
         assert truth[row].max() - truth[row, ids[0]] <= slack
         for column, tau in enumerate((1.0, 2.0, 4.0)):
             mass = np.log(np.exp(outside / tau).sum()) if outside.size else -np.inf
-            assert found.log_residual[row, column] == pytest.approx(mass, rel=1e-3, abs=2e-3)
+            assert decoded.log_residual[row, column] == pytest.approx(mass, rel=1e-3, abs=2e-3)
 
 
 def test_a_real_cluster_run_equals_open_clip(world: World, teacher: str, student: str, tmp_path: Path) -> None:
@@ -97,21 +97,21 @@ def test_tasks_in_this_process_give_the_same_bits(world: World, teacher: str, fi
     root = zarr.open_group(str(finished), mode="r")
     ids = root["class_order"][:].astype(np.int64)[np.cumsum(root["class_ids"][:].astype(np.int64), axis=1)]
     order = np.argsort(root["gaps"][:] * 2.0**32 + ids, axis=1)
-    found = LabelStore.open(finished).decode_labels(all_arrays(finished))
-    assert np.array_equal(np.take_along_axis(ids, order, 1), found.class_ids)
+    decoded = LabelStore.open(finished).decode_labels(all_arrays(finished))
+    assert np.array_equal(np.take_along_axis(ids, order, 1), decoded.class_ids)
 
 
 def test_tied_names_tie(finished: Path) -> None:
     """`crane` and `Crane` have the same probability in every row, to the last bit; the lower class comes first."""
-    found = LabelStore.open(finished).decode_labels(all_arrays(finished))
+    decoded = LabelStore.open(finished).decode_labels(all_arrays(finished))
     pair = [IDS.index("n04"), IDS.index("n06")]
     both = 0
     for row in range(PHOTOS):
-        places = [np.flatnonzero(found.class_ids[row] == c) for c in pair]
+        places = [np.flatnonzero(decoded.class_ids[row] == c) for c in pair]
         if all(place.size for place in places):
             both += 1
             assert places[1][0] == places[0][0] + 1
-            assert found.log_probs[row, places[0][0]] == found.log_probs[row, places[1][0]]
+            assert decoded.log_probs[row, places[0][0]] == decoded.log_probs[row, places[1][0]]
     assert both > 10
     embeddings = LabelStore.open(finished).class_embeddings()
     assert np.array_equal(embeddings[pair[0]], embeddings[pair[1]])
@@ -231,20 +231,20 @@ def test_three_layouts_give_the_same_rows(
         teach_inline(
             world, store, teacher, students=(student,), top_k=5, manifest=world.manifest(layout), chunk_rows=35
         )
-        found = all_arrays(store)
+        arrays = all_arrays(store)
         rows = [place[name] for name in names_of(store)]
-        assert np.array_equal(found["label"], wanted["label"][rows])
-        assert (found["status"] == 0).all()
+        assert np.array_equal(arrays["label"], wanted["label"][rows])
+        assert (arrays["status"] == 0).all()
         opened = LabelStore.open(finished)
-        ours, theirs = LabelStore.open(store).decode_labels(found), opened.decode_labels(wanted)
+        ours, theirs = LabelStore.open(store).decode_labels(arrays), opened.decode_labels(wanted)
         # Batches differ between the layouts, and with them the last bits: one step of the code at most.
         np.testing.assert_allclose(ours.log_residual, theirs.log_residual[rows], atol=2e-3)
         np.testing.assert_allclose(ours.log_probs, theirs.log_probs[rows], atol=0.1)
         assert (ours.class_ids[:, 0] == theirs.class_ids[rows, 0]).mean() > 0.98
         same = [set(a) == set(b) for a, b in zip(ours.class_ids.tolist(), theirs.class_ids[rows].tolist(), strict=True)]
         assert np.mean(same) > 0.95
-        group = next(name for name in found if name.startswith("students/"))
-        np.testing.assert_allclose(found[group].astype(np.float32), wanted[group][rows].astype(np.float32), atol=1e-3)
+        group = next(name for name in arrays if name.startswith("students/"))
+        np.testing.assert_allclose(arrays[group].astype(np.float32), wanted[group][rows].astype(np.float32), atol=1e-3)
 
 
 def test_rows_are_in_blocks_of_the_seeded_order(world: World, finished: Path) -> None:
@@ -262,11 +262,11 @@ def test_every_precision_does_real_work(
     store = tmp_path / "a.zarr"
     result = teach_inline(world, store, teacher, top_k=8, precision=precision, chunk_rows=70)
     assert result.rows_ok == PHOTOS
-    found = LabelStore.open(store).decode_labels(all_arrays(store))
+    decoded = LabelStore.open(store).decode_labels(all_arrays(store))
     _, logits = open_clips_own(teacher, [world.photos[name] for name in names_of(store)])
     truth = torch.from_numpy(logits).log_softmax(1).numpy()
-    wanted = np.take_along_axis(truth, found.class_ids, 1)
-    assert np.abs(found.log_probs - wanted).max() < (0.07 if precision == "fp32" else 0.5)
+    wanted = np.take_along_axis(truth, decoded.class_ids, 1)
+    assert np.abs(decoded.log_probs - wanted).max() < (0.07 if precision == "fp32" else 0.5)
     clip = load_clip(teacher)
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     difference = (clip.encode_images(pixels, precision) - clip.encode_images(pixels)).abs().max()

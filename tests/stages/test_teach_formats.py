@@ -63,9 +63,9 @@ def compare(
     manifest = laid_out(name, folder / "data", photos, ids)
     teach_inline(World(folder / "data", photos), folder / "a.zarr", teacher, manifest=manifest, **options)
     views = options["views"].views if "views" in options else 1
-    found, wanted = rows_by_name(folder / "a.zarr", views), rows_by_name(base, views)
-    assert len(found) == views * len(photos) and set(found) == set(wanted)
-    assert found == wanted
+    rows, wanted = rows_by_name(folder / "a.zarr", views), rows_by_name(base, views)
+    assert len(rows) == views * len(photos) and set(rows) == set(wanted)
+    assert rows == wanted
 
 
 def real_photos(data: Path) -> tuple[dict[str, bytes], list[str]]:

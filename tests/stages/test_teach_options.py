@@ -43,7 +43,7 @@ def test_every_view_is_what_the_models_make_of_it(viewed: Path, world: World, te
 
     store, arrays = LabelStore.open(viewed), all_arrays(viewed)
     names = [key.rpartition("/")[2] for key in keys_of(viewed)]
-    found = store.decode_labels(arrays)
+    decoded = store.decode_labels(arrays)
     assert arrays["view"].tolist() == [0, 1, 2] * PHOTOS and store.layout.chunk_rows % 3 == 0
     clip, small = load_clip(teacher), load_clip(student)
     tokens = open_clip.get_tokenizer(teacher)([TEMPLATE.format(name.lower()) for name in NAMES])
@@ -58,8 +58,8 @@ def test_every_view_is_what_the_models_make_of_it(viewed: Path, world: World, te
         pixels = clip.prepare_view(image, view)[None]
         logits = clip.logit_scale * clip.model.encode_image(pixels, normalize=True) @ text.T  # type: ignore[operator]
         truth = logits[0].double().log_softmax(0).numpy()
-        assert np.abs(truth[found.class_ids[row]] - found.log_probs[row]).max() < 0.2
-        assert truth.max() - truth[found.class_ids[row, 0]] < 1e-3
+        assert np.abs(truth[decoded.class_ids[row]] - decoded.log_probs[row]).max() < 0.2
+        assert truth.max() - truth[decoded.class_ids[row, 0]] < 1e-3
         seen = small.encode_images(small.prepare_view(image, view)[None])[0].numpy()
         assert np.abs(seen - features[row]).max() < 2e-3
     assert len({tuple(box) for box in arrays["view_params"][:, :4].tolist()}) > PHOTOS, "crops differ"

@@ -54,8 +54,8 @@ def test_the_first_loss_is_that_of_the_plain_template(finished: Path, student: s
     labels = np.concatenate([store.read_chunk("labels", c)["label"] for c in range(store.layout.chunks)])
     logits = float(model.logit_scale.detach().exp()) * images.astype(np.float64) @ text.double().numpy().T
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    own = np.array([[n.lower() == worlds.NAMES[label].lower() for n in worlds.NAMES] for label in labels])
-    expected = -np.log((np.exp(log_p) * own).sum(1)).mean()  # classes that share the label's name count together
+    matches = np.array([[n.lower() == worlds.NAMES[label].lower() for n in worlds.NAMES] for label in labels])
+    expected = -np.log((np.exp(log_p) * matches).sum(1)).mean()  # classes that share the label's name count together
     assert result.final_loss == pytest.approx(expected, abs=1e-5)
 
 
@@ -258,8 +258,8 @@ def test_what_has_no_effect_is_told_and_logged(finished: Path, student: str, tmp
     """Keys that do nothing, and a warm-up that is never over."""
     notes, chosen = worlds.Notes(), config("momentum=0.5", "warmup_steps=50", "steps=2")
     train(TrainRequest(labels=finished, student=student, out=tmp_path / "run", config=chosen, threads=1), notes)
-    told = "\n".join(notes.lines)
-    assert "momentum has no effect" in told and "it never reaches 0.03" in told
+    text = "\n".join(notes.lines)
+    assert "momentum has no effect" in text and "it never reaches 0.03" in text
     assert read_events(tmp_path / "run" / "events.jsonl")[0]["no_effect"] == chosen.without_effect() != []
 
 

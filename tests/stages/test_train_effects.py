@@ -105,7 +105,7 @@ def outcome(
         yield once
 
 
-def told(overrides: str, value: str) -> bool:
+def warned(overrides: str, value: str) -> bool:
     """Whether the config says that the key has no effect."""
     key = value.partition("=")[0]
     sentences = load_train_config(None, [*BASE, *overrides.split(), value]).without_effect()
@@ -114,7 +114,7 @@ def told(overrides: str, value: str) -> bool:
 
 def test_every_rule_is_tried_with_every_key() -> None:
     """A new rule needs a run that shows it."""
-    rules = [(key, rule) for key, found in marks().items() for rule in found if isinstance(rule, Idle)]
+    rules = [(key, rule) for key, rules_of_key in marks().items() for rule in rules_of_key if isinstance(rule, Idle)]
     tried = {
         number
         for case, value in PAIRS
@@ -134,7 +134,7 @@ def test_what_is_said_to_have_no_effect_changes_no_bit(
     case: Case, value: str, outcome: Callable[[str], Fingerprint]
 ) -> None:
     """Prompts, losses and the steps that are measured."""
-    assert told(case.on, value)
+    assert warned(case.on, value)
     plain = outcome(case.on)
     assert plain[0] != "refused"
     assert outcome(f"{case.on} {value}") == plain
@@ -143,5 +143,5 @@ def test_what_is_said_to_have_no_effect_changes_no_bit(
 @pytest.mark.parametrize(("case", "value"), [pair for pair in PAIRS if pair[1] != "class_chunk=3"])
 def test_without_the_reason_it_has_an_effect(case: Case, value: str, outcome: Callable[[str], Fingerprint]) -> None:
     """Something differs, or it is refused. `class_chunk` bounds memory and changes no more than rounding."""
-    assert not told(case.off, value)
+    assert not warned(case.off, value)
     assert outcome(f"{case.off} {value}") != outcome(case.off)

@@ -35,19 +35,22 @@ def request_for(labels: Path, student: str, out: Path, resume: bool = False, log
 def curves(out: Path) -> dict[str, list[tuple[int, Any]]]:
     """What TensorBoard's own reader finds: (step, value) of every curve."""
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    found = event_accumulator.EventAccumulator(str(out / "tensorboard"))
-    found.Reload()
-    return {tag: [(e.step, pytest.approx(e.value)) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    accumulator = event_accumulator.EventAccumulator(str(out / "tensorboard"))
+    accumulator.Reload()
+    return {
+        tag: [(e.step, pytest.approx(e.value)) for e in accumulator.Scalars(tag)]
+        for tag in accumulator.Tags()["scalars"]
+    }
 
 
 def logged(out: Path) -> dict[str, list[tuple[int, Any]]]:
     """The same from events.jsonl."""
     events = read_events(out / "events.jsonl")
     figures = ("loss", "hard", "soft", "anchor", "learning_rate", "gradient_norm", "candidates", "forced")
-    told = {f"train/{name}": [(e["step"], e[name]) for e in events if e["event"] == "step"] for name in figures}
+    series = {f"train/{name}": [(e["step"], e[name]) for e in events if e["event"] == "step"] for name in figures}
     for name in ("top1", "rows"):
-        told[f"held_out/{name}"] = [(e["step"], e[name]) for e in events if e["event"] == "held_out"]
-    return told
+        series[f"held_out/{name}"] = [(e["step"], e[name]) for e in events if e["event"] == "held_out"]
+    return series
 
 
 def test_a_run_that_is_killed_and_resumed_has_each_step_once(finished: Path, student: str, tmp_path: Path) -> None:

@@ -147,9 +147,9 @@ def test_every_option_value_does_real_work(choice: str, rich: Path, student: str
     overrides = choice.split(" ") if not choice.startswith("context") else [choice]
     result = run(rich, student, tmp_path / "run", *overrides, root=world.root)
     assert np.isfinite(result.final_loss)
-    found = parameters_of(tmp_path / "run")
-    assert sum(tensor.numel() for tensor in found.values()) == result.trainable_parameters
-    for name, tensor in found.items():
+    parameters = parameters_of(tmp_path / "run")
+    assert sum(tensor.numel() for tensor in parameters.values()) == result.trainable_parameters
+    for name, tensor in parameters.items():
         stacked = tensor if tensor.ndim == 3 else tensor[None]
         assert all((block != 0).any() for block in stacked), name
 
@@ -341,10 +341,10 @@ def test_a_killed_run_with_everything_on_resumes_bit_for_bit(
 def test_results_say_what_was_trained(rich: Path, student: str, world: World, tmp_path: Path) -> None:
     """Steps from epochs, held-out accuracy and the start are in results.json."""
     result = run(rich, student, tmp_path / "run", "epochs=1.5", "held_out=0.3")
-    about = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert about["steps"] == result.steps == losses_of(tmp_path / "run").__len__()
-    assert about["held_out_top1"] == result.held_out_top1 is not None
-    assert about["start"] == "of the config"
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["steps"] == result.steps == losses_of(tmp_path / "run").__len__()
+    assert results["held_out_top1"] == result.held_out_top1 is not None
+    assert results["start"] == "of the config"
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ def test_the_tutorial_works_from_the_first_line_to_the_last(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TEACHONCE_CACHE", str(tmp_path / "cache"))
     draw_photos(tmp_path / "photos")
-    told: dict[str, str] = {}
+    printed: dict[str, str] = {}
     names: dict[str, Any] = {}
     for fence in fences("tutorial.md"):
         if fence.language in ("toml", "tsv"):
@@ -85,8 +85,8 @@ def test_the_tutorial_works_from_the_first_line_to_the_last(
         else:
             assert fence.language == "sh", fence
             for line in fence.text.splitlines():
-                told[line] = typed(line, {"ViT-L-14/openai": teacher, "ViT-B-16/openai": student}, capfd)
-    require_promises(tmp_path, told, names)
+                printed[line] = typed(line, {"ViT-L-14/openai": teacher, "ViT-B-16/openai": student}, capfd)
+    require_promises(tmp_path, printed, names)
 
 
 def typed(line: str, models: dict[str, str], capfd: pytest.CaptureFixture[str]) -> str:
@@ -100,9 +100,9 @@ def typed(line: str, models: dict[str, str], capfd: pytest.CaptureFixture[str]) 
     return out
 
 
-def require_promises(folder: Path, told: dict[str, str], names: dict[str, Any]) -> None:
+def require_promises(folder: Path, printed: dict[str, str], names: dict[str, Any]) -> None:
     """What the page says one will have."""
-    statuses = [out for line, out in told.items() if line.startswith("teachonce status")]
+    statuses = [out for line, out in printed.items() if line.startswith("teachonce status")]
     assert ["labels, finished" in statuses[0], "train, finished" in statuses[1], "ablate, finished" in statuses[2]]
     assert json.loads((folder / "grid/results.json").read_text())["cells"]["finished"] == 6
     assert (folder / "per-class.csv").read_text().count("\n") == 1 + len(CLASSES)
@@ -132,8 +132,8 @@ def test_the_files_for_imagenet21k_are_read(tmp_path: Path) -> None:
 
 def test_the_estimates_for_imagenet21k_are_those_of_plan(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Every quoted line stands in what the command above it prints; without images, models or a network."""
-    found = fences("imagenet21k.md")
-    quotes = [(before, quote) for before, quote in zip(found, found[1:], strict=False) if quote.language == "text"]
+    blocks = fences("imagenet21k.md")
+    quotes = [(before, quote) for before, quote in zip(blocks, blocks[1:], strict=False) if quote.language == "text"]
     assert len(quotes) == 2
     for command, quote in quotes:
         out = typed(command.text.strip(), {"/data/imagenet": str(tmp_path)}, capfd)

@@ -38,10 +38,10 @@ def rewrite(store: Path, change: dict[str, Any], chunk: int = 2) -> None:
 
 def test_a_sound_store_agrees_with_its_teacher(world: World, teacher: str, finished: Path) -> None:
     """Every row, with the same classes and values within the codec's error."""
-    found = again(finished, teacher, world.root)
-    assert found.ok and found.exit_code == 0
-    assert found.teacher["rows"] == PHOTOS and found.teacher["rows_wrong"] == 0
-    assert found.teacher["least_overlap"] == 1.0 and found.teacher["worst_kl"] < 1e-3
+    report = again(finished, teacher, world.root)
+    assert report.ok and report.exit_code == 0
+    assert report.teacher["rows"] == PHOTOS and report.teacher["rows_wrong"] == 0
+    assert report.teacher["least_overlap"] == 1.0 and report.teacher["worst_kl"] < 1e-3
     fewer = again(finished, teacher, world.root, sample=11, seed=5)
     assert fewer.teacher["rows"] == 11 and fewer.chunks_checked == 2 * CHUNKS
 
@@ -61,9 +61,9 @@ def test_wrong_rows_that_no_checksum_sees_are_found(
     """A writer's bug: checksums hold, the structure holds, the teacher says otherwise."""
     store = copy_store(finished, tmp_path)
     rewrite(store, change)
-    found = again(store, teacher, world.root)
-    assert not found.ok and found.exit_code == 4
-    assert any(words in fault.found for fault in found.faults), found.faults
+    report = again(store, teacher, world.root)
+    assert not report.ok and report.exit_code == 4
+    assert any(words in fault.found for fault in report.faults), report.faults
 
 
 def test_a_replaced_photo_is_found(world: World, teacher: str, finished: Path, tmp_path: Path) -> None:
@@ -75,9 +75,9 @@ def test_a_replaced_photo_is_found(world: World, teacher: str, finished: Path, t
     content = bytearray(archive.read_bytes())
     content[int(index.offset[0]) + int(index.size[0]) // 2] ^= 0x55
     archive.write_bytes(bytes(content))
-    found = again(finished, teacher, root)
-    assert [index.key(0) in fault.where for fault in found.faults] == [True]
-    assert "not the one that was taught" in found.faults[0].found or "decoded" in found.faults[0].found
+    report = again(finished, teacher, root)
+    assert [index.key(0) in fault.where for fault in report.faults] == [True]
+    assert "not the one that was taught" in report.faults[0].found or "decoded" in report.faults[0].found
 
 
 def test_embeddings_and_derived_labels_are_checked_too(world: World, teacher: str, tmp_path: Path) -> None:
@@ -94,8 +94,8 @@ def test_embeddings_and_derived_labels_are_checked_too(world: World, teacher: st
     data["embedding/values"] = np.roll(data["embedding/values"], 1, axis=0)
     opened.commit(EMBEDDING, 1, 1, 9, 0, opened.write_chunk(EMBEDDING, 1, data))
     assert verify(VerifyRequest(labels=path), Silent()).ok
-    found = again(path, teacher, world.root)
-    assert not found.ok and all("cosine" in fault.found for fault in found.faults)
+    report = again(path, teacher, world.root)
+    assert not report.ok and all("cosine" in fault.found for fault in report.faults)
 
 
 def test_labels_that_were_lost_take_what_stood_beside_them_along(
@@ -117,8 +117,8 @@ def test_labels_that_were_lost_take_what_stood_beside_them_along(
     archive.write_bytes(bytes(content))
     teach_inline(world, path, teacher, **options)
     store = LabelStore.open(path)
-    found = store.embeddings(2)[5] @ store.class_embeddings().T
-    assert found.argmax() == store.decode_labels(store.read_chunk(LABELS, 2)).class_ids[5, 0]
+    logits = store.embeddings(2)[5] @ store.class_embeddings().T
+    assert logits.argmax() == store.decode_labels(store.read_chunk(LABELS, 2)).class_ids[5, 0]
     assert verify(VerifyRequest(labels=path), Silent()).ok and again(path, teacher, root).ok
 
 
@@ -129,8 +129,8 @@ def test_features_where_no_image_is_are_a_fault(finished: Path, tmp_path: Path) 
     data = store.read_chunk(group, 0)
     data[f"{group}/features"][3] = np.nan
     store.commit(group, 0, 1, 9, 0, store.write_chunk(group, 0, data))
-    found = verify(VerifyRequest(labels=store.path), Silent())
-    assert ["features in every row with an image" in fault.expected for fault in found.faults] == [True]
+    report = verify(VerifyRequest(labels=store.path), Silent())
+    assert ["features in every row with an image" in fault.expected for fault in report.faults] == [True]
 
 
 def test_another_teacher_and_wrong_options_are_refused(

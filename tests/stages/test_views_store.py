@@ -95,8 +95,8 @@ def open_clips_own(spec: str, path: Path, world: World) -> tuple[np.ndarray[Any,
         photo = world.photos[names[row // V]]
         pixels = preprocess(Image.open(io.BytesIO(photo))) if view == 0 else torch.from_numpy(crop_of(photo, params))
         features.append(model.encode_image(pixels[None], normalize=True))
-    found = torch.cat(features)
-    return found.numpy(), (model.logit_scale.exp() * found @ text.T).double().log_softmax(1).numpy()
+    joined = torch.cat(features)
+    return joined.numpy(), (model.logit_scale.exp() * joined @ text.T).double().log_softmax(1).numpy()
 
 
 def test_every_row_is_what_open_clip_says_of_its_view(viewed: Path, world: World, teacher: str, student: str) -> None:
@@ -105,21 +105,21 @@ def test_every_row_is_what_open_clip_says_of_its_view(viewed: Path, world: World
     assert arrays["view"].tolist() == list(range(V)) * PHOTOS
     assert arrays["sample"].tolist() == np.repeat(arrays["sample"][::V], V).tolist()
     assert (arrays["view_params"][::V] == [0, 0, UNIT, UNIT, 0]).all()
-    found, (_, truth) = store.decode_labels(arrays), open_clips_own(teacher, viewed, world)
+    decoded, (_, truth) = store.decode_labels(arrays), open_clips_own(teacher, viewed, world)
     slack = 2e-4
     for row in range(ROWS):
-        ids = found.class_ids[row]
+        ids = decoded.class_ids[row]
         wanted = truth[row, ids]
         limit = max_error(np.append(truth[row].max(), wanted).astype(np.float32)[None], store.tables)[0, 1:] + slack
-        assert (np.abs(found.log_probs[row] - wanted) <= limit).all(), row
+        assert (np.abs(decoded.log_probs[row] - wanted) <= limit).all(), row
         outside = np.delete(truth[row], ids)
         assert outside.max() <= wanted.min() + slack and truth[row].max() - truth[row, ids[0]] <= slack
         mass = np.log(np.exp(outside).sum())
-        assert found.log_residual[row, 0] == pytest.approx(mass, rel=1e-3, abs=2e-3)
+        assert decoded.log_residual[row, 0] == pytest.approx(mass, rel=1e-3, abs=2e-3)
     (features,) = [data for name, data in arrays.items() if name.endswith("/features")]
-    own, _ = open_clips_own(student, viewed, world)
-    assert np.abs(features.astype(np.float32) - own).max() < 1e-3
-    apart = np.linalg.norm(own.reshape(PHOTOS, V, -1)[:, 0] - own.reshape(PHOTOS, V, -1)[:, 1], axis=1)
+    expected, _ = open_clips_own(student, viewed, world)
+    assert np.abs(features.astype(np.float32) - expected).max() < 1e-3
+    apart = np.linalg.norm(expected.reshape(PHOTOS, V, -1)[:, 0] - expected.reshape(PHOTOS, V, -1)[:, 1], axis=1)
     assert np.median(apart) > 0.05, "views of a photo do differ, by far more than the tolerance"
 
 
@@ -327,6 +327,6 @@ def test_the_page_recovers_a_view(viewed: Path, world: World, tmp_path: Path) ->
         )
         assert done.returncode == 0, done.stderr
         small = Image.open(tmp_path / f"{row}.png").resize((32, 32), Image.Resampling.BICUBIC)
-        found = ((np.asarray(small, np.float32) / 255 - 0.5) / 0.5).transpose(2, 0, 1)
+        pixels = ((np.asarray(small, np.float32) / 255 - 0.5) / 0.5).transpose(2, 0, 1)
         wanted = crop_of(world.photos[names[row // V]], arrays["view_params"][row].tolist())
-        assert np.abs(found - wanted).max() <= 2 * 2 / 255, "mirrored before resizing instead of after: a level or two"
+        assert np.abs(pixels - wanted).max() <= 2 * 2 / 255, "mirrored before resizing instead of after: a level or two"

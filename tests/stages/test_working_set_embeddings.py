@@ -112,9 +112,9 @@ def test_class_embeddings_are_those_of_the_runs_classes(stores: dict[str, Path],
     assert rows.vocabulary.ids == ("n01", "n03", "n05") and np.array_equal(rows.class_embeddings, whole[places])
     batch = rows.batch(np.arange(len(rows)))
     log_p = log_probs_of(rows, batch.embedding)
-    found = np.take_along_axis(log_p, np.maximum(batch.class_ids, 0).astype(np.int64), 1)
+    values = np.take_along_axis(log_p, np.maximum(batch.class_ids, 0).astype(np.int64), 1)
     pairs = (batch.class_ids[:, :1] >= 0) & (batch.class_ids[:, 1:2] >= 0)
-    gaps = [column[:, :1] - column[:, 1:2] for column in (found, np.where(batch.class_ids < 0, 0, batch.log_probs))]
+    gaps = [column[:, :1] - column[:, 1:2] for column in (values, np.where(batch.class_ids < 0, 0, batch.log_probs))]
     assert pairs.any() and np.abs(gaps[0] - gaps[1])[pairs].max() < CODED
 
 

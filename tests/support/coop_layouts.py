@@ -114,8 +114,8 @@ def class_folders(root: Path, name: str, made: Sequence[tuple[bytes, int]]) -> t
     lines = [f"{class_id} thing {number}\n" for number, class_id in enumerate(everything.ids)]
     write(root / folder / "classnames.txt", "".join(lines).encode())
     for n, (data, c) in enumerate(made):
-        own = str(c) if name == "imagenet-v2" else known.ids[c]
-        write(root / folder / images / own / f"photo_{n}.JPEG", data)
+        class_name = str(c) if name == "imagenet-v2" else known.ids[c]
+        write(root / folder / images / class_name / f"photo_{n}.JPEG", data)
     write(root / folder / images / "README.txt", b"as in the release")
     return tuple(f"thing {everything.index[class_id]}" for class_id in known.ids)
 

@@ -78,8 +78,8 @@ def write_run(
     rows: int = 900,
 ) -> Path:
     """A finished run whose held-out accuracy ends at `top1`."""
-    own = {key: value for key, value in (changes or {}).items() if not key.startswith("data.") and key != "init"}
-    config = TrainConfig.of(**{"held_out": 0.1, "steps": steps, **own, "seed": seed})
+    changed = {key: value for key, value in (changes or {}).items() if not key.startswith("data.") and key != "init"}
+    config = TrainConfig.of(**{"held_out": 0.1, "steps": steps, **changed, "seed": seed})
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     (folder / "config.toml").write_text(tomli_w.dumps(config.to_dict()))
     start = {
@@ -139,8 +139,8 @@ def write_evaluation(
     """An evaluation as `evaluate` writes it: JSON, CSV by class, and the credit of each image."""
     file.parent.mkdir(parents=True, exist_ok=True)
     luck = np.random.default_rng(11).random(n)  # of the images: the same in every run
-    own = np.clip(luck + np.random.default_rng(seed).normal(0, 0.02, n), 0, 1)
-    ours, plain = (own < top1).astype(np.float32), (luck < template).astype(np.float32)
+    image_credits = np.clip(luck + np.random.default_rng(seed).normal(0, 0.02, n), 0, 1)
+    ours, plain = (image_credits < top1).astype(np.float32), (luck < template).astype(np.float32)
     labels = np.arange(n) % len(names)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -155,7 +155,7 @@ def write_evaluation(
     if credits:
         np.save(file.with_suffix(".top1.npy"), ours)
         np.save(file.with_suffix(".template.top1.npy"), plain)
-    about = {
+    document = {
         "schema": 1,
         "top1": float(ours.mean(dtype=float)),
         "top5": 0.8,
@@ -172,7 +172,7 @@ def write_evaluation(
         "names_digest": "cd" * 16,
         "baseline": {"top1": float(plain.mean(dtype=float)), "top5": 0.7, "ece": 0.06, "nll": 2.3},
     }
-    file.write_text(json.dumps(about))
+    file.write_text(json.dumps(document))
 
 
 def write_grid(
@@ -193,7 +193,7 @@ def write_grid(
     for setting in settings:
         for seed in setting.seeds:
             digest = hashlib.sha256(f"{setting.group} {seed}".encode()).hexdigest()[:16]
-            own = TrainConfig.of(seed=seed).to_dict()
+            config = TrainConfig.of(seed=seed).to_dict()
             cell = {
                 "digest": digest,
                 "name": f"{setting.group} seed={seed}",
@@ -201,7 +201,7 @@ def write_grid(
                 "seed": seed,
                 "changes": dict(setting.changes),
                 "is_base": not setting.changes,
-                "config": own,
+                "config": config,
                 "data": {},
                 "no_effect": [],
             }

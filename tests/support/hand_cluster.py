@@ -56,12 +56,12 @@ def by_hand(
         str(port),
         "--no-dashboard",
     ]
-    found = os.pathsep.join(filter(None, sys.path))  # this module and what it imports, for the workers
+    search_path = os.pathsep.join(filter(None, sys.path))  # this module and what it imports, for the workers
     quiet = {
         "cwd": folder,
         "stdout": subprocess.DEVNULL,
         "stderr": subprocess.DEVNULL,
-        "env": os.environ | {"PYTHONPATH": found} | dict(environment or {}),
+        "env": os.environ | {"PYTHONPATH": search_path} | dict(environment or {}),
     }
     processes = [subprocess.Popen(command, **quiet)]
     processes += [

@@ -47,7 +47,7 @@ class Case:
         return replace(self, targets=SoftTargets(**{**vars(self.targets), **changes}))
 
 
-def make_case(seed: int, vocabulary: int = 30, k: int = 6, everything: bool = False, own: bool = False) -> Case:
+def make_case(seed: int, vocabulary: int = 30, k: int = 6, everything: bool = False, row_weights: bool = False) -> Case:
     """Temperatures differ; some rows have no label; `own` gives every row weights of its own, some of them -inf."""
     generator = torch.Generator().manual_seed(seed)
     tau, teacher_tau = [1.0, 2.0, 0.7, 4.0][seed % 4], [1.0, 2.0, 0.5][seed % 3]
@@ -61,9 +61,9 @@ def make_case(seed: int, vocabulary: int = 30, k: int = 6, everything: bool = Fa
     columns = torch.full((vocabulary,), -1)
     columns[classes] = torch.arange(len(classes))
     labels = torch.randint(-1, len(classes), (ROWS,), generator=generator)
-    shape = (ROWS, len(classes)) if own else (len(classes),)
+    shape = (ROWS, len(classes)) if row_weights else (len(classes),)
     weight = torch.where(torch.rand(shape, generator=generator, dtype=torch.float64) < 0.5, 0.0, 1.3)
-    if own:
+    if row_weights:
         weight[torch.rand(shape, generator=generator) < 0.3] = -INF
         for row, label in enumerate(labels.tolist()):
             weight[row, label if label >= 0 else 0] = 0.0

@@ -30,7 +30,7 @@ def make_run(folder: Path, student: str, **config: Any) -> Path:
     folder.mkdir(parents=True)
     save_prompts(folder, text, image, ours.meta())
     (folder / "config.toml").write_text(tomli_w.dumps(settings.to_dict()))
-    about = {
+    fields = {
         "schema": 1,
         "steps": 60,
         "trainable_parameters": 12,
@@ -43,7 +43,7 @@ def make_run(folder: Path, student: str, **config: Any) -> Path:
         "start": "of the config",
         "vocabulary_digest": "abcd",
     }
-    (folder / "results.json").write_text(json.dumps(about))
+    (folder / "results.json").write_text(json.dumps(fields))
     return folder
 
 
@@ -55,7 +55,7 @@ def record_accuracy(run: Path, world: World, student: str) -> dict[str, Any]:
     from teachonce.stages.evaluate import evaluate
 
     request = evaluate_request(run=run, student=student, manifest=world.manifest("tars"), root=world.root, threads=1)
-    found = json.loads(json.dumps({"schema": 1, "command": "evaluate", **asdict(evaluate(request, Silent()))}))
+    document = json.loads(json.dumps({"schema": 1, "command": "evaluate", **asdict(evaluate(request, Silent()))}))
     (run / "evaluations").mkdir(exist_ok=True)
-    (run / "evaluations" / "val.json").write_text(json.dumps(found))
-    return dict(found)
+    (run / "evaluations" / "val.json").write_text(json.dumps(document))
+    return dict(document)

@@ -33,10 +33,10 @@ def dead_process() -> ProcessMark:
 def look(folder: Path) -> Any:
     """The status of a folder; looking changes nothing in it or beside it."""
     before = state_of_files(folder.parent)
-    found = status(StatusRequest(folder=folder), Silent())
+    result = status(StatusRequest(folder=folder), Silent())
     assert state_of_files(folder.parent) == before
-    assert json.loads(json.dumps(asdict(found), allow_nan=False))
-    return found
+    assert json.loads(json.dumps(asdict(result), allow_nan=False))
+    return result
 
 
 def state_of_files(folder: Path) -> dict[str, tuple[int, int]]:
@@ -92,7 +92,7 @@ def make_grid(folder: Path, cells: dict[str, str], dead: ProcessMark, owner: Pro
     folder.mkdir()
     listed, events = [], []
     for digest, state in cells.items():
-        about = {
+        document = {
             "digest": digest,
             "name": f"cell {digest}",
             "group": "g",
@@ -103,7 +103,7 @@ def make_grid(folder: Path, cells: dict[str, str], dead: ProcessMark, owner: Pro
             "data": {},
             "no_effect": [],
         }
-        listed.append(about)
+        listed.append(document)
         cell = folder / "cells" / digest
         if state == "waiting":
             continue
@@ -112,7 +112,7 @@ def make_grid(folder: Path, cells: dict[str, str], dead: ProcessMark, owner: Pro
         events += [event("cell_start", 2.0, digest=digest, token=1)] if at_work else []
         reached = 100 if state in ("finished", "damaged", "not evaluated", "evaluating") else 50
         make_run(cell, HERE if at_work else dead, reached, time.time() - 20)
-        (cell / "cell.json").write_text(json.dumps(about))
+        (cell / "cell.json").write_text(json.dumps(document))
         if state in ("failed", "again"):
             (cell / "failure.json").write_text(
                 json.dumps({"schema": 1, "kind": "UsageError", "message": "it broke", "hint": "mend it", "time": 1.0})

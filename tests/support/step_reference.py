@@ -140,7 +140,7 @@ class PlainStep:
         config, classes = self.config, len(self.names)
         if config.candidates.candidates != "sampled":
             return Drawn(torch.zeros(1, classes).double(), torch.ones(classes).double())
-        found = sampled_candidates(
+        drawn = sampled_candidates(
             batch.label,
             batch.class_ids[:, : config.candidates.sampled_top],
             config.candidates.sampled_fill,
@@ -150,10 +150,10 @@ class PlainStep:
             config.candidates.correction,
             self.name_of.numpy(),
         )
-        log_weight = torch.full((max(1, found.log_weight.ndim - 1) * len(batch.label), classes), -torch.inf).double()
-        log_weight[:, found.classes] = found.log_weight.double()
+        log_weight = torch.full((max(1, drawn.log_weight.ndim - 1) * len(batch.label), classes), -torch.inf).double()
+        log_weight[:, drawn.classes] = drawn.log_weight.double()
         stands_for = torch.zeros(classes).double()
-        stands_for[found.classes] = found.stands_for.double().exp()
+        stands_for[drawn.classes] = drawn.stands_for.double().exp()
         return Drawn(log_weight, stands_for)
 
     def prompts(self, tower: str, leaves: Gradients) -> SlotPrompts:
@@ -286,10 +286,10 @@ def norm_of(gradient: Mapping[str, Tensor]) -> float:
 
 
 def _gradient(loss: Tensor, leaves: Gradients) -> Gradients:
-    found = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True)
+    gradients = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True)
     return {
         name: torch.zeros_like(leaf) if part is None else part
-        for (name, leaf), part in zip(leaves.items(), found, strict=True)
+        for (name, leaf), part in zip(leaves.items(), gradients, strict=True)
     }
 
 

@@ -156,9 +156,9 @@ def _tokens_with_room(
     rows, places = [], []
     encode = tokenizer().encode
     for name in names:
-        own, end = (encode(name + "."), []) if position == "before" else (encode(name), encode("."))
-        row = [49406, *[0] * front, *own, *[0] * (slots - front), *end, 49407]
-        places.append([*range(1, 1 + front), *range(1 + front + len(own), 1 + slots + len(own))])
+        words, end = (encode(name + "."), []) if position == "before" else (encode(name), encode("."))
+        row = [49406, *[0] * front, *words, *[0] * (slots - front), *end, 49407]
+        places.append([*range(1, 1 + front), *range(1 + front + len(words), 1 + slots + len(words))])
         rows.append(row + [0] * (length - len(row)))
     return torch.tensor(rows), torch.tensor(places)
 

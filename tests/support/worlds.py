@@ -270,12 +270,12 @@ def all_arrays(store: Path) -> dict[str, np.ndarray[Any, Any]]:
     from teachonce.labels.store import LabelStore
 
     opened = LabelStore.open(store)
-    found: dict[str, list[np.ndarray[Any, Any]]] = {}
+    chunks: dict[str, list[np.ndarray[Any, Any]]] = {}
     for group in opened.groups:
         for chunk in range(opened.layout.chunks):
             for name, data in opened.read_chunk(group, chunk).items():
-                found.setdefault(name, []).append(data)
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+                chunks.setdefault(name, []).append(data)
+    return {name: np.concatenate(parts) for name, parts in chunks.items()}
 
 
 def keys_of(store: Path) -> list[str]:

@@ -40,9 +40,9 @@ def drawn(teacher: TeacherHead, images: torch.Tensor, scale: float) -> torch.Ten
 def test_a_known_scale_is_found(ties: bool) -> None:
     """Labels drawn at scale 6 bring a teacher of scale 40 back to 6, and make its labels more probable."""
     teacher, images = head(40.0, ties=ties), unit(ROWS, WIDTH, 5)
-    found = calibrate(teacher, images, drawn(teacher, images, 6.0))
-    assert found.scale == pytest.approx(6.0, rel=0.1)  # 3,000 draws
-    assert found.nll_after < found.nll_before and not found.at_bound
+    calibration = calibrate(teacher, images, drawn(teacher, images, 6.0))
+    assert calibration.scale == pytest.approx(6.0, rel=0.1)  # 3,000 draws
+    assert calibration.nll_after < calibration.nll_before and not calibration.at_bound
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -50,27 +50,27 @@ def test_the_scale_is_the_minimum_of_the_likelihood(ties: bool) -> None:
     """By brute force in float64, with classes of one name counted as one."""
     teacher, images = head(10.0, ties=ties), unit(200, WIDTH, 6)
     labels = drawn(teacher, images, 15.0)
-    found = calibrate(teacher, images, labels)
+    calibration = calibrate(teacher, images, labels)
     cosines = teacher.logits(images).double() / 10.0
-    own = teacher.inverse_C[labels][:, None] == teacher.inverse_C[None]
+    same_name = teacher.inverse_C[labels][:, None] == teacher.inverse_C[None]
 
     def loss(scale: float) -> float:
         p = (scale * cosines).softmax(1)
-        return float(-torch.log((p * own).sum(1)).mean())
+        return float(-torch.log((p * same_name).sum(1)).mean())
 
-    assert found.nll_before == pytest.approx(loss(10.0), rel=1e-5)
-    assert found.nll_after == pytest.approx(loss(found.scale), rel=1e-5)
+    assert calibration.nll_before == pytest.approx(loss(10.0), rel=1e-5)
+    assert calibration.nll_after == pytest.approx(loss(calibration.scale), rel=1e-5)
     grid = np.exp(np.linspace(math.log(10 / SCALE_RANGE), math.log(10 * SCALE_RANGE), 400))
-    assert loss(found.scale) <= min(map(loss, grid)) + 1e-6
+    assert loss(calibration.scale) <= min(map(loss, grid)) + 1e-6
     again = calibrate(teacher, images, labels)
-    assert again == found, "the same bits every time"
+    assert again == calibration, "the same bits every time"
 
 
 def test_labels_that_determine_no_scale_are_said() -> None:
     """Always right: the larger the better; the search ends at its bound and says so."""
     teacher, images = head(10.0), unit(50, WIDTH, 7)
-    found = calibrate(teacher, images, teacher.logits(images).argmax(1))
-    assert found.at_bound and found.scale == pytest.approx(10 * SCALE_RANGE)
+    calibration = calibrate(teacher, images, teacher.logits(images).argmax(1))
+    assert calibration.at_bound and calibration.scale == pytest.approx(10 * SCALE_RANGE)
     worst = calibrate(teacher, images, teacher.logits(images).argmin(1))
     assert worst.at_bound and worst.scale == pytest.approx(10 / SCALE_RANGE)
 
@@ -80,15 +80,15 @@ def test_probabilities_are_averaged() -> None:
     heads = [head(30.0, 1, ties=True), head(12.0, 2, ties=True, width=5)]
     images = [unit(40, WIDTH, 3), unit(40, 5, 4)]
     weights = (0.3, 0.7)
-    found = merged_log_probs(heads, images, weights)
+    log_probs = merged_log_probs(heads, images, weights)
     p = sum(
         w * (h.logit_scale * x.double() @ h.features_UE.double().T)[:, h.inverse_C].softmax(1)
         for h, x, w in zip(heads, images, weights, strict=True)
     )
-    assert isinstance(p, torch.Tensor) and found.dtype == torch.float32
-    np.testing.assert_allclose(found.numpy(), p.log().numpy(), atol=2e-5)
-    assert torch.equal(found[:, 1], found[:, -1])
-    np.testing.assert_allclose(found.double().exp().sum(1), 1, atol=1e-5)
+    assert isinstance(p, torch.Tensor) and log_probs.dtype == torch.float32
+    np.testing.assert_allclose(log_probs.numpy(), p.log().numpy(), atol=2e-5)
+    assert torch.equal(log_probs[:, 1], log_probs[:, -1])
+    np.testing.assert_allclose(log_probs.double().exp().sum(1), 1, atol=1e-5)
 
 
 def test_impossible_for_one_teacher_is_not_impossible() -> None:

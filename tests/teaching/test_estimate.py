@@ -71,18 +71,20 @@ def test_bytes_grow_with_rows_and_parts_without_rows_are_left_out() -> None:
 def test_bytes_without_a_rehearsal_hold_those_of_real_stores() -> None:
     """Figures of docs: 208 bytes a row of labels at k = 100 of 21,841; 474 of a student of width 256; int8 256 wide."""
     widths = {"teacher": 256, "student 0": 256}
-    found = {e.what: e for e in stated_bytes(1000, 100, widths, "int8", 21_841)}
+    estimates = {e.what: e for e in stated_bytes(1000, 100, widths, "int8", 21_841)}
     for what, real in (
         ("bytes of labels", 208.2),
         ("bytes of features", 474.3),
         ("bytes of index", 7.9),
         ("bytes of embeddings", 256 * 0.93),
     ):
-        assert found[what].low <= 1000 * real <= found[what].high, what
+        assert estimates[what].low <= 1000 * real <= estimates[what].high, what
     unknown = {e.what: e for e in stated_bytes(1000, 100, {"student 0": None}, None, 21_841)}
-    assert "bytes of embeddings" not in unknown and unknown["bytes of features"].high > found["bytes of features"].high
+    assert (
+        "bytes of embeddings" not in unknown and unknown["bytes of features"].high > estimates["bytes of features"].high
+    )
     wide = {e.what: e for e in stated_bytes(1000, 100, {}, None, 70_000)}
-    assert wide["bytes of labels"].high > found["bytes of labels"].high
+    assert wide["bytes of labels"].high > estimates["bytes of labels"].high
 
 
 def test_widths_come_from_configuration_files(tmp_path: Path) -> None:

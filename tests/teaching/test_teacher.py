@@ -42,23 +42,23 @@ def test_probabilities_and_tail_masses_equal_float64(scale: float, k: int) -> No
     """log p of the best k, and ln of sum p^(1/tau) over the others for tau 1, 2, 4, where p is at temperature 1."""
     logits = (scale * np.random.default_rng(7).normal(size=(8, 30))).astype(np.float32)
     taus = (1.0, 2.0, 4.0)
-    found = soft_labels(torch.from_numpy(logits), k, taus)
+    labels = soft_labels(torch.from_numpy(logits), k, taus)
     wide = logits.astype(np.float64)
     shifted = wide - wide.max(1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
     ids = brute_topk(logits, k)
-    assert np.array_equal(found.class_ids, ids)
-    np.testing.assert_allclose(found.log_probs, np.take_along_axis(log_p, ids, 1), atol=2e-5, rtol=1e-5)
+    assert np.array_equal(labels.class_ids, ids)
+    np.testing.assert_allclose(labels.log_probs, np.take_along_axis(log_p, ids, 1), atol=2e-5, rtol=1e-5)
     outside = np.ones_like(log_p, bool)
     np.put_along_axis(outside, ids, False, axis=1)
-    assert found.log_residual.shape == (8, 3)
+    assert labels.log_residual.shape == (8, 3)
     for column, tau in enumerate(taus):
         with np.errstate(divide="ignore"):
             wanted = np.log((np.exp(log_p / tau) * outside).sum(1))
         if k == 30:
-            assert np.isneginf(found.log_residual[:, column]).all()
+            assert np.isneginf(labels.log_residual[:, column]).all()
         else:
-            np.testing.assert_allclose(found.log_residual[:, column], wanted, atol=5e-5, rtol=1e-5)
+            np.testing.assert_allclose(labels.log_residual[:, column], wanted, atol=5e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])

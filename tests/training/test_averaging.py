@@ -86,9 +86,9 @@ def test_weights_beyond_the_range_of_floats_do_no_harm() -> None:
 
 def test_none_averages_nothing() -> None:
     """It has no state, and its value is the parameter itself."""
-    average, own = average_of("none"), torch.ones(2)
+    average, parameters = average_of("none"), torch.ones(2)
     average.update(0, at_step(0))
-    assert average.state() == {} and average.value("context", own) is own
+    assert average.state() == {} and average.value("context", parameters) is parameters
 
 
 def test_an_average_is_no_view_of_the_parameters() -> None:

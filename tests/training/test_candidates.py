@@ -27,20 +27,20 @@ def test_all_classes_stand_for_themselves() -> None:
 
 
 def test_forced_classes_weigh_one_and_the_fill_stands_for_the_rest() -> None:
-    found = sampled_candidates(LABELS, TOP, fill=20, vocabulary=100, seed=1, step=2)
-    assert found.forced == len(FORCED) and len(found.classes) == len(FORCED) + 20
-    assert torch.equal(found.classes, found.classes.unique()), "sorted, each once"
-    weights = dict(zip(found.classes.tolist(), found.log_weight.tolist(), strict=True))
+    candidates = sampled_candidates(LABELS, TOP, fill=20, vocabulary=100, seed=1, step=2)
+    assert candidates.forced == len(FORCED) and len(candidates.classes) == len(FORCED) + 20
+    assert torch.equal(candidates.classes, candidates.classes.unique()), "sorted, each once"
+    weights = dict(zip(candidates.classes.tolist(), candidates.log_weight.tolist(), strict=True))
     assert all(weights.pop(one) == 0 for one in FORCED)
     assert list(weights.values()) == pytest.approx([math.log(94 / 20)] * 20, rel=1e-6)
-    assert found.log_weight.dtype == torch.float32 and found.classes.dtype == torch.int64
+    assert candidates.log_weight.dtype == torch.float32 and candidates.classes.dtype == torch.int64
 
 
 def test_columns_lead_from_a_class_to_its_candidate() -> None:
-    found = sampled_candidates(LABELS, TOP, fill=20, vocabulary=100, seed=1, step=2)
-    columns = found.columns()
-    assert columns.shape == (100,) and (columns >= 0).sum() == len(found.classes)
-    assert torch.equal(found.classes[columns[columns >= 0]], torch.arange(100)[columns >= 0])
+    candidates = sampled_candidates(LABELS, TOP, fill=20, vocabulary=100, seed=1, step=2)
+    columns = candidates.columns()
+    assert columns.shape == (100,) and (columns >= 0).sum() == len(candidates.classes)
+    assert torch.equal(candidates.classes[columns[columns >= 0]], torch.arange(100)[columns >= 0])
 
 
 def test_the_draw_depends_on_seed_and_step_alone() -> None:
@@ -57,16 +57,20 @@ def test_the_weighted_fill_is_unbiased() -> None:
     value = torch.linspace(0, 1, 100) ** 3
     estimates = []
     for step in range(2000):
-        found = sampled_candidates(LABELS, TOP, 20, 100, 0, step)
-        estimates.append(float((found.log_weight.exp() * value[found.classes]).sum()))
+        candidates = sampled_candidates(LABELS, TOP, 20, 100, 0, step)
+        estimates.append(float((candidates.log_weight.exp() * value[candidates.classes]).sum()))
     error = np.std(estimates) / math.sqrt(len(estimates))
     assert abs(np.mean(estimates) - float(value.sum())) < 4 * error < 0.5
 
 
 @pytest.mark.parametrize("fill", [94, 95, 10_000])
 def test_when_few_others_remain_all_are_taken_and_weigh_one(fill: int) -> None:
-    found = sampled_candidates(LABELS, TOP, fill, 100, 0, 0)
-    assert torch.equal(found.classes, torch.arange(100)) and not found.log_weight.any() and found.forced == 6
+    candidates = sampled_candidates(LABELS, TOP, fill, 100, 0, 0)
+    assert (
+        torch.equal(candidates.classes, torch.arange(100))
+        and not candidates.log_weight.any()
+        and candidates.forced == 6
+    )
 
 
 def test_without_fill_or_correction_nothing_is_weighted() -> None:
@@ -79,9 +83,9 @@ def test_without_fill_or_correction_nothing_is_weighted() -> None:
 
 
 def test_nothing_forced_leaves_a_uniform_draw() -> None:
-    found = sampled_candidates([-1, -1], np.empty((2, 0)), 10, 100, 0, 0)
-    assert found.forced == 0 and len(found.classes) == 10
-    assert found.log_weight.tolist() == pytest.approx([math.log(10)] * 10)
+    candidates = sampled_candidates([-1, -1], np.empty((2, 0)), 10, 100, 0, 0)
+    assert candidates.forced == 0 and len(candidates.classes) == 10
+    assert candidates.log_weight.tolist() == pytest.approx([math.log(10)] * 10)
 
 
 def test_a_class_beyond_the_vocabulary_is_a_bug() -> None:
@@ -93,10 +97,10 @@ def test_a_class_beyond_the_vocabulary_is_a_bug() -> None:
 def test_homonyms_of_forced_classes_are_forced() -> None:
     """Classes 3, 23, 43, ... share a name; they cost no text feature, so the label's group is whole."""
     names = np.arange(100) % 20
-    found = sampled_candidates([3], [[7]], 10, 100, 0, 0, names=names)
+    candidates = sampled_candidates([3], [[7]], 10, 100, 0, 0, names=names)
     forced = [c for c in range(100) if c % 20 in (3, 7)]
-    assert found.forced == len(forced) and set(forced) <= set(found.classes.tolist())
-    weight = dict(zip(found.classes.tolist(), found.log_weight.tolist(), strict=True))
+    assert candidates.forced == len(forced) and set(forced) <= set(candidates.classes.tolist())
+    weight = dict(zip(candidates.classes.tolist(), candidates.log_weight.tolist(), strict=True))
     assert all(weight[c] == 0 for c in forced) and len(weight) == len(forced) + 10
     assert max(weight.values()) == pytest.approx(math.log(90 / 10))
 
@@ -123,24 +127,24 @@ def test_log10_is_pomps_rule_row_by_row(fill: int) -> None:
     logits = 6 * torch.randn(4, classes, generator=torch.Generator().manual_seed(fill))
     rejections = 0
     for step in range(20):
-        found = sampled_candidates(labels, np.empty((4, 0)), fill, classes, 3, step, "log10")
-        others = found.classes != torch.tensor(labels)[:, None]  # each class is another than some row's own
-        drawn = found.classes[(others & (found.log_weight > -math.inf)).any(0)].tolist()
+        candidates = sampled_candidates(labels, np.empty((4, 0)), fill, classes, 3, step, "log10")
+        others = candidates.classes != torch.tensor(labels)[:, None]  # each class is another than some row's own
+        drawn = candidates.classes[(others & (candidates.log_weight > -math.inf)).any(0)].tolist()
         assert len(drawn) == min(fill, classes)
         rejections += sum(label in drawn for label in labels)
-        place = found.columns()[torch.tensor(labels)]
-        rows = hard_rows(logits[:, found.classes], found.log_weight, place)
+        place = candidates.columns()[torch.tensor(labels)]
+        rows = hard_rows(logits[:, candidates.classes], candidates.log_weight, place)
         assert rows.tolist() == pytest.approx(pomp_rows(logits, labels, drawn, classes), rel=1e-5, abs=1e-5)
     assert rejections > 0 or fill <= 1, "the masked case did occur"
 
 
 def test_log10_keeps_other_rows_classes_out_unless_they_were_drawn() -> None:
-    found = sampled_candidates(LABELS, TOP, 20, 100, 1, 2, "log10")
-    assert found.log_weight.shape == (4, len(found.classes)) and found.forced == len(FORCED)
-    own = [{3, 7}, {3, 8}, {40, 41}, {60}]
-    shared = set(found.classes.tolist())
-    for row, mine in zip(found.log_weight, own, strict=True):
-        weight = dict(zip(found.classes.tolist(), row.tolist(), strict=True))
+    candidates = sampled_candidates(LABELS, TOP, 20, 100, 1, 2, "log10")
+    assert candidates.log_weight.shape == (4, len(candidates.classes)) and candidates.forced == len(FORCED)
+    row_classes = [{3, 7}, {3, 8}, {40, 41}, {60}]
+    shared = set(candidates.classes.tolist())
+    for row, mine in zip(candidates.log_weight, row_classes, strict=True):
+        weight = dict(zip(candidates.classes.tolist(), row.tolist(), strict=True))
         assert all(weight[c] == 0 for c in mine)
         others = {c: w for c, w in weight.items() if c not in mine and w > -math.inf}
         assert len(set(others.values())) == 1
@@ -154,9 +158,9 @@ def test_log10_draws_from_all_classes() -> None:
     """Each class is drawn at the rate n / V, forced or not: that is what sets it apart from a draw around D."""
     counts = np.zeros(50)
     for step in range(1500):
-        found = sampled_candidates([0, 1], np.empty((2, 0)), 10, 50, 0, step, "log10")
-        others = found.classes != torch.tensor([[0], [1]])
-        counts[found.classes[(others & (found.log_weight > -math.inf)).any(0)]] += 1
+        candidates = sampled_candidates([0, 1], np.empty((2, 0)), 10, 50, 0, step, "log10")
+        others = candidates.classes != torch.tensor([[0], [1]])
+        counts[candidates.classes[(others & (candidates.log_weight > -math.inf)).any(0)]] += 1
     assert abs(counts / 1500 - 0.2).max() < 5 * math.sqrt(0.2 * 0.8 / 1500)
 
 
@@ -195,14 +199,14 @@ class World:
         """Distance of the mean draw from the exact gradient, and root mean square around the mean, relative."""
         exact = self.gradient(all_candidates(400), soft)
         top = self.log_teacher.topk(5, 1).indices
-        found = torch.stack(
+        losses = torch.stack(
             [
                 self.gradient(sampled_candidates(self.labels, top, fill, 400, 0, step, correction), soft)  # type: ignore[arg-type]
                 for step in range(draws)
             ]
         )
-        mean, size = found.mean(0), exact.norm()
-        return float((mean - exact).norm() / size), float((found - mean).square().sum(1).mean().sqrt() / size)
+        mean, size = losses.mean(0), exact.norm()
+        return float((mean - exact).norm() / size), float((losses - mean).square().sum(1).mean().sqrt() / size)
 
 
 @pytest.mark.parametrize("soft", [False, True])

@@ -14,7 +14,7 @@ from teachonce.errors import UsageError
 from teachonce.training.config import TrainConfig, marks
 from teachonce.training.config_file import train_config
 
-IDLE = [(key, mark) for key, found in marks().items() for mark in found if isinstance(mark, Idle)]
+IDLE = [(key, mark) for key, marks_of_key in marks().items() for mark in marks_of_key if isinstance(mark, Idle)]
 
 
 def notes(**given: Any) -> list[str]:
@@ -26,7 +26,9 @@ def test_defaults_and_shipped_recipes_have_nothing_idle() -> None:
     """A recipe that sets a key that does nothing would teach the wrong thing."""
     assert notes() == []
     shipped = [file for file in resources.files("teachonce.configs").iterdir() if file.name.endswith(".toml")]
-    recipes = [found for file in shipped if "axes" not in (found := tomllib.loads(file.read_text(encoding="utf-8")))]
+    recipes = [
+        content for file in shipped if "axes" not in (content := tomllib.loads(file.read_text(encoding="utf-8")))
+    ]
     assert len(recipes) >= 3
     for recipe in recipes:
         assert train_config(recipe, "x").without_effect() == []

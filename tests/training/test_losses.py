@@ -79,11 +79,11 @@ def all_losses(case: Case) -> list[Callable[[Tensor], Tensor]]:
     return [*hard, *(lambda x, rule=rule: soft_rows(case, x, rule) for rule in RULES)]
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["one weight for all rows", "weights of each row"])
+@pytest.mark.parametrize("row_weights", [False, True], ids=["one weight for all rows", "weights of each row"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2, 1.0])
-def test_cross_entropy_equals_brute_force(own: bool, smoothing: float) -> None:
+def test_cross_entropy_equals_brute_force(row_weights: bool, smoothing: float) -> None:
     for seed in range(40):
-        case = make_case(seed, own=own)
+        case = make_case(seed, row_weights=row_weights)
         for groups in (None, case.groups):
             rows = hard_rows(case.logits.float(), case.log_weight.float(), case.labels, groups, smoothing)
             names = None if groups is None else groups.tolist()
@@ -96,12 +96,12 @@ def test_cross_entropy_equals_brute_force(own: bool, smoothing: float) -> None:
 @pytest.mark.parametrize("kind", ["all classes", "some classes", "weights of each row"])
 def test_soft_losses_equal_brute_force(rule: str, kind: str) -> None:
     for seed in range(60):
-        check_soft(make_case(seed, everything=kind == "all classes", own=kind == "weights of each row"), rule)
+        check_soft(make_case(seed, everything=kind == "all classes", row_weights=kind == "weights of each row"), rule)
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_gradients_equal_finite_differences(own: bool) -> None:
-    case = make_case(7, vocabulary=14, k=4, own=own)
+@pytest.mark.parametrize("row_weights", [False, True])
+def test_gradients_equal_finite_differences(row_weights: bool) -> None:
+    case = make_case(7, vocabulary=14, k=4, row_weights=row_weights)
     for loss in all_losses(case):
         assert torch.autograd.gradcheck(loss, case.logits.clone().requires_grad_())
 
@@ -134,8 +134,8 @@ def test_hard_plus_soft_at_tau_1_is_cross_entropy_with_mixed_targets() -> None:
     entropy = -(teacher * teacher.log()).sum(1).mean()
     for rule in RULES:
         loss = hard_rows(logits, case.log_weight, case.labels).mean() + weight * soft_rows(case, logits, rule).mean()
-        (found,) = torch.autograd.grad(loss, logits)
-        assert torch.allclose(found, expected, atol=1e-7), rule
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert torch.allclose(gradient, expected, atol=1e-7), rule
         assert loss.item() == pytest.approx(reference.item() - weight * entropy.item(), rel=1e-6)
 
 
@@ -206,7 +206,7 @@ def test_candidates_that_are_all_stored_leave_no_lump() -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_candidates_without_any_stored_class(rule: str) -> None:
     for seed in range(8):
-        case = make_case(seed, own=seed % 2 == 1)
+        case = make_case(seed, row_weights=seed % 2 == 1)
         outside = (case.columns < 0).nonzero().flatten()[: case.targets.class_ids.shape[1]]
         moved = case.with_targets(class_ids=outside.expand(ROWS, -1))
         rows = check_soft(moved, rule)
@@ -226,7 +226,7 @@ def test_one_stored_class_and_a_label_outside_it(rule: str) -> None:
 def test_impossible_and_missing_stored_classes(rule: str) -> None:
     """Restricted vocabularies: rows end in class -1 with -inf; a row may have no class at all."""
     for seed in range(12):
-        case = make_case(seed, own=seed % 2 == 1)
+        case = make_case(seed, row_weights=seed % 2 == 1)
         log_probs, ids = case.targets.log_probs.clone(), case.targets.class_ids.clone()
         log_probs[:, 2] = -INF  # possible to the vocabulary, impossible to the teacher
         ids[:, 4:], log_probs[:, 4:] = -1, -INF
@@ -247,7 +247,7 @@ def test_a_one_hot_teacher_is_cross_entropy_with_its_class() -> None:
 
 def test_no_row_and_no_extreme_gives_a_nan_in_value_or_gradient() -> None:
     """Also a row without any candidate, an unlabelled one, a label that is no candidate of its row."""
-    case = make_case(4, own=True)
+    case = make_case(4, row_weights=True)
     weight = case.log_weight.clone()
     weight[1] = -INF
     weight[2, 3] = -INF

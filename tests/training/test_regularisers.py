@@ -72,10 +72,10 @@ def test_an_opposing_gradient_loses_exactly_its_opposing_part() -> None:
     gradient = [g - 0.4 * h for g, h in zip(parts(1), general, strict=True)]
     g, h = flat(gradient), flat(general)
     assert g @ h < 0
-    found = project(gradient, general)
-    assert [x.shape for x in found] == [x.shape for x in gradient] and found[0].dtype == torch.float32
-    assert torch.allclose(flat(found), g - (g @ h) / (h @ h) * h, atol=1e-6)
-    assert abs(flat(found) @ h) < 1e-5 * h.norm() * g.norm()
+    projected = project(gradient, general)
+    assert [x.shape for x in projected] == [x.shape for x in gradient] and projected[0].dtype == torch.float32
+    assert torch.allclose(flat(projected), g - (g @ h) / (h @ h) * h, atol=1e-6)
+    assert abs(flat(projected) @ h) < 1e-5 * h.norm() * g.norm()
 
 
 def test_the_projection_is_of_the_whole_and_not_of_each_parameter() -> None:
@@ -88,5 +88,5 @@ def test_the_projection_is_of_the_whole_and_not_of_each_parameter() -> None:
 
 def test_a_zero_general_gradient_changes_nothing() -> None:
     gradient = parts(1)
-    found = project(gradient, [torch.zeros_like(x) for x in gradient])
-    assert all(torch.equal(a, b) for a, b in zip(found, gradient, strict=True))
+    projected = project(gradient, [torch.zeros_like(x) for x in gradient])
+    assert all(torch.equal(a, b) for a, b in zip(projected, gradient, strict=True))

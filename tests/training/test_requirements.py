@@ -70,5 +70,5 @@ def test_a_store_lacks_what_is_needed_and_not_held(
     given: dict[str, Any], held: dict[str, Any], lacks: list[str]
 ) -> None:
     """In the order in which it is told; a store without a teacher has no best classes, which stops nobody."""
-    found = requirements(TrainConfig.of(**given)).lacking(dataclasses.replace(HELD, **held))
-    assert list(found) == lacks
+    lacking = requirements(TrainConfig.of(**given)).lacking(dataclasses.replace(HELD, **held))
+    assert list(lacking) == lacks

@@ -39,8 +39,8 @@ def test_constant_warm_up_stays_at_its_own_rate_until_the_schedule_begins(schedu
 def test_cosine_falls_by_half_a_period_over_the_steps_after_the_warm_up(warmup: str) -> None:
     """Half the height in the middle; the step that would follow the last has rate 0, the last itself a little more."""
     rates = {step: rate(step, schedule="cosine", warmup=warmup) for step in range(WARM, STEPS + 1)}
-    for step, found in rates.items():
-        assert found == pytest.approx(PEAK * math.cos(math.pi / 2 * (step - WARM) / 90) ** 2, abs=1e-12), step
+    for step, actual in rates.items():
+        assert actual == pytest.approx(PEAK * math.cos(math.pi / 2 * (step - WARM) / 90) ** 2, abs=1e-12), step
     assert rates[55] == pytest.approx(PEAK / 2)
     assert 0 < rates[99] == pytest.approx(PEAK * math.sin(math.pi / 180) ** 2)
     assert list(rates.values()) == sorted(rates.values(), reverse=True)
@@ -87,5 +87,5 @@ def test_lambda_is_constant_or_linear_from_the_first_to_the_last_step(
 
 def test_lambda_of_a_run_of_one_step_is_where_its_line_begins() -> None:
     """Nothing is divided by zero."""
-    found = [weight(0, steps=1, soft_schedule=kind) for kind in ("constant", "rise", "fall")]
-    assert found == [3.0, 0.0, 3.0]
+    weights = [weight(0, steps=1, soft_schedule=kind) for kind in ("constant", "rise", "fall")]
+    assert weights == [3.0, 0.0, 3.0]

@@ -17,7 +17,7 @@ RULES = ("residual-uniform", "to-label")
 
 def columns_of(case: Case, rule: str) -> Tensor:
     targets = SoftTargets(*(x if x.dtype == torch.int64 else x.float() for x in vars(case.targets).values()))
-    found = top_k_columns(
+    probabilities = top_k_columns(
         targets,
         case.columns,
         case.label_classes,
@@ -25,18 +25,18 @@ def columns_of(case: Case, rule: str) -> Tensor:
         case.teacher_tau,
         rule,  # type: ignore[arg-type]
     )
-    assert found.dtype == torch.float32 and found.shape == (ROWS, len(case.classes))
-    assert not found.isnan().any() and not found.isposinf().any()
-    return found
+    assert probabilities.dtype == torch.float32 and probabilities.shape == (ROWS, len(case.classes))
+    assert not probabilities.isnan().any() and not probabilities.isposinf().any()
+    return probabilities
 
 
 def check(case: Case, rule: str) -> None:
-    found = columns_of(case, rule).exp()
+    probabilities = columns_of(case, rule).exp()
     for row in range(ROWS):
         teacher = plain_teacher(case, row, rule)
         expected = [teacher[one] for one in case.classes.tolist()]
-        assert found[row].tolist() == pytest.approx(expected, rel=1e-5, abs=1e-9)
-        assert [p == 0 for p in found[row].tolist()] == [p == 0 for p in expected]
+        assert probabilities[row].tolist() == pytest.approx(expected, rel=1e-5, abs=1e-9)
+        assert [p == 0 for p in probabilities[row].tolist()] == [p == 0 for p in expected]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -65,13 +65,13 @@ def test_nothing_outside_the_stored_classes(rule: str) -> None:
 def test_a_stored_label_takes_the_tail_on_top_of_its_own() -> None:
     targets = SoftTargets(torch.tensor([[2, 0]]), torch.tensor([[0.5, 0.3]]).log(), torch.tensor([0.2]).log())
 
-    def found(label: int) -> list[float]:
+    def probabilities(label: int) -> list[float]:
         row = top_k_columns(targets, torch.arange(4), torch.tensor([label]), 4, 1.0, "to-label").exp()[0]
         return [round(x, 5) for x in row.tolist()]
 
-    assert found(0) == [0.5, 0.0, 0.5, 0.0]
-    assert found(1) == [0.3, 0.2, 0.5, 0.0]
-    assert found(-1) == [0.375, 0.0, 0.625, 0.0], "without a label there is no tail"
+    assert probabilities(0) == [0.5, 0.0, 0.5, 0.0]
+    assert probabilities(1) == [0.3, 0.2, 0.5, 0.0]
+    assert probabilities(-1) == [0.375, 0.0, 0.625, 0.0], "without a label there is no tail"
 
 
 def test_a_label_that_is_no_candidate_keeps_its_mass() -> None:
@@ -114,9 +114,9 @@ def test_embeddings_give_the_exact_softmax_over_all_classes(tau: float) -> None:
     images, texts = embeddings()
     log_p = (60 / tau * images.double() @ texts.double().T).log_softmax(1)
     for classes in (torch.arange(9000), torch.arange(0, 9000, 7), torch.tensor([8999])):
-        found = embedding_columns(images, texts, 60.0, tau, classes)
-        assert found.dtype == torch.float32
-        assert torch.allclose(found.double(), log_p[:, classes], atol=3e-5)
+        probabilities = embedding_columns(images, texts, 60.0, tau, classes)
+        assert probabilities.dtype == torch.float32
+        assert torch.allclose(probabilities.double(), log_p[:, classes], atol=3e-5)
 
 
 def test_embeddings_are_multiplied_in_float32_whatever_is_around() -> None:
@@ -129,11 +129,11 @@ def test_embeddings_are_multiplied_in_float32_whatever_is_around() -> None:
 
 def test_homonyms_have_one_probability_each() -> None:
     images, texts = embeddings(vocabulary=5)
-    found = embedding_columns(images, texts[[0, 1, 1, 2]], 10.0, 1.0, torch.arange(4)).exp()
-    assert torch.equal(found[:, 1], found[:, 2])
-    assert found.sum(1).tolist() == pytest.approx([1.0] * 4)
+    probabilities = embedding_columns(images, texts[[0, 1, 1, 2]], 10.0, 1.0, torch.arange(4)).exp()
+    assert torch.equal(probabilities[:, 1], probabilities[:, 2])
+    assert probabilities.sum(1).tolist() == pytest.approx([1.0] * 4)
     assert math.isclose(
-        found[0, 1].item(),
+        probabilities[0, 1].item(),
         math.exp(10 * float(images[0] @ texts[1]))
         / sum(math.exp(10 * float(images[0] @ texts[i])) for i in (0, 1, 1, 2)),
         rel_tol=1e-5,

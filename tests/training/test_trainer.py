@@ -163,20 +163,20 @@ def named(trainer: Trainer) -> dict[str, Tensor]:
 
 def gradients(trainer: Trainer) -> dict[str, Tensor]:
     """What the last step left in the parameters' `grad`."""
-    found = {}
+    collected = {}
     for name, parameter in trainer.learners.named_parameters():
         assert parameter.grad is not None, name
-        found[name] = parameter.grad.detach().clone()
-    return found
+        collected[name] = parameter.grad.detach().clone()
+    return collected
 
 
-def require_same(found: dict[str, Tensor], expected: dict[str, Tensor], share: float = PRECISE) -> None:
+def require_same(actual: dict[str, Tensor], expected: dict[str, Tensor], share: float = PRECISE) -> None:
     """Every tensor within a share of its own length, and none of them zero."""
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, wanted in expected.items():
-        assert found[name].dtype == torch.float32
+        assert actual[name].dtype == torch.float32
         assert wanted.norm() > 0, name
-        off = float((found[name].double() - wanted).norm() / wanted.norm())
+        off = float((actual[name].double() - wanted).norm() / wanted.norm())
         assert off < share, f"{name} is off by {off:.1e} of its length"
 
 
@@ -184,13 +184,13 @@ def require_same(found: dict[str, Tensor], expected: dict[str, Tensor], share: f
 def test_the_gradient_of_a_step_is_that_of_the_whole_loss(case: str, bench: Bench) -> None:
     """Of every parameter, at prompts some way off their start; and the reported losses are the reference's."""
     options = dict(CASES[case])
-    trainer, reported, told = bench.both(options.pop("step", STEP), **options)
-    require_same(gradients(trainer), told.gradient)
-    assert reported["loss"] == pytest.approx(told.loss, rel=1e-4)
-    for name, part in told.parts.items():
+    trainer, reported, lines = bench.both(options.pop("step", STEP), **options)
+    require_same(gradients(trainer), lines.gradient)
+    assert reported["loss"] == pytest.approx(lines.loss, rel=1e-4)
+    for name, part in lines.parts.items():
         assert reported[name] == pytest.approx(part, rel=1e-4), name
-    assert reported["gradient_norm"] == pytest.approx(norm_of(told.gradient), rel=PRECISE)
-    assert reported["candidates"] == int((told.drawn.stands_for > 0).sum())
+    assert reported["gradient_norm"] == pytest.approx(norm_of(lines.gradient), rel=PRECISE)
+    assert reported["candidates"] == int((lines.drawn.stands_for > 0).sum())
 
 
 @pytest.mark.parametrize("labelled", [3, 100])
@@ -206,17 +206,17 @@ def test_rows_without_a_label_count_in_the_soft_mean_only(
         return replace(batch, label=np.where(np.arange(len(batch.label)) % labelled == 0, batch.label, -1))
 
     monkeypatch.setattr(bench.rows, "batch", some)
-    trainer, reported, told = bench.both(**CASES[case])
-    require_same(gradients(trainer), told.gradient)
-    assert reported["hard"] == pytest.approx(told.parts["hard"], rel=1e-4)
+    trainer, reported, lines = bench.both(**CASES[case])
+    require_same(gradients(trainer), lines.gradient)
+    assert reported["hard"] == pytest.approx(lines.parts["hard"], rel=1e-4)
 
 
 def test_a_step_without_any_label_follows_the_teacher_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hard loss is 0 then, and its gradient too."""
     real: Callable[[Any], Batch] = bench.rows.batch
     monkeypatch.setattr(bench.rows, "batch", lambda places: replace(b := real(places), label=np.full_like(b.label, -1)))
-    trainer, reported, told = bench.both(anchor_weight=0.0)
-    require_same(gradients(trainer), told.gradient)
+    trainer, reported, lines = bench.both(anchor_weight=0.0)
+    require_same(gradients(trainer), lines.gradient)
     assert reported["hard"] == 0.0 and reported["loss"] == reported["soft"] > 0
 
 
@@ -227,22 +227,22 @@ def test_candidates_are_drawn_anew_by_the_seed_and_the_step(correction: Any, ben
     batch = bench.rows.batch(bench.trainer(**DRAWN).order.at(STEP)[1])
 
     def classes(seed: int, step: int) -> list[int]:
-        found = sampled_candidates(
+        candidates = sampled_candidates(
             batch.label, batch.class_ids[:, :1], 2, len(plain.names), seed, step, correction, plain.name_of.numpy()
         )
-        return found.classes.tolist()
+        return candidates.classes.tolist()
 
-    own = classes(BASE["seed"], STEP)  # type: ignore[arg-type]
-    assert len(own) < len(plain.names)
-    assert classes(0, STEP) != own != classes(BASE["seed"], 0)  # type: ignore[arg-type]
+    drawn = classes(BASE["seed"], STEP)  # type: ignore[arg-type]
+    assert len(drawn) < len(plain.names)
+    assert classes(0, STEP) != drawn != classes(BASE["seed"], 0)  # type: ignore[arg-type]
 
 
 def test_names_with_gradient_are_drawn_anew_by_the_seed_and_the_step() -> None:
     """As above, of all-sampled: seven names with gradients of like size."""
     norms = np.linspace(1.0, 2.0, 7)
-    own = PoissonSample(3, 3, STEP).draw(norms)[0].tolist()
-    assert 0 < len(own) < 7
-    assert PoissonSample(3, 0, STEP).draw(norms)[0].tolist() != own != PoissonSample(3, 3, 0).draw(norms)[0].tolist()
+    drawn = PoissonSample(3, 3, STEP).draw(norms)[0].tolist()
+    assert 0 < len(drawn) < 7
+    assert PoissonSample(3, 0, STEP).draw(norms)[0].tolist() != drawn != PoissonSample(3, 3, 0).draw(norms)[0].tolist()
 
 
 PROGRAD = {"prograd": True, "supervision": "hard+soft", "soft_weight": 0.4, "anchor_weight": 3.0}
@@ -255,12 +255,12 @@ def test_prograd_drops_what_opposes_the_frozen_student_and_nothing_else(
 ) -> None:
     """Of the hard loss's gradient only, over all parameters as one vector; without opposition it is whole."""
     options = PROGRAD | more
-    trainer, _, told = bench.both(moved=moved, **options)
-    assert told.against < -0.2 if opposes else told.against > 0.2
-    require_same(gradients(trainer), told.gradient)
+    trainer, _, lines = bench.both(moved=moved, **options)
+    assert lines.against < -0.2 if opposes else lines.against > 0.2
+    require_same(gradients(trainer), lines.gradient)
     whole = bench.both(moved=moved, **(options | {"prograd": False}))[2]
-    changed = norm_of({name: part - told.gradient[name] for name, part in whole.gradient.items()})
-    assert changed > 100 * PRECISE * norm_of(told.gradient) if opposes else changed < 1e-9
+    changed = norm_of({name: part - lines.gradient[name] for name, part in whole.gradient.items()})
+    assert changed > 100 * PRECISE * norm_of(lines.gradient) if opposes else changed < 1e-9
 
 
 @pytest.mark.parametrize("more", [{}, {"tower": "both"}, {"prograd": True}])
@@ -344,9 +344,9 @@ def test_the_result_is_the_weighted_mean_of_the_steps_parameters(case: str, towe
         assert student is trainer.student
         result = named(trainer)
         shown = student.class_features()
-    for name, found in result.items():
+    for name, tensor in result.items():
         expected = sum(share * part[name].double() for share, part in zip(weights, seen, strict=True))
-        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(tensor.double(), expected, rtol=1e-5, atol=1e-6)
     with pytest.raises(ZeroDivisionError), trainer.result():
         _ = 1 / 0
     assert all(torch.equal(part, seen[-1][name]) for name, part in named(trainer).items())

@@ -83,8 +83,8 @@ def on_features(text: TextPass) -> list[Tensor]:
     ]
 
 
-def close(found: list[list[Tensor]], expected: list[list[Tensor]], tolerance: float) -> None:
-    for mine, reference in zip(found, expected, strict=True):
+def close(actual: list[list[Tensor]], expected: list[list[Tensor]], tolerance: float) -> None:
+    for mine, reference in zip(actual, expected, strict=True):
         for a, b in zip(mine, reference, strict=True):
             assert (a - b).norm() <= tolerance * max(1e-9, float(b.norm()))
 
@@ -105,10 +105,10 @@ def test_several_gradients_at_once_equal_those_of_one_shot(
     classes = torch.arange(60) if which == "all" else torch.arange(1, 60, 3)
     tower, tensors = StandIn(40, dtype), parameters(dtype)
     text = TextPass(tower, prompts_of(tensors), names, classes, class_chunk)
-    found = text.pull_back(tensors, on_features(text))
-    assert [[x.dtype for x in one] for one in found] == [[dtype, dtype]] * 3
-    close(found, one_shot(StandIn(40, dtype), names, classes), tolerance)
-    close(text.pull_back(tensors, on_features(text)), found, tolerance)  # again
+    pulled = text.pull_back(tensors, on_features(text))
+    assert [[x.dtype for x in one] for one in pulled] == [[dtype, dtype]] * 3
+    close(pulled, one_shot(StandIn(40, dtype), names, classes), tolerance)
+    close(text.pull_back(tensors, on_features(text)), pulled, tolerance)  # again
 
 
 def test_features_are_those_of_the_candidates_and_a_leaf() -> None:
@@ -178,8 +178,8 @@ def test_gradients_too_small_for_float16_arrive(class_chunk: int) -> None:
     half = TextPass(
         StandIn(40, torch.float32, torch.float16), prompts_of(tensors), names, torch.arange(40), class_chunk
     )
-    found = half.pull_back(tensors, [gradient[exact.place.argsort()]])
-    close(found, exact.pull_back(tensors, [gradient[exact.place.argsort()]]), 1e-2)
+    pulled = half.pull_back(tensors, [gradient[exact.place.argsort()]])
+    close(pulled, exact.pull_back(tensors, [gradient[exact.place.argsort()]]), 1e-2)
 
 
 def test_scaling_changes_no_bit_and_hides_no_fault() -> None:
@@ -196,8 +196,8 @@ def test_a_parameter_that_nothing_reaches_has_a_zero_gradient() -> None:
     alone = torch.ones(4, requires_grad=True)
     for class_chunk in (15, 40):
         text = TextPass(StandIn(40), prompts_of(tensors), names, torch.arange(60), class_chunk)
-        found = text.pull_back([*tensors, alone], on_features(text))
-        assert all(torch.equal(one[2], torch.zeros(4)) for one in found)
+        pulled = text.pull_back([*tensors, alone], on_features(text))
+        assert all(torch.equal(one[2], torch.zeros(4)) for one in pulled)
 
 
 def test_a_tower_without_prompts_looks_the_same() -> None:
@@ -231,8 +231,8 @@ def sampled(expected: int, step: int, tower: StandIn, names: NameTokens, tensors
     return text.pull_back(tensors, on_features(text), PoissonSample(expected, 5, step))
 
 
-def flat(found: list[list[Tensor]]) -> Tensor:
-    return torch.cat([x.flatten() for one in found for x in one])
+def flat(gradients: list[list[Tensor]]) -> Tensor:
+    return torch.cat([x.flatten() for one in gradients for x in one])
 
 
 def test_the_sampled_gradient_is_unbiased_and_closer_the_more_are_drawn() -> None:

@@ -88,7 +88,7 @@ def held_write(module: Any) -> None:
     def write_chunk(store: Any, group: str, chunk: int, data: Any, staging: Any = None) -> Any:
         if group != "labels" or chunk != held or not _first(marker):
             return real(store, group, chunk, data, staging)
-        found: list[Any] = []
+        results: list[Any] = []
 
         def write_late() -> None:
             began = before = time.monotonic()
@@ -96,7 +96,7 @@ def held_write(module: Any) -> None:
                 before = now
                 time.sleep(0.02)
             try:
-                found.append(real(store, group, chunk, data | {"top_log_prob": data["top_log_prob"] - 1}, staging))
+                results.append(real(store, group, chunk, data | {"top_log_prob": data["top_log_prob"] - 1}, staging))
                 log("late", chunk)
             except Exception as problem:  # noqa: BLE001 - the test is told
                 log("late-failed", type(problem).__name__)
@@ -107,7 +107,7 @@ def held_write(module: Any) -> None:
         threading._register_atexit(thread.join)
         thread.start()
         thread.join()
-        return found[0]
+        return results[0]
 
     module.LabelStore.write_chunk = write_chunk
 
