@@ -5,7 +5,7 @@ The field `about` is for people and is never compared.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from teachonce import __version__
 from teachonce.core.machine import package_versions
@@ -74,25 +74,24 @@ def embedding_fingerprint(
     teacher: LoadedClip, precision: Precision, samples: str, views: ViewPolicy = ONE_VIEW
 ) -> dict[str, Any]:
     """Make the fingerprint of the teacher's image embeddings; they do not depend on names and templates."""
-    return {
-        **({"views": _views(views)} if views.views > 1 else {}),
-        "teacher_digest": teacher.digest,
-        "precision": precision,
-        "preprocess": teacher.preprocess_text,
-        "samples": samples,
-        "about": {"teacher": teacher.spec, "teachonce": __version__},
-    }
+    return _of_images("teacher", teacher, precision, samples, views)
 
 
 def student_fingerprint(
     student: LoadedClip, precision: Precision, samples: str, views: ViewPolicy = ONE_VIEW
 ) -> dict[str, Any]:
     """Make the fingerprint of a student's image features."""
+    return _of_images("student", student, precision, samples, views)
+
+
+def _of_images(
+    role: Literal["teacher", "student"], model: LoadedClip, precision: Precision, samples: str, views: ViewPolicy
+) -> dict[str, Any]:
     return {
         **({"views": _views(views)} if views.views > 1 else {}),
-        "student_digest": student.digest,
+        f"{role}_digest": model.digest,
         "precision": precision,
-        "preprocess": student.preprocess_text,
+        "preprocess": model.preprocess_text,
         "samples": samples,
-        "about": {"student": student.spec, "teachonce": __version__},
+        "about": {role: model.spec, "teachonce": __version__},
     }

@@ -6,6 +6,8 @@ checkpoints, failed ones are listed and tried again only on request.
 
 from __future__ import annotations
 
+import time
+
 from teachonce.core.progress import Reporter
 from teachonce.stages.ablate.request import AblatePlan, AblateRequest, AblateResult
 
@@ -19,6 +21,14 @@ def ablate(request: AblateRequest, reporter: Reporter) -> AblateResult | AblateP
         UsageError, DataError, FingerprintError, IntegrityError: as `prepare`; nothing was started.
         IncompleteError: another process runs this grid, or the store is not complete.
     """
-    from teachonce.stages.ablate import work
+    from teachonce.stages.ablate.prepare import prepare
 
-    return work.ablate(request, reporter)
+    began = time.monotonic()
+    prepared = prepare(request, reporter)
+    if request.dry_run:
+        from teachonce.stages.ablate.plan import plan
+
+        return plan(prepared, request, reporter)
+    from teachonce.stages.ablate.work import run_grid  # Dask and torch, when all files are in order
+
+    return run_grid(prepared, request, reporter, began)

@@ -263,7 +263,4 @@ def _where() -> dict[str, Any]:
 
 def get_ready() -> None:
     """Import what cells need, while the driver prepares."""
-    import teachonce.evaluation.contender
-    import teachonce.stages.evaluate.scoring
-    import teachonce.stages.train
-    import teachonce.training.trainer  # noqa: F401
+    import teachonce.stages.train.steps  # noqa: F401

@@ -9,20 +9,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from teachonce.core.progress import Reporter
 from teachonce.errors import TeachOnceError, UsageError
 from teachonce.labels.selection import Selection, choose, load_selection, save_selection
 from teachonce.labels.store import LabelStore
+from teachonce.rows.working_set import WorkingSet, open_working_set
 from teachonce.runs.grid_folder import GridFolder
 from teachonce.runs.needs import Derivation
 from teachonce.stages.ablate.prepare import Planned, Prepared
 from teachonce.stages.relabel import RelabelRequest, relabel
 from teachonce.training.requirements import Requirements, requirements
-
-if TYPE_CHECKING:
-    from teachonce.rows.working_set import WorkingSet
+from teachonce.training.trainer import Trainer
 
 MOST_NAMES = 4096  # of a vocabulary that is encoded whole to try a cell: beyond it that takes as long as the cell
 
@@ -133,8 +131,6 @@ def _rows(
     run: Requirements,
     reporter: Reporter,
 ) -> WorkingSet:
-    from teachonce.rows.working_set import open_working_set
-
     digest = prepared.clip.digest if run.features else None
     return open_working_set(store, digest, reporter, selection, run.embeddings)
 
@@ -145,8 +141,6 @@ def _try(prepared: Prepared, planned: Planned, rows: WorkingSet) -> None:
     Raises:
         UsageError: names the cell.
     """
-    from teachonce.training.trainer import Trainer
-
     config = planned.cell.config
     if len(rows.vocabulary) > MOST_NAMES and (config.loss.uses_frozen or config.loss.anchor_weight):
         return

@@ -11,25 +11,28 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from teachonce.cluster.description import ClusterSpec, LocalDescription, load_description
 from teachonce.core.documents import read_events
+from teachonce.core.machine import default_threads
 from teachonce.core.progress import Reporter, Silent
 from teachonce.core.status import cell_word
 from teachonce.errors import TeachOnceError
 from teachonce.labels.selection import Selection, choose, load_selection, save_selection
+from teachonce.models.clip import load_clip, pick_device, tune_process
 from teachonce.rows import files as working_files
+from teachonce.rows.build import RECORDS, make_plan, rows_of_chunk
+from teachonce.rows.images import ViewImages
+from teachonce.rows.working_set import WorkingSet
 from teachonce.runs.grid_folder import GridFolder, count_states
+from teachonce.stages.ablate.derive import wanted
 from teachonce.stages.ablate.prepare import Planned, Prepared, states
 from teachonce.stages.ablate.request import AblatePlan, AblateRequest
 from teachonce.training.config import TrainConfig
 from teachonce.training.requirements import requirements
-
-if TYPE_CHECKING:
-    from teachonce.rows.working_set import WorkingSet
+from teachonce.training.trainer import Trainer
 
 TIMED_STEPS = 3
 
@@ -52,8 +55,6 @@ def plan(prepared: Prepared, request: AblateRequest, reporter: Reporter) -> Abla
     Raises:
         DataError, IntegrityError, IncompleteError: the rows that steps are timed on cannot be read.
     """
-    from teachonce.stages.ablate.derive import wanted
-
     now = states(prepared)
     runs = {"unfinished", "failed"} if request.retry_failed else {"unfinished"}
     todo = [planned for planned in prepared.cells if now[planned.digest] in runs]
@@ -194,11 +195,6 @@ def _besides(folder: GridFolder) -> float:
 
 def _timed_step(prepared: Prepared, planned: Planned, request: AblateRequest, selections: _Selections) -> float:
     """Seconds of a step on the first rows that the cell uses, in a folder that is gone afterwards."""
-    from teachonce.core.machine import default_threads
-    from teachonce.models.clip import load_clip, pick_device, tune_process
-    from teachonce.rows.images import ViewImages
-    from teachonce.training.trainer import Trainer
-
     threads = default_threads(request.cluster.workers or 1)
     # Of a few rows a small share may hold out none, and an epoch of them is no epoch of the cell.
     config = planned.cell.config.changed(held_out=0.0, epochs=0.0, steps=_steps(prepared, planned, selections))
@@ -221,9 +217,6 @@ def _timed_step(prepared: Prepared, planned: Planned, request: AblateRequest, se
 
 def _some_rows(prepared: Prepared, config: TrainConfig, selection: Selection | None, place: Path) -> WorkingSet:
     """A working set of the first chunks that are enough for a few steps."""
-    from teachonce.rows.build import RECORDS, make_plan, rows_of_chunk
-    from teachonce.rows.working_set import WorkingSet
-
     store = prepared.store
     needs = requirements(config)
     chosen = make_plan(store, prepared.clip.digest if needs.features else None, selection, needs.embeddings)

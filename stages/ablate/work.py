@@ -1,8 +1,4 @@
-"""ablate: run every cell of a grid from one label store, and choose among them by the measure that was declared.
-
-Running the same command again continues: finished cells are never run again, interrupted ones go on from their
-checkpoints, failed ones are listed and tried again only on request.
-"""
+"""The work of `ablate`. The docstring of the package says what the stage promises."""
 
 from __future__ import annotations
 
@@ -10,8 +6,10 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from distributed import Client
+
+from teachonce.cluster import client as cluster_client
 from teachonce.core.documents import read_events
 from teachonce.core.locks import owned
 from teachonce.core.progress import Reporter
@@ -21,33 +19,22 @@ from teachonce.phrases import option
 from teachonce.runs.choice import choose
 from teachonce.runs.grid_documents import Choice, FailedCell, FinalFigure, GridResults
 from teachonce.runs.grid_folder import RETRY, GridFolder, count_states, write_document
-from teachonce.stages.ablate.prepare import Planned, Prepared, prepare, states
-from teachonce.stages.ablate.request import AblatePlan, AblateRequest, AblateResult
-
-if TYPE_CHECKING:
-    from distributed import Client
-
-    from teachonce.stages.ablate.cell import CellJob
-    from teachonce.stages.ablate.derive import Source
-
+from teachonce.stages.ablate.cell import CellJob, get_ready, run_cell
+from teachonce.stages.ablate.derive import Source, derived
+from teachonce.stages.ablate.prepare import Planned, Prepared, states
+from teachonce.stages.ablate.request import AblateRequest, AblateResult
 
 GRACE_SECONDS = 20.0  # for the checkpoints of the cells in flight when the driver ends
 AGAIN = "run the same command again: it goes on where this one stopped"
 
 
-def ablate(request: AblateRequest, reporter: Reporter) -> AblateResult | AblatePlan:
-    """Run what is not finished; or, as a dry run, say what that would be.
+def run_grid(prepared: Prepared, request: AblateRequest, reporter: Reporter, began: float) -> AblateResult:
+    """Run the cells that are not finished, and choose; `began` is when the command began, of `time.monotonic()`.
 
     Raises:
-        UsageError, DataError, FingerprintError, IntegrityError: as `prepare`; nothing was started.
-        IncompleteError: another process runs this grid, or the store is not complete.
+        FingerprintError: the folder holds another grid.
+        IncompleteError: another process runs this grid.
     """
-    began = time.monotonic()
-    prepared = prepare(request, reporter)
-    if request.dry_run:
-        from teachonce.stages.ablate.plan import plan
-
-        return plan(prepared, request, reporter)
     folder = prepared.folder
     with owned(folder.grid, reporter, request.force_unlock) as token:
         grid = prepared.description()
@@ -84,8 +71,6 @@ class _Run:
         self.reporter.note(f"{len(self.before)} cells: {finished} finished before, {len(todo)} to run")
         if not todo:
             return
-        from teachonce.stages.ablate.derive import derived
-
         client = self._cluster()
         with derived(self.prepared, todo, self.request.root, self.reporter) as sources:
             jobs = [self._job(planned, source) for planned, source in zip(todo, sources, strict=True)]
@@ -136,18 +121,14 @@ class _Run:
 
     def _cluster(self) -> Client:
         if self._client is None:
-            from teachonce.cluster.client import open_cluster, warm_up
-            from teachonce.stages.ablate.cell import get_ready
-
-            self._client = self._stack.enter_context(open_cluster(self.request.cluster, self.reporter, threads=1))
-            importing = warm_up(self._client, get_ready)
+            self._client = self._stack.enter_context(
+                cluster_client.open_cluster(self.request.cluster, self.reporter, threads=1)
+            )
+            importing = cluster_client.warm_up(self._client, get_ready)
             self._stack.callback(importing.clear)
         return self._client
 
     def _job(self, planned: Planned, source: Source | None) -> CellJob:
-        from teachonce.cluster.client import threads_of
-        from teachonce.stages.ablate.cell import CellJob
-
         cell, prepared = planned.cell, self.prepared
         return CellJob(
             out=prepared.folder.path,
@@ -160,20 +141,17 @@ class _Run:
             prompts=cell.prompts,
             config=cell.config,
             root=None if self.request.root is None else self.request.root.absolute(),
-            threads=threads_of(self.request.cluster),
+            threads=cluster_client.threads_of(self.request.cluster),
             final=source is None,
             evaluations=prepared.late if source is None else prepared.always,
         )
 
     def _work(self, client: Client, jobs: Sequence[CellJob], what: str) -> None:
-        from teachonce.cluster.client import run_tasks
-        from teachonce.stages.ablate.cell import run_cell
-
         failed = 0
         self.reporter.progress(what, 0, len(jobs), "cells")
         with _called_off(self.prepared.folder, self.token, self.reporter):
             try:
-                reports = run_tasks(
+                reports = cluster_client.run_tasks(
                     client, run_cell, [(job,) for job in jobs], f"ablate-{self.token:x}-{what}", self.reporter
                 )
                 for done, report in enumerate(reports, 1):

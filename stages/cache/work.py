@@ -1,7 +1,4 @@
-"""cache: list or clear what was kept to save time: working sets beside a label store, or in the user's cache folder.
-
-Everything it clears is made again when it is needed. What a process has open is left alone.
-"""
+"""The work of `cache`. The docstring of the package says what the stage promises."""
 
 from __future__ import annotations
 
@@ -20,12 +17,7 @@ from teachonce.stages.cache.request import CacheEntry, CacheRequest, CacheResult
 
 
 def cache(request: CacheRequest, reporter: Reporter) -> CacheResult:
-    """List or clear.
-
-    Raises:
-        DataError: there is no such store.
-        EnvironmentFault: the user's cache folder is none.
-    """
+    """List or clear. The stage's `cache` says what is raised."""
     if request.labels is None:
         if cache_folder().exists() and not cache_folder().is_dir():
             raise EnvironmentFault(

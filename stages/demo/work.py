@@ -1,7 +1,4 @@
-"""demo: all of it in minutes, offline, on a CPU: made-up images, small shipped models, every stage, one table.
-
-It calls the same stages as the other commands, with their files in one folder; run again, it continues.
-"""
+"""The work of `demo`. The docstring of the package says what the stage promises."""
 
 from __future__ import annotations
 
@@ -41,10 +38,7 @@ MANIFEST = "demo"
 def demo(request: DemoRequest, reporter: Reporter) -> DemoResult:
     """Make the world and the models, then teach, verify, train four cells, evaluate them and report.
 
-    Raises:
-        UsageError: the folder holds something else.
-        IntegrityError: the store does not verify.
-        TeachOnceError: what the stages raise.
+    The stage's `demo` says what is raised.
     """
     began = time.monotonic()
     if request.train_models is not None:

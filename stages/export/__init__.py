@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from teachonce.core.progress import Reporter
+from teachonce.stages.export.checks import checked_classes
 from teachonce.stages.export.request import ExportRequest, ExportResult
 
 __all__ = ["ExportRequest", "ExportResult", "export"]
@@ -20,6 +21,7 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
         IncompleteError: the disk is full.
         EnvironmentFault: the hub cannot be reached (the folder stays).
     """
-    from teachonce.stages.export import work
+    classes = checked_classes(request)
+    from teachonce.stages.export import work  # torch and open_clip, when the request is in order
 
-    return work.export(request, reporter)
+    return work.export(request, classes, reporter)

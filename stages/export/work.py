@@ -1,53 +1,35 @@
-"""export: a folder that others can use: prompts, class weights, model card, digests; proved by loading it again."""
+"""The work of `export`. The docstring of the package says what the stage promises."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from teachonce import __version__
-from teachonce.core.folders import new_folder, require_new
-from teachonce.core.hub import parse_hub_id
+from teachonce.core.folders import new_folder
+from teachonce.core.hub import parse_hub_id, push
+from teachonce.core.machine import default_threads
 from teachonce.core.progress import Reporter
 from teachonce.core.sums import CARD_FILE, SUMS_FILE, require_unchanged, write_sums
-from teachonce.data.vocabulary import Vocabulary, load_vocabulary, shown
-from teachonce.errors import DataError, IntegrityError, UsageError
+from teachonce.data.vocabulary import Vocabulary, shown
+from teachonce.errors import DataError, IntegrityError
+from teachonce.models.clip import load_clip, pick_device, tune_process
+from teachonce.models.prompt_files import LoadedPrompts, load_prompts
 from teachonce.models.prompt_names import CONFIG_FILE, EXPORTED, META_FILE, TENSORS_FILE
-from teachonce.models.spec import parse_spec
+from teachonce.models.tokens import NameRefused, NameTooLong
 from teachonce.phrases import phrase
+from teachonce.sharing.class_weights import ARRAY_FILE, write_weights
+from teachonce.sharing.facts import FACTS_FILE, ExportFacts, gather
+from teachonce.sharing.model_card import model_card
 from teachonce.stages.export.request import ExportRequest, ExportResult
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
-    from teachonce.models.prompt_files import LoadedPrompts
-    from teachonce.sharing.facts import ExportFacts
-
-
-def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
-    """Write the folder beside its place, load it again, compare, and only then give it its name.
-
-    Raises:
-        UsageError: RUN holds no prompts; --out is not empty; a bad repository id.
-        DataError: a broken class list, or a name in it that is too long for the tower.
-        IntegrityError: the run, its config, or an evaluation in it, was damaged or changed; the reload gives other
-            features.
-        FingerprintError: the student, a result or an evaluation belongs to other prompts.
-        IncompleteError: the disk is full.
-        EnvironmentFault: the hub cannot be reached (the folder stays).
-    """
-    if request.push is not None and parse_hub_id(request.push).revision is not None:
-        raise UsageError(f"'{request.push}': what is pushed has no revision yet", hint="leave out what follows the @")
-    if request.student is not None:
-        parse_spec(request.student)
-    require_new(request.out)
-    classes = None if request.classes is None else load_vocabulary(request.classes)
-
-    from teachonce.models.prompt_files import load_prompts
-    from teachonce.sharing.facts import gather  # heavy: only when the request is in order
-
+def export(request: ExportRequest, classes: Vocabulary | None, reporter: Reporter) -> ExportResult:
+    """Export what a request in order asks for; `classes` is its class list. The stage says what is raised."""
     prompts = load_prompts(request.run, request.student)
     facts = gather(request.run, prompts, request.licence, __version__)
     if classes is not None:
@@ -78,8 +60,6 @@ def export(request: ExportRequest, reporter: Reporter) -> ExportResult:
 
 def _pushed(folder: Path, repository: str, prompts_digest: str, reporter: Reporter) -> str:
     """Upload the folder; returns where it lies now."""
-    from teachonce.core.hub import push
-
     message = f"Prompts {prompts_digest[:12]}, exported by teachonce {__version__}"
     pushed = push(folder, parse_hub_id(repository).repo, message)
     reporter.note(f"pushed to {pushed}; a repository that was new is private until you publish it there")
@@ -87,9 +67,6 @@ def _pushed(folder: Path, repository: str, prompts_digest: str, reporter: Report
 
 
 def _with_student(prompts: LoadedPrompts, request: ExportRequest) -> LoadedPrompts:
-    from teachonce.core.machine import default_threads
-    from teachonce.models.clip import load_clip, pick_device, tune_process
-
     tune_process(request.threads or default_threads(1))
     return prompts.bound_to(load_clip(prompts.model, pick_device()))
 
@@ -98,12 +75,6 @@ def _write(
     folder: Path, request: ExportRequest, prompts: LoadedPrompts, facts: ExportFacts, classes: Vocabulary | None
 ) -> tuple[ExportFacts, tuple[str, ...]]:
     """Fill the folder; returns the facts with those of the weights, and the names of all files."""
-    import hashlib
-
-    from teachonce.sharing.class_weights import write_weights
-    from teachonce.sharing.facts import FACTS_FILE
-    from teachonce.sharing.model_card import model_card
-
     names = [TENSORS_FILE, META_FILE]
     if (request.run / CONFIG_FILE).is_file():  # an imported checkpoint has none
         names.append(CONFIG_FILE)
@@ -130,8 +101,6 @@ def _write(
 
 def _weights(prompts: LoadedPrompts, classes: Vocabulary, where: str) -> npt.NDArray[np.float32]:
     """Features of the names; a name that the text tower cannot take is a fault of its list."""
-    from teachonce.models.tokens import NameRefused, NameTooLong  # torch
-
     try:
         weights: npt.NDArray[np.float32] = prompts.classifier(classes.names).cpu().numpy()
         return weights
@@ -146,11 +115,6 @@ def _weights(prompts: LoadedPrompts, classes: Vocabulary, where: str) -> npt.NDA
 
 def _prove(folder: Path, prompts: LoadedPrompts, classes: Vocabulary | None) -> None:
     """Load what was written as others will: the same prompts, and the same class features to the bit."""
-    import numpy as np
-
-    from teachonce.models.prompt_files import load_prompts
-    from teachonce.sharing.class_weights import ARRAY_FILE
-
     require_unchanged(folder, EXPORTED, whole=True)
     again = load_prompts(folder)
     same = again.tensors_digest == prompts.tensors_digest and again.meta == prompts.meta

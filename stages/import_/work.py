@@ -1,7 +1,4 @@
-"""import: make prompts of this project out of a CoOp or POMP checkpoint, to start from or to compare with.
-
-The folder holds prompts.safetensors + prompts.json and results.json; `evaluate` and `train --init` take it.
-"""
+"""The work of `import`. The docstring of the package says what the stage promises."""
 
 from __future__ import annotations
 
@@ -32,16 +29,7 @@ SUFFIX = "."  # CoOp and POMP end every prompt with a full stop
 
 
 def import_(request: ImportRequest, reporter: Reporter) -> ImportResult:
-    """Write the folder of prompts. Nothing in the checkpoint is run.
-
-    Raises:
-        UsageError: no such file, or the folder is not empty.
-        IntegrityError: the file is damaged, or holds objects that would have to be run.
-        DataError: it holds no context that any name can use, or one that leads to NaN.
-        IncompleteError, EnvironmentFault: the folder cannot be made or written to; nothing is left of it.
-        FingerprintError: it was trained on another student.
-        UnsupportedModelError: the student's text tower cannot carry prompts.
-    """
+    """Write the folder of prompts. Nothing in the checkpoint is run. The stage's `import_` says what is raised."""
 
     prompts = read_foreign(request.checkpoint)
     clip = load_clip(request.student)

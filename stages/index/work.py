@@ -1,7 +1,4 @@
-"""index: compare the data on disk with its manifest, whole, before anything is computed from it.
-
-It writes nothing and loads no model.
-"""
+"""The work of `index`. The docstring of the package says what the stage promises."""
 
 from __future__ import annotations
 
@@ -15,12 +12,7 @@ from teachonce.stages.index.request import IndexRequest, IndexResult
 
 
 def index(request: IndexRequest, reporter: Reporter) -> IndexResult:
-    """Look at the data.
-
-    Raises:
-        UsageError: no such manifest or split, or no root.
-        DataError: the root is no folder, or the manifest is malformed.
-    """
+    """Look at the data. The stage's `index` says what is raised."""
     began = time.monotonic()
     manifest = load_manifest(request.manifest)
     root = require_root(manifest, request.root)

@@ -1,4 +1,4 @@
-"""inspect: say what a label store holds, from the store alone; no model is loaded."""
+"""The work of `inspect`. The docstring of the package says what the stage promises."""
 
 from __future__ import annotations
 
@@ -20,12 +20,7 @@ EXAMPLE_CLASSES = 3
 
 
 def inspect(request: InspectRequest, reporter: Reporter) -> InspectResult:
-    """Read the header, the ledger and a few chunks.
-
-    Raises:
-        DataError: not a label store.
-        IntegrityError: its header or a chunk that is read is damaged.
-    """
+    """Read the header, the ledger and a few chunks. The stage's `inspect` says what is raised."""
     store = LabelStore.open(request.labels)
     vocabulary = store.vocabulary()
     committed = store.committed(LABELS)

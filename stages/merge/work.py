@@ -1,8 +1,4 @@
-"""merge: one store from several teachers of the same images: the weighted mean of their calibrated probabilities.
-
-Computed from the stored embeddings, so no image is touched and no model is loaded. Running the same command again after
-any interruption continues it.
-"""
+"""The work of `merge`. The docstring of the package says what the stage promises."""
 
 from __future__ import annotations
 
@@ -41,14 +37,7 @@ TEACHER_FIELDS = ("teacher_digest", "precision", "preprocess", "templates")
 
 
 def merge(request: MergeRequest, reporter: Reporter) -> MergeResult:
-    """Complete the store that the request describes.
-
-    Raises:
-        UsageError: an option is out of range.
-        DataError: a parent has no embeddings, or no labels to calibrate on.
-        FingerprintError: the parents differ in what they are about, or the store at this path is of something else.
-        IncompleteError: a parent is not complete, or another process writes the store.
-    """
+    """Complete the store that the request describes. The stage's `merge` says what is raised."""
     began = time.monotonic()
     weights = _weights(request)
     parents = [open_parent(path, request.labels) for path in request.parents]

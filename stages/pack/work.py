@@ -1,4 +1,4 @@
-"""pack: a finished label store or an export as one file, or a folder, with the digest of every file; check; unpack."""
+"""The work of `pack`. The docstring of the package says what the stage promises."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from teachonce.phrases import option, phrase
 from teachonce.sharing.entries import files_of
 from teachonce.sharing.packing import HEAD_FILE, TAR, PackHead, check_pack, require_no_file, unpack, write_pack
 from teachonce.stages.pack.request import PackRequest, PackResult
+from teachonce.stages.verify import VerifyRequest
 
 STORE_FILE = "zarr.json"
 
@@ -22,12 +23,7 @@ STORE_FILE = "zarr.json"
 def pack(request: PackRequest, reporter: Reporter) -> PackResult:
     """Verify, pack and read back; or only check; or unpack into a new folder.
 
-    Raises:
-        UsageError: options that do not go together, something at --out, no such source, no pack where one is meant.
-        DataError: the source is neither a label store nor an export.
-        IncompleteError: chunks of the store are missing.
-        IntegrityError: the source, or the pack, is not what was written.
-        IncompleteError: the disk is full.
+    The stage's `pack` says what is raised.
     """
     if is_remote(request.source):
         raise UsageError(f"{request.source} is not on a disk of this machine", hint="copy it here, then pack it")
@@ -101,7 +97,6 @@ def _pack(source: Path, out: Path, reporter: Reporter) -> PackResult:
 
 
 def _verified_store(source: Path, reporter: Reporter) -> str:
-    from teachonce.stages.verify import VerifyRequest
     from teachonce.stages.verify.work import examine  # zarr
 
     checked, next_step = examine(VerifyRequest(labels=source), reporter)

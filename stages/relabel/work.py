@@ -1,8 +1,4 @@
-"""relabel: new soft labels from the teacher's stored image embeddings.
-
-Other names, templates, k, temperatures or fewer classes. No image is touched, and the teacher's text tower runs only
-for names or templates that the store does not know. Running the same command again after any interruption continues it.
-"""
+"""The work of `relabel`. The docstring of the package says what the stage promises."""
 
 from __future__ import annotations
 
@@ -46,14 +42,7 @@ class _Plan:
 
 
 def relabel(request: RelabelRequest, reporter: Reporter) -> RelabelResult:
-    """Complete the store that the request describes.
-
-    Raises:
-        UsageError: an option is out of range, or nothing is to be changed.
-        DataError: the parent has no embeddings, or a class list is not what it should be.
-        FingerprintError: another teacher, or the store at this path was made from something else.
-        IncompleteError: the parent is not complete, or another process writes the store.
-    """
+    """Complete the store that the request describes. The stage's `relabel` says what is raised."""
     began = time.monotonic()
     _check(request)
     parent = open_parent(request.parent, request.labels)

@@ -1,7 +1,4 @@
-"""report: one HTML page of a folder of runs that opens anywhere, with every figure beside it as CSV and SVG.
-
-It trains and evaluates nothing; the student's text tower runs only for sample rows, when --root is given.
-"""
+"""The work of `report`. The docstring of the package says what the stage promises."""
 
 from __future__ import annotations
 
@@ -19,6 +16,7 @@ from teachonce.errors import UsageError
 from teachonce.models.spec import parse_spec
 from teachonce.phrases import command_line, option, phrase
 from teachonce.reports.folder import Folder, read_folder
+from teachonce.reports.tables import best_group, measures
 from teachonce.runs.reader import Run
 from teachonce.stages.report.request import ReportRequest, ReportResult
 
@@ -117,8 +115,6 @@ def _samples(request: ReportRequest, labels: Path | None, folder: Folder, report
 
 def _shown_run(folder: Folder) -> Run:
     """The first run of the best setting."""
-    from teachonce.reports.tables import best_group, measures
-
     best, _ = best_group(folder, measures(folder))
     return next(group for group in folder.groups if group.name == best).runs[0]
 

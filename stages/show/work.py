@@ -1,7 +1,4 @@
-"""show: the essence of a folder of runs: settings, figures against the base, the loss; no plot and no model.
-
-For a label store it only says where to look: `inspect` does that.
-"""
+"""The work of `show`. The docstring of the package says what the stage promises."""
 
 from __future__ import annotations
 
@@ -29,8 +26,7 @@ POINTS = 16  # of a loss curve in a line of text
 def show(request: ShowRequest, reporter: Reporter) -> ShowResult:
     """Look at a run folder, a grid folder, a folder of runs, a label store or a results.json.
 
-    Raises:
-        DataError: there is nothing of the kind.
+    The stage's `show` says what is raised.
     """
     path = request.path
     if path.is_file():

@@ -1,7 +1,4 @@
-"""status: where a teach, a training run or a grid stands, seen from outside; nothing is locked and nothing written.
-
-It finds out by itself which of the three a folder is. Half-written files are no news, and it loads no torch.
-"""
+"""The work of `status`. The docstring of the package says what the stage promises."""
 
 from __future__ import annotations
 
@@ -29,12 +26,7 @@ NAMED, SEARCHED = 5, 200  # folders inside that a message names, and that are lo
 
 
 def status(request: StatusRequest, reporter: Reporter) -> Status:
-    """Say where the work in a folder stands.
-
-    Raises:
-        DataError: the folder is none of the three; names those inside.
-        IntegrityError: the metadata of a store or grid is damaged.
-    """
+    """Say where the work in a folder stands. The stage's `status` says what is raised."""
     del reporter  # no note and no progress comes before the answer
     folder, now = request.folder, time.time()
     look = _look_of(folder)

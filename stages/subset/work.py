@@ -1,4 +1,4 @@
-"""subset: choose samples of a label store and write the choice to a small file; the store stays as it is."""
+"""The work of `subset`. The docstring of the package says what the stage promises."""
 
 from __future__ import annotations
 
@@ -14,14 +14,7 @@ SHOWN = 10
 
 
 def subset(request: SubsetRequest, reporter: Reporter) -> SubsetResult:
-    """Write the selection file.
-
-    Raises:
-        UsageError: the request selects nothing, asks for more than the store holds, or --out is another file.
-        DataError: not a label store, a class that is not in its vocabulary, or no sample is left.
-        IncompleteError: the store is not complete.
-        IncompleteError, EnvironmentFault: the file cannot be written.
-    """
+    """Write the selection file. The stage's `subset` says what is raised."""
     if request.out.suffix != ".json":
         raise UsageError(option("out") + f" {request.out}: the name of a selection ends in .json")
     store = LabelStore.open(request.labels)

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from teachonce.errors import TeachOnceError
+from teachonce.models.prompt_files import load_prompts, save_prompts
+from teachonce.runs.checkpoint import Identity
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.log import RunLog
 from teachonce.runs.results import RunResults
 from teachonce.stages.train.request import TrainResult
-
-if TYPE_CHECKING:
-    from teachonce.runs.checkpoint import Identity
-    from teachonce.training.trainer import Trainer
+from teachonce.training.trainer import Trainer
 
 
 def finish(out: Path, trainer: Trainer, identity: Identity, log: RunLog) -> TrainResult:
     """Write the prompts of a run that has made its last step, and what it came to."""
-    import torch
-
-    from teachonce.models.prompt_files import save_prompts
-
     with torch.no_grad(), trainer.result() as student:
         save_prompts(out, student.prompts("text"), student.prompts("image"), student.meta())
     losses = [event["loss"] for event in log.read("step")][-5:]
@@ -47,8 +43,6 @@ def finish(out: Path, trainer: Trainer, identity: Identity, log: RunLog) -> Trai
 
 def recorded(out: Path, trainer: Trainer) -> TrainResult | None:
     """What a finished run has written of itself; None where it does not agree with the prompts that lie there."""
-    from teachonce.models.prompt_files import load_prompts
-
     results = RunFolder(out).read_results()
     if results is None or results.steps != trainer.steps:
         return None

@@ -1,7 +1,4 @@
-"""verify: read every chunk of a label store and compare it with the ledger; CPU only, no model is loaded.
-
-With `repair`, chunks that fail are taken out of the ledger, so that the next `teach` rebuilds exactly those.
-"""
+"""The work of `verify`. The docstring of the package says what the stage promises."""
 
 from __future__ import annotations
 
@@ -30,14 +27,7 @@ THREADS = min(4, os.cpu_count() or 1)
 
 
 def verify(request: VerifyRequest, reporter: Reporter) -> VerifyResult:
-    """Check metadata, static arrays and every chunk.
-
-    Raises:
-        DataError: not a label store.
-        IntegrityError: a metadata file is damaged, so that nothing else can be trusted.
-        UsageError: --teacher without --root, or --sample without --teacher.
-        FingerprintError: the teacher is not the one that made the store.
-    """
+    """Check metadata, static arrays and every chunk. The stage's `verify` says what is raised."""
     result, next_step = examine(request, reporter)
     if next_step:
         reporter.note(f"next: {next_step}")

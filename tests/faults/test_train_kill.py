@@ -178,7 +178,7 @@ def test_a_signal_while_held_out_samples_are_measured_costs_one_step(
 
     real = held_out.measure
     first = TrainRequest(labels=finished, student=student, out=tmp_path / "run", config=config, threads=1)
-    monkeypatch.setattr(held_out, "measure", measure)
+    monkeypatch.setattr("teachonce.stages.train.steps.measure", measure)
     before = signal.signal(signal.SIGTERM, stop)
     try:
         with pytest.raises(Stopped):

@@ -206,7 +206,7 @@ def test_without_names_there_are_no_weights_and_it_is_said(run: Path, tmp_path: 
     """And no model is loaded."""
     notes = Notes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("teachonce.models.clip.load_clip", None)
+        patch.setattr("teachonce.stages.export.work.load_clip", None)
         result = export(ExportRequest(run=run, out=tmp_path / "deep/er/out"), notes)
     assert result.classes is None and "class_weights.npy" not in result.files
     assert any("`classes`" in line for line in notes.lines)
@@ -370,7 +370,7 @@ def test_a_push_is_asked_for_and_may_fail(run: Path, tmp_path: Path, monkeypatch
             raise EnvironmentFault("no network")
         return f"https://hub.example/{repo}"
 
-    monkeypatch.setattr("teachonce.core.hub.push", push)
+    monkeypatch.setattr("teachonce.stages.export.work.push", push)
     assert exported(run, tmp_path / "a").pushed is None and pushed == []
     for bad in ("repo", "user/repo@v1", "../user/repo"):
         with pytest.raises(UsageError):

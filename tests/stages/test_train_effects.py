@@ -13,7 +13,6 @@ from teachonce.core.documents import read_events
 from teachonce.core.progress import Silent
 from teachonce.core.strict import Idle
 from teachonce.errors import UsageError
-from teachonce.models import clip as clip_models
 from teachonce.stages.train import TrainRequest, train
 from teachonce.training.config import marks
 from teachonce.training.config_file import load_train_config
@@ -100,7 +99,7 @@ def outcome(
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clip_models, "load_clip", worlds.loaded_once)
+        patch.setattr("teachonce.stages.train.steps.load_clip", worlds.loaded_once)
         patch.setattr("os.fsync", lambda handle: None)
         yield once
 

@@ -24,7 +24,6 @@ from teachonce.core.progress import Silent
 from teachonce.data.view_policy import ViewPolicy
 from teachonce.errors import DataError, FingerprintError, TeachOnceError, UsageError
 from teachonce.labels.store import LabelStore
-from teachonce.models import clip as clip_models
 from teachonce.models.prompt_files import load_prompts
 from teachonce.stages.train import TrainRequest, train
 from teachonce.stages.train.outcome import TrainResult
@@ -99,10 +98,8 @@ def literal_values() -> Iterator[str]:
 @pytest.fixture(scope="module", autouse=True)
 def student_in_memory() -> Iterator[None]:
     """The tiny student is read from disk once a module."""
-    import teachonce.teaching.worker  # noqa: F401 - it must take the real load_clip before it is replaced
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clip_models, "load_clip", worlds.loaded_once)
+        patch.setattr("teachonce.stages.train.steps.load_clip", worlds.loaded_once)
         yield
 
 

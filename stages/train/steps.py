@@ -1,0 +1,221 @@
+"""The part of `train` that loads the student: rows, start, steps, checkpoints and measurements, up to the result."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+
+from teachonce import __version__
+from teachonce.core.files import atomic_write_bytes
+from teachonce.core.machine import default_threads, package_versions
+from teachonce.core.progress import Reporter
+from teachonce.core.signals import deferred_signals
+from teachonce.errors import DataError, UsageError
+from teachonce.labels.selection import Selection
+from teachonce.labels.store import LabelStore
+from teachonce.models.clip import LoadedClip, allow_tf32, load_clip, pick_device, tune_process
+from teachonce.models.prompt_files import load_prompts
+from teachonce.phrases import option, phrase, setting
+from teachonce.rows.images import ViewImages
+from teachonce.rows.pairing import prove_pairing
+from teachonce.rows.working_set import WorkingSet, open_working_set
+from teachonce.runs import folder as run_folder
+from teachonce.runs.checkpoint import ALL_ROWS, OWN_START, Identity, load_checkpoint, save_checkpoint
+from teachonce.runs.folder import RunFolder
+from teachonce.runs.log import RunLog
+from teachonce.runs.tensorboard import open_sinks
+from teachonce.stages.train.outcome import finish, recorded
+from teachonce.stages.train.request import TrainRequest, TrainResult
+from teachonce.training.config_file import config_text
+from teachonce.training.held_out import measure
+from teachonce.training.requirements import requirements
+from teachonce.training.trainer import Trainer
+
+
+def take_steps(
+    request: TrainRequest,
+    store: LabelStore,
+    selection: Selection | None,
+    own_folder: Callable[[], AbstractContextManager[None]],
+    began: float,
+    reporter: Reporter,
+) -> TrainResult:
+    """Train on rows of an open store that has what the config needs; `train` says what is raised.
+
+    Args:
+        own_folder: Makes this process the only writer of the run folder; entered before anything is written there.
+        began: When the command began, of `time.monotonic()`.
+    """
+    threads = request.threads or default_threads(1)
+    tune_process(threads)
+    allow_tf32(request.config.loop.tf32)
+    clip = load_clip(request.student, pick_device())
+    config, needs = request.config, requirements(request.config)
+    rows = open_working_set(store, clip.digest if needs.features else None, reporter, selection, needs.embeddings)
+    with contextlib.ExitStack() as stack:
+        stack.callback(rows.close)
+        proved = prove_pairing(rows, config.loop.seed, reporter, request.root)
+        images = None
+        if needs.images and request.root is not None:
+            images = stack.enter_context(contextlib.closing(ViewImages(store, request.root, clip, threads)))
+        trainer, identity = _build(request, rows, clip, images, selection, reporter)
+        stack.enter_context(own_folder())
+        log = RunFolder(request.out).log(open_sinks(request.log, request.out))
+        stack.callback(log.close)
+        first = _start(request, trainer, identity, log, reporter)
+        earlier = recorded(request.out, trainer) if first == trainer.steps else None
+        if earlier is not None:
+            reporter.note(f"{request.out} is finished: nothing is left to do")
+            return earlier
+        if request.resume:
+            log.rewind(first)
+            reporter.note(f"resuming {request.out} after step {first}")
+        log.write("pairing", step=first, rows_proved=proved, images_compared=request.root is not None)
+        _loop(request, trainer, identity, log, first, reporter, began)
+        return finish(request.out, trainer, identity, log)
+
+
+def _build(
+    request: TrainRequest,
+    rows: WorkingSet,
+    clip: LoadedClip,
+    images: ViewImages | None,
+    selection: Selection | None,
+    reporter: Reporter,
+) -> tuple[Trainer, Identity]:
+    store, vocabulary = rows.store, rows.vocabulary
+    if requirements(request.config).hard_labels and not rows.has_labels:
+        raise DataError(
+            f"no row of {store.path} has a class that is in its vocabulary: there are no hard labels to train on",
+            hint=phrase("train with {supervision} soft, or teach with a vocabulary that holds the data's classes"),
+        )
+    trainer = Trainer(request.config, clip, rows, images)
+    start = OWN_START if request.init is None else _start_from(request.init, trainer)
+    frozen = trainer.student.frozen_classes if request.config.prompts.tower == "image" else None
+    if not trainer.student.is_sound() or (frozen is not None and not bool(frozen.isfinite().all())):
+        whose = request.student if request.init is None else f"{request.student} with the prompts in {request.init}"
+        raise DataError(
+            f"the start gives no numbers: features of {whose} are NaN or infinite",
+            hint="give another student, or prompts that are sound",
+        )
+    for nothing in (*request.config.without_effect(), *trainer.warnings()):
+        reporter.note(f"note: {nothing}")
+    reporter.note(
+        f"{trainer.student.trainable_parameters()} trainable parameters, {len(rows)} rows "
+        f"({len(trainer.order.held_out)} held out), {trainer.steps} steps of {trainer.order.steps_per_epoch} an epoch, "
+        f"{len(vocabulary)} classes ({vocabulary.tied()} share a name)"
+    )
+    chosen = ALL_ROWS if selection is None else selection.digest
+    return trainer, Identity(request.config.digest(), rows.store_id, clip.digest, chosen, start)
+
+
+def _start_from(folder: Path, trainer: Trainer) -> str:
+    """Put saved prompts in as the start; returns their digest."""
+    student = trainer.student
+    loaded = load_prompts(folder).bound_to(student.clip)
+    for tower, prompts in (("text", loaded.text), ("image", loaded.image)):
+        learner = student.learner(tower)
+        if learner is not None and prompts is not None:
+            try:
+                learner.load_start(prompts)
+            except UsageError as problem:
+                raise problem.reworded(f"the prompts in {folder}, {tower} tower: " + problem.message) from None
+        elif (learner is None) != (prompts is None):
+            raise UsageError(
+                f"the prompts in {folder} are of tower = '{loaded.meta.tower}', and this run's is "
+                f"'{trainer.config.prompts.tower}'",
+                hint=setting("tower", loaded.meta.tower),
+            )
+    carried = loaded.text is not None and not loaded.text.replace
+    if (
+        carried
+        and trainer.config.prompts.structure == "unshared-replace"
+        and trainer.config.prompts.position != "before"
+    ):
+        raise UsageError(
+            f"the prompts in {folder} are carried; slots {trainer.config.prompts.position} the name have other "
+            "states for every name: unshared-replace cannot start as them",
+            hint=phrase("{position=before} with prompts of that position, or another structure"),
+        )
+    if loaded.text is not None and loaded.meta.position != trainer.config.prompts.position:
+        raise UsageError(
+            f"the prompts in {folder} stand {loaded.meta.position} the name, and this run's "
+            f"{trainer.config.prompts.position}",
+            hint=setting("position", loaded.meta.position),
+        )
+    return loaded.tensors_digest
+
+
+def _start(request: TrainRequest, trainer: Trainer, identity: Identity, log: RunLog, reporter: Reporter) -> int:
+    """Make or reopen the run folder; returns the first step to do."""
+    folder = RunFolder(request.out)
+    checkpoints = folder.checkpoints.path
+    if request.resume:
+        step = load_checkpoint(checkpoints, trainer.learners, trainer.optimizer, identity, trainer.average.state())
+        if not folder.events.is_file():
+            reporter.note(f"{folder.events} is gone: what happened up to step {step} is not known")
+        return step
+    run_folder.clear(request.out)
+    log.clear()
+    save_checkpoint(checkpoints, 0, trainer.learners, trainer.optimizer, identity, trainer.average.state())
+    log.write(
+        "start",
+        step=0,
+        teachonce=__version__,
+        versions=package_versions(),
+        labels=str(request.labels),
+        student=request.student,
+        **{f"{name}_digest": value for name, value in asdict(identity).items()},
+        steps=trainer.steps,
+        steps_per_epoch=trainer.order.steps_per_epoch,
+        trainable_parameters=trainer.student.trainable_parameters(),
+        no_effect=request.config.without_effect(),
+    )
+    # The config is written last: it marks a folder that can be resumed.
+    atomic_write_bytes(folder.config, config_text(request.config).encode())
+    return 0
+
+
+def _loop(
+    request: TrainRequest,
+    trainer: Trainer,
+    identity: Identity,
+    log: RunLog,
+    first: int,
+    reporter: Reporter,
+    began: float,
+) -> None:
+    config, checkpoints, steps = request.config, RunFolder(request.out).checkpoints.path, trainer.steps
+    if first:
+        _measure(trainer, log, first)  # the measurement that a stop right after the checkpoint left out
+    with deferred_signals() as stop_requested:
+        for step in range(first, steps):
+            losses = trainer.step(step)
+            done = step + 1
+            if done % config.loop.log_every == 0 or done == steps:
+                log.write("step", step=done, **losses)
+                reporter.progress("train", done, steps, "steps", loss=round(losses["loss"], 4))
+            stopping = stop_requested()
+            if done % config.loop.checkpoint_every == 0 or done == steps or stopping:
+                trainer.require_sound(done)
+                state = trainer.average.state()
+                save_checkpoint(checkpoints, done, trainer.learners, trainer.optimizer, identity, state)
+                log.write("checkpoint", step=done, seconds=round(time.monotonic() - began, 3))
+                began = time.monotonic()
+            if stopping:  # a signal that comes after the checkpoint waits for the next step's check
+                reporter.note(f"stopped after step {done}; continue with " + option("resume"))
+                break
+            _measure(trainer, log, done)
+
+
+def _measure(trainer: Trainer, log: RunLog, done: int) -> None:
+    """Write the held-out accuracy of a step that asks for it, once."""
+    config = trainer.config
+    if not config.loop.held_out or (done % config.loop.evaluate_every and done != trainer.steps):
+        return
+    if all(event["step"] != done for event in log.read("held_out")):
+        log.write("held_out", step=done, **asdict(measure(trainer)))
