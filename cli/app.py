@@ -99,7 +99,7 @@ ALIASES = {"eval": "evaluate"}
 app = typer.Typer(
     name="teachonce",
     context_settings={"help_option_names": ["--help", "-h"]},
-    pretty_exceptions_enable=False,  # `main` itself shows every error
+    pretty_exceptions_enable=False,  # `main` shows every error itself, without Rich's traceback
     rich_markup_mode="rich",
     epilog="\b\nStart here:\n  teachonce demo\n\n\b\nExit codes: 0 done, 1 a bug, 2 usage or config, "
     "3 data or manifest,\n4 integrity, 5 incomplete but resumable, 6 environment,\n130 Ctrl-C, 143 SIGTERM.",
@@ -107,7 +107,7 @@ app = typer.Typer(
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived. No `Exception`, so that only `finally` and those who mean it see it pass."""
+    """SIGTERM arrived. It is a BaseException, so that no `except Exception` on the way up swallows it."""
 
 
 def _register() -> None:
@@ -162,7 +162,7 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as left:
         if not isinstance(left.__context__, BrokenPipeError):
             raise
-        return 0  # the reader of --help or `status --watch` has closed the pipe
+        return 0  # the program that read --help or `status --watch` has closed the pipe
     except (Exception, KeyboardInterrupt, Terminated) as problem:  # noqa: BLE001 - the last place that can explain it
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exception(problem)
@@ -177,7 +177,7 @@ def _open_closed_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # open() takes the lowest free number, which is that of the closed stream
     for name, number in (("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w", closefd=False))
@@ -191,7 +191,7 @@ def describe(problem: BaseException, arguments: Sequence[str] = ()) -> Failure:
             kind=kind, message=spelled(problem.message), hint=spelled(problem.hint), exit_code=problem.exit_code
         )
     if isinstance(problem, typer.TyperException):
-        near = sorted(getattr(problem, "possibilities", None) or ())  # of an option or command that is not known
+        near = sorted(getattr(problem, "possibilities", None) or ())  # known names that resemble the unknown one
         message = problem.format_message() if not near else f"{problem.message} (did you mean: {', '.join(near)})"
         hint = " ".join(filter(None, ("teachonce", _command_in(arguments), "--help")))
         return Failure(kind="UsageError", message=message, hint=hint, exit_code=UsageError.exit_code)
@@ -225,7 +225,7 @@ def _environment_fault(problem: BaseException) -> TeachOnceError | None:
 
 
 def _command_in(arguments: Sequence[str]) -> str | None:
-    """The command that a line names, or None: an error while parsing leaves nothing better to ask."""
+    """The command that the arguments name, or None; used for errors of parsing, when no parsed command exists."""
     word = next((argument for argument in arguments if not argument.startswith("-")), "")
     name = ALIASES.get(word, word)
     return name if name in EXAMPLES else None
@@ -234,7 +234,7 @@ def _command_in(arguments: Sequence[str]) -> str | None:
 @contextlib.contextmanager
 def _sigterm_raises() -> Iterator[None]:
     """Inside, SIGTERM unwinds the stack like Ctrl-C does, so that every `finally` runs."""
-    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+    if threading.current_thread() is not threading.main_thread():  # no other thread may set signal handlers
         yield
         return
     previous = signal.signal(signal.SIGTERM, _raise_terminated)

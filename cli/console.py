@@ -32,10 +32,10 @@ SCHEMA = 1
 """Raised when a key of a JSON document changes its meaning or disappears; new keys do not raise it."""
 
 HEARTBEAT_SECONDS = 30.0
-"""A job log shows life this often: often enough to trust, rare enough for an overnight file."""
+"""Seconds between two progress lines in a job log: a reader sees that the job lives, and the file stays short."""
 
 HEARTBEAT_VARIABLE = "TEACHONCE_HEARTBEAT"
-SHARES = ("top1", "top5", "template_top1", "macro", "gain", "share")  # shown in percent
+SHARES = ("top1", "top5", "template_top1", "macro", "gain", "share")  # these figures are shown in percent
 PIPE_WIDTH = 160  # a pipe has no width; at Rich's 80 columns a table of results would be folded
 
 
@@ -68,7 +68,7 @@ class Pace:
         self.finished = False
 
     def rate(self, now: float) -> float:
-        """Units a second; 0 until anything can be said."""
+        """Units a second; 0 while no time has passed since the first report."""
         seconds = now - self._since
         return (self.latest - self._first) / seconds if seconds > 0 else 0.0
 
@@ -145,7 +145,7 @@ class Output:
         console = Console(file=sys.stdout, highlight=False, width=width)
         with console.capture() as captured:
             report = values.pop("fidelity", None)
-            values.pop("details", None)  # the details are for programs
+            values.pop("details", None)  # `details` is for programs: a person would not read so many tables
             for part in [*render(values), *(charts.fidelity(report) if report else [])]:
                 console.print(part)
         self.text(captured.get())
@@ -185,15 +185,15 @@ class Output:
         if failure.hint:
             self._say(Text.assemble(("next: ", "bold cyan"), failure.hint))
         if self._json:
-            with contextlib.suppress(EnvironmentFault):  # stdout may be what failed: it was shown above
+            with contextlib.suppress(EnvironmentFault):  # stdout may be what failed, and stderr has the error already
                 self.document({"error": dataclasses.asdict(failure)})
 
     def _say(self, text: Text) -> None:
         console = self._bars.console if self._bars is not None else Aside(stderr=True, highlight=False)
-        console.print(text, soft_wrap=True)  # a path must survive being copied
+        console.print(text, soft_wrap=True)  # unwrapped, so that a path can be copied whole
 
     def _is_due(self, pace: Pace, now: float, at_end: bool) -> bool:
-        """The first call, the end once, and in between at most one line every heartbeat."""
+        """Whether to print a progress line: at the first report, at the end once, and once a heartbeat in between."""
         if pace.finished:
             return False
         if pace.shown is not None and not at_end and now - pace.shown < heartbeat_seconds():
@@ -222,7 +222,7 @@ def new_bars() -> Progress:
 
 
 def to_nowhere(stream: Any) -> None:
-    """From here on the stream leads nowhere, also when the interpreter flushes it at its end."""
+    """Point the stream at the null device, so that the interpreter can flush it when it ends."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

@@ -29,7 +29,8 @@ def job(command: str, json: bool, quiet: bool, stage: Callable[[Output], Datacla
         with output.working():
             result = stage(output)
         output.result(result)
-        bad_news: int = getattr(result, "exit_code", 0)  # only `verify` can end well and bring bad news
+        # A stage that ends well may bring bad news: its result then has an exit code of its own.
+        bad_news: int = getattr(result, "exit_code", 0)
         return bad_news
 
     return Job(command=command, json=json, quiet=quiet, work=work)

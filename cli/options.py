@@ -67,7 +67,7 @@ def set_help(kind: type[Any]) -> str:
     return f"Change how it runs; may be repeated. Keys: {', '.join(keys_of(kind))}."
 
 
-WHERE = "Where it runs"  # a heading in the help of teach, which has the most options
+WHERE = "Where it runs"  # a heading in the help of `teach`, `plan` and `ablate`
 MODEL_HELP = "as open_clip names it: ViT-B-16/openai, hf-hub:ORG/NAME, local-dir:PATH"
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; all else on stderr.")]

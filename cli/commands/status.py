@@ -79,7 +79,7 @@ def _looker(folder: Path, output: Output) -> Callable[[], dict[str, Any]]:
 
 @contextmanager
 def _screen(output: Output, live: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Where answers go: documents, one picture that changes on a terminal, or one block after the other."""
+    """The function that shows each answer: as a document, as a picture that changes on a terminal, or as a block."""
     if output.json:
         yield output.document
     elif live and on_terminal(sys.stdout):

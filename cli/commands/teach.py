@@ -88,7 +88,7 @@ def teach_request(
     kept: Kept,
     place: ClusterSpec,
 ) -> TeachRequest:
-    """What `teach` and `plan` are both asked, with the settings of `--set` put in."""
+    """The request that the options of `teach` and `plan` make, with the settings of `--set` put in."""
     return TeachRequest(
         labels=labels,
         data=data,
@@ -102,7 +102,7 @@ def teach_request(
 
 
 def _half(dry_run_io: bool, dummy_images: bool) -> Half | None:
-    """The half of the pipeline that is tried alone; None: all of it works."""
+    """The half of the pipeline that a rehearsal runs; None where the whole pipeline runs."""
     if dry_run_io and dummy_images:
         raise UsageError("--dry-run-io and --dummy-images exclude each other: one runs no model, the other no image")
     if dry_run_io:

@@ -16,7 +16,7 @@ from teachonce.cli.console import duration, number, records, render, show
 
 BARS = "▁▂▃▄▅▆▇█"
 SIDE_BY_SIDE = 3  # measures; more take the place of the settings' names
-HEADLINES = 2  # the counts and the choice; the table says the rest
+HEADLINES = 2  # the sentences on counts and choice; the table says the rest
 MARKS = {"better": ("▲", "green"), "worse": ("▼", "red"), "alike": ("●", "dim"), "untested": ("×", "dim")}
 
 
@@ -71,7 +71,7 @@ def _table(values: Mapping[str, Any], measures: Sequence[str], cost: bool) -> Ta
     ends = _ends([setting["loss"] for setting in values["settings"]])
     for setting in values["settings"]:
         if not cost and not any(setting["measures"].get(measure) for measure in measures):
-            continue  # only chosen settings have this measure
+            continue  # settings that were not chosen lack this measure
         style = "bold" if setting["setting"] == values["best"] else ""
         price = (
             (sparkline(setting["loss"], *ends), duration(setting["seconds"]), number(setting["trainable_parameters"]))

@@ -38,9 +38,9 @@ from teachonce.stages.evaluate.scoring import score_set
 from teachonce.stages.train import TrainRequest
 from teachonce.training.config import TrainConfig
 
-LOOK_EVERY = 0.5  # seconds between looks whether this cell is still wanted
+LOOK_EVERY = 0.5  # seconds between two checks whether this cell is still wanted
 MOST_DEATHS = 3  # workers that may die in a cell without a step of progress
-CELL_SECONDS = 90.0  # until another process that holds a cell is expected to have let it go
+CELL_SECONDS = 90.0  # how long a worker waits for another process that holds its cell
 _TURN = threading.Lock()
 
 
@@ -67,7 +67,7 @@ class CellJob:
 
 @dataclass(frozen=True, kw_only=True)
 class CellReport:
-    """How a task ended."""
+    """How the task of a cell ended."""
 
     digest: str
     state: State
@@ -77,7 +77,7 @@ class CellReport:
 
 
 def run_cell(job: CellJob) -> CellReport:
-    """The task of a worker. Idempotent; raises only what Dask must see to run it elsewhere."""
+    """Run one cell on a worker; a cell may be run twice. Raises only what makes Dask run the task elsewhere."""
     folder = GridFolder(job.out)
     wanted = _Wanted(folder, job.token)
     with _TURN:
@@ -168,7 +168,7 @@ def _first(folder: GridFolder, name: str) -> Iterator[None]:
 def _ended(job: CellJob, folder: GridFolder, wanted: _Wanted, problem: Exception) -> CellReport:
     """What became of a cell that raised."""
     if wanted.is_leaving() and not wanted.is_called_off():
-        raise Reschedule from problem  # this worker goes, the grid goes on: somebody else takes the cell over
+        raise Reschedule from problem  # this worker ends while the grid goes on: another worker takes the cell over
     state: State = "failed"
     if isinstance(problem, _Busy) or (wanted.is_over() and isinstance(problem, IncompleteError)):
         state = "stopped"
@@ -201,18 +201,18 @@ class _Wanted:
         return self._folder.stop.exists() or owner is None or owner.token != self._token
 
     def is_leaving(self) -> bool:
-        """Whether this worker is about to go: its time is up, or its cluster closes."""
+        """Whether this worker is about to end because its time is up or its cluster closes."""
         return self._worker is not None and self._worker.status.name != "running"
 
 
 def _this_worker() -> Any:
-    with suppress(ValueError):  # outside Dask
+    with suppress(ValueError):  # raised outside a Dask worker
         return get_worker()
     return None
 
 
 class _Busy(IncompleteError):
-    """Another process is in this cell: it has not failed."""
+    """Another process runs this cell, so that the cell has not failed."""
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from teachonce.stages.relabel import RelabelRequest, relabel
 from teachonce.training.requirements import Requirements, requirements
 from teachonce.training.trainer import Trainer
 
-MOST_NAMES = 4096  # of a vocabulary that is encoded whole to try a cell: beyond it that takes as long as the cell
+MOST_NAMES = 4096  # a cell with a larger vocabulary is not tried: encoding it takes as long as the cell
 
 
 @dataclass(frozen=True)

@@ -160,9 +160,7 @@ def _measured(prepared: Prepared, request: AblateRequest, selections: _Selection
             f"measured: seconds a step and for evaluations of {count} cells here",
         )
     base = next((p for p in prepared.cells if p.cell.is_base), prepared.cells[0])
-    if (
-        base.need.derivation is not None
-    ):  # other names cost other time, so that steps on the store's own names would not show it
+    if base.need.derivation is not None:  # steps on the store's own names do not show the time of other names
         return _Pace(
             {},
             None,
@@ -196,7 +194,7 @@ def _besides(folder: GridFolder) -> float:
 def _timed_step(prepared: Prepared, planned: Planned, request: AblateRequest, selections: _Selections) -> float:
     """Seconds of a step on the first rows that the cell uses, in a folder that is gone afterwards."""
     threads = default_threads(request.cluster.workers or 1)
-    # Of a few rows a small share may hold out none, and an epoch of them is no epoch of the cell.
+    # The timed rows are few: a small share of them may hold out no row, and their epoch is not that of the cell.
     config = planned.cell.config.changed(held_out=0.0, epochs=0.0, steps=_steps(prepared, planned, selections))
     tune_process(threads)
     device = pick_device()
@@ -208,7 +206,7 @@ def _timed_step(prepared: Prepared, planned: Planned, request: AblateRequest, se
         if requirements(config).images and request.root is not None:
             images = stack.enter_context(closing(ViewImages(prepared.store, request.root, clip, threads)))
         trainer = Trainer(config, clip, rows, images)
-        trainer.step(0)  # the first step also does what is done once, so that it is not counted
+        trainer.step(0)  # the first step also compiles and allocates, so that its time does not count
         began = time.monotonic()
         for step in range(1, 1 + TIMED_STEPS):
             trainer.step(step % trainer.steps)

@@ -1,4 +1,4 @@
-"""Everything that can be found wrong with a grid before anything runs: files, store, student, each cell's config.
+"""The checks of a grid before anything runs: its files, the store, the student and the config of each cell.
 
 It loads the student and opens the store and the evaluation sets; it writes nothing.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from teachonce.models.clip import LoadedClip
 
 R = TypeVar("R")
-MOST_SHOWN = 5  # cells that cannot run, in one message
+MOST_SHOWN = 5  # a message names at most so many cells that cannot run
 LONGEST = 32  # names on which a cell's prompts are tried
 
 
@@ -46,7 +46,7 @@ class Planned:
     need: Need
     digest: str
     no_effect: tuple[str, ...]
-    """What of its config does nothing, a sentence a key."""
+    """The keys of its config that have no effect, one sentence for each."""
 
     def description(self) -> CellDocument:
         """The cell as it stands in grid.json and cell.json."""
@@ -144,7 +144,8 @@ def prepare(request: AblateRequest, reporter: Reporter) -> Prepared:
     evaluations = tuple(_evaluation(grid, evaluation) for evaluation in grid.evaluations)
     sets = open_sets(evaluations, request.student, request.root, grid.file, reporter)
 
-    # Heavy: only when the files are in order. Dask comes first: it minds which loggers are there when it is imported.
+    # These imports take seconds, so that files are checked first. Dask is imported before the models, because it sets
+    # up only the loggers that exist when it is imported.
     from teachonce.cluster.client import threads_of
 
     threads_of(request.cluster)  # a description that is not understood is refused here
@@ -322,6 +323,6 @@ def _effective(planned: Planned) -> str:
 
 
 def states(prepared: Prepared) -> dict[str, State]:
-    """Where every cell stands, by digest."""
+    """The state of every cell, by digest."""
     names = [evaluation.name for evaluation in prepared.always]
     return {planned.digest: prepared.folder.cell(planned.digest).state(names) for planned in prepared.cells}

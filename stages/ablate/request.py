@@ -29,7 +29,7 @@ class AblateRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class AblateResult(GridOutcome):
-    """What became of the cells."""
+    """How the cells of a grid ended, and which setting was chosen."""
 
     @property
     def exit_code(self) -> int:
@@ -59,7 +59,7 @@ class AblatePlan:
     measured: str
     """What the estimate comes from, and what is not in it."""
     workers: int | None
-    """Cells at once; None where only the cluster knows: then `seconds` is for one."""
+    """Cells that run at once; None where only the cluster knows that number, and `seconds` then assumes one."""
     plan: tuple[dict[str, Any], ...]
     """name, digest, changes, state and newest checkpoint's step of each cell."""
     out: str

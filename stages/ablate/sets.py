@@ -28,7 +28,7 @@ _KEYS = ("manifest", "split", "vocabulary", "classes", "among", "without", "temp
 def open_sets(
     evaluations: Iterable[Evaluation], student: str, root: Path | None, file: Path, reporter: Reporter
 ) -> dict[str, dict[str, Any]]:
-    """Open every evaluation set once: what is not there should not be found out after hours of training.
+    """Open every evaluation set once, so that missing data are reported before hours of training.
 
     Args:
         evaluations: the evaluations of the grid.
@@ -71,7 +71,7 @@ def evaluate_request(
     file: Path | None = None,
     threads: int | None = None,
 ) -> EvaluateRequest:
-    """What `evaluate` is asked; without a run and a file, what can be checked before there is one."""
+    """The request for `evaluate`; `run` and `file` are left out where sets are checked before any cell has run."""
     share = 1.0 if run is None else evaluation.wise
     return EvaluateRequest(
         entrant=Entrant(student=student, run=run, template=evaluation.template, wise=share),

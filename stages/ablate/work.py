@@ -24,7 +24,7 @@ from teachonce.stages.ablate.derive import Source, derived
 from teachonce.stages.ablate.prepare import Planned, Prepared, states
 from teachonce.stages.ablate.request import AblateRequest, AblateResult
 
-GRACE_SECONDS = 20.0  # for the checkpoints of the cells in flight when the driver ends
+GRACE_SECONDS = 20.0  # how long a driver that ends waits for the checkpoints of running cells
 AGAIN = "run the same command again: it goes on where this one stopped"
 
 
@@ -58,7 +58,7 @@ class _Run:
         self._client: Client | None = None
 
     def __enter__(self) -> None:
-        """Nothing is open yet."""
+        """Open nothing: the cluster is opened for the first task."""
 
     def __exit__(self, *problem: object) -> None:
         self._stack.close()

@@ -11,7 +11,7 @@ Action = Literal["list", "clear"]
 
 @dataclass(frozen=True, kw_only=True)
 class CacheRequest:
-    """What to do, and beside which store; without one, in the user's cache folder."""
+    """Whether to list or to clear, and beside which store; without a store, in the user's cache folder."""
 
     action: Action
     labels: Path | None = None
@@ -19,7 +19,7 @@ class CacheRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheEntry:
-    """Something kept."""
+    """One working set, or one file of cached features."""
 
     path: str
     kind: Literal["working set", "unfinished", "features", "results"]
@@ -33,7 +33,7 @@ class CacheEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheResult:
-    """What is there; after `clear`, what was there."""
+    """The entries of a cache; after `clear` those that it held before."""
 
     action: str
     entries: tuple[CacheEntry, ...]

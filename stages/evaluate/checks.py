@@ -1,4 +1,4 @@
-"""What is refused before a student is loaded: options that do nothing, data that are not there. It loads no torch."""
+"""What `evaluate` refuses before a student is loaded: options without effect, missing data. It loads no torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def checked_set(request: EvaluateRequest, reporter: Reporter) -> EvaluationSet:
 
 
 def check(request: EvaluateRequest) -> None:
-    """Refuse what can be refused before any data is looked at.
+    """Refuse a request whose options are wrong whatever the data hold.
 
     Raises:
         UsageError: no such model, template or run, a mixture without prompts, or a file that would be overwritten.
@@ -73,7 +73,7 @@ def _require_ours(table: Path) -> None:
 
 @contextlib.contextmanager
 def next_step(hint: str) -> Iterator[None]:
-    """Say what to do about an error of a part that does not know the options of this command."""
+    """Give an error of a module that does not know the options of `evaluate` a hint that names them."""
     try:
         yield
     except UsageError as problem:
@@ -88,7 +88,7 @@ class ReadySets:
 
     protocol: Protocol
     requests: dict[str, EvaluateRequest]
-    """By the names of the sets whose data are there, in the order of the protocol."""
+    """The checked sets by their names, in the order of the protocol; sets whose data are missing are not in it."""
     parts: dict[str, str]
     missing: list[dict[str, str]]
     left_out: list[str]

@@ -12,7 +12,7 @@ from teachonce.evaluation.result import SCHEMA
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """What is written besides the result."""
+    """Which files an evaluation writes besides its result."""
 
     per_class: Path | None = None
     """A table of classes; under a protocol a folder for a SET.csv of each set."""
@@ -23,7 +23,7 @@ class Files:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateRequest:
-    """Who is evaluated on which set."""
+    """Which model or run is evaluated on which set."""
 
     entrant: Entrant
     data: SetChoice
@@ -35,7 +35,7 @@ class EvaluateRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """Options that go where a protocol asks for them, and nowhere else; and the folder of the data."""
+    """Options that only some protocols take, and the folder of the data."""
 
     root: Path | None = None
     manifest: str | None = None
@@ -47,16 +47,16 @@ class Given:
 
 @dataclass(frozen=True, kw_only=True)
 class ProtocolRequest:
-    """Who is evaluated on the sets of which protocol."""
+    """Which model or run is evaluated on the sets of which protocol."""
 
     protocol: str
     entrant: Entrant
-    """Who is evaluated; a template in it takes the place of every set's own."""
+    """The model or run that is evaluated; where it names a template, that one replaces the template of every set."""
     given: Given = Given()
     files: Files = Files()
     work: Work = Work()
     skip_missing: bool = False
-    """Sets whose data are not there are no reason for another exit code."""
+    """Whether the exit code stays 0 although the data of some sets are missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class SetLine:
     """Names that compete."""
     top1: float
     template_top1: float | None
-    """None without prompts: then top1 is the template's."""
+    """The top-1 of the template beside prompts; None without prompts, where `top1` is the template's."""
     gain: float | None
     p: float | None
     """McNemar, exact."""
@@ -93,9 +93,9 @@ class ProtocolResult:
     harmonic: tuple[dict[str, Any], ...]
     """H of the means of base and novel, as published; top1 of the part `all` is the joint accuracy."""
     missing: tuple[dict[str, str], ...]
-    """Sets whose data are not there: which file, where it comes from."""
+    """Sets whose data are missing: which file is missing, and where to get it."""
     damaged: tuple[dict[str, str], ...]
-    """Sets whose data are there and wrong."""
+    """Sets whose data are damaged, with the problem."""
     left_out: tuple[str, ...]
     """Sets that need an option which was not given."""
     details: dict[str, dict[str, Any]]

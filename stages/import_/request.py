@@ -21,7 +21,7 @@ class ImportRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportResult:
-    """What came out."""
+    """What was imported, and which prompts were written."""
 
     slots: int
     width: int

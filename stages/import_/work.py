@@ -24,7 +24,7 @@ from teachonce.phrases import another
 from teachonce.runs.folder import RESULTS
 from teachonce.stages.import_.request import ImportRequest, ImportResult
 
-PROBES = ("fox", "cup", "map")  # names that try out a context: a token each
+PROBES = ("fox", "cup", "map")  # a context is tried out on these names, which are one token each
 SUFFIX = "."  # CoOp and POMP end every prompt with a full stop
 
 
@@ -68,7 +68,7 @@ def _result(request: ImportRequest, prompts: ForeignPrompts, proved: bool) -> Im
 
 
 def _require_sound(request: ImportRequest, prompts: SlotPrompts, tower: TextTower) -> None:
-    """Refuse a context, finite itself, behind which the student makes no numbers of a name."""
+    """Refuse a context whose numbers are finite but with which the student's class features are not."""
     try:
         names = tower.tokenise(PROBES, SUFFIX, prompts.slots, request.position)
     except UsageError as problem:

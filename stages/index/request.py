@@ -24,7 +24,7 @@ class IndexRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexResult:
-    """What is there, and all that is not as the manifest says."""
+    """The images of each split, and everything on disk that is not as the manifest says."""
 
     manifest: str
     title: str

@@ -271,7 +271,7 @@ class _Maker:
         data = self._rows[self._sources[group]].columns(group, start, stop)
         failed = self._child.read_chunk(LABELS, chunk, ("status",))["status"] != 0
         for spec in self._child.groups[group].arrays:
-            data[spec.path][failed] = spec.fill  # with another teacher this row may have failed
+            data[spec.path][failed] = spec.fill  # a row that one teacher failed on has no labels in the child
         return data
 
     def _labels(self, chunk: int, start: int, stop: int) -> Arrays:
@@ -287,7 +287,7 @@ class _Maker:
         heads = self._heads()
         images = [torch.from_numpy(rows.embeddings(start, stop)) for rows in self._rows]
         for embeddings in images:
-            embeddings[torch.from_numpy(status != 0)] = 0  # blanked by `finish`
+            embeddings[torch.from_numpy(status != 0)] = 0  # `finish` writes fill values into these rows
         soft = SoftChunk(self._child, chunk)
         for begin in range(0, stop - start, BATCH_ROWS):
             batch = [x[begin : begin + BATCH_ROWS].to(heads[0].features_UE.device) for x in images]
@@ -297,7 +297,7 @@ class _Maker:
         return soft.finish(status, first["label"]) | first | {"status": status, "key_digest": keys}
 
     def _require_same_rows(self, parts: Sequence[Arrays], names: Sequence[str], start: int, stop: int) -> None:
-        """Equal fingerprints say so already; a writer's bug, or images that changed between two runs, show here."""
+        """Refuse parents with other rows under equal fingerprints: images were changed, or a writer has a bug."""
         for parent, part in zip(self._parents[1:], parts[1:], strict=True):
             both = (part["status"] == 0) & (parts[0]["status"] == 0)
             same = all(bool((part[name] == parts[0][name]).all()) for name in names)
@@ -308,7 +308,7 @@ class _Maker:
                 )
 
     def _heads(self) -> list[TeacherHead]:
-        """Loaded only when a chunk is missing: a store that is complete needs no torch."""
+        """Load the teachers' heads for the first missing chunk: a store that is complete needs no torch."""
         if not self._loaded:
             pairs = zip(self._parents, self._scales, strict=True)
             self._loaded = [_head(parent, scale, self._threads) for parent, scale in pairs]

@@ -27,7 +27,7 @@ class PackResult:
     """`store_id` of a store; SHA-256 of prompts.safetensors."""
     files: int
     bytes: int
-    """Of the files, without the tar around them."""
+    """The sizes of the files added up, without the tar around them."""
     digest: str
-    """SHA-256 of the pack's SHA256SUMS: who has it from you can tell your pack from another."""
+    """SHA-256 of the pack's SHA256SUMS: a receiver who knows this digest can tell the pack from any other."""
     out: str | None

@@ -41,7 +41,7 @@ def pack(request: PackRequest, reporter: Reporter) -> PackResult:
 
 
 def _require_pack(source: Path) -> None:
-    """Refuse what is to be packed first."""
+    """Refuse a source that is no pack; the hint says how to make one of it."""
     if (source / HEAD_FILE).exists():
         return
     hint = f"teachonce pack {source} " + option("out") + f" {source.resolve().name}{TAR} makes one"
@@ -127,7 +127,7 @@ def _verified_export(source: Path) -> str:
 
 
 def _require_same(head: PackHead, folder: Path) -> None:
-    """The unpacked folder is what the pack says it is."""
+    """Refuse an unpacked folder that is not the store or the prompts that the pack names."""
     if head.kind == "prompts":
         identity = digest_of(folder / TENSORS_FILE) if (folder / TENSORS_FILE).is_file() else "none"
     else:

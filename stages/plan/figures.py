@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from teachonce.models.clip import LoadedClip
     from teachonce.teaching.rehearsal import Rehearsal
 
-START_SECONDS = 30.0  # importing, loading, starting workers
+START_SECONDS = 30.0  # what importing, loading models and starting workers takes
 CHECK_RATE = 1e8  # bytes a second that are read back and compared at the end
 
 
@@ -187,7 +187,7 @@ def _specs(request: TeachRequest) -> dict[str, str]:
 
 
 def _workers(spec: ClusterSpec) -> tuple[int, list[str]]:
-    """How many there will be, and what to say where nobody knows."""
+    """The number of workers, and a sentence for the plan where only the cluster knows that number."""
     if spec.scheduler is not None:
         return 1, ["times are for one worker like this machine: divide by the number that the scheduler has"]
     if spec.file is None:

@@ -69,7 +69,7 @@ def compared(plan_file: Path, labels: Path, reporter: Reporter) -> CompareResult
 
 
 def _require_same_job(document: dict[str, Any], store: LabelStore, plan_file: Path, reporter: Reporter) -> None:
-    """Say what was taught otherwise than it was planned, and refuse what was never planned."""
+    """Note what differs between the plan and the store; refuse a store that the plan was not made for."""
     job = document.get("job")
     taught = job_of(store.groups[LABELS].fingerprint, store.groups)
     changes = differences(job, taught) if isinstance(job, dict) else {}

@@ -40,13 +40,13 @@ class PlanResult:
     workers: int
     device: str
     source: str
-    """What the rates come from."""
+    """The sentence that says whether rates were measured here or stated by the person."""
     bottleneck: str
     estimates: tuple[Estimate, ...]
     disk_free: int
     memory_free: int
     advice: tuple[str, ...]
-    """What does not fit, and which option changes that."""
+    """Why the run does not fit on disk or in memory, and which option would make it fit."""
     fits: bool
     exit_code: int
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from teachonce.teaching.teacher import TeacherHead
 
 BATCH_ROWS = 512
-ROW_ARRAYS = ("label", "sample", "view", "status", "image_crc", "key_digest")  # what a row is about: as in the parent
+ROW_ARRAYS = ("label", "sample", "view", "status", "image_crc", "key_digest")  # the child takes these from its parent
 
 
 @dataclass(frozen=True)
@@ -201,14 +201,14 @@ class _Maker:
 
         head = self._head()
         embeddings = torch.from_numpy(self._parent.embeddings(chunk))
-        embeddings[torch.from_numpy(data["status"] != 0)] = 0  # blanked by `finish`
+        embeddings[torch.from_numpy(data["status"] != 0)] = 0  # `finish` writes fill values into these rows
         soft = SoftChunk(self._child, chunk)
         for batch in torch.split(embeddings, BATCH_ROWS):
             soft.add(head.logits(batch.to(head.features_UE.device)))
         return soft.finish(data["status"], data["label"])
 
     def _head(self) -> TeacherHead:
-        """Loaded only when a chunk is missing: a store that is complete needs no torch."""
+        """Load the teacher's head for the first missing chunk: a store that is complete needs no torch."""
         if self._loaded is None:
             from teachonce.models.clip import pick_device, tune_process
             from teachonce.teaching.teacher import head_of

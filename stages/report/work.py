@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from teachonce.reports.page import Report
     from teachonce.reports.samples import Samples
 
-LIST = "files.csv"  # what a report wrote beside its page, with digests; what it lists is a report's to replace
+LIST = "files.csv"  # lists, with digests, the files beside a page; a later report may replace only these
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from teachonce.runs.grid_folder import GridFolder
 from teachonce.stages.show.request import ShowRequest, ShowResult
 from teachonce.training.config import TrainConfig
 
-POINTS = 16  # of a loss curve in a line of text
+POINTS = 16  # a loss curve in a line of text has at most so many
 
 
 def show(request: ShowRequest, reporter: Reporter) -> ShowResult:

@@ -22,12 +22,12 @@ Look = Callable[[Path, float], Status]
 
 KINDS: tuple[tuple[Test, Look], ...] = ((is_grid, grid_status), (is_run, run_status), (is_store, store_status))
 EXPECTED = phrase("a label store (OUT.zarr of teach), a run folder ({out} of train) or a grid folder ({out} of ablate)")
-NAMED, SEARCHED = 5, 200  # folders inside that a message names, and that are looked at in each folder
+NAMED, SEARCHED = 5, 200  # how many inner folders a message names, and how many are searched
 
 
 def status(request: StatusRequest, reporter: Reporter) -> Status:
     """Say where the work in a folder stands. The stage's `status` says what is raised."""
-    del reporter  # no note and no progress comes before the answer
+    del reporter  # `status` reports nothing before its answer
     folder, now = request.folder, time.time()
     look = _look_of(folder)
     if look is not None:

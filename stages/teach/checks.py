@@ -14,11 +14,11 @@ from teachonce.teaching.store import WantedStore
 
 DEFAULT_TOP_K = 100
 
-SETTINGS = ("batch_size", "threads", "class_tile")  # of the numbers of a request: those that are no options
+SETTINGS = ("batch_size", "threads", "class_tile")  # keys of --set; the other numbers of a request are options
 
 
 def check_request(request: TeachRequest) -> None:
-    """Refuse what no data or model could make right.
+    """Refuse a request that is wrong whatever the data and the models are.
 
     Raises:
         UsageError: an option is out of range, or asks for nothing.

@@ -84,7 +84,7 @@ class TeachResult:
     phases: dict[str, float]
     """Seconds of `ledger.PHASES`, summed over workers; reading and decoding over their threads too."""
     bottleneck: str
-    """What most of the time went to, and what would change that."""
+    """The phase that took most of the time, and what would shorten it."""
     bytes_per_row: dict[str, float]
     labels: str
     store_id: str
@@ -98,7 +98,7 @@ class RehearseResult:
     images: int
     images_per_second: float
     rates: dict[str, float]
-    """Images a second of each phase, were it alone."""
+    """The images a second that each phase would reach if it ran alone."""
     threads: int
     device: str
     failed: int

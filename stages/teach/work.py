@@ -92,7 +92,7 @@ def _run(
     for report in cluster_client.run_tasks(client, chunk_tasks.run_chunk, work, f"teach-{job.token:x}", reporter):
         brought = deliver(store, report, job.token)
         _count(tally, report, brought, store)
-        if LABELS in brought:  # a report about other groups, or of a task that ran twice, says nothing new
+        if LABELS in brought:  # other groups bring no new failures, nor does a task that ran twice
             failed[report.chunk] = report.rows_failed
         _require_few_failures(sum(failed.values()) - excused, request, store)
         reporter.progress("teach", tally.rows, total, "rows", failed=sum(failed.values()), **_shares(tally))
@@ -110,7 +110,7 @@ def _drop_failed(store: LabelStore, done: dict[str, set[int]], reporter: Reporte
 
 
 def _drop_orphans(store: LabelStore, done: dict[str, set[int]]) -> None:
-    """Where labels were lost, what was computed beside them goes too: it may come from images that changed since."""
+    """Drop the other column groups of chunks whose labels were lost: their images may have changed since."""
     for group in store.groups:
         for chunk in set(store.committed(group)) - done[LABELS]:
             store.drop(group, chunk)

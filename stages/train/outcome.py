@@ -17,7 +17,7 @@ from teachonce.training.trainer import Trainer
 
 
 def finish(out: Path, trainer: Trainer, identity: Identity, log: RunLog) -> TrainResult:
-    """Write the prompts of a run that has made its last step, and what it came to."""
+    """Write the prompts and the results of a run that has made its last step."""
     with torch.no_grad(), trainer.result() as student:
         save_prompts(out, student.prompts("text"), student.prompts("image"), student.meta())
     losses = [event["loss"] for event in log.read("step")][-5:]
@@ -42,7 +42,7 @@ def finish(out: Path, trainer: Trainer, identity: Identity, log: RunLog) -> Trai
 
 
 def recorded(out: Path, trainer: Trainer) -> TrainResult | None:
-    """What a finished run has written of itself; None where it does not agree with the prompts that lie there."""
+    """The result that a finished run has written; None where it does not belong to the prompts in the folder."""
     results = RunFolder(out).read_results()
     if results is None or results.steps != trainer.steps:
         return None

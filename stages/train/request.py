@@ -30,12 +30,12 @@ class TrainRequest:
     init: Path | None = None
     """Run or export whose prompts this run starts from; None: as the config says."""
     log: tuple[LogTo, ...] = ()
-    """Where figures go besides events.jsonl; no part of what the run is."""
+    """Where figures are written besides events.jsonl; it is not a part of the run's identity."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What came out."""
+    """What a training run came to."""
 
     steps: int
     trainable_parameters: int

@@ -191,7 +191,7 @@ def _loop(
 ) -> None:
     config, checkpoints, steps = request.config, RunFolder(request.out).checkpoints.path, trainer.steps
     if first:
-        _measure(trainer, log, first)  # the measurement that a stop right after the checkpoint left out
+        _measure(trainer, log, first)  # a run that stopped right after its checkpoint has not measured this step
     with deferred_signals() as stop_requested:
         for step in range(first, steps):
             losses = trainer.step(step)
@@ -206,7 +206,7 @@ def _loop(
                 save_checkpoint(checkpoints, done, trainer.learners, trainer.optimizer, identity, state)
                 log.write("checkpoint", step=done, seconds=round(time.monotonic() - began, 3))
                 began = time.monotonic()
-            if stopping:  # a signal that comes after the checkpoint waits for the next step's check
+            if stopping:  # a signal that arrives after this line is seen at the next step
                 reporter.note(f"stopped after step {done}; continue with " + option("resume"))
                 break
             _measure(trainer, log, done)

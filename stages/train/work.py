@@ -30,7 +30,7 @@ def train(request: TrainRequest, reporter: Reporter) -> TrainResult:
     if request.resume:
         _check_folder(request)
     else:
-        run_folder.holds_run(request.out)  # refuses a folder that is no run's: no lock is made there
+        run_folder.holds_run(request.out)  # refuses a folder of something else before a lock file is made there
     if not request.out.exists():  # the folder is made when all else is in order
         return _train(request, lambda: _owned(request), began, reporter)
     with _owned(request):
@@ -41,7 +41,7 @@ def train(request: TrainRequest, reporter: Reporter) -> TrainResult:
 def _owned(request: TrainRequest) -> Iterator[None]:
     """Hold the run folder as its only writer, and check again that a run may be begun or resumed there."""
     with run_folder.only_writer(request.out):
-        _check_folder(request)  # again: another process may have come first
+        _check_folder(request)  # checked again, because another process may have begun a run meanwhile
         yield
 
 

@@ -23,7 +23,7 @@ class VerifyRequest:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that is not what the ledger says."""
+    """One place of a store that is not as the ledger says."""
 
     where: str
     expected: str

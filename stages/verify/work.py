@@ -38,7 +38,7 @@ def examine(request: VerifyRequest, reporter: Reporter) -> tuple[VerifyResult, s
     """Verify as `verify` does, and return what to do next in words instead of a note; empty: nothing is to be done."""
     _check(request)
     if request.repair:
-        LabelStore.open(request.labels)  # before a lock is laid beside something that is no store
+        LabelStore.open(request.labels)  # fails where there is no store, before a lock file is made beside it
         with owned(request.labels, reporter):  # a store that is being written must not lose records
             return _verify(request, reporter)
     return _verify(request, reporter)
@@ -69,11 +69,11 @@ def _verify(request: VerifyRequest, reporter: Reporter) -> tuple[VerifyResult, s
             if problems and not absent and request.repair:
                 store.drop(group, chunk)
                 dropped += 1
-                problems = problems[:1]  # one fault a dropped chunk: the exit code counts them against each other
+                problems = problems[:1]  # one fault for each dropped chunk: the exit code compares the two counts
             faults += problems
             reporter.progress(f"verify {group}", chunk + 1, store.layout.chunks, "chunks", faults=len(faults) - before)
     again: dict[str, float] = {}
-    if request.teacher is not None and not faults:  # what is damaged is not worth the teacher's time
+    if request.teacher is not None and not faults:  # a damaged store is mended first: running the teacher takes long
         again, wrong = _run_teacher(store, request, reporter)
         faults += wrong
     if dropped:
@@ -91,7 +91,7 @@ def _verify(request: VerifyRequest, reporter: Reporter) -> tuple[VerifyResult, s
 
 
 def _next_step(store: LabelStore, result: VerifyResult, fixed: int) -> str:
-    """What mends the store; `fixed` of its faults are in parts that are written only once."""
+    """Say which command mends the store; `fixed` counts the faults in files that are written only once."""
     steps = [RESTORE] if fixed else []
     if len(result.faults) > fixed + result.chunks_missing + result.chunks_dropped:
         steps.append(f"teachonce verify {result.labels} " + option("repair"))
@@ -106,7 +106,7 @@ def _run_teacher(store: LabelStore, request: VerifyRequest, reporter: Reporter) 
         raise DataError(f"{store.path} was made without a teacher", hint=phrase("teachonce verify without {teacher}"))
     from teachonce.teaching.recheck import recheck_rows
 
-    assert request.teacher is not None and request.root is not None  # _check
+    assert request.teacher is not None and request.root is not None  # _check has refused a request without them
     sample = request.sample or DEFAULT_SAMPLE
     checks = list(recheck_rows(store, request.teacher, request.root, sample, request.seed, reporter))
     if not checks:
@@ -153,7 +153,7 @@ def _check_chunk(store: LabelStore, group: str, chunk: int, index_is_sound: bool
 
 
 def _index_checks(store: LabelStore, chunk: int, data: Arrays) -> Iterator[tuple[bool, str]]:
-    """What ties a chunk to the sample index."""
+    """Faults of a chunk whose rows or keys are not those of the sample index."""
     index = store.index_of_chunk(chunk)
     yield bool((data["label"] == np.repeat(index.label, store.layout.views)).all()), "the labels of the sample index"
     yield bool((data["sample"] == store.samples(*store.layout.bounds(chunk))).all()), "the samples of the row order"
@@ -175,7 +175,7 @@ def _soft_label_checks(store: LabelStore, data: Arrays, good: Any) -> Iterator[t
     coded, codes, fill = data["class_ids"], data["gaps"], np.iinfo(data["class_ids"].dtype).max
     yield bool((coded[~good] == fill).all() and (codes[~good] == GAP_FILL).all()), "no classes in rows without an image"
     coded, codes, residual = coded[good], codes[good], data["log_residual"][good].astype(np.float32)
-    places = coded.sum(axis=1, dtype=np.int64)  # of the last class, the highest
+    places = coded.sum(axis=1, dtype=np.int64)  # the place of the last class, which is the highest
     yield bool((places < store.layout.classes).all()), f"classes below {store.layout.classes}"
     yield bool((coded[:, 1:] > 0).all()), "each class once in a row"
     yield bool((codes < len(store.gap_levels)).all()), f"value codes below {len(store.gap_levels)}"

@@ -219,6 +219,7 @@ def inline_tasks(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster, "open_cluster", no_cluster)
         patch.setattr(cluster, "run_tasks", run_here)
+        patch.setattr("teachonce.stages.train.steps.load_clip", loaded_once)  # first: it imports the real one
         patch.setattr(clip_models, "load_clip", loaded_once)
         patch.setattr(cluster, "warm_up", lambda client, task: [])
         patch.setattr("os.fsync", lambda handle: None)  # no power fails here; faults/ watches the syncs
