@@ -78,8 +78,8 @@ def test_a_cell_is_finished_when_its_run_and_its_evaluations_are_whole(tmp_path:
     place.fail(IntegrityError("x is damaged", hint=phrase("restore it, or {another out}; nothing was changed")))
     assert hint_of(place) == f"restore it, or remove {place.path} to train this cell again; nothing was changed"
     place.failure.write_text("{")
-    told = place.problem()
-    assert told is not None and "is damaged" in told.message and "`retry_failed`" in told.hint
+    problem = place.problem()
+    assert problem is not None and "is damaged" in problem.message and "`retry_failed`" in problem.hint
     place.fail(RuntimeError("out of memory"))
     assert "`retry_failed`" in hint_of(place)
     place.failure.unlink()
