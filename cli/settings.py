@@ -8,40 +8,34 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from teachonce.core.strict import decode, toml_value
+from teachonce.core.strict import Above, AtLeast, AtMost, Table, decode, toml_value
 from teachonce.data.view_policy import ViewPolicy
 from teachonce.errors import UsageError, did_you_mean
 from teachonce.models.spec import Precision
 from teachonce.stages.teach import Computing
 
 T = TypeVar("T")
+Count = Annotated[int, AtLeast(1)]
+MaybeCount = Annotated[int | None, AtLeast(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeachSettings:
+class TeachSettings(Table):
     """`teach --set`: how labels are computed, not what they are."""
 
-    batch_size: int = 128
-    threads: int | None = None
+    batch_size: Count = 128
+    threads: MaybeCount = None
     precision: Precision = "fp32"
     compile: bool = False
-    class_tile: int | None = None
+    class_tile: MaybeCount = None
     seed: int = 0
     view_scale: float = 0.08
     randaugment_ops: int = 0
     randaugment_magnitude: int = 9
-    max_failed_share: float = 0.01
-    rehearsal_seconds: float = 30.0
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for a number out of range."""
-        _at_least_one(batch_size=self.batch_size, threads=self.threads, class_tile=self.class_tile)
-        if not 0 <= self.max_failed_share <= 1:
-            raise ValueError(f"max_failed_share must be in [0, 1], found {self.max_failed_share}")
-        if not self.rehearsal_seconds > 0:
-            raise ValueError(f"rehearsal_seconds must be above 0, found {self.rehearsal_seconds}")
+    max_failed_share: Annotated[float, AtLeast(0), AtMost(1)] = 0.01
+    rehearsal_seconds: Annotated[float, Above(0)] = 30.0
 
     def view_policy(self, views: int) -> ViewPolicy:
         """How that many views of an image are drawn.
@@ -65,56 +59,34 @@ class TeachSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings:
+class EvaluateSettings(Table):
     """`evaluate --set`."""
 
-    batch_size: int = 128
-    threads: int | None = None
+    batch_size: Count = 128
+    threads: MaybeCount = None
     cache: bool = True
 
-    def __post_init__(self) -> None:
-        """Raises ValueError for a number out of range."""
-        _at_least_one(batch_size=self.batch_size, threads=self.threads)
-
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings:
+class TrainSettings(Table):
     """`train --set`: the keys that are no part of the run's configuration, because they change no result's meaning."""
 
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for a number out of range."""
-        _at_least_one(threads=self.threads)
+    threads: MaybeCount = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class RelabelSettings:
+class RelabelSettings(Table):
     """`relabel --set`."""
 
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for a number out of range."""
-        _at_least_one(threads=self.threads)
+    threads: MaybeCount = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeSettings:
+class MergeSettings(Table):
     """`merge --set`."""
 
     calibrate: bool = True
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for a number out of range."""
-        _at_least_one(threads=self.threads)
-
-
-def _at_least_one(**values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, found {value}")
+    threads: MaybeCount = None
 
 
 def settings(kind: type[T], overrides: Sequence[str]) -> T:

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from teachonce.core.strict import decode
+from teachonce.core.strict import AtLeast, AtMost, Table, decode
 from teachonce.data.vocabulary import require_template
 from teachonce.errors import UsageError, did_you_mean
 from teachonce.models.structures import Init
@@ -32,12 +32,12 @@ Values = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataKeys:
+class DataKeys(Table):
     """Which rows and targets of the store a cell uses; what is empty or 0 is as the store has it."""
 
-    top_k: int = 0
+    top_k: Annotated[int, AtLeast(0)] = 0
     """Classes of each soft label."""
-    shots: int = 0
+    shots: Annotated[int, AtLeast(0)] = 0
     """Samples of each class at most."""
     shots_seed: int | str = 0
     """Of the draw of shots; "seed": the seed of the cell."""
@@ -52,9 +52,7 @@ class DataKeys:
 
     def __post_init__(self) -> None:
         """Raises ValueError for a number out of range or a template without a place for the name."""
-        for name in ("top_k", "shots"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative (0: as the store has it), found {getattr(self, name)}")
+        super().__post_init__()
         if self.all_names and not self.classes:
             raise ValueError("all_names keeps the names that `classes` leaves out, and there is no `classes`")
         for template in self.template:
@@ -65,7 +63,7 @@ class DataKeys:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Evaluation(Table):
     """A data set on which cells are evaluated once they are trained."""
 
     name: str
@@ -80,7 +78,7 @@ class Evaluation:
     """A file of classes whose names do not compete."""
     template: str | None = None
     """None: the manifest's."""
-    wise: float = 1.0
+    wise: Annotated[float, AtLeast(0), AtMost(1)] = 1.0
     """Share of the prompts in the class features (WiSE-FT)."""
     root: str | None = None
     """Folder of the data; the command's --root where it is left out."""
@@ -96,8 +94,7 @@ class Evaluation:
             raise ValueError(f"name must be letters, digits, '-' or '_', at most 64, found {self.name!r}")
         if self.name == HELD_OUT:
             raise ValueError(f"the name '{HELD_OUT}' means the held-out samples of the training data")
-        if not 0 <= self.wise <= 1:
-            raise ValueError(f"wise must be in [0, 1], found {self.wise}")
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -147,7 +147,7 @@ def test_files_are_found_beside_the_grid_and_words_stay_words(tmp_path: Path) ->
         ("[axes]\nprograd = [1]\n", "prograd: expected bool, found int 1"),
         ("[base]\nsteps = 0\n", r"cell 'base seed=0': steps must be above 0"),
         ("[axes]\nlabel_smoothing = [0.1]\nsupervision = ['soft']\n", "supervision = 'soft' has none"),
-        ("[data]\ntop_k = -1\n", r"\[data\]: top_k must not be negative"),
+        ("[data]\ntop_k = -1\n", r"\[data\]: top_k must be at least 0"),
         ("[data]\nall_names = true\n", "there is no `classes`"),
         ("[data]\ntemplate = 'no place'\n", "must hold exactly one {}"),
         ("[[exclude]]\n", "would leave out every cell"),
