@@ -111,7 +111,7 @@ def grid_status(folder: Path, now: float) -> GridStatus:
         state=state,
         process=worker,
         cells=counts,
-        open_cells=tuple(_told(cell) for cell in cells if cell.state not in ("finished", "waiting")),
+        open_cells=tuple(_open_cell(cell) for cell in cells if cell.state not in ("finished", "waiting")),
         seconds_per_cell=seconds,
         last_sign=iso(sign) if sign is not None else None,
         seconds_since_sign=round(silent, 1) if sign is not None else None,
@@ -175,7 +175,7 @@ def _state(grid: GridFolder, worker: Worker | None, counts: Mapping[str, int], s
     return state_of(worker, done, any(counts[state] for state in BEGUN), silent, 0.0)
 
 
-def _told(cell: _Cell) -> CellStatus:
+def _open_cell(cell: _Cell) -> CellStatus:
     run, problem = cell.run, cell.problem
     return CellStatus(
         name=cell.about.name,
