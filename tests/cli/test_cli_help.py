@@ -9,7 +9,6 @@ import ast
 import inspect
 import json
 import re
-import resource
 import subprocess
 import sys
 import typing
@@ -30,32 +29,15 @@ MOST_OPTIONS = 15  # besides --json and --quiet
 MORE_OPTIONS = {"teach": 21, "plan": 20, "train": 17}
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 
-# The exit code and the heavy modules that one command line leaves loaded, as the last line of stderr.
+MOST_MODULES = 700  # a help text needs some 550; torch alone brings 1,500 (times: `benchmarks/start_up.py`)
+# The last line of stderr: the exit code, the heavy modules that one command line leaves loaded, how many there are.
 PROBE = f"""
 import json, sys
 from teachonce.cli.app import run
 code = run(sys.argv[1:])
-print(json.dumps([code, [name for name in {HEAVY!r} if name in sys.modules]]), file=sys.stderr)
+heavy = [name for name in {HEAVY!r} if name in sys.modules]
+print(json.dumps([code, heavy, len(sys.modules)]), file=sys.stderr)
 """
-
-
-@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=" ".join)
-def test_help_takes_less_than_a_second(command: list[str], teachonce_process: Callable[..., Any]) -> None:
-    """Processor time counts: on a machine of its own it is the time that passes, on a busy one it stays the same."""
-    seconds = []
-    for _ in range(3):
-        before = children_seconds()
-        assert teachonce_process(*command, "--help").code == 0
-        seconds.append(children_seconds() - before)
-        if seconds[-1] < 1:  # the best of three counts
-            break
-    assert min(seconds) < 1, seconds
-
-
-def children_seconds() -> float:
-    """Processor time of all child processes that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 @pytest.mark.parametrize(
@@ -76,7 +58,9 @@ def children_seconds() -> float:
 )
 def test_nothing_heavy_is_imported_before_a_stage_runs(arguments: list[str], code: int) -> None:
     done = subprocess.run([sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True, timeout=60)
-    assert json.loads(done.stderr.splitlines()[-1]) == [code, []]
+    *outcome, modules = json.loads(done.stderr.splitlines()[-1])
+    assert outcome == [code, []]
+    assert modules < MOST_MODULES
 
 
 @pytest.mark.parametrize("command", COMMANDS)
