@@ -1,7 +1,7 @@
 # The two ways in: `make demo` for a first look, `make test` for a change. Needs Python 3.11 or newer, nothing else.
 #
 #   make demo        install, then run the demo: offline, CPU, minutes
-#   make test        install with the development tools, then run the tests; `make -j2 test` runs two of its three parts at once
+#   make test        install with the development tools, then run the tests; `make -j3 test` runs three of its four parts at once
 #   make test-slow   the tests that take minutes
 #   make lint        style, format, layout of the docs' prose, types of what ships
 #   make docs        the pages as a site in build/site, offline; a warning is an error
@@ -19,17 +19,22 @@ KEY := $(shell cksum < pyproject.toml | cut -d ' ' -f 1)
 APP := $(VENV)/.installed-app-$(KEY)
 DEV := $(VENV)/.installed-dev-$(KEY)
 
-.PHONY: demo test test-stages test-faults test-units test-slow lint types docs install install-dev clean
+.PHONY: demo test test-stages test-more-stages test-faults test-units test-slow lint types docs install install-dev clean
 
 demo: install
 	$(BIN)/teachonce demo
 
-# Three parts that share nothing, the longest first: two cores run them side by side. A new folder of tests is in the
-# last.
-test: test-stages test-faults test-units
+# Four parts that share nothing, so that they can run side by side: three keep two cores busy, since tests wait for
+# disks, processes and threads half of their time. A new folder of tests is in the last.
+test: test-stages test-more-stages test-units test-faults
+
+STAGES := $(wildcard tests/stages/test_[a-r]*.py)
 
 test-stages: install-dev
-	$(BIN)/python -m pytest tests/stages
+	$(BIN)/python -m pytest $(STAGES)
+
+test-more-stages: install-dev
+	$(BIN)/python -m pytest $(filter-out $(STAGES),$(wildcard tests/stages/test_*.py))
 
 test-faults: install-dev
 	$(BIN)/python -m pytest tests/faults tests/cli

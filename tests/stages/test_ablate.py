@@ -239,6 +239,7 @@ def test_a_cell_with_a_damaged_config_is_told_to_be_removed(finished: Path, stud
     assert run(grid, finished, student, tmp_path / "out").cells["finished"] == 1
 
 
+@pytest.mark.slow  # reads a grown grid; what a report says of each state is tried on made-up folders in CI
 def test_the_report_takes_the_choice_for_that_of_this_grid_until_it_grows(
     done: Path, finished: Path, student: str, tmp_path: Path
 ) -> None:

@@ -131,6 +131,7 @@ def test_a_copied_store_is_the_store(
     assert any((tmp_path / "cache/working").glob("*/records.npy")), "its working set lies in the user's cache"
 
 
+@pytest.mark.slow
 def test_damage_on_s3_is_found(s3: Any, copied: Path) -> None:
     """A lost chunk and a changed metadata file, each named with its URL."""
     key = "done.zarr/label/c/3"

@@ -128,6 +128,7 @@ def test_workers_started_by_hand_in_another_folder(
     assert not [path for path in there.iterdir() if path.name != "dask-scratch-space"], "nothing in the workers' folder"
 
 
+@pytest.mark.slow  # waits for Dask's own clock; the same store from a SLURM cluster is in CI
 def test_a_described_cluster_that_grows_with_the_work(
     world: World, teacher: str, student: str, finished: Path, places: tuple[Path, Path]
 ) -> None:
