@@ -64,13 +64,24 @@ def _class_folders(manifest: Manifest, split: Split, root: Path, classes: Vocabu
 
 def _count_strangers(folder: Path, class_names: frozenset[str], tally: Tally) -> None:
     """Count what lies beside the class folders: folders of no class, and images."""
-    for entry in listing(folder):
+    for entry in _entries(folder):
         if is_leftover(entry.name):
             tally.pass_over("leftovers", entry.name)
         elif entry.kind == "folder" and entry.name not in class_names:
             tally.pass_over("no_class", entry.name)
+        elif entry.kind == "other":
+            tally.pass_over("links" if entry.link else "devices", entry.name)
         elif entry.kind == "file" and looks_like_image(entry.name):
             tally.pass_over("outside_classes", entry.name)
+
+
+def _entries(folder: Path) -> list[Entry]:
+    try:
+        return sorted(listing(folder))
+    except OSError as problem:
+        raise DataError(
+            f"cannot list {folder}: {problem}", hint="restore the folder, or the right to read it"
+        ) from problem
 
 
 def _listed_folders(manifest: Manifest, split: Split, root: Path, classes: Vocabulary, tally: Tally) -> Iterator[Part]:
@@ -114,13 +125,16 @@ def _archive_paths(manifest: Manifest, split: Split, root: Path, tally: Tally) -
 
 
 def _count_other_archives(manifest: Manifest, split: Split, root: Path, paths: list[Path], tally: Tally) -> None:
-    """Count archives that lie beside those of a split and are called like them but for the ending."""
-    pattern = split.path.rpartition("/")[2].rpartition(".")[0].lower()
+    """Count archives beside those of a split that are called like them but for the ending, or lie one folder deeper."""
+    last = split.path.rpartition("/")[2]
+    pattern = last.rpartition(".")[0].lower()
     if "*" not in pattern or is_remote(root):
         return
     taken = {path for other in manifest.splits.values() for path in root.glob(other.path)}
     for folder in sorted({path.parent for path in paths}):
-        for entry in listing(folder):
+        for deeper in sorted(set(folder.glob(f"*/{last}")) - taken):
+            tally.pass_over("sub_folders", deeper.relative_to(folder).as_posix())
+        for entry in _entries(folder):
             alike = fnmatch.fnmatchcase(entry.name.lower(), f"{pattern}.*") and extension(entry.name) in ARCHIVES
             if entry.kind == "file" and alike and folder / entry.name not in taken and not is_leftover(entry.name):
                 tally.pass_over("other_archives", entry.name)
@@ -147,7 +161,7 @@ def _class_of(class_id: str, where: str, classes: Vocabulary) -> int:
 def _scan_folder(split: Split, part: Part, classes: Vocabulary, tally: Tally) -> Iterator[ImagePlace]:
     label = int(part.name) if split.label == "number" else classes.index[part.name]
     endings = image_endings()
-    for entry in sorted(listing(part.archive)):
+    for entry in _entries(part.archive):
         key = f"{part.name}/{entry.name}"
         if entry.kind == "file" and extension(entry.name) in endings and not is_leftover(entry.name):
             if tally.look_inside and entry.size:
