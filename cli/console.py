@@ -135,12 +135,15 @@ class Output:
             self._bars = None
             self._tasks.clear()
 
-    def result(self, result: DataclassInstance) -> None:
-        """Print what a stage returned: a JSON document, or tables for a person."""
+    def result(
+        self, result: DataclassInstance, shown: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    ) -> None:
+        """Print what a stage returned: a JSON document, or tables for a person, whose values `shown` rearranges."""
         values = plain(dataclasses.asdict(result), spelled)
         if self._json:
             self.document(values)
             return
+        values = shown(values) if shown else values
         width = None if on_terminal(sys.stdout) or "COLUMNS" in os.environ else PIPE_WIDTH
         console = Console(file=sys.stdout, highlight=False, width=width)
         with console.capture() as captured:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from teachonce.cli.console import Output
 
@@ -22,13 +22,19 @@ class Job:
     work: Callable[[Output], int]
 
 
-def job(command: str, json: bool, quiet: bool, stage: Callable[[Output], DataclassInstance]) -> Job:
-    """The job that runs a stage and prints its result."""
+def job(
+    command: str,
+    json: bool,
+    quiet: bool,
+    stage: Callable[[Output], DataclassInstance],
+    shown: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> Job:
+    """The job that runs a stage and prints its result; `shown` rearranges the values that a person sees."""
 
     def work(output: Output) -> int:
         with output.working():
             result = stage(output)
-        output.result(result)
+        output.result(result, shown)
         # A stage that ends well may bring bad news: its result then has an exit code of its own.
         bad_news: int = getattr(result, "exit_code", 0)
         return bad_news

@@ -8,6 +8,7 @@ import typer
 
 from teachonce.cli import options
 from teachonce.cli.jobs import Job, job
+from teachonce.cli.views.index import by_split
 from teachonce.stages import index as stage
 
 IndexSplit = Annotated[
@@ -29,9 +30,11 @@ def index(
 ) -> Job:
     """Compare the data on disk with its manifest: every fault at once, before a GPU hour is spent.
 
+    Whatever looks like an image and is none of the samples is counted by reason.
+
     Exit 3 when anything is missing, damaged or too much.
     """
     source = options.one_manifest(manifest, manifest_option, "index")
 
     request = stage.IndexRequest(manifest=source, root=root, split=split, digests=digests)
-    return job("index", json, quiet, lambda output: stage.index(request, output))
+    return job("index", json, quiet, lambda output: stage.index(request, output), by_split)

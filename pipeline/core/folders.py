@@ -1,6 +1,7 @@
-"""A folder that appears whole or not at all: built beside its place under another name, then renamed.
+"""Folders: what lies in one, and one that appears whole or not at all, built beside its place and then renamed.
 
-It does not know what lies in it. A process that is killed leaves the folder under its other name, and no more.
+This module does not know what the files are. A process that is killed leaves a new folder under its other name, and no
+more.
 """
 
 from __future__ import annotations
@@ -10,10 +11,66 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from teachonce.core.files import Check, beside, sync, sync_tree, write_failed
 from teachonce.errors import UsageError
 from teachonce.phrases import phrase
+
+
+class Entry(NamedTuple):
+    """What lies in a folder under one name."""
+
+    name: str
+    kind: Literal["file", "folder", "other"]
+    """What the entry is when links are followed; `other` is a device, a pipe, a socket, or a link to nothing."""
+    size: int
+    """Bytes of a file; 0 for all else."""
+    link: bool
+
+
+def listing(folder: Path) -> list[Entry]:
+    """List a folder, in no order.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    entries = []
+    if isinstance(folder, os.PathLike):
+        with os.scandir(folder) as there:
+            for item in there:
+                if item.is_file():
+                    entries.append(Entry(item.name, "file", item.stat().st_size, item.is_symlink()))
+                else:
+                    entries.append(Entry(item.name, "folder" if item.is_dir() else "other", 0, item.is_symlink()))
+        return entries
+    for path in folder.iterdir():  # a remote folder has no links
+        is_file = path.is_file()
+        kind: Literal["file", "folder"] = "file" if is_file else "folder"
+        entries.append(Entry(path.name, kind, path.stat().st_size if is_file else 0, False))
+    return entries
+
+
+def files_below(folder: Path) -> Iterator[str]:
+    """Yield the path, relative to the folder, of every file below it; links to folders are not followed."""
+    if isinstance(folder, os.PathLike):
+        for place, folders, files in os.walk(folder):
+            folders.sort()
+            for name in sorted(files):
+                yield os.path.relpath(os.path.join(place, name), folder)
+        return
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield path.relative_to(folder).as_posix()
+
+
+def first_bytes(file: Path, size: int) -> bytes:
+    """Return the beginning of a file; nothing where the file cannot be read, which whoever needs it whole will say."""
+    try:
+        with file.open("rb") as stream:
+            return stream.read(size)
+    except OSError:
+        return b""
 
 
 def require_new(out: Path) -> None:

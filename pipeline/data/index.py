@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from teachonce.core.progress import Reporter
+from teachonce.data.formats import image_endings
 from teachonce.data.layouts import archive_parts, scan
 from teachonce.data.manifests import LINES, Manifest, Split, require_root
-from teachonce.data.places import IMAGE_EXTENSIONS, ImagePlace, Part
+from teachonce.data.places import ImagePlace, Part, PassedOver, Tally
 from teachonce.data.vocabulary import Vocabulary, folder_vocabulary, load_vocabulary, parse_tsv
 from teachonce.errors import DataError
 
@@ -154,23 +155,29 @@ def build_index(manifest: Manifest, split_name: str, root: Path | None, reporter
         manifest: what the data must be.
         split_name: one of the manifest's splits.
         root: the folder that holds the data.
-        reporter: receives the progress.
+        reporter: receives the progress, and one line about what lies there and is no sample.
 
     Raises:
         DataError: there is no archive, an archive is unreadable, cut off or of an unknown class, a sample has no label,
             a key comes twice, or the number of samples is not the declared one.
     """
+    return collect_sound(manifest, split_name, root, reporter).index
+
+
+def collect_sound(manifest: Manifest, split_name: str, root: Path | None, reporter: Reporter) -> Collected:
+    """Return what `build_index` does, together with what the scan passed over; it raises the same."""
     root = require_root(manifest, root)
     split = manifest.split(split_name)
-    index = collect(manifest, split_name, root, reporter, stop=True).index
-    _check_count(index, split, split_name, root)
+    collected = collect(manifest, split_name, root, reporter, stop=True)
+    index = collected.index
+    _check_count(index, split, f"the split '{split_name}' below {root}", collected.passed_over)
     twice = doubled_keys(index, most=1)
     if twice:
         raise DataError(
             f"the sample key '{twice[0].key}' comes twice: in {twice[0].first} and {twice[0].second}; "
             "keys must be unique"
         )
-    return index
+    return collected
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,42 +187,66 @@ class Collected:
     index: SampleIndex
     parts: tuple[Part, ...]
     faults: tuple[DataError, ...]
+    passed_over: PassedOver
+    """What lies there and is no sample."""
+    foreign: dict[str, int]
+    """How many images begin with bytes of no image format, by what the bytes are; empty where nobody looked."""
+    foreign_examples: dict[str, tuple[str, ...]]
+    empty_parts: tuple[str, ...]
+    """Names of the archives and class folders that were read whole and hold no image."""
 
 
 def collect(manifest: Manifest, split_name: str, root: Path, reporter: Reporter, stop: bool) -> Collected:
     """Scan what lies in a split, whether or not it is what the manifest declares.
 
     Args:
-        stop: raise the first problem; otherwise the scan goes on with the next part and all problems are returned.
+        stop: raise the first problem; otherwise the scan goes on with the next part, looks at the first bytes of
+            images too, and all problems are returned.
 
     Raises:
         DataError: there is nothing to scan, or something is wrong and `stop` is set.
     """
     split = manifest.split(split_name)
     classes = split_classes(manifest, split_name, root)
-    parts = list(archive_parts(manifest, split, root, classes))
+    tally = Tally(look_inside=not stop)
+    parts = list(archive_parts(manifest, split, root, classes, tally))
     archives: dict[Path, int] = {}
-    columns, faults = _Columns(), list[DataError]()
+    columns, faults, empty_parts = _Columns(), list[DataError](), list[str]()
     for done, part in enumerate(parts):
-        number = archives.setdefault(part.archive, len(archives))
+        number, before = archives.setdefault(part.archive, len(archives)), len(columns)
         try:
-            for place in scan(split, part, classes):
+            for place in scan(split, part, classes, tally):
                 columns.add(number, place)
+            if len(columns) == before:
+                empty_parts.append(part.name)
         except DataError as problem:
             if stop:
                 raise
             faults.append(problem)
         reporter.progress("index", done + 1, len(parts), "archives", images=len(columns))
     index = columns.finish(tuple(path.relative_to(root).as_posix() for path in archives))
-    return Collected(index, tuple(parts), tuple(faults))
+    passed_over = tally.passed_over()
+    if passed_over:
+        reporter.note(f"{manifest.name}, {split_name}: {passed_over}")
+    foreign = dict(tally.foreign.most_common())
+    return Collected(
+        index,
+        tuple(parts),
+        tuple(faults),
+        passed_over,
+        foreign,
+        {kind: tuple(tally.foreign_examples[kind]) for kind in foreign},
+        tuple(empty_parts),
+    )
 
 
-def _check_count(index: SampleIndex, split: Split, split_name: str, root: Path) -> None:
+def _check_count(index: SampleIndex, split: Split, where: str, passed_over: PassedOver) -> None:
+    beside = f"; {passed_over}" if passed_over else ""
     if not len(index):
-        raise DataError(f"the split '{split_name}' below {root} holds no image ({', '.join(sorted(IMAGE_EXTENSIONS))})")
+        raise DataError(f"{where} holds no image ({', '.join(sorted(image_endings()))}){beside}")
     if split.samples is not None and split.samples != len(index):
         raise DataError(
-            f"the split '{split_name}' below {root} holds {len(index)} images; its manifest says {split.samples}",
+            f"{where} holds {len(index)} images; its manifest says {split.samples}{beside}",
             hint="`teachonce index` lists what is missing; for a part of the data change `samples` in a copy of it",
         )
 
@@ -227,18 +258,18 @@ def few_samples(manifest: Manifest, split_name: str, root: Path, most: int) -> S
         DataError: there is no image, or an archive that was scanned is damaged.
     """
     split = manifest.split(split_name)
-    classes = split_classes(manifest, split_name, root)
-    parts = list(archive_parts(manifest, split, root, classes))
+    classes, tally = split_classes(manifest, split_name, root), Tally()
+    parts = list(archive_parts(manifest, split, root, classes, tally))
     chosen = [parts[i] for i in np.unique(np.linspace(0, len(parts) - 1, min(len(parts), FEW_PARTS)).astype(int))]
     archives: dict[Path, int] = {}
     columns = _Columns()
     for part in chosen:
         number = archives.setdefault(part.archive, len(archives))
-        for place in islice(scan(split, part, classes), -(-most // len(chosen))):
+        for place in islice(scan(split, part, classes, tally), -(-most // len(chosen))):
             columns.add(number, place)
     index = columns.finish(tuple(path.relative_to(root).as_posix() for path in archives))
     if not len(index):
-        _check_count(index, split, split_name, root)
+        _check_count(index, split, f"the split '{split_name}' below {root}", tally.passed_over())
     return index
 
 

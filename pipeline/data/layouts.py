@@ -1,83 +1,154 @@
 """Each layout of archives, read into the places of its images by headers alone.
 
-Nothing is extracted or decoded. Archives are opened through the `open` of their own path objects, so an archive may lie
-elsewhere than on a local disk.
+Nothing is extracted or decoded. Whatever lies in a split and is no sample is counted in the tally of the scan.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import json
-import os
-import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from teachonce.core.remote import opened
+from teachonce.core.folders import Entry, files_below, first_bytes, listing
+from teachonce.core.remote import is_remote
+from teachonce.data.formats import (
+    HEAD,
+    PLAIN_ENDINGS,
+    extension,
+    image_endings,
+    is_leftover,
+    looks_like_image,
+)
 from teachonce.data.listed_images import ListedPart, listed_parts, scan_listed
 from teachonce.data.manifests import Format, Manifest, Split
-from teachonce.data.places import IMAGE_EXTENSIONS, UNKNOWN, ImagePlace, Part, extension
+from teachonce.data.places import UNKNOWN, ImagePlace, Part, Tally, printable
+from teachonce.data.tars import Member, Sample, shard_samples, tar_members
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.errors import DataError, did_you_mean
 
+# Endings of archives that a manifest's path may miss: the same archives compressed, or half fetched.
+ARCHIVES = frozenset({"tar", "tgz", "tbz", "txz", "gz", "xz", "bz2", "zst", "zip", "7z", "rar", "parquet", "part"})
+MOST_LABEL_BYTES = 16 << 20  # of a member that holds a label: a class id, a number, or a JSON object
 
-def archive_parts(manifest: Manifest, split: Split, root: Path, classes: Vocabulary) -> Iterator[Part]:
+
+def archive_parts(manifest: Manifest, split: Split, root: Path, classes: Vocabulary, tally: Tally) -> Iterator[Part]:
     """Yield all parts of a split, in their order.
 
     Raises:
         DataError: nothing matches the split's path, or an outer archive cannot be read.
     """
-    yield from LAYOUTS[split.format].parts(manifest, split, root, classes)
+    yield from LAYOUTS[split.format].parts(manifest, split, root, classes, tally)
 
 
-def scan(split: Split, part: Part, classes: Vocabulary) -> Iterator[ImagePlace]:
+def scan(split: Split, part: Part, classes: Vocabulary, tally: Tally) -> Iterator[ImagePlace]:
     """Yield the images of a part, in their order.
 
     Raises:
         DataError: the part cannot be read, is cut off, holds an unknown class, or holds a sample without a label.
     """
-    return LAYOUTS[split.format].scan(split, part, classes)
+    return LAYOUTS[split.format].scan(split, part, classes, tally)
 
 
-def _class_folders(manifest: Manifest, split: Split, root: Path, classes: Vocabulary) -> Iterator[Part]:
-    for number, class_id in enumerate(classes.ids):
-        name = str(number) if split.label == "number" else class_id
-        if (root / split.path / name).is_dir():
-            yield Part(root / split.path / name, name)
+def _class_folders(manifest: Manifest, split: Split, root: Path, classes: Vocabulary, tally: Tally) -> Iterator[Part]:
+    folder = root / split.path
+    names = [str(number) for number in range(len(classes))] if split.label == "number" else classes.ids
+    if folder.is_dir():
+        _count_strangers(folder, frozenset(names), tally)
+    for name in names:
+        if (folder / name).is_dir():
+            yield Part(folder / name, name)
 
 
-def _listed_folders(manifest: Manifest, split: Split, root: Path, classes: Vocabulary) -> Iterator[Part]:
-    yield from listed_parts(split, root, classes)
+def _count_strangers(folder: Path, class_names: frozenset[str], tally: Tally) -> None:
+    """Count what lies beside the class folders: folders of no class, and images."""
+    for entry in _entries(folder):
+        if is_leftover(entry.name):
+            tally.pass_over("leftovers", entry.name)
+        elif entry.kind == "folder" and entry.name not in class_names:
+            tally.pass_over("no_class", entry.name)
+        elif entry.kind == "other":
+            tally.pass_over("links" if entry.link else "devices", entry.name)
+        elif entry.kind == "file" and looks_like_image(entry.name):
+            tally.pass_over("outside_classes", entry.name)
 
 
-def _archives(manifest: Manifest, split: Split, root: Path, classes: Vocabulary) -> Iterator[Part]:
-    for path in _archive_paths(manifest, split, root):
+def _entries(folder: Path) -> list[Entry]:
+    try:
+        return sorted(listing(folder))
+    except OSError as problem:
+        raise DataError(
+            f"cannot list {folder}: {problem}", hint="restore the folder, or the right to read it"
+        ) from problem
+
+
+def _listed_folders(manifest: Manifest, split: Split, root: Path, classes: Vocabulary, tally: Tally) -> Iterator[Part]:
+    yield from listed_parts(manifest, split, root, classes, tally)
+
+
+def _archives(manifest: Manifest, split: Split, root: Path, classes: Vocabulary, tally: Tally) -> Iterator[Part]:
+    for path in _archive_paths(manifest, split, root, tally):
         yield Part(path, path.stem)
 
 
-def _nested_archives(manifest: Manifest, split: Split, root: Path, classes: Vocabulary) -> Iterator[Part]:
-    for path in _archive_paths(manifest, split, root):
-        yield from _inner_tars(path)
+def _parquet_files(manifest: Manifest, split: Split, root: Path, classes: Vocabulary, tally: Tally) -> Iterator[Part]:
+    """Yield the files; files of one name in several folders are told apart by their folders, as keys need it."""
+    names: set[str] = set()
+    for path in _archive_paths(manifest, split, root, tally):
+        name = path.stem if path.stem not in names else path.relative_to(root).with_suffix("").as_posix()
+        names.add(name)
+        yield Part(path, name)
 
 
-def _archive_paths(manifest: Manifest, split: Split, root: Path) -> list[Path]:
-    paths = sorted(root.glob(split.path))
-    if not paths:
-        raise DataError(f"no archive matches {root / split.path}", hint=manifest.get)
-    for path in paths:
+def _nested_archives(manifest: Manifest, split: Split, root: Path, classes: Vocabulary, tally: Tally) -> Iterator[Part]:
+    for path in _archive_paths(manifest, split, root, tally):
+        yield from _inner_tars(path, tally)
+
+
+def _archive_paths(manifest: Manifest, split: Split, root: Path, tally: Tally) -> list[Path]:
+    paths = []
+    for path in sorted(root.glob(split.path)):
+        if is_leftover(path.name):
+            tally.pass_over("leftovers", path.name)
+            continue
         if not path.is_file():
             raise DataError(f"{path} matches {split.path} but is not a file")
         if "\n" in path.name:
             raise DataError(f"{str(path)!r}: the name of an archive must not hold a line break", hint="rename it")
+        paths.append(path)
+    if not paths:
+        raise DataError(f"no archive matches {root / split.path}", hint=manifest.get)
+    _count_other_archives(manifest, split, root, paths, tally)
     return paths
 
 
-def _inner_tars(path: Path) -> Iterator[Part]:
-    for member in tar_members(Part(path, path.stem)):
+def _count_other_archives(manifest: Manifest, split: Split, root: Path, paths: list[Path], tally: Tally) -> None:
+    """Count archives beside those of a split that are called like them but for the ending, or lie one folder deeper."""
+    last = split.path.rpartition("/")[2]
+    pattern = last.rpartition(".")[0].lower()
+    if "*" not in pattern or is_remote(root):
+        return
+    taken = {path for other in manifest.splits.values() for path in root.glob(other.path)}
+    for folder in sorted({path.parent for path in paths}):
+        for deeper in sorted(set(folder.glob(f"*/{last}")) - taken):
+            tally.pass_over("sub_folders", deeper.relative_to(folder).as_posix())
+        for entry in _entries(folder):
+            alike = fnmatch.fnmatchcase(entry.name.lower(), f"{pattern}.*") and extension(entry.name) in ARCHIVES
+            if entry.kind == "file" and alike and folder / entry.name not in taken and not is_leftover(entry.name):
+                tally.pass_over("other_archives", entry.name)
+
+
+def _inner_tars(path: Path, tally: Tally) -> Iterator[Part]:
+    for member in tar_members(Part(path, path.stem), tally):
         name = member.name.rpartition("/")[2]
         if extension(name) == "tar":
-            yield Part(path, name[: -len(".tar")], member.offset_data, member.offset_data + member.size)
+            yield Part(path, name[: -len(".tar")], member.offset, member.offset + member.size)
+        elif looks_like_image(name):
+            tally.pass_over("outside_classes", member.name)
+        else:
+            tally.pass_over_ending(member.name)
 
 
 def _class_of(class_id: str, where: str, classes: Vocabulary) -> int:
@@ -87,131 +158,105 @@ def _class_of(class_id: str, where: str, classes: Vocabulary) -> int:
     return classes.index[class_id]
 
 
-def _scan_folder(split: Split, part: Part, classes: Vocabulary) -> Iterator[ImagePlace]:
+def _scan_folder(split: Split, part: Part, classes: Vocabulary, tally: Tally) -> Iterator[ImagePlace]:
     label = int(part.name) if split.label == "number" else classes.index[part.name]
-    for entry in sorted(_files(part.archive)):
-        if extension(entry[0]) in IMAGE_EXTENSIONS:
-            yield ImagePlace(f"{part.name}/{entry[0]}", 0, entry[1], label)
+    endings = image_endings()
+    for entry in _entries(part.archive):
+        key = f"{part.name}/{entry.name}"
+        if entry.kind == "file" and extension(entry.name) in endings and not is_leftover(entry.name):
+            if tally.look_inside and entry.size:
+                tally.look(key, first_bytes(part.archive / entry.name, HEAD))
+            yield ImagePlace(key, 0, entry.size, label)
+        else:
+            _count_in_folder(part.archive, entry, key, tally)
 
 
-def _files(folder: Path) -> Iterator[tuple[str, int]]:
-    """Yield name and size of the regular files in a folder; links are followed."""
-    if isinstance(folder, os.PathLike):
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_file():
-                    yield entry.name, entry.stat().st_size
-        return
-    for path in folder.iterdir():
-        if path.is_file():
-            yield path.name, path.stat().st_size
+def _count_in_folder(folder: Path, entry: Entry, key: str, tally: Tally) -> None:
+    """Count what lies in a class folder and is no sample."""
+    if is_leftover(entry.name):
+        tally.pass_over("leftovers", key)
+    elif entry.kind == "file":
+        tally.pass_over_ending(key)
+    elif entry.link:
+        tally.pass_over("links", key)
+    elif entry.kind == "folder":
+        images = [path for path in files_below(folder / entry.name) if looks_like_image(path) and not is_leftover(path)]
+        tally.pass_over("sub_folders", f"{key}/{images[0]}" if images else key, len(images))
+    else:
+        tally.pass_over("devices", key)
 
 
-def tar_members(part: Part) -> Iterator[tarfile.TarInfo]:
-    """Yield the regular members of a tar, one at a time; links, devices and sparse files are passed over.
-
-    Offsets count from the start of the archive, also where the tar is only a part of the archive.
-
-    Raises:
-        DataError: the tar cannot be read, is damaged or cut off.
-    """
-    path = part.archive
-    try:
-        with opened(path) as file:
-            end = path.stat().st_size if part.end is None else part.end
-            file.seek(part.start)
-            # tarfile's offsets count from the start of the file.
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:
-                    tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise: gigabytes for ImageNet-21K
-                    if not member.isreg() or member.sparse is not None:
-                        continue
-                    if member.offset_data + member.size > end:
-                        raise DataError(
-                            f"{part} is cut off: '{member.name}' should end at byte "
-                            f"{member.offset_data + member.size}, it ends at {end}"
-                        )
-                    yield member
-                _require_end(file, part, tar.offset)
-    except (tarfile.TarError, OSError, OverflowError, MemoryError, ValueError) as problem:
-        # The last three come from headers that claim absurd sizes.
-        raise DataError(
-            f"{part} is not a readable tar archive: {problem}",
-            hint="fetch the archive again; compressed tars must be unpacked to plain .tar first",
-        ) from problem
+def _key_name(name: str) -> str:
+    """Return a file's name without its ending, where keys leave that out."""
+    return name.rpartition(".")[0] if extension(name) in PLAIN_ENDINGS else name
 
 
-def _require_end(file: IO[bytes], part: Part, offset: int) -> None:
-    """Refuse an archive without its end mark, a block of zeros.
-
-    tarfile takes a damaged header, or the end of the file, for the end of the archive.
-    """
-    file.seek(offset)
-    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise DataError(
-            f"{part} is cut off or damaged at byte {offset}: expected a header or the end mark there",
-            hint="fetch the archive again",
-        )
-
-
-def _scan_class_tar(split: Split, part: Part, classes: Vocabulary) -> Iterator[ImagePlace]:
+def _scan_class_tar(split: Split, part: Part, classes: Vocabulary, tally: Tally) -> Iterator[ImagePlace]:
     label = _class_of(part.name, str(part), classes)
-    for member in tar_members(part):
+    endings = image_endings()
+    for member in tar_members(part, tally):
         name = member.name.rpartition("/")[2]
-        if extension(name) in IMAGE_EXTENSIONS:
-            yield ImagePlace(f"{part.name}/{name.rpartition('.')[0]}", member.offset_data, member.size, label)
+        if extension(name) in endings:
+            tally.look(member.name, member.head)
+            yield ImagePlace(f"{part.name}/{_key_name(name)}", member.offset, member.size, label)
+        else:
+            tally.pass_over_ending(member.name)
 
 
-def _scan_folder_tar(split: Split, part: Part, classes: Vocabulary) -> Iterator[ImagePlace]:
+def _scan_folder_tar(split: Split, part: Part, classes: Vocabulary, tally: Tally) -> Iterator[ImagePlace]:
     """Scan a tar of class folders, which may lie below other folders: CLASS/NAME.jpg."""
-    for member in tar_members(part):
+    endings = image_endings()
+    for member in tar_members(part, tally):
         folder, _, name = member.name.rpartition("/")
-        if extension(name) not in IMAGE_EXTENSIONS:
+        if extension(name) not in endings:
+            tally.pass_over_ending(member.name)
             continue
-        class_id, stem = folder.rpartition("/")[2], name.rpartition(".")[0]
+        tally.look(member.name, member.head)
+        class_id, stem = folder.rpartition("/")[2], _key_name(name)
         if split.unlabelled:
-            yield ImagePlace(f"{part.name}/{folder}/{stem}", member.offset_data, member.size, UNKNOWN)
+            yield ImagePlace(f"{part.name}/{folder}/{stem}", member.offset, member.size, UNKNOWN)
         else:
             label = _class_of(class_id, f"{part}: the folder of '{member.name}'", classes)
-            yield ImagePlace(f"{class_id}/{stem}", member.offset_data, member.size, label)
+            yield ImagePlace(f"{class_id}/{stem}", member.offset, member.size, label)
 
 
-def _scan_webdataset(split: Split, part: Part, classes: Vocabulary) -> Iterator[ImagePlace]:
-    """Scan a WebDataset tar: members of one sample are adjacent and share the name up to the first dot."""
-    key, image, label = "", None, None
+def _scan_webdataset(split: Split, part: Part, classes: Vocabulary, tally: Tally) -> Iterator[ImagePlace]:
     suffix, _, field = split.label.partition(":")
+    in_members = not split.unlabelled and split.label != "key"
     with part.archive.open("rb") as file:
-        for member in tar_members(part):
-            folder, slash, name = member.name.rpartition("/")
-            stem, _, ending = name.partition(".")
-            if folder + slash + stem != key:
-                if image is not None:
-                    yield _labelled(part, key, image, label, split, classes)
-                key, image, label = folder + slash + stem, None, None
-            if ending.lower() in IMAGE_EXTENSIONS:
-                if image is not None:
-                    raise DataError(f"{part}: the sample '{key}' has two images; keys must be unique")
-                image = member
-            elif ending == suffix and not split.unlabelled:
-                file.seek(member.offset_data)
-                label = _parse_label(file.read(member.size), field, f"{part}: the label of '{key}'", classes)
-    if image is not None:
-        yield _labelled(part, key, image, label, split, classes)
+        for sample in shard_samples(part, suffix if in_members else "", tally):
+            key, image = sample.key, sample.image
+            if split.unlabelled:
+                label = UNKNOWN
+            elif not in_members:
+                label = _class_of(key.rpartition("/")[2].partition("_")[0], f"{part}: the key '{key}'", classes)
+            elif sample.label is None:
+                raise _no_label(part, sample, split)
+            else:
+                text = _whole(sample.label, file, part)
+                label = _parse_label(text, field, f"{part}: the label of '{key}'", classes)
+            tally.look(image.name, image.head)
+            ending = "" if extension(image.name) in PLAIN_ENDINGS else f".{image.name.rpartition('.')[2]}"
+            yield ImagePlace(key + ending, image.offset, image.size, label)
 
 
-def _labelled(
-    part: Part, key: str, image: tarfile.TarInfo, label: int | None, split: Split, classes: Vocabulary
-) -> ImagePlace:
-    if split.unlabelled:
-        label = UNKNOWN
-    elif split.label == "key":
-        label = _class_of(key.rpartition("/")[2].partition("_")[0], f"{part}: the key '{key}'", classes)
-    elif label is None:
-        raise DataError(
-            f"{part}: the sample '{key}' has no label member beside its image",
-            hint=f'the manifest\'s split says label = "{split.label}"',
-        )
-    return ImagePlace(key, image.offset_data, image.size, label)
+def _whole(label: Member, file: IO[bytes], part: Part) -> bytes:
+    if label.size <= len(label.head):
+        return label.head
+    if label.size > MOST_LABEL_BYTES:
+        raise DataError(f"{part}: the label '{label.name}' has {label.size:,} bytes; labels have {MOST_LABEL_BYTES:,}")
+    file.seek(label.offset)
+    return file.read(label.size)
+
+
+def _no_label(part: Part, sample: Sample, split: Split) -> DataError:
+    wanted = f"{sample.key}.{split.label.partition(':')[0]}"
+    beside = f"; beside the image lie {', '.join(map(printable, sample.beside))}" if sample.beside else ""
+    return DataError(
+        f"{part}: the sample '{sample.key}' has no label member beside its image, nor elsewhere in the archive: "
+        f"no '{wanted}'{beside}",
+        hint=f'the manifest\'s split says label = "{split.label}"',
+    )
 
 
 def _parse_label(text: bytes, field: str, where: str, classes: Vocabulary) -> int:
@@ -237,22 +282,22 @@ def _parse_label(text: bytes, field: str, where: str, classes: Vocabulary) -> in
     raise DataError(f"{where} is {word!r}: expected a class id or a number below {len(classes)}")
 
 
-def _scan_listed(split: Split, part: Part, classes: Vocabulary) -> Iterator[ImagePlace]:
-    return scan_listed(cast(ListedPart, part))
+def _scan_listed(split: Split, part: Part, classes: Vocabulary, tally: Tally) -> Iterator[ImagePlace]:
+    return scan_listed(cast(ListedPart, part), tally)
 
 
-def _scan_parquet(split: Split, part: Part, classes: Vocabulary) -> Iterator[ImagePlace]:
+def _scan_parquet(split: Split, part: Part, classes: Vocabulary, tally: Tally) -> Iterator[ImagePlace]:
     from teachonce.data.parquet import scan_parquet  # pyarrow is an optional dependency
 
-    return scan_parquet(part, split, classes)
+    return scan_parquet(part, split, classes, tally)
 
 
 @dataclass(frozen=True)
 class Layout:
     """How the images of one format are met: one function yields the parts of a split, one the images of a part."""
 
-    parts: Callable[[Manifest, Split, Path, Vocabulary], Iterator[Part]]
-    scan: Callable[[Split, Part, Vocabulary], Iterator[ImagePlace]]
+    parts: Callable[[Manifest, Split, Path, Vocabulary, Tally], Iterator[Part]]
+    scan: Callable[[Split, Part, Vocabulary, Tally], Iterator[ImagePlace]]
 
 
 LAYOUTS: Mapping[Format, Layout] = {
@@ -261,7 +306,7 @@ LAYOUTS: Mapping[Format, Layout] = {
     "nested-tars": Layout(_nested_archives, _scan_class_tar),
     "folder-tars": Layout(_archives, _scan_folder_tar),
     "webdataset": Layout(_archives, _scan_webdataset),
-    "parquet": Layout(_archives, _scan_parquet),
+    "parquet": Layout(_parquet_files, _scan_parquet),
     "coop-split": Layout(_listed_folders, _scan_listed),
     "image-list": Layout(_listed_folders, _scan_listed),
 }

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from teachonce.data.manifests import Split
-from teachonce.data.places import IMAGE_EXTENSIONS, ImagePlace, Part, extension
+from teachonce.core.folders import files_below, first_bytes
+from teachonce.data.formats import HEAD, extension, image_endings, is_leftover, looks_like_image
+from teachonce.data.manifests import Manifest, Split
+from teachonce.data.places import ImagePlace, Part, Tally
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.errors import DataError, did_you_mean
 
@@ -81,8 +84,12 @@ def renamed(vocabulary: Vocabulary, file: Path) -> Vocabulary:
     return Vocabulary(vocabulary.ids, tuple(names[class_id] for class_id in vocabulary.ids))
 
 
-def listed_parts(split: Split, root: Path, classes: Vocabulary) -> Iterator[ListedPart]:
+def listed_parts(
+    manifest: Manifest, split: Split, root: Path, classes: Vocabulary, tally: Tally
+) -> Iterator[ListedPart]:
     """Yield the folders that hold listed images, in the order in which the list first mentions them.
+
+    Images that lie there and stand in no list of the manifest are counted in the tally.
 
     Raises:
         DataError: the list is missing or malformed, names an unknown class, or holds a path outside its folder.
@@ -97,11 +104,35 @@ def listed_parts(split: Split, root: Path, classes: Vocabulary) -> Iterator[List
         folders.setdefault(str(place.parent), []).append((str(place), label))
     if not folders:
         raise DataError(f"{file} lists no image{f' under {split.part!r}' if split.part else ''}")
+    _count_unlisted(manifest, split, root, tally)
     for folder, files in folders.items():
         yield ListedPart(root / split.images / folder, folder, files=tuple(files))
 
 
-def scan_listed(part: ListedPart) -> Iterator[ImagePlace]:
+def _count_unlisted(manifest: Manifest, split: Split, root: Path, tally: Tally) -> None:
+    """Count the images below the folder of a split that no split of the manifest lists, in no part of its list."""
+    listed: set[str] = set()
+    for other in manifest.splits.values():
+        if other.images == split.images:
+            for part in PARTS if other.format == "coop-split" else ("",):
+                with suppress(DataError):  # a list of another split may be missing
+                    listed.update(_listed_paths(root / other.path, part))
+    for path in files_below(root / split.images):
+        if is_leftover(path):
+            tally.pass_over("leftovers", path)
+        elif looks_like_image(path) and path not in listed:
+            tally.pass_over("not_listed", path)
+
+
+def _listed_paths(file: Path, part: str) -> Iterator[str]:
+    """Yield the path of each image that a list names; of a JSON split only those of one part."""
+    if part:
+        yield from (str(PurePosixPath(path)) for path, _, _ in _entries(file, part))
+    else:
+        yield from (str(PurePosixPath(image)) for _, image, _ in _lines(file))
+
+
+def scan_listed(part: ListedPart, tally: Tally) -> Iterator[ImagePlace]:
     """Yield the listed images of a folder, in the order of the list.
 
     Raises:
@@ -116,6 +147,8 @@ def scan_listed(part: ListedPart) -> Iterator[ImagePlace]:
                 f"the split lists {path}, which cannot be read: {problem.strerror or problem}",
                 hint="fetch the images again; `teachonce index` lists all that is missing",
             ) from problem
+        if tally.look_inside and size:
+            tally.look(key, first_bytes(path, HEAD))
         yield ImagePlace(key, 0, size, label)
 
 
@@ -129,13 +162,18 @@ def _of_json(file: Path, split: Split, classes: Vocabulary) -> Iterator[tuple[st
 
 def _of_lines(file: Path, classes: Vocabulary) -> Iterator[tuple[str, int]]:
     place = {name: index for index, name in enumerate(classes.names)}
-    for number, line in enumerate(_text(file).splitlines(), 1):
-        image, _, name = line.strip().partition(" ")
-        if not image:
-            continue
+    for number, image, name in _lines(file):
         if _spaced(name) not in place:
             raise DataError(f"{file}, line {number}: '{name}' is not in the class list: {did_you_mean(name, place)}")
-        yield image if extension(image) in IMAGE_EXTENSIONS else f"{image}.jpg", place[_spaced(name)]
+        yield image, place[_spaced(name)]
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str, str]]:
+    """Yield line number, path and class name of every image of a text list."""
+    for number, line in enumerate(_text(file).splitlines(), 1):
+        image, _, name = line.strip().partition(" ")
+        if image:
+            yield number, image if extension(image) in image_endings() else f"{image}.jpg", name
 
 
 def _entries(file: Path, part: str) -> Iterator[tuple[str, int, str]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from teachonce.data.manifests import Split
-from teachonce.data.places import UNKNOWN, ImagePlace, Part
+from teachonce.data.places import UNKNOWN, ImagePlace, Part, Tally
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.errors import DataError, EnvironmentFault
 
@@ -27,6 +27,7 @@ except ImportError as missing:
     ) from missing
 
 USUAL_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
+NO_BYTES = "none: the rows hold no bytes"
 KEPT_GROUPS = 4  # row groups in memory at a time: the hub writes some 100 images into each
 _PROBLEMS = (pa.ArrowException, OSError)
 
@@ -75,8 +76,11 @@ def image_column(schema: Any, path: Path) -> str:
     return (usual or able)[0]
 
 
-def scan_parquet(part: Part, split: Split, classes: Vocabulary) -> Iterator[ImagePlace]:
+def scan_parquet(part: Part, split: Split, classes: Vocabulary, tally: Tally) -> Iterator[ImagePlace]:
     """Yield one sample for each row. Only labels and image names are read; the bytes of the images stay in the file.
+
+    Rows are samples of their own also where their images have one name: the number of the row then tells their keys
+    apart, but for the first, whose key is as it would be alone.
 
     Raises:
         DataError: the file cannot be read, lacks a column, or holds a label that the class list lacks.
@@ -90,25 +94,42 @@ def scan_parquet(part: Part, split: Split, classes: Vocabulary) -> Iterator[Imag
                 f"{part}: no column '{split.label}'; there are {sorted(leaves)}",
                 hint="`label` of the manifest's split names the column of the labels",
             )
+        _count_absent(file, image, part, tally)
         columns = label_columns + ([path_column] if path_column in leaves else [])
-        row = 0
+        row, names = 0, set[str]()
         for group in range(file.num_row_groups):
             count = file.metadata.row_group(group).num_rows
             table = _read(part.archive, lambda group=group: file.read_row_group(group, columns=columns))
             labels = table[split.label].to_pylist() if label_columns else [UNKNOWN] * count
             paths = [value["path"] for value in table[image].to_pylist()] if path_column in leaves else []
             for place in range(count):
-                name = _name(paths[place] if paths else None, row)
+                name = _name(paths[place] if paths else None, row, names)
                 label = labels[place] if split.unlabelled else _label(labels[place], part, row, classes)
                 yield ImagePlace(f"{part.name}/{name}", row, 0, label)
                 row += 1
 
 
-def _name(path: str | None, row: int) -> str:
+def _count_absent(file: Any, image: str, part: Part, tally: Tally) -> None:
+    """Count rows without the bytes of an image, as where rows only name files, if the file's statistics tell."""
+    for place, leaf in enumerate(_leaves(file)):
+        if leaf not in (image, f"{image}.bytes"):
+            continue
+        for group in range(file.num_row_groups):
+            statistics = file.metadata.row_group(group).column(place).statistics
+            if statistics is not None and statistics.has_null_count:
+                tally.note_foreign(NO_BYTES, part.archive.name, statistics.null_count)
+
+
+def _name(path: str | None, row: int, names: set[str]) -> str:
+    """Return a name that no earlier row of the file has, and remember the name."""
     if not path:
         return f"{row:08d}"
-    name = path.rpartition("/")[2]
-    return name.rpartition(".")[0] or name
+    file = path.rpartition("/")[2]
+    name = file.rpartition(".")[0] or file
+    if name in names:
+        name = f"{name}~{row}"
+    names.add(name)
+    return name
 
 
 def _label(value: Any, part: Part, row: int, classes: Vocabulary) -> int:

@@ -18,16 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from teachonce.core.remote import is_folder, is_remote, read_range
+from teachonce.data.formats import in_bytes, is_cut, kind_of, pillow_formats, plugin_for
 from teachonce.data.index import SampleIndex
+from teachonce.data.tars import linked_names
 from teachonce.errors import DataError
 
 if TYPE_CHECKING:
     from teachonce.data.parquet import ParquetRows
 
-FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 64_000_000  # 192 MB decoded; the largest ImageNet photos have less than half as many pixels
 HEADER = 512  # bytes of a tar header, which lies right before its member
 BACKOFF = (0.05, 0.2, 0.8, 1.6, 3.2)  # seconds between tries of a read that failed
@@ -48,6 +49,8 @@ DECODE_ERRORS = (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
+# TIFF and the plug-ins raise more. A model raises these too, so they tell of an image only while no model is at work.
+_DECODER_ERRORS = (*DECODE_ERRORS, KeyError, AttributeError, ArithmeticError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class ImageReader:
         self._opened: set[io.FileIO] = set()  # files of all threads, kept here so that they can be closed
         self._opening = threading.Lock()
         self._parquet: ParquetRows | None = None
+        self._links: dict[Path, dict[int, set[str]]] = {}
 
     def __enter__(self) -> ImageReader:
         return self
@@ -109,12 +113,25 @@ class ImageReader:
                 f"{path}: the sample '{index.key(sample)}' should have {size} bytes, found {max(0, len(data) - lead)}",
                 hint="the archive changed since it was indexed; restore it",
             )
-        if lead and not _is_header_of(data[:lead], self.name(sample), size):
+        if lead and not (
+            _is_header_of(data[:lead], self.name(sample), size)
+            or (_is_header_of(data[:lead], "", size) and self._is_link(path, offset, self.name(sample)))
+        ):
             raise DataError(
                 f"{path}: what lies before byte {offset} is not the header of '{index.key(sample)}' with {size} bytes",
                 hint="the archive was packed anew since it was indexed; restore the old one, or start another store",
             )
         return data[lead:]
+
+    def _is_link(self, path: Path, offset: int, name: str) -> bool:
+        """Whether an archive has a link of this name to the file at this place; its headers are read once for that."""
+        with self._opening:
+            if path not in self._links:
+                self._links[path] = {}
+                with contextlib.suppress(DataError):  # then no link can be sound
+                    self._links[path] = linked_names(path)
+            names = self._links[path].get(offset, ())
+        return any(link.rpartition("/")[2].startswith(name) for link in names)
 
     def _archive(self, number: int) -> tuple[str, Path]:
         """Say how an archive is read, and where it lies."""
@@ -190,7 +207,7 @@ def _is_header_of(block: bytes, name: str, size: int) -> bool:
 
 
 def decode(data: bytes) -> Image.Image | ImageFault:
-    """Decode a JPEG, PNG or WebP image, which may be gzip-compressed.
+    """Decode an image of one of `pillow_formats`, which may be gzip-compressed; of an animation, the first frame.
 
     EXIF orientation is not applied, because open_clip's transforms do not apply it either.
     """
@@ -198,12 +215,29 @@ def decode(data: bytes) -> Image.Image | ImageFault:
         if data.startswith(_GZIP_MAGIC):
             with gzip.open(io.BytesIO(data)) as stream:
                 data = stream.read(MAX_PIXELS)
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=pillow_formats())
         if image.width * image.height > MAX_PIXELS:
             return ImageFault(TOO_LARGE, f"{image.width} x {image.height} pixels, at most {MAX_PIXELS}")
         image.load()
         return image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as problem:
         return ImageFault(TOO_LARGE, str(problem))
-    except DECODE_ERRORS as problem:
-        return ImageFault(UNDECODABLE, f"{type(problem).__name__}: {problem}")
+    except _DECODER_ERRORS as problem:
+        return ImageFault(UNDECODABLE, _reason(problem, data))
+
+
+def _reason(problem: Exception, data: bytes) -> str:
+    """Say why bytes gave no image, and what the bytes are."""
+    if not data:
+        return "not an image: there are no bytes"
+    kind = kind_of(data)
+    plugin = plugin_for(kind.lower())
+    if is_cut(data, kind):
+        bytes_are = f"the bytes begin as {kind} and break off before their end mark"
+    elif plugin is not None and not plugin.works:
+        bytes_are = f"the bytes are {kind}, which `pip install {plugin.package}` reads"
+    else:
+        bytes_are = f"the bytes are {in_bytes(data)}"
+    if isinstance(problem, UnidentifiedImageError):  # Pillow's own words are the address of an object
+        return f"not an image that Pillow reads: {bytes_are}"
+    return f"{type(problem).__name__}: {problem}; {bytes_are}"

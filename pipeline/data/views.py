@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from teachonce.data.places import IMAGE_EXTENSIONS, extension
+from teachonce.data.formats import PLAIN_ENDINGS, extension
 from teachonce.data.view_policy import BINS, OPS, SIGNED, ViewPolicy
 from teachonce.errors import IntegrityError
 
@@ -62,7 +62,7 @@ def sample_name(key: str) -> str:
     name = key.rpartition("/")[2]
     while True:
         stem = name.rpartition(".")[0]
-        if not stem or extension(name) not in IMAGE_EXTENSIONS:
+        if not stem or extension(name) not in PLAIN_ENDINGS:
             return name
         name = stem
 

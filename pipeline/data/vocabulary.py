@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 
 from teachonce.core.remote import clear_errors
+from teachonce.data.formats import is_leftover
 from teachonce.errors import DataError, EnvironmentFault, UsageError, did_you_mean
 from teachonce.phrases import phrase
 
@@ -204,7 +205,8 @@ def folder_vocabulary(folder: Path) -> Vocabulary:
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder: expected one folder a class there")
-    ids = sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
+    names = [item.name for item in folder.iterdir() if item.is_dir()]
+    ids = sorted(name for name in names if not name.startswith(".") and not is_leftover(name))
     return _checked(ids, [name.replace("_", " ").strip() or name for name in ids], str(folder))
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
 from teachonce.core.sums import is_plain
-from teachonce.data.layouts import tar_members
 from teachonce.data.places import Part
+from teachonce.data.tars import plain_members
 from teachonce.errors import DataError, IntegrityError, UsageError
 
 BLOCK = 1 << 20  # bytes of the one buffer that files go through
@@ -143,15 +143,15 @@ def entries_of(pack: Path, first: str, last: str) -> Iterator[Entry]:
 def _tar_entries(pack: Path) -> Iterator[Entry]:
     end = 0
     try:
-        for member in tar_members(Part(pack, pack.name)):  # `tar_members` leaves out all but plain files
-            if member.offset != end:
+        for member in plain_members(Part(pack, pack.name)):
+            if member.header != end:
                 raise IntegrityError(
                     f"{pack} holds something that is no plain file (a link, a device, a folder) "
                     f"at byte {end}; nothing was written",
                     hint=FOREIGN,
                 )
-            end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-            yield Entry(member.name, member.size, _opener(pack, member.offset_data))
+            end = member.offset + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            yield Entry(member.name, member.size, _opener(pack, member.offset))
     except DataError as problem:
         raise IntegrityError(problem.message, hint=AGAIN) from problem
     size = -(-(end + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teachonce.core.progress import Reporter
-from teachonce.data.index import SampleIndex, build_index
+from teachonce.data.index import SampleIndex, collect_sound
 from teachonce.data.manifests import Manifest
 from teachonce.data.reader import ImageReader
 from teachonce.data.view_policy import ViewPolicy
@@ -144,7 +144,8 @@ def _require_sound(store: LabelStore) -> None:
 def _create(
     wanted: WantedStore, teacher: LoadedClip | None, fingerprint: dict[str, Any], reporter: Reporter
 ) -> LabelStore:
-    index = _chosen(wanted, build_index(wanted.manifest, wanted.split, wanted.root, reporter), reporter)
+    collected = collect_sound(wanted.manifest, wanted.split, wanted.root, reporter)
+    index = _chosen(wanted, collected.index, reporter)
     rows = len(index) * wanted.views.views
     layout = new_layout(rows, len(wanted.vocabulary), wanted.top_k, TEMPERATURES, wanted.chunk_rows, wanted.views.views)
     with ImageReader(index, wanted.root) as reader:  # a wrong root should fail here and not in a worker
@@ -163,6 +164,9 @@ def _create(
     reporter.note(f"creating {wanted.path}: {layout.rows} rows in {layout.chunks} chunks of {layout.chunk_rows}")
     order = row_order(len(index), ORDER_SEED)
     fingerprint = fingerprint | {"samples": index.digest}
+    if collected.passed_over:
+        facts = fingerprint["about"] | {"passed_over": collected.passed_over.facts()}
+        fingerprint = fingerprint | {"about": facts}
     return create_store(
         wanted.path, layout, fingerprint, wanted.vocabulary, wanted.own_classes, index, order, embeddings
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from teachonce.data.survey import IndexFault, SplitSurvey
+    from teachonce.stages.index.survey import IndexFault, SplitSurvey
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ import time
 
 from teachonce.core.progress import Reporter
 from teachonce.data.manifests import load_manifest, require_root
-from teachonce.data.survey import IndexFault, SplitSurvey, check_digests, survey_split
 from teachonce.errors import DataError
 from teachonce.stages.index.request import IndexRequest, IndexResult
+from teachonce.stages.index.survey import IndexFault, SplitSurvey, check_digests, survey_split
 
 
 def index(request: IndexRequest, reporter: Reporter) -> IndexResult:

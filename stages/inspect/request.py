@@ -29,6 +29,9 @@ class InspectResult:
     """Classes that share their name with another."""
     bytes_per_row: dict[str, float]
     fingerprint: dict[str, Any]
+    passed_over: dict[str, Any]
+    """What lay beside the samples when the store was made and is none, in numbers by reason and by ending; empty if
+    nothing did, and for stores that were made before this was counted."""
     students: tuple[dict[str, Any], ...]
     embeddings: dict[str, Any]
     """The embeddings of the teacher's images: kind, width, committed chunks; empty if the store has none."""

@@ -47,6 +47,7 @@ def inspect(request: InspectRequest, reporter: Reporter) -> InspectResult:
         tied_names=vocabulary.tied(),
         bytes_per_row=bytes_per_row(store),
         fingerprint=store.groups[LABELS].fingerprint,
+        passed_over=store.groups[LABELS].fingerprint.get("about", {}).get("passed_over", {}),
         students=students,
         embeddings=_embeddings(store),
         fidelity=fidelity_report(store),

@@ -64,6 +64,7 @@ GOOD: dict[str, Callable[[], bytes]] = {
     "palette-with-transparency": lambda: encoded(PHOTO.convert("P"), "PNG", transparency=bytes(range(256))),
     "gzipped": lambda: gzip.compress(encoded(PHOTO)),
     "animated-webp": lambda: animated("WEBP"),
+    "animated-gif-named-jpg": lambda: animated("GIF"),
     "one-pixel": lambda: encoded(Image.new("RGB", (1, 1), "red")),
     "thin": lambda: encoded(Image.new("RGB", (700, 1), "blue")),
     "exif-rotated": rotated,
@@ -72,7 +73,7 @@ BAD: dict[str, tuple[int, Callable[[], bytes]]] = {
     "truncated": (1, lambda: encoded(PHOTO)[:400]),
     "empty": (1, lambda: b""),
     "text": (1, lambda: b"<html>404 not found</html>"),
-    "animated-gif": (1, lambda: animated("GIF")),
+    "heic-named-jpg": (1, lambda: b"\0\0\0\x18ftypheic" + bytes(80)),
     "gzipped-text": (1, lambda: gzip.compress(b"no image")),
     "cut-gzip": (1, lambda: gzip.compress(encoded(PHOTO))[:300]),
     "bomb": (2, bomb),
@@ -88,7 +89,7 @@ def odd_world(root: Path, photos: dict[str, bytes], odd: dict[str, bytes]) -> Wo
 def odd_store(
     world: World, teacher: str, student: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, str]]:
-    """A store over the tiny world in which 19 photos are odd; and which row is which oddity."""
+    """A store over the tiny world in which some photos are odd; and which row is which oddity."""
     root = tmp_path_factory.mktemp("odd")
     victims = list(world.photos)[3 : 3 + 3 * (len(GOOD) + len(BAD)) : 3]
     kinds = dict(zip(victims, (*GOOD, *BAD), strict=True))

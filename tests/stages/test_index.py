@@ -111,6 +111,19 @@ def test_doubled_keys_and_empty_images(world: World, tmp_path: Path) -> None:
     assert result.faults[0].expected == "3 archives" and "too many" in result.faults[1].found
 
 
+@pytest.mark.parametrize("name", ["imagenet21k-fall11-tars", "image-folder"])
+def test_images_that_are_none_and_classes_without_any_are_said(name: str, world: World, tmp_path: Path) -> None:
+    """A page, zeros and an empty file that are called images, and a class with nothing in it: no faults, but said."""
+    broken = {"n01_01": b"<!DOCTYPE html>", "n01_02": bytes(20), "n01_03": b""}
+    photos = {name: data for name, data in (world.photos | broken).items() if not name.startswith("n02")}
+    survey = look(laid_out(name, tmp_path, photos, USED), tmp_path, split="train").splits[0]
+    assert (survey.images, survey.empty) == (60, 1)
+    assert survey.foreign == {"HTML (a web page)": 1, "zeros": 1}
+    assert "n01_01" in survey.foreign_examples["HTML (a web page)"][0]
+    assert (survey.empty_parts, survey.empty_part_examples) == (1, ("n02",))
+    assert survey.passed_over.counts == {}
+
+
 @pytest.mark.parametrize("kind", ["md5", "sha256"])
 def test_digests_of_released_files(kind: str, world: World, tmp_path: Path) -> None:
     """Only on request; a wrong one is a fault, a file that is gone is not."""

@@ -16,7 +16,7 @@ import numpy as np
 from teachonce.core.progress import Reporter
 from teachonce.data.index import Collected, SampleIndex, collect, doubled_keys, split_classes
 from teachonce.data.manifests import Manifest, Split
-from teachonce.data.places import Part
+from teachonce.data.places import Part, PassedOver, printable
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.errors import DataError
 
@@ -50,6 +50,15 @@ class SplitSurvey:
     unlabelled: int
     empty: int
     """Number of images of zero bytes: they will fail, and count as failures."""
+    foreign: dict[str, int]
+    """Images whose first bytes are of no image format, by what the bytes are: they will fail. Of parquet files
+    only rows without bytes are counted."""
+    foreign_examples: dict[str, tuple[str, ...]]
+    empty_parts: int
+    """Number of archives and class folders without any image."""
+    empty_part_examples: tuple[str, ...]
+    passed_over: PassedOver
+    """What lies there and is no sample."""
     known_bad: int
     """How many keys of the manifest's list of known bad images the split holds."""
     image_bytes: int
@@ -99,6 +108,11 @@ def _survey(name: str, split: Split, collected: Collected, classes: Vocabulary) 
         classes_seen=len(np.unique(index.label[labelled])),
         unlabelled=int((~labelled).sum()),
         empty=0 if split.format == "parquet" else int((index.size == 0).sum()),
+        foreign=collected.foreign,
+        foreign_examples=collected.foreign_examples,
+        empty_parts=len(collected.empty_parts),
+        empty_part_examples=tuple(map(printable, collected.empty_parts[:LISTED])),
+        passed_over=collected.passed_over,
         known_bad=_known_bad(split, index),
         image_bytes=int(index.size.sum()),
         digest=index.digest,
