@@ -43,6 +43,7 @@ from teachonce.cli.commands import (
 )
 from teachonce.cli.console import Failure, Output
 from teachonce.cli.jobs import Job
+from teachonce.cli.once import Once
 from teachonce.cli.words import spelled
 from teachonce.core.files import write_failed
 from teachonce.errors import EnvironmentFault, TeachOnceError, UsageError
@@ -112,9 +113,9 @@ class Terminated(BaseException):
 
 def _register() -> None:
     for name, command in COMMANDS.items():
-        app.command(name, epilog=f"\b\nExample:\n  {EXAMPLES[name]}")(command)
+        app.command(name, cls=Once, epilog=f"\b\nExample:\n  {EXAMPLES[name]}")(command)
     for alias, name in ALIASES.items():
-        app.command(alias, hidden=True, epilog=f"\b\nExample:\n  {EXAMPLES[name]}")(COMMANDS[name])
+        app.command(alias, cls=Once, hidden=True, epilog=f"\b\nExample:\n  {EXAMPLES[name]}")(COMMANDS[name])
 
 
 def _print_version(wanted: bool) -> None:

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from teachonce.cli.views import fidelity as charts
 from teachonce.cli.words import spelled
-from teachonce.core.documents import plain
+from teachonce.core.documents import plain, sealed
 from teachonce.errors import EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 """Raised when a key of a JSON document changes its meaning or disappears; new keys do not raise it."""
+
+KEPT = ("evaluate",)
+"""Commands whose documents are laid down beside runs, where others read them: these carry their digest."""
 
 HEARTBEAT_SECONDS = 30.0
 """Seconds between two progress lines in a job log: a reader sees that the job lives, and the file stays short."""
@@ -155,8 +158,10 @@ class Output:
 
     def document(self, values: Mapping[str, Any]) -> None:
         """Print the one JSON document of this command, on one line so that files of many stay easy to read."""
-        head = {"schema": SCHEMA, "command": self._command}
-        self.text(json_module.dumps({**head, **plain(values, spelled)}, allow_nan=False) + "\n")
+        document = {"schema": SCHEMA, "command": self._command, **plain(values, spelled)}
+        if self._command in KEPT:
+            document = sealed(document)
+        self.text(json_module.dumps(document, allow_nan=False) + "\n")
 
     def text(self, text: str) -> None:
         """Write to stdout; a reader that left early (`| head`) is no error: the work is done.

@@ -15,6 +15,7 @@ from teachonce.data.view_policy import ViewPolicy
 from teachonce.errors import UsageError, did_you_mean
 from teachonce.models.spec import Precision
 from teachonce.stages.teach import Computing
+from teachonce.training.config_file import flat_key
 
 T = TypeVar("T")
 Count = Annotated[int, AtLeast(1)]
@@ -93,8 +94,9 @@ def settings(kind: type[T], overrides: Sequence[str]) -> T:
     """The dataclass `kind` with `key=value` overrides, values written as in TOML; a bare word is a string.
 
     Raises:
-        UsageError: no `=`, an unknown key, a wrong type, a value out of range.
+        UsageError: no `=`, a key given twice, an unknown key, a wrong type, a value out of range.
     """
+    require_once(overrides)
     data: dict[str, Any] = {}
     keys = f"--set KEY=VALUE, with a key of {', '.join(keys_of(kind))}"
     for override in overrides:
@@ -103,6 +105,23 @@ def settings(kind: type[T], overrides: Sequence[str]) -> T:
             raise UsageError(f"--set {override}: expected key=value: {did_you_mean(key, keys_of(kind))}", hint=keys)
         data[key] = toml_value(text)
     return decode(kind, data, "--set", hint=keys)
+
+
+def require_once(overrides: Sequence[str]) -> None:
+    """Refuse two values for one key: only the last would be used.
+
+    Args:
+        overrides: `key=value`, of `--set`; an option that stands for such a key wins over it, as documented.
+
+    Raises:
+        UsageError: names the key.
+    """
+    keys = [flat_key(override.partition("=")[0].strip()) for override in overrides]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UsageError(
+                f"'{key}' is given {keys.count(key)} times, and only one value would be used", "give it once"
+            )
 
 
 def split_overrides(kind: type[Any], overrides: Sequence[str]) -> tuple[list[str], list[str]]:

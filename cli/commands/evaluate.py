@@ -51,9 +51,11 @@ Without = Annotated[
     ),
 ]
 EvaluateTemplate = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
-        "--template", metavar="T", help="The sentence around a class name, with {} for it; by default the manifest's."
+        "--template",
+        metavar="T",
+        help="Sentence around a class name, {} is the name; several are averaged; by default the manifest's.",
     ),
 ]
 Credits = Annotated[
@@ -113,7 +115,7 @@ def evaluate(
     and the exit code is 5.
     """
     how = settings.settings(settings.EvaluateSettings, set_ or ())
-    entrant = Entrant(student=student, run=run, template=template, wise=wise)
+    entrant = Entrant(student=student, run=run, templates=tuple(template or ()), wise=wise)
     work = Work(batch_size=how.batch_size, threads=how.threads, cache=how.cache)
     files = stage.Files(per_class=per_class, credits=credits)
     given = stage.Given(

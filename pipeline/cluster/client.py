@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import dask
@@ -28,10 +28,20 @@ from teachonce.cluster.description import (
 from teachonce.cluster.scheduler_check import require_same_version
 from teachonce.cluster.task_window import ALLOWED_FAILURES, PATIENCE_KEY, run_tasks
 from teachonce.core.machine import default_threads
-from teachonce.core.progress import Reporter
+from teachonce.core.progress import Reporter, Silent
 from teachonce.errors import EnvironmentFault
 
-__all__ = ["ClusterSpec", "local_cluster", "open_cluster", "run_tasks", "threads_of", "warm_up", "worker_index"]
+__all__ = [
+    "ClusterSpec",
+    "local_cluster",
+    "open_cluster",
+    "run_tasks",
+    "close",
+    "threads_of",
+    "warm_up",
+    "worker_index",
+]
+CLUSTER_SECONDS = 60  # workers that were started here, on a machine that may be busy, are given so long to end
 CLOSE_SECONDS = 10  # a scheduler that does not answer must not hold up the end of a run
 
 
@@ -58,7 +68,7 @@ def open_cluster(spec: ClusterSpec, reporter: Reporter, threads: int = THREADS_P
         with _described(load_description(spec.file), reporter, threads) as client:
             yield client
     else:
-        with local_cluster(spec.workers or 1, threads=threads) as client:
+        with local_cluster(spec.workers or 1, threads=threads, reporter=reporter) as client:
             yield client
 
 
@@ -68,31 +78,48 @@ def local_cluster(
     environment: Mapping[str, str] | None = None,
     adaptive: Adaptive | None = None,
     threads: int = THREADS_PER_WORKER,
+    reporter: Reporter | None = None,
 ) -> Iterator[Client]:
     """Start worker processes on this machine; they are gone when the block ends.
 
-    The workers end by themselves within seconds when this process is killed.
+    The workers end by themselves within seconds when this process is killed. What goes wrong while they are told to
+    end is noted and not raised: the work is done by then, or has an error of its own.
     """
     settings = own_settings() | {
         "distributed.worker.preload": ["teachonce.cluster.worker_signals"],
         # Dask applies these settings before a worker process starts:
         "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT | dict(environment or {}),
     }
-    with (
-        dask.config.set(settings),
-        LocalCluster(
+    with dask.config.set(settings), ExitStack() as stack:
+        cluster = LocalCluster(
             n_workers=adaptive.minimum if adaptive else workers,
             threads_per_worker=threads,
             processes=True,
             memory_limit=0,
             dashboard_address="127.0.0.1:0",
             silence_logs=50,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+        )
+        stack.callback(close, cluster, "the local workers", reporter or Silent(), CLUSTER_SECONDS)
+        client = Client(cluster)
+        stack.callback(close, client, "connections to the local workers", reporter or Silent())
         if adaptive:
             cluster.adapt(minimum=adaptive.minimum, maximum=adaptive.maximum)
         yield client
+
+
+def close(opened: Any, what: str, reporter: Reporter, seconds: float = CLOSE_SECONDS) -> None:
+    """Close a client or a cluster; on a busy machine Dask gives up waiting, and that is no fault of the work.
+
+    Args:
+        opened: the client or the cluster.
+        what: its name in a note about what went wrong.
+        reporter: receives that note.
+        seconds: how long to wait.
+    """
+    try:
+        opened.close(timeout=seconds)
+    except (OSError, TimeoutError, RuntimeError) as problem:
+        reporter.note(f"{what} did not end within {seconds:g} s ({type(problem).__name__}): nothing waits for them")
 
 
 def own_settings() -> dict[str, Any]:
@@ -126,10 +153,7 @@ def _existing_scheduler(address: str, reporter: Reporter) -> Iterator[Client]:
             require_same_version(client, address, reporter)
             yield client
         finally:
-            try:
-                client.close(timeout=CLOSE_SECONDS)
-            except (OSError, TimeoutError):
-                reporter.note(f"the scheduler at {address} did not take leave within {CLOSE_SECONDS} s")
+            close(client, f"connections to the scheduler at {address}", reporter)
 
 
 @contextmanager
@@ -138,7 +162,7 @@ def _described(description: Description, reporter: Reporter, threads: int) -> It
     with dask.config.set(patience):
         if isinstance(description, LocalDescription):
             settings = description.workers or 1, description.environment, description.adaptive
-            with local_cluster(*settings, threads) as client:
+            with local_cluster(*settings, threads, reporter) as client:
                 yield client
         else:
             from teachonce.cluster.jobs import started  # jobs needs a package that is not always installed
@@ -148,7 +172,7 @@ def _described(description: Description, reporter: Reporter, threads: int) -> It
                 try:
                     yield client
                 finally:
-                    client.close(timeout=CLOSE_SECONDS)
+                    close(client, "connections to the workers", reporter)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from teachonce.cluster.client import CLUSTER_SECONDS, close
 from teachonce.cluster.description import (
     THREADS_PER_WORKER,
     WORKER_ENVIRONMENT,
@@ -48,11 +49,13 @@ def started(
         raise EnvironmentFault(
             f"the {kind} cluster could not be started: {problem}", hint="docs/cluster.md has a description that works"
         ) from problem
-    with cluster:
+    try:
         if isinstance(description, SlurmDescription):
             _submit(cluster, description, refused)
             reporter.note("asked SLURM for workers; the first rows come when the first job has started")
         yield cluster
+    finally:
+        close(cluster, f"the workers of the {kind} cluster", reporter, CLUSTER_SECONDS)
 
 
 def _submit(cluster: Any, description: SlurmDescription, refused: list[Exception]) -> None:

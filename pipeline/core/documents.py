@@ -1,17 +1,76 @@
 """Read JSON that may be half written or damaged: what is not whole is None.
 
+Documents that this package writes carry the digest of all else in them, and logs have one in the document that ends
+them: a flipped bit is told from a figure. What early versions wrote carries none and is read as it is.
+
 Files that must be there and whole are read by the rooms that own them, which say what is wrong.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import numbers
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from teachonce.core.digests import canonical_digest
+
+SEAL = "document_sha256"
+"""The key of the digest, over the canonical JSON of all other keys."""
+
+
+def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document in JSON's own types, with its digest."""
+    body = {key: value for key, value in plain(document).items() if key != SEAL}
+    return {**body, SEAL: canonical_digest(body)}
+
+
+def is_as_written(document: Mapping[str, Any]) -> bool:
+    """Whether a parsed document still has its digest; true where it carries none."""
+    try:
+        return SEAL not in document or document[SEAL] == sealed(document)[SEAL]
+    except RecursionError:  # nothing that this package writes is so deep
+        return False
+
+
+def fault_of(file: Path) -> str:
+    """What is wrong with a document that is there, in words; empty if nothing is, or there is no file."""
+    if not file.is_file():
+        return ""
+    document = read_json(file)
+    if not isinstance(document, dict):
+        return "is cut short, or no JSON object"
+    return "" if is_as_written(document) else "is not what was written: its digest differs"
+
+
+@dataclass(frozen=True)
+class LogSeal:
+    """How much of a log was there when the document that ends it was written, and its digest."""
+
+    bytes: int = 0
+    sha256: str = ""
+    """Empty where an early version wrote the document."""
+
+    @classmethod
+    def of(cls, file: Path) -> LogSeal:
+        """The seal of a log as it is now; that of an empty one where there is none."""
+        data = file.read_bytes() if file.is_file() else b""
+        return cls(len(data), hashlib.sha256(data).hexdigest())
+
+    def holds(self, file: Path) -> bool:
+        """Whether the log still begins with what was there; more may have been appended since."""
+        if not self.sha256:
+            return True
+        try:
+            with open(file, "rb") as opened:
+                return hashlib.sha256(opened.read(self.bytes)).hexdigest() == self.sha256
+        except FileNotFoundError:
+            return not self.bytes
 
 
 def read_json(file: Path) -> Any:
@@ -23,9 +82,10 @@ def read_json(file: Path) -> Any:
 
 
 def read_object(file: Path, schema: int | None = None) -> dict[str, Any] | None:
-    """The JSON object of a file, of this schema where one is asked for; None for anything else."""
+    """The JSON object of a file, of this schema where one is asked for, as it was written; None for anything else."""
     document = read_json(file)
     good = isinstance(document, dict) and (schema is None or document.get("schema") == schema)
+    good = good and is_as_written(document)
     return document if good else None
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from teachonce.core.remote import is_folder, is_remote, read_range
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from teachonce.data.parquet import ParquetRows
 
 MAX_PIXELS = 64_000_000  # 192 MB decoded; the largest ImageNet photos have less than half as many pixels
+MOST_STRETCHED = 1000  # long side over short side: resized to 224 pixels on the short side such an image takes 150 MB
 HEADER = 512  # bytes of a tar header, which lies right before its member
 BACKOFF = (0.05, 0.2, 0.8, 1.6, 3.2)  # seconds between tries of a read that failed
 MAX_OPEN = 32  # files that one thread keeps open
@@ -209,7 +211,8 @@ def _is_header_of(block: bytes, name: str, size: int) -> bool:
 def decode(data: bytes) -> Image.Image | ImageFault:
     """Decode an image of one of `pillow_formats`, which may be gzip-compressed; of an animation, the first frame.
 
-    EXIF orientation is not applied, because open_clip's transforms do not apply it either.
+    EXIF orientation is not applied, because open_clip's transforms do not apply it either. Grey images of 1, 16 or 32
+    bits become grey ones of 8 bits, which is all that those transforms can see.
     """
     try:
         if data.startswith(_GZIP_MAGIC):
@@ -218,8 +221,14 @@ def decode(data: bytes) -> Image.Image | ImageFault:
         image = Image.open(io.BytesIO(data), formats=pillow_formats())
         if image.width * image.height > MAX_PIXELS:
             return ImageFault(TOO_LARGE, f"{image.width} x {image.height} pixels, at most {MAX_PIXELS}")
+        if max(image.size) > MOST_STRETCHED * min(image.size):
+            return ImageFault(
+                TOO_LARGE,
+                f"{image.width} x {image.height} pixels: the long side is over {MOST_STRETCHED} times the short "
+                "one, so that resizing the short side to a model's input would take gigabytes",
+            )
         image.load()
-        return image
+        return in_8_bits(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as problem:
         return ImageFault(TOO_LARGE, str(problem))
     except _DECODER_ERRORS as problem:
@@ -241,3 +250,26 @@ def _reason(problem: Exception, data: bytes) -> str:
     if isinstance(problem, UnidentifiedImageError):  # Pillow's own words are the address of an object
         return f"not an image that Pillow reads: {bytes_are}"
     return f"{type(problem).__name__}: {problem}; {bytes_are}"
+
+
+def in_8_bits(image: Image.Image) -> Image.Image | ImageFault:
+    """Turn grey values of another depth into bytes: open_clip's transforms would cut all above 255 to white.
+
+    Integers and floats of 32 bits do not say which value is white: up to 1 (floats), 255 and 65,535 are told apart by
+    the largest value of the image.
+    """
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
+        return image
+    values = np.asarray(image)
+    lowest, highest = float(values.min()), float(values.max())
+    if image.mode != "F" and (image.mode != "I" or image.format == "PNG"):
+        white = 65535.0  # these are 16 bits, however dark the image is
+    else:
+        white = next((top for top in (1.0, 255.0, 65535.0) if highest <= top and (top > 1 or image.mode == "F")), 0.0)
+    if not (lowest >= 0 and highest <= white):  # NaN is not in any range
+        return ImageFault(
+            UNDECODABLE, f"grey values from {lowest:g} to {highest:g}: which of them is white cannot be known"
+        )
+    return Image.fromarray((values * np.float32(255 / white)).round().astype(np.uint8))

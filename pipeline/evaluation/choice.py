@@ -51,8 +51,8 @@ class Entrant:
 
     student: str
     run: Path | None = None
-    template: str | None = None
-    """None: the manifest's."""
+    templates: tuple[str, ...] = ()
+    """Sentences around a class name, whose features are averaged; none: the manifest's."""
     wise: float = 1.0
     """Share of the prompts in class features mixed with the template's; 1: the prompts alone (WiSE-FT)."""
 

@@ -25,7 +25,7 @@ from teachonce.evaluation.choice import Entrant, Work
 from teachonce.evaluation.features import image_identity, set_features
 from teachonce.evaluation.scores import Outcomes, outcomes
 from teachonce.evaluation.sets import EvaluationSet
-from teachonce.models.classifier import template_features
+from teachonce.models.classifier import ensemble_features
 from teachonce.models.clip import LoadedClip, load_clip, pick_device, tune_process
 from teachonce.models.prompt_files import LoadedPrompts, load_prompts
 from teachonce.phrases import option, phrase
@@ -50,14 +50,15 @@ class Contender:
         """The same student without prompts."""
         return dataclasses.replace(self, prompts=None)
 
-    def identity(self, template: str) -> list[Any]:
-        """What the contender's class features depend on besides the student and the names."""
+    def identity(self, templates: Sequence[str]) -> list[Any]:
+        """What the contender's class features depend on besides the student's weights and the names."""
+        tokenizer = self.clip.behaviour["tokenizer"]
         if self.prompts is None:
-            return [template]
-        prompted = [self.prompts.tensors_digest, dataclasses.asdict(self.prompts.meta)]
-        return prompted if self.share == 1 else [*prompted, self.share, template]
+            return [tokenizer, *templates]
+        prompted = [tokenizer, self.prompts.tensors_digest, dataclasses.asdict(self.prompts.meta)]
+        return prompted if self.share == 1 else [*prompted, self.share, *templates]
 
-    def class_features(self, names: Sequence[str], template: str) -> npt.NDArray[np.float32]:
+    def class_features(self, names: Sequence[str], templates: Sequence[str]) -> npt.NDArray[np.float32]:
         """Unit features of class names, [C, E]; known ones are used only for all names together.
 
         So names of equal tokens always come from one pass, and stay equal to the last bit.
@@ -65,18 +66,18 @@ class Contender:
         Raises:
             UsageError: a name is too long.
         """
-        key = digest_key(self.identity(template))
+        key = digest_key(self.identity(templates))
         place, features = self.known.get(key, ({}, np.empty((0, 0), np.float32)))
         if not place.keys() >= set(names):
-            place, features = {name: row for row, name in enumerate(names)}, self._encoded(names, template)
+            place, features = {name: row for row, name in enumerate(names)}, self._encoded(names, templates)
             self.known[key] = place, features
         return features[[place[name] for name in names]]
 
-    def _encoded(self, names: Sequence[str], template: str) -> npt.NDArray[np.float32]:
+    def _encoded(self, names: Sequence[str], templates: Sequence[str]) -> npt.NDArray[np.float32]:
         trained = None if self.prompts is None else self.prompts.classifier(names).cpu()
         if trained is not None and self.share == 1:
             return np.asarray(trained.numpy())
-        plain = template_features(self.clip, names, template).cpu()
+        plain = ensemble_features(self.clip, names, templates).cpu()
         return np.asarray((plain if trained is None else wise(plain, trained, self.share)).numpy())
 
 
@@ -109,21 +110,24 @@ def load_contender(entrant: Entrant, threads: int | None) -> Contender:
 
 
 def judge(
-    sides: Sequence[Contender], data: EvaluationSet, template: str, work: Work, reporter: Reporter
+    sides: Sequence[Contender], data: EvaluationSet, templates: Sequence[str], work: Work, reporter: Reporter
 ) -> list[Judged]:
     """Let each side classify the set.
+
+    Args:
+        templates: sentences around a class name; the unit mean of their features stands for the class.
 
     Raises:
         DataError: no image could be decoded, or features are not numbers.
         UsageError: a name or the template is too long.
     """
-    keys = [_key(side, data, template) for side in sides]
+    keys = [_key(side, data, templates) for side in sides]
     kept = [_kept(key) if work.cache else None for key in keys]
     if None not in kept:
         reporter.note(f"results on {len(data.rows)} images come from the cache")
     # Names before images: a template or a run that does not fit should not cost an hour of decoding first.
     names = [
-        None if have is not None else side.class_features(data.candidates.names, template)
+        None if have is not None else side.class_features(data.candidates.names, templates)
         for side, have in zip(sides, kept, strict=True)
     ]
     if work.cache and None in kept and (problem := cache_problem()):
@@ -158,12 +162,12 @@ def _kept(key: str) -> Judged | None:
     return None if arrays is None else Judged(arrays.pop(_DECODED), Outcomes(**arrays))
 
 
-def _key(side: Contender, data: EvaluationSet, template: str) -> str:
+def _key(side: Contender, data: EvaluationSet, templates: Sequence[str]) -> str:
     """Everything that outcomes depend on, by digest."""
     images = feature_key(data.index, data.root, *image_identity(side.clip, side.prompts))
     chosen = [data.samples.digest, data.candidates.digest, data.labels.tolist()]
     versions = {"teachonce": teachonce.__version__, **package_versions()}
-    return digest_key(_FORM, images, chosen, side.identity(template), versions)
+    return digest_key(_FORM, images, chosen, side.identity(templates), versions)
 
 
 def wise(frozen: Tensor, trained: Tensor, alpha: float) -> Tensor:

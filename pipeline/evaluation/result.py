@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from teachonce.core.documents import number, read_object
+from teachonce.core.documents import is_as_written, number, read_object
 from teachonce.core.strict import decode_known
 from teachonce.errors import IntegrityError
 
@@ -50,6 +50,7 @@ class EvaluateResult:
     left_out: int = 0
     """Images of the split that were not asked for: of other classes, of names taken out, without a class."""
     template: str | None = None
+    """The sentence around a name, of several all, with ` + ` between them; None with prompts, see `templates`."""
     run: str | None = None
     wise: float | None = None
     """Share of the prompts in the class features; None without prompts."""
@@ -102,6 +103,8 @@ def decode_result(document: Any, where: str) -> EvaluateResult:
     damaged = functools.partial(IntegrityError, hint="restore it, or take it away and evaluate again")
     if not isinstance(document, Mapping) or document.get("schema", SCHEMA) != SCHEMA:
         raise damaged(f"{where} is not what `evaluate` writes: expected an object with schema {SCHEMA}")
+    if not is_as_written(document):
+        raise damaged(f"{where} is not what `evaluate` wrote: its digest differs")
     said = {key: value for key, value in document.items() if value is not None}
     return decode_known(EvaluateResult, said, where, damaged)
 

@@ -21,10 +21,13 @@ import zarr
 from teachonce.data.index import SampleIndex
 from teachonce.errors import FingerprintError
 from teachonce.labels.format import FORMAT_VERSION
+from teachonce.models.spec import Behaviour, unlike
 from teachonce.phrases import phrase
 
 COMMITTED = 1
 PHASES = ("read", "decode", "wait", "forward", "top_k", "write")
+BEHAVIOURS = {"teacher": "teacher_behaviour", "student": "student_behaviour"}
+"""The field of a fingerprint that holds the behaviour of each model; stores of early versions have none."""
 IN_TURN = (
     "wait",
     "forward",
@@ -59,19 +62,46 @@ class Record:
 def require_fingerprint(path: Path, group: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Refuse a store that was made from something else; the key `about` is information and may differ.
 
+    A model's behaviour is compared part by part, as far as both sides know the part.
+
     Raises:
         FingerprintError: names each differing field with both values.
     """
     fields = sorted((set(stored) | set(wanted)) - {"about"})
     different = [
-        f"{f}: stored {stored.get(f)!r}, asked for {wanted.get(f)!r}" for f in fields if stored.get(f) != wanted.get(f)
+        f"{f}: stored {stored.get(f)!r}, asked for {wanted.get(f)!r}"
+        for f in fields
+        if stored.get(f) != wanted.get(f) and f not in BEHAVIOURS.values()
     ]
+    for role, field_name in BEHAVIOURS.items():
+        parts = unlike(stored.get(field_name, {}), wanted.get(field_name, {}))
+        different += [f"the {role} has the same weights and another {parts}"] if parts else []
     if different:
         raise FingerprintError(
             f"{path} ({group}) was made from something else:\n  " + "\n  ".join(different),
             hint=phrase(
                 "use another {labels} path, or the options the store was made with (teachonce inspect shows them)"
             ),
+        )
+
+
+def require_behaviour(path: Path, group: str, stored: Mapping[str, Any], here: Behaviour) -> None:
+    """Refuse a student whose weights are those of a column group and whose images or texts go another way.
+
+    Args:
+        path: of the store.
+        group: the column group of the student's features.
+        stored: its fingerprint.
+        here: the behaviour of the student that is loaded.
+
+    Raises:
+        FingerprintError: names the parts that differ.
+    """
+    parts = unlike(stored.get(BEHAVIOURS["student"], {}), here)
+    if parts:
+        raise FingerprintError(
+            f"{path} ({group}) holds features of a student with the same weights and another {parts}",
+            hint=phrase("load the student as it was then, or write its features to another {labels} store"),
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -18,15 +19,48 @@ from typing import Any, cast
 import open_clip
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from teachonce.core.digests import MIDDLE, canonical_digest
 from teachonce.data.views import View
-from teachonce.errors import EnvironmentFault
-from teachonce.models.spec import Precision, parse_spec
+from teachonce.errors import EnvironmentFault, TeachOnceError
+from teachonce.models.spec import CONFIG, IMAGE_PARTS, LOCAL_DIR, Behaviour, Precision, file_for_weights, parse_spec
 from teachonce.models.view_transform import ViewTransform
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+MOST_SAID = 600  # letters of a library's message
+# Texts on which tokenizers differ: case, accents, widths, punctuation, white space, scripts, and their own words.
+_TEXTS = (
+    "a photo of a Red Fox.",
+    "na\u00efve CAF\u00c9, fa\u00e7ade; e\u0301 \u0130 \u00df \ufb01",
+    "\uff46\uff55\uff4c\uff4c width",
+    "don't & can't &amp; &#39;",
+    "3.14 m\u00b2 x-ray_1 (ice)!?",
+    "  two  spaces\tand\nlines ",
+    "\u6771\u4eac \u092e\u0941\u0902\u092c\u0908 \u041c\u043e\u0441\u043a\u0432\u0430",
+    "<start_of_text> </w> [CLS] <s>",
+)
+_PREPARING = ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
+# Attributes of modules that decide features and show neither in the modules' text nor in a tensor's shape.
+_DECIDING = (
+    "num_heads",
+    "heads",
+    "pool_type",
+    "text_pool_type",
+    "attn_pool_type",
+    "global_pool",
+    "final_ln_after_pool",
+    "pad_id",
+    "eos_id",
+    "text_eos_id",
+    "use_pad_mask",
+    "correct_cls_mask",
+    "scaled_cosine",
+    "scale_heads",
+    "logit_scale_max",
+    "cls_token_position",
+    "use_pooler_output",
+)
 _gpu_in_use = [0]  # the number of the GPU that this process uses, among those that the process sees
 
 
@@ -51,6 +85,21 @@ class LoadedClip:
         scale = self.model.logit_scale
         assert isinstance(scale, Tensor)
         return float(scale.detach().exp())
+
+    @cached_property
+    def behaviour(self) -> Behaviour:
+        """What decides its features besides modules and weights: a digest for each of `spec.PARTS`."""
+        preparing = getattr(self.model.visual, "preprocess_cfg", {})
+        return {
+            "tokenizer": _tokenizer_digest(self.tokenizer),
+            "preprocess": canonical_digest([preparing.get(key) for key in _PREPARING], MIDDLE),
+            "structure": _structure_digest(self.model),
+        }
+
+    @property
+    def image_behaviour(self) -> Behaviour:
+        """The parts of `behaviour` that image features depend on."""
+        return {part: self.behaviour[part] for part in IMAGE_PARTS}
 
     @property
     def preprocess_text(self) -> str:
@@ -106,24 +155,101 @@ def load_clip(spec: str, device: str = "cpu") -> LoadedClip:
         device: the device that the model runs on.
 
     Raises:
-        UsageError: the spec names no model.
-        EnvironmentFault: the weights could not be fetched or do not fit the architecture.
+        UsageError: the spec names no model, or a file of weights.
+        EnvironmentFault: the model could not be fetched, does not fit the installed open_clip, or fails on a grey image
+            or a short text.
     """
     name, tag = parse_spec(spec)
-    try:
+    with libraries_explained(spec, "load"):
+        if tag is not None and os.path.exists(tag) and not open_clip.get_pretrained_cfg(name, tag):
+            raise file_for_weights(spec, name, tag)
         model, preprocess = open_clip.create_model_from_pretrained(
             name, pretrained=tag, device=device, force_quick_gelu=_needs_quick_gelu(name, tag)
         )
         tokenizer = open_clip.get_tokenizer(name)
-    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as problem:
+        model.eval().requires_grad_(False)
+        visual = model.visual
+        visual.to(memory_format=torch.channels_last)
+        loaded = LoadedClip(spec, model, tokenizer, preprocess, weights_digest(model), torch.device(device))
+        _ = loaded.behaviour  # a tokenizer that fails should fail here
+    with libraries_explained(spec, "run"):
+        _try_out(loaded)
+    return loaded
+
+
+@torch.inference_mode()
+def _try_out(clip: LoadedClip) -> None:
+    """Run a grey image and a short text through a model: one that was loaded may still fail on every input."""
+    tokens = clip.tokenizer(list(_TEXTS[:1]))
+    rows = getattr(clip.model, "vocab_size", None)
+    if isinstance(rows, int) and 0 < rows <= int(tokens.max()):
         raise EnvironmentFault(
-            f"open_clip could not load '{spec}': {problem}",
-            hint="check the name and the network, or give a folder: local-dir:PATH",
+            f"'{clip.spec}' does not fit its tokenizer: the token table has {rows} rows, and the tokenizer gives ids "
+            f"up to {int(tokens.max())}",
+            hint=f"mend vocab_size, or hf_tokenizer_name, in its {CONFIG}, or take the weights that belong to it",
+        )
+    clip.encode_images(clip.prepare(Image.new("RGB", (64, 48), (128, 128, 128)))[None])
+    clip.model.encode_text(tokens.to(clip.device))  # type: ignore[operator]
+
+
+@contextlib.contextmanager
+def libraries_explained(spec: str, step: str) -> Iterator[None]:
+    """Say of whatever open_clip and the libraries below it raise inside what it means for this model.
+
+    Args:
+        spec: the model.
+        step: what was tried: load or run.
+
+    Raises:
+        EnvironmentFault: in place of it.
+    """
+    try:
+        yield
+    except TeachOnceError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError) as problem:
+        raise EnvironmentFault(
+            f"there is not enough memory to {step} '{spec}': {_short(problem)}",
+            hint="end what else uses the memory, or take a smaller model",
         ) from problem
-    model.eval().requires_grad_(False)
-    visual = model.visual
-    visual.to(memory_format=torch.channels_last)
-    return LoadedClip(spec, model, tokenizer, preprocess, weights_digest(model), torch.device(device))
+    except ImportError as problem:
+        package = (problem.name or _package_named(str(problem))).partition(".")[0]
+        raise EnvironmentFault(
+            f"'{spec}' needs the package '{package}', which is not installed here: {_short(problem)}",
+            hint=f"pip install {package}",
+        ) from problem
+    except Exception as problem:  # noqa: BLE001 - a model that does not fit makes its libraries raise anything
+        said, hint = _mismatch(problem) or (f"{type(problem).__name__}: {_short(problem)}", "")
+        local = spec.startswith(LOCAL_DIR)
+        where = f"the files in {spec.removeprefix(LOCAL_DIR)}" if local else "the name and the network"
+        raise EnvironmentFault(
+            f"open_clip {open_clip.__version__} could not {step} '{spec}': {said}",
+            hint=hint or f"check {where}, and the version of open_clip_torch; or give a folder: local-dir:PATH",
+        ) from problem
+
+
+def _mismatch(problem: Exception) -> tuple[str, str] | None:
+    """What of a model's files does not fit the installed open_clip, and what to do; None if that is not known."""
+    text = str(problem)
+    key = re.search(r"unexpected keyword argument '(\w+)'", text)
+    if key:
+        said = f"its {CONFIG} has the key '{key[1]}', which this version does not know"
+        return said, "pip install --upgrade open_clip_torch: a newer version wrote that model"
+    if "'NoneType' object has no attribute 'ndim'" in text:
+        said = f"its weights hold a logit_bias, and its {CONFIG} announces none (init_logit_bias)"
+        return said, f'add "init_logit_bias": -10 to the model_cfg in its {CONFIG}: the value itself is in the weights'
+    return None
+
+
+def _short(problem: BaseException) -> str:
+    text = " ".join(str(problem).split()) or type(problem).__name__
+    return text if len(text) <= MOST_SAID else text[:MOST_SAID] + " ..."
+
+
+def _package_named(text: str) -> str:
+    """The package that a message about a missing one names; such messages have no common form."""
+    match = re.search(r"pip install `?([\w-]+)|[Mm]odule named '([\w.]+)'|`(\w+)`", text)
+    return next((part for part in match.groups() if part), "transformers") if match else "transformers"
 
 
 def _needs_quick_gelu(name: str, tag: str | None) -> bool:
@@ -145,6 +271,29 @@ def weights_digest(model: nn.Module) -> str:
         sha.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
         sha.update(data.flatten().view(torch.uint8).numpy().data)
     return sha.hexdigest()
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    """The digest of all tokens with their ids, and of what becomes of texts on which tokenizers differ."""
+    inner = getattr(tokenizer, "tokenizer", tokenizer)  # the one of transformers that open_clip wraps
+    table = inner.get_vocab() if hasattr(inner, "get_vocab") else getattr(inner, "encoder", {})
+    ids = [tokenizer([text]).tolist() for text in _TEXTS]
+    return canonical_digest([dict(table), ids], MIDDLE)
+
+
+def _structure_digest(model: nn.Module) -> str:
+    """The digest of what neither the modules' text nor the weights show: heads, pooling, masks."""
+    said: dict[str, Any] = {
+        f"{name}.{key}": vars(module)[key]
+        for name, module in model.named_modules()
+        for key in _DECIDING
+        if isinstance(vars(module).get(key), (bool, int, float, str))
+    }
+    weights = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        if name.endswith("mask") and name not in weights:
+            said[name] = hashlib.sha256(buffer.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
+    return canonical_digest(said, MIDDLE)
 
 
 @contextlib.contextmanager

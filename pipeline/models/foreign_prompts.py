@@ -29,6 +29,9 @@ from teachonce.models.text_tower import TextTower
 from teachonce.phrases import phrase
 
 EXAMPLE = ".../prompt_learner/model.pth.tar-50"
+_USED = ("ctx", "token_prefix", "token_suffix")
+# What Dassl keeps beside the state dict: of the training, not of the prompts.
+_OF_TRAINING = ("state_dict", "epoch", "optimizer", "scheduler", "val_result")
 _SHOWN = 8  # most names in a message
 _ROUNDING = 2.0**-10  # relative; a start token that was kept in float16 is off by half of it
 
@@ -77,7 +80,7 @@ def read_foreign(file: Path) -> ForeignPrompts:
     Raises:
         UsageError: the file does not exist.
         IntegrityError: the file is damaged, is no checkpoint, or holds objects that would have to be run; none is run.
-        DataError: the file holds no context, a context for each class, or one that is not finite.
+        DataError: the file holds no context, a context for each class, one that is not finite, or tensors besides.
     """
     if not file.is_file():
         raise UsageError(f"{file} is no file", hint=f"give the checkpoint itself: {EXAMPLE}")
@@ -95,6 +98,7 @@ def read_foreign(file: Path) -> ForeignPrompts:
             f"{file} holds no context: expected 'ctx' in its state_dict, found {_names(state)}",
             hint="give the prompt learner of a CoOp or POMP run",
         )
+    _require_all_used(file, loaded, state)
     context = _context(file, state["ctx"])
     start, positions = _around(file, state, context)
     epoch = loaded.get("epoch")
@@ -182,6 +186,27 @@ def _require_whole(file: Path) -> None:
         damaged = archive.testzip()
     if damaged is not None:
         raise IntegrityError(f"{file} is damaged: {damaged} has another checksum", hint="copy or download it again")
+
+
+def _require_all_used(file: Path, loaded: Mapping[Any, Any], state: Mapping[Any, Any]) -> None:
+    """Refuse a checkpoint with more than a context: without the rest (CoCoOp's meta_net) it is another model."""
+    unused = [repr(name) for name in state if name not in _USED]
+    unused += [repr(name) for name, value in loaded.items() if name not in _OF_TRAINING and _holds_tensors(value)]
+    if unused:
+        more = f" and {len(unused) - _SHOWN} more" if len(unused) > _SHOWN else ""
+        raise DataError(
+            f"{file} holds more than the context of CoOp or POMP, and without it the context is another model: "
+            f"{', '.join(unused[:_SHOWN])}{more}",
+            hint="CoCoOp, MaPLe and other methods that change the context or the towers cannot be imported",
+        )
+
+
+def _holds_tensors(value: Any, levels: int = 20) -> bool:
+    """Whether there is a tensor in a value, or it is nested so deeply that this cannot be seen."""
+    if isinstance(value, (Mapping, list, tuple)):
+        parts = value.values() if isinstance(value, Mapping) else value
+        return levels == 0 or any(_holds_tensors(part, levels - 1) for part in parts)
+    return isinstance(value, Tensor)
 
 
 def _context(file: Path, ctx: Any) -> Tensor:

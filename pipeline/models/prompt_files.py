@@ -38,6 +38,7 @@ from teachonce.errors import (
 from teachonce.models.prompt_names import CHECKPOINTS_FOLDER, CONFIG_FILE, EXPORTED, META_FILE, TENSORS_FILE
 from teachonce.models.prompts import PromptMeta
 from teachonce.models.slots import SlotPrompts
+from teachonce.models.spec import unlike
 from teachonce.models.structures import Structure
 from teachonce.phrases import option
 
@@ -91,13 +92,21 @@ class LoadedPrompts:
         """The same prompts on a student that is loaded already.
 
         Raises:
-            FingerprintError: its weights are not the ones the prompts were trained on.
+            FingerprintError: its weights, tokenizer, preprocessing or pooling are not those that the prompts were
+                trained with.
         """
         if clip.digest != self.meta.student_digest:
             raise FingerprintError(
                 f"these prompts belong to a student with weights {self.meta.student_digest} ({self.meta.student}), "
                 f"but '{clip.spec}' has weights {clip.digest}",
                 hint=f"load the student they were trained on: {self.meta.student}",
+            )
+        parts = unlike(self.meta.student_behaviour, clip.behaviour)
+        if parts:
+            raise FingerprintError(
+                f"these prompts were trained on {self.meta.student} with another {parts} than '{clip.spec}' has; the "
+                "weights are the same",
+                hint="load the model as it was in training, with its own configuration and tokenizer files",
             )
         return dataclasses.replace(self, student=clip)
 

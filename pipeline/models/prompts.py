@@ -86,6 +86,7 @@ class PromptMeta:
     image_gate: bool = False  # whether the image slots enter through a gate in every block
     student: str  # model spec, as `load_clip` takes it
     student_digest: str  # of the student's weights, as `load_clip` gives it
+    student_behaviour: dict[str, str] = dataclasses.field(default_factory=dict)  # early versions wrote none
     suffix: str  # what follows a name
     version: str  # of this project
 
@@ -127,6 +128,7 @@ class PromptMeta:
             layers=text_tower.layers,
             student=clip.spec,
             student_digest=clip.digest,
+            student_behaviour=dict(clip.behaviour),
             suffix=suffix,
             version=__version__,
         )

@@ -5,6 +5,7 @@ This module loads nothing: `clip` loads models.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -13,20 +14,25 @@ from teachonce.errors import UsageError
 Precision = Literal["fp32", "bf16", "fp16"]
 EmbeddingKind = Literal["int8", "float16"]
 LOCAL_DIR = "local-dir:"
+CONFIG = "open_clip_config.json"
+WEIGHT_FILES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors", ".npz", ".npy")  # no tag of open_clip ends so
+Behaviour = Mapping[str, str]
+"""What decides a model's features besides its modules and weights: a digest for each of the keys of `PARTS`."""
+PARTS = {"tokenizer": "tokenizer", "preprocess": "preprocessing", "structure": "pooling, heads or masks"}
+IMAGE_PARTS = ("preprocess", "structure")
+"""Those that image features depend on."""
 
 
 def parse_spec(spec: str) -> tuple[str, str | None]:
     """Architecture (or schema and place) and weights tag.
 
     Raises:
-        UsageError: neither a folder that exists, nor hf-hub:, nor NAME/TAG.
+        UsageError: neither a folder that exists, nor hf-hub:, nor NAME/TAG; or a file of weights in place of the tag.
     """
     if spec.startswith(LOCAL_DIR):
         folder = Path(spec[len(LOCAL_DIR) :])
-        if not (folder / "open_clip_config.json").is_file():
-            raise UsageError(
-                f"'{spec}': {folder} holds no open_clip_config.json", hint="give an open_clip model folder"
-            )
+        if not (folder / CONFIG).is_file():
+            raise UsageError(f"'{spec}': {folder} holds no {CONFIG}", hint="give an open_clip model folder")
         return spec, None
     if spec.startswith("hf-hub:"):
         return spec, None
@@ -36,7 +42,28 @@ def parse_spec(spec: str) -> tuple[str, str | None]:
             f"'{spec}' is not a model: expected NAME/WEIGHTS, hf-hub:ORG/NAME or local-dir:PATH",
             hint="for example ViT-L-14/openai; open_clip.list_pretrained() lists all",
         )
+    if "/" in tag or tag.endswith(WEIGHT_FILES):
+        raise file_for_weights(spec, name, tag)
     return name, tag
+
+
+def file_for_weights(spec: str, name: str, file: str) -> UsageError:
+    """The error for a file in the place of a tag: it does not say which preprocessing and activation belong to it."""
+    return UsageError(
+        f"'{spec}': {file} is a file of weights, and says neither how images are prepared for them nor which "
+        "activation they were trained with",
+        hint=f"make a folder of it: the file, named open_clip_pytorch_model.bin (or .safetensors), beside an {CONFIG} "
+        f"with the model_cfg of {name} and the preprocess_cfg it was trained with (docs/commands.md); local-dir:PATH",
+    )
+
+
+def unlike(there: Behaviour, here: Behaviour) -> str:
+    """The parts of two models' behaviour that differ, in words; empty if none does.
+
+    What one side does not know is no difference: stores and prompts of early versions do not know any part.
+    """
+    parts = [words for part, words in PARTS.items() if part in there and part in here and there[part] != here[part]]
+    return " and ".join(parts)
 
 
 def absolute_spec(spec: str) -> str:

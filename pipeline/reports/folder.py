@@ -21,9 +21,10 @@ from teachonce.phrases import phrase
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.grid_documents import CellDocument, GridDocument, GridResults
 from teachonce.runs.grid_folder import GridFolder
-from teachonce.runs.reader import Evaluation, Run, Unusable, read_evaluation, read_run
+from teachonce.runs.reader import Evaluation, Run, Unusable, damaged_documents, read_evaluation, read_run
 from teachonce.training.config import TrainConfig
 
+AGAIN = "run the same `teachonce ablate` again: it measures this cell anew"
 DEPTH = 3  # levels of folders below the given one that are searched for runs
 HELD_OUT = "held_out"
 SEED = "seed"
@@ -141,13 +142,14 @@ def read_folder(path: Path) -> Folder:
 
 
 def _without_foreign(folder: Folder) -> Folder:
-    """The folder with an entry in `unusable` for each reason why an evaluation's credits could not be read."""
+    """The folder with an entry in `unusable` for each file of a run that is not what was written."""
     unread = [
         Unusable(run.name, "damaged", f"'{name}': {why}: its images are not compared")
         for run in folder.runs
         for name, evaluation in run.evaluations.items()
         for why in evaluation.foreign
     ]
+    unread += [Unusable(run.name, "damaged", why) for run in folder.runs for why in run.damaged]
     return dataclasses.replace(folder, unusable=(*folder.unusable, *unread))
 
 
@@ -205,8 +207,14 @@ def _read_grid(path: Path, grid: GridDocument) -> Folder:
         nearest = min(groups, key=lambda group: len(group.changes))
         groups = [dataclasses.replace(group, is_base=group is nearest) for group in groups]
     groups.sort(key=lambda group: not group.is_base)
-    results = GridFolder(path).read_results() or GridResults()
+    files = GridFolder(path)
+    results = files.read_results() or GridResults()
     holds = not unusable and _is_choice_of(results, grid)
+    finals = [files.final(late, cell.digest) for late in grid.names(late=True) for cell in grid.cells]
+    damaged = damaged_documents([files.results, *finals], path)
+    if not results.log.holds(files.events):
+        damaged.append(f"{files.events.name} is not what was written")
+    unusable += [Unusable(path.resolve().name, "damaged", why) for why in damaged]
     return Folder(
         path=path,
         title=grid.title or path.name,
@@ -246,6 +254,9 @@ def _read_cell(path: Path, cell: CellDocument, grid: GridDocument) -> Run | Unus
     if isinstance(run, Unusable):
         return run
     lacking = [evaluation for evaluation in grid.names(late=False) if evaluation not in run.evaluations]
+    broken = damaged_documents((files.cell(cell.digest).evaluation(evaluation) for evaluation in lacking), folder)
+    if broken:
+        return Unusable(name, "damaged", "; ".join(broken), AGAIN)
     if lacking:
         return Unusable(name, "unfinished", f"trained, but not yet evaluated on {', '.join(lacking)}")
     finals = {late: read_evaluation(files.final(late, cell.digest), late) for late in grid.names(late=True)}

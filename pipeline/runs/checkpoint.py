@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from teachonce.core.digests import canonical_json
 from teachonce.core.files import atomic_write_bytes
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
+from teachonce.models.spec import PARTS
 from teachonce.phrases import phrase
 from teachonce.runs.folder import CheckpointFolder
 
@@ -45,6 +46,10 @@ class Identity:
     """Digest of the selection, which may leave out rows and classes."""
     start: str = OWN_START
     """Digest of the prompts that the run started from."""
+    tokenizer: str = ""
+    """Digest of the student's tokenizer; this and the next two are compared where the checkpoint has them."""
+    preprocess: str = ""
+    structure: str = ""
 
 
 def save_checkpoint(
@@ -126,7 +131,8 @@ def _require_identity(file: Path, metadata: Mapping[str, str], identity: Identit
         stored = dict(json.loads(metadata["identity"]))
     except (ValueError, TypeError) as problem:
         raise _damaged(file, f"its identity cannot be read: {problem}") from problem
-    different = [name for name, value in vars(identity).items() if stored.get(name) != value]
+    early = {part: getattr(identity, part) for part in PARTS if not (stored.get(part) and getattr(identity, part))}
+    different = [name for name, value in vars(identity).items() if {**stored, **early}.get(name) != value]
     if different:
         raise FingerprintError(
             f"{file} belongs to another {' and another '.join(different)}: "

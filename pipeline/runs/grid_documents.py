@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
-from teachonce.core.documents import mapping
+from teachonce.core.documents import LogSeal, is_as_written, mapping
 from teachonce.core.strict import decode_known
 from teachonce.errors import IntegrityError
 from teachonce.phrases import from_json, to_json
@@ -63,6 +63,8 @@ class GridDocument:
     content_id: str | None = None
     student: str | None = None
     student_digest: str | None = None
+    student_behaviour: dict[str, str] = field(default_factory=dict)
+    """The student's tokenizer, preprocessing and pooling; empty where an earlier version wrote it."""
     base: dict[str, Any] = field(default_factory=dict)
     axes: dict[str, Any] = field(default_factory=dict)
     """Key -> list of its values."""
@@ -179,6 +181,8 @@ class GridResults(GridOutcome):
 
     earlier_choices: tuple[Choice, ...] = ()
     """The choices that the latest replaced, oldest first."""
+    log: LogSeal = LogSeal()
+    """Of events.jsonl, when the call had ended."""
 
     def choices(self) -> tuple[Choice, ...]:
         """All choices, the latest last."""
@@ -243,4 +247,6 @@ def _choice(document: Any, where: str) -> Choice:
 def _decoded(kind: type[T], document: Any, where: str) -> T:
     if not isinstance(document, Mapping) or document.get("schema") != SCHEMA:
         raise IntegrityError(f"{where} is not what `ablate` writes: expected an object with schema {SCHEMA}")
+    if not is_as_written(document):
+        raise IntegrityError(f"{where} is not what `ablate` wrote: its digest differs")
     return decode_known(kind, document, where, IntegrityError)

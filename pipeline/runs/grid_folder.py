@@ -20,10 +20,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from teachonce.core.documents import plain, read_json, read_object
+from teachonce.core.documents import read_json, read_object, sealed
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.status import State, cell_word
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
+from teachonce.models.spec import unlike
 from teachonce.phrases import Option, another, option, phrase, respelled
 from teachonce.runs.folder import LOG, RESULTS, RunFolder
 from teachonce.runs.grid_documents import (
@@ -169,6 +170,8 @@ class GridFolder:
             )
             if there != here
         ]
+        parts = unlike(stored.student_behaviour, wanted.student_behaviour)
+        different += [f"student: the same weights and another {parts}"] if parts else []
         before = {evaluation.name: evaluation for evaluation in stored.evaluations}
         for evaluation in wanted.evaluations:
             old = asdict(before.get(evaluation.name, evaluation))
@@ -284,10 +287,10 @@ def read_document(file: Path) -> dict[str, Any] | None:
 
 
 def write_document(file: Path, document: Mapping[str, Any]) -> None:
-    """Write a JSON document whole, with null for what is no number; its folder is made.
+    """Write a JSON document whole, with its digest and null for what is no number; its folder is made.
 
     Raises:
         IncompleteError, EnvironmentFault: it cannot be written.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_bytes(file, (json.dumps(plain(document), indent=1, allow_nan=False) + "\n").encode())
+    atomic_write_bytes(file, (json.dumps(sealed(document), indent=1, allow_nan=False) + "\n").encode())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from teachonce.core.documents import number, read_events, read_json
+from teachonce.core.documents import fault_of, number, read_events, read_json
 from teachonce.core.status import State
+from teachonce.core.sums import digest_of
 from teachonce.errors import IntegrityError, UsageError
 from teachonce.evaluation.result import EvaluateResult, decode_result
 from teachonce.models.prompt_names import CONFIG_FILE
@@ -27,6 +28,8 @@ from teachonce.training.config import config_digest
 from teachonce.training.config_file import flat
 
 ROUNDING = 1e-6  # tolerated in the mean of credits, since files hold credits as float32
+BESIDE = {"per_class": ".csv", "credits": ".top1.npy", "template_credits": ".template.top1.npy"}
+"""The files beside NAME.json, by the key of their digest in it."""
 IDLE = "pairing"  # the event with which every call of `train` begins its work
 
 
@@ -109,6 +112,8 @@ class Run:
     held_out: Curve
     held_out_rows: int | None
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
+    damaged: tuple[str, ...] = ()
+    """Files of the run that are not what was written, in words; what they would say is left out."""
 
     @property
     def seconds(self) -> float:
@@ -157,10 +162,11 @@ def read_run(folder: Path, name: str) -> Run | Unusable:
 def _read(folder: Path, name: str) -> Run:
     files = RunFolder(folder)
     config = _config(files)
-    events = _events(files)
+    results = _results(files)
+    log_holds = results.log.holds(files.events)
+    events = _events(files) if log_holds else []
     start = next((event for event in events if event.get("event") == "start"), {})
     _require_same_config(config, start)
-    results = _results(files)
     seed = config.get("seed", 0)
     if not isinstance(seed, int):
         raise _NoRun("damaged", "config.toml: seed is no whole number")
@@ -180,7 +186,17 @@ def _read(folder: Path, name: str) -> Run:
         held_out=held_out,
         held_out_rows=int(rows[-1]) if rows and rows[-1] is not None else None,
         evaluations=read_evaluations(files.evaluations),
+        damaged=(
+            *([] if log_holds else [f"{files.events.name} is not what was written: its curves and times are left out"]),
+            *damaged_documents([*files.evaluations.glob("*.json"), files.cell], folder),
+        ),
     )
+
+
+def damaged_documents(files: Iterable[Path], folder: Path) -> list[str]:
+    """A sentence for each document that is there and not what was written, by its path below a folder."""
+    faults = {file: fault_of(file) for file in sorted(files)}
+    return [f"{file.relative_to(folder).as_posix()} {fault}" for file, fault in faults.items() if fault]
 
 
 def _config(run: RunFolder) -> dict[str, Any]:
@@ -212,7 +228,8 @@ def _results(run: RunFolder) -> RunResults:
         raise _NoRun("unfinished", "results.json is missing: the run has not come to its end")
     results = run.read_results()
     if results is None:
-        raise _NoRun("damaged", "results.json is not what a run writes: cut short, or of another version")
+        fault = fault_of(run.results) or "is not what a run writes: it is of another version"
+        raise _NoRun("damaged", f"{run.results.name} {fault}")
     digest = run.prompts_digest()
     if digest is None:
         raise _NoRun("damaged", f"{run.tensors.name} is missing")
@@ -272,19 +289,29 @@ def read_evaluation(file: Path, name: str) -> Evaluation | None:
     if "top1" not in figures or n < 1:
         return None
     beside = file.parent / file.stem
-    credits, foreign = _credits(Path(f"{beside}.top1.npy"), n, figures["top1"])
-    template_credits, more = _credits(Path(f"{beside}.template.top1.npy"), n, template.get("top1"))
+    files = {key: Path(f"{beside}{ending}") for key, ending in BESIDE.items()}
+    changed = [key for key, path in files.items() if not _is_of(path, result.digests.get(key))]
+    credits, foreign = _credits(files["credits"], n, figures["top1"])
+    template_credits, more = _credits(files["template_credits"], n, template.get("top1"))
+    foreign += more + tuple(
+        f"{files[key].name} is not what was written: its digest differs" for key in changed if not (foreign + more)
+    )
     return Evaluation(
         name=name,
         figures=figures,
         template=template,
         n=n,
         measured_on=_measured_on(result),
-        classes=_class_figures(Path(f"{beside}.csv")),
-        credits=credits,
-        template_credits=template_credits,
-        foreign=(*foreign, *more),
+        classes=() if "per_class" in changed else _class_figures(files["per_class"]),
+        credits=None if "credits" in changed else credits,
+        template_credits=None if "template_credits" in changed else template_credits,
+        foreign=foreign,
     )
+
+
+def _is_of(file: Path, digest: str | None) -> bool:
+    """Whether a file is not there, or has the digest that the result beside it tells of; early results tell none."""
+    return digest is None or not file.is_file() or digest_of(file) == digest
 
 
 def _measured_on(result: EvaluateResult) -> MeasuredOn:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from teachonce.core.documents import LogSeal, is_as_written, sealed
 from teachonce.core.strict import decode_known
 from teachonce.errors import IntegrityError
 
@@ -36,6 +37,8 @@ class RunResults:
     vocabulary_digest: str | None = None
     start: str | None = None
     """Digest of the prompts that the run started from, or words where it was given none."""
+    log: LogSeal = LogSeal()
+    """Of events.jsonl, when the run had ended."""
 
     def __post_init__(self) -> None:
         """Refuse figures that are no numbers: means and tables would be none, either."""
@@ -46,7 +49,7 @@ class RunResults:
 
     def document(self) -> dict[str, Any]:
         """The JSON document."""
-        return {"schema": SCHEMA, **asdict(self)}
+        return sealed({"schema": SCHEMA, **asdict(self)})
 
 
 def decode_results(document: Any, where: str) -> RunResults:
@@ -57,8 +60,10 @@ def decode_results(document: Any, where: str) -> RunResults:
         where: the file, for messages.
 
     Raises:
-        IntegrityError: no run of any version has written it.
+        IntegrityError: no run of any version has written it, or it was changed since.
     """
     if not isinstance(document, Mapping) or document.get("schema") != SCHEMA:
         raise IntegrityError(f"{where} is not what a run writes: expected an object with schema {SCHEMA}")
+    if not is_as_written(document):
+        raise IntegrityError(f"{where} is not what its run wrote: its digest differs")
     return decode_known(RunResults, document, where, IntegrityError)

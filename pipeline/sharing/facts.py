@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from teachonce.core.documents import fault_of
 from teachonce.core.strict import decode
 from teachonce.data.manifests import load_manifest, shipped_manifests
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
@@ -21,7 +22,7 @@ from teachonce.labels.format import LABELS
 from teachonce.labels.store import LabelStore
 from teachonce.models.prompt_files import LoadedPrompts
 from teachonce.models.spec import LOCAL_DIR
-from teachonce.phrases import option, phrase
+from teachonce.phrases import another, option, phrase
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.log import RunLog
 from teachonce.training.config import config_digest
@@ -118,6 +119,9 @@ def gather(run: Path, prompts: LoadedPrompts, licence: str | None, version: str)
         licence = licence or recorded
     else:
         file = RunFolder(run).results
+        fault = fault_of(file)
+        if fault:
+            raise IntegrityError(f"{file} {fault}", hint="restore it; or train again with " + another("out"))
         results = _read(file) if file.is_file() else {}
         if results.get("prompts_digest", prompts.tensors_digest) != prompts.tensors_digest:
             raise FingerprintError(
@@ -246,6 +250,9 @@ def _result(file: Path) -> EvaluateResult:
         IntegrityError: it is none.
     """
     document = _read(file)
+    fault = fault_of(file)
+    if fault:
+        raise IntegrityError(f"{file} {fault}", hint="take it out, or evaluate again")
     with suppress(IntegrityError):
         result = decode_result(document, str(file))
         if "top1" in result.figures and result.digests and result.run:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import socket
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numcodecs
@@ -24,17 +25,18 @@ from teachonce.data.batches import ImageBatch, ImageBatches, image_batches
 from teachonce.data.index import SampleIndex
 from teachonce.data.reader import ImageFault, ImageReader
 from teachonce.data.view_policy import ViewPolicy
-from teachonce.errors import DataError, EnvironmentFault, ImageChangedError
+from teachonce.errors import DataError, EnvironmentFault, FingerprintError, ImageChangedError
 from teachonce.labels.format import LABELS
 from teachonce.labels.ledger import key_digest
 from teachonce.labels.staging import drop_staging, new_staging
 from teachonce.labels.store import Arrays, LabelStore
 from teachonce.models.clip import LoadedClip, embedding_width, tune_process
-from teachonce.models.spec import LOCAL_DIR, Precision
+from teachonce.models.spec import LOCAL_DIR, Behaviour, Precision, unlike
 from teachonce.phrases import phrase
 from teachonce.teaching.columns import Column, column
 from teachonce.teaching.delivery import ChunkReport
 from teachonce.teaching.made_up import MadeUpBatches
+from teachonce.teaching.trial import require_unit
 from teachonce.teaching.worker import MODEL_TURN, PhaseClock, worker_models, worker_store
 
 
@@ -56,6 +58,8 @@ class TeachJob:
     compiled: bool = False
     made_up: bool = False
     """Whether this is a rehearsal with random pixels instead of images, which are neither read nor decoded."""
+    behaviours: Mapping[str, Behaviour] = field(default_factory=dict)
+    """What else than the weights decides each model's features, by spec."""
     class_tile: int | None = None
     """Number of classes whose logits are computed at a time; None: all, unless they would not fit."""
 
@@ -87,7 +91,7 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
         if group in missing
     }
     with ImageReader(index, location(job.root)) as reader:
-        faults, image_bytes, clock = _fill(columns, reader, images, job, threads)
+        faults, image_bytes, clock = _fill(columns, reader, images, job, threads, chunk)
     if LABELS not in missing:
         _require_same_images(store, chunk, index, images)
     phases, coding = clock.finish(), time.perf_counter()
@@ -196,18 +200,24 @@ class _Images:
 
 
 def _fill(
-    columns: dict[str, Column], reader: ImageReader, images: _Images, job: TeachJob, threads: int
+    columns: dict[str, Column], reader: ImageReader, images: _Images, job: TeachJob, threads: int, chunk: int
 ) -> tuple[list[tuple[int, ImageFault]], int, PhaseClock]:
-    """Run every view once through each model that a column needs; returns failed rows, bytes read and times."""
+    """Run every view once through each model that a column needs; returns failed rows, bytes read and times.
+
+    Raises:
+        DataError: features that are no unit vectors.
+    """
     users: dict[tuple[str, str], list[Column]] = {}
     for group, spec, digest in job.models:
         if group in columns:
             users.setdefault((spec, digest), []).append(columns[group])
     models = worker_models(users, job.compiled)
+    _require_same_behaviour(job, users, models)
     clock = PhaseClock(models[0].device if models else torch.device("cpu"))
     faults: list[tuple[int, ImageFault]] = []
     image_bytes = 0
     samples = len(images.status) // job.views.views
+    lengths: list[list[Tensor]] = [[] for _ in models]  # they stay on the device: nothing waits for a batch
     with _batches(reader, samples, models, job, threads) as batches, MODEL_TURN:
         waiting = time.perf_counter()
         for batch in batches:
@@ -220,11 +230,28 @@ def _fill(
             for number, (model, filled) in enumerate(zip(models, users.values(), strict=True)):
                 with clock.on_device("forward"):
                     features = _features(model, batch, number, job.precision)
+                    lengths[number].append(features.norm(dim=1))
                 with clock.on_device("top_k"):
                     for one in filled:
                         one.add(features)
             waiting = time.perf_counter()
+    for model, parts in zip(models, lengths, strict=True):
+        found = torch.cat(parts).float().cpu().numpy()
+        require_unit(
+            model.spec, found, images.status, f"chunk {chunk}", lambda row: reader.name(row // job.views.views)
+        )
     return faults, image_bytes, clock
+
+
+def _require_same_behaviour(job: TeachJob, users: Iterable[tuple[str, str]], models: Iterable[LoadedClip]) -> None:
+    """Check that this worker's libraries make the same model of the same weights as those of the driver."""
+    for (spec, _), model in zip(users, models, strict=True):
+        parts = unlike(job.behaviours.get(spec, {}), model.behaviour)
+        if parts:
+            raise FingerprintError(
+                f"'{spec}' has another {parts} on {socket.gethostname()} than where teach was started",
+                hint="install the same versions of open_clip_torch and transformers on all workers",
+            )
 
 
 def _batches(

@@ -56,6 +56,7 @@ def with_teacher(
     """Return the fields together with those that a teacher adds."""
     return fields | {
         "teacher_digest": teacher.digest,
+        "teacher_behaviour": dict(teacher.behaviour),
         "precision": precision,
         "logit_scale": teacher.logit_scale,
         "preprocess": teacher.preprocess_text,
@@ -90,6 +91,7 @@ def _of_images(
     return {
         **({"views": _views(views)} if views.views > 1 else {}),
         f"{role}_digest": model.digest,
+        f"{role}_behaviour": dict(model.image_behaviour),
         "precision": precision,
         "preprocess": model.preprocess_text,
         "samples": samples,

@@ -25,9 +25,10 @@ from teachonce.errors import DataError, FingerprintError
 from teachonce.labels.codec import TopK, max_error
 from teachonce.labels.embeddings import decode_embeddings, encode_embeddings
 from teachonce.labels.format import EMBEDDING, LABELS
+from teachonce.labels.ledger import BEHAVIOURS
 from teachonce.labels.store import Arrays, LabelStore
 from teachonce.models.clip import LoadedClip, load_clip, pick_device
-from teachonce.models.spec import EmbeddingKind, Precision
+from teachonce.models.spec import EmbeddingKind, Precision, unlike
 from teachonce.teaching.teacher import TeacherHead, head_of
 
 # Another device or thread count moves logits by some 1e-4 nats in float32 and by 1e-2 in half precision; a wrong image,
@@ -149,6 +150,8 @@ def _teacher_of(store: LabelStore, spec: str) -> LoadedClip:
         for name, value in fields.items()
         if fingerprint[name] != value
     ]
+    parts = unlike(fingerprint.get(BEHAVIOURS["teacher"], {}), teacher.behaviour)
+    different += [f"it has another {parts} than the teacher had"] if parts else []
     if different:
         raise FingerprintError(
             f"'{spec}' is not the teacher of {store.path}:\n  " + "\n  ".join(different),

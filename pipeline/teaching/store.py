@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from teachonce.core.progress import Reporter
 from teachonce.data.index import SampleIndex, collect_sound
 from teachonce.data.manifests import Manifest
@@ -77,8 +80,9 @@ def open_or_create(wanted: WantedStore, models: Mapping[str, LoadedClip], report
     fingerprint = fingerprint_of(wanted, models)
     if wanted.path.exists():
         store = _continue(wanted, fingerprint, LABELS in models, reporter)
+        _try_on_missing(store, wanted, models)
     else:
-        store = _create(wanted, models.get(LABELS), fingerprint, reporter)
+        store = _create(wanted, models, fingerprint, reporter)
     add_groups(store, wanted, models)
     return store
 
@@ -117,6 +121,18 @@ def _continue(wanted: WantedStore, fingerprint: dict[str, Any], taught: bool, re
     return store
 
 
+def _try_on_missing(store: LabelStore, wanted: WantedStore, models: Mapping[str, LoadedClip]) -> None:
+    """Try the models that have something left to compute on images of the first chunk that they lack."""
+    from teachonce.teaching.trial import try_models
+
+    done = {group: set(store.committed(group)) if group in store.groups else set() for group in models}
+    for chunk in range(store.layout.chunks):
+        lacking = [clip for group, clip in models.items() if chunk not in done[group]]
+        if lacking:
+            try_models(lacking, store.index_of_chunk(chunk), wanted.root, wanted.precision)
+            return
+
+
 def _only_students(store: LabelStore, stored: dict[str, Any], planned: dict[str, Any]) -> dict[str, Any]:
     """Take from the store what its teacher decided: a student is added to a store with a teacher's labels."""
     if len(store.committed(LABELS)) < store.layout.chunks:
@@ -142,8 +158,10 @@ def _require_sound(store: LabelStore) -> None:
 
 
 def _create(
-    wanted: WantedStore, teacher: LoadedClip | None, fingerprint: dict[str, Any], reporter: Reporter
+    wanted: WantedStore, models: Mapping[str, LoadedClip], fingerprint: dict[str, Any], reporter: Reporter
 ) -> LabelStore:
+    from teachonce.teaching.trial import try_models
+
     collected = collect_sound(wanted.manifest, wanted.split, wanted.root, reporter)
     index = _chosen(wanted, collected.index, reporter)
     rows = len(index) * wanted.views.views
@@ -155,12 +173,14 @@ def _create(
             raise DataError(
                 f"the first image cannot be read: {problem}", hint="look at the disk or network that holds the data"
             ) from problem
-    embeddings = None
+    try_models(models.values(), index, wanted.root, wanted.precision)
+    embeddings, teacher = None, models.get(LABELS)
     if teacher is not None:
         from teachonce.models.classifier import ensemble_features
 
         reporter.note(f"encoding {len(wanted.vocabulary)} class names with the teacher")
         embeddings = ensemble_features(teacher, wanted.vocabulary.names, wanted.templates).cpu().numpy()
+        _require_numbers(teacher, wanted, embeddings)
     reporter.note(f"creating {wanted.path}: {layout.rows} rows in {layout.chunks} chunks of {layout.chunk_rows}")
     order = row_order(len(index), ORDER_SEED)
     fingerprint = fingerprint | {"samples": index.digest}
@@ -170,6 +190,17 @@ def _create(
     return create_store(
         wanted.path, layout, fingerprint, wanted.vocabulary, wanted.own_classes, index, order, embeddings
     )
+
+
+def _require_numbers(teacher: LoadedClip, wanted: WantedStore, embeddings: npt.NDArray[np.float32]) -> None:
+    """Refuse class embeddings that are NaN or infinite, [C, E]: no image could be labelled by them."""
+    wrong = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if len(wrong):
+        raise DataError(
+            f"the teacher '{teacher.spec}' gives text features that are NaN or infinite: {len(wrong)} of "
+            f"{len(embeddings)} classes, the first '{wanted.vocabulary.names[int(wrong[0])]}'",
+            hint="its weights are damaged: fetch them again, or take another teacher",
+        )
 
 
 def _chosen(wanted: WantedStore, index: SampleIndex, reporter: Reporter) -> SampleIndex:

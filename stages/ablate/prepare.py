@@ -17,6 +17,7 @@ from teachonce.data.vocabulary import HALVES
 from teachonce.errors import DataError, IncompleteError, TeachOnceError, UsageError
 from teachonce.labels.derived import content_id
 from teachonce.labels.format import LABELS, student_group
+from teachonce.labels.ledger import require_behaviour
 from teachonce.labels.store import LabelStore
 from teachonce.models.spec import absolute_spec, parse_spec
 from teachonce.phrases import Phrase
@@ -110,6 +111,7 @@ class Prepared:
             content_id=content_id(self.store),
             student=self.student,
             student_digest=self.clip.digest,
+            student_behaviour=dict(self.clip.behaviour),
             base=grid.base,
             axes=dict(grid.axes),
             cells=tuple(planned.description() for planned in self.cells),
@@ -247,7 +249,9 @@ class _Trial:
 
     def _require_features(self) -> None:
         store, clip = self._store, self._clip
-        if student_group(clip.digest) in store.groups:
+        group = student_group(clip.digest)
+        if group in store.groups:
+            require_behaviour(store.path, group, store.groups[group].fingerprint, clip.image_behaviour)
             return
         known = [
             str(group.fingerprint["about"].get("student"))

@@ -73,8 +73,9 @@ def evaluate_request(
 ) -> EvaluateRequest:
     """The request for `evaluate`; `run` and `file` are left out where sets are checked before any cell has run."""
     share = 1.0 if run is None else evaluation.wise
+    templates = () if evaluation.template is None else (evaluation.template,)
     return EvaluateRequest(
-        entrant=Entrant(student=student, run=run, template=evaluation.template, wise=share),
+        entrant=Entrant(student=student, run=run, templates=templates, wise=share),
         data=SetChoice(
             manifest=evaluation.manifest,
             root=Path(evaluation.root) if evaluation.root else root,

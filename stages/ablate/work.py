@@ -10,7 +10,7 @@ from pathlib import Path
 from distributed import Client
 
 from teachonce.cluster import client as cluster_client
-from teachonce.core.documents import read_events
+from teachonce.core.documents import LogSeal, read_events
 from teachonce.core.locks import owned
 from teachonce.core.progress import Reporter
 from teachonce.errors import IncompleteError
@@ -213,7 +213,10 @@ def _result(run: _Run, choice: Choice | None, final: list[FinalFigure], seconds:
         run.reporter.note(f"{count['failed']} cells have failed: " + result.next)
     group = None if choice is None else choice.group
     earlier = tuple(before for before in _choices(prepared.folder) if before.group != group)
-    write_document(prepared.folder.results, GridResults(**vars(result), earlier_choices=earlier).document())
+    write_document(
+        prepared.folder.results,
+        GridResults(**vars(result), earlier_choices=earlier, log=LogSeal.of(prepared.folder.events)).document(),
+    )
     return result
 
 

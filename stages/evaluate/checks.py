@@ -40,8 +40,8 @@ def check(request: EvaluateRequest) -> None:
     """
     entrant = request.entrant
     parse_spec(entrant.student)
-    if entrant.template is not None:
-        require_template(entrant.template)
+    for template in entrant.templates:
+        require_template(template)
     if entrant.run is None and entrant.wise != 1:
         raise UsageError(
             phrase("{wise} mixes prompts with the template, and no RUN was given"), hint="give a run folder"
@@ -128,8 +128,9 @@ def _options(request: ProtocolRequest) -> dict[str, str | None]:
 
 def _request_of(item: ProtocolSet, protocol: Protocol, request: ProtocolRequest) -> EvaluateRequest:
     tables, credits = request.files.per_class, request.files.credits
+    own = () if item.template is None else (item.template,)
     return EvaluateRequest(
-        entrant=replace(request.entrant, template=request.entrant.template or item.template),
+        entrant=replace(request.entrant, templates=request.entrant.templates or own),
         data=SetChoice(
             manifest=item.manifest,
             root=request.given.root,

@@ -51,7 +51,7 @@ class ProtocolRequest:
 
     protocol: str
     entrant: Entrant
-    """The model or run that is evaluated; where it names a template, that one replaces the template of every set."""
+    """The model or run that is evaluated; where it names templates, they replace the template of every set."""
     given: Given = Given()
     files: Files = Files()
     work: Work = Work()

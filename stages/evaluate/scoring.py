@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,9 @@ from teachonce.evaluation.sets import EvaluationSet
 from teachonce.evaluation.statistics import wilson
 from teachonce.phrases import phrase
 from teachonce.stages.evaluate.checks import next_step
-from teachonce.stages.evaluate.request import EvaluateRequest
+from teachonce.stages.evaluate.request import EvaluateRequest, Files
+
+TOGETHER = " + "  # between templates whose features are averaged
 
 
 def load_and_score(request: EvaluateRequest, data: EvaluationSet, reporter: Reporter) -> EvaluateResult:
@@ -31,10 +35,10 @@ def score_set(request: EvaluateRequest, data: EvaluationSet, who: Contender, rep
         DataError: no image could be decoded, or features are not numbers.
         UsageError: a name or the template is too long.
     """
-    template, work = request.entrant.template or data.manifest.template, request.work
+    templates, work = request.entrant.templates or (data.manifest.template,), request.work
     sides = [who] if who.prompts is None else [who.bare, who]
     with next_step(phrase("shorten {template}, or the names in {vocabulary}")):
-        judged = judge(sides, data, template, work, reporter)
+        judged = judge(sides, data, templates, work, reporter)
     good, ours = judged[-1].decoded, judged[-1].outcomes
     beside = judged[0].outcomes if len(sides) > 1 else None
     labels = data.labels[good]
@@ -44,11 +48,9 @@ def score_set(request: EvaluateRequest, data: EvaluationSet, who: Contender, rep
             f"{bare} of {len(data.candidates)} classes have no image in '{data.split}'; their names compete "
             "all the same"
         )
-    if request.files.per_class is not None:
-        _write(request.files.per_class, class_table(ours, beside, labels, data.candidates))
-    if request.files.credits is not None:
-        _write_credits(request.files.credits, ours, beside)
-    result = _result(request, data, who, template, labels, ours, beside)
+    result = _result(request, data, who, templates, labels, ours, beside)
+    table = b"" if request.files.per_class is None else class_table(ours, beside, labels, data.candidates)
+    result = replace(result, digests=result.digests | _written(request.files, table, ours, beside))
     reporter.note(in_short(result))
     return result
 
@@ -67,28 +69,32 @@ def credit_file(path: Path, side: str = "") -> Path:
     return path.with_name(f"{stem}{side}.top1.npy")
 
 
-def _write_credits(path: Path, ours: Outcomes, beside: Outcomes | None) -> None:
-    for side, side_outcomes in (("", ours), (".template", beside)):
-        if side_outcomes is not None:
+def _written(files: Files, table: bytes, ours: Outcomes, beside: Outcomes | None) -> dict[str, str]:
+    """Write the files that were asked for; returns the SHA-256 of each, by what it holds."""
+    contents: dict[str, tuple[Path, bytes]] = {}
+    if files.per_class is not None:
+        contents["per_class"] = files.per_class, table
+    for key, side, credited in (("credits", "", ours), ("template_credits", ".template", beside)):
+        if files.credits is not None and credited is not None:
             buffer = io.BytesIO()
-            np.save(buffer, side_outcomes.top1.astype(np.float32), allow_pickle=False)
-            _write(credit_file(path, side), buffer.getvalue())
-
-
-def _write(file: Path, data: bytes) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_bytes(file, data)
+            np.save(buffer, credited.top1.astype(np.float32), allow_pickle=False)
+            contents[key] = credit_file(files.credits, side), buffer.getvalue()
+    for file, data in contents.values():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_bytes(file, data)
+    return {key: hashlib.sha256(data).hexdigest() for key, (_, data) in contents.items()}
 
 
 def _result(
     request: EvaluateRequest,
     data: EvaluationSet,
     who: Contender,
-    template: str,
+    templates: tuple[str, ...],
     labels: Labels,
     ours: Outcomes,
     beside: Outcomes | None,
 ) -> EvaluateResult:
+    template = TOGETHER.join(templates)
     names, prompted, scores = data.candidates, who.prompts is not None, figures(ours, labels)
     digests = {"student": who.clip.digest, "vocabulary": data.vocabulary.digest, "samples": data.samples.digest}
     digests |= {"prompts": who.prompts.tensors_digest} if who.prompts is not None else {}
@@ -114,7 +120,7 @@ def _result(
         manifest=data.manifest.name,
         split=data.split,
         chosen=data.in_words,
-        templates=(template,),
+        templates=templates,
         names_digest=names.digest,
         digests=digests,
         per_class=None if request.files.per_class is None else str(request.files.per_class),

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from teachonce.core.documents import sealed
 from teachonce.core.files import atomic_write_bytes, write_failed
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, UsageError
@@ -47,7 +48,7 @@ def import_(request: ImportRequest, reporter: Reporter) -> ImportResult:
         made = Prompts(structure="shared", context="", init="normal", position=request.position)
         save_prompts(request.out, learnt, None, PromptMeta.of(made, clip, SUFFIX, tower, learnt))
         result = _result(request, prompts, proved)
-        document = {"schema": 1, **asdict(result)}
+        document = sealed({"schema": 1, **asdict(result)})
         atomic_write_bytes(request.out / RESULTS, (json.dumps(document, indent=1) + "\n").encode())
     return result
 

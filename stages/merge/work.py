@@ -85,9 +85,9 @@ def _weights(request: MergeRequest) -> tuple[float, ...]:
     listed = ", ".join(f"{weight:g}" for weight in given)
     if not all(math.isfinite(weight) and weight > 0 for weight in given):
         raise UsageError(option("weights") + f" must be positive numbers, found {listed}")
-    if abs(math.fsum(given) - 1) > WEIGHTS_OFF:
+    if max(given) > 2 or abs(math.fsum(given) - 1) > WEIGHTS_OFF:
         raise UsageError(
-            option("weights") + f" must add up to 1, found {listed}, which is {math.fsum(given):.7g}",
+            option("weights") + f" must add up to 1, found {listed}, which is {sum(given):.7g}",
             hint="leave them out for equal weights",
         )
     return given

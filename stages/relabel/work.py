@@ -17,9 +17,10 @@ from teachonce.labels.codec import CODEC_VERSION
 from teachonce.labels.create import create_child
 from teachonce.labels.derived import content_id, copy_groups, fill, open_child, open_parent
 from teachonce.labels.format import EMBEDDING, LABELS, Layout, new_layout
+from teachonce.labels.ledger import BEHAVIOURS
 from teachonce.labels.size import bytes_per_row
 from teachonce.labels.store import Arrays, LabelStore
-from teachonce.models.spec import parse_spec
+from teachonce.models.spec import parse_spec, unlike
 from teachonce.phrases import option, phrase
 from teachonce.stages.relabel.request import RelabelRequest, RelabelResult
 
@@ -173,6 +174,12 @@ def _class_embeddings(
             f"'{spec}' is not the teacher of {parent.path}:\n  teacher_digest: stored {wanted!r}, asked for "
             f"{clip.digest!r}",
             hint=phrase("name the model that the store was taught with: {teacher} MODEL"),
+        )
+    parts = unlike(parent.groups[LABELS].fingerprint.get(BEHAVIOURS["teacher"], {}), clip.behaviour)
+    if parts:
+        raise FingerprintError(
+            f"'{spec}' has the weights of the teacher of {parent.path} and another {parts}",
+            hint=phrase("name the model as it was when the store was taught: {teacher} MODEL"),
         )
     reporter.note(f"encoding {len(names)} class names with the teacher")
     encoded: FloatArray = ensemble_features(clip, names, plan.templates).cpu().numpy()

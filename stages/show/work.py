@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from teachonce.core.documents import read_object
+from teachonce.core.documents import SEAL, fault_of, read_json, read_object
 from teachonce.core.progress import Reporter
-from teachonce.errors import DataError
+from teachonce.errors import DataError, IntegrityError
 from teachonce.phrases import option
 from teachonce.reports.curves import band
 from teachonce.reports.folder import EMPTY_HINT, SEED, Folder, Group, read_folder
@@ -113,11 +113,15 @@ def _document(path: Path) -> ShowResult:
     run, grid = RunFolder(folder), GridFolder(folder)
     if path.name == run.results.name and (grid.grid.is_file() or run.config.is_file()):
         return _folder(folder)
-    document = read_object(path)
+    document, fault = read_object(path), fault_of(path)
+    if document is None and isinstance(read_json(path), dict):
+        raise IntegrityError(f"{path} {fault}", hint="restore it, or write it again")
     if document is None or "schema" not in document:
         raise DataError(f"{path} is not a document of teachonce: expected JSON with a schema", hint=EMPTY_HINT)
     figures = {
-        key: value for key, value in document.items() if not isinstance(value, (list, dict)) and value is not None
+        key: value
+        for key, value in document.items()
+        if key != SEAL and not isinstance(value, (list, dict)) and value is not None
     }
     return _empty("results", path, title=path.name, figures=figures)
 

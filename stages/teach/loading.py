@@ -9,10 +9,12 @@ from teachonce.cluster.client import threads_of
 from teachonce.core.machine import default_threads
 from teachonce.core.progress import Reporter
 from teachonce.core.remote import absolute
+from teachonce.errors import UsageError
 from teachonce.labels.format import EMBEDDING, LABELS, student_group
 from teachonce.models import clip as clip_models
 from teachonce.models.clip import LoadedClip
-from teachonce.models.spec import absolute_spec
+from teachonce.models.spec import absolute_spec, unlike
+from teachonce.phrases import phrase
 from teachonce.stages.teach.request import TeachRequest
 from teachonce.teaching.chunk import TeachJob
 
@@ -29,7 +31,15 @@ def load_models(request: TeachRequest, reporter: Reporter) -> dict[str, LoadedCl
     for spec in request.students:
         reporter.note(f"loading the student {spec}")
         student = clip_models.load_clip(spec, clip_models.pick_device())
-        models[student_group(student.digest)] = student
+        group = student_group(student.digest)
+        parts = unlike(models[group].image_behaviour, student.image_behaviour) if group in models else ""
+        if parts:
+            raise UsageError(
+                f"the students '{models[group].spec}' and '{spec}' have the same weights and another {parts}: one "
+                "store keeps the features of one of them",
+                hint=phrase("write the other's features to another {labels} store"),
+            )
+        models.setdefault(group, student)
     return models
 
 
@@ -41,6 +51,7 @@ def teach_job(request: TeachRequest, root: Path, token: int, models: Mapping[str
         root=absolute(root),
         token=token,
         models=tuple((group, absolute_spec(clip.spec), clip.digest) for group, clip in models.items()),
+        behaviours={absolute_spec(clip.spec): dict(clip.behaviour) for clip in models.values()},
         logit_scale=models[LABELS].logit_scale if LABELS in models else 0.0,
         precision=computing.precision,
         batch_size=computing.batch_size,

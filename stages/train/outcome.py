@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from teachonce.core.documents import LogSeal
 from teachonce.errors import TeachOnceError
 from teachonce.models.prompt_files import load_prompts, save_prompts
 from teachonce.runs.checkpoint import Identity
@@ -36,6 +37,7 @@ def finish(out: Path, trainer: Trainer, identity: Identity, log: RunLog) -> Trai
         selection_digest=identity.selection,
         vocabulary_digest=trainer.rows.vocabulary.digest,
         start=identity.start,
+        log=LogSeal.of(folder.events),
     )
     folder.write_results(results)
     return _answer(results, out)

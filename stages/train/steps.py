@@ -15,6 +15,8 @@ from teachonce.core.machine import default_threads, package_versions
 from teachonce.core.progress import Reporter
 from teachonce.core.signals import deferred_signals
 from teachonce.errors import DataError, UsageError
+from teachonce.labels.format import student_group
+from teachonce.labels.ledger import require_behaviour
 from teachonce.labels.selection import Selection
 from teachonce.labels.store import LabelStore
 from teachonce.models.clip import LoadedClip, allow_tf32, load_clip, pick_device, tune_process
@@ -55,6 +57,9 @@ def take_steps(
     allow_tf32(request.config.loop.tf32)
     clip = load_clip(request.student, pick_device())
     config, needs = request.config, requirements(request.config)
+    group = student_group(clip.digest)
+    if needs.features and group in store.groups:
+        require_behaviour(store.path, group, store.groups[group].fingerprint, clip.image_behaviour)
     rows = open_working_set(store, clip.digest if needs.features else None, reporter, selection, needs.embeddings)
     with contextlib.ExitStack() as stack:
         stack.callback(rows.close)
@@ -110,7 +115,7 @@ def _build(
         f"{len(vocabulary)} classes ({vocabulary.tied()} share a name)"
     )
     chosen = ALL_ROWS if selection is None else selection.digest
-    return trainer, Identity(request.config.digest(), rows.store_id, clip.digest, chosen, start)
+    return trainer, Identity(request.config.digest(), rows.store_id, clip.digest, chosen, start, **clip.behaviour)
 
 
 def _start_from(folder: Path, trainer: Trainer) -> str:

@@ -202,3 +202,28 @@ def test_a_reader_that_leaves_early_is_no_error(stubbed_command: list[str]) -> N
     finally:
         os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("evaluate", "--student", "A", "--student", "B", "--manifest", "m"),
+        ("evaluate", "--student=A", "--manifest", "m", "--manifest", "m"),
+        ("train", "x.zarr", "--student", "S", "--out", "a", "--out", "b"),
+        ("teach", "m.toml", "--labels", "x.zarr", "--top-k", "5", "--top-k", "6"),
+        ("merge", "a.zarr", "b.zarr", "--labels", "c.zarr", "--weights", "1,0", "--weights", "0,1"),
+        ("evaluate", "--student", "A", "--manifest", "m", "--set", "threads=1", "--set", "threads=2"),
+        ("train", "x.zarr", "--student", "S", "--out", "a", "--set", "learning_rate=1", "--set", "optimiser.learning_rate=2"),
+    ],
+)
+def test_a_value_that_would_be_dropped_is_refused(line: tuple[str, ...], teachonce_here: Command) -> None:
+    """Options with one value, and keys of --set."""
+    ended = teachonce_here(*line)
+    assert ended.code == 2 and "only one" in ended.err and "next: give" in ended.err
+
+
+def test_options_that_take_several_values_take_them_all(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
+    """A flag that is repeated says the same twice."""
+    line = ("evaluate", "--student", "S", "--manifest", "m", "--template", "a {}", "--template", "b {}")
+    assert teachonce_here(*line, "--json", "--json").code == 0
+    assert stubs.requests[-1].entrant.templates == ("a {}", "b {}")

@@ -15,7 +15,7 @@ import pytest
 from hand_cluster import by_hand, free_port, stand_in_slurm
 from worlds import Notes
 
-from teachonce.cluster.client import open_cluster, run_tasks, threads_of, warm_up, worker_index
+from teachonce.cluster.client import close, open_cluster, run_tasks, threads_of, warm_up, worker_index
 from teachonce.cluster.description import ClusterSpec, CudaDescription, load_description
 from teachonce.cluster.jobs import cuda_cluster, slurm_cluster, started
 from teachonce.core.machine import default_threads
@@ -211,3 +211,22 @@ def test_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:
         open_cluster(ClusterSpec(scheduler=f"tcp://127.0.0.1:{free_port()}"), Silent()),
     ):
         pass
+
+
+class Slow:
+    """A client or cluster that does not end in time."""
+
+    def __init__(self, problem: Exception) -> None:
+        self._problem = problem
+
+    def close(self, timeout: float) -> None:
+        """Fail as Dask does."""
+        raise self._problem
+
+
+@pytest.mark.parametrize("problem", [TimeoutError(), OSError("closed"), RuntimeError("loop is closed")])
+def test_what_does_not_end_in_time_is_noted_and_not_raised(problem: Exception) -> None:
+    """The work is done by then, or has an error of its own, which must not be replaced."""
+    notes = Notes()
+    close(Slow(problem), "the local workers", notes)
+    assert len(notes.lines) == 1 and "the local workers did not end" in notes.lines[0]

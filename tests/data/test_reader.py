@@ -13,7 +13,7 @@ from PIL import Image
 from worlds import encoded, make_photo
 
 from teachonce.data.index import SampleIndex
-from teachonce.data.reader import MAX_OPEN, TOO_LARGE, UNDECODABLE, ImageFault, ImageReader, decode
+from teachonce.data.reader import MAX_OPEN, TOO_LARGE, UNDECODABLE, ImageFault, ImageReader, decode, in_8_bits
 from teachonce.errors import DataError
 
 PHOTO = make_photo(1, 2)
@@ -215,3 +215,53 @@ def test_a_photo_of_the_world_decodes(tmp_path_factory: pytest.TempPathFactory) 
     """What the other tests are built on is sound."""
     for data in list(worlds.session_world(tmp_path_factory).photos.values())[:7]:
         assert good(data).size == (48, 40)
+
+
+def test_a_grey_png_of_another_depth_is_seen_like_its_8_bit_version() -> None:
+    """Value by value, and in a mode that is resized as photos are."""
+    grey = PHOTO.convert("L")
+    deep, ink = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257), grey.convert("1")
+    for image, wanted in ((deep, grey), (ink, ink.convert("L"))):
+        seen = good(encoded(image, "PNG"))
+        assert seen.mode == "L" and np.array_equal(np.asarray(seen), np.asarray(wanted))
+
+
+@pytest.mark.parametrize("mode", ["I;16B", "I;16L", "I", "F"])
+def test_depths_that_other_formats_bring_are_seen_like_the_8_bit_version(mode: str) -> None:
+    """TIFFs are big-endian, of 32 bits, or hold shares from 0 to 1."""
+    photo = np.asarray(PHOTO.convert("L"))
+    if mode == "F":
+        image = Image.fromarray((photo / 255).astype(np.float32))
+    else:
+        kind, mode = {"I;16B": (">u2", "I;16B"), "I;16L": ("<u2", "I;16L"), "I": ("<i4", "I")}[mode]
+        data = (photo.astype(np.int64) * 257).astype(kind).tobytes()
+        image = Image.frombytes(mode, (photo.shape[1], photo.shape[0]), data)
+    seen = in_8_bits(image)
+    assert isinstance(seen, Image.Image) and seen.mode == "L"
+    assert np.abs(np.asarray(seen).astype(int) - photo).max() <= 1
+
+
+@pytest.mark.parametrize("values", [[[-5, 3]], [[0, 1 << 20]], [[float("nan"), 1.0]]])
+def test_grey_values_whose_white_cannot_be_known_are_refused(values: list[list[float]]) -> None:
+    kind = np.int32 if isinstance(values[0][0], int) else np.float32
+    fault = in_8_bits(Image.fromarray(np.array(values, kind)))
+    assert isinstance(fault, ImageFault) and "white" in fault.reason
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "CMYK", "P", "P with transparency", "L"])
+def test_other_modes_of_8_bits_are_left_as_they_are(mode: str) -> None:
+    """open_clip's own preprocessing makes RGB of them; what it makes is near the photo."""
+    image = PHOTO.convert("P" if mode.startswith("P") else mode)
+    options = {"transparency": bytes(range(256))} if "transparency" in mode else {}
+    seen = good(encoded(image, "JPEG" if mode == "CMYK" else "PNG", **options))
+    assert seen.mode == image.mode
+    off = np.abs(np.asarray(seen.convert("RGB")).astype(int) - np.asarray(image.convert("RGB")))
+    assert off.mean() < 8
+
+
+@pytest.mark.parametrize(("size", "status"), [((1, 1000), 0), ((1001, 1), TOO_LARGE), ((1, 8_000_000), TOO_LARGE)])
+def test_an_image_too_thin_to_be_resized_is_a_failed_image(size: tuple[int, int], status: int) -> None:
+    """Its short side at 224 pixels would make gigabytes of it."""
+    seen = decode(encoded(Image.new("L", size), "PNG"))
+    assert (seen.status if isinstance(seen, ImageFault) else 0) == status

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -283,3 +284,23 @@ def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="is no file") as caught:
             read_foreign(path)
         assert "prompt_learner/model.pth.tar" in caught.value.hint
+
+
+MORE: dict[str, tuple[str, Callable[[Checkpoint], Any]]] = {
+    "CoCoOp": ("meta_net.linear1.weight", lambda c: c["state_dict"].update({"meta_net.linear1.weight": torch.ones(2)})),
+    "deep prompts": (
+        "compound_prompts_text.0",
+        lambda c: c["state_dict"].update({"compound_prompts_text.0": torch.ones(2)}),
+    ),
+    "no tensor": ("n_cls", lambda c: c["state_dict"].update(n_cls=2)),
+    "beside the state": ("ema", lambda c: c.update(ema={"ctx": [torch.ones(2)]})),
+}
+
+
+@pytest.mark.parametrize("case", MORE)
+def test_what_would_not_be_used_is_refused_by_name(case: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """A context without the network that moves it is another model."""
+    name, add = MORE[case]
+    add(checkpoint)
+    with pytest.raises(DataError, match=re.escape(repr(name))):
+        read_foreign(dassl_files.saved(tmp_path, checkpoint))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 from grid_folders import PHOTOS, START, write_evaluation, write_run
 
-from teachonce.runs.reader import MeasuredOn, Run, Unusable, read_evaluation, read_run
+from teachonce.core.documents import LogSeal, sealed
+from teachonce.core.sums import digest_of
+from teachonce.runs.folder import RunFolder
+from teachonce.runs.reader import BESIDE, MeasuredOn, Run, Unusable, read_evaluation, read_run
 
 
 def readable(folder: Path) -> Run:
@@ -164,3 +168,46 @@ def test_what_an_evaluation_was_measured_on_is_read_from_documents_of_any_versio
     evaluation = read_evaluation(file, "val")
     assert evaluation is not None and evaluation.measured_on.templates == ("b {}.", "c {}.")
     assert evaluation.image_set == (4, "s", None)
+
+
+def test_a_finished_run_says_which_of_its_files_was_changed(tmp_path: Path) -> None:
+    """A changed evaluation or log costs one line and what it would say; changed results cost the run."""
+    folder = write_run(tmp_path / "run", top1=0.45)
+    write_evaluation(folder / "evaluations" / "val.json", top1=0.5)
+    write_evaluation(folder / "evaluations" / "test.json", top1=0.6)
+    files = RunFolder(folder)
+    for name in ("val", "test"):
+        file = files.evaluation(name)
+        file.write_text(json.dumps(sealed(json.loads(file.read_text()))))
+    results = files.read_results()
+    assert results is not None
+    files.write_results(dataclasses.replace(results, log=LogSeal.of(files.events)))
+    assert readable(folder).damaged == () and len(readable(folder).evaluations) == 2
+    files.evaluation("val").write_text(files.evaluation("val").read_text().replace('"top5": 0.8', '"top5": 0.9'))
+    files.events.write_bytes(files.events.read_bytes().replace(b'"loss": ', b'"loss": 1', 1))
+    run = readable(folder)
+    assert list(run.evaluations) == ["test"] and run.results.held_out_top1 == 0.45
+    assert [sentence.partition(" ")[0] for sentence in run.damaged] == ["events.jsonl", "evaluations/val.json"]
+    assert len(run.loss.steps) == 0
+    files.results.write_text(files.results.read_text().replace("0.45", "0.55"))
+    damaged = read_run(folder, "run")
+    assert isinstance(damaged, Unusable) and damaged.kind == "damaged" and "its digest differs" in damaged.why
+
+
+@pytest.mark.parametrize("name", ["val.csv", "val.top1.npy", "val.template.top1.npy"])
+def test_a_file_beside_an_evaluation_that_was_changed_is_not_read(name: str, tmp_path: Path) -> None:
+    """Even where its mean is as it was."""
+    file = tmp_path / "val.json"
+    write_evaluation(file, top1=0.5)
+    digests = {key: digest_of(tmp_path / f"val{ending}") for key, ending in BESIDE.items()}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"digests": digests}))
+    whole = read_evaluation(file, "val")
+    assert whole is not None and whole.classes and whole.credits is not None and whole.foreign == ()
+    data = bytearray((tmp_path / name).read_bytes())
+    data[-2:] = data[-2:][::-1] if name.endswith(".csv") else data[-2:]
+    data[-1] ^= 1
+    (tmp_path / name).write_bytes(data)
+    changed = read_evaluation(file, "val")
+    assert changed is not None and len(changed.foreign) == 1 and name in changed.foreign[0]
+    parts = (changed.classes or None, changed.credits, changed.template_credits)
+    assert [part is None for part in parts] == [name == f"val{ending}" for ending in BESIDE.values()]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from teachonce.core.documents import sealed
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.results import RunResults
 
@@ -36,7 +37,7 @@ def folder_with(place: Path, document: dict[str, Any]) -> RunFolder:
 
 
 def test_results_that_were_read_are_written_back_byte_for_byte(tmp_path: Path) -> None:
-    run = folder_with(tmp_path, WRITTEN)
+    run = folder_with(tmp_path, sealed(WRITTEN | {"log": {"bytes": 7, "sha256": "abc"}}))
     before, results = run.results.read_bytes(), run.read_results()
     assert results is not None and (results.steps, results.held_out_top1, results.store_id) == (8, None, "be225bba")
     run.write_results(results)

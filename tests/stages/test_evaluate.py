@@ -21,6 +21,7 @@ from worlds import IDS, NAMES, PHOTOS, Notes, World
 
 from teachonce.core.progress import Silent
 from teachonce.errors import DataError, FingerprintError, UsageError
+from teachonce.evaluation import contender
 from teachonce.models.classifier import template_features
 from teachonce.models.clip import load_clip
 from teachonce.models.prompt_files import LoadedPrompts, load_prompts, save_prompts
@@ -226,6 +227,32 @@ def test_prompts_of_either_tower_are_scored_as_one_would_by_hand(
     assert result.baseline is not None and result.baseline["top1"] == run(world, student).top1
     assert len(list((own_cache / "features").glob("*.npy"))) == (1 if tower == "text" else 2)
     assert run(world, student, run=tmp_path / "run") == result
+
+
+def test_several_templates_are_averaged_and_all_are_in_the_document(
+    world: World, student: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The unit mean of the features of each, by hand; and with prompts the baseline is that mean."""
+    templates = ("a photo of a {}.", "{} and the dark", "not the {}")
+    asked: list[np.ndarray] = []
+    real = contender.outcomes
+
+    def seen(features: Any, classes: np.ndarray, *given: Any) -> Any:
+        asked.append(classes)
+        return real(features, classes, *given)
+
+    monkeypatch.setattr(contender, "outcomes", seen)
+    result = run(world, student, templates=templates, cache=False)
+    clip = load_clip(student)
+    parts = torch.stack([template_features(clip, NAMES, template) for template in templates])
+    mean = parts.mean(0)
+    assert np.allclose(asked[0], (mean / mean.norm(dim=1, keepdim=True)).numpy(), atol=1e-6)
+    assert not np.allclose(asked[0], parts[-1].numpy(), atol=1e-3)
+    assert result.templates == templates and result.template == " + ".join(templates)
+    moved_prompts(student, tmp_path / "run", "text")
+    prompted = run(world, student, run=tmp_path / "run", templates=templates, cache=False)
+    assert prompted.baseline is not None and prompted.baseline["top1"] == result.top1
+    assert prompted.templates == templates
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])

@@ -12,6 +12,13 @@ from teachonce.stages.evaluate import EvaluateRequest, Files, Given, ProtocolReq
 from teachonce.stages.teach import Computing, Kept, TaughtData, TeachRequest
 
 
+def _entrant(options: dict[str, Any]) -> Any:
+    """Who is evaluated; `template` is short for one of `templates`."""
+    if "template" in options:
+        options["templates"] = (options.pop("template"),)
+    return part(Entrant, options)
+
+
 def part(kind: type[Any], options: dict[str, Any]) -> Any:
     """The dataclass `kind` from those of the options that are its fields; they are taken out."""
     return kind(**{field.name: options.pop(field.name) for field in fields(kind) if field.name in options})
@@ -20,7 +27,7 @@ def part(kind: type[Any], options: dict[str, Any]) -> Any:
 def evaluate_request(*, root: Path | None = None, **options: Any) -> EvaluateRequest:
     """An EvaluateRequest; a keyword that nothing takes is refused."""
     options["root"] = root
-    parts = {"entrant": part(Entrant, options), "data": part(SetChoice, options), "files": part(Files, options)}
+    parts = {"entrant": _entrant(options), "data": part(SetChoice, options), "files": part(Files, options)}
     return EvaluateRequest(**parts, work=part(Work, options), **options)
 
 
@@ -35,5 +42,5 @@ def teach_request(**options: Any) -> TeachRequest:
 
 def protocol_request(**options: Any) -> ProtocolRequest:
     """A ProtocolRequest; a keyword that nothing takes is refused."""
-    parts = {"entrant": part(Entrant, options), "given": part(Given, options), "files": part(Files, options)}
+    parts = {"entrant": _entrant(options), "given": part(Given, options), "files": part(Files, options)}
     return ProtocolRequest(**parts, work=part(Work, options), **options)
