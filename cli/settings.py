@@ -125,7 +125,12 @@ def require_once(overrides: Sequence[str]) -> None:
 
 
 def split_overrides(kind: type[Any], overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The overrides whose key is one of `kind`, and the others."""
+    """The overrides whose key is one of `kind`, and the others.
+
+    Raises:
+        UsageError: a key is given twice.
+    """
+    require_once(overrides)
     known = keys_of(kind)
     ours = [override for override in overrides if override.partition("=")[0].strip() in known]
     return ours, [override for override in overrides if override not in ours]

@@ -109,7 +109,6 @@ def train(
     ours, overrides = settings.split_overrides(settings.TrainSettings, set_ or ())
     how = settings.settings(settings.TrainSettings, ours)
     flags = {"structure": structure, "supervision": supervision, "seed": seed, "steps": steps}
-    settings.require_once(overrides)
     overrides += [f"{key}={value}" for key, value in flags.items() if value is not None]
     resolved = load_train_config(config, overrides)
     if print_config:

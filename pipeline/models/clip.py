@@ -234,7 +234,7 @@ def _mismatch(problem: Exception) -> tuple[str, str] | None:
     key = re.search(r"unexpected keyword argument '(\w+)'", text)
     if key:
         said = f"its {CONFIG} has the key '{key[1]}', which this version does not know"
-        return said, "pip install --upgrade open_clip_torch: a newer version wrote that model"
+        return said, "a newer version wrote that model: pip install -U open_clip_torch"
     if "'NoneType' object has no attribute 'ndim'" in text:
         said = f"its weights hold a logit_bias, and its {CONFIG} announces none (init_logit_bias)"
         return said, f'add "init_logit_bias": -10 to the model_cfg in its {CONFIG}: the value itself is in the weights'

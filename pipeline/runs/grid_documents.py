@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
-from teachonce.core.documents import LogSeal, is_as_written, mapping
+from teachonce.core.documents import SEAL, LogSeal, is_as_written, mapping
 from teachonce.core.strict import decode_known
 from teachonce.errors import IntegrityError
 from teachonce.phrases import from_json, to_json
@@ -218,7 +218,7 @@ def decode_failure(document: Any, where: str) -> CellFailure:
     Raises:
         IntegrityError: as `decode_grid`.
     """
-    said = {"schema": SCHEMA, **mapping(document)}
+    said = {"schema": SCHEMA, **_unchanged(document, where)}
     texts = {key: from_json(part) for key, part in mapping(said.get("parts")).items()}
     return _decoded(CellFailure, said | texts if isinstance(document, Mapping) else None, where)
 
@@ -229,11 +229,18 @@ def decode_grid_results(document: Any, where: str) -> GridResults:
     Raises:
         IntegrityError: as `decode_grid`.
     """
-    said = dict(mapping(document))
+    said = _unchanged(document, where)
     chosen, earlier = said.pop("chosen", None), said.pop("earlier_choices", None)
     results = _decoded(GridResults, said, where)
     choices = tuple(_choice(choice, where) for choice in earlier) if isinstance(earlier, list) else ()
     return replace(results, chosen=_choice(chosen, where) if chosen else None, earlier_choices=choices)
+
+
+def _unchanged(document: Any, where: str) -> dict[str, Any]:
+    """The keys of a document, without its digest, which must hold; none where it is no object."""
+    if isinstance(document, Mapping) and not is_as_written(document):
+        raise IntegrityError(f"{where} is not what `ablate` wrote: its digest differs")
+    return {key: value for key, value in mapping(document).items() if key != SEAL}
 
 
 def _choice(document: Any, where: str) -> Choice:
@@ -247,6 +254,4 @@ def _choice(document: Any, where: str) -> Choice:
 def _decoded(kind: type[T], document: Any, where: str) -> T:
     if not isinstance(document, Mapping) or document.get("schema") != SCHEMA:
         raise IntegrityError(f"{where} is not what `ablate` writes: expected an object with schema {SCHEMA}")
-    if not is_as_written(document):
-        raise IntegrityError(f"{where} is not what `ablate` wrote: its digest differs")
-    return decode_known(kind, document, where, IntegrityError)
+    return decode_known(kind, _unchanged(document, where), where, IntegrityError)

@@ -236,9 +236,9 @@ def _fill(
                         one.add(features)
             waiting = time.perf_counter()
     for model, parts in zip(models, lengths, strict=True):
-        found = torch.cat(parts).float().cpu().numpy()
+        length = torch.cat(parts).float().cpu().numpy()
         require_unit(
-            model.spec, found, images.status, f"chunk {chunk}", lambda row: reader.name(row // job.views.views)
+            model.spec, length, images.status, f"chunk {chunk}", lambda row: reader.name(row // job.views.views)
         )
     return faults, image_bytes, clock
 

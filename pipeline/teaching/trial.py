@@ -70,9 +70,9 @@ def require_unit(
     if len(wrong):
         row = int(wrong[0])
         length = float(lengths[row])
-        found = f"have length {length:.3g} in place of 1" if np.isfinite(length) else "are NaN or infinite"
+        fault = f"have length {length:.3g} in place of 1" if np.isfinite(length) else "are NaN or infinite"
         raise DataError(
-            f"image features of '{spec}' {found}: {where}, row {row} ('{key(row)}'); {len(wrong)} of "
+            f"image features of '{spec}' {fault}: {where}, row {row} ('{key(row)}'); {len(wrong)} of "
             f"{int((status == 0).sum())} rows are so, and nothing of them is kept",
             hint=phrase("run with {precision=fp32}; if it stays, the weights are damaged"),
         )

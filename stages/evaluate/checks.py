@@ -128,9 +128,9 @@ def _options(request: ProtocolRequest) -> dict[str, str | None]:
 
 def _request_of(item: ProtocolSet, protocol: Protocol, request: ProtocolRequest) -> EvaluateRequest:
     tables, credits = request.files.per_class, request.files.credits
-    own = () if item.template is None else (item.template,)
+    declared = () if item.template is None else (item.template,)
     return EvaluateRequest(
-        entrant=replace(request.entrant, templates=request.entrant.templates or own),
+        entrant=replace(request.entrant, templates=request.entrant.templates or declared),
         data=SetChoice(
             manifest=item.manifest,
             root=request.given.root,

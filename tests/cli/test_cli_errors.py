@@ -213,7 +213,18 @@ def test_a_reader_that_leaves_early_is_no_error(stubbed_command: list[str]) -> N
         ("teach", "m.toml", "--labels", "x.zarr", "--top-k", "5", "--top-k", "6"),
         ("merge", "a.zarr", "b.zarr", "--labels", "c.zarr", "--weights", "1,0", "--weights", "0,1"),
         ("evaluate", "--student", "A", "--manifest", "m", "--set", "threads=1", "--set", "threads=2"),
-        ("train", "x.zarr", "--student", "S", "--out", "a", "--set", "learning_rate=1", "--set", "optimiser.learning_rate=2"),
+        (
+            "train",
+            "x.zarr",
+            "--student",
+            "S",
+            "--out",
+            "a",
+            "--set",
+            "learning_rate=1",
+            "--set",
+            "optimiser.learning_rate=2",
+        ),
     ],
 )
 def test_a_value_that_would_be_dropped_is_refused(line: tuple[str, ...], teachonce_here: Command) -> None:

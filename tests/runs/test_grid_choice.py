@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from teachonce.core.documents import sealed
 from teachonce.errors import DataError, FingerprintError, IntegrityError, UsageError
 from teachonce.phrases import phrase
 from teachonce.runs.choice import choose
@@ -105,7 +106,8 @@ def test_prompts_that_are_not_of_the_run_are_an_error(tmp_path: Path) -> None:
 
 def test_documents_hold_null_for_what_is_no_number(tmp_path: Path) -> None:
     write_document(tmp_path / "a/b.json", {"schema": 1, "x": float("nan"), "y": [float("inf"), 1.5], "p": tmp_path})
-    assert read_document(tmp_path / "a/b.json") == {"schema": 1, "x": None, "y": [None, 1.5], "p": str(tmp_path)}
+    document = {"schema": 1, "x": None, "y": [None, 1.5], "p": str(tmp_path)}
+    assert read_document(tmp_path / "a/b.json") == sealed(document)
     (tmp_path / "c.json").write_text(json.dumps({"schema": 2}))
     assert read_document(tmp_path / "c.json") is None and read_document(tmp_path / "none.json") is None
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from teachonce.core.documents import SEAL, sealed
 from teachonce.errors import IntegrityError, UsageError
 from teachonce.phrases import Phrase, phrase
 from teachonce.runs.grid import Choose, DataKeys
@@ -52,6 +54,7 @@ GRID: dict[str, Any] = {
     "content_id": "1317ea8a",
     "student": "local-dir:student",
     "student_digest": "7b3283c5",
+    "student_behaviour": {"tokenizer": "0a1b"},
     "base": {"structure": "unshared", "learning_rate": 0.03, "data.template": []},
     "axes": {"seed": [1, 2], "structure": ["unshared", "shared"]},
     "cells": [CELL],
@@ -101,6 +104,7 @@ RESULTS: dict[str, Any] = {
     "out": "old/grid",
     "next": "teachonce show old/grid",
     "earlier_choices": [CHOICE | {"group": "structure=shared"}],
+    "log": {"bytes": 12, "sha256": "e10ac0c5"},
 }
 FAILURE: dict[str, Any] = {
     "schema": 1,
@@ -138,7 +142,15 @@ def test_a_failure_is_read_with_the_options_that_it_names(tmp_path: Path) -> Non
     before = cell.failure.read_bytes()
     assert cell.read_failure() == failure
     assert isinstance(failure.hint, Phrase) and written(cell.failure, failure.document()) == before
-    assert list(json.loads(before)) == list(FAILURE)
+    assert list(json.loads(before)) == [*FAILURE, SEAL]
+
+
+@pytest.mark.parametrize("decode", [decode_grid, decode_grid_results, decode_failure])
+def test_documents_with_a_digest_are_read_and_changed_ones_refused(decode: Callable[..., Any]) -> None:
+    document = {decode_grid: GRID, decode_grid_results: RESULTS, decode_failure: FAILURE}[decode]
+    assert decode(sealed(document), "x") == decode(document, "x")
+    with pytest.raises(IntegrityError, match=r"x is"):
+        decode(sealed(document) | {"seconds": 1.0, "title": "t", "kind": "k"}, "x")
 
 
 def test_documents_of_earlier_and_later_versions_are_read() -> None:

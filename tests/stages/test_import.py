@@ -16,6 +16,7 @@ from requests_of import evaluate_request
 from torch import Tensor, nn
 
 from teachonce import load_prompts
+from teachonce.core.documents import sealed
 from teachonce.core.progress import Silent
 from teachonce.errors import (
     DataError,
@@ -89,7 +90,7 @@ def test_the_classifier_is_that_of_coop(position: Any, student: str, tmp_path: P
 def test_the_folder_tells_where_it_is_from(student: str, tmp_path: Path) -> None:
     """Digests of the file and of the prompts; what cannot be known is not made up."""
     result = imported(student, tmp_path)
-    assert json.loads((tmp_path / "out" / "results.json").read_text()) == {"schema": 1, **vars(result)}
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == sealed({"schema": 1, **vars(result)})
     loaded = load_prompts(tmp_path / "out")
     assert loaded.tensors_digest == result.prompts_digest and len(result.checkpoint_digest) == 64
     assert loaded.meta.structure == "shared" and loaded.meta.context == "" and loaded.meta.student == student
