@@ -154,7 +154,7 @@ def _entries(part: Part, to_the_end: bool = False) -> Iterator[tuple[tarfile.Tar
             end = path.stat().st_size if part.end is None else part.end
             file.seek(part.start)
             # tarfile's offsets count from the start of the file.
-            with tarfile.open(fileobj=file, mode="r:") as tar:
+            with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
                 for entry in tar:
                     tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise: gigabytes for ImageNet-21K
                     if entry.isreg() and entry.sparse is None and entry.offset_data + entry.size > end:
