@@ -20,6 +20,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import teachonce
+from teachonce.cli import streams
 from teachonce.cli.commands import (
     ablate,
     cache,
@@ -45,8 +46,9 @@ from teachonce.cli.console import Failure, Output
 from teachonce.cli.jobs import Job
 from teachonce.cli.once import Once
 from teachonce.cli.words import spelled
+from teachonce.core.documents import readable
 from teachonce.core.files import write_failed
-from teachonce.errors import EnvironmentFault, TeachOnceError, UsageError
+from teachonce.errors import DataError, EnvironmentFault, TeachOnceError, UsageError
 
 DEBUG_VARIABLE = "TEACHONCE_DEBUG"
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -142,7 +144,7 @@ _register()
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command line and leave the process with its exit code."""
-    _open_closed_streams()
+    streams.prepare()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -170,18 +172,6 @@ def run(arguments: Sequence[str]) -> int:
         failure = describe(problem, arguments)
         output.failure(failure)
         return failure.exit_code
-
-
-def _open_closed_streams() -> None:
-    """Open the null device for each stream that was closed before we began (`>&-`): a file would take its number."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # open() takes the lowest free number, which is that of the closed stream
-    for name, number in (("stdout", 1), ("stderr", 2)):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, "w", closefd=False))
 
 
 def describe(problem: BaseException, arguments: Sequence[str] = ()) -> Failure:
@@ -220,6 +210,9 @@ def _environment_fault(problem: BaseException) -> TeachOnceError | None:
             return EnvironmentFault(f"{reason}: {where}", "check who may read and write there")
         if problem.errno in (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR) and problem.filename:
             return EnvironmentFault(f"{os.strerror(problem.errno).lower()}: {where}", "check the path")
+    if isinstance(problem, UnicodeEncodeError) and readable(problem.object) != problem.object:
+        name = readable(problem.object)
+        return DataError(f"a name that is no UTF-8 cannot be kept in what is written here: {name}", "rename it")
     if isinstance(problem, ModuleNotFoundError) and not (problem.name or "teachonce").startswith("teachonce"):
         return EnvironmentFault(f"the package '{problem.name}' is not installed", "install teachonce again with pip")
     return None

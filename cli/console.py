@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -39,6 +39,7 @@ HEARTBEAT_SECONDS = 30.0
 
 HEARTBEAT_VARIABLE = "TEACHONCE_HEARTBEAT"
 SHARES = ("top1", "top5", "template_top1", "macro", "gain", "share")  # these figures are shown in percent
+READABLE = 12  # a column of a table is not made narrower than its longest word, or than this
 PIPE_WIDTH = 160  # a pipe has no width; at Rich's 80 columns a table of results would be folded
 
 
@@ -296,7 +297,7 @@ def render(values: Mapping[str, Any]) -> list[RenderableType]:
     parts: list[RenderableType] = [figures]
     for key, value in flat(values):
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            parts.append(records(key, value))
+            parts.append(Records(key, value))
         else:
             figures.add_row(Text(label(key), style="cyan"), Text(show(key, value)))
     return parts
@@ -311,16 +312,38 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
-def records(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A table with one line a record; the columns are all keys, in order of appearance."""
-    flat_rows = [dict(flat(row)) for row in rows]
-    columns = list(dict.fromkeys(key for row in flat_rows for key in row))
-    table = Table(title=label(title), title_justify="left")
-    for column in columns:
-        table.add_column(Text(label(column)), overflow="fold")
-    for row in flat_rows:
-        table.add_row(*(Text(show(column, row.get(column))) for column in columns))
-    return table
+class Records:
+    """Records as a table with one line each; where it is too narrow for that, one below the other.
+
+    The columns are all keys, in order of appearance, but for lists that are empty in every record.
+    """
+
+    def __init__(self, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        flat_rows = [dict(flat(row)) for row in rows]
+        keys = list(dict.fromkeys(key for row in flat_rows for key in row if row[key] != []))
+        self._title = label(title)
+        self._heads = [label(key) for key in keys]
+        self._lines = [[show(key, row.get(key)) for key in keys] for row in flat_rows]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """What Rich prints in the width at hand."""
+        widest = [max(len(word) for text in column for word in ("", *text.split())) for column in self._columns()]
+        if 1 + sum(3 + min(width, READABLE) for width in widest) <= options.max_width:
+            table = Table(title=self._title, title_justify="left")
+            for head in self._heads:
+                table.add_column(Text(head), overflow="fold")
+            for line in self._lines:
+                table.add_row(*map(Text, line))
+            yield table
+            return
+        yield Text(self._title, style="italic")
+        for line in self._lines:
+            yield Text("-" * min(options.max_width, READABLE))
+            for head, value in zip(self._heads, line, strict=True):
+                yield Text(f"{head}: {value}", overflow="fold")
+
+    def _columns(self) -> Iterator[tuple[str, ...]]:
+        return zip(self._heads, *self._lines, strict=True)
 
 
 def label(key: str) -> str:

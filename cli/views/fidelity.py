@@ -28,7 +28,7 @@ def _quantiles(report: Mapping[str, Any]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("nats, but for mass")
     for name in QUANTILES:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     lines = {"value KL": report["value_kl"], "mass kept": report["mass"]}
     lines |= {f"top-k KL, {rule}": figures for rule, figures in report["topk_kl"].items()}
     lines |= {f"embedding KL, {scale}": figures for scale, figures in report["embedding_kl"].items()}

@@ -14,8 +14,9 @@ def by_split(values: dict[str, Any]) -> dict[str, Any]:
     moved = {
         "passed_over": [line for split in splits for line in _passed_over(split)],
         "no_images": [line for split in splits for line in _no_images(split)],
+        "remarks": [{"split": split["split"], "on": text} for split in splits for text in split.get("remarks", ())],
     }
-    hidden = ("passed_over", "foreign", "foreign_examples", "empty_parts", "empty_part_examples")
+    hidden = ("passed_over", "foreign", "foreign_examples", "empty_parts", "empty_part_examples", "remarks")
     figures = [{name: value for name, value in split.items() if name not in hidden} for split in splits]
     return {**values, "splits": figures, **{name: lines for name, lines in moved.items() if lines}}
 

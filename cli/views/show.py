@@ -5,14 +5,14 @@ It looks at no folder: every figure comes from the result.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from teachonce.cli.console import duration, number, records, render, show
+from teachonce.cli.console import Records, duration, number, render, show
 
 BARS = "▁▂▃▄▅▆▇█"
 SIDE_BY_SIDE = 3  # measures; more take the place of the settings' names
@@ -27,7 +27,7 @@ def view(values: Mapping[str, Any]) -> RenderableType:
     if values["question"]:
         parts.append(Text(values["question"], style="dim"))
     if values["settings"]:
-        parts += _settings(values)
+        parts.append(Settings(values))
     if values["config"]:
         changed = ", ".join(f"{key}={show(key, value)}" for key, value in values["config"].items())
         parts.append(Text.assemble(("not as by default: ", "cyan"), changed))
@@ -38,7 +38,7 @@ def view(values: Mapping[str, Any]) -> RenderableType:
             table.add_row(Text(key, style="cyan"), Text(show(key, value)))
         parts.append(table)
     if values["not_counted"]:
-        parts.append(records("not counted", values["not_counted"]))
+        parts.append(Records("not counted", values["not_counted"]))
     if values["next"]:
         parts.append(Text.assemble(("next: ", "bold cyan"), values["next"]))
     return Group(*parts)
@@ -50,11 +50,27 @@ def written(values: Mapping[str, Any]) -> RenderableType:
     return Group(*(Text(sentence) for sentence in values["headline"]), *render(figures))
 
 
-def _settings(values: Mapping[str, Any]) -> list[Table]:
-    """One table, or several where there are many measures; cost stands in the last."""
-    measures: list[str] = list(values["measures"])
-    parts = [measures[at : at + SIDE_BY_SIDE] for at in range(0, len(measures), SIDE_BY_SIDE)] or [[]]
-    return [_table(values, part, cost=part is parts[-1]) for part in parts]
+class Settings:
+    """One table, or several where there are many measures or little room; cost stands in the last."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """What Rich prints in the width at hand: figures are never cut, so fewer stand side by side."""
+        everything = options.update(max_width=1000)
+        for most in range(SIDE_BY_SIDE, -1, -1):
+            tables = self._tables(most)
+            if all(console.measure(table, options=everything).minimum <= options.max_width for table in tables):
+                break
+        yield from tables
+
+    def _tables(self, most: int) -> list[Table]:
+        """Tables of at most so many measures; with 0 of one each, and a last one of cost alone."""
+        measures: list[str] = list(self._values["measures"])
+        parts = [measures[at : at + max(1, most)] for at in range(0, len(measures), max(1, most))]
+        parts += [[]] if not (parts and most) else []
+        return [_table(self._values, part, cost=part is parts[-1]) for part in parts]
 
 
 def _table(values: Mapping[str, Any], measures: Sequence[str], cost: bool) -> Table:

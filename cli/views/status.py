@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from teachonce.cli.console import duration, label, number, records, show
+from teachonce.cli.console import Records, duration, label, number, show
 from teachonce.core.status import State
 
 BAR = 24
@@ -44,7 +44,7 @@ def view(values: Mapping[str, Any]) -> RenderableType:
         table.add_row(name, text)
     parts: list[RenderableType] = [head, table]
     if values.get("open_cells"):
-        parts.append(records("cells", [_cell(cell) for cell in values["open_cells"]]))
+        parts.append(Records("cells", [_cell(cell) for cell in values["open_cells"]]))
     return Group(*parts)
 
 

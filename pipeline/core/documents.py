@@ -1,13 +1,18 @@
-"""Read JSON that may be half written or damaged: what is not whole is None.
+"""Read JSON that may be half written or damaged, and say how what is not text enters documents and streams.
 
 Documents that this package writes carry the digest of all else in them, and logs have one in the document that ends
 them: a flipped bit is told from a figure. What early versions wrote carries none and is read as it is.
 
-Files that must be there and whole are read by the rooms that own them, which say what is wrong.
+What is not whole is None. Files that must be there and whole are read by the rooms that own them, which say what is
+wrong.
+
+File names are bytes. Python keeps those that are no UTF-8 in strings with lone surrogates, which no document may hold.
+In everything that is written to be read (JSON, CSV, HTML, streams) such a byte stands as `\\xe9`: see `readable`.
 """
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import math
@@ -73,6 +78,41 @@ class LogSeal:
             return not self.bytes
 
 
+SHOWN = "teachonce.shown"
+"""A way to encode (`errors=SHOWN`): what the encoding lacks, and bytes of names that are no UTF-8, stand as `\\xe9`."""
+
+
+_DRAWN = dict(zip("▁▂▃▄▅▆▇█▲▼●", "_.-=+*%#^vo", strict=True))
+"""Signs of bars, curves and verdicts, and what stands for them where the encoding lacks them."""
+
+
+def _as_escapes(problem: UnicodeError) -> tuple[str, int]:
+    if not isinstance(problem, UnicodeEncodeError):
+        raise problem
+    letters = problem.object[problem.start : problem.end]
+    return "".join(map(_escape, letters)), problem.end
+
+
+def _escape(letter: str) -> str:
+    """Show one letter; a lone surrogate of Python's `surrogateescape` stands for one byte."""
+    if letter in _DRAWN:
+        return _DRAWN[letter]
+    is_byte = 0xDC80 <= ord(letter) <= 0xDCFF
+    return f"\\x{ord(letter) - 0xDC00:02x}" if is_byte else letter.encode("ascii", "backslashreplace").decode()
+
+
+codecs.register_error(SHOWN, _as_escapes)
+
+
+def readable(text: str) -> str:
+    """Return the text as every document may hold it: the same text, unless it has bytes that are no UTF-8."""
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return text.encode("utf-8", SHOWN).decode()
+
+
 def read_json(file: Path) -> Any:
     """The document of a file; None if it is not there or not whole."""
     try:
@@ -136,25 +176,25 @@ def number(value: Any) -> float | None:
 
 
 def plain(value: Any, spell: Callable[[str], str] = str) -> Any:
-    """The value in JSON's own types: paths as text, tuples as lists, NaN and infinities as null.
+    """The value in JSON's own types: paths as readable text, tuples as lists, NaN and infinities as null.
 
     Args:
         value: of which the types are changed, at any depth.
         spell: the words for each text, where options that it names are to be spelled.
     """
     if isinstance(value, str):
-        return spell(value)
+        return readable(spell(value))
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, Mapping):
-        return {str(key): plain(item, spell) for key, item in value.items()}
+        return {readable(str(key)): plain(item, spell) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item, spell) for item in value]
     if isinstance(value, numbers.Integral):  # NumPy's scalars are registered with `numbers`
         return int(value)
     if isinstance(value, numbers.Real):
         return float(value) if math.isfinite(value) else None
-    return str(value)
+    return readable(str(value))
 
 
 def _parsed(text: str) -> Any:

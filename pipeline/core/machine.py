@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from teachonce.errors import EnvironmentFault
+
 CACHE_VARIABLE = "TEACHONCE_CACHE"
 
 PACKAGES = ("torch", "open_clip_torch", "timm", "torchvision", "pillow", "zarr", "numcodecs", "numpy", "dask")
@@ -81,10 +83,22 @@ def default_threads(workers: int) -> int:
 
 
 def cache_folder() -> Path:
-    """$TEACHONCE_CACHE, or teachonce below the user's cache folder."""
+    """$TEACHONCE_CACHE, or teachonce below the user's cache folder.
+
+    Raises:
+        EnvironmentFault: the user has no home folder: no HOME, and no entry in the system's list of users.
+    """
     if os.environ.get(CACHE_VARIABLE):
         return Path(os.environ[CACHE_VARIABLE])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "teachonce"
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "teachonce"
+    try:
+        return Path.home() / ".cache" / "teachonce"
+    except RuntimeError as problem:
+        raise EnvironmentFault(
+            "this user has no home folder (no HOME, no entry in the list of users), and so no cache folder",
+            hint=f"set {CACHE_VARIABLE} to a folder that can be written",
+        ) from problem
 
 
 def cache_problem() -> str | None:

@@ -20,8 +20,8 @@ from teachonce.core.progress import Reporter
 from teachonce.data.formats import image_endings
 from teachonce.data.layouts import archive_parts, scan
 from teachonce.data.manifests import LINES, Manifest, Split, require_root
-from teachonce.data.places import ImagePlace, Part, PassedOver, Tally
-from teachonce.data.vocabulary import Vocabulary, folder_vocabulary, load_vocabulary, parse_tsv
+from teachonce.data.places import ImagePlace, Part, PassedOver, Tally, name_bytes, name_of
+from teachonce.data.vocabulary import Vocabulary, folder_vocabulary, load_vocabulary, unlisted
 from teachonce.errors import DataError
 
 FEW_PARTS = 16
@@ -43,7 +43,7 @@ class SampleIndex:
     size: npt.NDArray[np.uint64]
     label: npt.NDArray[np.int32]
     key_bytes: npt.NDArray[np.uint8]
-    """All keys in UTF-8, one after the other."""
+    """All keys as `name_bytes`, one after the other: UTF-8, unless a file or member is named otherwise."""
     key_ends: npt.NDArray[np.uint64]
     """The byte of `key_bytes` before which each key ends."""
 
@@ -53,12 +53,12 @@ class SampleIndex:
     def key(self, sample: int) -> str:
         """Return the key of one sample."""
         start = int(self.key_ends[sample - 1]) if sample else 0
-        return self.key_bytes[start : int(self.key_ends[sample])].tobytes().decode()
+        return name_of(self.key_bytes[start : int(self.key_ends[sample])].tobytes())
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) over archives and all columns. Equal digests mean the same samples at the same places."""
-        sha = hashlib.sha256("\n".join(self.archives).encode())
+        sha = hashlib.sha256(name_bytes("\n".join(self.archives)))
         for column in (self.archive, self.offset, self.size, self.label, self.key_bytes, self.key_ends):
             sha.update(np.ascontiguousarray(column).tobytes())
         return sha.hexdigest()
@@ -94,7 +94,7 @@ class _Columns:
         return len(self.numbers) // 5
 
     def add(self, archive: int, place: ImagePlace) -> None:
-        self.keys += place.key.encode(errors="backslashreplace")  # names in archives need not be UTF-8
+        self.keys += name_bytes(place.key)
         self.numbers.extend((archive, place.offset, place.size, place.label, len(self.keys)))
 
     def finish(self, archives: tuple[str, ...]) -> SampleIndex:
@@ -145,7 +145,7 @@ def _schema_classes(manifest: Manifest, split: Split, root: Path) -> Vocabulary:
     from teachonce.data.parquet import class_names  # pyarrow is an optional dependency
 
     names = class_names(files[0], split.label)
-    return parse_tsv("".join(f"{name}\t{name.replace('_', ' ')}\n" for name in names), str(files[0]))
+    return unlisted(names, [" ".join(name.replace("_", " ").split()) for name in names], str(files[0]))
 
 
 def build_index(manifest: Manifest, split_name: str, root: Path | None, reporter: Reporter) -> SampleIndex:
@@ -178,6 +178,23 @@ def collect_sound(manifest: Manifest, split_name: str, root: Path | None, report
             "keys must be unique"
         )
     return collected
+
+
+def unseen_remark(split: Split, classes: Vocabulary, index: SampleIndex) -> tuple[str, ...]:
+    """Return a sentence about classes without an image, where labels may be numbers: their list may be another one.
+
+    A header line, a missing line or another order of the classes makes every number mean a wrong class.
+    """
+    by_number = split.label == "number" if split.format == "image-folder" else split.label != "key"
+    if split.format not in ("image-folder", "webdataset", "parquet") or not by_number or split.unlabelled:
+        return ()
+    unseen = np.setdiff1d(np.arange(len(classes)), index.label)
+    if not len(unseen):
+        return ()
+    return (
+        f"{len(unseen):,} of {len(classes):,} classes have no image, the first is '{classes.ids[unseen[0]]}': where "
+        "labels are numbers, they count the lines of the class list from 0: this must be the list they were made with",
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,8 @@ from teachonce.data.formats import (
 )
 from teachonce.data.listed_images import ListedPart, listed_parts, scan_listed
 from teachonce.data.manifests import Format, Manifest, Split
-from teachonce.data.places import UNKNOWN, ImagePlace, Part, Tally, printable
+from teachonce.data.places import UNKNOWN, ImagePlace, Part, Tally, as_on_disk, name_of, printable
+from teachonce.data.spelling import one_form
 from teachonce.data.tars import Member, Sample, shard_samples, tar_members
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.errors import DataError, did_you_mean
@@ -56,10 +57,11 @@ def _class_folders(manifest: Manifest, split: Split, root: Path, classes: Vocabu
     folder = root / split.path
     names = [str(number) for number in range(len(classes))] if split.label == "number" else classes.ids
     if folder.is_dir():
-        _count_strangers(folder, frozenset(names), tally)
+        _count_strangers(folder, frozenset(map(one_form, names)), tally)
     for name in names:
-        if (folder / name).is_dir():
-            yield Part(folder / name, name)
+        class_folder = as_on_disk(folder / name)
+        if class_folder.is_dir():
+            yield Part(class_folder, name)
 
 
 def _count_strangers(folder: Path, class_names: frozenset[str], tally: Tally) -> None:
@@ -67,7 +69,7 @@ def _count_strangers(folder: Path, class_names: frozenset[str], tally: Tally) ->
     for entry in _entries(folder):
         if is_leftover(entry.name):
             tally.pass_over("leftovers", entry.name)
-        elif entry.kind == "folder" and entry.name not in class_names:
+        elif entry.kind == "folder" and one_form(entry.name) not in class_names:
             tally.pass_over("no_class", entry.name)
         elif entry.kind == "other":
             tally.pass_over("links" if entry.link else "devices", entry.name)
@@ -265,7 +267,7 @@ def _parse_label(text: bytes, field: str, where: str, classes: Vocabulary) -> in
     A label is a class id or a number, by itself or in a field of a JSON object; a class id may also be the start of a
     file name.
     """
-    word = text.decode("utf-8", errors="replace").strip()
+    word = name_of(text).strip()
     if field:
         try:
             field_value = json.loads(word)[field]
@@ -279,7 +281,10 @@ def _parse_label(text: bytes, field: str, where: str, classes: Vocabulary) -> in
             return int(word)
     elif word in classes.index:
         return classes.index[word]
-    raise DataError(f"{where} is {word!r}: expected a class id or a number below {len(classes)}")
+    raise DataError(
+        f"{where} is {word!r}: expected a class id or a number below {len(classes)}",
+        hint="numbers are lines of the class list, counted from 0",
+    )
 
 
 def _scan_listed(split: Split, part: Part, classes: Vocabulary, tally: Tally) -> Iterator[ImagePlace]:

@@ -8,6 +8,7 @@ Sources: the layout below one root is that of DATASETS.md of KaiyangZhou/CoOp (Z
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from typing import Any
 from teachonce.core.folders import files_below, first_bytes
 from teachonce.data.formats import HEAD, extension, image_endings, is_leftover, looks_like_image
 from teachonce.data.manifests import Manifest, Split
-from teachonce.data.places import ImagePlace, Part, Tally
-from teachonce.data.vocabulary import Vocabulary
+from teachonce.data.places import ImagePlace, Part, Tally, as_on_disk
+from teachonce.data.spelling import Places, one_form
+from teachonce.data.vocabulary import Vocabulary, checked, list_text, refuse_header
 from teachonce.errors import DataError, did_you_mean
 
 PARTS = ("train", "val", "test")
@@ -47,7 +49,7 @@ def split_vocabulary(file: Path) -> Vocabulary:
                 raise DataError(f"{file}: the class {label} is called '{names[label]}' and '{name}'")
     if not names:
         raise DataError(f"{file} lists no image")
-    return Vocabulary(tuple(map(str, sorted(names))), tuple(names[label] for label in sorted(names)))
+    return checked([*map(str, sorted(names))], [names[label] for label in sorted(names)], str(file))
 
 
 def lines_vocabulary(file: Path) -> Vocabulary:
@@ -56,13 +58,16 @@ def lines_vocabulary(file: Path) -> Vocabulary:
     Raises:
         DataError: the file cannot be read, is empty, or has a name twice (images are listed by name).
     """
-    names = [_spaced(line) for line in _text(file).splitlines() if line.strip()]
+    text = _text(file)
+    refuse_header(text, str(file))
+    names = [_spaced(line) for line in text.splitlines() if line.strip()]
     if not names:
         raise DataError(f"{file} names no class")
-    twice = next((name for name in names if names.count(name) > 1), None)
+    counts = Counter(map(one_form, names))
+    twice = next((name for name in names if counts[one_form(name)] > 1), None)
     if twice is not None:
-        raise DataError(f"{file}: the class '{twice}' comes {names.count(twice)} times")
-    return Vocabulary(tuple(map(str, range(len(names)))), tuple(names))
+        raise DataError(f"{file}: the class '{twice}' comes {counts[one_form(twice)]} times")
+    return checked([*map(str, range(len(names)))], names, str(file))
 
 
 def renamed(vocabulary: Vocabulary, file: Path) -> Vocabulary:
@@ -74,14 +79,15 @@ def renamed(vocabulary: Vocabulary, file: Path) -> Vocabulary:
     names = {}
     for line in _text(file).splitlines():
         class_id, _, name = line.strip().replace("\t", " ").partition(" ")
-        names[class_id] = " ".join(name.split())
-    lacking = [class_id for class_id in vocabulary.ids if not names.get(class_id)]
+        names[one_form(class_id)] = " ".join(name.split())
+    listed = [names.get(one_form(class_id), "") for class_id in vocabulary.ids]
+    lacking = [class_id for class_id, name in zip(vocabulary.ids, listed, strict=True) if not name]
     if lacking:
         raise DataError(
             f"{file} has no name for {len(lacking)} classes, the first is '{lacking[0]}'",
             hint="expected lines such as `n01440764 tench`",
         )
-    return Vocabulary(vocabulary.ids, tuple(names[class_id] for class_id in vocabulary.ids))
+    return checked(vocabulary.ids, listed, str(file))
 
 
 def listed_parts(
@@ -106,7 +112,15 @@ def listed_parts(
         raise DataError(f"{file} lists no image{f' under {split.part!r}' if split.part else ''}")
     _count_unlisted(manifest, split, root, tally)
     for folder, files in folders.items():
-        yield ListedPart(root / split.images / folder, folder, files=tuple(files))
+        yield ListedPart(_folder(root / split.images, folder), folder, files=tuple(files))
+
+
+def _folder(images: Path, folder: str) -> Path:
+    """Return where a listed folder lies; each name of its path may have another Unicode form on the disk."""
+    place = images
+    for name in PurePosixPath(folder).parts:
+        place = as_on_disk(place / name)
+    return place
 
 
 def _count_unlisted(manifest: Manifest, split: Split, root: Path, tally: Tally) -> None:
@@ -120,16 +134,16 @@ def _count_unlisted(manifest: Manifest, split: Split, root: Path, tally: Tally) 
     for path in files_below(root / split.images):
         if is_leftover(path):
             tally.pass_over("leftovers", path)
-        elif looks_like_image(path) and path not in listed:
+        elif looks_like_image(path) and one_form(path) not in listed:
             tally.pass_over("not_listed", path)
 
 
 def _listed_paths(file: Path, part: str) -> Iterator[str]:
-    """Yield the path of each image that a list names; of a JSON split only those of one part."""
+    """Yield the path, in one Unicode form, of each image that a list names; of a JSON split only those of one part."""
     if part:
-        yield from (str(PurePosixPath(path)) for path, _, _ in _entries(file, part))
+        yield from (one_form(str(PurePosixPath(path))) for path, _, _ in _entries(file, part))
     else:
-        yield from (str(PurePosixPath(image)) for _, image, _ in _lines(file))
+        yield from (one_form(str(PurePosixPath(image))) for _, image, _ in _lines(file))
 
 
 def scan_listed(part: ListedPart, tally: Tally) -> Iterator[ImagePlace]:
@@ -138,9 +152,13 @@ def scan_listed(part: ListedPart, tally: Tally) -> Iterator[ImagePlace]:
     Raises:
         DataError: a listed image does not exist.
     """
+    on_disk: dict[str, str] = {}
     for key, label in part.files:
         path = part.archive / PurePosixPath(key).name
         try:
+            if not key.isascii() and not path.exists():
+                on_disk = on_disk or {one_form(other.name): other.name for other in part.archive.iterdir()}
+                path = path.with_name(on_disk.get(one_form(path.name), path.name))
             size = path.stat().st_size
         except OSError as problem:
             raise DataError(
@@ -149,7 +167,7 @@ def scan_listed(part: ListedPart, tally: Tally) -> Iterator[ImagePlace]:
             ) from problem
         if tally.look_inside and size:
             tally.look(key, first_bytes(path, HEAD))
-        yield ImagePlace(key, 0, size, label)
+        yield ImagePlace(str(PurePosixPath(key).with_name(path.name)), 0, size, label)
 
 
 def _of_json(file: Path, split: Split, classes: Vocabulary) -> Iterator[tuple[str, int]]:
@@ -161,7 +179,7 @@ def _of_json(file: Path, split: Split, classes: Vocabulary) -> Iterator[tuple[st
 
 
 def _of_lines(file: Path, classes: Vocabulary) -> Iterator[tuple[str, int]]:
-    place = {name: index for index, name in enumerate(classes.names)}
+    place = Places(classes.names)
     for number, image, name in _lines(file):
         if _spaced(name) not in place:
             raise DataError(f"{file}, line {number}: '{name}' is not in the class list: {did_you_mean(name, place)}")
@@ -204,6 +222,6 @@ def _spaced(name: str) -> str:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as problem:
+        return list_text(file)
+    except OSError as problem:
         raise DataError(f"cannot read {file}: {problem}", hint="`teachonce index` says what must be where") from problem

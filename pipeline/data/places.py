@@ -1,6 +1,6 @@
 """Where images lie: what a scan of any layout gives, and the tally of what the scan passed over.
 
-This module opens nothing: `layouts`, `listed_images`, `tars` and `parquet` do.
+This module opens no file: `layouts`, `listed_images`, `tars` and `parquet` do.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from teachonce.core.documents import readable
 from teachonce.data.formats import extension, is_image_kind, kind_of, plugin_for
+from teachonce.data.spelling import one_form
 
 UNKNOWN = -1  # the label of a sample whose class nobody states
 EXAMPLES = 3  # names kept of each reason
@@ -154,4 +156,23 @@ class Tally:
 
 def printable(name: str) -> str:
     """Return a name with escapes for what cannot be shown or encoded, such as bytes that are no UTF-8."""
-    return name if name.isprintable() else repr(name)[1:-1]
+    shown = readable(name)
+    return shown if shown.isprintable() else repr(name)[1:-1]
+
+
+def name_bytes(name: str) -> bytes:
+    """Return the bytes of a file, member or folder name: names are bytes, and need not be UTF-8."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+def name_of(data: bytes) -> str:
+    """Return the name of these bytes as Python's file functions know it; `name_bytes` gives the same bytes back."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def as_on_disk(path: Path) -> Path:
+    """Return the path, or the one in its folder whose name differs only in its Unicode form, if that one exists."""
+    if path.name.isascii() or path.exists() or not path.parent.is_dir():
+        return path
+    wanted = one_form(path.name)
+    return next((other for other in path.parent.iterdir() if one_form(other.name) == wanted), path)

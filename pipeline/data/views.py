@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from teachonce.data.formats import PLAIN_ENDINGS, extension
+from teachonce.data.places import name_bytes
 from teachonce.data.view_policy import BINS, OPS, SIGNED, ViewPolicy
 from teachonce.errors import IntegrityError
 
@@ -70,12 +71,12 @@ def sample_name(key: str) -> str:
 def uniforms(seed: int, name: str, view: int, block: int) -> list[float]:
     """Draw eight numbers in [0, 1) that depend on nothing but the arguments.
 
-    They are the eight little-endian 64-bit words of BLAKE2b-512 over the UTF-8 name, with the seed as the key (8
+    They are the eight little-endian 64-bit words of BLAKE2b-512 over the name's bytes, with the seed as the key (8
     bytes), view and block as the salt (8 bytes each, all little-endian) and `teachonce views` as the personalisation;
     the upper 53 bits of each word are multiplied by 2^-53.
     """
     digest = hashlib.blake2b(
-        name.encode(),
+        name_bytes(name),
         key=seed.to_bytes(8, "little"),
         salt=view.to_bytes(8, "little") + block.to_bytes(8, "little"),
         person=_PERSON,

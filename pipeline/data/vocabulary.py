@@ -1,6 +1,7 @@
 """Vocabularies: ordered lists of class ids with one text name each, from a TSV file, timm's lists or folder names.
 
-This module does not tokenise names and does not load timm: it reads the text files in timm's wheel.
+This module does not tokenise names and does not load timm: it reads the text files in timm's wheel. Ids are bytes, as
+names of folders and files are; names are text, because a text model hears them.
 
 The naming rule for timm's lists (WordNet synsets with one or more lemmas):
 - `distinct` (default): a class takes its first lemma. Classes that share a first lemma take as many of their further
@@ -11,10 +12,10 @@ The naming rule for timm's lists (WordNet synsets with one or more lemmas):
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import hashlib
 import importlib.util
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ from functools import cached_property
 from pathlib import Path
 
 from teachonce.core.remote import clear_errors
+from teachonce.data import spelling
 from teachonce.data.formats import is_leftover
+from teachonce.data.places import name_bytes, name_of
 from teachonce.errors import DataError, EnvironmentFault, UsageError, did_you_mean
 from teachonce.phrases import phrase
 
@@ -42,8 +45,8 @@ class Vocabulary:
         return len(self.ids)
 
     def to_tsv(self) -> bytes:
-        """Return one `id TAB name` line for each class, in UTF-8."""
-        return "".join(f"{i}\t{n}\n" for i, n in zip(self.ids, self.names, strict=True)).encode()
+        """Return one `id TAB name` line for each class, in UTF-8; an id that is no UTF-8 keeps its bytes."""
+        return name_bytes("".join(f"{i}\t{n}\n" for i, n in zip(self.ids, self.names, strict=True)))
 
     @cached_property
     def digest(self) -> str:
@@ -51,22 +54,32 @@ class Vocabulary:
         return hashlib.sha256(self.to_tsv()).hexdigest()
 
     @cached_property
-    def index(self) -> dict[str, int]:
-        """Class id -> class index."""
-        return {class_id: i for i, class_id in enumerate(self.ids)}
+    def index(self) -> spelling.Places:
+        """Class id -> class index; an id is found whatever its Unicode form is."""
+        return spelling.Places(self.ids)
 
     def tied(self) -> int:
         """Count the classes that share their name with another class: no text model can tell these apart."""
-        return sum(count for count in Counter(map(spoken, self.names)).values() if count > 1)
+        return sum(count for count in Counter(map(spelling.spoken, self.names)).values() if count > 1)
+
+    def remarks(self, ties: bool = True) -> tuple[str, ...]:
+        """Return a sentence for each thing about the names that a person should know before a model hears them."""
+        sentences = []
+        if ties and (tied := self.tied()):
+            sentences.append(f"{tied} of {len(self)} classes share their name with another: they tie")
+        if bare := [name for name in self.names if spelling.is_bare_id(name)]:
+            sentences.append(
+                f"{len(bare)} of {len(self)} class names are ids or numbers, the first is '{bare[0]}': a text model "
+                "hears just that; a class list (id TAB name) says what the classes are called"
+            )
+        return tuple(sentences)
 
 
-def spoken(name: str) -> str:
-    """Return the name as CLIP's tokenizer hears it: lower case, single spaces. Equal results give equal features."""
-    return " ".join(name.lower().split())
+def parse_tsv(text: str, where: str, exact: bool = False) -> Vocabulary:
+    """Read `id TAB name` lines; `load_vocabulary` asks more of a list that a person made.
 
-
-def parse_tsv(text: str, where: str) -> Vocabulary:
-    """Read `id TAB name` lines.
+    Args:
+        exact: white space around ids and inside names is as meant, since `to_tsv` wrote the lines.
 
     Raises:
         DataError: a line has not exactly both fields, an id comes twice, or there is no line at all.
@@ -85,11 +98,38 @@ def parse_tsv(text: str, where: str) -> Vocabulary:
                 hint="a class list holds one class a line: its id, one tab, its name",
             )
         # This check comes before white space is joined, because some control characters count as white space.
-        if _has_control(name):
+        if spelling.has_control(name):
             raise _odd_name(f"{where}, line {number}", class_id.strip(), name)
-        ids.append(class_id.strip())
-        names.append(" ".join(name.split()))
-    return _checked(ids, names, where)
+        ids.append(class_id if exact else class_id.strip())
+        names.append(name if exact else " ".join(name.split()))
+    return checked(ids, names, where)
+
+
+def list_text(path: Path) -> str:
+    """Read a list of classes or images. Bytes that are no UTF-8 stay what they are: file names may have such.
+
+    Raises:
+        OSError: the file cannot be read.
+        DataError: it is UTF-16.
+    """
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{path} is in UTF-16", hint="save it as UTF-8")
+    return name_of(data.removeprefix(codecs.BOM_UTF8))
+
+
+def refuse_header(text: str, where: str) -> None:
+    """Refuse a list whose first line names columns: it would count as a class, and shift every label by one.
+
+    Raises:
+        DataError: it does. An empty line before it says that these words are a class.
+    """
+    first = _lines(text)[0]
+    if first.strip() and spelling.is_header(first):
+        raise DataError(
+            f"{where}, line 1: {shown(first)} looks like a header line, which would count as class 0",
+            hint="remove that line; if these words are a class, leave an empty line before it",
+        )
 
 
 def _lines(text: str) -> list[str]:
@@ -123,12 +163,14 @@ def load_vocabulary(spec: str, root: Path | None = None) -> Vocabulary:
             with clear_errors(root):
                 path = root / spec if (root / spec).is_file() else path
         with clear_errors(path):
-            return parse_tsv(path.read_text(encoding="utf-8-sig"), str(path))
-    except (OSError, UnicodeDecodeError) as problem:
+            text = list_text(path)
+    except OSError as problem:
         raise DataError(
             f"cannot read the class list {path}: {problem}",
             hint="a class list is a TSV file (id TAB name) or timm:NAME, e.g. timm:imagenet22k",
         ) from problem
+    refuse_header(text, str(path))
+    return _told_apart(parse_tsv(text, str(path)), str(path))
 
 
 def read_class_ids(path: Path, vocabulary: Vocabulary) -> tuple[str, ...]:
@@ -145,8 +187,8 @@ def read_class_ids(path: Path, vocabulary: Vocabulary) -> tuple[str, ...]:
     if str(path) in HALVES and not path.is_file():
         return half_of(vocabulary, str(path))
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as problem:
+        text = list_text(path)
+    except OSError as problem:
         raise DataError(
             f"cannot read the class file {path}: {problem}",
             hint="a class file holds one class id a line; a tab and a name may follow",
@@ -154,11 +196,12 @@ def read_class_ids(path: Path, vocabulary: Vocabulary) -> tuple[str, ...]:
     ids = [line.partition("\t")[0].strip() for line in _lines(text) if line.strip()]
     if not ids:
         raise DataError(f"{path} names no class: expected one class id a line")
-    twice = [class_id for class_id, count in Counter(ids).items() if count > 1]
+    counts = Counter(map(spelling.one_form, ids))
+    twice = [class_id for class_id, count in counts.items() if count > 1]
     if twice:
-        raise DataError(f"{path}: the class id '{twice[0]}' comes {ids.count(twice[0])} times; once is meant")
+        raise DataError(f"{path}: the class id '{twice[0]}' comes {counts[twice[0]]} times; once is meant")
     require_classes(ids, vocabulary, str(path))
-    return tuple(sorted(ids, key=vocabulary.index.__getitem__))
+    return tuple(vocabulary.ids[place] for place in sorted(map(vocabulary.index.__getitem__, ids)))
 
 
 def half_of(vocabulary: Vocabulary, which: str) -> tuple[str, ...]:
@@ -198,37 +241,69 @@ def take_classes(vocabulary: Vocabulary, ids: Sequence[str]) -> Vocabulary:
 
 
 def folder_vocabulary(folder: Path) -> Vocabulary:
-    """Make a vocabulary of class folders: their sorted names are the ids; the text name has spaces for underscores.
+    """Make a vocabulary of class folders: their sorted names are the ids; text names have spaces for underscores.
 
     Raises:
-        DataError: the folder is missing or holds no class folder.
+        DataError: the folder is missing, holds no class folder, or one whose name is no text.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder: expected one folder a class there")
-    names = [item.name for item in folder.iterdir() if item.is_dir()]
-    ids = sorted(name for name in names if not name.startswith(".") and not is_leftover(name))
-    return _checked(ids, [name.replace("_", " ").strip() or name for name in ids], str(folder))
+    folders = [item.name for item in folder.iterdir() if item.is_dir()]
+    ids = sorted(name for name in folders if not name.startswith(".") and not is_leftover(name))
+    return unlisted(ids, [name.replace("_", " ").strip() or name for name in ids], str(folder))
 
 
-def _checked(ids: Sequence[str], names: Sequence[str], where: str) -> Vocabulary:
+def unlisted(ids: Sequence[str], names: Sequence[str], where: str) -> Vocabulary:
+    """Make a vocabulary of ids that no list gives names to: WordNet ids have those of timm's lists, if timm knows them.
+
+    Args:
+        ids: as folders or a schema have them.
+        names: what the ids say by themselves, for the others.
+        where: a description of the source, for messages.
+
+    Raises:
+        DataError: there is no class, an id comes twice, or a name is no text that a model could hear.
+    """
+    if any(map(spelling.WORDNET_ID.fullmatch, ids)):
+        lemmas = _lemmas(_timm_info_folder())
+        names = distinct_names([lemmas.get(i) or [name] for i, name in zip(ids, names, strict=True)])
+    return _told_apart(checked(ids, names, where), where)
+
+
+def _told_apart(vocabulary: Vocabulary, where: str) -> Vocabulary:
+    """Refuse ids that differ only in their Unicode form: no folder, archive or list could tell such classes apart."""
+    first: dict[str, str] = {}
+    for class_id in vocabulary.ids:
+        other = first.setdefault(spelling.one_form(class_id), class_id)
+        if other != class_id:
+            raise DataError(
+                f"{where}: two class ids are '{class_id}' and differ only in their Unicode form (composed and "
+                f"decomposed letters): {ascii(other)} and {ascii(class_id)}",
+                hint="put them together, or rename one",
+            )
+    return vocabulary
+
+
+def checked(ids: Sequence[str], names: Sequence[str], where: str) -> Vocabulary:
+    """Make a vocabulary, once it is sound.
+
+    Raises:
+        DataError: there is no class, an id comes twice, or a name is no text that can be seen.
+    """
     if not ids:
         raise DataError(f"{where} holds no class")
     twice = [class_id for class_id, count in Counter(ids).items() if count > 1]
     if twice:
         raise DataError(f"{where}: the class id '{twice[0]}' comes {ids.count(twice[0])} times; ids must be unique")
     for class_id, name in zip(ids, names, strict=True):
-        if _has_control(name) or not is_visible(name):
+        if spelling.has_stray_bytes(name):
+            raise DataError(
+                f"{where}: the name of class '{class_id}' is no UTF-8 text, so no text model can hear it",
+                hint="save the class list as UTF-8; class folders need a class list (id TAB name), or other names",
+            )
+        if spelling.has_control(name) or not spelling.is_visible(name):
             raise _odd_name(where, class_id, name)
     return Vocabulary(tuple(ids), tuple(names))
-
-
-def _has_control(name: str) -> bool:
-    return any(unicodedata.category(letter) == "Cc" for letter in name)
-
-
-def is_visible(name: str) -> bool:
-    """Whether a name has more than spaces and invisible formatting characters."""
-    return not {unicodedata.category(letter) for letter in name} <= {"Cf", "Zs", "Zl", "Zp"}
 
 
 def _odd_name(where: str, class_id: str, name: str) -> DataError:
@@ -256,15 +331,21 @@ def _load_timm(spec: str) -> Vocabulary:
             hint="give timm:NAME of a list that timm ships, or a TSV file (id TAB name)",
         )
     ids = (folder / f"{name}{suffix}").read_text(encoding="utf-8").split()
-    lemmas: dict[str, list[str]] = {}
-    for line in (folder / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8").split("\n"):
-        class_id, _, text = line.partition("\t")
-        lemmas[class_id] = [lemma.strip() for lemma in text.split(",") if lemma.strip()]
+    lemmas = _lemmas(folder)
     missing = [class_id for class_id in ids if not lemmas.get(class_id)]
     if missing:
         raise DataError(f"{spec}: timm's list has no name for {len(missing)} classes, the first is '{missing[0]}'")
     names = [lemmas[i][0] for i in ids] if rule == "first-lemma" else distinct_names([lemmas[i] for i in ids])
-    return _checked(ids, names, spec)
+    return checked(ids, names, spec)
+
+
+def _lemmas(folder: Path) -> dict[str, list[str]]:
+    """Read the lemmas of every WordNet id that timm knows."""
+    lemmas: dict[str, list[str]] = {}
+    for line in (folder / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8").split("\n"):
+        class_id, _, text = line.partition("\t")
+        lemmas[class_id] = [lemma.strip() for lemma in text.split(",") if lemma.strip()]
+    return lemmas
 
 
 def distinct_names(lemmas: Sequence[Sequence[str]]) -> list[str]:
@@ -280,7 +361,7 @@ def distinct_names(lemmas: Sequence[Sequence[str]]) -> list[str]:
     while True:
         groups: dict[str, list[int]] = defaultdict(list)
         for i, words in enumerate(lemmas):
-            groups[spoken(", ".join(words[: used[i]]))].append(i)
+            groups[spelling.spoken(", ".join(words[: used[i]]))].append(i)
         longer = [i for group in groups.values() if len(group) > 1 for i in group if used[i] < len(lemmas[i])]
         if not longer:
             return [", ".join(words[: used[i]]) for i, words in enumerate(lemmas)]

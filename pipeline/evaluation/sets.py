@@ -15,7 +15,8 @@ import numpy.typing as npt
 from teachonce.core.progress import Reporter
 from teachonce.data.index import SampleIndex, build_index, split_classes
 from teachonce.data.manifests import Manifest, load_manifest, require_data, require_root
-from teachonce.data.vocabulary import HALVES, Vocabulary, half_of, load_vocabulary, read_class_ids, spoken, take_classes
+from teachonce.data.spelling import Places, spoken
+from teachonce.data.vocabulary import HALVES, Vocabulary, half_of, load_vocabulary, read_class_ids, take_classes
 from teachonce.errors import DataError, UsageError
 from teachonce.evaluation.choice import SetChoice
 from teachonce.phrases import option, phrase
@@ -72,7 +73,9 @@ def open_set(choice: SetChoice, reporter: Reporter) -> EvaluationSet:
     _require_names(index, split_list, chosen, vocabulary)
     names = vocabulary if everything or choice.among == "all" else take_classes(vocabulary, chosen)
     candidates = names if choice.without is None else _without(names, choice.without, vocabulary)
-    labels = _labels(index, split_list, set(chosen), candidates)
+    for remark in candidates.remarks(ties=False):  # the result counts ties
+        reporter.note(remark)
+    labels = _labels(index, split_list, Places(chosen), candidates)
     rows = np.flatnonzero(labels >= 0)
     if not len(rows):
         raise DataError(
@@ -128,7 +131,7 @@ def class_ids(spec: Path | str | None, split_list: Vocabulary, vocabulary: Vocab
     lacking = [class_id for class_id in ids if class_id not in vocabulary.index]
     if lacking:
         raise DataError(f"{len(lacking)} classes of '{word}' are not in the vocabulary, the first is '{lacking[0]}'")
-    return tuple(sorted(ids, key=vocabulary.index.__getitem__))
+    return tuple(vocabulary.ids[place] for place in sorted(map(vocabulary.index.__getitem__, ids)))
 
 
 def _without(names: Vocabulary, file: Path, vocabulary: Vocabulary) -> Vocabulary:
@@ -141,7 +144,7 @@ def _without(names: Vocabulary, file: Path, vocabulary: Vocabulary) -> Vocabular
 
 
 def _require_names(index: SampleIndex, split_list: Vocabulary, chosen: Sequence[str], vocabulary: Vocabulary) -> None:
-    chosen_ids = set(chosen)
+    chosen_ids = Places(chosen)
     used = [split_list.ids[i] for i in np.unique(index.label[index.label >= 0])]
     absent = [class_id for class_id in used if class_id in chosen_ids and class_id not in vocabulary.index]
     if absent:
@@ -152,7 +155,7 @@ def _require_names(index: SampleIndex, split_list: Vocabulary, chosen: Sequence[
 
 
 def _labels(
-    index: SampleIndex, split_list: Vocabulary, chosen: set[str], candidates: Vocabulary
+    index: SampleIndex, split_list: Vocabulary, chosen: Places, candidates: Vocabulary
 ) -> npt.NDArray[np.int64]:
     """Return the place among the candidates of every sample's class, [N]; -1 where a sample is not classified."""
     places = [candidates.index.get(class_id, -1) if class_id in chosen else -1 for class_id in split_list.ids]

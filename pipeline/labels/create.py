@@ -20,6 +20,7 @@ from teachonce.core.files import sync_tree, sync_up, write_failed
 from teachonce.core.folders import whole_folder
 from teachonce.core.streams import ROW_ORDER
 from teachonce.data.index import SampleIndex
+from teachonce.data.places import name_bytes
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.labels import format as store_format
 from teachonce.labels.codec import class_dtype, class_order, default_gap_levels
@@ -61,7 +62,7 @@ def create_store(
     """
     ordered = index.take(order)
     static: Arrays = {f"index/{name}": getattr(ordered, name) for name in INDEX_COLUMNS}
-    static["index/archives"] = np.frombuffer("\n".join(index.archives).encode(), np.uint8)
+    static["index/archives"] = np.frombuffer(name_bytes("\n".join(index.archives)), np.uint8)
     static["index/sample"] = order.astype(np.uint32)
     static["label_classes"] = np.frombuffer(label_classes.to_tsv(), np.uint8)
     return _create(path, layout, fingerprint, vocabulary, static, class_embeddings)

@@ -17,10 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from teachonce.core.digests import canonical_digest
+from teachonce.core.documents import readable
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.progress import Reporter
 from teachonce.core.strict import decode
 from teachonce.data.index import SampleIndex
+from teachonce.data.places import name_bytes, name_of
+from teachonce.data.spelling import Places
 from teachonce.data.views import sample_name
 from teachonce.data.vocabulary import require_classes
 from teachonce.errors import DataError, FingerprintError, IntegrityError, UsageError
@@ -95,14 +98,15 @@ class Chosen:
 
 
 def key_hashes(index: SampleIndex, seed: int) -> npt.NDArray[np.uint64]:
-    """BLAKE2b-64 of every sample's UTF-8 name, keyed with the seed (8 bytes, little-endian), read as little-endian.
+    """BLAKE2b-64 of every sample's name in bytes, keyed with the seed (8 bytes, little-endian), read as little-endian.
 
     The name is `data.views.sample_name` of the key: the same photo is drawn however its archives are laid out.
     """
     ends = index.key_ends.astype(np.int64)
     starts = np.concatenate([[0], ends[:-1]])
     data, secret = index.key_bytes.tobytes(), seed.to_bytes(8, "little")
-    names = (sample_name(data[start:end].decode()).encode() for start, end in zip(starts, ends, strict=True))
+    keys = (name_of(data[start:end]) for start, end in zip(starts, ends, strict=True))
+    names = (name_bytes(sample_name(key)) for key in keys)
     hashes = (hashlib.blake2b(name, digest_size=8, key=secret).digest() for name in names)
     return np.frombuffer(b"".join(hashes), dtype="<u8").astype(np.uint64)
 
@@ -138,7 +142,7 @@ def save_shots(path: Path, drawn: Mapping[str, Any], samples: npt.NDArray[np.int
         "kind": "teachonce-shots",
         **drawn,
         "samples": samples.tolist(),
-        "keys": list(keys),
+        "keys": [readable(key) for key in keys],
     }
     return _write_once(path, document)
 
@@ -153,7 +157,8 @@ def choose(store: LabelStore, rule: Rule, reporter: Reporter) -> Chosen:
     """
     _check_rule(rule, store)
     label_ids = store.label_classes().ids
-    wanted = None if rule.classes is None else np.isin(np.array(label_ids), np.array(rule.classes))
+    chosen_ids = None if rule.classes is None else Places(rule.classes)
+    wanted = None if chosen_ids is None else np.array([class_id in chosen_ids for class_id in label_ids], np.bool_)
     parts = []
     for chunk in range(store.layout.chunks):
         parts.append(_candidates(store, chunk, rule.seed, wanted))
@@ -164,7 +169,8 @@ def choose(store: LabelStore, rule: Rule, reporter: Reporter) -> Chosen:
     short: list[tuple[str, int]] = []
     if rule.shots is not None:
         short = [(label_ids[c], int(counts[c])) for c in allowed_classes if counts[c] < rule.shots]
-        short += [(class_id, 0) for class_id in sorted(set(rule.classes or ()) - set(label_ids))]
+        labelled = store.label_classes().index
+        short += [(class_id, 0) for class_id in sorted(rule.classes or ()) if class_id not in labelled]
         taken = few_shot(hashes, labels, rule.shots)
         samples, labels = samples[taken], labels[taken]
     if not len(samples):
@@ -244,7 +250,7 @@ def save_selection(path: Path, store: LabelStore, rule: Rule, chosen: Chosen) ->
         },
         "rule": _stated(rule),
         "samples": chosen.samples.tolist(),
-        "keys": list(chosen.keys),
+        "keys": [readable(key) for key in chosen.keys],
     }
     return _write_once(path, document)
 

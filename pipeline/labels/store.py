@@ -23,6 +23,7 @@ from teachonce.core.digests import MIDDLE, canonical_digest
 from teachonce.core.files import sync, sync_up, write_failed
 from teachonce.core.strict import decode
 from teachonce.data.index import SampleIndex
+from teachonce.data.places import name_of
 from teachonce.data.vocabulary import Vocabulary, parse_tsv
 from teachonce.errors import DataError, IncompleteError, IntegrityError
 from teachonce.labels import codec as label_codec
@@ -117,7 +118,7 @@ class LabelStore:
 
     def vocabulary(self) -> Vocabulary:
         """The classes that stored labels index."""
-        return parse_tsv(self.static("vocabulary").tobytes().decode(), f"{self.path}/vocabulary")
+        return parse_tsv(name_of(self.static("vocabulary").tobytes()), f"{self.path}/vocabulary", exact=True)
 
     def class_embeddings(self) -> npt.NDArray[np.float32]:
         """The teacher's unit text features, [classes, D]."""
@@ -168,7 +169,7 @@ class LabelStore:
 
     def label_classes(self) -> Vocabulary:
         """The manifest's own class list, which `label` indexes."""
-        return parse_tsv(self.static("label_classes").tobytes().decode(), f"{self.path}/label_classes")
+        return parse_tsv(name_of(self.static("label_classes").tobytes()), f"{self.path}/label_classes", exact=True)
 
     def samples(self, start: int, stop: int) -> npt.NDArray[np.uint32]:
         """Place of the samples of rows start..stop in the manifest's own order."""
@@ -216,7 +217,7 @@ class LabelStore:
 
     @cached_property
     def _archives(self) -> tuple[str, ...]:
-        return tuple(self.static("index/archives").tobytes().decode().split("\n"))
+        return tuple(name_of(self.static("index/archives").tobytes()).split("\n"))
 
     def write_chunk(self, group: str, chunk: int, data: Arrays, staging: Path | None = None) -> tuple[bytes, ...]:
         """Write and prove one chunk of one group; it does not exist before `commit`.

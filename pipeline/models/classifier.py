@@ -5,6 +5,7 @@ It does not read images and does not train.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from teachonce.data.vocabulary import is_visible, require_template
+from teachonce.data.spelling import is_visible
+from teachonce.data.vocabulary import require_template
 from teachonce.errors import DataError, EnvironmentFault, TeachOnceError, UnsupportedModelError, UsageError
 from teachonce.models import clip as clip_models
 from teachonce.models.clip import LoadedClip
@@ -90,15 +92,28 @@ def prompted_features(tower: TextTower, prompts: SlotPrompts, names: NameTokens)
     return names.expand(torch.cat(parts))
 
 
-def _require_room(tokenizer: Any, texts: Sequence[str]) -> None:
-    """Refuse texts that the tokenizer would cut in silence, where the tokenizer can say how long they are."""
-    room = getattr(tokenizer, "context_length", None)
-    if room is None or not hasattr(tokenizer, "encode"):
-        return
-    for text in texts:
-        if len(tokenizer.encode(text)) + 2 > room:
+def require_uncut(tokenizer: Any, texts: Sequence[str], tokens: Tensor) -> None:
+    """Refuse texts that a tokenizer has cut in silence: names that differ at the end would be one.
+
+    Whatever the tokenizer is, with twice the room an uncut text has as much more padding, and nothing else.
+
+    Args:
+        tokenizer: one of open_clip's, or another that takes `context_length`.
+        texts: N texts.
+        tokens: [N, L] what the tokenizer made of them.
+
+    Raises:
+        UsageError: a text was cut.
+    """
+    room = tokens.shape[1]
+    padding = Counter(tokenizer([""])[0].tolist()).most_common(1)[0][0]
+    for text, row, wide in zip(texts, tokens, tokenizer(list(texts), context_length=2 * room), strict=True):
+        further = Counter(wide.tolist()) - Counter(row.tolist())
+        lost = sum(further.values()) - further[padding]
+        if lost:
             raise UsageError(
-                f"{text!r} takes {len(tokenizer.encode(text)) + 2} tokens, the text tower has room for {room}"
+                f"{text!r} takes at least {room + lost} tokens, the text tower has room for {room}: it would be cut",
+                hint="shorten the name or the template",
             )
 
 
@@ -106,8 +121,8 @@ def _plain_features(clip: LoadedClip, names: Sequence[str], template: str) -> Te
     parts = []
     for start in range(0, len(names), CHUNK):
         texts = [template.replace("{}", name) for name in names[start : start + CHUNK]]
-        _require_room(clip.tokenizer, texts)
         tokens = clip.tokenizer(texts)
+        require_uncut(clip.tokenizer, texts, tokens)
         parts.append(clip.model.encode_text(tokens.to(clip.device)).float())  # type: ignore[operator]
     return nn.functional.normalize(torch.cat(parts), dim=-1)
 

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from teachonce.core.progress import Reporter
 from teachonce.data.reader import ImageFault, ImageReader, decode
-from teachonce.data.vocabulary import Vocabulary, spoken
+from teachonce.data.spelling import spoken
+from teachonce.data.vocabulary import Vocabulary
 from teachonce.errors import DataError, TeachOnceError
 from teachonce.labels.fidelity import fidelity_report
 from teachonce.labels.format import EMBEDDING, LABELS

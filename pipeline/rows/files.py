@@ -33,7 +33,7 @@ from teachonce.core.locks import exclusive, shared
 from teachonce.core.machine import cache_folder
 from teachonce.core.progress import Reporter
 from teachonce.core.remote import is_remote
-from teachonce.errors import IntegrityError, TeachOnceError
+from teachonce.errors import EnvironmentFault, IntegrityError, TeachOnceError
 
 ABOUT = "about.json"
 KIND = "teachonce-working-set"
@@ -72,9 +72,21 @@ def folder_beside(store: Path) -> Path:
     return store.with_name(store.name + ".working")
 
 
-def folder_in_cache() -> Path:
-    """Where they lie when nothing can be written beside the store."""
-    return cache_folder() / "working"
+def folder_in_cache(instead: Path | None = None) -> Path:
+    """Where they lie when nothing can be written beside the store.
+
+    Args:
+        instead: the answer for a user who has no cache folder.
+
+    Raises:
+        EnvironmentFault: the user has none, and there is no `instead`.
+    """
+    try:
+        return cache_folder() / "working"
+    except EnvironmentFault:
+        if instead is None:
+            raise
+        return instead
 
 
 def set_digest(identity: Mapping[str, Any]) -> str:

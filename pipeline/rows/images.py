@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from teachonce.data.index import SampleIndex
+from teachonce.data.places import name_bytes
 from teachonce.data.reader import DECODE_ERRORS, ImageFault, ImageReader, decode
 from teachonce.data.view_policy import ViewPolicy
 from teachonce.data.views import EVALUATION, View, view_from_params
@@ -241,7 +242,7 @@ def _undecodable(where: str, row: int, reason: str) -> DataError:
 
 def _picked(samples_at: Sequence[tuple[SampleIndex, int]]) -> SampleIndex:
     """Make an index of single samples from other indexes of one store."""
-    keys = [index.key(local).encode() for index, local in samples_at]
+    keys = [name_bytes(index.key(local)) for index, local in samples_at]
     return SampleIndex(
         samples_at[0][0].archives,
         np.array([index.archive[local] for index, local in samples_at], np.uint32),

@@ -193,7 +193,8 @@ def open_working_set(
         "groups": [LABELS, *plan.columns.values()],
         "selection": None if selection is None else selection.digest,
     }
-    beside, cache = working_files.folder_beside(store.path), working_files.folder_in_cache()
+    beside = working_files.folder_beside(store.path)
+    cache = working_files.folder_in_cache(beside)
     files = _usable(plan, beside, identity, reporter) or _usable(plan, cache, identity, reporter)
     if files is None:
         try:

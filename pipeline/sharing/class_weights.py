@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
+from teachonce.core.documents import readable
 from teachonce.data.vocabulary import Vocabulary
 
 ARRAY_FILE = "class_weights.npy"
@@ -43,7 +44,7 @@ def write_weights(folder: Path, weights: npt.NDArray[np.float32], classes: Vocab
     np.save(array, rows, allow_pickle=False)
     (folder / ARRAY_FILE).write_bytes(array.getvalue())
     # One key only: several would be written in the order of a hash map, which differs from process to process.
-    pairs = json.dumps(list(zip(classes.ids, classes.names, strict=True)), ensure_ascii=False)
+    pairs = json.dumps(list(zip(map(readable, classes.ids), classes.names, strict=True)), ensure_ascii=False)
     (folder / TENSOR_FILE).write_bytes(save({TENSOR: rows}, {"classes": pairs}))
     (folder / CLASSES_FILE).write_bytes(classes.to_tsv())
     return ARRAY_FILE, TENSOR_FILE, CLASSES_FILE

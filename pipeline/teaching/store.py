@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from teachonce.core.progress import Reporter
-from teachonce.data.index import SampleIndex, collect_sound
+from teachonce.data.index import SampleIndex, collect_sound, unseen_remark
 from teachonce.data.manifests import Manifest
 from teachonce.data.reader import ImageReader
 from teachonce.data.view_policy import ViewPolicy
@@ -163,6 +163,8 @@ def _create(
     from teachonce.teaching.trial import try_models
 
     collected = collect_sound(wanted.manifest, wanted.split, wanted.root, reporter)
+    for remark in unseen_remark(wanted.manifest.split(wanted.split), wanted.own_classes, collected.index):
+        reporter.note(remark)
     index = _chosen(wanted, collected.index, reporter)
     rows = len(index) * wanted.views.views
     layout = new_layout(rows, len(wanted.vocabulary), wanted.top_k, TEMPERATURES, wanted.chunk_rows, wanted.views.views)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from teachonce import __version__
+from teachonce.core.documents import SHOWN
 from teachonce.core.folders import new_folder
 from teachonce.core.hub import parse_hub_id, push
 from teachonce.core.machine import default_threads
@@ -93,7 +94,7 @@ def _write(
         facts = dataclasses.replace(facts, class_weights=weight_facts)
     (folder / FACTS_FILE).write_text(facts.to_json(), encoding="utf-8")
     place = request.out.name if request.push is None else parse_hub_id(request.push).repo
-    (folder / CARD_FILE).write_text(model_card(facts, place), encoding="utf-8")
+    (folder / CARD_FILE).write_text(model_card(facts, place), encoding="utf-8", errors=SHOWN)
     names += [FACTS_FILE, CARD_FILE]
     write_sums(folder, names)
     return facts, tuple(sorted([*names, SUMS_FILE]))

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from teachonce.core.progress import Reporter
-from teachonce.data.index import Collected, SampleIndex, collect, doubled_keys, split_classes
+from teachonce.data.index import Collected, SampleIndex, collect, doubled_keys, split_classes, unseen_remark
 from teachonce.data.manifests import Manifest, Split
-from teachonce.data.places import Part, PassedOver, printable
+from teachonce.data.places import Part, PassedOver, name_bytes, printable
+from teachonce.data.spelling import one_form
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.errors import DataError
 
@@ -65,6 +66,8 @@ class SplitSurvey:
     """Bytes of all images; 0 where only reading the images would tell."""
     digest: str
     """Digest of the sample index; a store's fingerprint holds it under `samples`."""
+    remarks: tuple[str, ...] = ()
+    """What a person should know of the classes and their names; nothing of it is a fault."""
 
 
 def survey_split(
@@ -116,6 +119,7 @@ def _survey(name: str, split: Split, collected: Collected, classes: Vocabulary) 
         known_bad=_known_bad(split, index),
         image_bytes=int(index.size.sum()),
         digest=index.digest,
+        remarks=(*classes.remarks(), *unseen_remark(split, classes, index)),
     )
 
 
@@ -123,7 +127,7 @@ def _known_bad(split: Split, index: SampleIndex) -> int:
     """Count the known bad images that the index holds: a byte search finds a key, and the ends of keys confirm it."""
     data, ends = index.key_bytes.tobytes(), index.key_ends
     count = 0
-    for key in map(str.encode, split.known_bad):
+    for key in map(name_bytes, split.known_bad):
         place = data.find(key)
         while place >= 0:
             row = int(np.searchsorted(ends, place + len(key)))
@@ -170,9 +174,9 @@ def _count_faults(
 
 def _missing(split: Split, parts: tuple[Part, ...], classes: Vocabulary) -> str:
     """Say which archives are missing, where names tell: those of some classes, or some numbered shards."""
-    part_names = {part.name for part in parts}
+    part_names = {one_form(part.name) for part in parts}
     if split.format in ("class-tars", "nested-tars", "image-folder"):
-        absent = [class_id for class_id in classes.ids if class_id not in part_names]
+        absent = [class_id for class_id in classes.ids if one_form(class_id) not in part_names]
         if split.archives != len(classes):  # a part of the class list: which part, no list says
             return f"; {len(absent):,} classes of the list have none" if len(parts) < (split.archives or 0) else ""
     else:

@@ -22,6 +22,8 @@ def index(request: IndexRequest, reporter: Reporter) -> IndexResult:
     for name in names:
         survey, wrong = survey_split(manifest, name, root, reporter)
         surveys += [survey] if survey is not None else []
+        for remark in () if survey is None else survey.remarks:
+            reporter.note(f"{name}: {remark}")
         faults += wrong
     if request.digests:
         faults += check_digests(manifest, root, reporter)

@@ -48,10 +48,8 @@ def relabel(request: RelabelRequest, reporter: Reporter) -> RelabelResult:
     _check(request)
     parent = open_parent(request.parent, request.labels)
     plan = _plan(request, parent)
-    if plan.vocabulary.tied():
-        reporter.note(
-            f"{plan.vocabulary.tied()} of {len(plan.vocabulary)} classes share their name with another: they tie"
-        )
+    for remark in plan.vocabulary.remarks():
+        reporter.note(remark)
     with owned(request.labels, reporter, request.force_unlock) as token:
         child = open_child(request.labels, plan.fingerprint)
         if child is None:

@@ -61,8 +61,8 @@ def wanted_store(request: TeachRequest, reporter: Reporter) -> WantedStore:
     root = require_root(manifest, data.root)
     own_classes = split_classes(manifest, data.split, root)
     vocabulary = load_vocabulary(data.vocabulary, root) if data.vocabulary else own_classes
-    if vocabulary.tied():
-        reporter.note(f"{vocabulary.tied()} of {len(vocabulary)} classes share their name with another: they tie")
+    for remark in vocabulary.remarks():
+        reporter.note(remark)
     return WantedStore(
         path=request.labels,
         manifest=manifest,

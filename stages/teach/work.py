@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from teachonce.cluster import client as cluster_client
+from teachonce.core.documents import readable
 from teachonce.core.progress import Reporter
 from teachonce.data.manifests import load_manifest
 from teachonce.errors import DataError
@@ -142,7 +143,7 @@ def _count(tally: _Tally, report: ChunkReport, brought: tuple[str, ...], store: 
     if report.faults and LABELS in brought:
         with open(_failure_log(store), "a", encoding="utf-8") as log:
             for key, reason in report.faults:
-                log.write(json.dumps({"chunk": report.chunk, "key": key, "reason": reason}) + "\n")
+                log.write(json.dumps({"chunk": report.chunk, "key": readable(key), "reason": reason}) + "\n")
 
 
 def _failure_log(store: LabelStore) -> Path:

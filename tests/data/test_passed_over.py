@@ -77,7 +77,7 @@ def test_one_line_says_all() -> None:
         "passed over: 1 links, 5 other endings (.heic 2, none 2, .xcf 1), 8 in sub-folders; 1 system leftovers"
     )
     assert line.endswith("; `pip install pillow-heif` would read some")
-    assert tally.passed_over().examples["links"] == ("n1/caf\\udce9.jpg",), "an example can always be written"
+    assert tally.passed_over().examples["links"] == ("n1/caf\\xe9.jpg",), "an example can always be written"
     assert not PassedOver() and bool(tally.passed_over())
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from teachonce.data.spelling import spoken
 from teachonce.data.vocabulary import (
     Vocabulary,
     distinct_names,
@@ -17,7 +18,6 @@ from teachonce.data.vocabulary import (
     load_vocabulary,
     parse_tsv,
     read_class_ids,
-    spoken,
 )
 from teachonce.errors import DataError, UsageError
 

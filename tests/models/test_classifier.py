@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from teachonce.errors import DataError, EnvironmentFault, UsageError
 from teachonce.evaluation.cache import SplitFeatures, cached_features, feature_key
 from teachonce.evaluation.statistics import wilson
-from teachonce.models.classifier import equal_rows, score, template_features
+from teachonce.models.classifier import equal_rows, require_uncut, score, template_features
 from teachonce.models.clip import LoadedClip, load_clip, weights_digest
 from teachonce.models.spec import parse_spec
 
@@ -61,6 +61,28 @@ def test_a_name_that_does_not_fit_is_refused(clip: LoadedClip) -> None:
     for template in ("a photo of a {}.", "{}"):
         with pytest.raises(UsageError):
             template_features(clip, ["word " * 40], template)
+
+
+class WordTokenizer:
+    """A tokenizer without `encode`, as those of the hub are: cuts in silence, ends texts with 2, pads with 0."""
+
+    def __init__(self, left: bool) -> None:
+        self.left = left
+
+    def __call__(self, texts: list[str], context_length: int = 6) -> torch.Tensor:
+        rows = [[*(3 + len(word) for word in text.split()[: context_length - 1]), 2] for text in texts]
+        padded = [[0] * (context_length - len(row)) for row in rows]
+        return torch.tensor([pad + row if self.left else row + pad for row, pad in zip(rows, padded, strict=True)])
+
+
+@pytest.mark.parametrize("left", [True, False])
+@pytest.mark.parametrize("long", ["a bb ccc dddd eeeee f", "a a a a a a", "a " * 40])
+def test_no_tokenizer_cuts_a_name_in_silence(long: str, left: bool) -> None:
+    """Whatever its padding; a text that just fits is taken."""
+    tokenizer, fits = WordTokenizer(left), "a bb ccc dddd eeeee"
+    require_uncut(tokenizer, [fits, ""], tokenizer([fits, ""]))
+    with pytest.raises(UsageError, match="at least .* tokens, the text tower has room for 6"):
+        require_uncut(tokenizer, [fits, long], tokenizer([fits, long]))
 
 
 def test_names_that_sound_alike_have_equal_features_and_only_they(clip: LoadedClip) -> None:

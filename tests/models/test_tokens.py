@@ -6,13 +6,35 @@ from typing import get_args
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tower_reference import CONTEXT, NAMES, TEMPLATES, tokenizer
 
+from teachonce.data.spelling import spoken
 from teachonce.errors import UsageError
 from teachonce.models.structures import Position
 from teachonce.models.tokens import NameTokens, encode_text, pack, tokenise_names
 
 EOT = 49407
+PIECES = (
+    *(
+        "fish",
+        "Fish",
+        " ",
+        "\u2003",
+        "&",
+        "&amp;",
+        "&amp;amp;",
+        "caf\u00e9",
+        "cafe\u0301",
+        "caf\u00c3\u00a9",
+        "-",
+        "1",
+        "12",
+    ),
+    *("\u2019s", "'s", "'S", "\u00b2", "\ufb01sh", "\u0130", "\uff21", "\u732b", ",", "_", "<b>", "\x1b[1m", "\ufffd"),
+)
+SOME = st.lists(st.sampled_from(PIECES), min_size=1, max_size=4)
 
 
 def tokenised(names: list[str], suffix: str = ".", position: Position = "before") -> NameTokens:
@@ -28,6 +50,15 @@ def test_names_that_sound_alike_are_kept_once() -> None:
     tokens = tokenised(["Tench", "shark", "tench", " tench", "SHARK"])
     assert tokens.count == 2 and tokens.inverse.tolist() == [0, 1, 0, 0, 1]
     assert tokens.expand(torch.tensor([[1.0], [2.0]])).flatten().tolist() == [1, 2, 1, 1, 2]
+
+
+@settings(deadline=None, max_examples=150)
+@given(SOME, SOME)
+def test_two_names_are_spoken_alike_where_their_tokens_are_equal(one: list[str], other: list[str]) -> None:
+    """Ties are counted by `spoken`, long before a tokenizer is loaded: both must say the same of any two names."""
+    first, second = "".join(one), "".join(other)
+    encode = tokenizer().encode
+    assert (spoken(first) == spoken(second)) == (encode(first) == encode(second)), (first, second)
 
 
 @pytest.mark.parametrize("suffix", [".", "", ", a type of food.", "!"])
