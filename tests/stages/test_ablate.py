@@ -16,7 +16,7 @@ from train_runs import killed_before
 from worlds import Notes, World
 
 from teachonce.cluster.description import ClusterSpec
-from teachonce.core.documents import read_events
+from teachonce.core.documents import read_events, sealed
 from teachonce.core.locks import owned
 from teachonce.errors import DataError, FingerprintError, IncompleteError, IntegrityError, UsageError
 from teachonce.models.prompt_files import load_prompts
@@ -69,7 +69,7 @@ def test_every_cell_is_a_run_folder_with_its_own_config_and_results(done: Path) 
     for cell in grid["cells"]:
         folder = done / "out/cells" / cell["digest"]
         assert load_train_config(folder / "config.toml").to_dict() == cell["config"]
-        assert document(folder / "cell.json") == {"schema": 1, **cell}
+        assert document(folder / "cell.json") == sealed({"schema": 1, **cell})
         assert document(folder / "results.json")["steps"] == 4 and not (folder / "failure.json").exists()
         assert load_prompts(folder).meta.structure == cell["config"]["structure"]
         dev = document(folder / "evaluations/dev.json")
@@ -126,7 +126,7 @@ def test_another_choice_is_said_and_what_was_chosen_before_stays(
     first = results["chosen"]["group"]
     for cell in document(tmp_path / "out/grid.json")["cells"]:
         file = tmp_path / "out/cells" / cell["digest"] / "evaluations/dev.json"
-        file.write_text(json.dumps(document(file) | {"top1": 0.0 if cell["group"] == first else 1.0}))
+        file.write_text(json.dumps(sealed(document(file) | {"top1": 0.0 if cell["group"] == first else 1.0})))
     kept, notes = {file.name: file.read_bytes() for file in (tmp_path / "out/final").iterdir()}, Notes()
     result = run(done / "grid.toml", finished, student, tmp_path / "out", notes)
     assert result.chosen.group != first and any(f"the choice was '{first}'" in line for line in notes.lines)
@@ -327,7 +327,7 @@ def test_a_result_of_another_set_under_the_same_name_is_refused(
     before = (here / "out/grid.json").read_bytes()
     with pytest.raises(FingerprintError, match="evaluation 'dev'"):
         run(here / "grid.toml", finished, student, here / "out")
-    (here / "out/grid.json").write_text(json.dumps(json.loads(before) | {"evaluations": []}))
+    (here / "out/grid.json").write_text(json.dumps(sealed(json.loads(before) | {"evaluations": []})))
     with pytest.raises(FingerprintError, match="is not of the evaluation 'dev' as the grid has it now") as caught:
         run(here / "grid.toml", finished, student, here / "out")
     assert "names: there" in caught.value.message and "images: there" in caught.value.message

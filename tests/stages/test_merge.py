@@ -305,6 +305,7 @@ def test_parents_must_be_whole_and_have_embeddings(pair: tuple[Path, Path], fini
         ({"weights": (0.5, 0.50001)}, "must add up to 1, found 0.5, 0.50001, which is 1.00001"),
         ({"weights": ()}, "names 0 numbers for 2 stores"),
         ({"weights": (1.0, float("inf"))}, "must be positive"),
+        ({"weights": (1e308, 1e308)}, "must add up to 1"),
         ({"weights": (1.0, float("nan"))}, "must be positive"),
         ({"top_k": 0}, "`top_k` must be at least 1"),
         ({"top_k": 9}, "`top_k` 9 is larger than the vocabulary of 8"),

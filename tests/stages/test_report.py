@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import re
@@ -15,7 +16,10 @@ import pytest
 import worlds
 from grid_folders import BASE, BETTER, ODD_NAMES, Setting, write_grid, write_run
 
-from teachonce.errors import DataError, UsageError
+from teachonce.core.documents import LogSeal, sealed
+from teachonce.core.progress import Silent
+from teachonce.errors import DataError, IntegrityError, UsageError
+from teachonce.runs.grid_folder import GridFolder, write_document
 from teachonce.stages.report import ReportRequest, ReportResult, report
 from teachonce.stages.show import ShowRequest, show
 from teachonce.stages.train import TrainRequest, train
@@ -171,6 +175,35 @@ def test_a_damaged_run_is_listed_and_not_counted(tmp_path: Path) -> None:
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert (result.runs, result.not_counted) == (1, 1)
     assert "&lt;b&gt;bad&lt;/b&gt;" in page and "damaged" in page and "<b>bad" not in page
+
+
+def test_show_and_report_name_every_file_that_was_changed_and_show_the_rest(tmp_path: Path) -> None:
+    """A cell's evaluation costs the cell; what stands beside, or over all cells, costs a line; the figures stay."""
+    grid = write_grid(tmp_path / "grid", once=("val",), chosen="structure=kv")
+    files = GridFolder(grid)
+    whole = show(ShowRequest(path=grid), Silent())
+    first, second = files.read_grid().cells[:2]
+    final = files.final("val", first.digest)
+    for file in (files.cell(second.digest).evaluation("dev-unseen"), final, files.cell(first.digest).cell):
+        document = sealed(json.loads(file.read_text()))
+        file.write_text(json.dumps(document | {"top1": 0.99, "seed": 9}))
+    results = files.read_results()
+    assert results is not None
+    write_document(files.results, dataclasses.replace(results, log=LogSeal(1, "0" * 64)).document())
+    shown = show(ShowRequest(path=grid), Silent())
+    said = {line["why"].partition(" ")[0]: line["name"] for line in shown.not_counted}
+    assert said == {
+        "evaluations/dev-unseen.json": second.name,
+        "cell.json": first.name,
+        f"final/{final.name}": "grid",
+        "events.jsonl": "grid",
+    }
+    assert shown.runs == whole.runs - 1 and len(shown.settings) == len(whole.settings)
+    assert 0.99 not in [figures["top1"] for line in shown.settings for figures in line["measures"].values()]
+    written = write(grid, tmp_path / "r.html")
+    assert written.not_counted == 4
+    with pytest.raises(IntegrityError, match=r"dev-unseen\.json is not what was written"):
+        show(ShowRequest(path=files.cell(second.digest).evaluation("dev-unseen")), Silent())
 
 
 def test_a_new_report_takes_away_its_old_files_and_nothing_else(tmp_path: Path) -> None:
