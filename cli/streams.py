@@ -10,7 +10,7 @@ import io
 import os
 import select
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from teachonce.core.documents import SHOWN
 
@@ -67,7 +67,7 @@ def prepare() -> None:
     sys.stderr = _text(sys.stderr, Asides(2))
 
 
-def _text(stream: io.TextIOBase, raw: io.FileIO) -> io.TextIOWrapper:
+def _text(stream: TextIO, raw: io.FileIO) -> io.TextIOWrapper:
     """Return a text stream over a file, like the one that Python made, but for letters that cannot be encoded."""
     stream.flush()
     errors = stream.errors if stream.errors not in ("strict", "surrogateescape", "backslashreplace") else SHOWN

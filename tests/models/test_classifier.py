@@ -253,13 +253,9 @@ def test_the_cache_key_sees_changed_archives(layout: str, tmp_path: Path) -> Non
 
     before = key("m")
     assert key("m") == before != key("n")
-    if layout == "wds":
-        file = tmp_path / "wds/part-0.tar"
-        data = file.read_bytes()
-    else:
-        file = tmp_path / "folders/n01/n01_00.jpg"
-        data = file.read_bytes()
-    file.write_bytes(data[:-2] + b"xy")
+    file = tmp_path / ("wds/part-0.tar" if layout == "wds" else "folders/n01/n01_00.jpg")
+    data = file.read_bytes()
+    file.write_bytes(data[:600] + b"xy" + data[602:])  # inside of the first image, in both layouts
     assert key("m") != before
 
 
