@@ -37,6 +37,7 @@ from teachonce.demo.world import WorldSizes, write_world
 SIZES = WorldSizes(train=512, train_archives=2, val_per_class=1, unseen_per_class=1)
 NO_RESULT = {"seconds", "time", "started", "when", "rows_per_second", "out", "path", "pid", "host", "memory", "labels"}
 """Keys of logs and documents that say when, where and how fast, and not what came out."""
+NO_RESULT |= {"document_sha256"}  # over such keys too
 TRAINING = {
     "unshared": (),
     "shared": ("structure=shared",),

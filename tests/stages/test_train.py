@@ -18,7 +18,7 @@ import worlds
 from safetensors import safe_open
 from train_runs import STEPS, config, killed_before, run, steps_of
 
-from teachonce.core.documents import read_events
+from teachonce.core.documents import SEAL, LogSeal, fault_of, read_events
 from teachonce.core.progress import Silent
 from teachonce.errors import DataError, FingerprintError, IncompleteError, IntegrityError, UsageError
 from teachonce.labels.format import student_group
@@ -288,7 +288,7 @@ def test_a_store_must_hold_what_the_config_needs(finished: Path, student: str, t
 def test_what_a_finished_run_has_lost_is_written_again(
     lost: str, whole: Path, finished: Path, student: str, tmp_path: Path
 ) -> None:
-    """From its last checkpoint, the same bytes."""
+    """From its last checkpoint, the same bytes; results tell of the log as it is then."""
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     (out / lost).unlink()
@@ -296,7 +296,9 @@ def test_what_a_finished_run_has_lost_is_written_again(
     assert prompts_bytes(out) == prompts_bytes(whole) == result.prompts_digest
     assert (out / "prompts.json").read_bytes() == (whole / "prompts.json").read_bytes()
     kept, again = (json.loads((folder / "results.json").read_text()) for folder in (whole, out))
-    assert {**again, "out": "", "seconds": 0} == {**kept, "out": "", "seconds": 0}
+    of_the_call: dict[str, Any] = {"out": "", "seconds": 0, "log": {}, SEAL: ""}
+    assert again | of_the_call == kept | of_the_call
+    assert fault_of(out / "results.json") == "" and LogSeal(**again["log"]).holds(out / "events.jsonl")
 
 
 def test_the_run_folder_tells_all(whole: Path) -> None:
