@@ -6,14 +6,12 @@ It does not run stages: a parsed command is a job of `commands`, which `main` st
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -25,6 +23,7 @@ from teachonce.cli.commands import (
     ablate,
     cache,
     demo,
+    doctor,
     evaluate,
     export,
     import_,
@@ -43,14 +42,13 @@ from teachonce.cli.commands import (
     verify,
 )
 from teachonce.cli.console import Failure, Output
+from teachonce.cli.faults import DEBUG_VARIABLE, explained
 from teachonce.cli.jobs import Job
 from teachonce.cli.once import Once
 from teachonce.cli.words import spelled
-from teachonce.core.documents import readable
-from teachonce.core.files import write_failed
-from teachonce.errors import DataError, EnvironmentFault, TeachOnceError, UsageError
+from teachonce.core.documents import visible
+from teachonce.errors import TeachOnceError, UsageError
 
-DEBUG_VARIABLE = "TEACHONCE_DEBUG"
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 TERMINATED = 143  # 128 + SIGTERM
 BUG = 1
@@ -75,6 +73,7 @@ EXAMPLES = {  # each fits one line of an 80-column terminal, so that it can be c
     "export": "teachonce export runs/first --out shared --classes classes.tsv",
     "pack": "teachonce pack labels.zarr --out labels.tar",
     "demo": "teachonce demo --out teachonce-demo",
+    "doctor": "teachonce doctor ViT-B-16/openai --path /data",
 }
 COMMANDS: Mapping[str, Callable[..., Job]] = {
     "index": index.index,
@@ -96,6 +95,7 @@ COMMANDS: Mapping[str, Callable[..., Job]] = {
     "export": export.export,
     "pack": pack.pack,
     "demo": demo.demo,
+    "doctor": doctor.doctor,
 }
 ALIASES = {"eval": "evaluate"}
 
@@ -168,7 +168,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0  # the program that read --help or `status --watch` has closed the pipe
     except (Exception, KeyboardInterrupt, Terminated) as problem:  # noqa: BLE001 - the last place that can explain it
         if os.environ.get(DEBUG_VARIABLE):
-            traceback.print_exception(problem)
+            sys.stderr.write(visible("".join(traceback.format_exception(problem))))
         failure = describe(problem, arguments)
         output.failure(failure)
         return failure.exit_code
@@ -190,32 +190,11 @@ def describe(problem: BaseException, arguments: Sequence[str] = ()) -> Failure:
         return Failure(kind=kind, message="interrupted", hint="", exit_code=INTERRUPTED)
     if isinstance(problem, Terminated):
         return Failure(kind=kind, message="stopped by SIGTERM", hint="", exit_code=TERMINATED)
-    fault = _environment_fault(problem)
+    fault = explained(problem)
     if fault is not None:
         return describe(fault)
     hint = f"this is a bug; {DEBUG_VARIABLE}=1 before the same command shows where it happened"
     return Failure(kind=kind, message=f"{kind}: {problem}", hint=hint, exit_code=BUG)
-
-
-def _environment_fault(problem: BaseException) -> TeachOnceError | None:
-    """The fault of the machine behind an exception that no stage has explained, if it is one."""
-    if isinstance(problem, OSError):
-        where = problem.filename or "standard output, or a file that the system does not name"
-        if problem.errno in (errno.ENOSPC, errno.EDQUOT) and problem.filename:
-            return write_failed(Path(os.fsdecode(problem.filename)), problem)
-        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-            return EnvironmentFault(f"no space left to write {where}", "free some space, then run the same command")
-        if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            reason = os.strerror(problem.errno).lower()
-            return EnvironmentFault(f"{reason}: {where}", "check who may read and write there")
-        if problem.errno in (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR) and problem.filename:
-            return EnvironmentFault(f"{os.strerror(problem.errno).lower()}: {where}", "check the path")
-    if isinstance(problem, UnicodeEncodeError) and readable(problem.object) != problem.object:
-        name = readable(problem.object)
-        return DataError(f"a name that is no UTF-8 cannot be kept in what is written here: {name}", "rename it")
-    if isinstance(problem, ModuleNotFoundError) and not (problem.name or "teachonce").startswith("teachonce"):
-        return EnvironmentFault(f"the package '{problem.name}' is not installed", "install teachonce again with pip")
-    return None
 
 
 def _command_in(arguments: Sequence[str]) -> str | None:

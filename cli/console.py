@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from teachonce.cli.views import fidelity as charts
-from teachonce.cli.words import spelled
-from teachonce.core.documents import plain, sealed
+from teachonce.cli.words import displayed, spelled
+from teachonce.core.documents import plain, sealed, visible
 from teachonce.errors import EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
@@ -53,7 +54,22 @@ class Failure:
     exit_code: int
 
 
-class Aside(Console):
+class Screen(Console):
+    """Where text is shown. What comes out of files is only ever shown: its markup, and escapes in it, do nothing.
+
+    Every console of the command line is one. A string is shown as it stands; colours come from our own `Text`s.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Rich's segments, with visible escapes in every one that is text."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
+class Aside(Screen):
     """What is said on stderr. Nobody has to listen: when the reader of a pipe leaves, the work goes on."""
 
     def on_broken_pipe(self) -> None:
@@ -106,7 +122,7 @@ class Output:
     def note(self, text: str) -> None:
         """One line for the person, above a running bar."""
         if not self._quiet:
-            self._say(Text(spelled(text)))
+            self._say(Text(displayed(text)))
 
     def progress(self, what: str, done: int, total: int, unit: str, **figures: float | int | str) -> None:
         """Move the bar called `what`; without a terminal, now and then print a line instead."""
@@ -121,7 +137,7 @@ class Output:
         if on_terminal(sys.stderr):
             self._move_bar(what, done, total, text)
         elif self._is_due(pace, now, done >= total > 0):
-            self._say(Text(f"{what}: {text}"))
+            self._say(Text(visible(f"{what}: {text}")))
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -143,13 +159,13 @@ class Output:
         self, result: DataclassInstance, shown: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     ) -> None:
         """Print what a stage returned: a JSON document, or tables for a person, whose values `shown` rearranges."""
-        values = plain(dataclasses.asdict(result), spelled)
         if self._json:
-            self.document(values)
+            self.document(dataclasses.asdict(result))
             return
+        values = plain(dataclasses.asdict(result), displayed)
         values = shown(values) if shown else values
         width = None if on_terminal(sys.stdout) or "COLUMNS" in os.environ else PIPE_WIDTH
-        console = Console(file=sys.stdout, highlight=False, width=width)
+        console = Screen(file=sys.stdout, width=width)
         with console.capture() as captured:
             report = values.pop("fidelity", None)
             values.pop("details", None)  # `details` is for programs: a person would not read so many tables
@@ -190,15 +206,15 @@ class Output:
     def failure(self, failure: Failure) -> None:
         """Show an error on stderr and, with `--json`, as the document on stdout."""
         self.close()
-        self._say(Text.assemble(("error: ", "bold red"), failure.message))
+        self._say(Text.assemble(("error: ", "bold red"), visible(failure.message)))
         if failure.hint:
-            self._say(Text.assemble(("next: ", "bold cyan"), failure.hint))
+            self._say(Text.assemble(("next: ", "bold cyan"), visible(failure.hint)))
         if self._json:
             with contextlib.suppress(EnvironmentFault):  # stdout may be what failed, and stderr has the error already
                 self.document({"error": dataclasses.asdict(failure)})
 
     def _say(self, text: Text) -> None:
-        console = self._bars.console if self._bars is not None else Aside(stderr=True, highlight=False)
+        console = self._bars.console if self._bars is not None else Aside(stderr=True)
         console.print(text, soft_wrap=True)  # unwrapped, so that a path can be copied whole
 
     def _is_due(self, pace: Pace, now: float, at_end: bool) -> bool:
@@ -227,7 +243,7 @@ def new_bars() -> Progress:
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24))
     pace = TextColumn("{task.fields[pace]}", markup=False)
-    return Progress(*columns, pace, console=Aside(stderr=True, highlight=False))
+    return Progress(*columns, pace, console=Aside(stderr=True))
 
 
 def to_nowhere(stream: Any) -> None:
@@ -348,7 +364,7 @@ class Records:
 
 def label(key: str) -> str:
     """A key as a person writes it."""
-    return key.replace("_", " ")
+    return visible(key.replace("_", " "))
 
 
 def show(key: str, value: Any) -> str:

@@ -6,12 +6,18 @@ against the options of the commands.
 
 from __future__ import annotations
 
+from teachonce.core.documents import visible
 from teachonce.phrases import Option, respelled
 
 
 def spelled(text: str) -> str:
     """A message, hint or note as a person at the command line reads it: options are flags."""
     return str(respelled(text, flag))
+
+
+def displayed(text: str) -> str:
+    """The same for a person's eyes: no character in it is one that a terminal obeys."""
+    return visible(spelled(text))
 
 
 def flag(named: Option) -> str:

@@ -36,6 +36,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Self, TypeVar
 
 T = TypeVar("T", bound="TeachOnceError")
+LONGEST_WORD = 200  # characters: what is longer resembles no name, and comparing it would take minutes
 
 
 class TeachOnceError(Exception):
@@ -148,7 +149,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         `did you mean 'x'?` when something is near, else `known: a, b, c`.
     """
     choices = list(known)
-    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6) if len(word) <= LONGEST_WORD else []
     if near:
         return f"did you mean '{near[0]}'?"
     return "known: " + ", ".join(choices)

@@ -143,5 +143,13 @@ def to_json(text: str) -> list[Any]:
 
 
 def from_json(parts: Sequence[Any]) -> Phrase:
-    """What `to_json` wrote."""
+    """What `to_json` wrote.
+
+    Raises:
+        ValueError: it wrote something else.
+    """
+    for part in parts if isinstance(parts, list) else [None]:
+        option = isinstance(part, list) and len(part) == 3 and all(isinstance(word, str) for word in part)
+        if not option and not isinstance(part, str):
+            raise ValueError(f"{part!r} is no part of a sentence")
     return Phrase(*(part if isinstance(part, str) else Option(*part) for part in parts))

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from teachonce.cli import options
-from teachonce.cli.console import Output, on_terminal
+from teachonce.cli.console import Output, Screen, on_terminal
 from teachonce.cli.jobs import Job
 from teachonce.cli.views import status as status_view
 from teachonce.cli.views.printed import print_view
@@ -25,7 +24,7 @@ from teachonce.stages import status as stage
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-OVER: tuple[State, ...] = ("finished", "stopped")  # states that do not change by themselves
+OVER: tuple[State, ...] = ("finished", "stopped", "damaged")  # states that do not change by themselves
 SHORTEST_S = 0.2  # between two looks
 Folder = Annotated[
     Path, typer.Argument(metavar="DIR", help="A label store, a run folder of train or a grid folder of ablate.")
@@ -85,7 +84,7 @@ def _screen(output: Output, live: bool) -> Iterator[Callable[[dict[str, Any]], N
     elif live and on_terminal(sys.stdout):
         from rich.live import Live
 
-        with Live(console=Console(highlight=False), auto_refresh=False) as picture:
+        with Live(console=Screen(), auto_refresh=False) as picture:
             yield lambda values: picture.update(status_view.view(values), refresh=True)
     else:
         yield lambda values: print_view(status_view.view(values), output)

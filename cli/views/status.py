@@ -23,6 +23,7 @@ WORDS: Mapping[State, str] = {
     "finished": "finished",
     "stopped": "stopped: nobody works on it",
     "unknown": "no sign of life, and its process is on another machine",
+    "damaged": "damaged: nobody works on it",
 }
 COLOURS: Mapping[State, str] = {
     "running": "green",
@@ -30,6 +31,7 @@ COLOURS: Mapping[State, str] = {
     "finished": "cyan",
     "stopped": "yellow",
     "unknown": "yellow",
+    "damaged": "red",
 }
 Line = tuple[str, str | Text]
 
@@ -42,6 +44,8 @@ def view(values: Mapping[str, Any]) -> RenderableType:
     table.add_column(overflow="fold")
     for name, text in LINES[values["kind"]](values):
         table.add_row(name, text)
+    for sentence in values.get("damaged", ()):
+        table.add_row("damaged", sentence)
     parts: list[RenderableType] = [head, table]
     if values.get("open_cells"):
         parts.append(Records("cells", [_cell(cell) for cell in values["open_cells"]]))
@@ -102,7 +106,7 @@ def _grid(values: Mapping[str, Any]) -> Iterator[Line]:
     if values["seconds_per_cell"]:
         yield "a cell took", duration(values["seconds_per_cell"])
     yield from _ends(values)
-    if values["state"] == "stopped" and cells["waiting"]:
+    if values["state"] in ("stopped", "damaged") and (cells["waiting"] or values.get("damaged")):
         yield "next", "the same `teachonce ablate` again goes on from here"
 
 

@@ -17,6 +17,7 @@ from distributed import Client, LocalCluster
 from distributed.client import Future
 
 from teachonce.cluster.description import (
+    BRIEF_MEMORY,
     THREADS_PER_WORKER,
     WORKER_ENVIRONMENT,
     Adaptive,
@@ -124,7 +125,7 @@ def close(opened: Any, what: str, reporter: Reporter, seconds: float = CLOSE_SEC
 
 def own_settings() -> dict[str, Any]:
     """Return Dask's settings for schedulers and workers that are started here."""
-    return {
+    return BRIEF_MEMORY | {
         "distributed.scheduler.allowed-failures": ALLOWED_FAILURES,
         "distributed.worker.memory.terminate": False,  # models and pinned buffers are memory that Dask knows nothing of
         "distributed.worker.memory.pause": False,

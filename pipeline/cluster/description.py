@@ -6,11 +6,11 @@ It only reads and checks: `client` opens what is described, `jobs` starts batch 
 from __future__ import annotations
 
 import re
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from teachonce.core.documents import read_toml
 from teachonce.core.strict import decode
 from teachonce.errors import UsageError, did_you_mean
 from teachonce.phrases import Phrase, option
@@ -23,8 +23,21 @@ WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
 }
+# Dask keeps what it did for its dashboard. Its profiler alone takes 100 kB a second, and all of it comes to a gigabyte
+# in a day: with these settings what is kept stops growing within minutes.
+BRIEF_MEMORY: dict[str, Any] = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.system-monitor.log-length": 120,
+    "distributed.admin.low-level-log-length": 100,
+    "distributed.admin.log-length": 1000,
+    "distributed.scheduler.dashboard.tasks.task-stream-length": 1000,
+    "distributed.diagnostics.computations.max-history": 10,
+}
 LEAST_WALLTIME = 300  # seconds: a worker needs a minute to start, and should leave before SLURM ends its job
 _SECRET = re.compile(r"(?i)\b\w*(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY)\w*")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# What would begin another command in a job script; variables such as $TMPDIR are what a description may need.
+_COMMAND = re.compile(r"[;&|<>()`\\'\"]")
 _DURATION = re.compile(r"(\d+)\s*(s|m|h|d|seconds?|minutes?|hours?|days?)")
 
 
@@ -81,7 +94,9 @@ class _Common:
     def __post_init__(self) -> None:
         if self.patience is not None:
             duration_seconds(self.patience)
-        for name in self.environment:
+        for name, value in self.environment.items():
+            if not _NAME.fullmatch(name) or "\0" in value:
+                raise ValueError(f"environment: {name!r} and its value {value!r} are nothing that an environment holds")
             _refuse_secret(name, "environment")
 
 
@@ -149,6 +164,7 @@ class SlurmDescription(_Common):
             raise ValueError(f'memory must be a size such as "32 GB", found {self.memory!r}')
         for line in self.job_script_prologue:
             _refuse_secret(line, "job_script_prologue")
+        self._require_no_commands()
         duration_seconds(self.death_timeout)
         lifetime, stagger = self.lifetime_seconds()
         if lifetime + stagger >= walltime_seconds(self.walltime) or stagger >= lifetime:
@@ -156,6 +172,17 @@ class SlurmDescription(_Common):
                 f"a worker lives {lifetime} s, give or take {stagger} s, and walltime {self.walltime} is "
                 f"{walltime_seconds(self.walltime)} s: it must leave before SLURM ends it"
             )
+
+    def _require_no_commands(self) -> None:
+        """Refuse what would add lines or commands to the job script: `job_script_prologue` alone is for commands."""
+        for name in ("queue", "account", "gres", "log_directory", "local_directory", "interface", "python"):
+            value = getattr(self, name)
+            in_command = name in ("local_directory", "interface", "python")
+            if value is not None and (not value.isprintable() or (in_command and _COMMAND.search(value))):
+                raise ValueError(f"{name} must be plain words, found {value!r}; commands go into job_script_prologue")
+        for directive in self.job_extra_directives:
+            if not directive.isprintable():
+                raise ValueError(f"job_extra_directives: each is one line, found {directive!r}")
 
     def lifetime_seconds(self) -> tuple[int, int]:
         """Return when a worker leaves by itself, and the spread of that time, so that not all workers leave at once.
@@ -181,10 +208,10 @@ def load_description(path: Path) -> Description:
         UsageError: the file cannot be read, or holds something that is not understood.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = read_toml(path)
     except OSError as problem:
         raise UsageError(option("cluster") + f" {path}: cannot be read: {problem.strerror}") from problem
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+    except ValueError as problem:
         raise UsageError(option("cluster") + f" {path}: is not TOML: {problem}") from problem
     kind = data.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:

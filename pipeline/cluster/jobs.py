@@ -6,12 +6,14 @@ The packages are optional dependencies and are imported only when a description 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from teachonce.cluster.client import CLUSTER_SECONDS, close
 from teachonce.cluster.description import (
+    BRIEF_MEMORY,
     THREADS_PER_WORKER,
     WORKER_ENVIRONMENT,
     Adaptive,
@@ -91,7 +93,8 @@ def slurm_cluster(
     """
     jobqueue = _package("dask_jobqueue", "slurm")
     lifetime, stagger = description.lifetime_seconds()
-    exports = [f"export {name}={value}" for name, value in (WORKER_ENVIRONMENT | description.environment).items()]
+    variables = WORKER_ENVIRONMENT | dask_variables(BRIEF_MEMORY) | description.environment
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     gres = [f"{OPTION}gres={description.gres}"] if description.gres else []
     # The last one counts: dask-jobqueue asks for one thread a core, and ours are decoding threads of a task. Memory is
     # watched by SLURM: what models take is nothing that Dask could spill.
@@ -119,6 +122,11 @@ def slurm_cluster(
         job_script_prologue=[*exports, *description.job_script_prologue],
         worker_extra_args=[word for name, value in options.items() for word in (OPTION + name, value)],
     )
+
+
+def dask_variables(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Dask's settings as the environment variables that give them to a process started elsewhere."""
+    return {f"DASK_{key.upper().replace('.', '__').replace('-', '_')}": str(value) for key, value in settings.items()}
 
 
 def _job_class(jobqueue: Any, refused: list[Exception]) -> Any:

@@ -1,10 +1,12 @@
-"""Read JSON that may be half written or damaged, and say how what is not text enters documents and streams.
+"""Text from outside: JSON and TOML, read within limits; characters that would not be seen; cells of CSV files.
+
+Every JSON and every TOML file of this project is read here. A document may be half written, damaged or made to do
+harm: beyond the limits below it is refused, so that nothing behind this module meets a number that no file of ours
+holds or a nesting that its own recursion would not survive. `read_json`, `read_object` and `read_events` take what is
+not whole for what is not there; `json_in` and `toml_in` say what is wrong, and the rooms that own a file say where.
 
 Documents that this package writes carry the digest of all else in them, and logs have one in the document that ends
 them: a flipped bit is told from a figure. What early versions wrote carries none and is read as it is.
-
-What is not whole is None. Files that must be there and whole are read by the rooms that own them, which say what is
-wrong.
 
 File names are bytes. Python keeps those that are no UTF-8 in strings with lone surrogates, which no document may hold.
 In everything that is written to be read (JSON, CSV, HTML, streams) such a byte stands as `\\xe9`: see `readable`.
@@ -13,11 +15,15 @@ In everything that is written to be read (JSON, CSV, HTML, streams) such a byte 
 from __future__ import annotations
 
 import codecs
+import csv
 import hashlib
+import io
 import json
 import math
 import numbers
-from collections.abc import Callable, Iterator, Mapping
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +78,8 @@ class LogSeal:
         if not self.sha256:
             return True
         try:
+            if not 0 <= self.bytes <= file.stat().st_size:
+                return False
             with open(file, "rb") as opened:
                 return hashlib.sha256(opened.read(self.bytes)).hexdigest() == self.sha256
         except FileNotFoundError:
@@ -113,12 +121,112 @@ def readable(text: str) -> str:
         return text.encode("utf-8", SHOWN).decode()
 
 
+DEPTH = 64
+"""Tables and lists in one another; documents of this project have fewer than ten."""
+WHOLE = 1 << 64
+"""Whole numbers are smaller than this, and larger than its negative."""
+JSON_BYTES = 64 << 20
+"""Of a JSON document; who reads lists of all images allows more."""
+TOML_BYTES = 4 << 20
+"""Of a TOML file: a grid of ten thousand cells."""
+LATEST = 253402300800.0
+"""Seconds from 1970 to the year 10000: no event has a later time."""
+STEPS = 1 << 53
+"""No event has as many steps; whole numbers below it are exact as floats, too."""
+
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\U000e0000-\U000e007f]")
+
+_FORMULA = re.compile("'*[=+\\-@\\t\\n\uff1d\uff0b\uff0d\uff20]")  # the last four are the wide forms of the first four
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+def visible(text: str) -> str:
+    """The text with escapes in place of characters that a terminal or a page would obey rather than show.
+
+    Those are the control characters but for line end and tab, marks that turn the direction of writing, line
+    separators and tags: `\\x1b`, `\\u202e`. What has been made visible stays as it is.
+    """
+    return _UNSEEN.sub(_named, text)
+
+
+def _named(match: re.Match[str]) -> str:
+    number = ord(match[0])
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def csv_bytes(lines: Iterable[Sequence[Any]]) -> bytes:
+    """Lines of cells as CSV that a spreadsheet shows and does not run.
+
+    A text that a spreadsheet would take for a formula, because of how it begins, gets an apostrophe before it, which is
+    how spreadsheets themselves mark text; `cell_text` takes it off again. Numbers are left as they are.
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([_cell(value) for value in line] for line in lines)
+    return text.getvalue().encode()
+
+
+def cell_text(cell: str) -> str:
+    """What `csv_bytes` was given for a cell that was text."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return _cell(str(value)) if isinstance(value, (Mapping, list, tuple)) else value
+    text = visible(readable(value))
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+def json_in(text: str | bytes, most_bytes: int = JSON_BYTES) -> Any:
+    """The document in a text, within the limits of this module.
+
+    Args:
+        text: UTF-8 where it is bytes.
+        most_bytes: the text may be so long.
+
+    Raises:
+        ValueError: it is no JSON, not UTF-8, or beyond a limit; says which.
+    """
+    _require_size(text, most_bytes)
+    try:
+        text = text if isinstance(text, str) else text.decode()
+        document = json.loads(text, parse_constant=_refuse, parse_int=_whole, parse_float=_finite)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    _require_shallow(document)
+    return document
+
+
+def toml_in(text: str | bytes) -> dict[str, Any]:
+    """The table in a text, within the limits of this module.
+
+    Raises:
+        ValueError: it is no TOML, not UTF-8, or beyond a limit; says which.
+    """
+    _require_size(text, TOML_BYTES)
+    try:
+        table = tomllib.loads(text if isinstance(text, str) else text.decode())
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    _require_shallow(table, scalars=True)
+    return table
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """The table in a file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: as `toml_in`.
+    """
+    return toml_in(_bytes_of(file, TOML_BYTES))
+
+
 def read_json(file: Path) -> Any:
     """The document of a file; None if it is not there or not whole."""
-    try:
-        return _parsed(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
+    with suppress(OSError, ValueError):
+        return json_in(_bytes_of(file, JSON_BYTES))
+    return None
 
 
 def read_object(file: Path, schema: int | None = None) -> dict[str, Any] | None:
@@ -149,16 +257,40 @@ def read_events(file: Path, *, live: bool = False) -> list[dict[str, Any]]:
         if live:
             return []
         raise
-    return [event for _, event in events_in(text) if not live or number(event.get("time")) is not None]
+    return [event for _, event in events_in(text) if not live or "time" in event]
+
+
+def read_log(file: Path) -> tuple[list[dict[str, Any]], int]:
+    """The whole events of a log, and how many other lines it has, but for a last one that a crash may have torn.
+
+    Raises:
+        OSError, UnicodeDecodeError: as `read_events`.
+    """
+    text = file.read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.strip()]
+    events = list(events_in(text))
+    torn = bool(lines) and not text.endswith("\n") and (not events or events[-1][0] != lines[-1])
+    return [event for _, event in events], len(lines) - len(events) - torn
 
 
 def events_in(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every whole line of a log, and the event in it."""
+    """Every whole line of a log, and the event in it: a JSON object whose `event` is a word.
+
+    Where a line has a `time` or a `step`, they are what this project writes: seconds since 1970 before the year 10000,
+    and a whole number that is not negative. Readers of logs count on that.
+    """
     for line in text.splitlines():
-        with suppress(ValueError, RecursionError):
-            event = _parsed(line)
-            if isinstance(event, dict) and isinstance(event.get("event"), str):
+        with suppress(ValueError):
+            event = json_in(line)
+            if isinstance(event, dict) and isinstance(event.get("event"), str) and _is_in_order(event):
                 yield line, event
+
+
+def _is_in_order(event: Mapping[str, Any]) -> bool:
+    time, step = event.get("time", 0.0), event.get("step", 0)
+    seconds = number(time)
+    good = isinstance(step, int) and not isinstance(step, bool) and 0 <= step < STEPS
+    return good and seconds is not None and 0.0 <= seconds < LATEST
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
@@ -197,8 +329,48 @@ def plain(value: Any, spell: Callable[[str], str] = str) -> Any:
     return readable(str(value))
 
 
-def _parsed(text: str) -> Any:
-    return json.loads(text, parse_constant=_refuse)
+_TOO_DEEP = f"it has more than {DEPTH} tables and lists in one another"
+_TOO_LARGE = "it holds a whole number of more than 64 bits"
+
+
+def _bytes_of(file: Path, most: int) -> bytes:
+    """The content of a file, of which no more is read than the limit."""
+    with open(file, "rb") as opened:
+        content = opened.read(most + 1)
+    _require_size(content, most)
+    return content
+
+
+def _require_size(text: str | bytes, most: int) -> None:
+    if len(text) > most:
+        raise ValueError(f"it has more than {most >> 20} MiB")
+
+
+def _require_shallow(document: Any, scalars: bool = False) -> None:
+    """Refuse a nesting beyond DEPTH, without recursion; with `scalars`, whole numbers beyond WHOLE as well."""
+    level = [document]
+    for _ in range(DEPTH + 1):
+        level = [value for value in level if isinstance(value, (dict, list))]
+        if not level:
+            return
+        level = [value for item in level for value in (item.values() if isinstance(item, dict) else item)]
+        if scalars and any(isinstance(value, int) and not -WHOLE < value < WHOLE for value in level):
+            raise ValueError(_TOO_LARGE)
+    raise ValueError(_TOO_DEEP)
+
+
+def _whole(digits: str) -> int:
+    value = int(digits) if len(digits) <= len(str(-WHOLE)) else WHOLE
+    if not -WHOLE < value < WHOLE:
+        raise ValueError(_TOO_LARGE)
+    return value
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"it holds a number beyond all floats: {digits[:20]}")
+    return value
 
 
 def _refuse(name: str) -> float:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import socket
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,9 @@ from teachonce.errors import EnvironmentFault
 CACHE_VARIABLE = "TEACHONCE_CACHE"
 
 PACKAGES = ("torch", "open_clip_torch", "timm", "torchvision", "pillow", "zarr", "numcodecs", "numpy", "dask")
+
+PACKAGE_OF = {"PIL": "pillow", "open_clip": "open_clip_torch", "upath": "universal_pathlib", "yaml": "pyyaml"}
+"""Modules whose package has another name."""
 
 CLOCK_SLACK_S = 2.0  # two readings of one process's start may differ by so much
 
@@ -76,6 +80,28 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+def pip_line(module: str) -> str:
+    """The command that installs the package of a module, with the extra of ours that asks for it where one does."""
+    try:
+        wanted = requires("teachonce") or []
+    except PackageNotFoundError:
+        wanted = []
+    named = [text for text in wanted if _plain_name(text) == _plain_name(PACKAGE_OF.get(module, module))]
+    extras = [match[1] for text in named if (match := re.search(r"extra == [\"']([\w-]+)", text))]
+    for_users = [extra for extra in extras if extra not in ("bench", "dev", "docs")]
+    if not named or (extras and not for_users and len(extras) == len(named)):
+        return f"pip install {PACKAGE_OF.get(module, module)}"
+    return (
+        f"pip install 'teachonce[{for_users[0]}]'" if len(extras) == len(named) else "install teachonce again with pip"
+    )
+
+
+def _plain_name(requirement: str) -> str:
+    """The name of a package in one spelling, without the versions behind it."""
+    name = re.match(r"[\w.-]+", requirement)
+    return re.sub(r"[-_.]+", "-", name[0]).lower() if name else ""
+
+
 def default_threads(workers: int) -> int:
     """CPU threads a worker may use: an equal share of the cores this process may run on."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -103,7 +129,10 @@ def cache_folder() -> Path:
 
 def cache_problem() -> str | None:
     """Why nothing can be kept in the cache folder; None where it can."""
-    folder = cache_folder()
+    try:
+        folder = cache_folder()
+    except EnvironmentFault as problem:
+        return problem.message
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from teachonce.core.documents import LATEST
 from teachonce.core.machine import ProcessMark, lives
 
 State = Literal["waiting", "starting", "running", "unknown", "stopped", "unfinished", "failed", "damaged", "finished"]
@@ -100,8 +101,12 @@ def ending(left: float, rate: float | None, since: float, now: float, state: Sta
 
 
 def iso(time: float) -> str:
-    """Seconds since 1970 as UTC in ISO 8601."""
-    return datetime.fromtimestamp(time, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    """Seconds since 1970 as UTC in ISO 8601; a time beyond the calendar is its end."""
+    return (
+        datetime.fromtimestamp(min(max(time, 0.0), LATEST - 1), UTC)
+        .isoformat(timespec="seconds")
+        .replace("+00:00", "Z")
+    )
 
 
 def newest(files: Iterable[Path]) -> float | None:

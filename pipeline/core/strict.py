@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import tomllib
 import types
 import typing
 from abc import ABC, abstractmethod
@@ -20,9 +19,11 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union, cast
 
+from teachonce.core.documents import toml_in
 from teachonce.errors import UsageError, did_you_mean
 
 T = TypeVar("T")
+MOST_SHOWN = 100  # characters of a value in a message
 
 
 class Range(ABC):
@@ -223,7 +224,7 @@ def decode(
     known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in data:
         if key not in known:
-            raise error(where + f": unknown key '{key}': {did_you_mean(key, known)}")
+            raise error(where + f": unknown key {_shown(key)}: {did_you_mean(key, known)}")
     return _built(kind, data, where, error, decode)
 
 
@@ -257,8 +258,8 @@ def _built(kind: type[T], data: Mapping[str, Any], where: str, error: Any, neste
 def toml_value(text: str) -> Any:
     """What `text` means on the right side of a line of TOML; a bare word, or what is no value, is a string."""
     try:
-        table = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+        table = toml_in(f"value = {text}")
+    except ValueError:
         return text.strip()
     return table["value"] if len(table) == 1 else text.strip()  # several: the text held further lines
 
@@ -282,15 +283,15 @@ def _value(hint: Any, value: Any, where: str, error: Any, nested: Any) -> Any:
         return _value(inner[0], value, where, error, nested)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise error(where + f": expected a list, found {_kind(value)} {value!r}")
+            raise error(where + f": expected a list, found {_kind(value)} {_shown(value)}")
         return tuple(_value(args[0], item, where + f"[{i}]", error, nested) for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise error(where + f": expected a table, found {_kind(value)} {value!r}")
+            raise error(where + f": expected a table, found {_kind(value)} {_shown(value)}")
         return {key: _value(args[1], item, where + f".{key}", error, nested) for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise error(where + f": expected a table, found {_kind(value)} {value!r}")
+            raise error(where + f": expected a table, found {_kind(value)} {_shown(value)}")
         return nested(typing.cast(Any, hint), value, where, error)
     return _scalar(hint, value, where, error)
 
@@ -298,7 +299,9 @@ def _value(hint: Any, value: Any, where: str, error: Any, nested: Any) -> Any:
 def _choice(allowed: tuple[Any, ...], value: Any, where: str, error: Any) -> Any:
     if value in allowed and not isinstance(value, bool):
         return value
-    raise error(where + f": {value!r} is not allowed: {did_you_mean(str(value), [str(item) for item in allowed])}")
+    raise error(
+        where + f": {_shown(value)} is not allowed: {did_you_mean(str(value), [str(item) for item in allowed])}"
+    )
 
 
 def _scalar(hint: Any, value: Any, where: str, error: Any) -> Any:
@@ -309,7 +312,13 @@ def _scalar(hint: Any, value: Any, where: str, error: Any) -> Any:
             raise error(where + ": expected float, found an int beyond all floats") from problem
     if isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
         return value
-    raise error(where + f": expected {hint.__name__}, found {_kind(value)} {value!r}")
+    raise error(where + f": expected {hint.__name__}, found {_kind(value)} {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """A value as a message quotes it: the first characters of a long one."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def _kind(value: Any) -> str:

@@ -6,12 +6,12 @@ Nothing is extracted or decoded. Whatever lies in a split and is no sample is co
 from __future__ import annotations
 
 import fnmatch
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
+from teachonce.core.documents import json_in
 from teachonce.core.folders import Entry, files_below, first_bytes, listing
 from teachonce.core.remote import is_remote
 from teachonce.data.formats import (
@@ -270,7 +270,7 @@ def _parse_label(text: bytes, field: str, where: str, classes: Vocabulary) -> in
     word = name_of(text).strip()
     if field:
         try:
-            field_value = json.loads(word)[field]
+            field_value = json_in(word)[field]
         except (ValueError, KeyError, TypeError) as problem:
             raise DataError(f"{where}: expected a JSON object with '{field}', found {word[:80]!r}") from problem
         word = str(field_value).rpartition("/")[2]

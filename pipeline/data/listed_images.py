@@ -7,7 +7,6 @@ Sources: the layout below one root is that of DATASETS.md of KaiyangZhou/CoOp (Z
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from teachonce.core.documents import json_in
 from teachonce.core.folders import files_below, first_bytes
 from teachonce.data.formats import HEAD, extension, image_endings, is_leftover, looks_like_image
 from teachonce.data.manifests import Manifest, Split
@@ -24,6 +24,7 @@ from teachonce.data.vocabulary import Vocabulary, checked, list_text, refuse_hea
 from teachonce.errors import DataError, did_you_mean
 
 PARTS = ("train", "val", "test")
+MOST_BYTES = 512 << 20  # of a list: some five million images
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def _entries(file: Path, part: str) -> Iterator[tuple[str, int, str]]:
 
 def _json(file: Path) -> Any:
     try:
-        return json.loads(_text(file))
+        return json_in(_text(file), MOST_BYTES)
     except ValueError as problem:
         raise DataError(f"{file} is not valid JSON: {problem}", hint="fetch the file again") from problem
 

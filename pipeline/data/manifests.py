@@ -6,13 +6,13 @@ Manifests hold no data, and this module never opens an archive: `layouts` and `r
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 from teachonce.core.digests import canonical_digest
+from teachonce.core.documents import read_toml, toml_in
 from teachonce.core.remote import is_folder
 from teachonce.core.strict import decode
 from teachonce.data.vocabulary import require_template
@@ -151,19 +151,17 @@ def load_manifest(name_or_path: str) -> Manifest:
     shipped = shipped_manifests()
     if path.suffix == ".toml" or path.is_file():
         try:
-            text, where = path.read_text(encoding="utf-8"), str(path)
+            data, where = read_toml(path), str(path)
         except OSError as problem:
             raise UsageError(f"cannot read the manifest {path}: {problem.strerror or problem}") from problem
         except UnicodeDecodeError as problem:
             raise DataError(f"{path} is not UTF-8 text: {problem}") from problem
+        except ValueError as problem:
+            raise DataError(f"{path} is not valid TOML: {problem}") from problem
     elif name_or_path in shipped:
-        text, where = shipped[name_or_path].read_text(encoding="utf-8"), f"manifest {name_or_path}"
+        data, where = toml_in(shipped[name_or_path].read_bytes()), f"manifest {name_or_path}"
     else:
         raise neither_file_nor_name(name_or_path, "manifest", shipped)
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as problem:
-        raise DataError(f"{where} is not valid TOML: {problem}") from problem
     return decode(Manifest, data, where, DataError)
 
 

@@ -5,7 +5,6 @@ pyarrow reads the files and is an optional dependency, so this module is importe
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from teachonce.core.documents import json_in, mapping
 from teachonce.data.manifests import Split
 from teachonce.data.places import UNKNOWN, ImagePlace, Part, Tally
 from teachonce.data.vocabulary import Vocabulary
@@ -42,7 +42,10 @@ def class_names(path: Path, column: str) -> tuple[str, ...]:
     """
     with _open_file(path) as file:
         text = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
-    features = json.loads(text).get("info", {}).get("features", {})
+    try:
+        features = mapping(mapping(mapping(json_in(text)).get("info")).get("features"))
+    except ValueError as problem:
+        raise DataError(f"{path}: what `datasets` wrote into its schema cannot be read: {problem}") from problem
     named = [feature["names"] for feature in features.values() if isinstance(feature, dict) and "names" in feature]
     if not named:
         raise DataError(

@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from teachonce.core.documents import json_in
 from teachonce.core.files import whole_file, write_failed
 from teachonce.core.folders import whole_folder
 from teachonce.errors import DataError
@@ -150,7 +151,7 @@ def unpack_models(folder: Path) -> DemoModels:
 
 def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     try:
-        config: dict[str, Any] = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
+        config: dict[str, Any] = json_in((folder / _CONFIG_FILE).read_bytes())
         return config, load_file(folder / _WEIGHTS_FILE)
     except (OSError, ValueError, SafetensorError) as problem:
         raise DataError(f"{folder} is not a readable open_clip model folder: {problem}") from problem
@@ -169,7 +170,7 @@ def _read_packed(file: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Return the config, and the state dict in float32 with the whole token embedding."""
     try:
         with safe_open(file, framework="pt") as packed:
-            config: dict[str, Any] = json.loads(packed.metadata()["config"])
+            config: dict[str, Any] = json_in(packed.metadata()["config"])
             state = {name: packed.get_tensor(name) for name in packed.keys()}  # noqa: SIM118  (no mapping)
         ids, rows = state.pop(_IDS).long(), state[_EMBEDDING].float()
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as problem:

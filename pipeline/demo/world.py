@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from teachonce.core.digests import canonical_digest
+from teachonce.core.documents import json_in
 from teachonce.core.files import write_failed
 from teachonce.core.folders import whole_folder
 from teachonce.core.progress import Reporter, Silent
@@ -326,7 +327,7 @@ def _check_existing(root: Path, parameters: dict[str, int]) -> dict[str, str]:
     """Return the recorded files of an existing world, after a comparison with the files on disk."""
     hint = f"remove {root} or choose another folder"
     try:
-        record = json.loads((root / "world.json").read_text(encoding="utf-8"))
+        record = json_in((root / "world.json").read_bytes())
         recorded, files = dict(record["parameters"]), dict(record["files"])
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise DataError(f"{root} exists but holds no demo world: no readable world.json", hint) from problem

@@ -6,13 +6,13 @@ This module reads protocols and averages figures; it evaluates nothing.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from teachonce.core.documents import read_toml, toml_in
 from teachonce.core.strict import decode
 from teachonce.data.vocabulary import HALVES
 from teachonce.errors import DataError, UsageError, neither_file_nor_name
@@ -89,14 +89,14 @@ def load_protocol(name_or_path: str) -> Protocol:
     path, shipped = Path(name_or_path), shipped_protocols()
     try:
         if name_or_path in shipped and not path.is_file():
-            text, where = shipped[name_or_path].read_text(encoding="utf-8"), f"protocol {name_or_path}"
+            table, where = toml_in(shipped[name_or_path].read_bytes()), f"protocol {name_or_path}"
         else:
-            text, where = path.read_text(encoding="utf-8"), str(path)
-        protocol = decode(Protocol, tomllib.loads(text), where)
+            table, where = read_toml(path), str(path)
+        protocol = decode(Protocol, table, where)
     except OSError as problem:
         raise neither_file_nor_name(name_or_path, "protocol", shipped) from problem
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise UsageError(f"{where} is not valid TOML: {problem}") from problem
+    except ValueError as problem:
+        raise UsageError(f"{path} is not valid TOML: {problem}") from problem
     return replace(protocol, sets=tuple(_beside(item, path.parent) for item in protocol.sets))
 
 

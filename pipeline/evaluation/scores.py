@@ -7,9 +7,7 @@ Shapes: n images, C classes, E embedding.
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from teachonce.core.documents import csv_bytes
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.evaluation.choice import COLUMNS
 from teachonce.evaluation.statistics import expected_calibration_error, likelihoods, mcnemar
@@ -121,9 +120,7 @@ def class_table(scored: Outcomes, template: Outcomes | None, labels: Labels, cla
 
     The template's columns are empty where the template is what was evaluated.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    lines: list[Sequence[Any]] = [COLUMNS]
     worst = _worst(scored, labels)
     for index in np.unique(labels):
         of_class = labels == index
@@ -143,8 +140,8 @@ def class_table(scored: Outcomes, template: Outcomes | None, labels: Labels, cla
         if template is not None:
             plain = float(template.top1[of_class].mean())
             line |= {"template_top1": f"{plain:.4f}", "gain": f"{top1 - plain:.4f}"}
-        writer.writerow(line)
-    return text.getvalue().encode()
+        lines.append([line.get(column) for column in COLUMNS])
+    return csv_bytes(lines)
 
 
 def _worst(scored: Outcomes, labels: Labels) -> Mapping[int, tuple[int, int]]:

@@ -6,7 +6,6 @@ This module does not look at rows: the ledger's records hold the digests of rows
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import zarr
 import zarr.errors
 
 from teachonce.core.digests import canonical_digest
+from teachonce.core.documents import json_in
 from teachonce.core.remote import read_bytes
 from teachonce.errors import IntegrityError
 from teachonce.labels import format as store_format
@@ -67,7 +67,7 @@ def read_header(path: Path, root: zarr.Group) -> dict[str, Any]:
             f"{path / HEADER_FILE}: the ledger's header is missing or damaged: {problem!r}", hint=RESTORE
         ) from problem
     try:
-        whole = json.loads(read_bytes(path / HEADER_FILE) or b"")
+        whole = json_in(read_bytes(path / HEADER_FILE) or b"")
     except (OSError, ValueError) as problem:
         raise IntegrityError(
             f"{path / HEADER_FILE}: the ledger's header is damaged: {problem}", hint=RESTORE

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from teachonce.core.digests import canonical_digest
-from teachonce.core.documents import readable
+from teachonce.core.documents import json_in, readable
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.progress import Reporter
 from teachonce.core.strict import decode
@@ -33,6 +33,7 @@ from teachonce.phrases import option, phrase
 
 SCHEMA = 1
 KIND = "teachonce-selection"
+MOST_BYTES = 512 << 20  # some sixty million samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,7 +312,8 @@ def load_selection(path: Path, store: LabelStore) -> Selection:
 
 def _samples(listed: Any, count: int, path: Path) -> npt.NDArray[np.uint32]:
     """The chosen samples of a file, checked: rising numbers of samples that the store has."""
-    numbers = np.array(listed if isinstance(listed, list) else [])
+    whole = isinstance(listed, list) and all(isinstance(number, int) for number in listed)
+    numbers = np.array(listed if whole else [])
     sound = numbers.ndim == 1 and numbers.size > 0 and numbers.dtype.kind == "i"
     if not sound or int(numbers.min()) < 0 or int(numbers.max()) >= count or (np.diff(numbers) <= 0).any():
         raise IntegrityError(
@@ -324,7 +326,7 @@ def _samples(listed: Any, count: int, path: Path) -> npt.NDArray[np.uint32]:
 def _document(path: Path) -> dict[str, Any]:
     """The content of a selection file, proved by its digest."""
     try:
-        document: Any = json.loads(path.read_text(encoding="utf-8"))
+        document = json_in(path.read_bytes(), MOST_BYTES)
     except (OSError, ValueError) as problem:
         raise DataError(
             f"cannot read the selection {path}: {problem}",

@@ -23,6 +23,7 @@ from safetensors.torch import save as bytes_from_tensors
 from torch import Tensor
 
 from teachonce.core.digests import canonical_digest
+from teachonce.core.documents import json_in
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.hub import fetch, hub_id_of
 from teachonce.core.strict import decode
@@ -207,7 +208,7 @@ def _prompts_of(tower: str, tensors: dict[str, Tensor], structure: Structure) ->
 
 def _read_document(file: Path) -> dict[str, Any]:
     try:
-        document = json.loads(_read(file))
+        document = json_in(_read(file))
     except ValueError as problem:
         raise IntegrityError(f"{file} is not valid JSON: {problem}", hint=AGAIN) from problem
     keys = {"format", "tensors_sha256", "meta", "document_sha256"}

@@ -5,11 +5,10 @@ Accuracies are fractions, not percent; a missing figure is an empty field.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
+from teachonce.core.documents import csv_bytes
 from teachonce.evaluation.result import FIGURES
 from teachonce.reports.curves import Over, What, band
 from teachonce.reports.folder import HELD_OUT, Folder
@@ -38,9 +37,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _written(lines: Iterable[Sequence[Any]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([_figure(value) for value in line] for line in lines)
-    return text.getvalue().encode()
+    return csv_bytes([_figure(value) for value in line] for line in lines)
 
 
 def _figure(value: Any) -> Any:

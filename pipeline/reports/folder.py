@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from teachonce.core.digests import canonical_json
+from teachonce.core.documents import fault_of
 from teachonce.errors import DataError, IntegrityError
 from teachonce.phrases import phrase
 from teachonce.runs.folder import RunFolder
@@ -142,14 +143,14 @@ def read_folder(path: Path) -> Folder:
 
 
 def _without_foreign(folder: Folder) -> Folder:
-    """The folder with an entry in `unusable` for each file of a run that is not what was written."""
-    unread = [
-        Unusable(run.name, "damaged", f"'{name}': {why}: its images are not compared")
+    """The folder with an entry in `unusable` for each file of a run that is damaged, or not the run's own."""
+    unread = [Unusable(run.name, "damaged", why) for run in folder.runs for why in run.damaged]
+    unread += [
+        Unusable(run.name, "damaged", f"'{name}': {why}")
         for run in folder.runs
         for name, evaluation in run.evaluations.items()
         for why in evaluation.foreign
     ]
-    unread += [Unusable(run.name, "damaged", why) for run in folder.runs for why in run.damaged]
     return dataclasses.replace(folder, unusable=(*folder.unusable, *unread))
 
 
@@ -214,6 +215,12 @@ def _read_grid(path: Path, grid: GridDocument) -> Folder:
     damaged = damaged_documents([files.results, *finals], path)
     if not results.log.holds(files.events):
         damaged.append(f"{files.events.name} is not what was written")
+    if (
+        files.results.exists()
+        and files.read_results() is None
+        and not any(files.results.name in why for why in damaged)
+    ):
+        damaged.append(f"{files.results.name} is not what `ablate` writes: no choice is shown")
     unusable += [Unusable(path.resolve().name, "damaged", why) for why in damaged]
     return Folder(
         path=path,
@@ -254,14 +261,20 @@ def _read_cell(path: Path, cell: CellDocument, grid: GridDocument) -> Run | Unus
     if isinstance(run, Unusable):
         return run
     lacking = [evaluation for evaluation in grid.names(late=False) if evaluation not in run.evaluations]
-    broken = damaged_documents((files.cell(cell.digest).evaluation(evaluation) for evaluation in lacking), folder)
+    broken = [why for why in run.damaged for evaluation in lacking if f"/{evaluation}.json " in why]
     if broken:
         return Unusable(name, "damaged", "; ".join(broken), AGAIN)
     if lacking:
         return Unusable(name, "unfinished", f"trained, but not yet evaluated on {', '.join(lacking)}")
-    finals = {late: read_evaluation(files.final(late, cell.digest), late) for late in grid.names(late=True)}
+    places = {late: files.final(late, cell.digest) for late in grid.names(late=True)}
+    finals = {late: read_evaluation(file, late) for late, file in places.items() if file.exists()}
     whole = {late: evaluation for late, evaluation in finals.items() if evaluation is not None}
-    return dataclasses.replace(run, evaluations={**run.evaluations, **whole})
+    damaged = [
+        f"{places[late].relative_to(path)} is not what `evaluate` writes: it does not count"
+        for late in finals
+        if late not in whole and not fault_of(places[late])
+    ]
+    return dataclasses.replace(run, evaluations={**run.evaluations, **whole}, damaged=(*run.damaged, *damaged))
 
 
 def run_folders(path: Path) -> list[Path]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any, get_args
 
+from teachonce.core.documents import visible
+from teachonce.phrases import Phrase
 from teachonce.reports.csv import tables as csv_tables
 from teachonce.reports.curves import Over, Panel, What, panels
 from teachonce.reports.folder import HELD_OUT, Folder, Group
@@ -175,11 +177,18 @@ def _means(group: Group) -> dict[str, Any]:
     }
 
 
+def _in_sight(value: Any) -> Any:
+    """A value for the page; of text from outside, also what a browser would obey rather than show."""
+    return visible(value) if type(value) is str or isinstance(value, Phrase) else value
+
+
 def _rendered(context: Mapping[str, Any]) -> str:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup, escape
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_in_sight
+    )
     environment.filters |= {
         "percent": percent,
         "points": points,
@@ -192,7 +201,9 @@ def _rendered(context: Mapping[str, Any]) -> str:
         "figure": lambda name: FIGURE_NAMES.get(name, name),
         "svg": lambda plot: Markup(plot.inline),  # the drawing is our own, and matplotlib has escaped every text in it
     }
-    environment.filters["breakable"] = lambda text: Markup(re.sub("([=_,])", r"\1<wbr>", str(escape(text))))
+    environment.filters["breakable"] = lambda text: Markup(
+        re.sub("([=_,])", r"\1<wbr>", str(escape(visible(str(text)))))
+    )
     assets = resources.files("teachonce.reports") / "assets"
     style = Markup((assets / "report.css").read_text(encoding="utf-8"))
     return environment.from_string((assets / "report.html.jinja").read_text(encoding="utf-8")).render(

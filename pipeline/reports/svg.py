@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from teachonce.core.documents import visible
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -135,7 +137,7 @@ def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
     drawing: Any = FigureCanvasSVG(figure)  # the method of this object has no types
     drawing.print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    text = buffer.getvalue()
+    text = visible(buffer.getvalue())  # texts from outside are in it, and XML has no place for control characters
     text = text[text.index("<svg") :].strip()
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = _in_tags(r"font: ([^;'\"]*?)(\d[\d.]*px) [^;\"]*", rf"font: \1\2 {FONT}", text)
@@ -161,7 +163,8 @@ def _accessible(svg: str, name: str, title: str, description: str) -> str:
     """Give element ids of their own, and words for what is shown."""
     svg = _in_tags(r'\bid="', f'id="{name}-', svg)
     svg = _in_tags(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
-    head = f'<title id="{name}-t">{escape(title)}</title><desc id="{name}-d">{escape(description)}</desc>'
+    words, more = escape(visible(title)), escape(visible(description))
+    head = f'<title id="{name}-t">{words}</title><desc id="{name}-d">{more}</desc>'
     svg = re.sub(r"<svg ", f'<svg role="img" aria-labelledby="{name}-t {name}-d" ', svg, count=1)
     start = svg.index(">", svg.index("<svg")) + 1
     return svg[:start] + head + svg[start:]

@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from teachonce.core.digests import MIDDLE, canonical_digest
+from teachonce.core.documents import json_in
 from teachonce.core.folders import whole_folder
 from teachonce.core.locks import exclusive, shared
 from teachonce.core.machine import cache_folder
@@ -276,7 +277,7 @@ def _about_bytes(description: Mapping[str, Any]) -> bytes:
 def _read_about(place: Path, digest: str) -> dict[str, Any]:
     raw = (place / ABOUT).read_bytes()
     try:
-        description: Any = json.loads(raw)
+        description = json_in(raw)
     except ValueError as problem:
         raise IntegrityError(f"{place / ABOUT} is damaged: {problem}") from problem
     sound = isinstance(description, dict) and _about_bytes(description) == raw

@@ -6,7 +6,6 @@ Frozen weights are never in them, and nothing in them can run code. A file appea
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from teachonce.core.digests import canonical_json
+from teachonce.core.documents import json_in
 from teachonce.core.files import atomic_write_bytes
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
 from teachonce.models.spec import PARTS
@@ -128,7 +128,7 @@ def load_checkpoint(
 
 def _require_identity(file: Path, metadata: Mapping[str, str], identity: Identity) -> None:
     try:
-        stored = dict(json.loads(metadata["identity"]))
+        stored = dict(json_in(metadata["identity"]))
     except (ValueError, TypeError) as problem:
         raise _damaged(file, f"its identity cannot be read: {problem}") from problem
     early = {part: getattr(identity, part) for part in PARTS if not (stored.get(part) and getattr(identity, part))}

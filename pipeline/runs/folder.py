@@ -21,14 +21,13 @@ import json
 import os
 import re
 import shutil
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from teachonce.core.documents import read_object
+from teachonce.core.documents import read_json, read_object, read_toml
 from teachonce.core.files import atomic_write_bytes, write_failed
 from teachonce.core.locks import exclusive
 from teachonce.core.machine import this_process
@@ -147,8 +146,8 @@ class RunFolder:
     def read_results(self) -> RunResults | None:
         """What came out; None where `results` is not there, or is not what a run writes."""
         try:
-            return decode_results(json.loads(self.results.read_text(encoding="utf-8")), str(self.results))
-        except (OSError, ValueError, RecursionError, IntegrityError):
+            return decode_results(read_json(self.results), str(self.results))
+        except IntegrityError:
             return None
 
     def write_results(self, results: RunResults) -> None:
@@ -268,8 +267,8 @@ def _stored(out: Path) -> dict[str, Any]:
     """config.toml, with exactly the keys of a config."""
     file = RunFolder(out).config
     try:
-        stored = flat(tomllib.loads(file.read_text(encoding="utf-8")), str(file))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        stored = flat(read_toml(file), str(file))
+    except ValueError as problem:
         raise IntegrityError(f"{file} is damaged: {problem}", hint=phrase("restore it, or {another out}")) from problem
     known = list(table_of())
     unknown = [key for key in stored if key not in known]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tomllib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from teachonce.core.documents import read_toml, toml_in
 from teachonce.core.strict import AtLeast, AtMost, Table, decode
 from teachonce.data.vocabulary import require_template
 from teachonce.errors import UsageError, did_you_mean
@@ -204,10 +204,10 @@ def load_grid(file: Path) -> Grid:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return read_toml(file)
     except OSError as problem:
         raise UsageError(f"cannot read the grid {file}: {problem.strerror or problem}") from problem
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+    except ValueError as problem:
         raise UsageError(f"{file} is not valid TOML: {problem}") from problem
 
 
@@ -231,7 +231,7 @@ def _recipe(name: str | None, file: Path) -> Values:
             f"{file}: config: there is no {path.absolute()}, and no shipped recipe is called '{name}': "
             f"{did_you_mean(wanted, shipped)}"
         )
-    recipe = tomllib.loads((folder / wanted).read_text(encoding="utf-8"))
+    recipe = toml_in((folder / wanted).read_bytes())
     return _checked(_flat(recipe, wanted), wanted)
 
 

@@ -212,6 +212,16 @@ def decode_grid(document: Any, where: str) -> GridDocument:
         ) from problem
 
 
+def decode_cell(document: Any, where: str) -> CellDocument:
+    """The cell that a document holds.
+
+    Raises:
+        IntegrityError: as `decode_grid`.
+    """
+    said = {"schema": SCHEMA, **document} if isinstance(document, Mapping) else None
+    return _decoded(CellDocument, said, where)
+
+
 def decode_failure(document: Any, where: str) -> CellFailure:
     """The failure that a document holds, its texts with the options that they name.
 
@@ -219,7 +229,10 @@ def decode_failure(document: Any, where: str) -> CellFailure:
         IntegrityError: as `decode_grid`.
     """
     said = {"schema": SCHEMA, **_unchanged(document, where)}
-    texts = {key: from_json(part) for key, part in mapping(said.get("parts")).items()}
+    try:
+        texts = {key: from_json(part) for key, part in mapping(said.get("parts")).items()}
+    except ValueError as problem:
+        raise IntegrityError(f"{where} is not what `ablate` writes: {problem}") from problem
     return _decoded(CellFailure, said | texts if isinstance(document, Mapping) else None, where)
 
 

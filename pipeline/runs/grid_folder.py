@@ -29,9 +29,11 @@ from teachonce.phrases import Option, another, option, phrase, respelled
 from teachonce.runs.folder import LOG, RESULTS, RunFolder
 from teachonce.runs.grid_documents import (
     SCHEMA,
+    CellDocument,
     CellFailure,
     GridDocument,
     GridResults,
+    decode_cell,
     decode_failure,
     decode_grid,
     decode_grid_results,
@@ -91,6 +93,14 @@ class GridFolder:
     def each_cell(self) -> list[CellFolder]:
         """The folders of all cells that were ever begun here, also of those that grid.json has no more."""
         return [CellFolder(folder) for folder in sorted(self.cells.glob("*"))]
+
+    def cells_there(self) -> list[CellDocument]:
+        """What the folders of the cells say of themselves; a cell whose cell.json is damaged is left out."""
+        cells = []
+        for folder in self.each_cell():
+            with suppress(IntegrityError):
+                cells.append(decode_cell(read_json(folder.cell), str(folder.cell)))
+        return cells
 
     def is_measured(self, evaluation: str) -> bool:
         """Whether some cell has its result of an evaluation."""

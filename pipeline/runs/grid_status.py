@@ -15,7 +15,8 @@ from typing import Any, Literal
 from teachonce.core.documents import number, read_events
 from teachonce.core.locks import lock_path, read_owner
 from teachonce.core.status import State, Worker, cell_word, ending, iso, newest, state_of, worker_of
-from teachonce.runs.grid_documents import CellDocument, CellFailure
+from teachonce.errors import IntegrityError
+from teachonce.runs.grid_documents import CellDocument, CellFailure, GridDocument
 from teachonce.runs.grid_folder import CellFolder, GridFolder
 from teachonce.runs.status import RunStatus, is_run, run_status
 
@@ -62,6 +63,8 @@ class GridStatus:
     seconds_left: float | None
     """With as many cells at once as run now."""
     estimated_end: str | None
+    damaged: tuple[str, ...] = ()
+    """Files of the grid itself that are not what was written, a sentence each."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,10 @@ def grid_status(folder: Path, now: float) -> GridStatus:
         folder: for which `is_grid` holds.
         now: seconds since 1970.
 
-    Raises:
-        IntegrityError: grid.json is damaged.
+    Where grid.json is damaged, the cells are those whose folders are there.
     """
     grid = GridFolder(folder)
-    document = grid.read_grid()
+    document, damaged = _document(grid)
     wanted = document.names(late=False)
     owner = read_owner(grid.grid)
     worker, events = worker_of(owner), read_events(grid.events, live=True)
@@ -104,6 +106,8 @@ def grid_status(folder: Path, now: float) -> GridStatus:
     silent = max(0.0, now - sign) if sign is not None else 0.0
     left = _left(cells, seconds)
     state = _state(grid, worker, counts, silent)
+    if damaged and state in ("finished", "stopped"):
+        state = "damaged"  # which cells there should be, or what came out, is lost
     end = ending(left or 0.0, max(1, counts["running"]) if left is not None else None, now, now, state)
     return GridStatus(
         path=str(folder),
@@ -117,7 +121,21 @@ def grid_status(folder: Path, now: float) -> GridStatus:
         seconds_since_sign=round(silent, 1) if sign is not None else None,
         seconds_left=end.seconds_left,
         estimated_end=end.estimated_end,
+        damaged=tuple(damaged),
     )
+
+
+def _document(grid: GridFolder) -> tuple[GridDocument, list[str]]:
+    """What the grid is, and a sentence on each of its files that is damaged."""
+    damaged = []
+    try:
+        document = grid.read_grid()
+    except IntegrityError as problem:
+        document = GridDocument(cells=tuple(grid.cells_there()))
+        damaged.append(f"{problem.message}; the cells are those that were begun")
+    if grid.results.exists() and grid.read_results() is None:
+        damaged.append(f"{grid.results} is not what `ablate` writes")
+    return document, damaged
 
 
 def _started(events: Sequence[Mapping[str, Any]], token: int) -> set[str]:

@@ -6,7 +6,6 @@ This module changes nothing and loads no model; `reports.folder` finds runs and 
 from __future__ import annotations
 
 import csv
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from teachonce.core.documents import fault_of, number, read_events, read_json
+from teachonce.core.documents import cell_text, fault_of, number, read_json, read_log, read_toml
 from teachonce.core.status import State
 from teachonce.core.sums import digest_of
 from teachonce.errors import IntegrityError, UsageError
@@ -30,6 +29,7 @@ from teachonce.training.config_file import flat
 ROUNDING = 1e-6  # tolerated in the mean of credits, since files hold credits as float32
 BESIDE = {"per_class": ".csv", "credits": ".top1.npy", "template_credits": ".template.top1.npy"}
 """The files beside NAME.json, by the key of their digest in it."""
+MOST_IMAGES = 1 << 53  # whole numbers below it are exact as floats, too
 IDLE = "pairing"  # the event with which every call of `train` begins its work
 
 
@@ -86,7 +86,7 @@ class Evaluation:
     """[n] credit of each image."""
     template_credits: npt.NDArray[np.float32] | None = None
     foreign: tuple[str, ...] = ()
-    """Credits beside it that are not its own, in words; they are not read."""
+    """Files beside it that are damaged or not its own, a sentence each; they are not read."""
 
     @property
     def image_set(self) -> tuple[int, str | None, str | None]:
@@ -113,7 +113,7 @@ class Run:
     held_out_rows: int | None
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     damaged: tuple[str, ...] = ()
-    """Files of the run that are not what was written, in words; what they would say is left out."""
+    """Files of the folder that are not what was written, a sentence each; the run counts without them."""
 
     @property
     def seconds(self) -> float:
@@ -151,10 +151,12 @@ def read_run(folder: Path, name: str) -> Run | Unusable:
     try:
         return _read(folder, name)
     except _NoRun as reason:
-        failure = CellFolder(folder).read_failure()
+        cell = CellFolder(folder)
+        failure = cell.read_failure()
         if failure is not None:
             return Unusable(name, "failed", str(failure.message) or reason.why, str(failure.hint))
-        return Unusable(name, reason.kind, reason.why)
+        lost = f"; {cell.failure.name} is damaged" if cell.failure.exists() else ""
+        return Unusable(name, reason.kind, reason.why + lost)
     except OSError as problem:
         return Unusable(name, "damaged", f"cannot be read: {problem.strerror or problem}")
 
@@ -164,7 +166,7 @@ def _read(folder: Path, name: str) -> Run:
     config = _config(files)
     results = _results(files)
     log_holds = results.log.holds(files.events)
-    events = _events(files) if log_holds else []
+    events, damaged_lines = _events(files) if log_holds else ([], 0)
     start = next((event for event in events if event.get("event") == "start"), {})
     _require_same_config(config, start)
     seed = config.get("seed", 0)
@@ -174,6 +176,11 @@ def _read(folder: Path, name: str) -> Run:
     loss, held_out = (_curve(events, clock, *which) for which in (("step", "loss"), ("held_out", "top1")))
     rows = [number(event.get("rows")) for event in events if event.get("event") == "held_out"]
     times = [time for event in events if (time := number(event.get("time"))) is not None]
+    damaged = [] if log_holds else [f"{files.events.name} is not what was written: its curves and times are left out"]
+    if damaged_lines:
+        damaged.append(f"{files.events.name}: {damaged_lines} lines are damaged; figures are drawn without them")
+    evaluations, others = read_evaluations(files.evaluations)
+    damaged += [*others, *damaged_documents([files.cell], folder)]
     return Run(
         folder=folder,
         name=name,
@@ -185,11 +192,8 @@ def _read(folder: Path, name: str) -> Run:
         loss=loss,
         held_out=held_out,
         held_out_rows=int(rows[-1]) if rows and rows[-1] is not None else None,
-        evaluations=read_evaluations(files.evaluations),
-        damaged=(
-            *([] if log_holds else [f"{files.events.name} is not what was written: its curves and times are left out"]),
-            *damaged_documents([*files.evaluations.glob("*.json"), files.cell], folder),
-        ),
+        evaluations=evaluations,
+        damaged=tuple(damaged),
     )
 
 
@@ -206,19 +210,19 @@ def _config(run: RunFolder) -> dict[str, Any]:
     if not file.is_file():
         raise _NoRun("unfinished", "config.toml is missing: the run ended before its first step")
     try:
-        return flat(tomllib.loads(file.read_text(encoding="utf-8")), CONFIG_FILE)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        return flat(read_toml(file), CONFIG_FILE)
+    except ValueError as problem:
         raise _NoRun("damaged", f"config.toml is not TOML: {problem}") from problem
     except UsageError as problem:  # a key in its table and without it
         raise _NoRun("damaged", problem.message) from problem
 
 
-def _events(run: RunFolder) -> list[dict[str, Any]]:
+def _events(run: RunFolder) -> tuple[list[dict[str, Any]], int]:
     file = run.events
     if not file.is_file():
         raise _NoRun("damaged", "events.jsonl is missing")
     try:
-        return read_events(file)
+        return read_log(file)
     except UnicodeDecodeError as problem:
         raise _NoRun("damaged", f"events.jsonl is not UTF-8: {problem.reason}") from problem
 
@@ -269,14 +273,17 @@ def _curve(events: list[dict[str, Any]], clock: list[float], kind: str, key: str
     return Curve(np.array(steps, dtype=np.int64), pairs[:, 0], pairs[:, 1])
 
 
-def read_evaluations(folder: Path) -> dict[str, Evaluation]:
-    """All whole evaluations in a folder, by name; an incomplete one is left out."""
-    evaluations = {}
+def read_evaluations(folder: Path) -> tuple[dict[str, Evaluation], list[str]]:
+    """All whole evaluations in a folder, by name, and a sentence on each file that is none."""
+    evaluations, damaged = {}, []
     for file in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         evaluation = read_evaluation(file, file.stem)
         if evaluation is not None:
             evaluations[file.stem] = evaluation
-    return evaluations
+        else:
+            fault = fault_of(file) or "is not what `evaluate` writes: it does not count"
+            damaged.append(f"{folder.name}/{file.name} {fault}")
+    return evaluations, damaged
 
 
 def read_evaluation(file: Path, name: str) -> Evaluation | None:
@@ -286,23 +293,26 @@ def read_evaluation(file: Path, name: str) -> Evaluation | None:
     except IntegrityError:
         return None
     figures, template, n = result.figures, result.template_figures, result.n
-    if "top1" not in figures or n < 1:
+    if not 0.0 <= figures.get("top1", -1.0) <= 1.0 or n < 1:
         return None
     beside = file.parent / file.stem
     files = {key: Path(f"{beside}{ending}") for key, ending in BESIDE.items()}
     changed = [key for key, path in files.items() if not _is_of(path, result.digests.get(key))]
     credits, foreign = _credits(files["credits"], n, figures["top1"])
     template_credits, more = _credits(files["template_credits"], n, template.get("top1"))
+    classes = () if "per_class" in changed else _class_figures(files["per_class"])
     foreign += more + tuple(
         f"{files[key].name} is not what was written: its digest differs" for key in changed if not (foreign + more)
     )
+    if classes is None:
+        foreign += (f"{files['per_class'].name} is no table of classes: classes are not shown",)
     return Evaluation(
         name=name,
         figures=figures,
         template=template,
         n=n,
         measured_on=_measured_on(result),
-        classes=() if "per_class" in changed else _class_figures(files["per_class"]),
+        classes=classes or (),
         credits=None if "credits" in changed else credits,
         template_credits=None if "template_credits" in changed else template_credits,
         foreign=foreign,
@@ -329,20 +339,29 @@ def _measured_on(result: EvaluateResult) -> MeasuredOn:
     )
 
 
-def _class_figures(file: Path) -> tuple[ClassFigures, ...]:
+def _class_figures(file: Path) -> tuple[ClassFigures, ...] | None:
+    """The table of classes beside an evaluation; empty where there is none, None where it is damaged."""
     try:
         with file.open(encoding="utf-8", newline="") as stream:
-            return tuple(
-                ClassFigures(line["id"], line["name"], int(line["n"]), float(line["top1"]), _template_of(line))
-                for line in csv.DictReader(stream)
-            )
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError):
+            lines = csv.DictReader(stream)
+            whole = {"id", "name", "n", "top1"} <= set(lines.fieldnames or ())
+            return tuple(_figures_of(line) for line in lines) if whole else None
+    except FileNotFoundError:
         return ()
+    except (OSError, csv.Error, KeyError, TypeError, ValueError, AttributeError):
+        return None
 
 
-def _template_of(line: Mapping[str, str]) -> float | None:
-    text = line.get("template_top1")
-    return float(text) if text else None
+def _figures_of(line: Mapping[str, str]) -> ClassFigures:
+    """Raises ValueError for what is no share of whole images."""
+    n, top1, template = int(line["n"]), float(line["top1"]), line.get("template_top1")
+    plain = float(template) if template else None
+    if not 0 <= n < MOST_IMAGES or not 0.0 <= top1 <= 1.0 or not (plain is None or 0.0 <= plain <= 1.0):
+        raise ValueError(f"{n} images, {top1}, {plain}")
+    return ClassFigures(cell_text(line["id"]), cell_text(line["name"]), n, top1, plain)
+
+
+_NOT_COMPARED = ": its images are not compared"
 
 
 def _credits(file: Path, n: int, top1: float | None) -> tuple[npt.NDArray[np.float32] | None, tuple[str, ...]]:
@@ -352,11 +371,11 @@ def _credits(file: Path, n: int, top1: float | None) -> tuple[npt.NDArray[np.flo
     except FileNotFoundError:
         return None, ()
     except (OSError, ValueError, EOFError):
-        return None, (f"{file.name} cannot be read",)
+        return None, (f"{file.name} cannot be read{_NOT_COMPARED}",)
     if not isinstance(credits, np.ndarray) or credits.dtype.kind != "f" or credits.shape != (n,):
-        return None, (f"{file.name} is not the credit of {n} images",)
+        return None, (f"{file.name} is not the credit of {n} images{_NOT_COMPARED}",)
     mean = float(credits.mean(dtype=np.float64))
     if top1 is None or not abs(mean - top1) <= ROUNDING:  # `not <=` also refuses a mean that is NaN
         said = "no top-1" if top1 is None else f"{top1:.6g}"
-        return None, (f"{file.name} has the mean {mean:.6g}, and the result says {said}",)
+        return None, (f"{file.name} has the mean {mean:.6g}, and the result says {said}{_NOT_COMPARED}",)
     return credits.astype(np.float32), ()

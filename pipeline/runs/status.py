@@ -5,12 +5,13 @@ This module needs neither torch nor the label store, takes no lock and writes no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from teachonce.core.documents import number, read_events, read_object
+from teachonce.core.documents import number, read_events, read_log, read_object
 from teachonce.core.machine import ProcessMark
 from teachonce.core.status import (
     State,
@@ -56,6 +57,8 @@ class RunStatus:
     seconds_since_sign: float | None
     seconds_left: float | None
     estimated_end: str | None
+    damaged: tuple[str, ...] = ()
+    """Files of the folder that are not what was written, a sentence each."""
 
 
 def is_run(folder: Path) -> bool:
@@ -85,7 +88,8 @@ def run_status(folder: Path, now: float) -> RunStatus:
     silent = max(0.0, now - sign) if sign is not None else None
     rate, gap = _pace(attempt)
     worker = worker_of(_mark(run.lock))
-    state = state_of(worker, run.read_results() is not None, bool(steps), silent or 0.0, gap)
+    results = run.read_results()
+    state = state_of(worker, results is not None, bool(steps), silent or 0.0, gap)
     step, since = int(last.get("step", 0)), float(last.get("time", now))
     end = ending(max(0, (total or 0) - step), rate if total else None, since, now, state)
     return RunStatus(
@@ -95,8 +99,8 @@ def run_status(folder: Path, now: float) -> RunStatus:
         step=step,
         steps=total,
         losses={name: value for name, value in last.items() if name not in _NO_LOSS and number(value) is not None},
-        learning_rate=last.get("learning_rate"),
-        gradient_norm=last.get("gradient_norm"),
+        learning_rate=number(last.get("learning_rate")),
+        gradient_norm=number(last.get("gradient_norm")),
         held_out=_held_out(events),
         steps_per_second=rate,
         checkpoint=run.checkpoints.newest_step(),
@@ -105,7 +109,18 @@ def run_status(folder: Path, now: float) -> RunStatus:
         seconds_since_sign=round(silent, 1) if silent is not None else None,
         seconds_left=end.seconds_left,
         estimated_end=end.estimated_end,
+        damaged=tuple(_damaged(run, results is not None)),
     )
+
+
+def _damaged(run: RunFolder, finished: bool) -> Iterator[str]:
+    """A sentence on each file that a report of this run would not count."""
+    if run.results.exists() and not finished:
+        yield f"{run.results} is not what a run writes"
+    with suppress(OSError, UnicodeDecodeError):
+        lines = read_log(run.events)[1]
+        if lines:
+            yield f"{run.events}: {lines} lines are damaged"
 
 
 def _attempt(events: Sequence[Event]) -> Sequence[Event]:

@@ -7,13 +7,12 @@ An export says only what was recorded, and no path of this machine: a local file
 from __future__ import annotations
 
 import json
-import tomllib
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from teachonce.core.documents import fault_of, plain
+from teachonce.core.documents import fault_of, json_in, plain, read_toml
 from teachonce.core.strict import decode
 from teachonce.data.manifests import load_manifest, shipped_manifests
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
@@ -152,7 +151,7 @@ def _require_own_config(run: Path) -> None:
         return
     hint = phrase("put it back as it was, from a backup or an earlier export; or train again with another {out}")
     try:
-        config = flat(tomllib.loads(file.read_text(encoding="utf-8")), str(file))
+        config = flat(read_toml(file), str(file))
     except (OSError, ValueError, UsageError) as problem:
         raise IntegrityError(f"{file} cannot be read: {problem}", hint=hint) from problem
     log = RunFolder(run).events
@@ -265,7 +264,7 @@ def _result(file: Path) -> EvaluateResult:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = json_in(file.read_bytes())
     except (OSError, ValueError) as problem:
         raise IntegrityError(f"{file} cannot be read: {problem}") from problem
     if not isinstance(document, dict):

@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from teachonce.core.documents import visible
 from teachonce.models.spec import LOCAL_DIR
 from teachonce.sharing.facts import ExportFacts
 
@@ -34,7 +35,7 @@ def model_card(facts: ExportFacts, place: str) -> str:
         place: what readers give to `load_prompts`: a hub id, or words for the folder.
     """
     page = Environment(undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True, autoescape=False)
-    page.filters |= {"md": markdown, "yaml": json.dumps, "json": json.dumps}
+    page.filters |= {"md": markdown, "code": code, "yaml": json.dumps, "json": json.dumps}
     source = (resources.files("teachonce.sharing") / "assets" / _TEMPLATE).read_text(encoding="utf-8")
     text = page.from_string(source).render(
         facts=facts,
@@ -66,7 +67,12 @@ _ORIGIN = {
 
 def markdown(text: object) -> str:
     """Text from outside as one line of Markdown that says just that."""
-    return _SPECIAL.sub(r"\\\1", " ".join(str(text).split()))
+    return _SPECIAL.sub(r"\\\1", visible(" ".join(str(text).split())))
+
+
+def code(text: object) -> str:
+    """Text from outside as it stands between the backticks of Markdown."""
+    return visible(" ".join(str(text).split())).replace("`", "'")
 
 
 def licence_id(licence: str | None) -> str:

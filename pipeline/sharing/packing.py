@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from teachonce.core.documents import json_in
 from teachonce.core.files import whole_file, write_failed
 from teachonce.core.folders import new_folder
 from teachonce.core.progress import Reporter
@@ -217,7 +218,7 @@ def _not_whole(pack: Path, lacking: str) -> IntegrityError:
 def _head(pack: Path, data: bytes) -> PackHead:
     where = f"{pack}: {HEAD_FILE}"
     try:
-        document = json.loads(data)
+        document = json_in(data)
     except ValueError as problem:
         raise IntegrityError(f"{where} is not valid JSON: {problem}", hint=AGAIN) from problem
     if not isinstance(document, dict):

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from teachonce.core.documents import json_in, mapping
+from teachonce.errors import DataError
 from teachonce.models.spec import LOCAL_DIR, EmbeddingKind, parse_spec
 
 if TYPE_CHECKING:
@@ -144,12 +146,15 @@ def embedding_width_of(spec: str) -> int | None:
     name, _ = parse_spec(spec)
     if name.startswith(LOCAL_DIR):
         path = Path(name[len(LOCAL_DIR) :]) / "open_clip_config.json"
-        return _width(json.loads(path.read_text(encoding="utf-8")).get("model_cfg"))
+        try:
+            return _width(mapping(json_in(path.read_bytes())).get("model_cfg"))
+        except (OSError, ValueError) as problem:
+            raise DataError(f"{path} cannot be read: {problem}", "give a folder as open_clip writes it") from problem
     package = importlib.util.find_spec("open_clip")  # find_spec does not run open_clip
     if package is None or package.origin is None:
         return None
     path = Path(package.origin).parent / "model_configs" / f"{name}.json"
-    return _width(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    return _width(json_in(path.read_bytes())) if path.is_file() else None
 
 
 def _width(config: object) -> int | None:

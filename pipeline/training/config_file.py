@@ -6,12 +6,12 @@ grids and run folders are judged alike; what is written has tables, and the sour
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from teachonce.core.documents import read_toml
 from teachonce.core.strict import Idle, Source, decode, toml_text, toml_value
 from teachonce.errors import UsageError, did_you_mean
 from teachonce.phrases import option, phrase
@@ -133,13 +133,13 @@ def _comment(key: str) -> str:
 
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return read_toml(file)
     except OSError as problem:
         raise UsageError(
             f"cannot read the config {file}: {problem.strerror or problem}",
             hint=phrase("`teachonce train {print_config} > FILE.toml` writes one"),
         ) from problem
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+    except ValueError as problem:
         raise UsageError(
             f"{file} is not valid TOML: {problem}",
             hint=phrase("`teachonce train {print_config}` shows how one is written"),

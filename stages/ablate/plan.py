@@ -176,7 +176,9 @@ def _measured(prepared: Prepared, request: AblateRequest, selections: _Selection
 
 def _logged_step(folder: GridFolder, digest: str) -> float | None:
     """Seconds a step of a run, the median over its log; None where there is nothing to measure."""
-    events = [e for e in read_events(folder.cell(digest).events) if e["event"] == "step"]
+    events = [
+        e for e in read_events(folder.cell(digest).events) if e["event"] == "step" and {"time", "step"} <= e.keys()
+    ]
     paces = [
         (after["time"] - before["time"]) / (after["step"] - before["step"])
         for before, after in itertools.pairwise(events)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import time
 from collections.abc import Iterator
@@ -13,6 +11,7 @@ from statistics import mean
 from typing import Any
 
 from teachonce.cluster.description import ClusterSpec
+from teachonce.core.documents import csv_bytes
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.progress import Reporter
 from teachonce.demo import world as demo_world
@@ -205,8 +204,6 @@ def _evaluate(out: Path, model: str, run: Path | None, split: str, reporter: Rep
 
 def _write(out: Path, result: DemoResult) -> None:
     atomic_write_bytes(out / RESULTS, (json.dumps({"schema": 1, **asdict(result)}, indent=1) + "\n").encode())
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(result.table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(result.table)
-    atomic_write_bytes(out / "table.csv", text.getvalue().encode())
+    columns = list(result.table[0])
+    lines = [columns, *([row[column] for column in columns] for row in result.table)]
+    atomic_write_bytes(out / "table.csv", csv_bytes(lines))

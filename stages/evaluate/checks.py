@@ -88,10 +88,11 @@ class ReadySets:
 
     protocol: Protocol
     requests: dict[str, EvaluateRequest]
-    """The checked sets by their names, in the order of the protocol; sets whose data are missing are not in it."""
+    """The checked sets by their names, in the order of the protocol; sets that are missing or damaged are not in it."""
     parts: dict[str, str]
     missing: list[dict[str, str]]
     left_out: list[str]
+    damaged: list[dict[str, str]]
 
 
 def ready_sets(request: ProtocolRequest, reporter: Reporter) -> ReadySets:
@@ -106,11 +107,15 @@ def ready_sets(request: ProtocolRequest, reporter: Reporter) -> ReadySets:
     for name in left_out:
         reporter.note(f"{name} is left out: it needs an option that was not given")
     requests = {item.name: _request_of(item, protocol, request) for item in wanted}
-    for one in requests.values():
-        check(one)
+    damaged = _damaged(requests)
+    for line in damaged:
+        reporter.note(f"{line['set']}: " + line["problem"])
+    wanted = [item for item in wanted if item.name not in {line["set"] for line in damaged}]
     ready, missing = _there(wanted, requests)
     for line in missing:
         reporter.note(f"{line['set']}: " + line["problem"])
+    if not wanted and damaged:
+        raise DataError(damaged[0]["problem"], hint=damaged[0]["next"])
     require_any(missing, ready)
     return ReadySets(
         protocol=protocol,
@@ -118,7 +123,19 @@ def ready_sets(request: ProtocolRequest, reporter: Reporter) -> ReadySets:
         parts={item.name: item.part for item in ready},
         missing=missing,
         left_out=left_out,
+        damaged=damaged,
     )
+
+
+def _damaged(requests: dict[str, EvaluateRequest]) -> list[dict[str, str]]:
+    """What is said of the sets whose manifests cannot be read: the others can be evaluated all the same."""
+    damaged = []
+    for name, one in requests.items():
+        try:
+            check(one)
+        except DataError as problem:
+            damaged.append({"set": name, "problem": problem.message, "next": problem.hint})
+    return damaged
 
 
 def _options(request: ProtocolRequest) -> dict[str, str | None]:

@@ -26,6 +26,7 @@ def evaluate_sets(request: ProtocolRequest, ready: ReadySets, reporter: Reporter
     entrant = request.entrant
     who = load_contender(entrant, request.work.threads)
     results, damaged = _evaluated(ready.requests, who, reporter)
+    damaged = [*ready.damaged, *damaged]
     means = averages([(ready.parts[name], _figures(result)) for name, result in results.items()])
     code = IncompleteError.exit_code if ready.missing and not request.skip_missing else 0
     return ProtocolResult(

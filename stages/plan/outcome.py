@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from teachonce.core.documents import json_in
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, UsageError
 from teachonce.labels.format import LABELS
@@ -33,7 +33,7 @@ def compared(plan_file: Path, labels: Path, reporter: Reporter) -> CompareResult
         UsageError: the store was taught from other data, or by another teacher.
     """
     try:
-        document: Any = json.loads(plan_file.read_text(encoding="utf-8"))
+        document = json_in(plan_file.read_bytes())
         planned = {item["what"]: Estimate(**item) for item in document["estimates"]}
         rows, chunks, there = (int(document[key]) for key in ("rows", "chunks", "chunks_there"))
         known = document["kind"] == KIND and document["schema"] == SCHEMA

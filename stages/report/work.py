@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from teachonce.core.documents import csv_bytes
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.progress import Reporter
 from teachonce.errors import UsageError
@@ -127,17 +127,14 @@ def _command(request: ReportRequest) -> str:
 def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write what lies beside the page, and take away what an earlier report wrote there and this one does not."""
     folder.mkdir(exist_ok=True)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "sha256"])
-    writer.writerows([name, hashlib.sha256(data).hexdigest()] for name, data in sorted(files.items()))
+    lines = [["file", "sha256"], *([name, hashlib.sha256(data).hexdigest()] for name, data in sorted(files.items()))]
     for name, digest in _listed(folder / LIST):
         old = folder / Path(name).name
         if name not in files and old.is_file() and hashlib.sha256(old.read_bytes()).hexdigest() == digest:
             old.unlink()
     for name, data in files.items():
         atomic_write_bytes(folder / name, data)
-    atomic_write_bytes(folder / LIST, text.getvalue().encode())
+    atomic_write_bytes(folder / LIST, csv_bytes(lines))
 
 
 def _listed(file: Path) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ def status(request: StatusRequest, reporter: Reporter) -> Status:
 
     Raises:
         DataError: the folder is none of the three; names those inside.
-        IntegrityError: the metadata of a store or grid is damaged.
+        IntegrityError: the metadata of a store is damaged; of a run or a grid, `damaged` lists what is.
     """
     from teachonce.stages.status import work
 

@@ -5,16 +5,22 @@ Which command runs does not matter here.
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.table import Table
 
-from teachonce.cli.console import Output, duration, number, pace_text
+from teachonce import cli
+from teachonce.cli.console import Failure, Output, duration, number, pace_text
+from teachonce.cli.views.printed import print_view
 from teachonce.core.documents import plain
 from teachonce.errors import UsageError
 
@@ -87,6 +93,47 @@ def test_a_note_is_one_line_on_stderr_however_long(capfd: pytest.CaptureFixture[
     text = "[bold]kept[/] " + "word " * 60
     Output("teach").note(text)
     assert capfd.readouterr() == ("", text + "\n")
+
+
+HOSTILE = "[bold]x[/nothing] :smile: \x1b]0;owned\x07\x1b[31m \x9b1m \u202egpj"
+SEEN = r"[bold]x[/nothing] :smile: \x1b]0;owned\x07\x1b[31m \x9b1m \u202egpj"
+
+
+@dataclass(frozen=True)
+class Told:
+    """A result in which every text is from outside."""
+
+    name: str
+    items: tuple[dict[str, str], ...]
+    report: dict[str, str]
+
+
+def test_text_from_outside_is_shown_and_never_obeyed(capfd: pytest.CaptureFixture[str]) -> None:
+    """In notes, progress, errors, keys and cells of tables, titles of views: no escape code, and no markup."""
+    output = Output("teach")
+    output.note(HOSTILE)
+    output.progress(HOSTILE, 1, 2, HOSTILE, **{HOSTILE: HOSTILE})
+    output.failure(Failure(kind="DataError", message=HOSTILE, hint=HOSTILE, exit_code=3))
+    output.result(Told(HOSTILE, ({HOSTILE: HOSTILE},), {HOSTILE: HOSTILE}))
+    table = Table(HOSTILE, title=HOSTILE)
+    table.add_row(HOSTILE)
+    print_view(table, output)
+    out, err = capfd.readouterr()
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", out + err)
+    assert err.count(SEEN) == 7 and out.replace("\n", "").count("/nothing]") >= 6
+
+
+def test_a_document_for_programs_holds_the_text_itself(capfd: pytest.CaptureFixture[str]) -> None:
+    Output("teach", json=True).result(Told(HOSTILE, (), {}))
+    out = capfd.readouterr().out
+    assert json.loads(out)["name"] == HOSTILE and out.isascii() and "\x1b" not in out
+
+
+def test_every_console_of_the_command_line_shows_text_as_it_stands() -> None:
+    """One class does it: a second console would be a second rule."""
+    folder = Path(cli.__file__).parent
+    made = [file.name for file in folder.rglob("*.py") if re.search(r"(?<![.\w])Console\(", file.read_text())]
+    assert made == [] and (folder / "console.py").read_text().count("(Console)") == 1
 
 
 def _on_a_terminal(command: list[str], **variables: str) -> tuple[int, str, str]:

@@ -17,7 +17,7 @@ import pytest
 import stage_stubs
 
 from teachonce import errors
-from teachonce.cli.app import Terminated
+from teachonce.cli.app import Terminated, describe
 from teachonce.phrases import option, phrase
 
 Command = Callable[..., Any]
@@ -79,7 +79,26 @@ def test_options_that_the_library_names_are_flags_here(teachonce_here: Command, 
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/file/x"), 6, "/file/x"),
         (FileNotFoundError("without a name"), 1, "TEACHONCE_DEBUG=1"),
         (ValueError("shapes differ"), 1, "ValueError: shapes differ"),
-        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, "BrokenPipeError"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 6, "broken pipe"),
+        (OSError(errno.EMFILE, "Too many open files", "/a"), 6, "ulimit -n"),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", "/a"), 6, "circle"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "/a"), 6, "shorter"),
+        (OSError(errno.EIO, "Input/output error", "/a"), 6, "dmesg"),
+        (OSError(errno.ESTALE, "Stale file handle", "/a"), 6, "dmesg"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 6, "memory"),
+        (MemoryError("Unable to allocate 9 GiB"), 6, "9 GiB"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 6, "memory"),
+        (TimeoutError(), 6, "in time"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), 6, "network"),
+        (RuntimeError("Could not determine home directory."), 6, "TEACHONCE_CACHE"),
+        (ValueError("embedded null byte"), 2, "zero byte"),
+        (UnicodeEncodeError("utf-8", "a\ud800", 1, 2, "surrogates not allowed"), 2, "no file system takes"),
+        (ImportError("libx.so.1: cannot open shared object file", name="pyarrow.lib"), 6, "teachonce[parquet]"),
+        (ModuleNotFoundError("No module named 's3fs'", name="s3fs"), 6, "teachonce[s3]"),
+        (ModuleNotFoundError("No module named 'dask_cuda'", name="dask_cuda"), 6, "teachonce[cuda]"),
+        (ModuleNotFoundError("No module named 'pillow_heif'", name="pillow_heif"), 6, "pip install pillow_heif"),
+        (RuntimeError("shapes differ"), 1, "TEACHONCE_DEBUG=1"),
+        (RecursionError("maximum recursion depth exceeded"), 1, "TEACHONCE_DEBUG=1"),
         (EOFError(), 1, "EOFError"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (Terminated(), 143, "SIGTERM"),
@@ -95,6 +114,35 @@ def test_an_error_that_no_stage_explained(
     assert ended.document["error"]["exit_code"] == code
     assert word in ended.err
     assert "Traceback" not in ended.err
+
+
+def unreadable() -> dict[str, Callable[[], object]]:
+    """What makes a library raise, by the library's name."""
+    import io
+    import json
+    import tarfile
+    import tomllib
+    import zipfile
+
+    import safetensors.torch
+    from PIL import Image
+
+    return {
+        "PIL": lambda: Image.open(io.BytesIO(b"no image")),
+        "safetensors": lambda: safetensors.torch.load(b"no tensors"),
+        "json.decoder": lambda: json.loads("["),
+        "tomllib": lambda: tomllib.loads("="),
+        "tarfile": lambda: tarfile.open(fileobj=io.BytesIO(b"x" * 600)),
+        "zipfile": lambda: zipfile.ZipFile(io.BytesIO(b"x")),
+    }
+
+
+@pytest.mark.parametrize("library", ["PIL", "safetensors", "json.decoder", "tomllib", "tarfile", "zipfile"])
+def test_what_a_library_raises_over_its_input_is_no_bug_of_ours(library: str) -> None:
+    with pytest.raises(Exception) as caught:  # noqa: PT011, B017 - each library has its own
+        unreadable()[library]()
+    failure = describe(caught.value)
+    assert failure.exit_code == 3 and library.partition(".")[0] in failure.message and "bug" not in failure.hint
 
 
 def test_debug_shows_the_traceback(

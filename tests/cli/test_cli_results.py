@@ -38,6 +38,7 @@ LINES = {
     "status": ("status", "run"),
     "cache": ("cache", "list", "x.zarr"),
     "demo": ("demo",),
+    "doctor": ("doctor", "--path", "x"),
 }
 
 

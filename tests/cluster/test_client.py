@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 import types
 from pathlib import Path
 from typing import Any
 
+import dask
+import psutil
 import pytest
 from hand_cluster import by_hand, free_port, stand_in_slurm
 from worlds import Notes
 
-from teachonce.cluster.client import close, open_cluster, run_tasks, threads_of, warm_up, worker_index
-from teachonce.cluster.description import ClusterSpec, CudaDescription, load_description
+from teachonce.cluster.client import (
+    close,
+    local_cluster,
+    open_cluster,
+    own_settings,
+    run_tasks,
+    threads_of,
+    warm_up,
+    worker_index,
+)
+from teachonce.cluster.description import BRIEF_MEMORY, ClusterSpec, CudaDescription, load_description
 from teachonce.cluster.jobs import cuda_cluster, slurm_cluster, started
 from teachonce.core.machine import default_threads
 from teachonce.core.progress import Silent
@@ -127,6 +140,74 @@ def test_gpus_of_one_machine_by_dask_cuda(monkeypatch: pytest.MonkeyPatch) -> No
     assert cuda_cluster(wanted) == "cluster"
     assert asked["CUDA_VISIBLE_DEVICES"] == [0, 2] and asked["threads_per_worker"] == 2
     assert asked["environment"]["A"] == "1" and asked["environment"]["MALLOC_ARENA_MAX"] == "1"
+
+
+WORDS = {"A": "two words", "B": "$(echo ran) `echo ran`", "C": "it's; D=2", "E": "a\nb", "HF_HOME": "/data/hf"}
+
+
+def test_variables_of_a_job_reach_its_worker_as_they_were_written(tmp_path: Path) -> None:
+    """A shell reads the script's own lines: words stay together, and nothing in a value runs."""
+    table = ", ".join(f"{name} = {json.dumps(value)}" for name, value in WORDS.items())
+    wanted = description(tmp_path, re.sub("environment = .*", lambda _: f"environment = {{{table}}}", SLURM))
+    with slurm_cluster(wanted) as cluster:
+        script = cluster.job_script()
+    exports = script[script.index("export ") : script.index("module load")]
+    shown = "; ".join(f'printf "%s\\0" "${name}"' for name in WORDS)
+    said = subprocess.run(["sh", "-c", f"{exports}\n{shown}"], capture_output=True, text=True, check=True).stdout
+    assert said.split("\0")[:-1] == list(WORDS.values())
+    assert "export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False" in script
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'queue = "gpu\\n#SBATCH --uid=0"',
+        'account = "a\\nrm -rf x"',
+        'gres = "gpu:1\\n"',
+        'job_extra_directives = ["a\\nb"]',
+        'interface = "lo; rm x"',
+        'python = "python $(rm x)"',
+        'local_directory = "/tmp & rm x"',
+        'environment = {"A=1; rm x" = "b"}',
+        'environment = {A = "a\\u0000"}',
+    ],
+)
+def test_a_description_adds_commands_in_one_place_only(line: str, tmp_path: Path) -> None:
+    key = line.partition(" ")[0]
+    with pytest.raises(UsageError, match=key):
+        description(tmp_path, re.sub(f"(?m)^{key} = .*\n", "", SLURM) + line + "\n")
+
+
+def test_what_dask_remembers_is_kept_short() -> None:
+    """Its profiler keeps 100 kB a second, its logs go on growing for hours; all settings are names that Dask has."""
+    known = dask.config.config
+    with dask.config.set(own_settings()):
+        assert dask.config.get("distributed.worker.profile.enabled") is False
+    for key in BRIEF_MEMORY:
+        assert dask.config.get(key, config=known) is not None, key
+
+
+def resident() -> int:
+    """Bytes of memory of the calling process."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def small(number: int) -> int:
+    """A task that leaves nothing behind."""
+    return number
+
+
+@pytest.mark.slow  # minutes: what grows shows itself beside noise only after thousands of tasks
+def test_driver_and_workers_stay_flat_over_as_many_tasks_as_hours_of_teaching() -> None:
+    """After the first quarter neither takes 5 MB more; with Dask's own settings a worker takes 100 kB a second."""
+    with local_cluster(2) as client:
+        sizes = []
+        for part in range(4):
+            assert sum(1 for _ in run_tasks(client, small, [(i,) for i in range(1500)], f"part{part}")) == 1500
+            time.sleep(10)
+            sizes.append([resident(), *client.run(resident).values()])
+    growth = [(last - first) / 1e6 for first, last in zip(sizes[0], sizes[-1], strict=True)]
+    assert max(growth) < 5, growth
 
 
 def test_descriptions_of_the_page(project: Path, tmp_path: Path) -> None:

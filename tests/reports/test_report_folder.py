@@ -281,6 +281,18 @@ def test_credits_of_something_else_are_told_and_compare_no_images(tmp_path: Path
     assert line.template_images is None and line.images is not None
 
 
+def test_damaged_files_of_a_grid_are_listed_by_path_and_its_runs_count(tmp_path: Path) -> None:
+    grid = write_grid(tmp_path / "grid", settings=(BASE, BETTER), evaluations=("dev-unseen", "val"), once=("val",))
+    whole = read_folder(grid)
+    file = next((grid / "final").glob("val-*.json"))
+    file.write_text("[" * 100_000)
+    (grid / "results.json").write_text("[")
+    folder = read_folder(grid)
+    sentences = {entry.why.partition(" ")[0]: entry.name for entry in folder.unusable if entry not in whole.unusable}
+    assert str(file.relative_to(grid)) in sentences and "results.json" in sentences
+    assert len(folder.runs) == len(whole.runs) == 6 and folder.chosen is None
+
+
 def test_a_band_is_mean_and_spread_of_the_seeds(tmp_path: Path) -> None:
     folder = read_folder(write_grid(tmp_path / "grid"))
     seed_band = band(folder.base, "held_out", "steps")

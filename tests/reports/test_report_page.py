@@ -12,10 +12,12 @@ from xml.etree import ElementTree
 import pytest
 from grid_folders import BASE, BETTER, NAMES, ODD_NAMES, SAME, WORSE, Setting, write_grid
 
+from teachonce.core.documents import cell_text
 from teachonce.reports.csv import tables as csv_tables
 from teachonce.reports.folder import read_folder
 from teachonce.reports.page import Report, build
 from teachonce.reports.svg import canvas, render
+from teachonce.reports.tables import measures
 
 FIDELITY = {
     "rows": 48,
@@ -51,6 +53,32 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text.append(data)
+
+
+ESCAPES = "\x1b]0;x\x07\u202egpj\x9b"
+
+
+def test_control_characters_of_a_folder_are_shown_on_the_page_and_in_its_files(tmp_path: Path) -> None:
+    names = (ESCAPES, *NAMES[1:])
+    odd = Setting(group=f"g {ESCAPES}", changes={"structure": "kv"}, gain={"held_out": 0.1, "dev-unseen": 0.1})
+    report = made(write_grid(tmp_path / "grid", settings=(BASE, odd), names=names, title=ESCAPES, question=ESCAPES))
+    files = {name: data.decode() for name, data in report.files.items()} | {"page": report.html}
+    assert [name for name, text in files.items() if re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text)] == []
+    assert r"\x1b]0;x\x07\u202egpj\x9b" in report.html
+
+
+def test_no_csv_file_holds_a_formula(tmp_path: Path) -> None:
+    odd = Setting(group="=g()", changes={"structure": "kv"})
+    folder = read_folder(write_grid(tmp_path / "grid", settings=(BASE, odd), names=("=1+1", "-a", "@cmd")))
+    cells = {
+        cell
+        for data in csv_tables(folder, measures(folder), FIDELITY).values()
+        for line in csv.reader(io.StringIO(data.decode()))
+        for cell in line
+    }
+    assert {"'=g()", "'@cmd", "'=1+1", "'-a"} <= cells
+    odd_cells = [cell for cell in cells if cell[:1] in set("=+-@\t\r") and cell]
+    assert [cell for cell in odd_cells if not re.fullmatch(r"-[\d.e-]+", cell)] == []
 
 
 def made(folder: Path) -> Report:
@@ -154,7 +182,7 @@ def test_csv_files_hold_what_the_page_shows(odd: Report) -> None:
     )
     assert float(line["difference"]) == pytest.approx(0.05, abs=0.005)
     assert line["verdict"] == "better" and float(line["p_holm"]) < 0.05
-    assert {row["name"] for row in tables["classes.csv"]} == set(ODD_NAMES)
+    assert {cell_text(row["name"]) for row in tables["classes.csv"]} == set(ODD_NAMES)
     assert len([row for row in tables["runs.csv"] if row["measure"] == "held_out"]) == 9
     assert {row["setting"] for row in tables["curves.csv"]} == {"base", BETTER.group, ODD_GROUP}
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from grid_folders import PHOTOS, START, write_evaluation, write_run
 
-from teachonce.core.documents import LogSeal, sealed
+from teachonce.core.documents import LogSeal, csv_bytes, sealed
 from teachonce.core.sums import digest_of
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.reader import BESIDE, MeasuredOn, Run, Unusable, read_evaluation, read_run
@@ -137,6 +137,41 @@ def test_credits_that_are_not_of_the_recorded_figure_are_not_read(name: str, tmp
     (tmp_path / name).unlink()  # what is not there is not damaged
     evaluation = read_evaluation(tmp_path / "val.json", "val")
     assert evaluation is not None and evaluation.foreign == ()
+
+
+ODD = ("[" * 100_000, '{"schema": 1, "steps": 1%s}' % ("0" * 400), '{"schema": 1, "n": %s}' % ("9" * 5000))
+
+
+@pytest.mark.parametrize("text", ODD, ids=["nested", "400 digits", "5,000 digits"])
+@pytest.mark.parametrize("name", ["evaluations/val.json", "evaluations/val.csv", "events.jsonl", "failure.json"])
+def test_a_damaged_file_costs_a_line_and_not_the_run(name: str, text: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    write_evaluation(folder / "evaluations/val.json", top1=0.5)
+    write_evaluation(folder / "evaluations/pets.json", top1=0.5)
+    if name == "events.jsonl":
+        text = (folder / name).read_text() + text + "\n"
+    (folder / name).write_text(text)
+    run = readable(folder)
+    assert "pets" in run.evaluations and run.loss.steps[-1] == 120
+    sentences = [*run.damaged, *(why for evaluation in run.evaluations.values() for why in evaluation.foreign)]
+    assert (len(sentences), all(Path(name).name in why for why in sentences)) == (name != "failure.json", True)
+
+
+@pytest.mark.parametrize("name", ["results.json", "config.toml"])
+@pytest.mark.parametrize("text", ODD, ids=["nested", "400 digits", "5,000 digits"])
+def test_without_figures_or_config_a_run_is_listed_as_damaged(name: str, text: str, tmp_path: Path) -> None:
+    (write_run(tmp_path / "run") / name).write_text(text if name == "results.json" else f"x = {text}")
+    (tmp_path / "run/failure.json").write_text(text)
+    read = read_run(tmp_path / "run", "r")
+    assert isinstance(read, Unusable) and read.kind == "damaged"
+    assert name in read.why and "failure.json is damaged" in read.why
+
+
+def test_names_that_begin_like_a_formula_are_read_back_as_they_are(tmp_path: Path) -> None:
+    write_evaluation(tmp_path / "val.json", top1=0.5, names=("=1+1", "fox"))
+    (tmp_path / "val.csv").write_bytes(csv_bytes([["id", "name", "n", "top1"], ["-x", "=1+1", 3, 0.5]]))
+    evaluation = read_evaluation(tmp_path / "val.json", "val")
+    assert evaluation is not None and [(line.id, line.name) for line in evaluation.classes] == [("-x", "=1+1")]
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,10 @@ def test_a_damaged_set_does_not_cost_the_others(student: str, tmp_path: Path) ->
     assert "piano_0002.jpg" in result.damaged[0]["problem"]
     with pytest.raises(DataError, match=r"piano_0002.jpg"):
         run(student, protocol_of(tmp_path, ("dtd",)), tmp_path)
+    (tmp_path / "dtd.toml").write_text("x = " + "[" * 100_000)
+    result = run(student, protocol_of(tmp_path, ("dtd", "eurosat")), tmp_path)
+    assert result.exit_code == 3 and [line.set for line in result.sets] == ["eurosat"]
+    assert "dtd.toml" in result.damaged[0]["problem"]
 
 
 def test_domains_are_scored_by_the_shipped_protocol(student: str, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from status_folders import AWAY, HERE, dead_process, event, look, make_grid, mak
 
 from teachonce.core.machine import ProcessMark
 from teachonce.core.progress import Silent
-from teachonce.errors import IntegrityError
 from teachonce.runs.grid_status import GridStatus
 from teachonce.runs.status import RunStatus
 
@@ -179,9 +178,40 @@ def test_the_state_of_a_grid(
     assert look(grid).state == state
 
 
-def test_a_damaged_grid_file_is_an_integrity_error(tmp_path: Path, dead: ProcessMark) -> None:
-    """It cannot be guessed which cells there should be."""
-    grid = make_grid(tmp_path / "grid", {"a": "waiting"}, dead)
+def test_damaged_files_of_a_grid_are_listed_beside_the_cells_that_were_begun(tmp_path: Path, dead: ProcessMark) -> None:
+    """It cannot be guessed which cells there should be, so the grid is never finished."""
+    grid = make_grid(tmp_path / "grid", {"a": "finished", "b": "failed", "c": "waiting"}, dead)
     (grid / "grid.json").write_text('{"cells": [')
-    with pytest.raises(IntegrityError, match="grid.json is damaged"):
-        look(grid)
+    (grid / "results.json").write_text("[")
+    (grid / "cells/b/failure.json").write_text("[" * 100_000)
+    state = look(grid)
+    assert state.state == "damaged" and (state.cells["finished"], state.cells["failed"]) == (1, 1)
+    assert [line for line in state.damaged if "grid.json is damaged" in line] and "results.json" in state.damaged[1]
+    assert "failure.json is damaged" in str(state.open_cells[0].problem)
+
+
+ODD_LINES = {
+    "nested": "[" * 100_000,
+    "5,000 digits": '{"event": "step", "step": %s, "time": 9, "loss": 1}' % ("9" * 5000),
+    "400 digits": '{"event": "step", "step": 3, "time": 9, "loss": 1%s}' % ("0" * 400),
+    "1e300": '{"event": "step", "step": 1e300, "time": 9, "loss": 1}',
+    "late": '{"event": "step", "step": 60, "time": 1e300, "loss": 1}',
+    "a word": '{"event": "step", "step": "six", "time": 9, "loss": 1}',
+}
+
+
+@pytest.mark.parametrize("line", ODD_LINES.values(), ids=ODD_LINES)
+def test_one_damaged_line_or_file_of_a_run_is_listed_and_the_rest_is_told(
+    line: str, tmp_path: Path, dead: ProcessMark
+) -> None:
+    run = make_run(tmp_path / "run", dead, 50, time.time() - 20)
+    whole = look(run)
+    (run / "results.json").write_text(line)
+    with (run / "events.jsonl").open("a") as log:
+        log.write(line + "\n")
+    state = look(run)
+    assert whole.damaged == () and (state.state, state.step) == ("stopped", 50)
+    assert [Path(sentence.split(":")[0].split(" ")[0]).name for sentence in state.damaged] == [
+        "results.json",
+        "events.jsonl",
+    ]

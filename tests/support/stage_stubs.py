@@ -27,6 +27,7 @@ STAGES = (
     "ablate",
     "cache",
     "demo",
+    "doctor",
     "evaluate",
     "export",
     "import_",

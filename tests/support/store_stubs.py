@@ -65,6 +65,24 @@ class VerifyResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Finding:
+    what: str = "open files"
+    standing: str = "WARN"
+    found: str = "512 a process"
+    remedy: str = "ulimit -n 65536"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorResult:
+    findings: tuple[Finding, ...] = (Finding(), Finding(what="zarr", standing="OK", found="3.1.6", remedy=""))
+    warnings: int = 1
+    failures: int = 0
+    path: str = "."
+    model: str | None = None
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class RelabelResult:
     rows_ok: int = 1200
     rows_failed: int = 0
