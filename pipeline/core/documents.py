@@ -146,7 +146,7 @@ def visible(text: str) -> str:
     Those are the control characters but for line end and tab, marks that turn the direction of writing, line
     separators and tags: `\\x1b`, `\\u202e`. What has been made visible stays as it is.
     """
-    return _UNSEEN.sub(_named, text)
+    return _UNSEEN.sub(_named, readable(text))
 
 
 def _named(match: re.Match[str]) -> str:
@@ -173,7 +173,7 @@ def cell_text(cell: str) -> str:
 def _cell(value: Any) -> Any:
     if not isinstance(value, str):
         return _cell(str(value)) if isinstance(value, (Mapping, list, tuple)) else value
-    text = visible(readable(value))
+    text = visible(value)
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from worlds import add_member
 
-from teachonce.core.documents import SHOWN, plain, readable
+from teachonce.core.documents import SHOWN, csv_bytes, plain, readable, visible
 from teachonce.core.progress import Silent
 from teachonce.data.index import build_index
 from teachonce.data.manifests import Manifest, Split
@@ -76,4 +76,5 @@ def test_documents_show_bytes_as_escapes_and_stay_valid() -> None:
     document = json.dumps(plain({NAME: [NAME, Path(NAME), "café"]}), ensure_ascii=False)
     assert json.loads(document.encode()) == {r"caf\xe9": [r"caf\xe9", r"caf\xe9", "café"]}
     assert readable("café") == "café"
+    assert visible(NAME) == r"caf\xe9" and csv_bytes([[NAME]]) == b"caf\\xe9\n", "on pages and in tables, too"
     assert f"{NAME} café 猫".encode("ascii", SHOWN) == rb"caf\xe9 caf\xe9 \u732b"
