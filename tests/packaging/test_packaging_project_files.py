@@ -13,7 +13,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 TOP = "pipeline|stages|cli|tests|configs|data_manifests|docs|benchmarks"
-PAGES = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
+PAGES = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/trust.md")
 PATHS = sorted(
     {
         (page, path)
