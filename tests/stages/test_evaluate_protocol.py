@@ -170,13 +170,13 @@ def test_names_are_encoded_once_for_sets_that_share_them(
     from teachonce.evaluation import contender
 
     passes = []
-    real = contender.template_features
+    real = contender.ensemble_features
 
-    def counted(clip: Any, names: Any, template: str) -> Any:
+    def counted(clip: Any, names: Any, templates: Any) -> Any:
         passes.append(len(names))
-        return real(clip, names, template)
+        return real(clip, names, templates)
 
-    monkeypatch.setattr(contender, "template_features", counted)
+    monkeypatch.setattr(contender, "ensemble_features", counted)
     result = run(student, "base-to-novel", world.root, manifest=world.manifest("tars"), cache=False)
     assert passes == [8]
     alone = evaluate(
