@@ -256,7 +256,7 @@ def require_form(document: Mapping[str, Any], form: ArrayForm) -> ChunkLimit:
     shape = document.get("shape")
     if not isinstance(shape, list) or len(shape) != len(form.shape) or not all(map(_is_length, shape)):
         raise ValueError(f"the shape is {_brief(shape)}, where the layout has {len(form.shape)} axes")
-    wanted = [length if length is not None else found for length, found in zip(form.shape, shape, strict=True)]
+    wanted = [there if length is None else length for length, there in zip(form.shape, shape, strict=True)]
     chunks = list(form.chunks) or [max(1, min(INDEX_CHUNK, wanted[0])), *wanted[1:]]
     fields = {
         "node_type": "array",
@@ -280,9 +280,9 @@ def require_form(document: Mapping[str, Any], form: ArrayForm) -> ChunkLimit:
     return ChunkLimit(size, form.packed, form.required)
 
 
-def _require_codecs(found: Any, form: ArrayForm) -> None:
+def _require_codecs(stated: Any, form: ArrayForm) -> None:
     """Refuse all codecs but those that stores are written with, in their order; levels may differ."""
-    codecs = found if isinstance(found, list) else []
+    codecs = stated if isinstance(stated, list) else []
     settings = [codec.get("configuration") or {} if isinstance(codec, dict) else None for codec in codecs]
     names = [codec["name"] if isinstance(codec, dict) and "name" in codec else None for codec in codecs]
     wanted = ["bytes", "blosc", "crc32c"] if form.packed else ["bytes", "crc32c"]
@@ -298,7 +298,7 @@ def _require_codecs(found: Any, form: ArrayForm) -> None:
             and blosc.get("clevel") in range(10)
         )
     if not sound:
-        raise ValueError(f"the codecs are {_brief(found)}, where a store has {', '.join(wanted)}")
+        raise ValueError(f"the codecs are {_brief(stated)}, where a store has {', '.join(wanted)}")
 
 
 def _is_length(value: Any) -> bool:

@@ -171,8 +171,8 @@ def _require_sound(path: Path, index: SampleIndex) -> None:
         "index/label": (index.label < UNKNOWN).any(),
         "index/key_ends": (np.diff(ends, prepend=0) < 0).any() or (len(ends) and ends[-1] != len(index.key_bytes)),
     }
-    for name, found in wrong.items():
-        if found:
+    for name, is_wrong in wrong.items():
+        if is_wrong:
             raise IntegrityError(f"{path}/{name} holds what no index does", hint=RESTORE)
 
 

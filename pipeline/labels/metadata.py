@@ -24,7 +24,7 @@ from teachonce.errors import DataError, IntegrityError
 from teachonce.labels import format as store_format
 from teachonce.labels.access import HEADER_FILE, METADATA, ChunkLimit, chunk_files, document_in, read_metadata
 from teachonce.labels.format import EMBEDDING, INDEX_CHUNK, LABELS, ArraySpec, Layout
-from teachonce.labels.ledger import ledger_form, ledger_path
+from teachonce.labels.ledger import BEHAVIOURS, ledger_form, ledger_path
 from teachonce.phrases import phrase
 
 NO_STORE = "give a .zarr folder that `teachonce teach`, `relabel` or `merge` has written"
@@ -42,6 +42,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "student_digest": (str,),
     "teacher_digest": (str,),
     "vocabulary_digest": (str,),
+    **dict.fromkeys(BEHAVIOURS.values(), (dict,)),
     "templates": (list,),
     "temperatures": (list,),
     "top_k": (int,),
