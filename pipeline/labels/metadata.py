@@ -115,7 +115,8 @@ def checked_metadata(path: Path, names: Mapping[str, str]) -> Metadata:
     Raises:
         IntegrityError: names the first file that differs or is missing.
     """
-    documents, added = {}, {}
+    documents: dict[str, dict[str, Any]] = {}
+    added: dict[str, tuple[str, ...]] = {}
     for name, wanted in names.items():
         keys: tuple[str, ...] = ()
         try:

@@ -137,7 +137,8 @@ class LabelStore:
         places = self.label_to_vocabulary
         if label.size and not -1 <= int(label.min()) <= int(label.max()) < len(places) - 1:
             raise IntegrityError(f"{self.path}: a label is none of the {len(places) - 1} of label_classes")
-        return places[label]
+        in_vocabulary: IdArray = places[label]
+        return in_vocabulary
 
     @cached_property
     def tables(self) -> CodecTables:
