@@ -24,8 +24,7 @@ from train_parts import GIGA, StepResult, by_turns, count_flops, same_prompts, s
 
 from teachonce.core.progress import Silent
 from teachonce.data.views import EVALUATION, View
-from teachonce.labels.codec import CodecTables, decode, encode, max_error
-from teachonce.labels.embeddings import decode_embeddings, encode_embeddings
+from teachonce.labels.codec import CodecTables, decode, decode_embeddings, encode, encode_embeddings, max_error
 from teachonce.labels.format import LABELS
 from teachonce.labels.store import LabelStore
 from teachonce.models.clip import LoadedClip, load_clip, pick_device

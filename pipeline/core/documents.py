@@ -30,6 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from teachonce.core.digests import canonical_digest
+from teachonce.core.outside import open_plain, read_plain
+
+MOST_BYTES = 1 << 30  # of a document or a log that is read whole
 
 SEAL = "document_sha256"
 """The key of the digest, over the canonical JSON of all other keys."""
@@ -250,7 +253,7 @@ def read_events(file: Path, *, live: bool = False) -> list[dict[str, Any]]:
         UnicodeDecodeError: it is no text; not with `live`.
     """
     try:
-        text = file.read_text(encoding="utf-8", errors="replace" if live else "strict")
+        text = read_plain(file, MOST_BYTES).decode(errors="replace" if live else "strict")
     except FileNotFoundError:
         return []
     except OSError:
@@ -266,7 +269,7 @@ def read_log(file: Path) -> tuple[list[dict[str, Any]], int]:
     Raises:
         OSError, UnicodeDecodeError: as `read_events`.
     """
-    text = file.read_text(encoding="utf-8")
+    text = read_plain(file, MOST_BYTES).decode()
     lines = [line for line in text.splitlines() if line.strip()]
     events = list(events_in(text))
     torn = bool(lines) and not text.endswith("\n") and (not events or events[-1][0] != lines[-1])
@@ -335,7 +338,7 @@ _TOO_LARGE = "it holds a whole number of more than 64 bits"
 
 def _bytes_of(file: Path, most: int) -> bytes:
     """The content of a file, of which no more is read than the limit."""
-    with open(file, "rb") as opened:
+    with open_plain(file) as opened:
         content = opened.read(most + 1)
     _require_size(content, most)
     return content

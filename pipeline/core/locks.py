@@ -5,15 +5,18 @@ ends, and hold on one machine. Working sets, runs and cells of grids are guarded
 
 `owned` makes a process the one writer of a store or a grid, on all machines that see its folder: a lock file beside it
 names the owner, whose token tells tasks whether their run still owns the store. Such a file outlives a process that is
-killed; who comes next on the same machine sees that the owner is dead, and takes over. Readers of a store need no lock,
-because the ledger says what exists.
+killed; who comes next in the same place sees that the owner is dead, and takes over. From another machine or another
+container the owner cannot be seen: there the lock file's own signs of life count, which a living owner gives every few
+seconds. Readers of a store need no lock, because the ledger says what exists.
 """
 
 from __future__ import annotations
 
 import fcntl
+import glob
 import json
 import os
+import re
 import secrets
 import threading
 import time
@@ -23,14 +26,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from teachonce.core.documents import read_object
-from teachonce.core.files import write_failed
+from teachonce.core.files import neighbour, write_failed
 from teachonce.core.machine import ProcessMark, lives, this_process
 from teachonce.core.progress import Reporter
 from teachonce.core.remote import refuse_writes
+from teachonce.core.strict import decode_known
 from teachonce.errors import IncompleteError
 from teachonce.phrases import phrase
 
 HEARTBEAT_S = 10.0
+SILENT_BEATS = 6  # without a sign before an owner that cannot be seen is looked at
+WATCHED_BEATS = 2.5  # ... and so many more while one looks: clocks of two machines differ, and jump
+DRAFT_S = 60.0  # a lock file is put in place within this time
+_DRAFT = re.compile(r"\.[0-9a-f]{1,16}")
 
 
 @dataclass(frozen=True)
@@ -42,14 +50,14 @@ class LockOwner(ProcessMark):
 
 def lock_path(store: Path) -> Path:
     """The lock file of a store: beside it, so that nothing foreign lies inside the Zarr hierarchy."""
-    return store.with_name(store.name + ".lock")
+    return neighbour(store, ".lock")
 
 
 def read_owner(store: Path) -> LockOwner | None:
     """The present owner; None when the store is free or the file cannot be read."""
     try:
-        return LockOwner(**(read_object(lock_path(store)) or {}))
-    except TypeError:
+        return decode_known(LockOwner, read_object(lock_path(store)) or {}, "lock", ValueError)
+    except ValueError:
         return None
 
 
@@ -79,7 +87,7 @@ def owned(store: Path, reporter: Reporter, force: bool = False) -> Iterator[int]
     owner = LockOwner(**asdict(this_process()), token=token)
     _take(store, path, owner, reporter, force)
     stop = threading.Event()
-    beat = threading.Thread(target=_beat, args=(path, stop), daemon=True, name="store-lock")
+    beat = threading.Thread(target=_beat, args=(store, token, stop), daemon=True, name="store-lock")
     beat.start()
     try:
         yield token
@@ -93,12 +101,14 @@ def owned(store: Path, reporter: Reporter, force: bool = False) -> Iterator[int]
 
 
 def _take(store: Path, path: Path, owner: LockOwner, reporter: Reporter, force: bool) -> None:
+    silent = None if force else _silent_owner(store, path)
     draft = path.with_name(f"{path.name}.{owner.token:x}")
     try:
-        draft.write_text(json.dumps(asdict(owner)))
         with exclusive(path.parent):  # looking, clearing away and taking are one step
+            _remove_drafts(path)
             if path.exists():
-                _remove_dead(store, path, reporter, force)
+                _remove_dead(store, path, reporter, force, silent)
+            draft.write_text(json.dumps(asdict(owner)))
             os.link(draft, path)  # whole at once, and fails when the lock exists
     except FileExistsError:
         raise IncompleteError(
@@ -110,25 +120,66 @@ def _take(store: Path, path: Path, owner: LockOwner, reporter: Reporter, force: 
         draft.unlink(missing_ok=True)
 
 
-def _remove_dead(store: Path, path: Path, reporter: Reporter, force: bool) -> None:
+def _remove_drafts(path: Path) -> None:
+    """Remove lock files that a killed process had not put in place yet; they live for a moment only."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*"):
+        with suppress(OSError):
+            if _DRAFT.fullmatch(left.name[len(path.name) :]) and time.time() - left.stat().st_mtime > DRAFT_S:
+                left.unlink()
+
+
+def _silent_owner(store: Path, path: Path) -> LockOwner | None:
+    """The owner that cannot be seen from here and gives no sign while this process looks; None for any other."""
     owner = read_owner(store)
-    if owner is not None and not force and lives(owner) is not False:
-        age = 0.0
-        with suppress(OSError):  # its holder may free it at this moment
-            age = max(0.0, time.time() - path.stat().st_mtime)
+    if owner is None or lives(owner) is not None or _age(path) < SILENT_BEATS * HEARTBEAT_S:
+        return None
+    before, end = _sign(path), time.monotonic() + WATCHED_BEATS * HEARTBEAT_S
+    while time.monotonic() < end:
+        time.sleep(min(1.0, HEARTBEAT_S / 4))
+        if _sign(path) != before:
+            return None
+    return owner
+
+
+def _sign(path: Path) -> int:
+    """When the file was last touched; on a network disk, opening it asks the server."""
+    try:
+        with open(path, "rb") as file:
+            return os.fstat(file.fileno()).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _age(path: Path) -> float:
+    """Seconds since the last sign of life."""
+    with suppress(OSError):  # its holder may free it at this moment
+        return max(0.0, time.time() - path.stat().st_mtime)
+    return 0.0
+
+
+def _remove_dead(store: Path, path: Path, reporter: Reporter, force: bool, silent: LockOwner | None) -> None:
+    owner = read_owner(store)
+    seen = None if owner is None else lives(owner)
+    dead = force or owner is None or seen is False or owner == silent
+    if owner is not None and not dead:
+        by_itself = "" if seen else f", which happens by itself after {SILENT_BEATS * HEARTBEAT_S:.0f} s without a sign"
         raise IncompleteError(
-            f"{store} is being written by process {owner.pid} on {owner.host} (last sign {age:.0f} s ago)",
-            hint=phrase("wait for it; if that process is dead for certain, run the same command with {force_unlock}"),
+            f"{store} is being written by process {owner.pid} on {owner.host} (last sign {_age(path):.0f} s ago)",
+            hint=phrase("wait for it; if that process is dead for certain, run the same command with {force_unlock}")
+            + by_itself,
         )
     path.unlink(missing_ok=True)
     if owner is not None:
         reporter.note(f"reclaimed the lock that a dead process ({owner.pid}) left on {store}")
 
 
-def _beat(path: Path, stop: threading.Event) -> None:
+def _beat(store: Path, token: int, stop: threading.Event) -> None:
+    path = lock_path(store)
     while not stop.wait(HEARTBEAT_S):
-        with suppress(OSError):
-            os.utime(path)
+        owner = read_owner(store)
+        if owner is not None and owner.token == token:  # another's lock shows the life of its own owner
+            with suppress(OSError):
+                os.utime(path)
 
 
 @contextmanager

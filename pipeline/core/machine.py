@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -36,23 +36,50 @@ class ProcessMark:
     started: float
     """When it began, in seconds since the machine did: a pid alone may have been given to another process, and the
     wall clock may jump."""
+    namespace: str = field(default="", kw_only=True)
+    """In which the pid means something: two containers on one machine count their processes from 1 each. Empty in the
+    marks of earlier versions, and where the system does not tell."""
+    boot: str = field(default="", kw_only=True)
+    """Of the machine, anew at each start: names of hosts come twice, and namespaces have the same numbers on all."""
 
 
 def this_process() -> ProcessMark:
     """The mark of the process that asks."""
-    return ProcessMark(socket.gethostname(), os.getpid(), process_start(os.getpid()))
+    return ProcessMark(
+        socket.gethostname(), os.getpid(), process_start(os.getpid()), namespace=_namespace(), boot=_boot()
+    )
+
+
+def _namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def lives(mark: ProcessMark) -> bool | None:
-    """Whether the process still runs; None where that cannot be known, because it belongs to another machine."""
-    if mark.host != socket.gethostname():
+    """Whether the process still runs; None where that cannot be known, because its pid means nothing here: it belongs
+    to another machine, or to another container of this one.
+    """
+    place = (_boot(), _namespace())
+    if all(place) and mark.boot and mark.namespace:
+        if (mark.boot, mark.namespace) != place:
+            return None
+    elif mark.host != socket.gethostname():
         return None
     try:
         process = psutil.Process(mark.pid)
         # A zombie has ended; in a container nobody may ever reap it.
         ended = process.status() == psutil.STATUS_ZOMBIE
         return not ended and abs(process_start(mark.pid) - mark.started) <= CLOCK_SLACK_S
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ValueError, OverflowError):  # the last two for a number that no process has
         return False
 
 

@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import IO, Any, TypeVar, cast
 
+from teachonce.core.outside import open_plain, read_plain
 from teachonce.errors import DataError, EnvironmentFault, TeachOnceError, UsageError
 
 T = TypeVar("T")
 PACKAGES = {"s3": ("s3fs", "upath")}  # what a scheme needs; the extra has its name
 WAITS = (1.0, 3.0, 10.0)  # seconds before further tries of a read; s3fs itself tries five times within two seconds
 BEHIND_THE_END = "not satisfiable"  # S3's words for an offset behind the end of a file
+MOST_TEXT = 1 << 30  # bytes of a list or table that is read whole; that of ImageNet-21K's images has a tenth
 SCAN_BYTES = 8 << 20  # fetched ahead while headers are read
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
 
@@ -85,16 +87,16 @@ def exists(path: Path) -> bool:
         return bool(_files(path).exists(_key(path)))
 
 
-def read_bytes(path: Path) -> bytes | None:
+def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes | None:
     """The whole file; None where there is none.
 
     Raises:
         EnvironmentFault: it is remote, and the network or a permission is missing.
-        OSError: it is local and cannot be read.
+        OSError: it is local, and is no plain file, has more than `most` bytes, or cannot be read.
     """
     try:
         if not is_remote(path):
-            return path.read_bytes()
+            return read_plain(path, most)
         with clear_errors(path):
             return _again(lambda: bytes(_files(path).cat_file(_key(path))))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
@@ -144,7 +146,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         OSError: it cannot be opened, or what happens inside.
     """
     if not is_remote(path):
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             yield file
         return
     with clear_errors(path), _files(path).open(_key(path), "rb", block_size=SCAN_BYTES, cache_type="readahead") as file:

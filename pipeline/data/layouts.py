@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from teachonce.core.documents import json_in
-from teachonce.core.folders import Entry, files_below, first_bytes, listing
+from teachonce.core.outside import Entry, files_below, first_bytes, listing
 from teachonce.core.remote import is_remote
 from teachonce.data.formats import (
     HEAD,

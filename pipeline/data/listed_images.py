@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from teachonce.core.documents import json_in
-from teachonce.core.folders import files_below, first_bytes
+from teachonce.core.outside import files_below, first_bytes
 from teachonce.data.formats import HEAD, extension, image_endings, is_leftover, looks_like_image
 from teachonce.data.manifests import Manifest, Split
 from teachonce.data.places import ImagePlace, Part, Tally, as_on_disk

@@ -6,6 +6,7 @@ Manifests hold no data, and this module never opens an archive: `layouts` and `r
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -26,6 +27,7 @@ _WHEN_SET: dict[str, Any] = {"unlabelled": False, "images": "", "part": ""}
 Format = Literal[
     "webdataset", "class-tars", "nested-tars", "folder-tars", "image-folder", "parquet", "coop-split", "image-list"
 ]
+LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes, on every system that is known
 TEMPLATE = "a photo of a {}."
 LINES = "lines:"
 
@@ -66,8 +68,12 @@ class Split:
         if not self.path.strip():
             raise ValueError("path must not be empty")
         for name, path in (("path", self.path), ("images", self.images)):
-            if Path(path).is_absolute() or ".." in Path(path).parts:
-                raise ValueError(f"{name} must stay below the root, found '{path}'")
+            _require_below(name, path)
+        _require_path("classes", self.classes or "")
+        if not Path(self.path).parts and self.format != "image-folder":
+            raise ValueError(f"path must name archives or a list below the root, found '{self.path}'")
+        if any("**" in part and part != "**" for part in Path(self.path).parts):
+            raise ValueError(f"path: '**' stands for folders, and nothing else may stand beside it: '{self.path}'")
         if self.listed != bool(self.images):
             raise ValueError("`images` goes with the formats coop-split and image-list, and these need it")
         if (self.format == "coop-split") != bool(self.part):
@@ -104,7 +110,10 @@ class Manifest:
     """Where the data comes from and how to lay it out, for people."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a template without exactly one place for the name."""
+        """Raises ValueError for a template without exactly one place for the name, or a path that nothing can have."""
+        _require_path("classes", self.classes)
+        for name, path in (("names", self.names), *(("digests", path) for path in self.digests)):
+            _require_below(name, path)
         try:
             require_template(self.template)
         except UsageError as problem:
@@ -134,6 +143,20 @@ class Manifest:
         return canonical_digest({"name": self.name, "classes": self.classes_of(split), "split": part}, spaced=True)
 
 
+def _require_below(name: str, path: str) -> None:
+    _require_path(name, path)
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ValueError(f"{name} must stay below the root, found '{path}'")
+
+
+def _require_path(name: str, path: str) -> None:
+    """Refuse what no file system takes for a path; it would fail at the first file that is looked for."""
+    parts = [len(part.encode(errors="surrogateescape")) for part in Path(path).parts if "\0" not in path]
+    if "\0" in path or max(parts, default=0) > LONGEST_NAME or sum(parts) > LONGEST_PATH:
+        shown = path if len(path) <= 80 else path[:80] + "..."
+        raise ValueError(f"{name}: no file system takes such a name: {shown!r}")
+
+
 def shipped_manifests() -> dict[str, Any]:
     """Return every manifest that ships with the package, as a readable resource by its name."""
     folder = resources.files("teachonce.data_manifests")
@@ -149,7 +172,7 @@ def load_manifest(name_or_path: str) -> Manifest:
     """
     path = Path(name_or_path)
     shipped = shipped_manifests()
-    if path.suffix == ".toml" or path.is_file():
+    if path.suffix == ".toml" or os.path.isfile(path):  # also of names that no system takes
         try:
             data, where = read_toml(path), str(path)
         except OSError as problem:
@@ -194,7 +217,8 @@ def absent_files(manifest: Manifest, split_name: str, root: Path) -> list[str]:
     elif not classes.startswith("timm:") and classes not in ("folders", "schema", "split"):
         needed += [] if Path(classes).is_file() else [classes]
     needed += [manifest.names] if manifest.names else []
-    absent = [] if any(True for _ in root.glob(split.path)) else [str(root / split.path)]
+    there = (root / split.path).exists() if split.format == "image-folder" else any(True for _ in root.glob(split.path))
+    absent = [] if there else [str(root / split.path)]
     return absent + [str(root / name) for name in needed if not (root / name).exists()]
 
 

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from teachonce.core.remote import clear_errors
+from teachonce.core.outside import read_plain
+from teachonce.core.remote import MOST_TEXT, clear_errors, is_remote
 from teachonce.data import spelling
 from teachonce.data.formats import is_leftover
 from teachonce.data.places import name_bytes, name_of
@@ -112,7 +113,7 @@ def list_text(path: Path) -> str:
         OSError: the file cannot be read.
         DataError: it is UTF-16.
     """
-    data = path.read_bytes()
+    data = path.read_bytes() if is_remote(path) else read_plain(path, MOST_TEXT)
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(f"{path} is in UTF-16", hint="save it as UTF-8")
     return name_of(data.removeprefix(codecs.BOM_UTF8))

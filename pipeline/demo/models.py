@@ -23,8 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from teachonce.core.documents import json_in
-from teachonce.core.files import whole_file, write_failed
-from teachonce.core.folders import whole_folder
+from teachonce.core.files import whole_file, whole_folder, write_failed
 from teachonce.errors import DataError
 
 VOCABULARY_ROWS = 49408

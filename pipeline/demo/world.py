@@ -25,8 +25,7 @@ from PIL import Image, ImageFilter
 
 from teachonce.core.digests import canonical_digest
 from teachonce.core.documents import json_in
-from teachonce.core.files import write_failed
-from teachonce.core.folders import whole_folder
+from teachonce.core.files import whole_folder, write_failed
 from teachonce.core.progress import Reporter, Silent
 from teachonce.core.sums import digest_of
 from teachonce.errors import DataError, UsageError

@@ -6,7 +6,7 @@ This module writes no row: `LabelStore.write_chunk` does.
 from __future__ import annotations
 
 import dataclasses
-import os
+import glob
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,17 +16,19 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from teachonce.core.files import sync_tree, sync_up, write_failed
-from teachonce.core.folders import whole_folder
+from teachonce.core.files import neighbour, sync_tree, sync_up, whole_folder, write_failed
+from teachonce.core.progress import Reporter
 from teachonce.core.streams import ROW_ORDER
 from teachonce.data.index import SampleIndex
 from teachonce.data.places import name_bytes
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.labels import format as store_format
+from teachonce.labels.access import METADATA
 from teachonce.labels.codec import class_dtype, class_order, default_gap_levels
 from teachonce.labels.format import EMBEDDING, LABELS, ArraySpec, Layout
-from teachonce.labels.header import Group, group_arrays, read_header, write_header
+from teachonce.labels.header import read_header, write_header
 from teachonce.labels.ledger import create_ledger, ledger_path, require_fingerprint
+from teachonce.labels.metadata import Fingerprint, Group, group_arrays
 from teachonce.labels.store import Arrays, LabelStore
 from teachonce.models.spec import EmbeddingKind
 
@@ -44,6 +46,7 @@ def create_store(
     index: SampleIndex,
     order: npt.NDArray[np.int64],
     class_embeddings: npt.NDArray[np.float32] | None,
+    reporter: Reporter | None = None,
 ) -> LabelStore:
     """Make an empty store; it appears under its name only when it is whole.
 
@@ -56,6 +59,7 @@ def create_store(
         index: the samples in the manifest's order.
         order: the samples in row order.
         class_embeddings: [classes, D], the teacher's unit text features; None where there is no one teacher.
+        reporter: told what killed processes had left here.
 
     Raises:
         IncompleteError, EnvironmentFault: a write failed (disk full, no permission); nothing is left.
@@ -65,7 +69,7 @@ def create_store(
     static["index/archives"] = np.frombuffer(name_bytes("\n".join(index.archives)), np.uint8)
     static["index/sample"] = order.astype(np.uint32)
     static["label_classes"] = np.frombuffer(label_classes.to_tsv(), np.uint8)
-    return _create(path, layout, fingerprint, vocabulary, static, class_embeddings)
+    return _create(path, layout, fingerprint, vocabulary, static, class_embeddings, reporter)
 
 
 def create_child(
@@ -75,6 +79,7 @@ def create_child(
     fingerprint: Mapping[str, Any],
     vocabulary: Vocabulary,
     class_embeddings: npt.NDArray[np.float32] | None,
+    reporter: Reporter | None = None,
 ) -> LabelStore:
     """Make an empty store of the parent's samples in the same order; other arguments as in `create_store`.
 
@@ -84,7 +89,7 @@ def create_child(
     """
     names = ["label_classes", *(f"index/{name}" for name in ("archives", "sample", *INDEX_COLUMNS))]
     static = {name: parent.static(name) for name in names}
-    return _create(path, layout, fingerprint, vocabulary, static, class_embeddings)
+    return _create(path, layout, fingerprint, vocabulary, static, class_embeddings, reporter)
 
 
 def add_student(store: LabelStore, digest: str, width: int, fingerprint: Mapping[str, Any]) -> str:
@@ -118,6 +123,7 @@ def _create(
     vocabulary: Vocabulary,
     static: Arrays,
     class_embeddings: npt.NDArray[np.float32] | None,
+    reporter: Reporter | None,
 ) -> LabelStore:
     static = {**static, "vocabulary": np.frombuffer(vocabulary.to_tsv(), np.uint8)}
     if class_embeddings is not None:
@@ -125,12 +131,12 @@ def _create(
     if layout.top_k:
         static["class_order"] = class_order(class_embeddings, layout.classes).astype(class_dtype(layout.classes))
         static["gap_levels"] = default_gap_levels()
-    draft = path.with_name(f"{path.name}.creating-{os.getpid()}")
+    place = neighbour(path, "")  # a link that leads nowhere yet stays a link
     try:
-        # Killed runs left these drafts: the lock keeps two living runs apart.
-        for left in path.parent.glob(f"{path.name}.creating-*"):
+        # Killed runs of earlier versions left these drafts: the lock keeps two living runs apart.
+        for left in place.parent.glob(f"{glob.escape(place.name)}.creating-*"):
             shutil.rmtree(left, ignore_errors=True)
-        with whole_folder(path, draft):
+        with whole_folder(place, reporter=reporter) as draft:
             root = zarr.create_group(str(draft), zarr_format=3)
             root.attrs["teachonce"] = {
                 "format": store_format.FORMAT,
@@ -154,22 +160,23 @@ def _add_group(store: LabelStore, name: str, width: int, fingerprint: Mapping[st
     # A run that died before it wrote the header may have left these folders.
     shutil.rmtree(store.path / name, ignore_errors=True)
     shutil.rmtree(store.path / ledger_path(name), ignore_errors=True)
-    digests = read_header(store.path, store.root)["arrays"]
+    former, top = read_header(store.path), name.partition("/")[0]
     body: dict[str, Any] = {"width": width, "fingerprint": dict(fingerprint)}
     specs = group_arrays(name, body, store.layout)
     try:
         if "/" in name:
-            store.root.require_group(name.partition("/")[0])
+            store.root.require_group(top)
         group = store.root.create_group(name)
         group.attrs["teachonce"] = body
         _create_arrays(store.root, name, specs, store.layout)
-        write_header(store.path, store.root, digests)
-        sync_tree(store.path / name.partition("/")[0])
+        write_header(store.path, store.root, former, (f"{top}/{METADATA}", f"{name}/", f"{ledger_path(name)}/"))
+        sync_tree(store.path / top)
         sync_tree(store.path / ledger_path(name))
         sync_up(store.path / "ledger" / "zarr.json", store.path)
     except OSError as problem:
         raise write_failed(store.path, problem) from problem
-    store.groups[name] = Group(name, dict(fingerprint), specs)
+    store.groups[name] = Group(name, Fingerprint(fingerprint), specs)
+    store.admit()
     return name
 
 

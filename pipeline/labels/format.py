@@ -5,6 +5,9 @@ This module does not read or write rows; `store` does. docs/label-store.md speci
 
 from __future__ import annotations
 
+import math
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +18,7 @@ import zarr.errors
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from teachonce.data.views import NO_VIEW
+from teachonce.labels.access import ChunkLimit
 from teachonce.labels.codec import GAP_FILL, class_dtype
 from teachonce.models.spec import EmbeddingKind
 
@@ -28,6 +32,9 @@ STATUS_FILL = 255
 INDEX_CHUNK = 65_536
 SMALLEST_CHUNK, LARGEST_CHUNK, CHUNKS_WANTED = 512, 16_384, 64
 FEWEST_MEASURED = 8  # rows of a chunk that the fidelity report looks at; one of 1,024 in large chunks
+
+MOST_ROWS = 1 << 48
+MOST_CHUNK_BYTES = (1 << 31) - 1  # Blosc packs no more at once
 
 Shuffle = Literal["noshuffle", "shuffle", "bitshuffle"]
 
@@ -77,6 +84,25 @@ class Layout:
     """Rows of each chunk on which the fidelity report is measured."""
     fidelity_k: tuple[int, ...] = ()
     """The k for which it is measured."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for numbers that no store can have: a layout is read from stores of strangers."""
+        for name, least, most in (
+            ("rows", 1, MOST_ROWS),
+            ("chunk_rows", 1, MOST_ROWS),
+            ("classes", 1, MOST_ROWS),
+            ("top_k", 0, self.classes),
+            ("views", 1, 255),
+            ("fidelity_rows", 0, self.chunk_rows),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be from {least} to {most}, found {getattr(self, name)}")
+        if self.rows % self.views or self.chunk_rows % self.views:
+            raise ValueError(f"the {self.views} views of an image must lie in one chunk")
+        if not all(0 < tau < float("inf") for tau in self.temperatures) or bool(self.temperatures) != bool(self.top_k):
+            raise ValueError("temperatures must be above 0 and finite, and there where labels are soft")
+        if sorted({k for k in self.fidelity_k if 0 < k <= self.top_k}) != list(self.fidelity_k):
+            raise ValueError("fidelity_k must rise, from 1 to top_k")
 
     @property
     def chunks(self) -> int:
@@ -181,13 +207,117 @@ def student_arrays(group: str, width: int) -> tuple[ArraySpec, ...]:
     return (ArraySpec(f"{group}/features", np.dtype(np.float16), (width,), float("nan"), "shuffle"),)
 
 
+@dataclass(frozen=True)
+class ArrayForm:
+    """What the metadata of an array say in every sound store."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+    """None: as long as what is in it, which no layout fixes."""
+    chunks: tuple[int, ...] = ()
+    """Empty: those of an array that never changes, some 65,536 entries of its first axis."""
+    fill: float | int = 0
+    packed: bool = True
+    """Whether its chunks are compressed."""
+    required: bool = True
+    """Whether a chunk without a file is a fault."""
+
+
+def rows_form(spec: ArraySpec, layout: Layout) -> ArrayForm:
+    """The form of an array of a column group."""
+    shape = (layout.chunks * spec.per_chunk or layout.rows, *spec.tail)
+    chunks = (spec.per_chunk or layout.chunk_rows, *(max(1, n) for n in spec.tail))
+    return ArrayForm(spec.dtype, shape, chunks, spec.fill)
+
+
+def static_forms(layout: Layout, version: int) -> dict[str, ArrayForm]:
+    """The forms of the arrays that never change after creation, by path. `class_embeddings` is not in every store."""
+    samples, text = layout.rows // layout.views, ArrayForm(np.dtype(np.uint8), (None,))
+    columns = {"archive": np.uint32, "offset": np.uint64, "size": np.uint64, "label": np.int32, "key_ends": np.uint64}
+    forms = {f"index/{name}": ArrayForm(np.dtype(kind), (samples,)) for name, kind in columns.items()}
+    forms["index/sample"] = ArrayForm(np.dtype(np.uint32), (samples,))
+    forms |= dict.fromkeys(("index/archives", "index/key_bytes", "vocabulary", "label_classes"), text)
+    forms["class_embeddings"] = ArrayForm(np.dtype(np.float32), (layout.classes, None))
+    if layout.top_k and version > 1:
+        forms["class_order"] = ArrayForm(class_dtype(layout.classes), (layout.classes,))
+        forms["gap_levels"] = ArrayForm(np.dtype(np.float32), (None,))
+    return forms
+
+
+def require_form(document: Mapping[str, Any], form: ArrayForm) -> ChunkLimit:
+    """Compare the metadata of an array with what they must say, field by field.
+
+    Returns:
+        What each of its chunk files may hold.
+
+    Raises:
+        ValueError: names the field that differs, or the chunk that is larger than any can be.
+    """
+    shape = document.get("shape")
+    if not isinstance(shape, list) or len(shape) != len(form.shape) or not all(map(_is_length, shape)):
+        raise ValueError(f"the shape is {_brief(shape)}, where the layout has {len(form.shape)} axes")
+    wanted = [there if length is None else length for length, there in zip(form.shape, shape, strict=True)]
+    chunks = list(form.chunks) or [max(1, min(INDEX_CHUNK, wanted[0])), *wanted[1:]]
+    fields = {
+        "node_type": "array",
+        "zarr_format": 3,
+        "shape": wanted,
+        "data_type": form.dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunks}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": "NaN" if form.fill != form.fill else form.fill,
+    }
+    for name, value in fields.items():
+        if document.get(name) != value or isinstance(document.get(name), bool):
+            raise ValueError(f"{name} is {_brief(document.get(name))}, where the layout asks for {value}")
+    _require_codecs(document.get("codecs"), form)
+    more = set(document) - {*fields, "codecs", "attributes", "storage_transformers", "dimension_names"}
+    if more or document.get("storage_transformers") or any(document.get("dimension_names") or ()):
+        raise ValueError(f"it has further fields: {_brief(sorted(more) or document)}")
+    size = math.prod(chunks) * form.dtype.itemsize
+    if size > MOST_CHUNK_BYTES:
+        raise ValueError(f"a chunk would have {size:,} bytes, and none has more than {MOST_CHUNK_BYTES:,}")
+    return ChunkLimit(size, form.packed, form.required)
+
+
+def _require_codecs(stated: Any, form: ArrayForm) -> None:
+    """Refuse all codecs but those that stores are written with, in their order; levels may differ."""
+    codecs = stated if isinstance(stated, list) else []
+    settings = [codec.get("configuration") or {} if isinstance(codec, dict) else None for codec in codecs]
+    names = [codec["name"] if isinstance(codec, dict) and "name" in codec else None for codec in codecs]
+    wanted = ["bytes", "blosc", "crc32c"] if form.packed else ["bytes", "crc32c"]
+    sound = names == wanted and settings[0] in ({}, {"endian": "little"}) and settings[-1] == {}
+    if sound and form.packed:
+        blosc = settings[1]
+        sound = (
+            isinstance(blosc, dict)
+            and set(blosc) <= {"typesize", "cname", "clevel", "shuffle", "blocksize"}
+            and (blosc.get("typesize"), blosc.get("cname"), blosc.get("blocksize", 0))
+            == (form.dtype.itemsize, "zstd", 0)
+            and blosc.get("shuffle") in typing.get_args(Shuffle)
+            and blosc.get("clevel") in range(10)
+        )
+    if not sound:
+        raise ValueError(f"the codecs are {_brief(stated)}, where a store has {', '.join(wanted)}")
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_ROWS
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:80] + "..."
+
+
 def create_rows_array(root: zarr.Group, spec: ArraySpec, layout: Layout) -> None:
     """Create an empty array of the store: core codecs only, checksummed, never a shard."""
+    form = rows_form(spec, layout)
     root.create_array(
         spec.path,
-        shape=(layout.chunks * spec.per_chunk or layout.rows, *spec.tail),
+        shape=form.shape,  # type: ignore[arg-type]  # the layout fixes every length
         dtype=spec.dtype,
-        chunks=(spec.per_chunk or layout.chunk_rows, *(max(1, n) for n in spec.tail)),
+        chunks=form.chunks,
         compressors=codecs(spec.dtype.itemsize, spec.shuffle, spec.level),
         fill_value=spec.fill,
         # Otherwise Zarr drops a chunk that equals the fill value, and a hole would look like a whole chunk of failures.

@@ -20,7 +20,7 @@ import zarr
 
 from teachonce.data.index import SampleIndex
 from teachonce.errors import FingerprintError
-from teachonce.labels.format import FORMAT_VERSION
+from teachonce.labels.format import FORMAT_VERSION, ArrayForm
 from teachonce.models.spec import Behaviour, unlike
 from teachonce.phrases import phrase
 
@@ -118,15 +118,22 @@ def ledger_path(group: str) -> str:
     return "ledger/" + group.replace("/", "-")
 
 
+def ledger_form(chunks: int, arrays: int, version: int = FORMAT_VERSION) -> ArrayForm:
+    """The form of the ledger of a column group with so many arrays, in a store of this format version."""
+    width = (HEAD if version > 2 else PLAIN_HEAD) + 2 * arrays
+    return ArrayForm(np.dtype(np.uint64), (chunks, width), (1, width), packed=False, required=False)
+
+
 def create_ledger(root: zarr.Group, group: str, chunks: int, arrays: int) -> None:
     """Create the empty ledger of a column group: one small file a record, so that a commit is one atomic rename."""
     from zarr.codecs import Crc32cCodec
 
+    form = ledger_form(chunks, arrays)
     root.create_array(
         ledger_path(group),
-        shape=(chunks, HEAD + 2 * arrays),
-        dtype=np.uint64,
-        chunks=(1, HEAD + 2 * arrays),
+        shape=form.shape,  # type: ignore[arg-type]  # every length is fixed
+        dtype=form.dtype,
+        chunks=form.chunks,
         compressors=(Crc32cCodec(),),
         fill_value=0,
         config={"write_empty_chunks": True},

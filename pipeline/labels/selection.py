@@ -19,6 +19,7 @@ import numpy.typing as npt
 from teachonce.core.digests import canonical_digest
 from teachonce.core.documents import json_in, readable
 from teachonce.core.files import atomic_write_bytes
+from teachonce.core.outside import read_plain
 from teachonce.core.progress import Reporter
 from teachonce.core.strict import decode
 from teachonce.data.index import SampleIndex
@@ -233,7 +234,7 @@ def _keys(store: LabelStore, samples: npt.NDArray[np.uint32]) -> tuple[str, ...]
     return tuple(key_of[sample] for sample in samples.tolist())
 
 
-def save_selection(path: Path, store: LabelStore, rule: Rule, chosen: Chosen) -> str:
+def save_selection(path: Path, store: LabelStore, rule: Rule, chosen: Chosen, reporter: Reporter | None = None) -> str:
     """Write a selection file, whole or not at all; returns its digest. The same file again is left as it is.
 
     Raises:
@@ -253,7 +254,7 @@ def save_selection(path: Path, store: LabelStore, rule: Rule, chosen: Chosen) ->
         "samples": chosen.samples.tolist(),
         "keys": [readable(key) for key in chosen.keys],
     }
-    return _write_once(path, document)
+    return _write_once(path, document, reporter)
 
 
 def _stated(rule: Rule) -> dict[str, Any]:
@@ -261,12 +262,12 @@ def _stated(rule: Rule) -> dict[str, Any]:
     return {key: value for key, value in asdict(rule).items() if key != "all_names" or value}
 
 
-def _write_once(path: Path, document: dict[str, Any]) -> str:
+def _write_once(path: Path, document: dict[str, Any], reporter: Reporter | None = None) -> str:
     document = json.loads(json.dumps(document))  # the document as a reader gets it, in which tuples are lists
     document["digest"] = canonical_digest(document)
     content = (json.dumps(document, indent=1) + "\n").encode()
     if not path.exists():
-        atomic_write_bytes(path, content)
+        atomic_write_bytes(path, content, reporter)
     elif not path.is_file() or path.read_bytes() != content:
         raise UsageError(
             f"{path} exists and is not what this command would write; runs may depend on it",
@@ -326,7 +327,7 @@ def _samples(listed: Any, count: int, path: Path) -> npt.NDArray[np.uint32]:
 def _document(path: Path) -> dict[str, Any]:
     """The content of a selection file, proved by its digest."""
     try:
-        document = json_in(path.read_bytes(), MOST_BYTES)
+        document = json_in(read_plain(path, MOST_BYTES), MOST_BYTES)
     except (OSError, ValueError) as problem:
         raise DataError(
             f"cannot read the selection {path}: {problem}",

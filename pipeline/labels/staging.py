@@ -11,10 +11,12 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from teachonce.core.files import neighbour
+
 
 def staging_root(store: Path) -> Path:
     """The folder beside a store that holds all staging folders."""
-    return store.with_name(store.name + ".staging")
+    return neighbour(store, ".staging")
 
 
 def new_staging(store: Path, token: int, chunk: int) -> Path:

@@ -17,38 +17,33 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
-import zarr.errors
 
 from teachonce.core.digests import MIDDLE, canonical_digest
 from teachonce.core.files import sync, sync_up, write_failed
-from teachonce.core.strict import decode
 from teachonce.data.index import SampleIndex
 from teachonce.data.places import name_of
 from teachonce.data.vocabulary import Vocabulary, parse_tsv
 from teachonce.errors import DataError, IncompleteError, IntegrityError
 from teachonce.labels import codec as label_codec
-from teachonce.labels import format as store_format
-from teachonce.labels.codec import CodecTables, CodedTopK, FloatArray, IdArray, TopK
-from teachonce.labels.embeddings import decode_embeddings
+from teachonce.labels.access import allow, open_group
+from teachonce.labels.codec import CodecTables, CodedTopK, FloatArray, IdArray, TopK, decode_embeddings
 from teachonce.labels.format import EMBEDDING, LABELS, ArraySpec, Layout, chunk_file
-from teachonce.labels.header import (
-    RESTORE,
-    Group,
-    array_digest,
-    check_header,
-    group_arrays,
-    other_groups,
-    read_header,
-    static_faults,
-)
+from teachonce.labels.header import READ_ERRORS, proved_static, read_header, read_index, read_static, static_faults
 from teachonce.labels.ledger import Record, chunk_digest, from_row, ledger_path, to_row
-from teachonce.labels.remote import open_group
+from teachonce.labels.metadata import (
+    NO_STORE,
+    Group,
+    Metadata,
+    checked_metadata,
+    described,
+    require_arrays,
+    require_rows,
+    require_version,
+)
 from teachonce.labels.staging import stage_array
 from teachonce.phrases import option, phrase
 
 Arrays = dict[str, npt.NDArray[Any]]
-NO_STORE = "give a .zarr folder that `teachonce teach`, `relabel` or `merge` has written"
-READ_ERRORS = (ValueError, RuntimeError, OSError, KeyError, TypeError, zarr.errors.BaseZarrError)
 
 
 class LabelStore:
@@ -77,26 +72,26 @@ class LabelStore:
             attrs: Any = root.attrs["teachonce"]
         except READ_ERRORS as problem:
             raise DataError(f"{path} is not a label store: {problem}", hint=NO_STORE) from problem
-        if not isinstance(attrs, dict) or attrs.get("format") != store_format.FORMAT:
-            raise DataError(f"{path} is not a label store: its attributes are those of something else", hint=NO_STORE)
-        version = attrs.get("version")
-        if version not in store_format.READABLE_VERSIONS:
-            raise IntegrityError(
-                f"{path} has format version {version}; this program reads "
-                f"{' and '.join(map(str, store_format.READABLE_VERSIONS))}",
-                hint="install the version of teachonce that wrote it, or a newer one",
-            )
-        if writable and version != store_format.FORMAT_VERSION:
-            raise DataError(
-                f"{path} has format version {version}, which is read but no longer written",
-                hint=phrase("use it as it is, or write a new store to another {labels} path"),
-            )
-        check_header(path, root)
-        layout = decode(Layout, attrs["layout"], f"{path}: layout", IntegrityError)
-        groups = {LABELS: Group(LABELS, dict(attrs["fingerprint"]), store_format.label_arrays(layout, version))}
-        for name, body in other_groups(root):
-            groups[name] = Group(name, dict(body["fingerprint"]), group_arrays(name, body, layout))
-        return cls(path, root, version, layout, groups)
+        version = require_version(path, attrs, writable)
+        metadata = checked_metadata(path, read_header(path)["files"])
+        layout, groups = described(path, metadata, version)
+        require_rows(path, root, layout)
+        store = cls(path, root, version, layout, groups)
+        store.admit(metadata)
+        return store
+
+    def admit(self, metadata: Metadata | None = None) -> None:
+        """Let the arrays be read whose metadata agree with the layout.
+
+        Args:
+            metadata: as the files say; read anew where a column group was added.
+
+        Raises:
+            IntegrityError: the metadata of an array do not agree.
+        """
+        self.metadata = metadata or checked_metadata(self.path, read_header(self.path)["files"])
+        limits = require_arrays(self.path, self.metadata.documents, self.layout, self.version, self.groups)
+        allow(self.root, limits)
 
     @property
     def maker(self) -> str:
@@ -118,7 +113,10 @@ class LabelStore:
 
     def vocabulary(self) -> Vocabulary:
         """The classes that stored labels index."""
-        return parse_tsv(name_of(self.static("vocabulary").tobytes()), f"{self.path}/vocabulary", exact=True)
+        classes = parse_tsv(name_of(self.static("vocabulary").tobytes()), f"{self.path}/vocabulary", exact=True)
+        if len(classes) != self.layout.classes:
+            raise IntegrityError(f"{self.path}/vocabulary has {len(classes)} classes, not {self.layout.classes}")
+        return classes
 
     def class_embeddings(self) -> npt.NDArray[np.float32]:
         """The teacher's unit text features, [classes, D]."""
@@ -129,6 +127,18 @@ class LabelStore:
         """Class index in the vocabulary for each index into `label_classes`, and -1 behind them, for the label -1."""
         index = self.vocabulary().index
         return np.array([index.get(class_id, -1) for class_id in self.label_classes().ids] + [-1])
+
+    def in_vocabulary(self, label: npt.NDArray[Any]) -> IdArray:
+        """Class index in the vocabulary of each label of a chunk, -1 where it has none.
+
+        Raises:
+            IntegrityError: a label is none of `label_classes`.
+        """
+        places = self.label_to_vocabulary
+        if label.size and not -1 <= int(label.min()) <= int(label.max()) < len(places) - 1:
+            raise IntegrityError(f"{self.path}: a label is none of the {len(places) - 1} of label_classes")
+        in_vocabulary: IdArray = places[label]
+        return in_vocabulary
 
     @cached_property
     def tables(self) -> CodecTables:
@@ -174,11 +184,7 @@ class LabelStore:
     def samples(self, start: int, stop: int) -> npt.NDArray[np.uint32]:
         """Place of the samples of rows start..stop in the manifest's own order."""
         views = self.layout.views
-        try:
-            part = np.asarray(self.root["index/sample"][start // views : stop // views])  # type: ignore[index]
-        except READ_ERRORS as problem:
-            raise IntegrityError(f"{self.path}/index/sample cannot be read: {problem}", hint=RESTORE) from problem
-        return np.repeat(part, views)
+        return np.repeat(read_static(self.path, self.root, "index/sample", start // views, stop // views), views)
 
     def static(self, name: str) -> npt.NDArray[Any]:
         """A whole array that never changes after creation, checked against the header.
@@ -186,15 +192,7 @@ class LabelStore:
         Raises:
             IntegrityError: it is damaged.
         """
-        try:
-            data = np.asarray(self.root[name][...])  # type: ignore[index]
-        except READ_ERRORS as problem:
-            raise IntegrityError(f"{self.path}/{name} cannot be read: {problem}", hint=RESTORE) from problem
-        if array_digest(name, data) != read_header(self.path, self.root)["arrays"].get(name):
-            raise IntegrityError(
-                f"{self.path}/{name} is not what was written; a lost chunk reads as zeros", hint=RESTORE
-            )
-        return data
+        return proved_static(self.path, self.root, name)
 
     def static_faults(self) -> list[tuple[str, str, str]]:
         """Arrays outside the chunks that are not what was written: (where, expected, found)."""
@@ -203,17 +201,7 @@ class LabelStore:
     def index_of_chunk(self, chunk: int) -> SampleIndex:
         """The samples of one chunk, in row order."""
         start, stop = (edge // self.layout.views for edge in self.layout.bounds(chunk))
-        try:
-            part = {
-                n: np.asarray(self.root[f"index/{n}"][start:stop])  # type: ignore[index]
-                for n in ("archive", "offset", "size", "label", "key_ends")
-            }
-            key_start = int(self.root["index/key_ends"][start - 1]) if start else 0  # type: ignore[index,arg-type]
-            keys = np.asarray(self.root["index/key_bytes"][key_start : int(part["key_ends"][-1])])  # type: ignore[index]
-        except READ_ERRORS as problem:
-            raise IntegrityError(f"{self.path}/index cannot be read: {problem}", hint=RESTORE) from problem
-        ends = (part["key_ends"] - np.uint64(key_start)).astype(np.uint64)
-        return SampleIndex(self._archives, part["archive"], part["offset"], part["size"], part["label"], keys, ends)
+        return read_index(self.path, self.root, self._archives, start, stop)
 
     @cached_property
     def _archives(self) -> tuple[str, ...]:

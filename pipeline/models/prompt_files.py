@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from teachonce.core.digests import canonical_digest
 from teachonce.core.documents import json_in
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.hub import fetch, hub_id_of
+from teachonce.core.outside import read_plain, tensor_header
 from teachonce.core.strict import decode
 from teachonce.core.sums import AGAIN, SUMS_FILE, require_unchanged
 from teachonce.data.vocabulary import shown
@@ -49,6 +51,9 @@ if TYPE_CHECKING:
 
 _FORMAT = "teachonce-prompts-2"  # tensors `text.context`, `text.key`, ..., `image.context`, ...
 _FIRST_FORMAT = "teachonce-prompts-1"  # text prompts only, tensors without a tower's name
+
+_MOST_BYTES = 1 << 30  # of either file; prompts of the largest towers have some 10 MB
+_MOST_HEADER = 1 << 20
 
 _PLACE = (
     f"give a folder with {TENSORS_FILE} and {META_FILE}: a run of `teachonce train`, or an export of one; or "
@@ -162,19 +167,26 @@ def load_prompts(folder: str | Path, model: str | None = None) -> LoadedPrompts:
     require_unchanged(folder, EXPORTED)
     document = _read_document(folder / META_FILE)
     meta = decode(PromptMeta, document["meta"], f"{folder / META_FILE}: meta", IntegrityError)
-    file = folder / TENSORS_FILE
-    data = _read(file)
-    _compare(file, document["tensors_sha256"], hashlib.sha256(data).hexdigest())
-    try:
-        tensors = tensors_from_bytes(data)
-    except SafetensorError as problem:
-        raise IntegrityError(f"{file} is not a safetensors file: {problem}") from problem
-    if document["format"] == _FIRST_FORMAT:
-        tensors = {f"text.{name}": x for name, x in tensors.items()}
-    if _shapes(tensors) != _expected_shapes(meta):
-        raise IntegrityError(f"{file} holds {_shapes(tensors)}, which is not what {META_FILE} describes: {meta}")
+    tensors = _tensors(folder / TENSORS_FILE, document, meta)
     text, image = (_prompts_of(tower, tensors, meta.structure) for tower in ("text", "image"))
     return LoadedPrompts(text, image, meta, model or meta.student, document["tensors_sha256"])
+
+
+def _tensors(file: Path, document: dict[str, Any], meta: PromptMeta) -> dict[str, Tensor]:
+    """The tensors of a file, which is read and unpacked only where its size and its header are as described."""
+    wanted, tower = _expected_shapes(meta) or {}, "text." if document["format"] == _FIRST_FORMAT else ""
+    most = min(_MOST_BYTES, sum(4 * math.prod(shape) for shape in wanted.values()) + _MOST_HEADER)
+    data = _read(file, most)
+    _compare(file, document["tensors_sha256"], hashlib.sha256(data).hexdigest())
+    try:
+        header = {tower + name: spec for name, spec in tensor_header(file).items()}
+        if {name: (spec.dtype, spec.shape) for name, spec in header.items()} != {
+            name: ("F32", shape) for name, shape in wanted.items()
+        }:
+            raise IntegrityError(f"{file} holds {header}, which is not what {META_FILE} describes: {meta}")
+        return {tower + name: x for name, x in tensors_from_bytes(data).items()}
+    except (SafetensorError, ValueError, OSError) as problem:
+        raise IntegrityError(f"{file} is not a safetensors file: {problem}") from problem
 
 
 def _folder_of(place: str | Path) -> Path:
@@ -222,9 +234,9 @@ def _read_document(file: Path) -> dict[str, Any]:
     return document
 
 
-def _read(file: Path) -> bytes:
+def _read(file: Path, most: int = _MOST_BYTES) -> bytes:
     try:
-        return file.read_bytes()
+        return read_plain(file, most)
     except OSError as problem:
         raise UsageError(
             f"cannot read {file}: {problem.strerror or problem}",

@@ -203,7 +203,7 @@ def _read_chunk(store: LabelStore, group: str, chunk: int, run: Run | None) -> _
     data, views = store.read_chunk(LABELS, chunk), store.layout.views
     soft, index = store.decode_labels(data), store.index_of_chunk(chunk)
     features = store.read_chunk(group, chunk)[store.groups[group].vectors.path].astype(np.float32)
-    label = store.label_to_vocabulary[data["label"]]
+    label = store.in_vocabulary(data["label"])
     first = np.arange(len(label)) % views == 0
     kept = np.flatnonzero(first & (data["status"] == 0) & (label >= 0) & np.isfinite(features).all(axis=1))
     if run is not None:

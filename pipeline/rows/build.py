@@ -22,8 +22,7 @@ import numpy.typing as npt
 from teachonce.core.progress import Reporter
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.errors import DataError, IncompleteError
-from teachonce.labels.codec import GAP_FILL, FloatArray, IdArray, class_dtype
-from teachonce.labels.embeddings import INT8_FILL
+from teachonce.labels.codec import GAP_FILL, INT8_FILL, FloatArray, IdArray, class_dtype
 from teachonce.labels.format import EMBEDDING, LABELS, student_group
 from teachonce.labels.selection import Selection
 from teachonce.labels.store import Arrays, LabelStore
@@ -229,7 +228,7 @@ def _values(plan: Plan, group: str, chunk: int, with_image: npt.NDArray[np.bool_
 
 def _labels(plan: Plan, data: Arrays) -> IdArray:
     """Return the run's class of each row's label, -1 where it has none."""
-    labels: IdArray = plan.run_class[plan.store.label_to_vocabulary[data["label"]]]
+    labels: IdArray = plan.run_class[plan.store.in_vocabulary(data["label"])]
     return labels
 
 

@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from teachonce.core.digests import MIDDLE, canonical_digest
 from teachonce.core.documents import json_in
-from teachonce.core.folders import whole_folder
+from teachonce.core.files import neighbour, whole_folder
 from teachonce.core.locks import exclusive, shared
 from teachonce.core.machine import cache_folder
 from teachonce.core.progress import Reporter
@@ -70,7 +70,7 @@ def folder_beside(store: Path) -> Path:
     """Where the working sets of a store lie; in the cache folder where the store is a URL."""
     if is_remote(store):
         return folder_in_cache()
-    return store.with_name(store.name + ".working")
+    return neighbour(store, ".working")
 
 
 def folder_in_cache(instead: Path | None = None) -> Path:

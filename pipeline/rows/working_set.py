@@ -21,8 +21,7 @@ from teachonce.core.files import write_failed
 from teachonce.core.progress import Reporter, Silent
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.errors import DataError, EnvironmentFault, IncompleteError, IntegrityError
-from teachonce.labels.codec import GAP_FILL
-from teachonce.labels.embeddings import decode_embeddings
+from teachonce.labels.codec import GAP_FILL, decode_embeddings
 from teachonce.labels.format import LABELS
 from teachonce.labels.selection import Selection
 from teachonce.labels.store import LabelStore

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from teachonce.core.digests import canonical_json
 from teachonce.core.documents import json_in
 from teachonce.core.files import atomic_write_bytes
+from teachonce.core.outside import tensor_header
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
 from teachonce.models.spec import PARTS
 from teachonce.phrases import phrase
@@ -198,6 +199,7 @@ def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
+        tensor_header(file)
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping

@@ -46,7 +46,7 @@ LOCK, CELL, FAILURE = ".teachonce.lock", "cell.json", "failure.json"
 BEFORE_MARKER = {CHECKPOINTS_FOLDER, LOG, LOCK, CELL, FAILURE, EVALUATIONS}
 MOST_KEYS = 5  # a message lists no more keys than these
 
-_DRAFT = re.compile(r"\.config\.toml\.\d+\.partial")
+_DRAFT = re.compile(r"\.config\.toml\.\d+(-[0-9a-f]+)?\.partial")
 _CHECKPOINT = re.compile(r"step-(\d{8})\.safetensors")
 _OF_CHECKPOINTS = re.compile(r"\.?step-\d{8}\.safetensors.*")  # checkpoints and their drafts
 

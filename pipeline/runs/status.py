@@ -22,6 +22,7 @@ from teachonce.core.status import (
     state_of,
     worker_of,
 )
+from teachonce.core.strict import decode_known
 from teachonce.runs.folder import RunFolder
 
 RECENT = 20  # logged steps that the pace is taken from
@@ -134,8 +135,8 @@ def _mark(lock: Path) -> ProcessMark | None:
     if not lock.is_file():
         return None
     try:
-        return ProcessMark(**(read_object(lock) or {}))
-    except TypeError:  # another process is writing the file this very moment
+        return decode_known(ProcessMark, read_object(lock) or {}, "lock", ValueError)
+    except ValueError:  # another process is writing the file this very moment
         return ProcessMark("unknown", 0, 0.0)
 
 

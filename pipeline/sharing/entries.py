@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
+from teachonce.core.outside import open_plain
 from teachonce.core.sums import is_plain
 from teachonce.data.places import Part
 from teachonce.data.tars import plain_members
@@ -71,6 +72,13 @@ class Target(Protocol):
         """Take `size` bytes under a name that has been checked."""
 
 
+def plain_member(name: str, size: int) -> tarfile.TarInfo:
+    """The member of a tar that is the same for the same content."""
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = size, 0o644
+    return member
+
+
 class TarTarget:
     """A tar that is the same for the same content: members have no owner, no time, and one mode."""
 
@@ -79,9 +87,7 @@ class TarTarget:
 
     def add(self, name: str, size: int, source: Readable) -> None:
         """Append a file."""
-        member = tarfile.TarInfo(name)
-        member.size, member.mode = size, 0o644
-        self._tar.addfile(member, source)
+        self._tar.addfile(plain_member(name, size), source)
         self._tar.members = []  # type: ignore[attr-defined]  # a store may have a hundred thousand
 
     def close(self) -> None:
@@ -120,6 +126,8 @@ def files_of(folder: Path) -> list[tuple[str, int]]:
             )
         if file.is_file():
             files.append((name, file.stat().st_size))
+        elif not any(file.iterdir()):
+            raise IntegrityError(f"{str(file)!r} is an empty folder, which is in no list", hint="remove it")
     return sorted(files)
 
 
@@ -152,16 +160,28 @@ def _tar_entries(pack: Path) -> Iterator[Entry]:
                 )
             end = member.offset + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
             yield Entry(member.name, member.size, _opener(pack, member.offset))
+            head = plain_member(member.name, member.size).tobuf(tarfile.PAX_FORMAT)
+            _require_bytes(pack, member.header, member.offset, head)
+            _require_bytes(pack, member.offset + member.size, end)
     except DataError as problem:
         raise IntegrityError(problem.message, hint=AGAIN) from problem
     size = -(-(end + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
     if pack.stat().st_size != size:
         raise IntegrityError(f"{pack} holds something behind its last file", hint=FOREIGN)
+    _require_bytes(pack, end, size)
+
+
+def _require_bytes(pack: Path, start: int, stop: int, wanted: bytes | None = None) -> None:
+    """Refuse a tar whose bytes from start to stop are others than `teachonce pack` writes there: zeros by default."""
+    with open_plain(pack) as file:
+        file.seek(start)
+        if file.read(stop - start) != (bytes(stop - start) if wanted is None else wanted):
+            raise IntegrityError(f"{pack} holds something between its files, at byte {start}", hint=FOREIGN)
 
 
 def _opener(file: Path, place: int) -> Callable[[], IO[bytes]]:
     def opened() -> IO[bytes]:
-        stream = file.open("rb")
+        stream = open_plain(file)
         stream.seek(place)
         return stream
 

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from teachonce.core.documents import fault_of, json_in, plain, read_toml
+from teachonce.core.documents import JSON_BYTES, fault_of, json_in, plain, read_toml
+from teachonce.core.outside import read_plain
 from teachonce.core.strict import decode
 from teachonce.data.manifests import load_manifest, shipped_manifests
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
@@ -264,7 +265,7 @@ def _result(file: Path) -> EvaluateResult:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        document = json_in(file.read_bytes())
+        document = json_in(read_plain(file, JSON_BYTES))
     except (OSError, ValueError) as problem:
         raise IntegrityError(f"{file} cannot be read: {problem}") from problem
     if not isinstance(document, dict):

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from teachonce.core.documents import json_in
-from teachonce.core.files import whole_file, write_failed
-from teachonce.core.folders import new_folder
+from teachonce.core.files import new_folder, whole_file, write_failed
 from teachonce.core.progress import Reporter
 from teachonce.core.strict import decode
 from teachonce.core.sums import MOST_BYTES, SUMS_FILE, is_plain, parse_sums, sums_text
@@ -68,12 +67,12 @@ def write_pack(source: Path, head: PackHead, out: Path, reporter: Reporter) -> s
         IncompleteError, EnvironmentFault: it cannot be written.
     """
     if out.suffix != TAR:
-        with new_folder(out) as folder:
+        with new_folder(out, reporter) as folder:
             return _copy(source, head, FolderTarget(folder), reporter)
     require_no_file(out)
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(out, last=require_no_file) as partial, open(partial, "xb") as file:
+        with whole_file(out, last=require_no_file, reporter=reporter) as partial, open(partial, "wb") as file:
             target = TarTarget(file)
             digest = _copy(source, head, target, reporter)
             target.close()
@@ -109,7 +108,7 @@ def unpack(pack: Path, out: Path, prove: Callable[[PackHead, Path], None], repor
         IntegrityError: as in `check_pack`, or what `prove` raises.
         IncompleteError, EnvironmentFault: it cannot be written.
     """
-    with new_folder(out) as folder:
+    with new_folder(out, reporter) as folder:
         head, digest = _pass(pack, FolderTarget(folder), reporter)
         prove(head, folder / head.name)
     return head, digest
@@ -177,6 +176,8 @@ class _Seen:
             listed = parse_sums(self.listed.decode(), f"{self.pack}: {SUMS_FILE}")
         except UnicodeDecodeError as problem:
             raise IntegrityError(f"{self.pack}: {SUMS_FILE} is no text", hint=AGAIN) from problem
+        if sums_text(listed).encode() != self.listed:
+            raise IntegrityError(f"{self.pack}: {SUMS_FILE} is not written as `teachonce pack` does", hint=AGAIN)
         for name in sorted(listed.keys() | self.sums.keys()):
             expected, actual = listed.get(name, "not in the list"), self.sums.get(name, "missing")
             if expected != actual:
@@ -184,6 +185,12 @@ class _Seen:
                     f"{self.pack}: {name} is not what was packed: expected SHA-256 {expected}, found {actual}",
                     hint=AGAIN,
                 )
+        if (self.head.files, self.head.bytes) != (len(self.sums) - 1, self.bytes):
+            raise IntegrityError(
+                f"{self.pack}: {HEAD_FILE} says {self.head.files} files of {self.head.bytes} bytes, and there are "
+                f"{len(self.sums) - 1} of {self.bytes}",
+                hint=AGAIN,
+            )
         return self.head, hashlib.sha256(self.listed).hexdigest()
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from teachonce.labels.embeddings import decode_embeddings, encode_embeddings
+from teachonce.labels.codec import decode_embeddings, encode_embeddings
 from teachonce.labels.fidelity import embedding_fidelity, measured_rows
 from teachonce.labels.format import EMBEDDING, LABELS
 from teachonce.labels.store import Arrays, LabelStore

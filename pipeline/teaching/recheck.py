@@ -22,8 +22,7 @@ from teachonce.data.reader import ImageFault, ImageReader, decode
 from teachonce.data.view_policy import ViewPolicy
 from teachonce.data.views import EVALUATION, View, view_from_params
 from teachonce.errors import DataError, FingerprintError
-from teachonce.labels.codec import TopK, max_error
-from teachonce.labels.embeddings import decode_embeddings, encode_embeddings
+from teachonce.labels.codec import TopK, decode_embeddings, encode_embeddings, max_error
 from teachonce.labels.format import EMBEDDING, LABELS
 from teachonce.labels.ledger import BEHAVIOURS
 from teachonce.labels.store import Arrays, LabelStore

@@ -95,7 +95,7 @@ class SoftChunk:
         rows = self._measured[good]
         if len(rows):
             chosen = CodedTopK(*(getattr(coded, name)[rows] for name in vars(coded)))
-            truth = self.store.label_to_vocabulary[label[rows]]
+            truth = self.store.in_vocabulary(label[rows])
             measured = label_fidelity(
                 torch.cat(self._full).cpu().numpy()[good], decode(chosen, self.store.tables), truth, layout.fidelity_k
             )

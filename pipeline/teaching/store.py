@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from teachonce.core.files import neighbour
 from teachonce.core.progress import Reporter
 from teachonce.data.index import SampleIndex, collect_sound, unseen_remark
 from teachonce.data.manifests import Manifest
@@ -190,7 +191,7 @@ def _create(
         facts = fingerprint["about"] | {"passed_over": collected.passed_over.facts()}
         fingerprint = fingerprint | {"about": facts}
     return create_store(
-        wanted.path, layout, fingerprint, wanted.vocabulary, wanted.own_classes, index, order, embeddings
+        wanted.path, layout, fingerprint, wanted.vocabulary, wanted.own_classes, index, order, embeddings, reporter
     )
 
 
@@ -211,7 +212,7 @@ def _chosen(wanted: WantedStore, index: SampleIndex, reporter: Reporter) -> Samp
         return index
     samples = few_shot_samples(index, wanted.shots, wanted.seed)
     chosen = index.take(samples)
-    path = wanted.path.with_name(wanted.path.name + ".shots.json")
+    path = neighbour(wanted.path, ".shots.json")
     keys = tuple(chosen.key(place) for place in range(len(chosen)))
     drawn = {
         "manifest": wanted.manifest.name,

@@ -19,10 +19,10 @@ class CacheRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheEntry:
-    """One working set, or one file of cached features."""
+    """One working set, one file of cached features, or what a killed process had left half made."""
 
     path: str
-    kind: Literal["working set", "unfinished", "features", "results"]
+    kind: Literal["working set", "unfinished", "features", "results", "half made"]
     store: str
     """Name of the label store of a working set."""
     bytes: int

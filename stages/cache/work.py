@@ -9,8 +9,10 @@ from typing import Literal
 
 import numpy as np
 
+from teachonce.core.files import drafts, remove_draft
 from teachonce.core.machine import CACHE_VARIABLE, cache_folder
 from teachonce.core.progress import Reporter
+from teachonce.core.remote import tree_size
 from teachonce.errors import DataError, EnvironmentFault
 from teachonce.rows.files import clear, folder_beside, folder_in_cache, stored_sets
 from teachonce.stages.cache.request import CacheEntry, CacheRequest, CacheResult
@@ -24,17 +26,20 @@ def cache(request: CacheRequest, reporter: Reporter) -> CacheResult:
                 f"the cache folder {cache_folder()} is no folder",
                 hint=f"set {CACHE_VARIABLE} to a folder, or remove that file",
             )
-        entries = _working_sets(folder_in_cache()) + _evaluations()
+        entries = _working_sets(folder_in_cache()) + _evaluations() + _half_made(cache_folder())
+        entries += _half_made(cache_folder() / "features") + _half_made(cache_folder() / "results")
     else:
         folder = folder_beside(request.labels)
         if not request.labels.exists() and not folder.exists():
             raise DataError(f"{request.labels} does not exist", hint="teachonce cache list lists the user's own cache")
-        entries = _working_sets(folder)
+        entries = _working_sets(folder) + _half_made(folder.parent)
     freed, skipped = 0, []
     if request.action == "clear":
         for entry in entries:
             if _clear(entry):
                 freed += entry.bytes
+                if entry.kind == "half made":
+                    reporter.note(f"removed {entry.path}, which a process that was killed had left half made")
             else:
                 skipped.append(entry.path)
                 reporter.note(f"left {entry.path} alone: a process uses it")
@@ -59,6 +64,22 @@ def _working_sets(folder: Path) -> tuple[CacheEntry, ...]:
             in_use=stored.in_use,
         )
         for stored in stored_sets(folder)
+    )
+
+
+def _half_made(folder: Path) -> tuple[CacheEntry, ...]:
+    """Files and folders that were not whole when their process was killed: a pack, an export, a store, a page."""
+    return tuple(
+        CacheEntry(
+            path=str(draft),
+            kind="half made",
+            store="",
+            bytes=tree_size(draft) if draft.is_dir() else draft.stat().st_size,
+            rows=None,
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(draft.stat().st_mtime)),
+            in_use=False,
+        )
+        for draft in drafts(folder)
     )
 
 
@@ -96,6 +117,9 @@ def _rows(file: Path) -> int | None:
 
 def _clear(entry: CacheEntry) -> bool:
     path = Path(entry.path)
+    if entry.kind == "half made":
+        remove_draft(path)
+        return not path.exists()
     if entry.kind not in ("features", "results"):
         return clear(path)
     path.with_suffix(".sha256").unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from teachonce.core.folders import require_new
+from teachonce.core.files import require_new
 from teachonce.core.hub import parse_hub_id
 from teachonce.data.vocabulary import Vocabulary, load_vocabulary
 from teachonce.errors import UsageError

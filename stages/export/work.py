@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from teachonce import __version__
 from teachonce.core.documents import SHOWN
-from teachonce.core.folders import new_folder
+from teachonce.core.files import new_folder
 from teachonce.core.hub import parse_hub_id, push
 from teachonce.core.machine import default_threads
 from teachonce.core.progress import Reporter
@@ -42,7 +42,7 @@ def export(request: ExportRequest, classes: Vocabulary | None, reporter: Reporte
                 "a weight matrix"
             )
         )
-    with new_folder(request.out) as folder:
+    with new_folder(request.out, reporter) as folder:
         facts, names = _write(folder, request, prompts, facts, classes)
         _prove(folder, prompts, classes)
     pushed = None if request.push is None else _pushed(request.out, request.push, facts.prompts_digest, reporter)

@@ -81,7 +81,7 @@ def _look(
         data = store.read_chunk(LABELS, chunk)
         labels = store.decode_labels(data)
         good = data["status"] == 0
-        label = store.label_to_vocabulary[data["label"]]
+        label = store.in_vocabulary(data["label"])
         mass = 1 - np.exp(labels.log_residual[good, 0].astype(np.float64))
         agrees = (labels.class_ids[good, 0] == label[good]).sum()
         known = (label[good] >= 0).sum()

@@ -156,6 +156,7 @@ def _open_or_create(
         wanted | {"scales": list(scales)},
         first.vocabulary(),
         None,
+        reporter,
     )
     return child, scales
 
@@ -202,7 +203,7 @@ def _calibrated(parents: Sequence[LabelStore], threads: int | None, reporter: Re
     for chunk in range(first.layout.chunks):
         start, stop = first.layout.bounds(chunk)
         parts = [source.columns(LABELS, start, stop, ("label", "status")) for source in rows]
-        label[start:stop] = first.label_to_vocabulary[parts[0]["label"]]
+        label[start:stop] = first.in_vocabulary(parts[0]["label"])
         usable[start:stop] = _status(parts) == 0
     chosen = calibration_rows(usable & (label >= 0), first.layout.classes)
     scales = []

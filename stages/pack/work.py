@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from teachonce.core.folders import require_new
+from teachonce.core.files import require_new
 from teachonce.core.progress import Reporter
 from teachonce.core.remote import is_remote
 from teachonce.core.sums import SUMS_FILE, digest_of, is_plain, require_unchanged

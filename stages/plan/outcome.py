@@ -6,7 +6,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from teachonce.core.documents import json_in
+from teachonce.core.documents import JSON_BYTES, json_in
+from teachonce.core.outside import read_plain
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, UsageError
 from teachonce.labels.format import LABELS
@@ -33,7 +34,7 @@ def compared(plan_file: Path, labels: Path, reporter: Reporter) -> CompareResult
         UsageError: the store was taught from other data, or by another teacher.
     """
     try:
-        document = json_in(plan_file.read_bytes())
+        document = json_in(read_plain(plan_file, JSON_BYTES))
         planned = {item["what"]: Estimate(**item) for item in document["estimates"]}
         rows, chunks, there = (int(document[key]) for key in ("rows", "chunks", "chunks_there"))
         known = document["kind"] == KIND and document["schema"] == SCHEMA

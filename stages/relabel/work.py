@@ -56,7 +56,7 @@ def relabel(request: RelabelRequest, reporter: Reporter) -> RelabelResult:
             features, spec = _class_embeddings(request, parent, plan, reporter)
             child_facts = plan.fingerprint["about"] | {"teacher": spec}
             made = plan.fingerprint | {"about": child_facts}
-            child = create_child(request.labels, parent, plan.layout, made, plan.vocabulary, features)
+            child = create_child(request.labels, parent, plan.layout, made, plan.vocabulary, features, reporter)
         groups = list(copy_groups(child, [parent], lambda name: True))
         maker = _Maker(parent, child, request.threads)
         filled = fill(child, groups, token, maker.make, reporter)

@@ -55,8 +55,8 @@ def report(request: ReportRequest, reporter: Reporter, spell: Callable[[str], st
     samples = _spelled(_samples(request, labels, folder, reporter), spell)
     made = build(folder, store, samples, None if labels is None else str(labels), _command(request), spell)
     beside = request.out.with_name(f"{request.out.stem}-files")
-    atomic_write_bytes(request.out, made.html.encode())
-    _write_files(beside, made.files)
+    atomic_write_bytes(request.out, made.html.encode(), reporter)
+    _write_files(beside, made.files, reporter)
     return _result(request, folder, made, beside, time.monotonic() - began)
 
 
@@ -124,7 +124,7 @@ def _command(request: ReportRequest) -> str:
     return command_line("report", str(request.folder), **{key: str(v) for key, v in given.items() if v is not None})
 
 
-def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+def _write_files(folder: Path, files: Mapping[str, bytes], reporter: Reporter) -> None:
     """Write what lies beside the page, and take away what an earlier report wrote there and this one does not."""
     folder.mkdir(exist_ok=True)
     lines = [["file", "sha256"], *([name, hashlib.sha256(data).hexdigest()] for name, data in sorted(files.items()))]
@@ -133,8 +133,8 @@ def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
         if name not in files and old.is_file() and hashlib.sha256(old.read_bytes()).hexdigest() == digest:
             old.unlink()
     for name, data in files.items():
-        atomic_write_bytes(folder / name, data)
-    atomic_write_bytes(folder / LIST, csv_bytes(lines))
+        atomic_write_bytes(folder / name, data, reporter)
+    atomic_write_bytes(folder / LIST, csv_bytes(lines), reporter)
 
 
 def _listed(file: Path) -> list[tuple[str, str]]:

@@ -25,7 +25,7 @@ def subset(request: SubsetRequest, reporter: Reporter) -> SubsetResult:
     chosen = choose(store, rule, reporter)
     if chosen.short:
         reporter.note(f"{len(chosen.short)} classes have fewer than {request.shots} samples; all of theirs are taken")
-    digest = save_selection(request.out, store, rule, chosen)
+    digest = save_selection(request.out, store, rule, chosen, reporter)
     return SubsetResult(
         samples=len(chosen.samples),
         rows=len(chosen.samples) * store.layout.views,

@@ -10,6 +10,7 @@ from typing import Any
 
 from teachonce.cluster import client as cluster_client
 from teachonce.core.documents import readable
+from teachonce.core.files import neighbour
 from teachonce.core.progress import Reporter
 from teachonce.data.manifests import load_manifest
 from teachonce.errors import DataError
@@ -147,7 +148,7 @@ def _count(tally: _Tally, report: ChunkReport, brought: tuple[str, ...], store: 
 
 
 def _failure_log(store: LabelStore) -> Path:
-    return store.path.with_name(store.path.name + ".failures.jsonl")
+    return neighbour(store.path, ".failures.jsonl")
 
 
 def _shares(tally: _Tally) -> dict[str, str]:

@@ -12,11 +12,10 @@ import numpy as np
 from teachonce.core.locks import owned
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
-from teachonce.labels.codec import GAP_FILL
-from teachonce.labels.embeddings import decode_embeddings
+from teachonce.labels.codec import GAP_FILL, decode_embeddings
 from teachonce.labels.format import EMBEDDING, LABELS, STATUS_FILL
-from teachonce.labels.header import RESTORE
 from teachonce.labels.ledger import key_digest
+from teachonce.labels.metadata import RESTORE, take_out_additions
 from teachonce.labels.store import Arrays, LabelStore
 from teachonce.models.spec import parse_spec
 from teachonce.phrases import Phrase, option, phrase
@@ -57,6 +56,7 @@ def _check(request: VerifyRequest) -> None:
 
 def _verify(request: VerifyRequest, reporter: Reporter) -> tuple[VerifyResult, str]:
     store = LabelStore.open(request.labels, writable=request.repair)
+    _look_at_additions(store, request, reporter)
     faults = [Fault(*fault) for fault in store.static_faults()]
     # Chunks are judged by the index only where it is sound: `repair` must not drop sound chunks.
     fixed, index_is_sound = len(faults), not faults
@@ -88,6 +88,16 @@ def _verify(request: VerifyRequest, reporter: Reporter) -> tuple[VerifyResult, s
         teacher=again,
     )
     return result, "" if again else _next_step(store, result, fixed)
+
+
+def _look_at_additions(store: LabelStore, request: VerifyRequest, reporter: Reporter) -> None:
+    """Say what other programs have put into the store's metadata, which is passed over, and take it out on request."""
+    for name, keys in store.metadata.added.items():
+        added = f"{store.path / name}: other programs have added {', '.join(map(repr, keys))}"
+        mended = phrase("; it does no harm, and {repair} takes it out")
+        reporter.note(added + ("; it was taken out" if request.repair else mended))
+    if request.repair:
+        take_out_additions(store.path, store.metadata)
 
 
 def _next_step(store: LabelStore, result: VerifyResult, fixed: int) -> str:

@@ -18,8 +18,7 @@ from worlds import synthetic_store
 
 from teachonce import errors
 from teachonce.cluster.description import load_description
-from teachonce.core.files import atomic_write_bytes
-from teachonce.core.folders import new_folder
+from teachonce.core.files import atomic_write_bytes, new_folder
 from teachonce.core.locks import owned
 from teachonce.core.progress import Silent
 from teachonce.core.remote import location

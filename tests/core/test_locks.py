@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -19,7 +20,7 @@ import pytest
 from worlds import Notes
 
 from teachonce.core.locks import LockOwner, exclusive, lock_path, owned, read_owner, require_token, shared
-from teachonce.core.machine import process_start
+from teachonce.core.machine import lives, process_start, this_process
 from teachonce.core.progress import Silent
 from teachonce.errors import IncompleteError
 
@@ -106,6 +107,82 @@ def test_another_hosts_lock_needs_force(tmp_path: Path) -> None:
     with owned(store, Silent(), force=True) as token:
         require_token(store, token)
     assert not lock_path(store).exists()
+
+
+HERE = this_process()
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [{"namespace": "pid:[1]"}, {"boot": "another"}, {"namespace": "pid:[1]", "host": "container"}],
+    ids=["another container", "another machine of this name", "another container with a name"],
+)
+def test_an_owner_whose_pid_means_nothing_here_lives_as_long_as_it_gives_signs(
+    elsewhere: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pids of other containers are others' here; the owner's own signs of life decide, whatever the clocks say."""
+    monkeypatch.setattr("teachonce.core.locks.HEARTBEAT_S", 0.1)
+    store = tmp_path / "a.zarr"
+    write_lock(store, **({"pid": 2**22 + 1, "namespace": HERE.namespace, "boot": HERE.boot} | elsewhere))
+    with pytest.raises(IncompleteError, match="is being written by process"), owned(store, Silent()):
+        pass
+    os.utime(lock_path(store), (1, 1))  # a clock that is wrong by years, and an owner that lives
+    signs = threading.Timer(0.1, os.utime, [lock_path(store), (2, 2)])
+    signs.start()
+    with pytest.raises(IncompleteError, match="is being written by process"), owned(store, Silent()):
+        pass
+    signs.join()
+    os.utime(lock_path(store), (1, 1))
+    notes = Notes()
+    with owned(store, notes):
+        assert read_owner(store) != HERE
+    assert "reclaimed the lock" in notes.lines[0]
+
+
+def test_a_pid_counts_wherever_it_means_something_whatever_the_host_is_called() -> None:
+    assert lives(HERE) is True
+    assert lives(dataclasses.replace(HERE, host="renamed")) is True
+    assert lives(dataclasses.replace(HERE, started=HERE.started - 1000)) is False
+    assert lives(dataclasses.replace(HERE, namespace="", boot="")) is True, "a mark of an earlier version"
+    assert lives(dataclasses.replace(HERE, namespace="", boot="", host="elsewhere")) is None
+    assert lives(dataclasses.replace(HERE, pid=-1)) is False
+    assert lives(dataclasses.replace(HERE, pid=10**30)) is False
+
+
+def test_two_names_of_a_store_are_one_lock(tmp_path: Path) -> None:
+    """A link to the store, a link in its folder's path, a link to a store that is not there yet."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "a.zarr").mkdir()
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "disk" / "a.zarr")
+    (tmp_path / "way").symlink_to(tmp_path / "disk")
+    (tmp_path / "new.zarr").symlink_to(tmp_path / "disk" / "b.zarr")
+    with owned(tmp_path / "link.zarr", Silent()) as token:
+        for other in (tmp_path / "disk" / "a.zarr", tmp_path / "way" / "a.zarr"):
+            require_token(other, token)
+            with pytest.raises(IncompleteError, match="is being written"), owned(other, Silent()):
+                pass
+    with owned(tmp_path / "new.zarr", Silent()) as token:
+        require_token(tmp_path / "disk" / "b.zarr", token)
+    assert sorted(item.name for item in tmp_path.rglob("*.lock")) == []
+
+
+@pytest.mark.parametrize("text", ['{"host": 1, "pid": "x", "started": [], "token": 0}', "[1]", '{"host": "a"}'])
+def test_a_lock_file_of_another_form_owns_nothing(text: str, tmp_path: Path) -> None:
+    lock_path(tmp_path / "a.zarr").write_text(text)
+    assert read_owner(tmp_path / "a.zarr") is None
+    with owned(tmp_path / "a.zarr", Silent()):
+        pass
+
+
+def test_what_was_killed_while_it_took_a_lock_leaves_no_file(tmp_path: Path) -> None:
+    """The owner writes its name down before it holds the lock."""
+    left = tmp_path / "a.zarr.lock.1f"
+    left.write_text("{}")
+    os.utime(left, (1, 1))
+    (tmp_path / "a.zarr.lock.notes").write_text("mine")
+    with owned(tmp_path / "a.zarr", Silent()):
+        pass
+    assert os.listdir(tmp_path) == ["a.zarr.lock.notes"]
 
 
 def test_a_run_that_lost_its_lock_does_not_remove_the_new_one(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
 
-from teachonce.data.manifests import Manifest, Split, load_manifest, require_root, shipped_manifests
+from teachonce.data.manifests import Manifest, Split, absent_files, load_manifest, require_root, shipped_manifests
+from teachonce.data.vocabulary import load_vocabulary
 from teachonce.errors import DataError, UsageError
 
 
@@ -39,6 +41,45 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """A path that ends in .toml is meant as a file."""
     with pytest.raises(UsageError, match="cannot read the manifest .*gone.toml"):
         load_manifest(str(tmp_path / "gone.toml"))
+
+
+NO_PATHS = ["a\0b", "x" * 70_000, "/".join(["y" * 200] * 30), "\0"]
+
+
+@pytest.mark.parametrize("path", [*NO_PATHS, ".", "./", "**x", "a/x**/b"])
+def test_a_path_that_no_file_system_takes_is_refused_when_it_is_read(path: str) -> None:
+    with pytest.raises(ValueError, match="path"):
+        Split(format="webdataset", path=path)
+
+
+@pytest.mark.parametrize("path", NO_PATHS)
+def test_so_are_class_lists_names_and_digests(path: str) -> None:
+    manifest = a_manifest()
+    for given in ({"classes": path}, {"names": path}, {"digests": {path: "md5:0"}}):
+        with pytest.raises(ValueError, match="no file system"):
+            dataclasses.replace(manifest, **given)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no file system"):
+        Split(format="webdataset", path="a", classes=path)
+    with pytest.raises(ValueError, match="root"):
+        dataclasses.replace(manifest, names="../outside")
+
+
+def test_folders_of_classes_may_lie_in_the_root_itself(tmp_path: Path) -> None:
+    split = Split(format="image-folder", path=".")
+    assert (
+        absent_files(dataclasses.replace(a_manifest(), classes="folders", splits={"all": split}), "all", tmp_path) == []
+    )
+
+
+def test_a_list_that_is_a_device_or_a_pipe_is_refused_and_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    for name in ("/dev/zero", str(tmp_path / "pipe.toml"), "x" * 300):
+        with pytest.raises(DataError, match="cannot read the class list"):
+            load_vocabulary(name, tmp_path)
+    with pytest.raises(UsageError, match="a pipe and no plain file"):
+        load_manifest(str(tmp_path / "pipe.toml"))
+    with pytest.raises(UsageError, match="neither a manifest file"):
+        load_manifest("x" * 300)
 
 
 @pytest.mark.parametrize("path", ["/etc/*.tar", "../*.tar", "a/../../b"])

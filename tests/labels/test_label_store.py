@@ -279,7 +279,7 @@ def test_a_failed_creation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device", "somewhere")
 
-    monkeypatch.setattr("teachonce.core.folders.sync_tree", full)
+    monkeypatch.setattr("teachonce.core.files.sync_tree", full)
     with pytest.raises(IncompleteError, match=r"cannot write .*: No space left.*MB free"):
         synthetic_store(tmp_path / "a.zarr")
     assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import worlds
+from worlds import Notes
 
+from teachonce.core.files import whole_folder
 from teachonce.core.progress import Silent
 from teachonce.errors import DataError, EnvironmentFault
 from teachonce.evaluation.cache import SplitFeatures, cached_features, keep_arrays
@@ -74,6 +76,7 @@ READER = """
 import sys, time
 from pathlib import Path
 from teachonce.labels.store import LabelStore
+from teachonce.core.files import whole_folder
 from teachonce.core.progress import Silent
 from teachonce.rows.working_set import open_working_set
 rows = open_working_set(LabelStore.open(Path(sys.argv[1])), None, Silent())
@@ -110,6 +113,20 @@ def test_what_a_dead_builder_left_is_cleared_and_a_living_one_spared(store: Labe
     (place / "records.npy").write_bytes(b"half of it")
     result = cache(CacheRequest(action="clear", labels=store.path), Silent())
     assert (result.freed, result.skipped) == (10, ()) and not folder.exists()
+
+
+def test_what_a_killed_pack_left_beside_a_store_is_listed_and_cleared(store: LabelStore) -> None:
+    """And what a living process writes there, or somebody else, is no entry."""
+    left = store.path.with_name(".packed.4194304-00aa11bb.partial")
+    left.mkdir()
+    (left / "part").write_bytes(b"half of it")
+    store.path.with_name(".mine.partial").write_text("")
+    with whole_folder(store.path.with_name("other")):
+        (entry,) = cache(CacheRequest(action="list", labels=store.path), Silent()).entries
+        assert (entry.kind, entry.path, entry.bytes) == ("half made", str(left), 10)
+        notes = Notes()
+        assert cache(CacheRequest(action="clear", labels=store.path), notes).freed == 10
+    assert not left.exists() and notes.lines == [f"removed {left}, which a process that was killed had left half made"]
 
 
 def test_without_a_store_the_users_cache_is_meant(store: LabelStore, own_cache: Path) -> None:

@@ -15,7 +15,7 @@ from worlds import CHUNK_ROWS, CHUNKS, PHOTOS, World, all_arrays, keys_of, synth
 from teachonce.core.progress import Silent
 from teachonce.data.reader import decode
 from teachonce.errors import DataError, FingerprintError, ImageChangedError, UsageError
-from teachonce.labels.embeddings import decode_embeddings, encode_embeddings
+from teachonce.labels.codec import decode_embeddings, encode_embeddings
 from teachonce.labels.fidelity import fidelity_report, measured_rows
 from teachonce.labels.format import EMBEDDING, EMBEDDING_SCALES, LABELS, TAIL_RULES, fidelity_columns
 from teachonce.labels.store import LabelStore

@@ -12,7 +12,7 @@ import worlds
 from teachonce.core.progress import Silent
 from teachonce.data.view_policy import ViewPolicy
 from teachonce.errors import DataError, IntegrityError
-from teachonce.labels.embeddings import decode_embeddings
+from teachonce.labels.codec import decode_embeddings
 from teachonce.labels.format import EMBEDDING
 from teachonce.labels.selection import Rule, choose, load_selection, save_selection
 from teachonce.labels.store import LabelStore
