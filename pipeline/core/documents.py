@@ -33,6 +33,7 @@ from teachonce.core.digests import canonical_digest
 from teachonce.core.outside import open_plain, read_plain
 
 MOST_BYTES = 1 << 30  # of a document or a log that is read whole
+LINE_BYTES = 1 << 20  # of the first line of a log, where no more is asked
 
 SEAL = "document_sha256"
 """The key of the digest, over the canonical JSON of all other keys."""
@@ -193,7 +194,7 @@ def json_in(text: str | bytes, most_bytes: int = JSON_BYTES) -> Any:
     _require_size(text, most_bytes)
     try:
         text = text if isinstance(text, str) else text.decode()
-        document = json.loads(text, parse_constant=_refuse, parse_int=_whole, parse_float=_finite)
+        document = _DECODER.decode(text)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     _require_shallow(document)
@@ -241,7 +242,14 @@ def read_object(file: Path, schema: int | None = None) -> dict[str, Any] | None:
 
 
 def read_events(file: Path, *, live: bool = False) -> list[dict[str, Any]]:
-    """The whole events of a log, none where there is no log yet; a torn line, as a crash leaves it, is passed over.
+    """The whole events of a log; as `read_log`, for who does not ask what is damaged."""
+    return read_log(file, live=live)[0]
+
+
+def read_log(file: Path, *, live: bool = False) -> tuple[list[dict[str, Any]], int]:
+    """The whole events of a log, and how many other lines it has, but for a last one that a crash may have torn.
+
+    There are none where there is no log yet. Each line is parsed once: logs of long runs are long.
 
     Args:
         file: one JSON object with an `event` a line.
@@ -255,25 +263,22 @@ def read_events(file: Path, *, live: bool = False) -> list[dict[str, Any]]:
     try:
         text = read_plain(file, MOST_BYTES).decode(errors="replace" if live else "strict")
     except FileNotFoundError:
-        return []
+        return [], 0
     except OSError:
         if live:
-            return []
+            return [], 0
         raise
-    return [event for _, event in events_in(text) if not live or "time" in event]
-
-
-def read_log(file: Path) -> tuple[list[dict[str, Any]], int]:
-    """The whole events of a log, and how many other lines it has, but for a last one that a crash may have torn.
-
-    Raises:
-        OSError, UnicodeDecodeError: as `read_events`.
-    """
-    text = read_plain(file, MOST_BYTES).decode()
     lines = [line for line in text.splitlines() if line.strip()]
     events = list(events_in(text))
     torn = bool(lines) and not text.endswith("\n") and (not events or events[-1][0] != lines[-1])
-    return [event for _, event in events], len(lines) - len(events) - torn
+    return [event for _, event in events if not live or "time" in event], len(lines) - len(events) - torn
+
+
+def begins_with(file: Path, event: str) -> bool:
+    """Whether the first line of a log is this event; False where there is no log. The rest is not read."""
+    with suppress(OSError), open_plain(file) as log:
+        return any(first["event"] == event for _, first in events_in(log.readline(LINE_BYTES).decode(errors="replace")))
+    return False
 
 
 def events_in(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -379,3 +384,7 @@ def _finite(digits: str) -> float:
 def _refuse(name: str) -> float:
     """NaN and the infinities, which Python would read and other programs would not."""
     raise ValueError(f"{name} is no JSON")
+
+
+# One for all texts: to make it anew would cost more than to read a line of a log.
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_int=_whole, parse_float=_finite)

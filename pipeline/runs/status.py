@@ -6,12 +6,11 @@ This module needs neither torch nor the label store, takes no lock and writes no
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from teachonce.core.documents import number, read_events, read_log, read_object
+from teachonce.core.documents import begins_with, number, read_log, read_object
 from teachonce.core.machine import ProcessMark
 from teachonce.core.status import (
     State,
@@ -65,9 +64,7 @@ class RunStatus:
 def is_run(folder: Path) -> bool:
     """Whether this is the folder of a run, even if the run has only begun."""
     run = RunFolder(folder)
-    if run.events.is_file() and any(event["event"] == "start" for event in read_events(run.events, live=True)[:1]):
-        return True
-    return run.checkpoints.newest_step() is not None or run.lock.is_file()
+    return begins_with(run.events, "start") or run.checkpoints.newest_step() is not None or run.lock.is_file()
 
 
 def run_status(folder: Path, now: float) -> RunStatus:
@@ -78,7 +75,7 @@ def run_status(folder: Path, now: float) -> RunStatus:
         now: seconds since 1970.
     """
     run = RunFolder(folder)
-    events = read_events(run.events, live=True)
+    events, damaged_lines = read_log(run.events, live=True)
     attempt = _attempt(events)
     steps = [event for event in events if event["event"] == "step" and number(event.get("step")) is not None]
     total = next(
@@ -110,18 +107,16 @@ def run_status(folder: Path, now: float) -> RunStatus:
         seconds_since_sign=round(silent, 1) if silent is not None else None,
         seconds_left=end.seconds_left,
         estimated_end=end.estimated_end,
-        damaged=tuple(_damaged(run, results is not None)),
+        damaged=tuple(_damaged(run, results is not None, damaged_lines)),
     )
 
 
-def _damaged(run: RunFolder, finished: bool) -> Iterator[str]:
+def _damaged(run: RunFolder, finished: bool, lines: int) -> Iterator[str]:
     """A sentence on each file that a report of this run would not count."""
     if run.results.exists() and not finished:
         yield f"{run.results} is not what a run writes"
-    with suppress(OSError, UnicodeDecodeError):
-        lines = read_log(run.events)[1]
-        if lines:
-            yield f"{run.events}: {lines} lines are damaged"
+    if lines:
+        yield f"{run.events}: {lines} lines are damaged"
 
 
 def _attempt(events: Sequence[Event]) -> Sequence[Event]:

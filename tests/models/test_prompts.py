@@ -12,7 +12,7 @@ import torch
 from teachonce.models.prompts import PromptMeta, Prompts
 from teachonce.models.slots import SlotPrompts
 
-CLIP: Any = SimpleNamespace(spec="local-dir:student", digest="d" * 64)
+CLIP: Any = SimpleNamespace(spec="local-dir:student", digest="d" * 64, behaviour={"tokenizer": "t"})
 TEXT_TOWER: Any = SimpleNamespace(width=6, layers=3)
 IMAGE_TOWER: Any = SimpleNamespace(width=8, layers=2)
 TEXT = SlotPrompts(torch.zeros(5, 6))
@@ -34,12 +34,21 @@ def test_a_description_holds_what_was_asked_and_the_sizes_of_what_was_made(tower
     assert (described["slots"], described["width"], described["layers"]) == (0 if tower == "image" else 5, 6, 3)
     image = [described[f"image_{key}"] for key in ("slots", "depth", "width", "layers", "gate")]
     assert image == ([0, 0, 0, 0, False] if tower == "text" else [7, 2, 8, 2, True])
-    assert (described["student"], described["student_digest"]) == (CLIP.spec, CLIP.digest)
+    student = tuple(described[f"student{part}"] for part in ("", "_digest", "_behaviour"))
+    assert student == (CLIP.spec, CLIP.digest, CLIP.behaviour)
 
 
 def test_an_export_says_everything_of_prompts_but_their_student_and_its_sizes() -> None:
     """A new property of prompts is either told or on this list."""
-    of_the_student = {"student", "student_digest", "width", "layers", "image_width", "image_layers"}
+    of_the_student = {
+        "student",
+        "student_digest",
+        "student_behaviour",
+        "width",
+        "layers",
+        "image_width",
+        "image_layers",
+    }
     assert dataclasses.asdict(meta("both")).keys() - meta("both").public().keys() == of_the_student | {"version"}
 
 
