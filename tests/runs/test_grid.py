@@ -161,7 +161,7 @@ def test_files_are_found_beside_the_grid_and_words_stay_words(tmp_path: Path) ->
         ("[[evaluate]]\nname = 'a/b'\nmanifest = 'm'\n", "name must be letters"),
         ("[[evaluate]]\nname = 'a.template'\nmanifest = 'm'\n", "name must be letters, digits, '-' or '_'"),
         ("[[evaluate]]\nname = 'held_out'\nmanifest = 'm'\n", "means the held-out samples"),
-        ("[[evaluate]]\nname = 'a'\nmanifest = 'm'\nwise = 2\n", r"wise must be in \[0, 1\]"),
+        ("[[evaluate]]\nname = 'a'\nmanifest = 'm'\nwise = 2\n", "wise must be at most 1"),
         ("[[evaluate]]\nname = 'a'\n", r"evaluate\[0\]: the key 'manifest' is missing"),
         ("[[evaluate]]\nname = 'a'\nmanifest = 'm'\nonly = 'chosen'\n", r"there is no \[choose\]"),
         ("[choose]\nby = 'held'\n", "unknown measure 'held': did you mean 'held_out'"),

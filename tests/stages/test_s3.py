@@ -80,7 +80,10 @@ def test_what_is_a_url() -> None:
             location(text)
 
 
-@pytest.mark.parametrize("layout", ["wds", "tars", "folders"])
+SLOW_LAYOUTS = [pytest.param(name, marks=pytest.mark.slow) for name in ("tars", "folders")]
+
+
+@pytest.mark.parametrize("layout", ["wds", *SLOW_LAYOUTS])
 def test_images_on_s3(layout: str, s3: Any, world: World, teacher: str, student: str, tmp_path: Path) -> None:
     """Every layout: the same store id and the same bits as from a disk."""
     made = []
@@ -106,6 +109,7 @@ def test_images_on_s3(layout: str, s3: Any, world: World, teacher: str, student:
     )
 
 
+@pytest.mark.slow
 def test_a_copied_store_is_the_store(
     copied: Path, finished: Path, student: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
