@@ -213,9 +213,11 @@ def test_no_more_images_are_tried_than_the_job_has(world: World, teacher: str, t
     assert any("trying 14 images at most" in line for line in notes.lines)
 
 
-def halves(world: World, labels: Path, half: Any, teacher: str | None, **options: Any) -> RehearseResult:
-    """One half for a second."""
-    return rehearse_half(request_for(world, labels, teacher, **options), half, 1.0, Silent())
+def halves(
+    world: World, labels: Path, half: Any, teacher: str | None, seconds: float = 1.0, **options: Any
+) -> RehearseResult:
+    """One half for some seconds."""
+    return rehearse_half(request_for(world, labels, teacher, **options), half, seconds, Silent())
 
 
 def test_images_without_a_model(world: World, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +226,7 @@ def test_images_without_a_model(world: World, teacher: str, tmp_path: Path, monk
 
     monkeypatch.setattr(LoadedClip, "encode_images", lambda *_: pytest.fail("a model ran"))
     before = everything(world.root)
-    rehearsed = halves(world, tmp_path / "a.zarr", "images", teacher)
+    rehearsed = halves(world, tmp_path / "a.zarr", "images", teacher, seconds=4.0)  # enough on a busy machine
     assert rehearsed.images > PHOTOS and rehearsed.failed == 0, "they are gone over again"
     assert rehearsed.rates["read"] > rehearsed.rates["decode"] > 0 and "decoding" in rehearsed.bottleneck
     assert not list(tmp_path.iterdir()) and everything(world.root) == before
