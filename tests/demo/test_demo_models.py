@@ -170,6 +170,7 @@ def test_the_recipe_s_shortcuts_equal_open_clip(models: DemoModels, name: str) -
     assert torch.allclose(prepare(pixels[None], size)[0], transform(Image.fromarray(pixels)), atol=2.5 / 127.5)
 
 
+@pytest.mark.slow  # the demo itself runs in CI
 def test_the_recipe_still_runs_and_learns(tmp_path: Path) -> None:
     sizes = TrainSizes(
         images_per_class=1,

@@ -134,6 +134,7 @@ def test_only_core_codecs_and_no_shards(tmp_path: Path) -> None:
             assert set(names) <= {"bytes", "blosc", "crc32c"} and names[-1] == "crc32c", file
 
 
+@pytest.mark.slow
 def test_large_vocabularies_take_wide_class_ids(tmp_path: Path) -> None:
     """70,000 classes: uint32, and the highest class comes back."""
     store, logits = synthetic_store(tmp_path / "a.zarr", rows=40, chunk_rows=40, classes=70_000, top_k=3)

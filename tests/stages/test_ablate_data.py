@@ -217,7 +217,8 @@ def test_cells_that_differ_only_in_what_has_no_effect_are_told(finished: Path, s
     )
 
 
-@pytest.mark.parametrize("maker", ["relabel", pytest.param("merge", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("maker", ["relabel", "merge"])
 def test_a_derived_store_gets_a_student_from_the_store_that_was_taught(
     maker: str, world: World, teacher: str, student: str, tmp_path: Path
 ) -> None:

@@ -207,6 +207,7 @@ def from_outside(folder: Path) -> tuple[dict[str, Any], list[str]]:
     return document, heavy
 
 
+@pytest.mark.slow  # folders of every state are made up for CI
 def test_a_run_is_watched_from_another_process_and_then_killed(finished: Path, student: str, tmp_path: Path) -> None:
     """Running, alive, its own pid; after kill -9 stopped. A run folder needs no torch, zarr or NumPy, a store zarr."""
     out = tmp_path / "run"

@@ -112,6 +112,7 @@ def places(tmp_path: Path) -> tuple[Path, Path]:
     return here, there
 
 
+@pytest.mark.slow  # a scheduler and two workers start; SLURM jobs and a local cluster are in CI
 def test_workers_started_by_hand_in_another_folder(
     world: World, teacher: str, student: str, finished: Path, places: tuple[Path, Path]
 ) -> None:
