@@ -30,36 +30,53 @@ MORE_OPTIONS = {"teach": 21, "plan": 20, "train": 17}
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 
 MOST_MODULES = 700  # a help text needs some 550; torch alone brings 1,500 (times: `benchmarks/start_up.py`)
-# The last line of stderr: the exit code, the heavy modules that one command line leaves loaded, how many there are.
+LINES: dict[tuple[str, ...], int] = {
+    ("--help",): 0,
+    ("--version",): 0,
+    (): 2,
+    ("teech",): 2,
+    **{(name, "--help"): 0 for name in COMMANDS},
+    **{(name, "--no-such-option"): 2 for name in COMMANDS},
+    ("train", "x.zarr", "--set", "no_such_key=1"): 2,
+    ("train", "--print-config"): 0,
+    ("teach", "--labels", "x.zarr"): 2,
+    ("verify",): 2,
+}
+"""Command lines that end before a stage, and their exit codes."""
+# Runs each command line of stdin in a fork of a process that has loaded the command line and nothing else, and prints
+# for each the exit code, the heavy modules that it leaves loaded, and how many modules there are.
 PROBE = f"""
-import json, sys
+import json, os, sys
 from teachonce.cli.app import run
-code = run(sys.argv[1:])
-heavy = [name for name in {HEAVY!r} if name in sys.modules]
-print(json.dumps([code, heavy, len(sys.modules)]), file=sys.stderr)
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+for arguments in json.load(sys.stdin):
+    child = os.fork()
+    if not child:
+        code = run(arguments)
+        heavy = [name for name in {HEAVY!r} if name in sys.modules]
+        answers.write(json.dumps([code, heavy, len(sys.modules)]) + "\\n")
+        answers.flush()
+        os._exit(0)
+    os.waitpid(child, 0)
 """
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code"),
-    [
-        (["--help"], 0),
-        (["--version"], 0),
-        ([], 2),
-        (["teech"], 2),
-        *(([name, "--help"], 0) for name in COMMANDS),
-        *(([name, "--no-such-option"], 2) for name in COMMANDS),
-        (["train", "x.zarr", "--set", "no_such_key=1"], 2),
-        (["train", "--print-config"], 0),
-        (["teach", "--labels", "x.zarr"], 2),
-        (["verify"], 2),
-    ],
-    ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else str(value),
-)
-def test_nothing_heavy_is_imported_before_a_stage_runs(arguments: list[str], code: int) -> None:
-    done = subprocess.run([sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True, timeout=60)
-    *outcome, modules = json.loads(done.stderr.splitlines()[-1])
-    assert outcome == [code, []]
+@pytest.fixture(scope="module")
+def probed() -> dict[tuple[str, ...], Any]:
+    """What each of LINES leaves behind."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], input=json.dumps(list(LINES)), capture_output=True, text=True, timeout=300
+    )
+    return dict(zip(LINES, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+@pytest.mark.parametrize("line", LINES, ids=lambda line: " ".join(line) or "nothing")
+def test_nothing_heavy_is_imported_before_a_stage_runs(
+    line: tuple[str, ...], probed: dict[tuple[str, ...], Any]
+) -> None:
+    *outcome, modules = probed[line]
+    assert outcome == [LINES[line], []]
     assert modules < MOST_MODULES
 
 

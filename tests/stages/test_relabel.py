@@ -128,8 +128,8 @@ def test_the_same_classes_give_the_same_labels(parent: Path, tmp_path: Path) -> 
     ("options", "kind"),
     [
         ({"vocabulary": "other.tsv"}, "float16"),
-        ({"templates": TEMPLATES[:1]}, "float16"),
-        ({"templates": TEMPLATES}, "float16"),
+        pytest.param({"templates": TEMPLATES[:1]}, "float16", marks=pytest.mark.slow),
+        pytest.param({"templates": TEMPLATES}, "float16", marks=pytest.mark.slow),
         ({"vocabulary": "other.tsv", "templates": TEMPLATES, "top_k": 3}, "int8"),
     ],
     ids=["vocabulary", "template", "ensemble", "all"],
