@@ -224,7 +224,14 @@ def test_images_without_a_model(world: World, teacher: str, tmp_path: Path, monk
     """Reading and decoding rates of real images; no model runs, nothing is written."""
     from teachonce.models.clip import LoadedClip
 
-    monkeypatch.setattr(LoadedClip, "encode_images", lambda *_: pytest.fail("a model ran"))
+    real = LoadedClip.encode_images
+
+    def grey_only(clip: LoadedClip, pixels: Any, *more: Any) -> Any:
+        """A model is tried on one grey image when it is loaded."""
+        assert (pixels.amax((2, 3)) == pixels.amin((2, 3))).all(), "a model ran on an image"
+        return real(clip, pixels, *more)
+
+    monkeypatch.setattr(LoadedClip, "encode_images", grey_only)
     before = everything(world.root)
     rehearsed = halves(world, tmp_path / "a.zarr", "images", teacher, seconds=4.0)  # enough on a busy machine
     assert rehearsed.images > PHOTOS and rehearsed.failed == 0, "they are gone over again"
