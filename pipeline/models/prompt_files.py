@@ -55,6 +55,8 @@ _FIRST_FORMAT = "teachonce-prompts-1"  # text prompts only, tensors without a to
 _MOST_BYTES = 1 << 30  # of either file; prompts of the largest towers have some 10 MB
 _MOST_HEADER = 1 << 20
 
+LONGEST_NAME = 255  # characters between two slashes; no file system takes more
+
 _PLACE = (
     f"give a folder with {TENSORS_FILE} and {META_FILE}: a run of `teachonce train`, or an export of one; or "
     "OWNER/NAME, OWNER/NAME@REVISION on the hub"
@@ -195,8 +197,14 @@ def _folder_of(place: str | Path) -> Path:
         return fetch(hub_id, (META_FILE, TENSORS_FILE, SUMS_FILE))
     if not str(place) or not os.path.isdir(place):  # also of names that no system takes: too long, with a NUL
         no_id = ", nor is it an id OWNER/NAME of the Hugging Face hub" if isinstance(place, str) else ""
-        raise UsageError(f"cannot read prompts from {shown(str(place))}: there is no such folder{no_id}", hint=_PLACE)
+        raise UsageError(f"cannot read prompts from {_quoted(str(place))}: there is no such folder{no_id}", hint=_PLACE)
     return Path(place)
+
+
+def _quoted(place: str) -> str:
+    """Return a path in quotes, whole, so that it can be copied; text too long to be a path anywhere loses its end."""
+    too_long = max(map(len, place.split("/"))) > LONGEST_NAME
+    return shown(place) if too_long else repr(place)
 
 
 def _require_finished(folder: Path) -> None:

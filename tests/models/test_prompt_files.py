@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -204,8 +205,9 @@ def test_what_is_neither_a_folder_nor_an_id_says_what_was_expected(
 
 
 def test_missing_prompts_are_a_usage_error_with_a_hint(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="nowhere") as problem:
-        load_prompts(tmp_path / "nowhere")
+    missing = tmp_path / ("deep" * 30) / "nowhere"
+    with pytest.raises(UsageError, match=f"from '{re.escape(str(missing))}'") as problem:
+        load_prompts(missing)
     assert "teachonce train" in problem.value.hint
     (saved / "prompts.safetensors").unlink()
     with pytest.raises(UsageError, match=r"prompts\.safetensors"):
