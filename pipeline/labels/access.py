@@ -113,6 +113,7 @@ class _Guarded(WrapperStore[Store]):
         super().__init__(store)
         self.limits = {} if limits is None else limits
         self.counted: dict[str, int] = {}
+        self.arrays: dict[str, zarr.Array[Any]] = {}
 
     def _with_store(self, store: Store) -> _Guarded:
         return type(self)(store, self.limits)
@@ -198,6 +199,23 @@ def _require_declared(key: str, limit: ChunkLimit, buffer: Buffer | None) -> Non
             raise ValueError(f"it says that it has {coded:,} bytes, and has {len(data) - CHECKSUM:,}")
     if declared != limit.bytes:
         raise ValueError(f"it decodes to {declared:,} bytes, where a chunk has {limit.bytes:,}")
+
+
+def array_of(root: zarr.Group, name: str) -> zarr.Array[Any]:
+    """An array of an open store by its path; its metadata are read once, since Zarr hands each reading to a thread.
+
+    Raises:
+        KeyError: there is none.
+        OSError, ValueError: its metadata cannot be read.
+    """
+    store: Any = root.store
+    arrays: dict[str, zarr.Array[Any]] = store.arrays if isinstance(store, _Guarded) else {}
+    if name not in arrays:
+        array: Any = root[name]
+        if not isinstance(array, zarr.Array):
+            raise ValueError(f"{name} is a folder of arrays, and no array")
+        arrays[name] = array
+    return arrays[name]
 
 
 def chunk_files(root: zarr.Group, path: Path, name: str) -> int:

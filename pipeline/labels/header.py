@@ -20,7 +20,7 @@ from teachonce.core.sums import is_plain
 from teachonce.data.index import SampleIndex
 from teachonce.data.places import UNKNOWN
 from teachonce.errors import IntegrityError
-from teachonce.labels.access import HEADER_FILE, METADATA, chunk_files, document_in, read_metadata
+from teachonce.labels.access import HEADER_FILE, METADATA, array_of, chunk_files, document_in, read_metadata
 from teachonce.labels.format import INDEX_CHUNK
 from teachonce.labels.metadata import RESTORE, sha256, without_additions
 
@@ -95,8 +95,8 @@ def static_faults(path: Path, root: zarr.Group) -> list[tuple[str, str, str]]:
     faults = []
     for name, wanted in read_header(path)["arrays"].items():
         try:
-            require_chunks(path, root, name, root[name].shape[0])  # type: ignore[union-attr]
-            actual = array_digest(name, np.asarray(root[name][...]))  # type: ignore[index]
+            require_chunks(path, root, name, array_of(root, name).shape[0])
+            actual = array_digest(name, np.asarray(array_of(root, name)[...]))
         except READ_ERRORS as problem:
             actual = f"unreadable: {problem}"
         if actual != wanted:
@@ -122,7 +122,7 @@ def read_static(path: Path, root: zarr.Group, name: str, start: int = 0, stop: i
         IntegrityError: they cannot be read.
     """
     try:
-        array: Any = root[name]
+        array = array_of(root, name)
         require_chunks(path, root, name, array.shape[0])
         return np.asarray(array[start:stop])
     except READ_ERRORS as problem:

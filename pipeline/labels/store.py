@@ -25,7 +25,7 @@ from teachonce.data.places import name_of
 from teachonce.data.vocabulary import Vocabulary, parse_tsv
 from teachonce.errors import DataError, IncompleteError, IntegrityError
 from teachonce.labels import codec as label_codec
-from teachonce.labels.access import allow, open_group
+from teachonce.labels.access import allow, array_of, open_group
 from teachonce.labels.codec import CodecTables, CodedTopK, FloatArray, IdArray, TopK, decode_embeddings
 from teachonce.labels.format import EMBEDDING, LABELS, ArraySpec, Layout, chunk_file
 from teachonce.labels.header import READ_ERRORS, proved_static, read_header, read_index, read_static, static_faults
@@ -223,11 +223,12 @@ class LabelStore:
         """
         specs = self.groups[group].arrays
         place = staging or self.path
+        arrays: dict[str, zarr.Array[Any]] = {}
         try:
             for spec in specs:
                 if staging is not None:
                     stage_array(self.path, staging, spec.path)
-                array = zarr.open_array(str(place / spec.path), mode="r+", zarr_format=3)
+                array = arrays[spec.path] = zarr.open_array(str(place / spec.path), mode="r+", zarr_format=3)
                 start, stop = spec.bounds(self.layout, chunk)
                 # Not stored with the array: without it a chunk that equals the fill value (only failures) is dropped.
                 array.with_config({"write_empty_chunks": True})[start:stop] = data[spec.path].astype(
@@ -238,7 +239,8 @@ class LabelStore:
         except OSError as problem:
             raise write_failed(place, problem) from problem
         wanted = tuple(self._digest(group, spec, chunk, data[spec.path]) for spec in specs)
-        if tuple(self._digest(group, spec, chunk, self._read(spec, chunk, place)) for spec in specs) != wanted:
+        proved = (self._read(spec, chunk, arrays[spec.path]) for spec in specs)
+        if tuple(self._digest(group, spec, chunk, part) for spec, part in zip(specs, proved, strict=True)) != wanted:
             raise IntegrityError(
                 f"{place}: chunk {chunk} of {group} reads back different from what was written",
                 hint="the disk or its memory is faulty",
@@ -274,7 +276,7 @@ class LabelStore:
         path = ledger_path(group)
         row = to_row(token, rows_ok, rows_failed, digests, phases)
         try:
-            self.root[path][chunk : chunk + 1] = row[None]  # type: ignore[index]
+            array_of(self.root, path)[chunk : chunk + 1] = row[None]
             sync_up(self.path / path / "c" / str(chunk) / "0", self.path / path)
         except OSError as problem:
             raise write_failed(self.path, problem) from problem
@@ -300,7 +302,7 @@ class LabelStore:
             IntegrityError: the record itself is damaged.
         """
         try:
-            row = np.asarray(self.root[ledger_path(group)][chunk])  # type: ignore[index]
+            row = np.asarray(array_of(self.root, ledger_path(group))[chunk])
         except READ_ERRORS as problem:
             raise IntegrityError(
                 f"{self.path}/{ledger_path(group)}/c/{chunk}/0: damaged ledger record: {problem}",
@@ -326,7 +328,7 @@ class LabelStore:
     def _ledger(self, group: str) -> npt.NDArray[np.uint64] | None:
         """All rows of a ledger, read at once because one by one is slow; None if any of them cannot be read."""
         try:
-            return np.asarray(self.root[ledger_path(group)][...], dtype=np.uint64)  # type: ignore[index]
+            return np.asarray(array_of(self.root, ledger_path(group))[...], dtype=np.uint64)
         except READ_ERRORS:
             return None
 
@@ -360,17 +362,15 @@ class LabelStore:
                 )
         return data
 
-    def _read(self, spec: ArraySpec, chunk: int, staging: Path | None = None) -> npt.NDArray[Any]:
+    def _read(self, spec: ArraySpec, chunk: int, array: zarr.Array[Any] | None = None) -> npt.NDArray[Any]:
+        """Decode a chunk of this store's own array, or of one that was just written to another place."""
         start, stop = spec.bounds(self.layout, chunk)
-        place = staging or self.path
         try:
-            root = self.root if place == self.path else zarr.open_group(str(place), mode="r", zarr_format=3)
-            return np.asarray(root[spec.path][start:stop])  # type: ignore[index]
+            array = array_of(self.root, spec.path) if array is None else array
+            return np.asarray(array[start:stop])
         except READ_ERRORS as problem:
-            raise IntegrityError(
-                f"{chunk_file(place, spec, chunk)}: damaged: {problem}",
-                hint=self._mend,
-            ) from problem
+            file = chunk_file(self.path, spec, chunk)
+            raise IntegrityError(f"{file}: damaged: {problem}", hint=self._mend) from problem
 
     def _digest(self, group: str, spec: ArraySpec, chunk: int, data: npt.NDArray[Any]) -> bytes:
         return chunk_digest(self.groups[group].digest, spec.path, chunk, data.astype(spec.dtype, copy=False))

@@ -175,6 +175,7 @@ def test_reads_that_fail_now_and_then_change_nothing(
     assert verify(VerifyRequest(labels=tmp_path / "a.zarr"), Silent()).ok
 
 
+@pytest.mark.slow
 def test_an_archive_that_is_gone_ends_with_exit_3(ground: Ground, tmp_path: Path) -> None:
     """It is named, what was committed stays, and with it back the same command ends well."""
     copied = replace(ground, world=worlds.make_world(tmp_path / "world", ground.world.photos))
@@ -197,6 +198,7 @@ def test_an_archive_that_is_gone_ends_with_exit_3(ground: Ground, tmp_path: Path
 # The clock
 
 
+@pytest.mark.slow  # `tests/core/test_locks.py` turns the clock in CI
 def test_a_clock_that_jumps_by_hours_frees_no_lock(
     ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,7 +108,7 @@ def set_folder(store: LabelStore) -> Path:
     return place
 
 
-@pytest.mark.parametrize("classes", [12, 70_000])
+@pytest.mark.parametrize("classes", [12, pytest.param(70_000, marks=pytest.mark.slow)])
 def test_a_set_holds_what_a_plain_decode_gives(classes: int, tmp_path: Path) -> None:
     """Every field of every row, bit for bit, in the store's order and in random order, with small and large ids."""
     store = featured_store(tmp_path / "labels.zarr", classes=classes, rows=40)

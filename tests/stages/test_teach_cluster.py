@@ -112,7 +112,7 @@ def places(tmp_path: Path) -> tuple[Path, Path]:
     return here, there
 
 
-@pytest.mark.slow  # a scheduler and two workers start; SLURM jobs and a local cluster are in CI
+@pytest.mark.slow  # a scheduler and two workers start; a local cluster is in CI
 def test_workers_started_by_hand_in_another_folder(
     world: World, teacher: str, student: str, finished: Path, places: tuple[Path, Path]
 ) -> None:
@@ -129,7 +129,7 @@ def test_workers_started_by_hand_in_another_folder(
     assert not [path for path in there.iterdir() if path.name != "dask-scratch-space"], "nothing in the workers' folder"
 
 
-@pytest.mark.slow  # waits for Dask's own clock; the same store from a SLURM cluster is in CI
+@pytest.mark.slow  # waits for Dask's own clock; a worker that is lost is in `tests/cluster`, in CI
 def test_a_described_cluster_that_grows_with_the_work(
     world: World, teacher: str, student: str, finished: Path, places: tuple[Path, Path]
 ) -> None:
@@ -153,6 +153,7 @@ log_directory = "logs"
 """
 
 
+@pytest.mark.slow
 def test_slurm_jobs_that_are_taken_away(
     world: World, teacher: str, student: str, finished: Path, places: tuple[Path, Path], tmp_path: Path
 ) -> None:
