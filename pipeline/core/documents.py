@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from teachonce.core.digests import canonical_digest
-from teachonce.core.outside import open_plain, read_plain
+from teachonce.core.outside import open_plain, read_plain, require_plain
 
 MOST_BYTES = 1 << 30  # of a document or a log that is read whole
 LINE_BYTES = 1 << 20  # of the first line of a log, where no more is asked
@@ -82,9 +82,9 @@ class LogSeal:
         if not self.sha256:
             return True
         try:
-            if not 0 <= self.bytes <= file.stat().st_size:
+            if not 0 <= self.bytes <= require_plain(file):
                 return False
-            with open(file, "rb") as opened:
+            with open_plain(file) as opened:
                 return hashlib.sha256(opened.read(self.bytes)).hexdigest() == self.sha256
         except FileNotFoundError:
             return not self.bytes

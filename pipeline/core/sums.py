@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
+from teachonce.core.outside import read_plain, require_plain
 from teachonce.errors import IntegrityError
 
 SUMS_FILE = "SHA256SUMS"
@@ -49,10 +50,10 @@ def read_sums(file: Path) -> dict[str, str]:
         IntegrityError: as in `parse_sums`, or it is no text, or too large for one.
         OSError: it cannot be read.
     """
-    if file.stat().st_size > MOST_BYTES:
+    if require_plain(file) > MOST_BYTES:
         raise IntegrityError(f"{file} is too large for a list of digests")
     try:
-        return parse_sums(file.read_text(encoding="utf-8"), str(file))
+        return parse_sums(read_plain(file, MOST_BYTES).decode(), str(file))
     except UnicodeDecodeError as problem:
         raise IntegrityError(f"{file} is no text: {problem}") from problem
 

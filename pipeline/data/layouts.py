@@ -13,7 +13,7 @@ from typing import IO, cast
 
 from teachonce.core.documents import json_in
 from teachonce.core.outside import Entry, files_below, first_bytes, listing
-from teachonce.core.remote import is_remote
+from teachonce.core.remote import is_remote, opened
 from teachonce.data.formats import (
     HEAD,
     PLAIN_ENDINGS,
@@ -225,7 +225,7 @@ def _scan_folder_tar(split: Split, part: Part, classes: Vocabulary, tally: Tally
 def _scan_webdataset(split: Split, part: Part, classes: Vocabulary, tally: Tally) -> Iterator[ImagePlace]:
     suffix, _, field = split.label.partition(":")
     in_members = not split.unlabelled and split.label != "key"
-    with part.archive.open("rb") as file:
+    with opened(part.archive) as file:
         for sample in shard_samples(part, suffix if in_members else "", tally):
             key, image = sample.key, sample.image
             if split.unlabelled:

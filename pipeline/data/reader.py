@@ -6,6 +6,7 @@ This module does not resize or normalise: each model's own open_clip transform d
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import io
 import os
@@ -16,11 +17,12 @@ import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from teachonce.core.outside import open_plain
 from teachonce.core.remote import is_folder, is_remote, read_range
 from teachonce.data.formats import in_bytes, is_cut, kind_of, pillow_formats, plugin_for
 from teachonce.data.index import SampleIndex
@@ -34,6 +36,7 @@ MAX_PIXELS = 64_000_000  # 192 MB decoded; the largest ImageNet photos have less
 MOST_STRETCHED = 1000  # long side over short side: resized to 224 pixels on the short side such an image takes 150 MB
 HEADER = 512  # bytes of a tar header, which lies right before its member
 BACKOFF = (0.05, 0.2, 0.8, 1.6, 3.2)  # seconds between tries of a read that failed
+NOT_READABLE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.EINVAL)  # trying again changes nothing
 MAX_OPEN = 32  # files that one thread keeps open
 _GZIP_MAGIC = b"\x1f\x8b"  # 26 members of ImageNet fall11 are gzip-compressed JPEGs
 
@@ -71,7 +74,7 @@ class ImageReader:
         self._root = root
         self._archives: dict[int, tuple[str, Path]] = {}
         self._local = threading.local()
-        self._opened: set[io.FileIO] = set()  # files of all threads, kept here so that they can be closed
+        self._opened: set[IO[bytes]] = set()  # files of all threads, kept here so that they can be closed
         self._opening = threading.Lock()
         self._parquet: ParquetRows | None = None
         self._links: dict[Path, dict[int, set[str]]] = {}
@@ -175,14 +178,16 @@ class ImageReader:
                 file.close()
 
     def _file(self, path: Path) -> int:
-        files: OrderedDict[Path, io.FileIO] | None = getattr(self._local, "files", None)
+        files: OrderedDict[Path, IO[bytes]] | None = getattr(self._local, "files", None)
         if files is None:
             files = self._local.files = OrderedDict()
         if path not in files:
             try:
-                files[path] = io.FileIO(path)
+                files[path] = open_plain(path)
                 self._opened.add(files[path])
-            except (FileNotFoundError, PermissionError, IsADirectoryError) as problem:
+            except OSError as problem:
+                if problem.errno not in NOT_READABLE:
+                    raise  # of a disk or network, which may answer the next time
                 raise DataError(f"cannot open {path}: {problem.strerror}", hint="restore the archive") from problem
             if len(files) > MAX_OPEN:
                 oldest = files.popitem(last=False)[1]

@@ -32,6 +32,7 @@ from teachonce.core.documents import json_in
 from teachonce.core.files import neighbour, whole_folder
 from teachonce.core.locks import exclusive, shared
 from teachonce.core.machine import cache_folder
+from teachonce.core.outside import read_plain, require_plain
 from teachonce.core.progress import Reporter
 from teachonce.core.remote import is_remote
 from teachonce.errors import EnvironmentFault, IntegrityError, TeachOnceError
@@ -39,6 +40,7 @@ from teachonce.errors import EnvironmentFault, IntegrityError, TeachOnceError
 ABOUT = "about.json"
 KIND = "teachonce-working-set"
 SCHEMA = 1
+MOST_ABOUT = 16 << 20  # bytes of it
 BLOCK_BYTES = 1 << 22  # read at once for a checksum
 
 
@@ -275,7 +277,7 @@ def _about_bytes(description: Mapping[str, Any]) -> bytes:
 
 
 def _read_about(place: Path, digest: str) -> dict[str, Any]:
-    raw = (place / ABOUT).read_bytes()
+    raw = read_plain(place / ABOUT, MOST_ABOUT)
     try:
         description = json_in(raw)
     except ValueError as problem:
@@ -291,7 +293,7 @@ def _read_about(place: Path, digest: str) -> dict[str, Any]:
 
 
 def _open_array(file: Path, file_facts: Mapping[str, Any]) -> npt.NDArray[Any]:
-    size_here = file.stat().st_size
+    size_here = require_plain(file)
     if size_here != file_facts["bytes"]:
         raise IntegrityError(f"{file}: expected {file_facts['bytes']} bytes, found {size_here}")
     crc = _crc(file)

@@ -31,6 +31,7 @@ from teachonce.core.documents import read_json, read_object, read_toml
 from teachonce.core.files import atomic_write_bytes, write_failed
 from teachonce.core.locks import exclusive
 from teachonce.core.machine import this_process
+from teachonce.core.outside import open_plain
 from teachonce.errors import FingerprintError, IncompleteError, IntegrityError, UsageError
 from teachonce.models.prompt_names import CHECKPOINTS_FOLDER, CONFIG_FILE, META_FILE, TENSORS_FILE
 from teachonce.phrases import another, option, phrase
@@ -305,7 +306,8 @@ def _is_ours(out: Path) -> bool:
     if not run.checkpoints.holds_nothing_else():
         return False
     try:
-        head = run.events.read_bytes()[:4096].partition(b"\n")[0]
+        with open_plain(run.events) as file:
+            head = file.read(4096).partition(b"\n")[0]
     except FileNotFoundError:
         return True
     except OSError:  # the name is that of a folder, for instance

@@ -6,6 +6,7 @@ This module changes nothing and loads no model; `reports.folder` finds runs and 
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from teachonce.core.documents import cell_text, fault_of, number, read_json, read_log, read_toml
+from teachonce.core.outside import open_plain
 from teachonce.core.status import State
 from teachonce.core.sums import digest_of
 from teachonce.errors import IntegrityError, UsageError
@@ -342,7 +344,7 @@ def _measured_on(result: EvaluateResult) -> MeasuredOn:
 def _class_figures(file: Path) -> tuple[ClassFigures, ...] | None:
     """The table of classes beside an evaluation; empty where there is none, None where it is damaged."""
     try:
-        with file.open(encoding="utf-8", newline="") as stream:
+        with io.TextIOWrapper(open_plain(file), encoding="utf-8", newline="") as stream:
             lines = csv.DictReader(stream)
             whole = {"id", "name", "n", "top1"} <= set(lines.fieldnames or ())
             return tuple(_figures_of(line) for line in lines) if whole else None

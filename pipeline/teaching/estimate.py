@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teachonce.core.documents import json_in, mapping
+from teachonce.core.outside import read_plain
 from teachonce.errors import DataError
 from teachonce.models.spec import LOCAL_DIR, EmbeddingKind, parse_spec
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 SLOWER, FASTER = 0.75, 1.25
 SHARED = 0.8  # workers of one machine reach at least this share of the sum of their rates
 BYTES_SPREAD = 0.08  # small chunks compress a little worse than large ones, and few photos are not all photos
+MOST_CONFIG = 1 << 20  # bytes of a model's configuration
 MOST_SHOWN = 40  # characters of a value in a message
 # Fields of a store's label fingerprint that say which job it was, and those without which it is another one entirely.
 JOB = (
@@ -147,7 +149,7 @@ def embedding_width_of(spec: str) -> int | None:
     if name.startswith(LOCAL_DIR):
         path = Path(name[len(LOCAL_DIR) :]) / "open_clip_config.json"
         try:
-            return _width(mapping(json_in(path.read_bytes())).get("model_cfg"))
+            return _width(mapping(json_in(read_plain(path, MOST_CONFIG))).get("model_cfg"))
         except (OSError, ValueError) as problem:
             raise DataError(f"{path} cannot be read: {problem}", "give a folder as open_clip writes it") from problem
     package = importlib.util.find_spec("open_clip")  # find_spec does not run open_clip

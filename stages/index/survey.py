@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from teachonce.core.outside import open_plain
 from teachonce.core.progress import Reporter
 from teachonce.data.index import Collected, SampleIndex, collect, doubled_keys, split_classes, unseen_remark
 from teachonce.data.manifests import Manifest, Split
@@ -204,7 +205,7 @@ def check_digests(manifest: Manifest, root: Path, reporter: Reporter) -> Iterato
 
 def _digest(path: Path, kind: str, reporter: Reporter) -> str:
     sha, done, size = hashlib.new(kind, usedforsecurity=False), 0, path.stat().st_size
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         while block := file.read(BLOCK):
             sha.update(block)
             done += len(block)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from grid_folders import PHOTOS, START, write_evaluation, write_run
+from patience import seconds
 
 from teachonce.core.documents import LogSeal, csv_bytes, sealed
 from teachonce.core.sums import digest_of
@@ -81,6 +83,18 @@ def test_what_is_not_whole_is_told_and_not_counted(
     assert isinstance(read, Unusable)
     assert (read.name, read.kind) == ("cell 1", kind)
     assert read.why
+
+
+@pytest.mark.parametrize("name", ["config.toml", "results.json", "events.jsonl", "evaluations/val.csv"])
+def test_a_pipe_in_place_of_a_file_is_told_and_not_waited_for(name: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    write_evaluation(folder / "evaluations/val.json", top1=0.5)
+    assert readable(folder).evaluations["val"].classes
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with seconds(20):
+        read = read_run(folder, "run")
+    assert isinstance(read, Unusable) or (name.endswith(".csv") and not read.evaluations["val"].classes)
 
 
 def test_a_failed_run_says_why(tmp_path: Path) -> None:
