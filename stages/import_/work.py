@@ -10,14 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from teachonce.core.documents import sealed
-from teachonce.core.files import atomic_write_bytes, write_failed
+from teachonce.core.files import atomic_write_bytes, whole_folder, write_failed
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, UsageError
 from teachonce.models.classifier import prompted_features
 from teachonce.models.clip import load_clip
 from teachonce.models.foreign_prompts import ForeignPrompts, prove_student, read_foreign
 from teachonce.models.prompt_files import save_prompts
-from teachonce.models.prompt_names import META_FILE, TENSORS_FILE
+from teachonce.models.prompt_names import TENSORS_FILE
 from teachonce.models.prompts import PromptMeta, Prompts
 from teachonce.models.slots import SlotPrompts
 from teachonce.models.text_tower import TextTower
@@ -43,17 +43,18 @@ def import_(request: ImportRequest, reporter: Reporter) -> ImportResult:
         )
     learnt = SlotPrompts(context=prompts.context)
     _require_sound(request, learnt, tower)
-    with _nothing_half_done(request.out, (TENSORS_FILE, META_FILE, RESULTS)):
+    with _filled(request.out, reporter) as folder:
         # The words that the prompts began as are not in the checkpoint.
         made = Prompts(structure="shared", context="", init="normal", position=request.position)
-        save_prompts(request.out, learnt, None, PromptMeta.of(made, clip, SUFFIX, tower, learnt))
-        result = _result(request, prompts, proved)
+        save_prompts(folder, learnt, None, PromptMeta.of(made, clip, SUFFIX, tower, learnt))
+        digest = hashlib.sha256((folder / TENSORS_FILE).read_bytes()).hexdigest()
+        result = _result(request, prompts, proved, digest)
         document = sealed({"schema": 1, **asdict(result)})
-        atomic_write_bytes(request.out / RESULTS, (json.dumps(document, indent=1) + "\n").encode())
+        atomic_write_bytes(folder / RESULTS, (json.dumps(document, indent=1) + "\n").encode())
     return result
 
 
-def _result(request: ImportRequest, prompts: ForeignPrompts, proved: bool) -> ImportResult:
+def _result(request: ImportRequest, prompts: ForeignPrompts, proved: bool, digest: str) -> ImportResult:
     slots, width = prompts.context.shape
     return ImportResult(
         slots=slots,
@@ -64,7 +65,7 @@ def _result(request: ImportRequest, prompts: ForeignPrompts, proved: bool) -> Im
         checkpoint=str(request.checkpoint),
         checkpoint_digest=prompts.digest,
         out=str(request.out),
-        prompts_digest=hashlib.sha256((request.out / TENSORS_FILE).read_bytes()).hexdigest(),
+        prompts_digest=digest,
     )
 
 
@@ -86,19 +87,16 @@ def _require_sound(request: ImportRequest, prompts: SlotPrompts, tower: TextTowe
 
 
 @contextlib.contextmanager
-def _nothing_half_done(out: Path, files: tuple[str, ...]) -> Iterator[None]:
-    """Make a folder that is filled inside; whatever fails there takes away the files and the folders made for them."""
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+def _filled(out: Path, reporter: Reporter) -> Iterator[Path]:
+    """`whole_folder`, which leaves neither a half-made folder nor the folders above it that were made for it."""
+    made = [folder for folder in out.parents if not folder.exists()]
     try:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as problem:
-            raise write_failed(out, problem, hint=another("out")) from problem
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            for file in files:
-                (out / file).unlink(missing_ok=True)
-            for folder in made:
-                folder.rmdir()
-        raise
+        with whole_folder(out, reporter=reporter) as folder:
+            yield folder
+    except OSError as problem:
+        raise write_failed(out, problem, hint=another("out")) from problem
+    finally:
+        if not out.exists():
+            with contextlib.suppress(OSError):
+                for folder in made:
+                    folder.rmdir()
