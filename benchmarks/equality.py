@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from teachonce.errors import UnsupportedModelError
 from teachonce.models.clip import load_clip
-from teachonce.models.image_tower import ImageTower
 from teachonce.models.learner import image_learner
 from teachonce.models.prompts import Prompts
-from teachonce.models.structures import Init, Position, Structure
-from teachonce.models.text_tower import TextTower
+from teachonce.towers.image_tower import ImageTower
+from teachonce.towers.structures import Init, Position, Structure
+from teachonce.towers.text_tower import TextTower
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 import image_reference  # noqa: E402 - a helper of the tests

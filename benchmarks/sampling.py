@@ -27,9 +27,9 @@ from teachonce.labels.store import LabelStore
 from teachonce.models.clip import load_clip, pick_device
 from teachonce.models.learner import SlotLearner, text_learner
 from teachonce.models.prompts import Prompts
-from teachonce.models.text_tower import TextTower
-from teachonce.models.tokens import NameTokens
 from teachonce.rows.working_set import open_working_set
+from teachonce.towers.text_tower import TextTower
+from teachonce.towers.tokens import NameTokens
 from teachonce.training.candidates import Candidates, Correction, all_candidates, sampled_candidates
 from teachonce.training.losses import dense_rows, hard_rows
 from teachonce.training.targets import embedding_columns

@@ -23,11 +23,11 @@ from train_parts import CONTEXT, GIGA, apart, by_turns, count_flops, made_up_cli
 from teachonce.models.clip import LoadedClip, autocast
 from teachonce.models.learner import text_learner
 from teachonce.models.prompts import Prompts
-from teachonce.models.slots import SlotPrompts
 from teachonce.models.spec import Precision
-from teachonce.models.structures import Structure
-from teachonce.models.text_tower import TextTower
-from teachonce.models.tokens import NameTokens
+from teachonce.towers.slots import SlotPrompts
+from teachonce.towers.structures import Structure
+from teachonce.towers.text_tower import TextTower
+from teachonce.towers.tokens import NameTokens
 from teachonce.training.two_pass import TextPass
 
 STRUCTURES: tuple[Structure, ...] = ("shared", "unshared", "unshared-replace")

@@ -9,8 +9,8 @@ import typer
 
 from teachonce.cli import options
 from teachonce.cli.jobs import Job, job
-from teachonce.models.structures import Position
 from teachonce.stages import import_ as stage
+from teachonce.towers.structures import Position
 
 Checkpoint = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="A file of CoOp or POMP: .../prompt_learner/model.pth.tar-50.")

@@ -21,12 +21,12 @@ from teachonce.data.vocabulary import require_template
 from teachonce.errors import DataError, EnvironmentFault, TeachOnceError, UnsupportedModelError, UsageError
 from teachonce.models import clip as clip_models
 from teachonce.models.clip import LoadedClip
-from teachonce.models.image_tower import ImageTower
 from teachonce.models.prompt_files import LoadedPrompts
-from teachonce.models.slots import SlotPrompts
-from teachonce.models.structures import Position
-from teachonce.models.text_tower import TextTower
-from teachonce.models.tokens import NameTokens
+from teachonce.towers.image_tower import ImageTower
+from teachonce.towers.slots import SlotPrompts
+from teachonce.towers.structures import Position
+from teachonce.towers.text_tower import TextTower
+from teachonce.towers.tokens import NameTokens
 
 CHUNK = 512  # names encoded at once
 WRITTEN: Position = "before"  # where a hand-written context stands, wherever slots would

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from teachonce.errors import DataError, FingerprintError, IntegrityError, UsageError
-from teachonce.models.text_tower import TextTower
 from teachonce.phrases import phrase
+from teachonce.towers.text_tower import TextTower
 
 EXAMPLE = ".../prompt_learner/model.pth.tar-50"
 _USED = ("ctx", "token_prefix", "token_suffix")

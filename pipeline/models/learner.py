@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from teachonce.errors import TeachOnceError, UsageError
-from teachonce.models.image_tower import ImageTower
 from teachonce.models.prompts import Prompts
-from teachonce.models.slots import SlotPrompts
-from teachonce.models.structures import Allocation, Letter, allocate
-from teachonce.models.text_tower import TextTower
+from teachonce.towers.image_tower import ImageTower
+from teachonce.towers.slots import SlotPrompts
+from teachonce.towers.structures import Allocation, Letter, allocate
+from teachonce.towers.text_tower import TextTower
 
 NOISE = 0.02
 """Standard deviation of context vectors that start at random (CoOp, arXiv 2109.01134)."""

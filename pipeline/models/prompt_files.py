@@ -40,10 +40,10 @@ from teachonce.errors import (
 )
 from teachonce.models.prompt_names import CHECKPOINTS_FOLDER, CONFIG_FILE, EXPORTED, META_FILE, TENSORS_FILE
 from teachonce.models.prompts import PromptMeta
-from teachonce.models.slots import SlotPrompts
 from teachonce.models.spec import unlike
-from teachonce.models.structures import Structure
 from teachonce.phrases import option
+from teachonce.towers.slots import SlotPrompts
+from teachonce.towers.structures import Structure
 
 if TYPE_CHECKING:
     from teachonce.models.classifier import PromptsAtWork

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from teachonce import __version__
 from teachonce.core.strict import OURS, Above, AtLeast, Idle, Source, Table, idle
-from teachonce.models.structures import Init, Position, Structure, allocate, written
+from teachonce.towers.structures import Init, Position, Structure, allocate, written
 
 if TYPE_CHECKING:
     from teachonce.models.clip import LoadedClip
-    from teachonce.models.image_tower import ImageTower
-    from teachonce.models.slots import SlotPrompts
-    from teachonce.models.text_tower import TextTower
+    from teachonce.towers.image_tower import ImageTower
+    from teachonce.towers.slots import SlotPrompts
+    from teachonce.towers.text_tower import TextTower
 
 Tower = Literal["text", "image", "both"]
 """Which of the student's towers carry prompts."""

@@ -3,6 +3,6 @@
 It holds the configuration, the candidates of a step, the targets, the losses, the exact gradient in bounded memory, and
 the trainer. It does not know how the labels were taught.
 
-May import: core, models, rows.
+May import: core, towers, models, rows.
 Begin with: `config` (what may vary), then `trainer` (a run) and `objective` (what a step minimises) with `losses`.
 """

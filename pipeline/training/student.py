@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from teachonce.models.classifier import prompted_features, template_features
 from teachonce.models.clip import LoadedClip, autocast
-from teachonce.models.image_tower import ImageTower
 from teachonce.models.learner import SlotLearner, image_learner, text_learner
 from teachonce.models.prompts import PromptMeta
-from teachonce.models.slots import SlotPrompts
-from teachonce.models.structures import written
-from teachonce.models.text_tower import TextTower
+from teachonce.towers.image_tower import ImageTower
+from teachonce.towers.slots import SlotPrompts
+from teachonce.towers.structures import written
+from teachonce.towers.text_tower import TextTower
 from teachonce.training.config import TrainConfig
 
 SUFFIX = "."  # what follows a name, as in "a photo of a {}."

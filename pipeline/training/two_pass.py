@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from teachonce.core.streams import SECOND_PASS
-from teachonce.models.slots import SlotPrompts
-from teachonce.models.tokens import NameTokens
+from teachonce.towers.slots import SlotPrompts
+from teachonce.towers.tokens import NameTokens
 
 
 class Tower(Protocol):

@@ -21,12 +21,12 @@ from teachonce.errors import DataError, IntegrityError
 from teachonce.models.clip import load_clip, pick_device, tune_process
 from teachonce.models.prompt_files import LoadedPrompts, load_prompts
 from teachonce.models.prompt_names import CONFIG_FILE, EXPORTED, META_FILE, TENSORS_FILE
-from teachonce.models.tokens import NameRefused, NameTooLong
 from teachonce.phrases import phrase
 from teachonce.sharing.class_weights import ARRAY_FILE, write_weights
 from teachonce.sharing.facts import FACTS_FILE, ExportFacts, gather
 from teachonce.sharing.model_card import model_card
 from teachonce.stages.export.request import ExportRequest, ExportResult
+from teachonce.towers.tokens import NameRefused, NameTooLong
 
 
 def export(request: ExportRequest, classes: Vocabulary | None, reporter: Reporter) -> ExportResult:

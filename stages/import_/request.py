@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from teachonce.models.structures import Position
+from teachonce.towers.structures import Position
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,11 +19,11 @@ from teachonce.models.foreign_prompts import ForeignPrompts, prove_student, read
 from teachonce.models.prompt_files import save_prompts
 from teachonce.models.prompt_names import TENSORS_FILE
 from teachonce.models.prompts import PromptMeta, Prompts
-from teachonce.models.slots import SlotPrompts
-from teachonce.models.text_tower import TextTower
 from teachonce.phrases import another
 from teachonce.runs.folder import RESULTS
 from teachonce.stages.import_.request import ImportRequest, ImportResult
+from teachonce.towers.slots import SlotPrompts
+from teachonce.towers.text_tower import TextTower
 
 PROBES = ("fox", "cup", "map")  # a context is tried out on these names, which are one token each
 SUFFIX = "."  # CoOp and POMP end every prompt with a full stop

@@ -10,7 +10,6 @@ import pytest
 
 from teachonce import errors
 from teachonce.cli.words import spelled
-from teachonce.models.tokens import NameTooLong
 from teachonce.phrases import (
     Option,
     Phrase,
@@ -24,6 +23,7 @@ from teachonce.phrases import (
     setting,
     to_json,
 )
+from teachonce.towers.tokens import NameTooLong
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def prompts(folder: Path, file: str) -> Target:
 
     from teachonce.models.prompt_files import load_prompts, save_prompts
     from teachonce.models.prompts import PromptMeta
-    from teachonce.models.slots import SlotPrompts
+    from teachonce.towers.slots import SlotPrompts
 
     meta = PromptMeta(
         structure="shared",

@@ -21,7 +21,7 @@ from torch import nn
 
 from teachonce.errors import DataError, FingerprintError, IntegrityError, TeachOnceError, UsageError
 from teachonce.models.foreign_prompts import prove_student, read_foreign
-from teachonce.models.text_tower import TextTower
+from teachonce.towers.text_tower import TextTower
 
 NAMES = ["tench", "great white shark"]
 Checkpoint = dict[str, Any]

@@ -14,9 +14,9 @@ from tower_reference import CONTEXT, NAMES, plain_features, random_prompts, tiny
 from teachonce.errors import TeachOnceError, UsageError
 from teachonce.models.learner import NOISE, SlotLearner, text_learner
 from teachonce.models.prompts import Prompts
-from teachonce.models.slots import SlotPrompts
-from teachonce.models.structures import Structure, allocate
-from teachonce.models.text_tower import TextTower
+from teachonce.towers.slots import SlotPrompts
+from teachonce.towers.structures import Structure, allocate
+from teachonce.towers.text_tower import TextTower
 
 STRUCTURES: tuple[Structure, ...] = get_args(Structure)
 CARRIED = [x for x in STRUCTURES if x != "unshared-replace"]

@@ -14,7 +14,7 @@ from teachonce.errors import DataError, UsageError
 from teachonce.labels.store import LabelStore
 from teachonce.models.learner import text_learner
 from teachonce.models.prompts import Prompts
-from teachonce.models.text_tower import TextTower
+from teachonce.towers.text_tower import TextTower
 
 
 @functools.cache

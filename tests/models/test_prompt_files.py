@@ -28,9 +28,9 @@ from teachonce.errors import (
 from teachonce.models.clip import LoadedClip
 from teachonce.models.prompt_files import LoadedPrompts, load_prompts, save_prompts
 from teachonce.models.prompts import PromptMeta
-from teachonce.models.slots import SlotPrompts
-from teachonce.models.structures import Position, Structure
-from teachonce.models.text_tower import TextTower
+from teachonce.towers.slots import SlotPrompts
+from teachonce.towers.structures import Position, Structure
+from teachonce.towers.text_tower import TextTower
 
 STRUCTURES: tuple[Structure, ...] = get_args(Structure)
 
@@ -352,7 +352,7 @@ def test_image_features_are_the_students_own_without_image_prompts(
 def test_image_features_with_image_prompts_are_the_image_towers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from teachonce.models.image_tower import ImageTower
+    from teachonce.towers.image_tower import ImageTower
 
     fake_loader(monkeypatch, "d" * 64)
     tower = ImageTower.from_clip(tiny_clip("laion"))

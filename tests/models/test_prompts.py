@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from teachonce.models.prompts import PromptMeta, Prompts
-from teachonce.models.slots import SlotPrompts
+from teachonce.towers.slots import SlotPrompts
 
 CLIP: Any = SimpleNamespace(spec="local-dir:student", digest="d" * 64, behaviour={"tokenizer": "t"})
 TEXT_TOWER: Any = SimpleNamespace(width=6, layers=3)

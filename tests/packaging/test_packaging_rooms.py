@@ -20,6 +20,7 @@ PIPELINE = ROOT / "pipeline"
 ORDER = (
     "core",
     "data",
+    "towers",
     "models",
     "labels",
     "cluster",

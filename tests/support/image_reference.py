@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from teachonce.models.image_tower import ImageTower
 from teachonce.models.learner import SlotLearner, image_learner
 from teachonce.models.prompts import Prompts
-from teachonce.models.slots import SlotPrompts
-from teachonce.models.structures import Init, Structure
+from teachonce.towers.image_tower import ImageTower
+from teachonce.towers.slots import SlotPrompts
+from teachonce.towers.structures import Init, Structure
 
 L, M = 3, 3
 TEXT = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 2, "layers": 1}

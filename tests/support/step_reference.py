@@ -23,11 +23,11 @@ import tower_reference
 from torch import Tensor, nn
 
 from teachonce.models.clip import LoadedClip
-from teachonce.models.image_tower import ImageTower
-from teachonce.models.slots import SlotPrompts
-from teachonce.models.structures import Letter
-from teachonce.models.text_tower import TextTower
 from teachonce.rows.working_set import Batch, WorkingSet
+from teachonce.towers.image_tower import ImageTower
+from teachonce.towers.slots import SlotPrompts
+from teachonce.towers.structures import Letter
+from teachonce.towers.text_tower import TextTower
 from teachonce.training.candidates import sampled_candidates
 from teachonce.training.config import TrainConfig
 from teachonce.training.two_pass import PoissonSample

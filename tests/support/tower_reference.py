@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from teachonce.models.slots import SlotPrompts
-from teachonce.models.structures import Structure, allocate
-from teachonce.models.text_tower import TextTower
+from teachonce.towers.slots import SlotPrompts
+from teachonce.towers.structures import Structure, allocate
+from teachonce.towers.text_tower import TextTower
 
 torch.set_num_threads(1)  # for models this small a second thread only waits
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tower_reference import CONTEXT, tiny_clip, tokenizer
 
-from teachonce.models.slots import SlotPrompts
-from teachonce.models.text_tower import TextTower
-from teachonce.models.tokens import NameTokens
+from teachonce.towers.slots import SlotPrompts
+from teachonce.towers.text_tower import TextTower
+from teachonce.towers.tokens import NameTokens
 from teachonce.training.two_pass import FixedPass, PoissonSample, TextPass, inclusion, pulled_back
 
 WIDTH, EMBEDDING, SLOTS = 6, 8, 3

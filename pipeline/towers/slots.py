@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from teachonce.errors import TeachOnceError
-from teachonce.models.structures import Letter
+from teachonce.towers.structures import Letter
 
 
 @dataclass(frozen=True, eq=False)

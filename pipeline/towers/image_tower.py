@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from teachonce.errors import TeachOnceError, UnsupportedModelError
-from teachonce.models.slots import SlotPrompts
-from teachonce.models.structures import Letter
+from teachonce.towers.slots import SlotPrompts
+from teachonce.towers.structures import Letter
 
 _SUPPORTED = "supported: open_clip's own VisionTransformer of plain blocks, pooled at its class token or over patches"
 _PLACE: dict[Letter, int] = {"query": 0, "key": 1, "value": 2}  # rows of a block's joint projection

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from teachonce.errors import TeachOnceError, UsageError
-from teachonce.models.structures import Position
+from teachonce.towers.structures import Position
 
 
 class NameRefused(UsageError):

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from tower_reference import CONTEXT, NAMES, TOWERS, VISION, full_tokens, random_prompts, tiny_clip, tokenizer
 
 from teachonce.errors import TeachOnceError, UnsupportedModelError, UsageError
-from teachonce.models.slots import SlotPrompts
-from teachonce.models.structures import Position, Structure
-from teachonce.models.text_tower import TextTower
+from teachonce.towers.slots import SlotPrompts
+from teachonce.towers.structures import Position, Structure
+from teachonce.towers.text_tower import TextTower
 
 MODELS = Path(__file__).parents[3] / "shared" / "models"
 KINDS = sorted(TOWERS)

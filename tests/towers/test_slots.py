@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from teachonce.errors import TeachOnceError
-from teachonce.models.slots import SlotPrompts
+from teachonce.towers.slots import SlotPrompts
 
 CONTEXT = torch.arange(12.0).view(3, 4)  # M = 3, D = 4
 STACK = torch.arange(100.0, 124.0).view(2, 3, 4)  # two blocks

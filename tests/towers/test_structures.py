@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 
 from teachonce.errors import UsageError
-from teachonce.models.structures import Structure, allocate
+from teachonce.towers.structures import Structure, allocate
 
 M, D = 16, 512  # a ViT-B/16's text tower has 12 blocks of width 512
 
@@ -73,5 +73,5 @@ def test_a_depth_beyond_the_tower_is_refused(structure: Structure) -> None:
 
 
 def test_naming_the_structures_loads_no_torch() -> None:
-    code = "import sys, teachonce.models.structures; sys.exit('torch' in sys.modules)"
+    code = "import sys, teachonce.towers.structures; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

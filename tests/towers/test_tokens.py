@@ -12,8 +12,8 @@ from tower_reference import CONTEXT, NAMES, TEMPLATES, tokenizer
 
 from teachonce.data.spelling import spoken
 from teachonce.errors import UsageError
-from teachonce.models.structures import Position
-from teachonce.models.tokens import NameTokens, encode_text, pack, tokenise_names
+from teachonce.towers.structures import Position
+from teachonce.towers.tokens import NameTokens, encode_text, pack, tokenise_names
 
 EOT = 49407
 PIECES = (

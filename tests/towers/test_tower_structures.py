@@ -13,9 +13,9 @@ from tower_reference import TEMPLATES, full_tokens, plain_features, plain_run, r
 from teachonce.errors import TeachOnceError
 from teachonce.models.learner import replacing, text_learner
 from teachonce.models.prompts import Prompts
-from teachonce.models.slots import SlotPrompts
-from teachonce.models.structures import Letter, Position, Structure, allocate
-from teachonce.models.text_tower import TextTower
+from teachonce.towers.slots import SlotPrompts
+from teachonce.towers.structures import Letter, Position, Structure, allocate
+from teachonce.towers.text_tower import TextTower
 
 STRUCTURES: tuple[Structure, ...] = get_args(Structure)
 POSITIONS: tuple[Position, ...] = get_args(Position)

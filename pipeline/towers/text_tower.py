@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from teachonce.errors import UnsupportedModelError, UsageError
-from teachonce.models.slots import SlotPrompts
-from teachonce.models.structures import Letter, Position
-from teachonce.models.tokens import BackSlots, Layout, NameTokens, PackedNames, encode_text, pack, tokenise_names
+from teachonce.towers.slots import SlotPrompts
+from teachonce.towers.structures import Letter, Position
+from teachonce.towers.tokens import BackSlots, Layout, NameTokens, PackedNames, encode_text, pack, tokenise_names
 
 _SUPPORTED = "supported: causal CLIP or CustomTextCLIP towers of plain blocks, pooled at EOT, with CLIP's tokenizer"
 _ROWS: dict[Letter, int] = {"query": 0, "key": 1, "value": 2}  # thirds of a block's projection

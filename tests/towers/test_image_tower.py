@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from teachonce.errors import TeachOnceError, UnsupportedModelError, UsageError
-from teachonce.models.image_tower import ImageTower
 from teachonce.models.learner import NOISE, image_learner
 from teachonce.models.prompts import Prompts
-from teachonce.models.slots import SlotPrompts
-from teachonce.models.structures import Init, Structure, allocate
+from teachonce.towers.image_tower import ImageTower
+from teachonce.towers.slots import SlotPrompts
+from teachonce.towers.structures import Init, Structure, allocate
 
 
 @pytest.mark.parametrize("kind", KINDS)

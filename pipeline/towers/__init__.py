@@ -1,0 +1,8 @@
+"""The frozen towers of a CLIP model, run exactly with prompts in them.
+
+The room knows blocks, tokens and slots. It neither loads models nor learns prompts.
+
+May import: no other room.
+Begin with: `slots` (what prompts are to a tower) and `structures` (which of them go where), then `text_tower` and
+`image_tower`.
+"""
