@@ -37,7 +37,6 @@ from teachonce.phrases import phrase
 HEARTBEAT_S = 10.0
 SILENT_BEATS = 6  # without a sign before an owner that cannot be seen is looked at
 WATCHED_BEATS = 2.5  # ... and so many more while one looks: clocks of two machines differ, and jump
-DRAFT_S = 60.0  # a lock file is put in place within this time
 _DRAFT = re.compile(r"\.[0-9a-f]{1,16}")
 
 
@@ -110,7 +109,7 @@ def _take(store: Path, path: Path, owner: LockOwner, reporter: Reporter, force: 
                 _remove_dead(store, path, reporter, force, silent)
             draft.write_text(json.dumps(asdict(owner)))
             os.link(draft, path)  # whole at once, and fails when the lock exists
-    except FileExistsError:
+    except (FileExistsError, FileNotFoundError):  # the latter: it removed this one's draft, on a disk without locks
         raise IncompleteError(
             f"{path}: another process took the lock at the same instant", hint="run the same command again"
         ) from None
@@ -121,10 +120,10 @@ def _take(store: Path, path: Path, owner: LockOwner, reporter: Reporter, force: 
 
 
 def _remove_drafts(path: Path) -> None:
-    """Remove lock files that a killed process had not put in place yet; they live for a moment only."""
+    """Remove lock files that a killed process had not put in place yet: who makes one holds the folder meanwhile."""
     for left in path.parent.glob(f"{glob.escape(path.name)}.*"):
         with suppress(OSError):
-            if _DRAFT.fullmatch(left.name[len(path.name) :]) and time.time() - left.stat().st_mtime > DRAFT_S:
+            if _DRAFT.fullmatch(left.name[len(path.name) :]):
                 left.unlink()
 
 

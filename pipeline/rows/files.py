@@ -248,6 +248,16 @@ def clear(place: Path) -> bool:
     return True
 
 
+def clear_locks(folder: Path) -> None:
+    """Remove the lock files of sets that are gone, which a killed `clear` leaves, and the folder if nothing is in it."""
+    for file in folder.glob("*.lock"):
+        with exclusive(file, wait=False) as builder:
+            if builder is not None and not file.with_suffix("").exists():
+                file.unlink(missing_ok=True)
+    with suppress(OSError):  # not empty, or not there
+        folder.rmdir()
+
+
 def _busy(place: Path) -> bool:
     """Whether a process reads the set, or builds it where it is no set yet."""
     whole = place.name == _name(place)

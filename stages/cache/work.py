@@ -14,7 +14,7 @@ from teachonce.core.machine import CACHE_VARIABLE, cache_folder
 from teachonce.core.progress import Reporter
 from teachonce.core.remote import tree_size
 from teachonce.errors import DataError, EnvironmentFault
-from teachonce.rows.files import clear, folder_beside, folder_in_cache, stored_sets
+from teachonce.rows.files import clear, clear_locks, folder_beside, folder_in_cache, stored_sets
 from teachonce.stages.cache.request import CacheEntry, CacheRequest, CacheResult
 
 
@@ -35,6 +35,7 @@ def cache(request: CacheRequest, reporter: Reporter) -> CacheResult:
         entries = _working_sets(folder) + _half_made(folder.parent)
     freed, skipped = 0, []
     if request.action == "clear":
+        clear_locks(folder_in_cache() if request.labels is None else folder_beside(request.labels))
         for entry in entries:
             if _clear(entry):
                 freed += entry.bytes
