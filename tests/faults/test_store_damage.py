@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import worlds
-from worlds import CHUNKS, SMALL, files_of, synthetic_store
+from worlds import SMALL, files_of, synthetic_store
 
 from teachonce.core.progress import Silent
 from teachonce.errors import IntegrityError, TeachOnceError
@@ -278,8 +278,3 @@ def test_bytes_behind_the_end_of_a_file(tmp_path: Path) -> None:
     for file in files_of(store):
         with changed(file, file.read_bytes() + b"x"):
             assert complaint(store) is not None, file
-
-
-def test_eight_chunks_is_eight(finished: Path) -> None:
-    """The stores of these tests have the number of chunks that the table names."""
-    assert LabelStore.open(finished).layout.chunks == CHUNKS == 8

@@ -203,7 +203,7 @@ def test_missing_data_of_an_evaluation_are_found_before_training(
 def test_a_store_that_is_not_complete_is_refused(finished: Path, student: str, tmp_path: Path) -> None:
     copied = worlds.copy_store(finished, tmp_path)
     LabelStore.open(copied, writable=True).drop("labels", 3)
-    with pytest.raises(IncompleteError, match="1 of 8 chunks are not committed"):
+    with pytest.raises(IncompleteError, match=f"1 of {worlds.CHUNKS} chunks are not committed"):
         run(write(tmp_path / "grid.toml", BASE), copied, student, tmp_path / "out")
 
 

@@ -108,12 +108,12 @@ def test_verify_lists_every_fault_and_goes_on(finished: Path, tmp_path: Path) ->
     group = next(name for name in opened.groups if name != LABELS)
     gone = chunk_file(store, opened.groups[group].arrays[0], 2)
     gone.unlink()
-    opened.drop(LABELS, 5)
+    opened.drop(LABELS, 4)
     report = verify(VerifyRequest(labels=store), Silent())
     assert not report.ok and len(report.faults) == 4
     assert (report.chunks_missing, report.chunks_dropped, report.chunks_checked) == (1, 0, 2 * CHUNKS - 1)
     text = " ".join(f"{fault.where} {fault.expected} {fault.found}" for fault in report.faults)
-    assert all(str(file) in text for file in (*broken, gone)) and "labels, chunk 5" in text
+    assert all(str(file) in text for file in (*broken, gone)) and "labels, chunk 4" in text
 
 
 def test_repair_takes_out_what_is_broken_and_teach_mends_it(
@@ -124,7 +124,7 @@ def test_repair_takes_out_what_is_broken_and_teach_mends_it(
     opened = LabelStore.open(store)
     specs = opened.groups[LABELS].arrays
     chunk_file(store, specs[0], 2).write_bytes(b"")
-    chunk_file(store, specs[1], 6).unlink()
+    chunk_file(store, specs[1], 4).unlink()
     report = verify(VerifyRequest(labels=store, repair=True), Silent())
     assert not report.ok and report.chunks_dropped == 2
     result = teach_inline(world, store, teacher, students=(student,), top_k=5)
@@ -242,7 +242,7 @@ def test_damage_that_no_command_mends_is_not_sent_to_one(
 def test_verify_says_what_mends_each_kind_of_damage(finished: Path, tmp_path: Path) -> None:
     """Missing chunks need the maker alone; damaged ones --repair before; a lost class list a backup before both."""
     store = worlds.copy_store(finished, tmp_path)
-    LabelStore.open(store, writable=True).drop(LABELS, 5)
+    LabelStore.open(store, writable=True).drop(LABELS, 4)
     steps = []
     for change in (None, store / "gaps/c/1/0", store / "vocabulary/c/0"):
         if change is not None:

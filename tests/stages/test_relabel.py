@@ -241,7 +241,7 @@ def never_stopped(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return whole
 
 
-@pytest.mark.parametrize(("writes", "where"), [(0, "write_chunk"), (7, "commit"), (23, "commit")])
+@pytest.mark.parametrize(("writes", "where"), [(0, "write_chunk"), (7, "commit"), (3 * CHUNKS - 1, "commit")])
 def test_killed_and_continued_gives_the_same_bits(
     writes: int, where: str, parent: Path, never_stopped: Path, tmp_path: Path
 ) -> None:
@@ -278,7 +278,7 @@ def test_dropped_chunks_are_made_again(parent: Path, tmp_path: Path) -> None:
     before = run(parent, tmp_path / "child.zarr", top_k=4).store_id
     victim = tmp_path / "child.zarr" / "gaps" / "c" / "2" / "0"
     victim.write_bytes(victim.read_bytes()[:-1] + b"\x00")
-    shutil.rmtree(tmp_path / "child.zarr" / EMBEDDING / "values" / "c" / "5")
+    shutil.rmtree(tmp_path / "child.zarr" / EMBEDDING / "values" / "c" / "3")
     notes = Notes()
     assert verify(VerifyRequest(labels=tmp_path / "child.zarr", repair=True), notes).chunks_dropped == 2
     assert any("`teachonce relabel`" in line for line in notes.lines)

@@ -35,7 +35,7 @@ def dead() -> ProcessMark:
 
 @pytest.fixture(scope="module")
 def half(world: worlds.World, teacher: str, student: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teach that stopped after three of eight chunks; never change it, copy it."""
+    """A teach that stopped after three of its chunks; never change it, copy it."""
     from teachonce.stages.teach import teach
 
     path = tmp_path_factory.mktemp("status") / "half.zarr"

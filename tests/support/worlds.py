@@ -24,8 +24,8 @@ IDS = ("n01", "n02", "n03", "n04", "n05", "n06", "n07", "n08")
 NAMES = ("red fox", "blue jay", "green snake", "crane", "yellow bus", "Crane", "cup of tea", "piano")
 PER_CLASS = 10  # photos of each class but the last, which is in the class list only
 PHOTOS = PER_CLASS * (len(IDS) - 1)
-CHUNK_ROWS = 9  # 70 photos in 8 chunks, the last one short
-CHUNKS = 8
+CHUNK_ROWS = 15  # 70 photos in 5 chunks, the last one short
+CHUNKS = 5
 TEMPLATE = "a photo of a {}."
 SMALL = {"rows": 30, "chunk_rows": 15, "classes": 12, "top_k": 4}  # of a synthetic store
 
@@ -227,7 +227,7 @@ def inline_tasks(
 
 
 def request_for(world: World, labels: Path, teacher: str | None, **options: Any) -> Any:
-    """A TeachRequest for the tiny world: one thread, 8 chunks."""
+    """A TeachRequest for the tiny world: one thread, CHUNKS chunks."""
     from requests_of import teach_request
 
     given: dict[str, Any] = {"manifest": world.manifest(), "root": world.root, "chunk_rows": CHUNK_ROWS, "threads": 1}
