@@ -21,6 +21,7 @@ from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageEr
 from teachonce.labels.create import add_group_like
 from teachonce.labels.format import EMBEDDING, LABELS
 from teachonce.labels.ledger import require_fingerprint
+from teachonce.labels.staging import clear_partials
 from teachonce.labels.store import Arrays, LabelStore
 from teachonce.phrases import option
 
@@ -138,7 +139,7 @@ def _digests(store: LabelStore, group: str, chunk: int) -> list[str]:
     return [digest.hex() for digest in record.digests] if record else []
 
 
-def open_child(path: Path, wanted: Mapping[str, Any]) -> LabelStore | None:
+def open_child(path: Path, wanted: Mapping[str, Any], reporter: Reporter) -> LabelStore | None:
     """The store that an earlier run began, for writing; None where there is none yet.
 
     Raises:
@@ -150,6 +151,7 @@ def open_child(path: Path, wanted: Mapping[str, Any]) -> LabelStore | None:
     store = LabelStore.open(path, writable=True)
     require_sound(store)
     require_fingerprint(path, LABELS, store.groups[LABELS].fingerprint, wanted)
+    clear_partials(path, reporter)
     return store
 
 

@@ -6,12 +6,17 @@ that nobody looks at any more: it cannot touch what another worker delivered in 
 
 from __future__ import annotations
 
+import os
+import re
 import secrets
 import shutil
 from contextlib import suppress
 from pathlib import Path
 
 from teachonce.core.files import neighbour
+from teachonce.core.progress import Reporter
+
+_PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")  # as Zarr calls a file until it is whole
 
 
 def staging_root(store: Path) -> Path:
@@ -37,6 +42,23 @@ def stage_array(store: Path, staging: Path, name: str) -> None:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(store / name / "zarr.json", target)
+
+
+def clear_partials(store: Path, reporter: Reporter) -> None:
+    """Remove the files that a command which was killed had left half written in a store, and say so.
+
+    The caller owns the store, and has made sure that it is one. What cannot be removed stays.
+    """
+    removed = 0
+    for folder, _, names in os.walk(store):
+        for name in names:
+            if _PARTIAL.search(name):
+                with suppress(OSError):
+                    os.unlink(os.path.join(folder, name))
+                    removed += 1
+    if removed:
+        files = "a file" if removed == 1 else f"{removed} files"
+        reporter.note(f"removed {files} of {store} that a command which was killed had left half written")
 
 
 def clear_staging(store: Path) -> None:

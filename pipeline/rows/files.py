@@ -249,7 +249,7 @@ def clear(place: Path) -> bool:
 
 
 def clear_locks(folder: Path) -> None:
-    """Remove the lock files of sets that are gone, which a killed `clear` leaves, and the folder if nothing is in it."""
+    """Remove lock files of sets that are gone, which a killed `clear` leaves, and the folder if nothing is in it."""
     for file in folder.glob("*.lock"):
         with exclusive(file, wait=False) as builder:
             if builder is not None and not file.with_suffix("").exists():

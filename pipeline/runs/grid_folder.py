@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from teachonce.core.documents import read_json, read_object, sealed
-from teachonce.core.files import atomic_write_bytes
+from teachonce.core.files import atomic_write_bytes, drafts
 from teachonce.core.status import State, cell_word
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
 from teachonce.models.spec import unlike
@@ -148,7 +148,8 @@ class GridFolder:
         if self.grid.is_file():
             return self.read_grid()
         held = {item.name for item in self.path.iterdir()} if self.path.exists() else set()
-        foreign = {name for name in held if not name.startswith(f"{GRID}.lock")} - OURS
+        left = {draft.name for draft in drafts(self.path)}  # by a process that was killed; who writes next removes it
+        foreign = {name for name in held - left if not name.startswith(f"{GRID}.lock")} - OURS
         cells = self.each_cell()
         # A lost grid.json costs nothing: cells are found by their digests.
         if foreign or not all(cell.cell.is_file() for cell in cells):

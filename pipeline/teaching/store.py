@@ -25,6 +25,7 @@ from teachonce.labels.create import add_embedding, add_student, create_store, ro
 from teachonce.labels.format import EMBEDDING, LABELS, new_layout
 from teachonce.labels.ledger import require_fingerprint
 from teachonce.labels.selection import few_shot_samples, save_shots
+from teachonce.labels.staging import clear_partials
 from teachonce.labels.store import LabelStore
 from teachonce.models.spec import EmbeddingKind, Precision
 from teachonce.phrases import option, phrase
@@ -118,6 +119,7 @@ def _continue(wanted: WantedStore, fingerprint: dict[str, Any], taught: bool, re
             + option("chunk_rows")
             + " is fixed at creation"
         )
+    clear_partials(wanted.path, reporter)
     reporter.note(f"continuing {wanted.path}: {len(store.committed(LABELS))} of {store.layout.chunks} chunks are there")
     return store
 

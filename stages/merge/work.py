@@ -138,7 +138,7 @@ def _open_or_create(
     """The child, and the scale of each teacher; a child that is there keeps the scales it was made with."""
     wanted = _fingerprint(request, parents, weights, top_k)
     stored = LabelStore.open(request.labels).groups[LABELS].fingerprint if request.labels.exists() else {}
-    child = open_child(request.labels, wanted | {"scales": stored.get("scales")})
+    child = open_child(request.labels, wanted | {"scales": stored.get("scales")}, reporter)
     if child is not None:
         return child, tuple(stored["scales"])
     if request.calibrate:

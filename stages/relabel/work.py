@@ -51,7 +51,7 @@ def relabel(request: RelabelRequest, reporter: Reporter) -> RelabelResult:
     for remark in plan.vocabulary.remarks():
         reporter.note(remark)
     with owned(request.labels, reporter, request.force_unlock) as token:
-        child = open_child(request.labels, plan.fingerprint)
+        child = open_child(request.labels, plan.fingerprint, reporter)
         if child is None:
             features, spec = _class_embeddings(request, parent, plan, reporter)
             child_facts = plan.fingerprint["about"] | {"teacher": spec}

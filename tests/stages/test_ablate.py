@@ -21,6 +21,7 @@ from teachonce.core.locks import owned
 from teachonce.errors import DataError, FingerprintError, IncompleteError, IntegrityError, UsageError
 from teachonce.models.prompt_files import load_prompts
 from teachonce.reports.folder import read_folder
+from teachonce.runs.grid_folder import GridFolder
 from teachonce.stages import train as train_stage
 from teachonce.stages.ablate import ablate
 from teachonce.stages.ablate import work as ablate_stage
@@ -357,3 +358,11 @@ def test_a_lost_grid_json_costs_nothing(done: Path, finished: Path, student: str
     (tmp_path / "mine/cells/a").mkdir(parents=True)
     with pytest.raises(UsageError, match="not empty and holds no grid"):
         run(done / "grid.toml", finished, student, tmp_path / "mine")
+
+
+def test_a_grid_that_was_killed_before_it_was_written_down_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / ".grid.json.1-ab.partial").touch()
+    assert GridFolder(tmp_path).stored() is None
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UsageError, match="not empty and holds no grid"):
+        GridFolder(tmp_path).stored()

@@ -192,7 +192,12 @@ def test_killed_and_continued_gives_the_same_bits(
         with pytest.raises(Killed):
             run(pair, tmp_path / "cut.zarr")
     monkeypatch.setattr("teachonce.teaching.ensemble.calibrate", None)
-    result = run(pair, tmp_path / "cut.zarr")
+    half_written = tmp_path / "cut.zarr" / "view" / "c" / f"0.{'ab' * 16}.partial"  # as Zarr calls it
+    half_written.parent.mkdir(parents=True, exist_ok=True)
+    half_written.write_bytes(b"x")
+    notes = Notes()
+    result = run(pair, tmp_path / "cut.zarr", notes)
+    assert not half_written.exists() and any("removed a file of" in line for line in notes.lines)
     assert result.store_id == LabelStore.open(never_stopped).store_id()
     assert result.chunks_written == CHUNKS - commits // 3
     ours, theirs = all_arrays(tmp_path / "cut.zarr"), all_arrays(never_stopped)
