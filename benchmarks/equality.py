@@ -5,7 +5,8 @@
 The plain towers are those of the tests: all 77 positions, or all tokens of the image, every letter of every slot
 in every block, explicit attention. Each figure is the worst over depths 0 (all), 1 and L - 1, and over all positions of
 the slots (text) or over closed, open and no gates (image). The gradient's is |g - g'| / |g'|, the worst of all trained
-tensors. --student adds a real model's text tower, and its image tower where that is a plain vision transformer.
+tensors. --student adds a real model's text tower, and its image tower where that can carry prompts. A second table has
+small image towers of every family, without prompts against `encode_image` and with prompts in every letter.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ def text_case(model: nn.Module, tokenizer: Any, positions: tuple[Position, ...])
 def image_case(model: nn.Module) -> Case:
     """Compare an image tower with the plain one over all tokens."""
     tower = ImageTower.from_clip(model)
-    size = tower.visual.image_size
-    pixels = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(5)).to(tower.visual.conv1.weight)
+    noise = torch.randn(2, 3, *tower.image_size, generator=torch.Generator().manual_seed(5))
+    pixels = noise.to(tower.backbone.weight)
 
     def cases(structure: Structure) -> Iterator[Errors]:
         for depth in (0, 1, tower.layers - 1):
@@ -90,6 +91,19 @@ def image_case(model: nn.Module) -> Case:
                 yield errors(tower.features(prompts, pixels), plain, leaves)
 
     return lambda structure: worst(cases(structure))
+
+
+def family_row(kind: str) -> Iterator[float]:
+    """Compare a small image tower of one family: double precision, then single; without prompts, then with them."""
+    for model in (image_reference.build(kind).double(), image_reference.build(kind)):
+        tower: Any = ImageTower.from_clip(model)
+        noise = torch.randn(4, 3, *tower.image_size, generator=torch.Generator().manual_seed(5))
+        pixels = noise.to(tower.backbone.weight)
+        with torch.no_grad():
+            theirs = model.encode_image(pixels, normalize=True)  # type: ignore[operator]
+            yield float((tower.features(None, pixels) - theirs).abs().max())
+        structures: tuple[Structure, ...] = ("qkvr", "unshared-replace")
+        yield from worst(image_case(model)(structure) for structure in structures)
 
 
 def main() -> None:
@@ -118,6 +132,11 @@ def main() -> None:
     for structure in get_args(Structure):
         cells = "".join(f" {a:.1e} | {b:.1e} |" for a, b in (case(structure) for case in columns.values()))
         sys.stdout.write(f"| {structure} |{cells}\n")
+    parts = "features without prompts | with prompts | gradient |"
+    sys.stdout.write(f"\n| image tower | float64: {parts} float32: {parts}\n{'|---' * 7}|\n")
+    for kind in image_reference.KINDS:
+        cells = "".join(f" {error:.1e} |" for error in family_row(kind))
+        sys.stdout.write(f"| {kind} |{cells}\n")
 
 
 if __name__ == "__main__":

@@ -24,12 +24,10 @@ from teachonce.models.clip import LoadedClip
 from teachonce.models.prompt_files import LoadedPrompts
 from teachonce.towers.image_tower import ImageTower
 from teachonce.towers.slots import SlotPrompts
-from teachonce.towers.structures import Position
 from teachonce.towers.text_tower import TextTower
 from teachonce.towers.tokens import NameTokens
 
 CHUNK = 512  # names encoded at once
-WRITTEN: Position = "before"  # where a hand-written context stands, wherever slots would
 
 
 @torch.inference_mode()
@@ -51,15 +49,52 @@ def template_features(clip: LoadedClip, names: Sequence[str], template: str) -> 
         UsageError: the template has not exactly one `{}`, or a name is too long for the context.
     """
     before, after = require_template(template)
-    if before.strip() and before.endswith(" "):
-        try:
-            return _tower_features(TextTower.from_clip(clip.model, clip.tokenizer), names, before, after)
-        except UnsupportedModelError:
-            pass  # not a causal CLIP tower: its own slow way is right for every model
+    tower = _exact_tower(clip, before)
+    if tower is not None:
+        return _tower_features(tower, names, before, after)
     distinct = list(dict.fromkeys(names))
     place = {name: i for i, name in enumerate(distinct)}
     features = _plain_features(clip, distinct, template)
     return features[torch.tensor([place[name] for name in names], device=features.device)]
+
+
+def name_groups(clip: LoadedClip, names: Sequence[str], template: str) -> Tensor:
+    """Number the class names so that those which a hand-written template makes the same text of share a number.
+
+    No features are computed. The numbers rise in the order of first appearance.
+
+    Args:
+        clip: any open_clip model.
+        names: C class names.
+        template: text with one `{}` for the name.
+
+    Returns:
+        [C] int64 on the CPU.
+
+    Raises:
+        UsageError: as `template_features`.
+    """
+    before, after = require_template(template)
+    tower = _exact_tower(clip, before)
+    if tower is not None:
+        return tower.tokenise(names, after, len(tower.embed_words(before.strip()))).inverse
+    first: dict[bytes, int] = {}
+    numbers = []
+    for start in range(0, len(names), CHUNK):
+        texts, tokens = _plain_tokens(clip, names[start : start + CHUNK], template)
+        require_uncut(clip.tokenizer, texts, tokens)
+        numbers += [first.setdefault(row.numpy().tobytes(), len(first)) for row in tokens]
+    return torch.tensor(numbers)
+
+
+def _exact_tower(clip: LoadedClip, before: str) -> TextTower | None:
+    """The text tower for words before a name; None where open_clip's own way, right for every model, has to do."""
+    if not (before.strip() and before.endswith(" ")):
+        return None
+    try:
+        return TextTower.from_clip(clip.model, clip.tokenizer)
+    except UnsupportedModelError:
+        return None
 
 
 def ensemble_features(clip: LoadedClip, names: Sequence[str], templates: Sequence[str]) -> Tensor:
@@ -120,11 +155,17 @@ def require_uncut(tokenizer: Any, texts: Sequence[str], tokens: Tensor) -> None:
 def _plain_features(clip: LoadedClip, names: Sequence[str], template: str) -> Tensor:
     parts = []
     for start in range(0, len(names), CHUNK):
-        texts = [template.replace("{}", name) for name in names[start : start + CHUNK]]
-        tokens = clip.tokenizer(texts)
+        texts, tokens = _plain_tokens(clip, names[start : start + CHUNK], template)
         require_uncut(clip.tokenizer, texts, tokens)
         parts.append(clip.model.encode_text(tokens.to(clip.device)).float())  # type: ignore[operator]
     return nn.functional.normalize(torch.cat(parts), dim=-1)
+
+
+def _plain_tokens(clip: LoadedClip, names: Sequence[str], template: str) -> tuple[list[str], Tensor]:
+    """The texts of names in a template, and what the model's own tokenizer makes of them."""
+    texts = [template.replace("{}", name) for name in names]
+    tokens: Tensor = clip.tokenizer(texts)
+    return texts, tokens
 
 
 class PromptsAtWork:
@@ -140,12 +181,12 @@ class PromptsAtWork:
     def class_features(self, names: Sequence[str]) -> Tensor:
         """Unit text features of class names, [C, E] float32; see `LoadedPrompts.classifier`."""
         listed = _require_names(names)
-        tower, meta = self._text_tower, self._prompts.meta
-        if self._prompts.text is None:
-            prompts, position = SlotPrompts(context=tower.embed_words(meta.context)), WRITTEN
-        else:
-            prompts, position = self._prompts.text, meta.position
-        return prompted_features(tower, prompts, tower.tokenise(listed, meta.suffix, prompts.slots, position))
+        prompts, meta = self._prompts.text, self._prompts.meta
+        if prompts is None:
+            # A copy: a tensor made under inference_mode cannot become part of somebody's trained model.
+            return template_features(self._student, listed, meta.template).clone()
+        tower = self._text_tower
+        return prompted_features(tower, prompts, tower.tokenise(listed, meta.suffix, prompts.slots, meta.position))
 
     @torch.no_grad()
     def image_features(self, pixels: Tensor) -> Tensor:

@@ -77,8 +77,8 @@ class PromptMeta:
     init: Init = "template"
     slots: int  # M of the text prompts, 0 without
     depth: int  # blocks of the text tower that carry prompts; 0: all; without effect for `shared`
-    width: int  # D of the text tower
-    layers: int  # L of the text tower
+    width: int  # D of the text tower, 0 without text prompts (early versions: D in any case)
+    layers: int  # L of the text tower, likewise
     image_slots: int = 0  # M of the image prompts, 0 without
     image_depth: int = 0
     image_width: int = 0
@@ -96,7 +96,7 @@ class PromptMeta:
         asked: Prompts,
         clip: LoadedClip,
         suffix: str,
-        text_tower: TextTower,
+        text_tower: TextTower | None,
         text: SlotPrompts | None,
         image_tower: ImageTower | None = None,
         image: SlotPrompts | None = None,
@@ -106,6 +106,7 @@ class PromptMeta:
         Args:
             clip: the student.
             suffix: what follows a name.
+            text_tower: needed where there are text prompts.
             text: the prompts of the text tower; None without.
             image_tower: needed where there are image prompts.
             image: likewise of the image tower.
@@ -124,8 +125,8 @@ class PromptMeta:
         return cls(
             **values,
             slots=0 if text is None else text.slots,
-            width=text_tower.width,
-            layers=text_tower.layers,
+            width=0 if text is None or text_tower is None else text_tower.width,
+            layers=0 if text is None or text_tower is None else text_tower.layers,
             student=clip.spec,
             student_digest=clip.digest,
             student_behaviour=dict(clip.behaviour),

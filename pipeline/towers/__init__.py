@@ -4,5 +4,5 @@ The room knows blocks, tokens and slots. It neither loads models nor learns prom
 
 May import: no other room.
 Begin with: `slots` (what prompts are to a tower) and `structures` (which of them go where), then `text_tower` and
-`image_tower`.
+`image_tower`, which takes apart the vision transformers of several libraries (`image_backbone`).
 """

@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from teachonce.models.classifier import prompted_features, template_features
+from teachonce.models.classifier import name_groups, prompted_features, template_features
 from teachonce.models.clip import LoadedClip, autocast
 from teachonce.models.learner import SlotLearner, image_learner, text_learner
 from teachonce.models.prompts import PromptMeta
@@ -23,6 +23,7 @@ from teachonce.towers.image_tower import ImageTower
 from teachonce.towers.slots import SlotPrompts
 from teachonce.towers.structures import written
 from teachonce.towers.text_tower import TextTower
+from teachonce.towers.tokens import NameTokens
 from teachonce.training.config import TrainConfig
 
 SUFFIX = "."  # what follows a name, as in "a photo of a {}."
@@ -43,19 +44,32 @@ class PromptedStudent:
 
     def __init__(self, config: TrainConfig, clip: LoadedClip, names: Sequence[str]) -> None:
         self.config, self.clip, self._given = config, clip, tuple(names)
-        self.text = TextTower.from_clip(clip.model, clip.tokenizer)
+        self.text: TextTower | None = None  # a tower that carries no prompts need not be one that could
         self.image: ImageTower | None = None
+        self.names: NameTokens | None = None
         self.learners = nn.ModuleDict()
-        prompts, slots = config.prompts, 0
+        prompts = config.prompts
         if prompts.tower != "image":
+            self.text = TextTower.from_clip(clip.model, clip.tokenizer)
             learner = text_learner(self.text, prompts, config.loop.seed)
-            self.learners["text"], slots = learner, learner.slots
+            self.learners["text"] = learner
+            self.names = self.text.tokenise(names, SUFFIX, learner.slots, prompts.position)
         if prompts.tower != "text":
             self.image = ImageTower.from_clip(clip.model)
             self._image_forward = _compiled(self.image) if config.loop.compile else self.image.features
             self.learners["image"] = image_learner(self.image, prompts, config.loop.seed)
         self.learners.to(clip.device)
-        self.names = self.text.tokenise(names, SUFFIX, slots, prompts.position)
+        self.groups = self._name_groups()
+
+    def _name_groups(self) -> Tensor:
+        """Numbers of the classes, the same for those whose names are the same to the tokenizer, [V] int64."""
+        if self.names is not None:
+            return self.names.inverse
+        return name_groups(self.clip, self._given, self._template)
+
+    @property
+    def _template(self) -> str:
+        return written(self.config.prompts.context, SUFFIX)
 
     def learner(self, tower: str) -> SlotLearner | None:
         """The prompts of one tower, `text` or `image`; None if it has none."""
@@ -84,13 +98,13 @@ class PromptedStudent:
     def frozen_classes(self) -> Tensor:
         """Unit text features of all classes in the hand-written template, [V, E] float32."""
         with torch.no_grad(), self.autocast():
-            return template_features(self.clip, self._given, written(self.config.prompts.context, SUFFIX)).clone()
+            return template_features(self.clip, self._given, self._template).clone()
 
     @torch.no_grad()
     def class_features(self) -> Tensor:
         """Unit text features of all classes with the prompts as they are, [V, E] float32."""
         prompts = self.prompts("text")
-        if prompts is None:
+        if prompts is None or self.text is None or self.names is None:
             return self.frozen_classes
         with self.autocast():
             return prompted_features(self.text, prompts, self.names)
@@ -108,10 +122,10 @@ class PromptedStudent:
         """Whether the prompts as they are make numbers: the features of one name and of one grey image are finite."""
         text, image, all_features = self.learner("text"), self.learner("image"), []
         with self.autocast():
-            if text is not None:
+            if text is not None and self.text is not None and self.names is not None:
                 all_features.append(self.text.features(text(), self.names, torch.tensor([0])))
             if image is not None and self.image is not None:
-                grey = torch.zeros(1, 3, *self.image.visual.image_size, device=self.clip.device)
+                grey = torch.zeros(1, 3, *self.image.image_size, device=self.clip.device)
                 all_features.append(self.image.features(image(), grey))
         return all(bool(features.isfinite().all()) for features in all_features)
 

@@ -302,7 +302,7 @@ class Trainer:
             seed,
             step,
             drawn.correction,
-            self.student.names.inverse.numpy(),
+            self.student.groups.numpy(),
         )
         if not len(candidates.classes):
             raise UsageError(
@@ -314,7 +314,7 @@ class Trainer:
 
     def _step_classes(self, candidates: Candidates) -> StepClasses:
         move = self.device
-        groups = self.student.names.inverse[candidates.classes]
+        groups = self.student.groups[candidates.classes]
         return StepClasses(
             candidates.classes.to(move),
             candidates.log_weight.to(move),
@@ -326,7 +326,7 @@ class Trainer:
 
     def _text_pass(self, candidates: Candidates) -> TextPass | FixedPass:
         student, learner = self.student, self.student.learner("text")
-        if learner is None:
+        if learner is None or student.text is None or student.names is None:
             return FixedPass(student.frozen_classes, candidates.classes.to(self.device))
         return TextPass(
             student.text, learner, student.names, candidates.classes, self.config.loop.class_chunk, student.autocast

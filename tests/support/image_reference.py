@@ -11,6 +11,8 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.timm_model import TimmModel
+from timm_towers import plain_embedding, vision_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -56,6 +58,22 @@ TOWERS: dict[str, tuple[Any, bool, dict[str, Any]]] = {
         {"width": 32, "patch_size": 8, "image_size": (16, 40), "mlp_ratio": 2.0, "final_ln_after_pool": True},
     ),
 }
+OPEN_CLIP = sorted(TOWERS)
+_CUSTOM = open_clip.CustomTextCLIP
+TIMM: dict[str, tuple[Any, bool, dict[str, Any]]] = {
+    "siglip": (_CUSTOM, False, vision_config("small_siglip", "map", "none")),
+    "timm_clip": (_CUSTOM, False, vision_config("small_clip", "token")),
+    "timm_average": (_CUSTOM, False, vision_config("small_gap", "avg", "linear")),
+    "timm_registers": (_CUSTOM, False, vision_config("small_registers", "avg", "mlp")),
+    "mobileclip_b": (_CUSTOM, False, vision_config("small_mobileclip", "token")),
+    "eva01": (_CUSTOM, False, vision_config("small_eva01", "token")),
+    "eva01_average": (_CUSTOM, False, vision_config("small_eva01", "avg", "linear")),
+    "eva02": (_CUSTOM, False, vision_config("small_eva02", "token")),
+    "eva02_e": (_CUSTOM, False, vision_config("small_eva02_e", "token")),
+    "pe": (_CUSTOM, False, vision_config("small_pe", "map")),
+    "pe_g": (_CUSTOM, False, vision_config("small_pe_g", "map")),
+}
+TOWERS |= TIMM
 KINDS = sorted(TOWERS)
 
 
@@ -66,14 +84,21 @@ def build(kind: str, **changes: Any) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(len(kind))
         model: nn.Module = model_class(24, config, dict(TEXT), quick_gelu=quick_gelu)
-        with torch.no_grad():
-            for name, parameter in model.visual.named_parameters():  # type: ignore[union-attr]
-                if parameter.ndim == 1:
-                    parameter.add_(0.1 * torch.randn_like(parameter))
-                elif "positional" not in name:
-                    fan_in = parameter[0].numel() if name != "proj" else len(parameter)
-                    parameter.copy_(torch.randn_like(parameter) * fan_in**-0.5)
+        randomise(model.visual)  # type: ignore[arg-type]
     return model.eval()
+
+
+@torch.no_grad()
+def randomise(visual: nn.Module) -> None:
+    """Give an image tower weights of such sizes that no part of it is without effect."""
+    for name, parameter in visual.named_parameters():
+        if parameter.ndim == 1:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        elif parameter.ndim == 3:  # timm's class token, registers, positions and latent query
+            parameter.copy_(0.3 * torch.randn_like(parameter))
+        elif "positional" not in name:
+            fan_in = parameter[0].numel() if name != "proj" else len(parameter)
+            parameter.copy_(torch.randn_like(parameter) * fan_in**-0.5)
 
 
 @functools.cache
@@ -94,8 +119,7 @@ def tower_of(kind: str) -> ImageTower:
 
 def photos(kind: str, count: int = 3) -> Tensor:
     """Random pixels that fit a model."""
-    size = model_of(kind).visual.image_size
-    return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(5))
+    return torch.randn(count, 3, *tower_of(kind).image_size, generator=torch.Generator().manual_seed(5))
 
 
 def prompts_of(structure: Structure, depth: int, **keys: Any) -> Prompts:
@@ -117,6 +141,8 @@ def learner_of(
 
 def plain_features(model: Any, prompts: SlotPrompts, pixels: Tensor) -> Tensor:
     """Unit features [B, E], written out: all tokens in one row, every letter of every slot in every block."""
+    if isinstance(model.visual, TimmModel):
+        return F.normalize(plain_embedding(model.visual, prompts, pixels, letter_input, attention), dim=-1)
     visual, tokens, slots = model.visual, 1 + model.visual.grid_size[0] * model.visual.grid_size[1], prompts.slots
     x = visual.conv1(pixels).flatten(2).transpose(1, 2)
     x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], dim=1) + visual.positional_embedding

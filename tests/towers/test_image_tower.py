@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import open_clip
 import pytest
@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from teachonce.errors import TeachOnceError, UnsupportedModelError, UsageError
 from teachonce.models.learner import NOISE, image_learner
 from teachonce.models.prompts import Prompts
-from teachonce.towers.image_tower import ImageTower
+from teachonce.towers.image_tower import ImageTower, image_obstacle
 from teachonce.towers.slots import SlotPrompts
 from teachonce.towers.structures import Init, Structure, allocate
 
@@ -272,11 +272,49 @@ def coca() -> nn.Module:
     return model
 
 
+def timm_model(name: str, pool: str = "avg") -> nn.Module:
+    """A timm tower without weights: structure is all that is looked at."""
+    vision = {"timm_model_name": name, "timm_pool": pool, "image_size": 224}
+    with torch.device("meta"):
+        model: nn.Module = open_clip.CustomTextCLIP(16, vision, dict(TEXT))
+    return model
+
+
+def with_changed_blocks(kind: str, **changes: Any) -> nn.Module:
+    """A timm tower whose first block's attention has other attributes."""
+    model: Any = build(kind)
+    for name, change in changes.items():
+        setattr(model.visual.trunk.blocks[0].attn, name, change)
+    changed: nn.Module = model
+    return changed
+
+
+def with_another_part(kind: str, name: str, part: nn.Module | None) -> nn.Module:
+    """A timm tower with another module in place of one of its own."""
+    model: Any = build(kind)
+    setattr(model.visual.trunk, name, part)
+    changed: nn.Module = model
+    return changed
+
+
 RESNET = {"layers": [1, 1, 1, 1], "width": 32, "image_size": 32, "head_width": 16}
-TIMM = {"timm_model_name": "vit_tiny_patch16_224", "image_size": 32}
 REFUSED = {
-    "ResNet": (lambda: open_clip.CLIP(16, dict(RESNET), dict(TEXT)), "ModifiedResNet"),
-    "timm": (lambda: open_clip.CLIP(16, dict(TIMM), dict(TEXT)), "TimmModel"),
+    "ResNet": (lambda: open_clip.CLIP(16, dict(RESNET), dict(TEXT)), "ModifiedResNet, which is made of convolutions"),
+    "ConvNeXt": (lambda: timm_model("convnext_tiny"), "timm tower of class ConvNeXt, which is made of convolutions"),
+    "FastViT": (lambda: timm_model("fastvit_mci0"), "timm tower of class FastVit, which is made of convolutions"),
+    "ViTamin": (lambda: timm_model("vitamin_small_224"), r"convolutions of class MbConvStages .*\(as in ViTamin\)"),
+    "Swin": (lambda: timm_model("swin_tiny_patch4_window7_224"), "timm tower of class SwinTransformer;"),
+    "relative positions": (
+        lambda: timm_model("vit_relpos_small_patch16_224"),
+        "timm tower of class VisionTransformerRelPos;",
+    ),
+    "maximum": (lambda: timm_model("vit_tiny_patch16_224", "max"), "pooling of type 'max'"),
+    "other timm blocks": (lambda: timm_model("vit_7b_patch16_dinov3", "avg"), "RotaryEmbeddingDinoV3"),
+    "parallel blocks": (lambda: timm_model("vit_small_patch16_18x2_224", "avg"), "blocks of class ParallelThingsBlock"),
+    "gated attention": (lambda: with_changed_blocks("siglip", gate=nn.Linear(24, 24)), "attention whose outcome is"),
+    "shared heads": (lambda: with_changed_blocks("pe", num_kv_groups=5), "heads share keys and values"),
+    "halves": (lambda: with_changed_blocks("pe", rotate_half=True), "turn halves"),
+    "other pool": (lambda: with_another_part("siglip", "attn_pool", nn.Identity()), "pooling of class Identity"),
     "attentional pool": (lambda: build("openai", attentional_pool=True), "attentional pooling"),
     "two of them": (lambda: build("openai", attentional_pool="parallel"), "attentional pooling"),
     "no pool": (lambda: build("openai", pool_type="none"), "pooling of type 'none'"),
@@ -290,7 +328,10 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_unsupported_towers_are_refused_by_name(case: str) -> None:
     make, complaint = REFUSED[case]
+    model = make()
     with pytest.raises(UnsupportedModelError, match=f"image tower cannot carry prompts: .*{complaint}") as refusal:
-        ImageTower.from_clip(make())
+        ImageTower.from_clip(model)
     assert "supported: open_clip's own VisionTransformer" in str(refusal.value)
+    obstacle = image_obstacle(model)
+    assert obstacle is not None and f"it has {obstacle};" in str(refusal.value)
     assert "text tower" in refusal.value.hint
