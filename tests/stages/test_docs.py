@@ -125,6 +125,6 @@ def test_rpp_is_the_name_of_the_structure_that_replaces_and_always_as_reported()
     listed = {line.split()[0]: line for line in training.splitlines() if line.startswith("    ")}
     assert listed["unshared"].endswith("(ours)")
     assert listed["unshared-replace"].endswith("(RPP as reported by third parties)")
-    source = (ROOT / "pipeline" / "models" / "structures.py").read_text(encoding="utf-8")
+    source = (ROOT / "pipeline" / "towers" / "structures.py").read_text(encoding="utf-8")
     assert "\nunshared: ours." in source
     assert "\nunshared-replace: RPP (arXiv 2409.06166) as reported by third parties." in source
