@@ -26,6 +26,7 @@ from teachonce.models.prompts import Prompts
 from teachonce.models.spec import Precision
 from teachonce.towers.slots import SlotPrompts
 from teachonce.towers.structures import Structure
+from teachonce.towers.causal_text import CausalText
 from teachonce.towers.text_tower import TextTower
 from teachonce.towers.tokens import NameTokens
 from teachonce.training.two_pass import TextPass
@@ -244,9 +245,8 @@ def _parts(device: str, images: int, candidates: int) -> dict[str, Callable[[], 
         clip.model.to(device)
         model: Any = clip.model
         clip = replace(clip, device=torch.device(device))
-        tower = replace(
-            tower, positional_embedding=model.positional_embedding, projection=model.text_projection, _start_tokens={}
-        )
+        moved = replace(tower.parts, positional_embedding=model.positional_embedding, projection=model.text_projection)
+        tower = replace(tower, parts=moved, run=CausalText(moved, tower.coder.start))
         for kind, some in ((f"{candidates:,} names", names), ("all 21,841 classes", everything)):
             parts[f"text tower, {slots} slots, {kind}"] = _text_step(tower, tower.tokenise(some, slots=slots), slots)
         parts[f"text tower, {slots} slots, {candidates:,} names, 77 positions"] = _plain_step(clip, tower, names, slots)

@@ -34,8 +34,8 @@ CHUNK = 512  # names encoded at once
 def template_features(clip: LoadedClip, names: Sequence[str], template: str) -> Tensor:
     """Unit text features of every name in a hand-written template.
 
-    Causal CLIP towers run the fast exact way, others through open_clip's own `encode_text`. Names that give the same
-    tokens are encoded once and have exactly equal features.
+    Text towers that can carry prompts run as they do with prompts, which is exact, others through open_clip's own
+    `encode_text`. Names that give the same tokens are encoded once and have exactly equal features.
 
     Args:
         clip: any open_clip model.
@@ -92,9 +92,10 @@ def _exact_tower(clip: LoadedClip, before: str) -> TextTower | None:
     if not (before.strip() and before.endswith(" ")):
         return None
     try:
-        return TextTower.from_clip(clip.model, clip.tokenizer)
+        tower = TextTower.from_clip(clip.model, clip.tokenizer)
     except UnsupportedModelError:
         return None
+    return tower if tower.finds_words(before) else None
 
 
 def ensemble_features(clip: LoadedClip, names: Sequence[str], templates: Sequence[str]) -> Tensor:

@@ -120,7 +120,6 @@ def prove_student(prompts: ForeignPrompts, tower: TextTower, file: Path) -> bool
         DataError: the context has more slots than leave room for a name.
     """
     slots, width = prompts.context.shape
-    start: Tensor = tower.token_embedding.weight[tower.tokenizer.sot_token_id].detach().float().cpu()
     sizes_in_file = {"width": width, "context length": prompts.positions}
     sizes_of_student = {"width": tower.width, "context length": tower.context_length}
     for what, number in sizes_in_file.items():
@@ -133,6 +132,9 @@ def prove_student(prompts: ForeignPrompts, tower: TextTower, file: Path) -> bool
         )
     if prompts.start is None:
         return False
+    if tower.start_embedding is None:
+        raise _other_student(file, "its texts begin with a start token, this student's do not")
+    start = tower.start_embedding.detach().float().cpu()
     off = float((prompts.start - start).abs().max() / start.abs().max())
     if not off <= _ROUNDING:
         raise _other_student(file, f"the start token's embedding differs by {off:.0%} of its largest entry")

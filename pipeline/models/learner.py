@@ -185,7 +185,7 @@ def text_learner(tower: TextTower, prompts: Prompts, seed: int = 0) -> SlotLearn
         UsageError: an empty or too long context, a depth beyond the tower, a length that does not go with the start.
     """
     allocation = allocate(prompts.structure, tower.layers, prompts.depth)
-    words = _words(tower, prompts.context)
+    words = _words(tower, prompts)
     slots = prompts.length or len(words)
     _check_length(prompts, len(words), tower)
     sigma_L = tower.slot_scales(prompts.context)
@@ -217,10 +217,10 @@ def _replacing_noise(
     return SlotPrompts(context=None, replace=True, **drawn)
 
 
-def _words(tower: TextTower, context: str) -> Tensor:
+def _words(tower: TextTower, prompts: Prompts) -> Tensor:
     """The token embeddings of the context; a refusal advises another value of the key `context`."""
     try:
-        return tower.embed_words(context).detach()
+        return tower.embed_words(prompts.context, prompts.position).detach()
     except UsageError as problem:
         hint = f"set context to words of at most {tower.most_slots} tokens; a shorter one leaves more room for names"
         raise problem.reworded(hint=hint) from problem
@@ -243,7 +243,14 @@ def _check_length(prompts: Prompts, tokens: int, tower: TextTower) -> None:
             f"{slots} slots are too few for the {tokens} tokens of {prompts.context!r}",
             hint="shorten the context, raise length, or set init = 'normal'",
         )
-    if prompts.init == "template" and prompts.structure == "unshared-replace" and prompts.position != "before":
+    replaced = prompts.init == "template" and prompts.structure == "unshared-replace"
+    if replaced and not tower.shares_slot_states:
+        raise UsageError(
+            "in a text tower without a causal mask, slots have other states for every name: unshared-replace cannot "
+            "start as them",
+            hint="set init = 'words', which takes the states beside no name",
+        )
+    if replaced and prompts.position != "before":
         raise UsageError(
             f"slots {prompts.position} the name have other states for every name: "
             "unshared-replace cannot start as them",

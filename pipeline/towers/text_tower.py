@@ -1,116 +1,116 @@
-"""Run CLIP's frozen causal text tower exactly, computing only what can reach the end token.
+"""The frozen text tower of a CLIP, with prompts in it: words to slots, names to tokens, both to features.
 
-This module trains nothing (`learner` holds what is learned) and refuses towers on which its short cuts would be wrong.
+Two implementations stand behind it: `causal_text` takes every short cut that a causal mask allows, `whole_text` runs
+every position where there is no mask. They give what open_clip's `encode_text` gives, and nobody who calls the tower
+knows which one it is.
 
-The text is [SOS] slots name suffix [EOT], or some slots stand between name and suffix. Under a causal mask what comes
-before the name is the same for every name, so its keys and values are computed once; SOS sees only itself, so its keys
-and values are constants; nothing after EOT is computed; names lie end to end, so nothing is padded; the last block
-computes the EOT position only. Where prompts replace the slot states, keys and values of all slots are shared, wherever
-the slots stand, and no slot state is run before the block from which a slot goes on.
+This module trains nothing (`learner` holds what is learned) and refuses towers on which both would be wrong.
 
-Shapes: N names as given, C distinct names, T their tokens, M slots, F of them before the name, B behind it, P prefix
-positions (SOS and slots), L blocks, D width, H heads, d = D / H, E embedding; G names of one length, n that length,
-R rows of names (T, or T + C B with slots among them).
+Shapes: N names as given, C distinct names, M slots, L blocks, D width, E embedding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
-import open_clip
 import torch
-from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from teachonce.errors import UnsupportedModelError, UsageError
+from teachonce.towers.causal_text import CausalText
 from teachonce.towers.slots import SlotPrompts
-from teachonce.towers.structures import Letter, Position
-from teachonce.towers.tokens import BackSlots, Layout, NameTokens, PackedNames, encode_text, pack, tokenise_names
+from teachonce.towers.structures import Position
+from teachonce.towers.text_coder import TextCoder
+from teachonce.towers.text_parts import TextParts, structure_obstacle, unsupported
+from teachonce.towers.tokens import NameTokens, behind_slots, encode_text, tokenise_names
+from teachonce.towers.whole_text import WholeText
 
-_SUPPORTED = "supported: causal CLIP or CustomTextCLIP towers of plain blocks, pooled at EOT, with CLIP's tokenizer"
-_ROWS: dict[Letter, int] = {"query": 0, "key": 1, "value": 2}  # thirds of a block's projection
-_SEEN: tuple[Letter, Letter] = ("key", "value")
-
-
-@dataclass(frozen=True, eq=False)
-class _StartToken:
-    """What SOS gives in one block: constants of the tower, because SOS sees nothing but itself."""
-
-    keys: Tensor  # [H, 1, d]
-    values: Tensor  # [H, 1, d]
+_CLASS = -1  # stands for a class token among ids: it is in no table
 
 
-@dataclass(frozen=True, eq=False)
-class _Prefix:
-    """What all names see and share in one block: SOS, the slots before names, and all slots if prompts replace them."""
+class TextRun(Protocol):
+    """How a tower runs prompts and names."""
 
-    keys: Tensor  # [H, P, d]
-    values: Tensor  # [H, P, d]
-    hidden: int  # how many of the P, the last, only rows behind the slots may see
-    state: Tensor | None  # [F, D], the block's input at the slots before the name
+    @property
+    def shares_slot_states(self) -> bool:
+        """Whether slots before the name have the same states beside every name."""
+
+    def block_inputs(self, prompts: SlotPrompts) -> Tensor:
+        """[L, M, D] the input of every block at slots before the name, for carried prompts, without a graph."""
+
+    def features(self, prompts: SlotPrompts, names: NameTokens, chunk: Tensor | None) -> Tensor:
+        """[C, E] features of distinct names, differentiable in the prompts, of any length."""
 
 
 @dataclass(frozen=True, eq=False)
 class TextTower:
     """The frozen text tower of an open_clip model, which refers to the model's own modules and copies no weights."""
 
-    token_embedding: nn.Embedding
-    positional_embedding: Tensor
-    blocks: tuple[Any, ...]
-    ln_final: nn.Module
-    projection: nn.Module | Tensor | None
+    parts: TextParts
     tokenizer: Any
-    _start_tokens: dict[Any, list[_StartToken]] = field(default_factory=dict, repr=False)
+    coder: TextCoder
+    run: TextRun
 
     @classmethod
     def from_clip(cls, model: nn.Module, tokenizer: Any) -> TextTower:
         """Take the text tower out of a model and freeze it (`requires_grad_(False)`).
 
         Raises:
-            UnsupportedModelError: the exact short cuts do not allow for something in the model; the message names it.
+            UnsupportedModelError: prompts cannot enter the model exactly; the message names what is in their way.
         """
-        text = _text_part(model)
-        _check_tokenizer(tokenizer, text.token_embedding)
-        _check_structure(model, text, tokenizer.eot_token_id)
-        parts = (text.token_embedding, text.positional_embedding, text.transformer, text.ln_final, text.text_projection)
-        for part in parts:
-            if part is not None:
-                part.requires_grad_(False)
-        embedding, position, transformer, ln_final, projection = parts
-        return cls(embedding, position, tuple(transformer.resblocks), ln_final, projection, tokenizer)
+        parts = TextParts.of(model)
+        coder = TextCoder.of(tokenizer)
+        _check_ids(parts, coder)
+        run: TextRun
+        if parts.causal:
+            coder = _with_class_token(parts, coder)
+            run = CausalText(parts, coder.start)
+        else:
+            run = WholeText(parts, coder.start, coder.end, coder.padding)
+        return cls(parts, tokenizer, coder, run)
 
     @property
     def width(self) -> int:
         """D."""
-        return self.positional_embedding.shape[1]
+        return self.parts.positional_embedding.shape[1]
 
     @property
     def layers(self) -> int:
         """L."""
-        return len(self.blocks)
+        return len(self.parts.blocks)
 
     @property
     def context_length(self) -> int:
-        """Positions of the tower, 77 for CLIP."""
-        return self.positional_embedding.shape[0]
+        """Positions of a text, 77 for CLIP."""
+        return self.parts.positions
 
     @property
     def most_slots(self) -> int:
-        """The most slots that leave room for SOS, one token of a name, and EOT."""
-        return self.context_length - 3
+        """The most slots that leave room for the start token, one token of a name, and the end."""
+        return self._room - len(self.coder.start) - 1 - len(self.coder.end)
 
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
-        return self.positional_embedding.device
+        return self.parts.positional_embedding.device
+
+    @property
+    def start_embedding(self) -> Tensor | None:
+        """The embedding of the start token, without position, [D]; None where texts have none."""
+        return self.parts.token_embedding.weight[self.coder.start[0]] if self.coder.start else None
+
+    @property
+    def shares_slot_states(self) -> bool:
+        """Whether slots before the name have the same states beside every name: so it is in causal towers."""
+        return self.run.shares_slot_states
 
     def tokenise(
         self, names: Sequence[str], suffix: str = ".", slots: int = 0, position: Position = "before"
     ) -> NameTokens:
-        """Tokenise name, suffix and EOT. All must fit beside `slots` slots; `features` checks this again.
+        """Tokenise name, suffix and end. All must fit beside `slots` slots; `features` checks this again.
 
         Args:
             suffix: what follows a name, or the slots behind it.
@@ -120,28 +120,40 @@ class TextTower:
         Raises:
             UsageError: there are no names, or a name is empty, too long or holds a special token.
         """
-        tokens = tokenise_names(self.tokenizer, names, suffix, position)
-        tokens.check_fits(slots, self.context_length)
+        tokens = tokenise_names(self.coder, names, suffix, position, slots)
+        tokens.check_fits(slots, self._room)
         return tokens
 
-    def embed_words(self, text: str) -> Tensor:
+    def embed_words(self, text: str, position: Position = "before") -> Tensor:
         """Return the token embeddings of a context such as "a photo of a", without position, [M, D].
+
+        Args:
+            position: where the context stands, relative to the name: some tokenizers give the first word of a text an
+                id of its own.
 
         Raises:
             UsageError: the text has no token, or leaves no room for a name.
         """
-        ids = encode_text(self.tokenizer, text, f"the context {text!r}")
+        where = f"the context {text!r}"
+        ids = encode_text(self.coder, text, where)
+        if not behind_slots(position, len(ids)):
+            ids = encode_text(self.coder, text, where, follows=True)
         if len(ids) > self.most_slots:
-            raise UsageError(f"the context {text!r} takes {len(ids)} of the text tower's {self.context_length} tokens")
-        words: Tensor = self.token_embedding(torch.tensor(ids, device=self.device))
+            raise UsageError(f"{where} takes {len(ids)} of the text tower's {self.context_length} tokens")
+        words: Tensor = self.parts.token_embedding(torch.tensor(ids, device=self.device))
         return words
 
-    @torch.no_grad()
+    def finds_words(self, text: str) -> bool:
+        """Return whether the tokenizer finds any word in a text: some drop all punctuation."""
+        return bool(self.coder.encode([text])[0])
+
     def block_inputs(self, prompts: SlotPrompts) -> Tensor:
-        """Return the input of every block at slots before the name, for carried prompts, with position, [L, M, D]."""
+        """Return the input of every block at slots before the name, for carried prompts, with position, [L, M, D].
+
+        Where they differ with the name (`shares_slot_states`), those of a text without a name.
+        """
         prompts.require_fit(self.layers, self.width)
-        states = [layer.state for layer in self._run_prefix(prompts, prompts.slots)]
-        return torch.stack([state for state in states if state is not None])
+        return self.run.block_inputs(prompts)
 
     def slot_states(self, context: str) -> Tensor:
         """Return `block_inputs` of a hand-written context, [L, M, D]."""
@@ -172,203 +184,45 @@ class TextTower:
             TeachOnceError: the shapes of the prompts do not fit the tower.
         """
         prompts.require_fit(self.layers, self.width)
-        names.check_fits(prompts.slots, self.context_length)
-        packed = pack(names, chunk, prompts.slots, self.device)
-        front = names.front(prompts.slots)
-        x_RD = self.token_embedding(packed.ids) + self.positional_embedding[packed.positions]
-        run = _Names(prompts, packed, slice(front, None))
-        for index, (block, prefix) in enumerate(zip(self.blocks, self._run_prefix(prompts, front), strict=True)):
-            if packed.back is not None and index == prompts.entry:
-                x_RD = self._insert_slots(x_RD, prompts, packed.back, front)
-            x_RD = run.block(block, index, x_RD, prefix, last=index == self.layers - 1)
-        pooled = self.ln_final(x_RD)[packed.place]  # the last block has left one row a name
-        if isinstance(self.projection, nn.Module):
-            pooled = self.projection(pooled)
-        elif self.projection is not None:
-            pooled = pooled @ self.projection
+        names.check_fits(prompts.slots, self._room)
+        pooled = self.run.features(prompts, names, chunk)
         return F.normalize(pooled.to(torch.promote_types(pooled.dtype, torch.float32)), dim=-1)
 
-    def _run_prefix(self, prompts: SlotPrompts, front: int) -> list[_Prefix]:
-        """Run the slots before the name through all blocks, as far as names can see them."""
-        state = self._first_state(prompts, front)
-        visible = torch.ones(front, 1 + front, dtype=torch.bool, device=self.device).tril(1)
-        layers: list[_Prefix] = []
-        for index, (block, start) in enumerate(zip(self.blocks, self._run_start_token(), strict=True)):
-            shared = front if index >= prompts.entry else prompts.slots
-            keys, values = start.keys, start.values
-            if shared:
-                # The three letters are projected apart in every structure, so that zero prompts change no bit.
-                of_slots = [
-                    _project(block, x, block.ln_1(prompts.enter(x, index, state, slice(shared)))) for x in _SEEN
-                ]
-                keys, values = (torch.cat(both, 1) for both in zip((keys, values), of_slots, strict=True))
-            layers.append(_Prefix(keys, values, shared - front, state))
-            if front and prompts.entry <= index < self.layers - 1:  # of the last block, names read keys and values only
-                q_HFd = _project(block, "query", block.ln_1(prompts.enter("query", index, state, slice(front))))
-                mixed_HFd = F.scaled_dot_product_attention(q_HFd[None], keys[None], values[None], attn_mask=visible)[0]
-                state = _finish_block(block, prompts.enter("residual", index, state, slice(front)), mixed_HFd)
-        return layers
-
-    def _first_state(self, prompts: SlotPrompts, front: int) -> Tensor | None:
-        """[F, D], None when there is none: no slots before the name, or replaced ones."""
-        if prompts.context is None or not front:
-            return None
-        return prompts.context[:front] + self.positional_embedding[1 : 1 + front]
-
-    def _insert_slots(self, x_TD: Tensor, prompts: SlotPrompts, back: BackSlots, front: int) -> Tensor:
-        """Put the slots behind every name among its tokens, [R, D]."""
-        if prompts.context is None:
-            slots_BD = prompts.enter("residual", prompts.entry, None, slice(front, None))
-            slots_CBD = slots_BD.expand(*back.rows.shape, -1)
-        else:
-            slots_CBD = prompts.context[front:] + self.positional_embedding[back.positions]
-        return torch.cat([x_TD, slots_CBD.flatten(0, 1)])[back.source]
-
-    def _run_start_token(self) -> list[_StartToken]:
-        """SOS in every block. The weights are frozen, so it is computed once for each place and precision."""
-        kind = self.device.type
-        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        key = (self.device, self.positional_embedding.dtype, precision)
-        if key not in self._start_tokens:
-            with torch.inference_mode(False), torch.no_grad():  # plain tensors: they enter graphs later
-                self._start_tokens[key] = self._compute_start_token()
-        return self._start_tokens[key]
-
-    def _compute_start_token(self) -> list[_StartToken]:
-        token = self.tokenizer.sot_token_id
-        x_1D = self.token_embedding.weight[token : token + 1] + self.positional_embedding[:1]
-        by_block = []
-        for block in self.blocks:
-            normed_1D = block.ln_1(x_1D)
-            keys, values = (_project(block, letter, normed_1D) for letter in _SEEN)
-            by_block.append(_StartToken(keys, values))
-            x_1D = _finish_block(block, x_1D, values)  # its attention to itself is 1
-        return by_block
+    @property
+    def _room(self) -> int:
+        """Positions in all, a class token's among them: it is counted as a token of every name."""
+        return self.parts.positional_embedding.shape[0]
 
 
-def _text_part(model: nn.Module) -> Any:
-    """The module whose attributes are the text tower's parts."""
-    if isinstance(model, open_clip.CLIP):
-        return model
-    custom = isinstance(model, open_clip.CustomTextCLIP)
-    if custom and type(model.text) is TextTransformer:
-        return model.text
-    raise _unsupported(f"a tower of class {type(model.text if custom else model).__name__}")
+def text_obstacle(model: nn.Module) -> str | None:
+    """Say what in a model's text tower keeps prompts out, such as `blocks of class X`; None where they can enter.
 
-
-def _check_structure(model: nn.Module, text: Any, eot: int) -> None:
-    prefix = "text_" if text is model else ""  # open_clip's CLIP keeps two attributes under longer names
-    pool, eos = getattr(text, prefix + "pool_type"), getattr(text, prefix + "eos_id")
-    if getattr(text, "cls_emb", None) is not None:
-        raise _unsupported("a class token after the text (cls_emb, as in CoCa)")
-    mask = text.attn_mask
-    if mask is None or not torch.equal(mask, torch.full_like(mask, -torch.inf).triu(1)):
-        raise _unsupported("no causal mask: positions see what follows them (as in SigLIP and CLIPA)")
-    if pool not in ("argmax", "eos"):
-        raise _unsupported(f"pooling of type '{pool}'")
-    if pool == "eos" and eos != eot:
-        raise _unsupported(f"pooling at token {eos} where the tokenizer ends texts with {eot}")
-    for block in text.transformer.resblocks:
-        if type(block) is not ResidualAttentionBlock or hasattr(block, "ln_1_kv"):
-            raise _unsupported(f"blocks of class {type(block).__name__}")
-    for parameter in text.transformer.parameters():
-        if parameter.dtype in (torch.float16, torch.bfloat16):
-            raise _unsupported(f"weights in {parameter.dtype}; load the model in float32 and use autocast")
-
-
-def _check_tokenizer(tokenizer: Any, embedding: nn.Embedding) -> None:
-    specials: list[Any] = [getattr(tokenizer, name, None) for name in ("sot_token_id", "eot_token_id")]
-    embedded = all(isinstance(token, int) and token < embedding.num_embeddings for token in specials)
-    # `argmax` pooling finds EOT as the highest id of a text.
-    if not (embedded and specials == sorted(specials) and callable(getattr(tokenizer, "encode", None))):
-        raise _unsupported(f"a tokenizer of class {type(tokenizer).__name__} without `encode`, start and end tokens")
-
-
-def _unsupported(obstacle: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"this model's text tower cannot carry prompts: it has {obstacle}; {_SUPPORTED}")
-
-
-@dataclass(frozen=True, eq=False)
-class _Names:
-    """Names on their way through the blocks."""
-
-    prompts: SlotPrompts
-    packed: PackedNames
-    part: slice  # which of the M slots stand behind the name
-
-    def block(self, block: Any, index: int, x_RD: Tensor, prefix: _Prefix, last: bool) -> Tensor:
-        """One block at the rows of names, [R, D]; the last one at their EOT only, [C, D]."""
-        back = self.packed.back if index >= self.prompts.entry else None  # whose slots are among the rows
-        layout = self.packed.layout if back is None else back.layout
-        normed_RD = block.ln_1(x_RD)
-
-        def heads(letter: Letter) -> Tensor:
-            changed_RD = self._enter(letter, index, x_RD, back)
-            return _project(block, letter, normed_RD if changed_RD is x_RD else block.ln_1(changed_RD))
-
-        k_HRd, v_HRd = heads("key"), heads("value")
-        if last:
-            q_HRd = _project(block, "query", normed_RD[layout.ends])
-            return _finish_block(block, x_RD[layout.ends], _attend(q_HRd, k_HRd, v_HRd, prefix, layout, None, last))
-        unseen_R1 = self.packed.back.unseen if self.packed.back is not None and prefix.hidden else None
-        mixed_HRd = _attend(heads("query"), k_HRd, v_HRd, prefix, layout, unseen_R1, last)
-        return _finish_block(block, self._enter("residual", index, x_RD, back), mixed_HRd)
-
-    def _enter(self, letter: Letter, index: int, x_RD: Tensor, back: BackSlots | None) -> Tensor:
-        """What a letter is made of, [R, D]; `x_RD` itself where no prompt changes it."""
-        if back is None:
-            return x_RD
-        states_CBD = x_RD[back.rows]
-        entered = self.prompts.enter(letter, index, states_CBD, self.part)
-        if entered is states_CBD:
-            return x_RD
-        return x_RD.index_copy(0, back.rows.flatten(), entered.expand_as(states_CBD).flatten(0, 1))
-
-
-def _project(block: Any, letter: Letter, x_XD: Tensor) -> Tensor:
-    """Query, key or value, split into heads, [H, X, d]."""
-    attn, width = block.attn, x_XD.shape[1]
-    rows = slice(_ROWS[letter] * width, (_ROWS[letter] + 1) * width)
-    projected = F.linear(x_XD, attn.in_proj_weight[rows], attn.in_proj_bias[rows])
-    return projected.view(len(x_XD), attn.num_heads, -1).transpose(0, 1)
-
-
-def _finish_block(block: Any, x_RD: Tensor, mixed_HRd: Tensor) -> Tensor:
-    """What follows attention in a pre-norm block."""
-    x_RD = x_RD + block.ls_1(block.attn.out_proj(mixed_HRd.transpose(0, 1).flatten(1)))
-    out: Tensor = x_RD + block.ls_2(block.mlp(block.ln_2(x_RD)))
-    return out
-
-
-def _attend(
-    q_HRd: Tensor,
-    k_HRd: Tensor,
-    v_HRd: Tensor,
-    prefix: _Prefix,
-    layout: Layout,
-    unseen_R1: Tensor | None,
-    last: bool,
-) -> Tensor:
-    """Causal attention of every name to the shared prefix and to itself, [H, R, d].
-
-    The prefix enters as one product over all rows, so its keys and values are never copied to the names.
+    Only the structure is looked at: it works on the meta device, and neither needs nor judges a tokenizer.
     """
-    heads, _, d = q_HRd.shape
-    q_HRd = q_HRd * d**-0.5
-    to_prefix_HRP = q_HRd @ prefix.keys.transpose(1, 2)
-    width = to_prefix_HRP.shape[2]
-    if unseen_R1 is not None:
-        hidden_P = torch.arange(width, device=q_HRd.device) >= width - prefix.hidden
-        to_prefix_HRP = to_prefix_HRP.masked_fill(unseen_R1 & hidden_P, -torch.inf)
-    prefix_weights, own_parts = [], []
-    for group in layout.groups:
-        rows, names = (group.names if last else group.rows), (heads, group.count, -1)
-        q_HGrd = q_HRd[:, rows].reshape(*names, d)
-        k_HGnd, v_HGnd = (x_HRd[:, group.rows].reshape(*names, d) for x_HRd in (k_HRd, v_HRd))
-        own_HGrn = q_HGrd @ k_HGnd.transpose(2, 3)
-        if not last:  # EOT sees its whole name
-            own_HGrn = own_HGrn + group.mask
-        both = torch.cat([to_prefix_HRP[:, rows].reshape(*names, width), own_HGrn], dim=-1).softmax(-1)
-        prefix_weights.append(both[..., :width].flatten(1, 2))
-        own_parts.append((both[..., width:] @ v_HGnd).flatten(1, 2))
-    return torch.cat(prefix_weights, 1) @ prefix.values + torch.cat(own_parts, 1)
+    return structure_obstacle(model)
+
+
+def _check_ids(parts: TextParts, coder: TextCoder) -> None:
+    rows = parts.token_embedding.num_embeddings
+    if max(*coder.start, *coder.end, coder.padding) >= rows:
+        raise unsupported(f"a token table of {rows} rows, which is too short for the tokenizer's start or end token")
+    if parts.pool == "end" and parts.eos != coder.end[0]:
+        raise unsupported(f"pooling at token {parts.eos} where the tokenizer ends texts with {coder.end[0]}")
+    if parts.pool == "highest" and not coder.end_is_highest:
+        raise unsupported(f"pooling at the highest token, and a tokenizer whose end token {coder.end[0]} is not that")
+    if parts.pool == "first" and not coder.start:
+        raise UnsupportedModelError(
+            "this model's text tower cannot carry prompts: it pools at the first position, and its tokenizer puts no "
+            "start token there: a slot would stand in its place"
+        )
+
+
+def _with_class_token(parts: TextParts, coder: TextCoder) -> TextCoder:
+    """The coder with what the class token of a tower adds to every text."""
+    token = parts.class_token
+    if token is None:
+        return coder
+    if token.padding != coder.padding:
+        raise unsupported(f"a mask for padding {token.padding} where the tokenizer pads with {coder.padding}")
+    behind = (coder.padding, _CLASS) if token.shifted else (_CLASS,)
+    return replace(coder, end=coder.end + behind, reserved=coder.reserved | {token.padding})

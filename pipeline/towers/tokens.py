@@ -1,6 +1,6 @@
-"""Class names as tokens, and how a text tower lays them end to end so that nothing is padded.
+"""Class names as tokens, and how a causal text tower lays them end to end so that nothing is padded.
 
-This module knows the tokenizer's ids only: `text_tower` embeds them and runs the tower.
+This module knows ids only: `causal_text` and `whole_text` embed them and run the tower.
 
 Shapes: N names as given, C distinct names (of a call: the chosen ones), T their tokens, M slots of which B come after
 the name, R rows of a layout, P prefix positions that names share, n rows of a name.
@@ -11,13 +11,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from teachonce.errors import TeachOnceError, UsageError
 from teachonce.towers.structures import Position
+from teachonce.towers.text_coder import TextCoder
 
 
 class NameRefused(UsageError):
@@ -46,12 +46,13 @@ class NameTooLong(NameRefused):
         tokens: of the name with its ending.
         slots: places that prompts take.
         room: tokens that fit beside start token and slots.
+        start: whether there is a start token.
     """
 
-    def __init__(self, index: int, name: str, tokens: int, slots: int, room: int) -> None:
+    def __init__(self, index: int, name: str, tokens: int, slots: int, room: int, start: bool = True) -> None:
         why = (
-            f"takes {tokens} tokens with its ending, but after the start token and {slots} slots the text tower has "
-            f"room for {room}"
+            f"takes {tokens} tokens with its ending, but after {'the start token and ' if start else ''}{slots} slots "
+            f"the text tower has room for {room}"
         )
         super().__init__(index, name, why, "shorten the name or the context")
         self.tokens = tokens
@@ -64,11 +65,13 @@ class NameTokens:
     """Class names as tokens, on the CPU: each distinct token sequence once, in the order of first appearance."""
 
     names: tuple[str, ...]  # N names as given
-    ids: Tensor  # [sum of lengths] int64: name, suffix and EOT of every distinct name, end to end
+    ids: Tensor  # [sum of lengths] int64: name, suffix and end of every distinct name, end to end
     offsets: Tensor  # [C + 1] int64: where each distinct name begins in `ids`
     inverse: Tensor  # [N] int64: the distinct name of each given one
     position: Position = "before"  # where the slots are
-    tail: int = 1  # tokens of suffix and EOT: slots that are not before a name stand before its last `tail` tokens
+    tail: int = 1  # tokens of suffix and end: slots that are not before a name stand before its last `tail` tokens
+    start: int = 1  # start tokens before the text: one or none
+    end: int = 1  # tokens after name and suffix; the pooled one is the first of them
 
     @property
     def count(self) -> int:
@@ -77,8 +80,15 @@ class NameTokens:
 
     @property
     def lengths(self) -> Tensor:
-        """[C] int64: tokens of each distinct name, EOT included, slots not."""
+        """[C] int64: tokens of each distinct name, its end included, slots not."""
         return self.offsets.diff()
+
+    def chosen(self, chunk: Tensor | None) -> Tensor:
+        """Return the indices of a chunk on the CPU, [C]; of all distinct names where there is none."""
+        chosen_C = torch.arange(self.count) if chunk is None else chunk.cpu()
+        if not chosen_C.numel():
+            raise TeachOnceError("features of no names were asked for")
+        return chosen_C
 
     def front(self, slots: int) -> int:
         """Return how many slots stand before the name: all, half of them rounded down, or none."""
@@ -94,47 +104,54 @@ class NameTokens:
         Raises:
             NameTooLong: a name does not fit; it has the first one and its index. open_clip would truncate it silently.
         """
-        room = context_length - 1 - slots
+        room = context_length - self.start - slots
         lengths_N = self.lengths[self.inverse]
         too_long = (lengths_N > room).nonzero().flatten().tolist()
         if too_long:
             index = too_long[0]
-            raise NameTooLong(index, self.names[index], int(lengths_N[index]), slots, room)
+            raise NameTooLong(index, self.names[index], int(lengths_N[index]), slots, room, self.start > 0)
 
 
-def encode_text(tokenizer: Any, text: str, where: str, nothing: Sequence[int] = ()) -> list[int]:
-    """Return the token ids of a text, without SOS and EOT.
+def encode_text(coder: TextCoder, text: str, where: str, follows: bool = False) -> list[int]:
+    """Return the token ids of a text, without start and end.
 
     Args:
         where: a description of the text, for messages.
-        nothing: ids that count as no text.
+        follows: a name stands before the text.
 
     Raises:
-        UsageError: the text has no token, or has a special token of the tokenizer.
+        UsageError: the text has no token, or has a token that is reserved.
     """
-    ids: list[int] = tokenizer.encode(text)
-    refusal = _refusal(tokenizer, ids, nothing)
+    ids = coder.encode([text], follows)[0]
+    refusal = _refusal(coder, ids)
     if refusal is not None:
         why, hint = refusal
         raise UsageError(f"{where} {why}", hint=hint)
     return ids
 
 
-def _refusal(tokenizer: Any, ids: list[int], nothing: Sequence[int]) -> tuple[str, str] | None:
+def _refusal(coder: TextCoder, ids: list[int], nothing: list[int] | None = None) -> tuple[str, str] | None:
     """Why the ids of a text are refused and what to do about that text; None where they are fine."""
     if not ids or ids == nothing:
         return "is empty: the tokenizer finds no word in it", "give it at least one word"
-    if max(ids) >= min(tokenizer.sot_token_id, tokenizer.eot_token_id):
+    if not coder.reserved.isdisjoint(ids):
         why = "holds a special token of the tokenizer, which would end the text early"
         return why, "write it in words, without <...> of the tokenizer's own"
     return None
 
 
-def tokenise_names(tokenizer: Any, names: Sequence[str], suffix: str, position: Position) -> NameTokens:
-    """Tokenise name, suffix and EOT.
+def behind_slots(position: Position, slots: int) -> bool:
+    """Whether slots stand before the name. Where their number is not known, 0, half of them are taken to be some."""
+    return position == "before" or (position == "around" and slots != 1)
 
-    CLIP's BPE never joins across a space, so with the slots before the name these equal the end of the tokens of
-    `{context} {name}{suffix}`. Where slots stand between name and suffix, the two are tokenised apart.
+
+def tokenise_names(
+    coder: TextCoder, names: Sequence[str], suffix: str, position: Position, slots: int = 0
+) -> NameTokens:
+    """Tokenise name, suffix and end.
+
+    No tokenizer that is taken joins across a space, so with the slots before the name these equal the end of the tokens
+    of `{context} {name}{suffix}`. Where slots stand between name and suffix, the two are tokenised apart.
 
     Raises:
         UsageError: there are no names.
@@ -142,23 +159,29 @@ def tokenise_names(tokenizer: Any, names: Sequence[str], suffix: str, position: 
     """
     if not names:
         raise UsageError("no class names were given", hint="give a list of at least one name")
-    end: list[int] = tokenizer.encode(suffix)
-    if end:
-        encode_text(tokenizer, suffix, f"the ending {suffix!r}")  # checks that the ending holds no special token
-    eot = int(tokenizer.eot_token_id)
+    before, follows = position == "before", behind_slots(position, slots)
+    ending = coder.encode_ending(suffix)
+    refusal = _refusal(coder, ending) if ending else None
+    if refusal is not None:
+        why, hint = refusal
+        raise UsageError(f"the ending {suffix!r} {why}", hint=hint)
+    # This is what an empty name looks like.
+    nothing = coder.encode([suffix], follows)[0] if before else []
     first: dict[tuple[int, ...], int] = {}
     inverse = []
-    for index, name in enumerate(names):
-        before = position == "before"
-        ids: list[int] = tokenizer.encode(name + suffix if before else name)
-        refusal = _refusal(tokenizer, ids, end if before else ())  # `end` is what an empty name looks like
+    rows = coder.encode([name + suffix if before else name for name in names], follows)
+    for index, (name, ids) in enumerate(zip(names, rows, strict=True)):
+        refusal = _refusal(coder, ids, nothing)
         if refusal is not None:
             raise NameRefused(index, name, *refusal)
-        ids = ids if before else ids + end
-        inverse.append(first.setdefault((*ids, eot), len(first)))
+        ids = ids if before else ids + ending
+        inverse.append(first.setdefault((*ids, *coder.end), len(first)))
     flat = torch.tensor([token for ids in first for token in ids])
     offsets = torch.tensor([0, *map(len, first)]).cumsum(0)
-    return NameTokens(tuple(names), flat, offsets, torch.tensor(inverse), position, len(end) + 1)
+    tail = len(ending) + len(coder.end)
+    return NameTokens(
+        tuple(names), flat, offsets, torch.tensor(inverse), position, tail, len(coder.start), len(coder.end)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,8 +198,9 @@ class Group:
 class Layout:
     """Where the rows of a call's names lie: by rising length, end to end."""
 
-    ends: Tensor  # [C], the row of each name's EOT
+    ends: Tensor  # [C], the last row of each name, which is pooled
     groups: tuple[Group, ...]
+    blind: bool  # whether that row does not see itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +210,7 @@ class BackSlots:
     layout: Layout  # the rows with the slots among them
     source: Tensor  # [R]: which of the T token rows, or T + i for the i-th of the C B slots
     rows: Tensor  # [C, B]: where the slots lie among the R rows
-    positions: Tensor  # [C, B], counted from SOS
+    positions: Tensor  # [C, B] in the context
     unseen: Tensor  # [T, 1] bool: token rows before the slots, which must not see them
 
 
@@ -195,35 +219,36 @@ class PackedNames:
     """The names of a call."""
 
     ids: Tensor  # [T]
-    positions: Tensor  # [T], counted from SOS
+    positions: Tensor  # [T] in the context
     place: Tensor  # [C], where each name of the call went
     layout: Layout  # of the tokens alone
     back: BackSlots | None
 
 
-def pack(names: NameTokens, chunk: Tensor | None, slots: int, device: torch.device) -> PackedNames:
+def pack(names: NameTokens, chunk: Tensor | None, slots: int, device: torch.device, blind: bool = False) -> PackedNames:
     """Lay the chosen names end to end by rising length. All index arithmetic happens on the CPU.
 
     Args:
         chunk: [C] indices of some distinct names; None: all names.
         slots: M.
         device: the device of the result.
+        blind: the last token of each name does not see itself.
     """
-    chosen_C = torch.arange(names.count) if chunk is None else chunk.cpu()
-    if not chosen_C.numel():
-        raise TeachOnceError("features of no names were asked for")
+    chosen_C = names.chosen(chunk)
     lengths_C = names.lengths[chosen_C]
     order_C = lengths_C.argsort(stable=True)
     lengths_C, starts_C = lengths_C[order_C], names.offsets[chosen_C[order_C]]
     inside_T = _inside(lengths_C)
     front = names.front(slots)
     behind_T = inside_T >= (lengths_C - names.tail).repeat_interleave(lengths_C)
-    back = _back_slots(lengths_C, names.tail, slots - front, 1 + front, behind_T, device) if front < slots else None
+    back = None
+    if front < slots:
+        back = _back_slots(lengths_C, names.tail, slots - front, names.start + front, behind_T, device, blind)
     return PackedNames(
         ids=names.ids[starts_C.repeat_interleave(lengths_C) + inside_T].to(device),
-        positions=(1 + front + inside_T + (slots - front) * behind_T).to(device),
+        positions=(names.start + front + inside_T + (slots - front) * behind_T).to(device),
         place=order_C.argsort().to(device),
-        layout=_layout(lengths_C, device),
+        layout=_layout(lengths_C, device, blind),
         back=back,
     )
 
@@ -234,20 +259,24 @@ def _inside(lengths_C: Tensor) -> Tensor:
     return torch.arange(int(ends_C[-1])) - (ends_C - lengths_C).repeat_interleave(lengths_C)
 
 
-def _layout(lengths_C: Tensor, device: torch.device) -> Layout:
+def _layout(lengths_C: Tensor, device: torch.device, blind: bool) -> Layout:
     longest = int(lengths_C[-1])
     mask = torch.full((longest, longest), -torch.inf, device=device).triu(1)
     groups, name, row = [], 0, 0
     for length, members in itertools.groupby(lengths_C.tolist()):
         count = len(list(members))
         rows = slice(row, row + count * length)
-        groups.append(Group(slice(name, name + count), rows, count, mask[:length, :length]))
+        seen = mask[:length, :length]
+        if blind:
+            seen = seen.clone()
+            seen[-1, -1] = -torch.inf
+        groups.append(Group(slice(name, name + count), rows, count, seen))
         name, row = name + count, rows.stop
-    return Layout((lengths_C.cumsum(0) - 1).to(device), tuple(groups))
+    return Layout((lengths_C.cumsum(0) - 1).to(device), tuple(groups), blind)
 
 
 def _back_slots(
-    lengths_C: Tensor, tail: int, back: int, first: int, behind_T: Tensor, device: torch.device
+    lengths_C: Tensor, tail: int, back: int, first: int, behind_T: Tensor, device: torch.device, blind: bool
 ) -> BackSlots:
     """Put `back` slots before the last `tail` tokens of every name, whose first token is at position `first`."""
     with_slots_C = lengths_C + back
@@ -260,7 +289,7 @@ def _back_slots(
     source_R[~is_slot_R] = torch.arange(len(behind_T))
     source_R[rows_CB.flatten()] = len(behind_T) + torch.arange(rows_CB.numel())
     return BackSlots(
-        layout=_layout(with_slots_C, device),
+        layout=_layout(with_slots_C, device, blind),
         source=source_R.to(device),
         rows=rows_CB.to(device),
         positions=(first + own_C1 + torch.arange(back)).to(device),

@@ -70,10 +70,14 @@ def tiny_clip(kind: str, **text_changes: Any) -> nn.Module:
     """A model of `TOWERS` with random weights large enough that names have clearly distinct features."""
     model_class, quick_gelu, embedding, text = TOWERS[kind]
     config = {"context_length": 77, "vocab_size": 49408, **text, **text_changes}
-    generator = torch.Generator().manual_seed(len(kind))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(len(kind))  # the same model for the same kind
         model: nn.Module = model_class(embedding, dict(VISION), config, quick_gelu=quick_gelu)
+    return randomised(model, torch.Generator().manual_seed(len(kind)))
+
+
+def randomised(model: nn.Module, generator: torch.Generator) -> nn.Module:
+    """The model itself, its text tower with weights large enough that names have clearly distinct features."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.startswith("visual") or name in ("logit_scale", "logit_bias"):
@@ -182,7 +186,7 @@ def random_prompts(tower: TextTower, structure: Structure, depth: int, slots: in
     """Prompts of a size that matters, as leaves that ask for gradients."""
     allocation = allocate(structure, tower.layers, depth)
     generator = torch.Generator().manual_seed(seed)
-    dtype = tower.positional_embedding.dtype
+    dtype = tower.parts.positional_embedding.dtype
 
     def leaf(*shape: int) -> Tensor:
         return (0.5 * torch.randn(*shape, generator=generator, dtype=dtype)).requires_grad_()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tower_reference import CONTEXT, NAMES, TOWERS, VISION, full_tokens, random_prompts, tiny_clip, tokenizer
 
 from teachonce.errors import TeachOnceError, UnsupportedModelError, UsageError
+from teachonce.towers.causal_text import CausalText
 from teachonce.towers.slots import SlotPrompts
 from teachonce.towers.structures import Position, Structure
 from teachonce.towers.text_tower import TextTower
@@ -81,11 +82,12 @@ def test_the_start_token_is_run_once_for_each_precision_and_in_inference_mode_to
     features = tower.features(prompts, tokens)
     features.sum().backward()
     assert torch.equal(first, features) and prompts.key is not None and prompts.key.grad is not None
-    kept = dict(tower._start_tokens)
+    assert isinstance(tower.run, CausalText)
+    kept = dict(tower.run._start_tokens)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         tower.features(prompts, tokens)
         tower.features(prompts, tokens)
-    assert len(kept) == 1 and len(tower._start_tokens) == 2
+    assert len(kept) == 1 and len(tower.run._start_tokens) == 2
 
 
 def test_prompts_that_replace_every_state_run_no_slot_and_the_last_block_runs_end_tokens_only() -> None:
@@ -93,7 +95,7 @@ def test_prompts_that_replace_every_state_run_no_slot_and_the_last_block_runs_en
     model = tiny_clip("laion")
     tower = TextTower.from_clip(model, tokenizer())
     rows: list[int] = []
-    for block in tower.blocks:
+    for block in tower.parts.blocks:
         block.mlp.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
     names = ["shark", "great white shark"]  # with full stop and EOT: 3 and 5 tokens
 
@@ -159,7 +161,9 @@ def test_the_tower_is_frozen_and_shares_the_models_weights() -> None:
     tower = TextTower.from_clip(model, tokenizer())
     text = model.text
     assert isinstance(text, nn.Module) and not any(x.requires_grad for x in text.parameters())
-    assert tower.token_embedding is text.token_embedding and tower.blocks[0] is text.transformer.resblocks[0]
+    assert (
+        tower.parts.token_embedding is text.token_embedding and tower.parts.blocks[0] is text.transformer.resblocks[0]
+    )
 
 
 def custom(**text: object) -> nn.Module:
@@ -176,6 +180,13 @@ def not_causal() -> nn.Module:
     return model
 
 
+def masked_padding() -> nn.Module:
+    """A tower without a causal mask that does not look at padding: no configuration asks for it yet."""
+    model = custom(no_causal_mask=True)
+    model.text.use_pad_mask = True  # type: ignore[union-attr]
+    return model
+
+
 def hugging_face() -> nn.Module:
     """A CustomTextCLIP whose text part is of another class, as with Hugging Face towers."""
     model = custom()
@@ -183,25 +194,13 @@ def hugging_face() -> nn.Module:
     return model
 
 
-def coca() -> nn.Module:
-    """open_clip's captioner."""
-    text = {"width": 32, "heads": 2, "layers": 1, "embed_cls": True, "output_tokens": True}
-    captions = {"width": 32, "heads": 2, "layers": 1}
-    model: nn.Module = open_clip.CoCa(16, captions, text, {**VISION, "attentional_pool": True, "output_tokens": True})
-    return model
-
-
 REFUSED = {
-    "no mask": (lambda: custom(no_causal_mask=True), "no causal mask"),
-    "no mask in CLIP": (
-        lambda: open_clip.CLIP(16, dict(VISION), {"width": 32, "heads": 2, "layers": 1, "no_causal_mask": True}),
-        "no causal mask",
-    ),
-    "wrong mask": (not_causal, "no causal mask"),
-    "class token": (lambda: custom(embed_cls=True), "cls_emb"),
-    "CoCa": (coca, "CoCa"),
+    "mask over padding": (masked_padding, "use_pad_mask"),
+    "class token without a mask": (lambda: custom(no_causal_mask=True, embed_cls=True), "cls_emb"),
+    "nothing pooled": (lambda: custom(no_causal_mask=True, pool_type="none"), "pooling of type 'none'"),
+    "wrong mask": (not_causal, "a mask that is not the causal one"),
     "Hugging Face": (hugging_face, "HFTextEncoder"),
-    "pool last": (lambda: custom(pool_type="last"), "pooling of type 'last'"),
+    "pool last": (lambda: custom(pool_type="last"), "causal mask and pooling of type 'last'"),
     "eos of another tokenizer": (lambda: custom(pool_type="eos", eos_id=2), "pooling at token 2 .*49407"),
     "other blocks": (lambda: custom(qk_norm=True), "CustomResidualAttentionBlock"),
     "half precision": (lambda: custom().half(), "float16"),
@@ -214,7 +213,7 @@ def test_unsupported_towers_are_refused_by_name(case: str) -> None:
     build, complaint = REFUSED[case]
     with pytest.raises(UnsupportedModelError, match=complaint) as refusal:
         TextTower.from_clip(build(), tokenizer())
-    assert "supported: causal CLIP" in str(refusal.value)
+    assert "supported: CLIP, CustomTextCLIP and CoCa" in str(refusal.value)
 
 
 def test_other_tokenizers_are_refused() -> None:

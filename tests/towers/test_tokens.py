@@ -13,6 +13,7 @@ from tower_reference import CONTEXT, NAMES, TEMPLATES, tokenizer
 from teachonce.data.spelling import spoken
 from teachonce.errors import UsageError
 from teachonce.towers.structures import Position
+from teachonce.towers.text_coder import TextCoder
 from teachonce.towers.tokens import NameTokens, encode_text, pack, tokenise_names
 
 EOT = 49407
@@ -38,7 +39,7 @@ SOME = st.lists(st.sampled_from(PIECES), min_size=1, max_size=4)
 
 
 def tokenised(names: list[str], suffix: str = ".", position: Position = "before") -> NameTokens:
-    return tokenise_names(tokenizer(), names, suffix, position)
+    return tokenise_names(TextCoder.of(tokenizer()), names, suffix, position)
 
 
 def ids_of(tokens: NameTokens, distinct: int) -> list[int]:
@@ -142,7 +143,7 @@ def test_names_that_cannot_be_used_are_refused() -> None:
         with pytest.raises(UsageError, match="the ending ' <end_of_text>' holds a special token"):
             tokenised(["fish"], " <end_of_text>", position)
     with pytest.raises(UsageError, match="the context ' ' is empty"):
-        encode_text(tokenizer(), " ", "the context ' '")
+        encode_text(TextCoder.of(tokenizer()), " ", "the context ' '")
 
 
 def test_a_name_that_does_not_fit_is_named_with_the_room_there_is() -> None:

@@ -1,0 +1,149 @@
+"""The parts of an open_clip text tower, and what about a tower keeps prompts out.
+
+This module runs nothing. Its checks look at the structure only, so that they hold for models without weights (on the
+meta device) and without a tokenizer.
+
+Shapes: D width, E embedding, P positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import open_clip
+import torch
+from open_clip.transformer import ResidualAttentionBlock, TextTransformer
+from torch import Tensor, nn
+
+from teachonce.errors import UnsupportedModelError
+
+Pool = Literal["highest", "end", "first", "last", "class"]
+"""Which position becomes the feature: that of the highest id (open_clip's `argmax`), of the first end token (`eos`),
+the first or last of the context, or a class token behind the text."""
+
+SUPPORTED = (
+    "supported: CLIP, CustomTextCLIP and CoCa towers of plain blocks, causal and pooled at the end token or at a class "
+    "token, or without a mask and pooled at one position"
+)
+_POOLS: dict[str, Pool] = {"argmax": "highest", "eos": "end", "first": "first", "last": "last"}
+
+
+@dataclass(frozen=True, eq=False)
+class ClassToken:
+    """A token behind the text that sees the whole text and becomes the feature (CoCa, arXiv 2205.01917)."""
+
+    embedding: Tensor  # [D], without position; its position is the tower's last
+    shifted: bool
+    """Whether its mask is the one of the released CoCa weights, which is one position off: the class token sees the
+    first padding behind the text, and does not see itself."""
+    padding: int  # the id that its mask takes for padding
+
+
+@dataclass(frozen=True, eq=False)
+class TextParts:
+    """The modules of a text tower and what is done with them; no weight is copied."""
+
+    token_embedding: nn.Embedding
+    positional_embedding: Tensor  # [P, D]
+    blocks: tuple[Any, ...]
+    ln_final: nn.Module
+    projection: nn.Module | Tensor | None
+    causal: bool  # else every position sees every other one, padding too
+    pool: Pool
+    eos: int | None  # the token at which `end` pools
+    class_token: ClassToken | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> TextParts:
+        """Take the text tower out of a model and freeze it (`requires_grad_(False)`).
+
+        Raises:
+            UnsupportedModelError: prompts cannot enter the tower; the message names what is in their way.
+        """
+        obstacle = structure_obstacle(model)
+        if obstacle is not None:
+            raise unsupported(obstacle)
+        text = _text_part(model)
+        parts = (text.token_embedding, text.positional_embedding, text.transformer, text.ln_final, text.text_projection)
+        for part in parts:
+            if part is not None:
+                part.requires_grad_(False)
+        embedding, position, transformer, ln_final, projection = parts
+        class_token, pool = None, _POOLS.get(_setting(model, text, "pool_type"), "last")
+        if getattr(text, "cls_emb", None) is not None:
+            text.cls_emb.requires_grad_(False)
+            class_token, pool = ClassToken(text.cls_emb, not text.correct_cls_mask, text.pad_id), "class"
+        eos = _setting(model, text, "eos_id") if pool == "end" else None
+        blocks = tuple(transformer.resblocks)
+        causal = text.attn_mask is not None
+        return cls(embedding, position, blocks, ln_final, projection, causal, pool, eos, class_token)
+
+    @property
+    def positions(self) -> int:
+        """How many positions a text has: 77 for CLIP. A class token stands behind them."""
+        return self.positional_embedding.shape[0] - (self.class_token is not None)
+
+    def embed(self, features_CD: Tensor) -> Tensor:
+        """Take the pooled states of the last block to the joint embedding, [C, E], not yet of unit length."""
+        pooled = self.ln_final(features_CD)
+        if isinstance(self.projection, nn.Module):
+            projected: Tensor = self.projection(pooled)
+            return projected
+        return pooled if self.projection is None else pooled @ self.projection
+
+
+def structure_obstacle(model: nn.Module) -> str | None:
+    """Say what in the structure of a model's text tower keeps prompts out; None where they can enter.
+
+    It reads values only where there are some: on the meta device a mask counts as the causal one that open_clip builds.
+    """
+    text = _text_part(model)
+    if text is None:
+        custom = isinstance(model, (open_clip.CustomTextCLIP, open_clip.CoCa))
+        return f"a tower of class {type(model.text if custom else model).__name__}"
+    return _mask_obstacle(model, text) or _block_obstacle(text)
+
+
+def unsupported(obstacle: str) -> UnsupportedModelError:
+    """The error that says what is in the way of prompts in a text tower."""
+    return UnsupportedModelError(f"this model's text tower cannot carry prompts: it has {obstacle}; {SUPPORTED}")
+
+
+def _text_part(model: nn.Module) -> Any:
+    """The module whose attributes are the text tower's parts; None where there is no such module."""
+    if isinstance(model, open_clip.CLIP):
+        return model
+    custom = isinstance(model, (open_clip.CustomTextCLIP, open_clip.CoCa))
+    return model.text if custom and type(model.text) is TextTransformer else None
+
+
+def _setting(model: nn.Module, text: Any, name: str) -> Any:
+    """A setting of the tower: open_clip's CLIP keeps it under a longer name."""
+    return getattr(text, f"text_{name}" if text is model else name)
+
+
+def _mask_obstacle(model: nn.Module, text: Any) -> str | None:
+    pool, mask = _setting(model, text, "pool_type"), text.attn_mask
+    class_token = text is not model and text.cls_emb is not None
+    if mask is None:
+        if class_token:
+            return "a class token after the text (cls_emb) and no causal mask"
+        if getattr(text, "use_pad_mask", False):
+            return "a mask over padding (use_pad_mask)"
+        return None if pool in _POOLS else f"pooling of type '{pool}'"
+    if not mask.is_meta and not torch.equal(mask, torch.full_like(mask, -torch.inf).triu(1)):
+        return "a mask that is not the causal one"
+    if class_token or pool in ("argmax", "eos"):
+        return None
+    return f"a causal mask and pooling of type '{pool}'"
+
+
+def _block_obstacle(text: Any) -> str | None:
+    for block in text.transformer.resblocks:
+        if type(block) is not ResidualAttentionBlock or hasattr(block, "ln_1_kv"):
+            return f"blocks of class {type(block).__name__}"
+    for parameter in text.transformer.parameters():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            return f"weights in {parameter.dtype}; load the model in float32 and use autocast"
+    return None
