@@ -24,9 +24,9 @@ from teachonce.models.clip import LoadedClip, autocast
 from teachonce.models.learner import text_learner
 from teachonce.models.prompts import Prompts
 from teachonce.models.spec import Precision
+from teachonce.towers.causal_text import CausalText
 from teachonce.towers.slots import SlotPrompts
 from teachonce.towers.structures import Structure
-from teachonce.towers.causal_text import CausalText
 from teachonce.towers.text_tower import TextTower
 from teachonce.towers.tokens import NameTokens
 from teachonce.training.two_pass import TextPass

@@ -1,4 +1,4 @@
-"""Small random CLIPs whose text towers are those that people use beside OpenAI's: masks, pooling and tokenizers as there.
+"""Small random CLIPs with the text towers that people use beside OpenAI's: masks, pooling and tokenizers as there.
 
 It tests nothing. The tokenizers have the classes and settings of the releases; their words are those of a few texts and
 are learnt here, so that nothing is fetched.
@@ -18,7 +18,7 @@ import open_clip
 import pytest
 import torch
 from torch import nn
-from tower_reference import VISION, randomised, tokenizer
+from tower_reference import VISION, randomised
 
 SPOKEN = (
     "a photo of a great white shark .",
@@ -71,12 +71,12 @@ def family_clip(family: str, double: bool = False, **text_changes: Any) -> tuple
     """A model of `FAMILIES` and its tokenizer; made once, and to be left as it is."""
     kind, settings, wrapping, text = FAMILIES[family]
     text = {**text, **text_changes}
-    words = tokenizer() if kind == "clip" else _hugging_face(kind, tuple(settings.items()), tuple(wrapping.items()))
-    text["vocab_size"] = 49408 if kind == "clip" else len(words.tokenizer)
+    room = text.get("context_length", 77)
     if kind == "clip":
-        words = open_clip.SimpleTokenizer(context_length=text.get("context_length", 77))
+        words: Any = open_clip.SimpleTokenizer(context_length=room)
     else:
-        words = _hugging_face(kind, tuple(settings.items()), tuple(wrapping.items()), text["context_length"])
+        words = _hugging_face(kind, tuple(settings.items()), tuple(wrapping.items()), room)
+        text["vocab_size"] = len(words.tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(len(family))
         if family == "coca":
@@ -91,7 +91,7 @@ def family_clip(family: str, double: bool = False, **text_changes: Any) -> tuple
 
 @functools.cache
 def _hugging_face(
-    kind: str, settings: tuple[tuple[str, Any], ...], wrapping: tuple[tuple[str, Any], ...], room: int = 77
+    kind: str, settings: tuple[tuple[str, Any], ...], wrapping: tuple[tuple[str, Any], ...], room: int
 ) -> Any:
     """open_clip's wrapper of a tokenizer of transformers; the test is skipped where they are not installed."""
     pytest.importorskip("transformers")
@@ -104,7 +104,7 @@ def _hugging_face(
 
 
 def _pieces(**options: Any) -> bytes:
-    """A SentencePiece model of `SPOKEN`; only what is part of several words becomes a piece, hence each word with an s."""
+    """A SentencePiece model of `SPOKEN`. Only what is part of several words becomes a piece: hence words with an s."""
     import sentencepiece
 
     model = io.BytesIO()

@@ -108,6 +108,12 @@ def full_tokens(model: Any, names: Sequence[str], template: str = TEMPLATES["bef
 
 def plain_features(model: Any, prompts: SlotPrompts, names: Sequence[str], position: str = "before") -> Tensor:
     """Unit features [N, E] of `{slots} {name}.`, or with the slots elsewhere, by `plain_run`."""
+    context, letters = spread(prompts)
+    return plain_run(model, context, letters, prompts.replace, names, position)
+
+
+def spread(prompts: SlotPrompts) -> tuple[Tensor, dict[str, dict[int, Tensor]]]:
+    """The context, and for each letter the prompts of the blocks that have one."""
     depth = len(prompts.key) if prompts.replace and prompts.key is not None else 0
     letters: dict[str, dict[int, Tensor]] = {}
     for letter in ("query", "key", "value", "residual"):
@@ -118,7 +124,7 @@ def plain_features(model: Any, prompts: SlotPrompts, names: Sequence[str], posit
     if context is None:  # what the slots hold at the input is replaced before anything reads it
         assert prompts.key is not None
         context = torch.full_like(prompts.key[0], 7.0)
-    return plain_run(model, context, letters, prompts.replace, names, position)
+    return context, letters
 
 
 def plain_run(
@@ -129,27 +135,46 @@ def plain_run(
     names: Sequence[str],
     position: str = "before",
 ) -> Tensor:
-    """Every position of every text through every block; any letter may have a prompt in any block, dead or not.
-
-    A letter's prompt in a block is added to the slot states, or stands in for them, for that letter only.
-    """
+    """Every position of every text through every block; any letter may have a prompt in any block, dead or not."""
     text = text_part(model)
     slots = len(context)
     front = {"before": slots, "around": slots // 2, "after": 0}[position]
     tokens, places = _tokens_with_room(text.context_length, slots, front, names, position)
-    x = _put(text.token_embedding(tokens), places, context, add=False) + text.positional_embedding
+    x = put(text.token_embedding(tokens), places, context, add=False) + text.positional_embedding
+    future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+    mask = torch.zeros_like(future, dtype=x.dtype).masked_fill(future, -torch.inf)
+    x = run_blocks(text, x, places, letters, replaces, mask)
+    pooled = text.ln_final(x)[torch.arange(len(x)), (tokens == 49407).int().argmax(1)]
+    return project_pooled(text, pooled)
+
+
+def run_blocks(
+    text: Any, x: Tensor, places: Tensor, letters: dict[str, dict[int, Tensor]], replaces: bool, mask: Tensor
+) -> Tensor:
+    """All positions [N, P, D] through all blocks.
+
+    A letter's prompt in a block is added to the slot states, or stands in for them, for that letter only.
+
+    Args:
+        mask: what is added to the scores of attention, [P, P] or [N, 1, P, P].
+    """
     for layer, block in enumerate(text.transformer.resblocks):
         q, k, v, residual = (
-            _put(x, places, letters[letter][layer], add=not replaces) if layer in letters[letter] else x
+            put(x, places, letters[letter][layer], add=not replaces) if layer in letters[letter] else x
             for letter in ("query", "key", "value", "residual")
         )
         weights, biases = block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3)
         q, k, v = (block.ln_1(h) @ w.T + b for h, w, b in zip((q, k, v), weights, biases, strict=True))
-        x = residual + block.ls_1(block.attn.out_proj(_attention(q, k, v, block.attn.num_heads)))
+        x = residual + block.ls_1(block.attn.out_proj(_attention(q, k, v, block.attn.num_heads, mask)))
         x = x + block.ls_2(block.mlp(block.ln_2(x)))
-    pooled = text.ln_final(x)[torch.arange(len(x)), (tokens == 49407).int().argmax(1)]
+    return x
+
+
+def project_pooled(text: Any, pooled: Tensor) -> Tensor:
+    """Unit features of pooled and normed states."""
     projection = text.text_projection
-    pooled = projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection
+    if projection is not None:
+        pooled = projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection
     return F.normalize(pooled, dim=-1)
 
 
@@ -167,18 +192,17 @@ def _tokens_with_room(
     return torch.tensor(rows), torch.tensor(places)
 
 
-def _put(x: Tensor, places: Tensor, prompt: Tensor, add: bool) -> Tensor:
+def put(x: Tensor, places: Tensor, prompt: Tensor, add: bool) -> Tensor:
     """`prompt` [M, D] at the slots of every text, added to what is there or in its place."""
     index = places[:, :, None].expand(-1, -1, x.shape[2])
     source = prompt.expand(len(x), -1, -1)
     return x.scatter_add(1, index, source) if add else x.scatter(1, index, source)
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor) -> Tensor:
     q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
     scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
-    future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
-    mixed = scores.masked_fill(future, -torch.inf).softmax(-1) @ v
+    mixed = (scores + mask).softmax(-1) @ v
     return mixed.transpose(1, 2).flatten(2)
 
 
