@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from teachonce.errors import TeachOnceError, UsageError
 from teachonce.models.clip import load_clip
 from teachonce.models.prompt_files import LoadedPrompts, load_prompts
+from teachonce.towers.text_coder import TextCoder
 
 _HOLE = re.compile(r"\{c?\}")  # open_clip writes {}, CLIP_benchmark {c}
 
@@ -106,14 +108,19 @@ class PromptedClip(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("clip"), name)
 
+    @cached_property
+    def _coder(self) -> TextCoder:
+        return TextCoder.of(self.tokenizer)
+
     def _name(self, row: list[int]) -> str:
         """The name in a row of tokens: what lies between start and end. Encoding the name must give these tokens."""
-        start, end = self.tokenizer.sot_token_id, self.tokenizer.eot_token_id
-        if row[:1] != [start] or end not in row:
+        coder = self._coder
+        first, end = len(coder.start), coder.end[0]
+        if tuple(row[:first]) != coder.start or end not in row[first:]:
             raise UsageError("a text must be tokens from the start token to the end token, as the tokenizer gives them")
-        ids = row[1 : row.index(end)]
-        name = str(self.tokenizer.decode(ids)).strip()
-        if self.tokenizer.encode(name) != ids:
+        ids = row[first : row.index(end, first)]
+        name = coder.decode(ids)
+        if coder.encode([name]) != [ids]:
             raise UsageError(f"tokens that read {name!r} are not the tokenizer's own for it: they were cut or altered")
         return name
 
@@ -150,10 +157,15 @@ class NameTokenizer:
         lines = [texts] if isinstance(texts, str) else list(texts)
         names = [self._bare(line, *self.frames[i % len(self.frames)]) for i, line in enumerate(lines)]
         tokens: Tensor = self.tokenizer(names, context_length)
-        for name, row in zip(names, tokens.tolist(), strict=True):
-            if len(self.tokenizer.encode(name)) + 2 > len(row):
+        around = len(self._coder.start) + len(self._coder.end)
+        for name, ids, row in zip(names, self._coder.encode(names), tokens.tolist(), strict=True):
+            if len(ids) + around > len(row):
                 raise UsageError(f"{name!r} has more tokens than the text tower's {len(row)} positions hold")
         return tokens
+
+    @cached_property
+    def _coder(self) -> TextCoder:
+        return TextCoder.of(self.tokenizer)
 
     def __getattr__(self, name: str) -> Any:
         """What is not here is the tokenizer's: `encode`, `decode`, `context_length`, ..."""

@@ -1,4 +1,4 @@
-"""Run a frozen text tower without a mask exactly: every position of every name, because every position sees every other.
+"""Run a frozen text tower without a mask exactly: every position of every name, as each sees all others.
 
 This module trains nothing (`learner` holds what is learned). Nothing that one name's text gives holds for another,
 and padding behind a text is attended to like a word, so no prefix is shared and no position left out. What is saved:

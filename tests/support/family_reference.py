@@ -1,4 +1,4 @@
-"""The prompted text tower of any family written the plain way: open_clip's own tokens, masks and pooling, all positions.
+"""The prompted text tower of any family written the plain way: open_clip's tokens, masks and pooling, all positions.
 
 It takes no short cut and does not know how the product tokenises: the slots are the places of a hand-written context in
 the tokens that the model's own tokenizer gives.

@@ -63,6 +63,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] 
     "first": ("clip", {}, {}, {**_TINY, "context_length": 20, "no_causal_mask": True, "pool_type": "first"}),
 }
 CAUSAL = ("metaclip2-mt5", "metaclip2-xlm", "coca")
+_COCA_VISION = {"attentional_pool": True, "output_tokens": True}
+_COCA_CAPTIONS = {"width": 32, "heads": 2, "layers": 1}
 _PLAIN_CLIP = ("clipa", "metaclip2-mt5", "metaclip2-xlm")  # the others are CustomTextCLIPs
 
 
@@ -80,13 +82,34 @@ def family_clip(family: str, double: bool = False, **text_changes: Any) -> tuple
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(len(family))
         if family == "coca":
-            pooled = {**VISION, "attentional_pool": True, "output_tokens": True}
-            model: nn.Module = open_clip.CoCa(24, {"width": 32, "heads": 2, "layers": 1}, text, pooled)
+            model: nn.Module = open_clip.CoCa(24, dict(_COCA_CAPTIONS), text, {**VISION, **_COCA_VISION})
         else:
             made = open_clip.CLIP if family in _PLAIN_CLIP else open_clip.CustomTextCLIP
             model = made(24, dict(VISION), text)
     randomised(model, torch.Generator().manual_seed(len(family)))
     return (model.double() if double else model), words
+
+
+def write_family_clip(folder: Path, family: str) -> str:
+    """The model of `family_clip` as an open_clip folder; returns its spec."""
+    from safetensors.torch import save_file
+
+    model, words = family_clip(family)
+    kind, _, wrapping, text = FAMILIES[family]
+    folder.mkdir(parents=True)
+    config: dict[str, Any] = {"embed_dim": 24, "vision_cfg": dict(VISION), "custom_text": family not in _PLAIN_CLIP}
+    if family == "coca":
+        config["vision_cfg"] |= _COCA_VISION
+        config["multimodal_cfg"] = _COCA_CAPTIONS
+    if kind != "clip":
+        text = {**text, "hf_tokenizer_name": f"someone/{family}", "tokenizer_kwargs": wrapping}
+        text["vocab_size"] = len(words.tokenizer)
+        words.save_pretrained(folder)
+    config["text_cfg"] = text
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    weights = {name: tensor.clone().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
 
 
 @functools.cache
