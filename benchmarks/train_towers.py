@@ -96,10 +96,9 @@ def _block(block: Any, index: int, x_CSD: Tensor, prompts: SlotPrompts, mask: Te
 
 def some_prompts(tower: TextTower, structure: Structure, slots: int) -> SlotPrompts:
     """Make prompts away from their start, in every layer."""
-    words = len(tower.embed_words(CONTEXT))
     learner = text_learner(
         tower,
-        Prompts(structure=structure, context=CONTEXT, length=slots, init="template" if slots == words else "words"),
+        Prompts(structure=structure, context=CONTEXT, length=slots, init="words"),
     )
     with torch.no_grad():
         for parameter in learner.parameters():

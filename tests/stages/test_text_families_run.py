@@ -1,4 +1,4 @@
-"""Students of other families go the whole way: features in a store, training, evaluation, export, and what others load."""
+"""Students of other families go the whole way: a store, training, evaluation, export, and what others load."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from teachonce.towers.slots import SlotPrompts
 from teachonce.towers.structures import Letter, Position, Structure, allocate
 from teachonce.towers.text_tower import TextTower, text_obstacle
 from teachonce.towers.whole_text import WholeText
+from teachonce.training.two_pass import TextPass
 
 POSITIONS: tuple[Position, ...] = get_args(Position)
 NAMES = ["shark", "great white shark", "Red Fox", "jack-o'-lantern", "red fox", "ice cream!", "\u732b", "blue jay"]
@@ -176,6 +177,27 @@ def test_slot_states_are_the_blocks_inputs(family: str) -> None:
     first = len(tower.coder.start)
     expected = torch.stack([x[0, first : first + 4] for x in seen])
     assert torch.allclose(tower.slot_states(CONTEXT), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["first", "siglip2", "metaclip2-mt5"])
+def test_gradients_by_chunks_of_names_are_the_one_shot_gradient(family: str) -> None:
+    """The two passes of a step, with several candidates of one name."""
+    _, _, tower = made(family, double=True)
+    names = tower.tokenise(NAMES, slots=4)
+    prompts = random_prompts(tower, "unshared-replace", 2)
+    leaves = list(prompts.tensors().values())
+    candidates = torch.tensor([4, 0, 2, 7, 5, 1])
+    direction = torch.randn(6, 24, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def pulled(class_chunk: int) -> list[Tensor]:
+        step = TextPass(tower, lambda: prompts, names, candidates, class_chunk)
+        (gradient,) = torch.autograd.grad((step.features[step.place] * direction).sum(), [step.features])
+        return step.pull_back(leaves, [gradient])[0]
+
+    whole = torch.autograd.grad((names.expand(tower.features(prompts, names))[candidates] * direction).sum(), leaves)
+    for class_chunk in (100, 2, 1):
+        for part, expected in zip(pulled(class_chunk), whole, strict=True):
+            assert torch.allclose(part, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_without_a_mask_the_last_block_runs_pooled_positions_only_and_replaced_slots_have_no_state() -> None:
