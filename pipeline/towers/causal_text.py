@@ -98,12 +98,12 @@ class CausalText:
     def _embed(self, packed: PackedNames) -> Tensor:
         """The tokens of names with their positions, [T, D]; the id of a class token is not in the table."""
         parts, token, positions = self.parts, self.parts.class_token, packed.positions
-        if token is None:
-            return parts.token_embedding(packed.ids) + parts.positional_embedding[positions]
-        ends = packed.layout.ends
-        x_TD = parts.token_embedding(packed.ids.clamp_min(0))
-        x_TD = x_TD.index_copy(0, ends, token.embedding.expand(len(ends), -1))
-        return x_TD + parts.positional_embedding[positions.index_fill(0, ends, parts.positions)]
+        x_TD: Tensor = parts.token_embedding(packed.ids if token is None else packed.ids.clamp_min(0))
+        if token is not None:
+            ends = packed.layout.ends
+            x_TD = x_TD.index_copy(0, ends, token.embedding.expand(len(ends), -1))
+            positions = positions.index_fill(0, ends, parts.positions)
+        return x_TD + parts.positional_embedding[positions]
 
     def _run_prefix(self, prompts: SlotPrompts, front: int) -> list[_Prefix]:
         """Run the slots before the name through all blocks, as far as names can see them."""

@@ -110,9 +110,9 @@ def _of_clip(cls: type[TextCoder], tokenizer: Any) -> TextCoder | None:
 
 def _of_transformers(cls: type[TextCoder], tokenizer: Any) -> TextCoder | None:
     inner, clean = getattr(tokenizer, "tokenizer", None), getattr(tokenizer, "clean_fn", None)
-    if inner is None or clean is None or getattr(tokenizer, "tokenizer_mode", "") or inner.pad_token_id is None:
+    if inner is None or clean is None or getattr(tokenizer, "tokenizer_mode", None) or inner.pad_token_id is None:
         return None
-    emptied = inner.sep_token_id if getattr(tokenizer, "strip_sep_token", False) else None
+    emptied = inner.sep_token_id if getattr(tokenizer, "strip_sep_token", None) else None
 
     def encode_all(texts: Sequence[str]) -> list[list[int]]:
         rows: list[list[int]] = inner([clean(text) for text in texts], add_special_tokens=False)["input_ids"]

@@ -90,7 +90,8 @@ class TextParts:
         if isinstance(self.projection, nn.Module):
             projected: Tensor = self.projection(pooled)
             return projected
-        return pooled if self.projection is None else pooled @ self.projection
+        out: Tensor = pooled if self.projection is None else pooled @ self.projection
+        return out
 
 
 def structure_obstacle(model: nn.Module) -> str | None:

@@ -104,7 +104,7 @@ class WholeText:
     def _run(self, prompts: SlotPrompts, texts: _Texts, states: list[Tensor] | None) -> Tensor:
         """Return the pooled states, [C, D]; `states` collects the slots' input of every block."""
         parts, slots = self.parts, prompts.slots
-        x_CXD = parts.token_embedding(texts.ids) + parts.positional_embedding[texts.positions]
+        x_CXD: Tensor = parts.token_embedding(texts.ids) + parts.positional_embedding[texts.positions]
         last = len(parts.blocks) - 1
         for index, block in enumerate(parts.blocks):
             if index == prompts.entry:
