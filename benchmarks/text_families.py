@@ -52,13 +52,15 @@ def pulled(tower: TextTower, prompts: SlotPrompts, names: NameTokens) -> None:
     torch.autograd.grad(tower.features(leaves, names).sum(), list(leaves.tensors().values()))
 
 
-def kept_bytes(work: Callable[[], object]) -> int:
-    """Count the bytes that a forward pass keeps for its backward pass, each storage once."""
+def kept_bytes(tower: TextTower, work: Callable[[], object]) -> int:
+    """Count the bytes that a forward pass keeps for its backward pass, each storage once, frozen weights not."""
     kept: dict[int, int] = {}
+    weights = {p.untyped_storage().data_ptr() for block in tower.parts.blocks for p in block.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        place = tensor.untyped_storage().data_ptr()
+        if place not in weights:
+            kept[place] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -83,7 +85,7 @@ def main() -> None:
             ways[name]()
         seconds = by_turns(ways, args.repeats, torch.device("cpu"))
         flops = {name: count_flops(work) for name, work in ways.items()}
-        kept = {name: kept_bytes(work) for name, work in ways.items()}
+        kept = {name: kept_bytes(towers[name], work) for name, work in ways.items()}
         first = next(iter(ways))
         for name in ways:
             figures = [
