@@ -212,12 +212,12 @@ def test_a_context_for_each_class_is_refused(student: str, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
-def test_a_student_without_a_causal_tower_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_student_whose_text_tower_cannot_carry_prompts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same refusal as in training."""
     spec = worlds.make_clip(tmp_path / "clip", 5)
     config = tmp_path / "clip" / "open_clip_config.json"
     changed = json.loads(config.read_text())
-    changed["model_cfg"]["text_cfg"]["no_causal_mask"] = True
+    changed["model_cfg"]["text_cfg"]["pool_type"] = "last"
     config.write_text(json.dumps(changed))
     file = dassl_files.saved(tmp_path, {"state_dict": {"ctx": torch.zeros(4, 32)}})
     with pytest.raises(UnsupportedModelError):
