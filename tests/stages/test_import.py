@@ -212,7 +212,7 @@ def test_a_context_for_each_class_is_refused(student: str, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
-def test_a_student_whose_text_tower_cannot_carry_prompts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_student_whose_text_tower_cannot_carry_prompts_is_refused(tmp_path: Path) -> None:
     """The same refusal as in training."""
     spec = worlds.make_clip(tmp_path / "clip", 5)
     config = tmp_path / "clip" / "open_clip_config.json"
