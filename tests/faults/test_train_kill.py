@@ -45,6 +45,7 @@ def wait_for_step(out: Path, step: int, process: subprocess.Popen[bytes]) -> Non
     raise AssertionError(f"no step {step} in time: {process.stderr.read().decode() if process.stderr else ''}")
 
 
+@pytest.mark.slow  # in one process: `test_a_killed_run_resumes_bit_for_bit`
 def test_sigterm_then_kill_then_the_same_prompts(finished: Path, student: str, tmp_path: Path) -> None:
     """SIGTERM checkpoints at the step and exits 143; kill -9 loses at most an interval; the result has equal bits."""
     out = tmp_path / "run"

@@ -185,6 +185,7 @@ def blind_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str
         yield address, hidden
 
 
+@pytest.mark.slow  # a scheduler and a worker start for each disk
 @pytest.mark.parametrize("what", ["data", "label store", "model"])
 def test_a_worker_that_lacks_a_disk(
     what: str, blind_worker: tuple[str, Path], world: World, teacher: str, tmp_path: Path

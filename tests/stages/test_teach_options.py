@@ -85,6 +85,7 @@ def test_views_do_not_depend_on_the_layout_of_the_archives(
     assert of_photo[0] == of_photo[1]
 
 
+@pytest.mark.slow  # each of the four has tests of its own in CI
 def test_views_survive_verify_relabel_and_another_batch_size(
     viewed: Path, world: World, teacher: str, student: str, tmp_path: Path
 ) -> None:

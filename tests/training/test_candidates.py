@@ -219,7 +219,8 @@ def test_ln_has_little_bias_none_has_much_and_log10_lies_between(soft: bool) -> 
     assert ln[1] > none[1], "what the correction costs is variance"
 
 
-@pytest.mark.parametrize("soft", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("soft", [False, True])
 def test_with_a_larger_fill_ln_comes_to_the_exact_gradient_sooner_than_none(soft: bool) -> None:
     world = World.make()
     few, many, whole = (world.bias_and_spread("ln", soft, fill) for fill in (40, 160, 400))
