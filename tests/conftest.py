@@ -65,6 +65,13 @@ def no_network() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> None:
+    """A stage that ran in this process may have left PyTorch with more threads, which slow tiny models tenfold."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def plain_output(monkeypatch: pytest.MonkeyPatch) -> None:
     """Colours and widths that a CI machine forces would change what is printed."""

@@ -115,7 +115,7 @@ def read_run_folder(place: Path) -> Any:
         finally:
             for other in aside:
                 other.rename(other.with_suffix(".safetensors"))
-    return seen, prompts.meta, {name: tensor.tolist() for name, tensor in prompts.tensors.items()}
+    return seen, prompts.meta, prompts.tensors_digest
 
 
 def read_working_set(labels: Path, student_digest: str) -> Callable[[Path], Any]:

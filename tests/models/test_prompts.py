@@ -31,7 +31,8 @@ def meta(tower: str) -> PromptMeta:
 def test_a_description_holds_what_was_asked_and_the_sizes_of_what_was_made(tower: str) -> None:
     described = dataclasses.asdict(meta(tower))
     assert {key: described[key] for key in ASKED} == ASKED and described["tower"] == tower
-    assert (described["slots"], described["width"], described["layers"]) == (0 if tower == "image" else 5, 6, 3)
+    text = [described[key] for key in ("slots", "width", "layers")]
+    assert text == ([0, 0, 0] if tower == "image" else [5, 6, 3])
     image = [described[f"image_{key}"] for key in ("slots", "depth", "width", "layers", "gate")]
     assert image == ([0, 0, 0, 0, False] if tower == "text" else [7, 2, 8, 2, True])
     student = tuple(described[f"student{part}"] for part in ("", "_digest", "_behaviour"))
