@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import stat
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -28,6 +29,10 @@ MOST_HEADER = 64 << 20
 """Bytes of the header of a safetensors file; the format allows 100 MB."""
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 """The types of tensors that this project reads."""
+
+
+NO_ARRAY = (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError)
+"""What NumPy raises of a damaged .npy file: it reads the file's head as Python's own tokens."""
 
 
 def require_plain(path: Path, inside: Path | None = None) -> int:

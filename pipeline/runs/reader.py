@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from teachonce.core.documents import cell_text, fault_of, number, read_json, read_log, read_toml
-from teachonce.core.outside import open_plain
+from teachonce.core.outside import NO_ARRAY, open_plain, require_plain
 from teachonce.core.status import State
 from teachonce.core.sums import digest_of
 from teachonce.errors import IntegrityError, UsageError
@@ -369,10 +369,11 @@ _NOT_COMPARED = ": its images are not compared"
 def _credits(file: Path, n: int, top1: float | None) -> tuple[npt.NDArray[np.float32] | None, tuple[str, ...]]:
     """The credit of each of n images, whose mean is `top1`; if the file does not fit, a sentence that says why."""
     try:
-        credits = np.load(file)
+        require_plain(file)
+        credits = np.array(np.load(file, mmap_mode="r", allow_pickle=False))  # a head may claim more than is there
     except FileNotFoundError:
         return None, ()
-    except (OSError, ValueError, EOFError):
+    except NO_ARRAY:
         return None, (f"{file.name} cannot be read{_NOT_COMPARED}",)
     if not isinstance(credits, np.ndarray) or credits.dtype.kind != "f" or credits.shape != (n,):
         return None, (f"{file.name} is not the credit of {n} images{_NOT_COMPARED}",)

@@ -11,6 +11,7 @@ import numpy as np
 
 from teachonce.core.files import drafts, remove_draft
 from teachonce.core.machine import CACHE_VARIABLE, cache_folder
+from teachonce.core.outside import NO_ARRAY
 from teachonce.core.progress import Reporter
 from teachonce.core.remote import tree_size
 from teachonce.errors import DataError, EnvironmentFault
@@ -112,7 +113,7 @@ def _rows(file: Path) -> int | None:
             return len(np.load(file, mmap_mode="r", allow_pickle=False))
         with np.load(file, allow_pickle=False) as arrays:
             return len(arrays["decoded"])
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+    except (*NO_ARRAY, KeyError, zipfile.BadZipFile):
         return None
 
 

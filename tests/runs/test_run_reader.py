@@ -17,6 +17,8 @@ from teachonce.core.sums import digest_of
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.reader import BESIDE, MeasuredOn, Run, Unusable, read_evaluation, read_run
 
+UNCLOSED = b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4' \n"  # the bracket of its head is never closed
+
 
 def readable(folder: Path) -> Run:
     """The run, which must be one."""
@@ -118,7 +120,7 @@ def test_an_evaluation_comes_with_classes_and_the_credit_of_images(tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["val.csv", "val.top1.npy", "val.template.top1.npy"])
-@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"id,name\n1\n", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", UNCLOSED, b"id,name\n1\n", b"\xff\xfe"])
 def test_broken_files_beside_an_evaluation_leave_its_figures(name: str, content: bytes, tmp_path: Path) -> None:
     write_evaluation(tmp_path / "val.json", top1=0.5)
     (tmp_path / name).write_bytes(content)
