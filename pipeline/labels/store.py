@@ -239,7 +239,7 @@ class LabelStore:
         except OSError as problem:
             raise write_failed(place, problem) from problem
         wanted = tuple(self._digest(group, spec, chunk, data[spec.path]) for spec in specs)
-        proved = (self._read(spec, chunk, arrays[spec.path]) for spec in specs)
+        proved = (self._read(spec, chunk, arrays[spec.path], place) for spec in specs)
         if tuple(self._digest(group, spec, chunk, part) for spec, part in zip(specs, proved, strict=True)) != wanted:
             raise IntegrityError(
                 f"{place}: chunk {chunk} of {group} reads back different from what was written",
@@ -362,14 +362,16 @@ class LabelStore:
                 )
         return data
 
-    def _read(self, spec: ArraySpec, chunk: int, array: zarr.Array[Any] | None = None) -> npt.NDArray[Any]:
+    def _read(
+        self, spec: ArraySpec, chunk: int, array: zarr.Array[Any] | None = None, place: Path | None = None
+    ) -> npt.NDArray[Any]:
         """Decode a chunk of this store's own array, or of one that was just written to another place."""
         start, stop = spec.bounds(self.layout, chunk)
         try:
             array = array_of(self.root, spec.path) if array is None else array
             return np.asarray(array[start:stop])
         except READ_ERRORS as problem:
-            file = chunk_file(self.path, spec, chunk)
+            file = chunk_file(place or self.path, spec, chunk)
             raise IntegrityError(f"{file}: damaged: {problem}", hint=self._mend) from problem
 
     def _digest(self, group: str, spec: ArraySpec, chunk: int, data: npt.NDArray[Any]) -> bytes:
