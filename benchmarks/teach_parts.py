@@ -239,6 +239,12 @@ def fake_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkRepor
     return ChunkReport(chunk, str(staging), digests, rows, 0, (), {"write": seconds}, rows, 0, seconds)
 
 
+def paced_chunk(seconds: float, job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport:
+    """Do as `fake_chunk` after a wait, so that a run lasts as long as with a teacher and keeps no core busy."""
+    time.sleep(seconds)
+    return fake_chunk(job, chunk, groups)
+
+
 def nothing(number: int) -> int:
     """Do nothing, as a task."""
     return number

@@ -1,18 +1,21 @@
 """Stage one at the size of ImageNet-21K without a teacher, and its memory over many chunks of real photos.
 
     python benchmarks/teach_scale.py [--rows 14197122 --workers 2]
+    python benchmarks/teach_scale.py --rows 3600000 --workers 1 --wait 1
     python benchmarks/teach_scale.py --memory --root DATA [--rows 460800]
 
 The first is the driver's own loop (Dask tasks in a window, staging folders, delivery, ledger commits, progress) over
 tasks that read their part of the index, then write, prove and stage a chunk whose coded rows are drawn from a pool,
-without images or models; it ends with the check that `teach` ends with. The second runs the real task on real photos
+without images or models; it ends with the check that `teach` ends with. The second is the same with a pause of a second
+in each of 3,516 tasks: an hour. The third runs the real task on real photos
 with a tiny model: some 450 chunks of 1,024 rows, as many rows as two cores teach in an hour with a real teacher and as
-many chunks as a GPU at 2,000 images/s teaches in one. Both print resident memory in ten parts of the run.
+many chunks as a GPU at 2,000 images/s teaches in one. All print resident memory in ten parts of the run.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import statistics
 import sys
@@ -33,6 +36,7 @@ from teach_parts import (
     fake_chunk,
     made_up_clip,
     nothing,
+    paced_chunk,
     pool_file,
     warm,
 )
@@ -68,7 +72,7 @@ class Deliveries:
         return brought
 
 
-def scale(folder: Path, rows: int, workers: int) -> None:
+def scale(folder: Path, rows: int, workers: int, wait: float) -> None:
     """Run the whole of stage one without a teacher."""
     path, ids = folder / "big.zarr", tuple(f"n{i:08d}" for i in range(CLASSES))
     began = time.perf_counter()
@@ -79,7 +83,7 @@ def scale(folder: Path, rows: int, workers: int) -> None:
     say(f"| made-up index, empty store, pool | {time.perf_counter() - began:.0f} s |")
     deliveries = Deliveries()
     teach_run.deliver = deliveries
-    chunk_task.run_chunk = fake_chunk
+    chunk_task.run_chunk = functools.partial(paced_chunk, wait) if wait else fake_chunk
     request = teach.TeachRequest(data=teach.TaughtData(manifest="local-tars"), labels=path, teacher="fake")
     bench = Bench(path, folder, "fake", "")
     with local_cluster(workers) as client, owned(path, Silent()) as token:
@@ -158,6 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, help="14197122 without images, 460800 with")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--wait", type=float, default=0.0, help="seconds that each task without images sleeps")
     parser.add_argument("--memory", action="store_true", help="the real task on the photos below --root")
     parser.add_argument("--root", type=Path)
     args = parser.parse_args()
@@ -166,7 +171,7 @@ def main() -> None:
         if args.memory:
             memory(Path(name), args.rows or 460_800, args.root.resolve())
         else:
-            scale(Path(name), args.rows or 14_197_122, args.workers)
+            scale(Path(name), args.rows or 14_197_122, args.workers, args.wait)
 
 
 if __name__ == "__main__":
