@@ -7,7 +7,7 @@ from teachonce.data.index import split_classes
 from teachonce.data.manifests import load_manifest, require_root
 from teachonce.data.vocabulary import Vocabulary, load_vocabulary, require_template
 from teachonce.errors import UsageError
-from teachonce.models.spec import parse_spec
+from teachonce.models.spec import require_model
 from teachonce.phrases import option, phrase
 from teachonce.stages.teach.request import TeachRequest
 from teachonce.teaching.store import WantedStore
@@ -40,7 +40,7 @@ def check_request(request: TeachRequest) -> None:
     if request.teacher is None and not request.students:
         raise UsageError(phrase("nothing to compute: give {teacher} MODEL, {student} MODEL, or both"))
     for spec in filter(None, (request.teacher, *request.students)):
-        parse_spec(spec)
+        require_model(spec)
     for template in request.kept.templates:
         require_template(template)
     if request.kept.embeddings and request.teacher is None:
