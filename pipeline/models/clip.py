@@ -87,6 +87,12 @@ class LoadedClip:
         assert isinstance(scale, Tensor)
         return float(scale.detach().exp())
 
+    @property
+    def logit_bias(self) -> float | None:
+        """What the sigmoid of a SigLIP adds to every logit, as trained; None for models of a softmax."""
+        bias = getattr(self.model, "logit_bias", None)
+        return float(bias.detach()) if isinstance(bias, Tensor) else None
+
     @cached_property
     def behaviour(self) -> Behaviour:
         """What decides its features besides modules and weights: a digest for each of `spec.PARTS`."""

@@ -237,3 +237,15 @@ def _unsupported(obstacle: str) -> UnsupportedModelError:
         f"this model's image tower cannot carry prompts: it has {obstacle}; {_SUPPORTED}",
         hint="train prompts of the text tower (tower = 'text'), or choose another student",
     )
+
+
+def image_obstacle(model: nn.Module) -> str | None:
+    """Say what in a model's structure keeps prompts out of its image tower; None where they can enter."""
+    visual: Any = getattr(model, "visual", None)
+    if type(visual) is not VisionTransformer:
+        return f"a tower of class {type(visual).__name__}"
+    try:
+        _check_structure(visual)
+    except UnsupportedModelError as problem:
+        return problem.message.partition(": it has ")[2].partition("; supported")[0]
+    return None

@@ -372,3 +372,13 @@ def _attend(
         prefix_weights.append(both[..., :width].flatten(1, 2))
         own_parts.append((both[..., width:] @ v_HGnd).flatten(1, 2))
     return torch.cat(prefix_weights, 1) @ prefix.values + torch.cat(own_parts, 1)
+
+
+def text_obstacle(model: nn.Module) -> str | None:
+    """Say what in a model's structure keeps prompts out of its text tower; None where they can enter."""
+    try:
+        text = _text_part(model)
+        _check_structure(model, text, getattr(text, "text_eos_id" if text is model else "eos_id"))
+    except UnsupportedModelError as problem:
+        return problem.message.partition(": it has ")[2].partition("; supported")[0]
+    return None

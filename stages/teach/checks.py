@@ -21,7 +21,8 @@ def check_request(request: TeachRequest) -> None:
     """Refuse a request that is wrong whatever the data and the models are.
 
     Raises:
-        UsageError: an option is out of range, or asks for nothing.
+        UsageError: an option is out of range, or asks for nothing; or no such model.
+        EnvironmentFault: a model needs a package that is not installed.
     """
     kept, computing = request.kept, request.computing
     for name, value in (
@@ -43,6 +44,8 @@ def check_request(request: TeachRequest) -> None:
         require_model(spec)
     for template in request.kept.templates:
         require_template(template)
+    if request.features_only and not request.students:
+        raise UsageError(phrase("{features_only} is about students: give {student} MODEL too"))
     if request.kept.embeddings and request.teacher is None:
         raise UsageError(phrase("{embeddings} are the teacher's: give {teacher} MODEL too"))
     if not request.labels.name.endswith(".zarr"):

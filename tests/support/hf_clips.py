@@ -26,7 +26,9 @@ _PLAIN_VISION = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 16, "
 _PLAIN_TEXT = {"width": 32, "heads": 2, "layers": 2}
 
 
-def make_hf_clip(folder: Path, family: str, seed: int = 1, logit_bias: float = -9.5) -> str:
+def make_hf_clip(
+    folder: Path, family: str, seed: int = 1, logit_bias: float = -9.5, timm_name: str | None = None
+) -> str:
     """Write a small random CLIP of a family, with its tokenizer, as an open_clip folder; returns its spec.
 
     Args:
@@ -34,6 +36,7 @@ def make_hf_clip(folder: Path, family: str, seed: int = 1, logit_bias: float = -
         family: of `FAMILIES`.
         seed: of the weights.
         logit_bias: of the SigLIPs, as if trained; their config announces -10.
+        timm_name: of an image tower in place of the family's own.
     """
     import open_clip
     import torch
@@ -41,6 +44,9 @@ def make_hf_clip(folder: Path, family: str, seed: int = 1, logit_bias: float = -
 
     folder.mkdir(parents=True)
     config = _config(family, _write_tokenizer(folder, family), folder)
+    if timm_name is not None:
+        vision = {"image_size": 32, "timm_model_name": timm_name, "timm_pool": "", "timm_proj": "linear"}
+        config["model_cfg"]["vision_cfg"] = vision
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     model_config = json.loads(json.dumps(config["model_cfg"]))
     custom = model_config.pop("custom_text", False) or family in HF_TOWERS
@@ -63,7 +69,7 @@ def _scatter(model: Any, logit_bias: float) -> None:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name == "logit_scale":
-                weight.fill_(2.1)
+                weight.fill_(3.0)
             elif name == "logit_bias":
                 weight.fill_(logit_bias)
             elif "embed" in name or name.endswith("proj"):
