@@ -41,6 +41,7 @@ _TEXTS = (
     "\u6771\u4eac \u092e\u0941\u0902\u092c\u0908 \u041c\u043e\u0441\u043a\u0432\u0430",
     "<start_of_text> </w> [CLS] <s>",
 )
+_WORDS = ("red fox", "blue jay", "yellow bus", "cup of tea")
 _PREPARING = ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
 # Attributes of modules that decide features and show neither in the modules' text nor in a tensor's shape.
 _DECIDING = (
@@ -195,6 +196,12 @@ def _try_out(clip: LoadedClip) -> None:
             f"'{clip.spec}' does not fit its tokenizer: the token table has {rows} rows, and the tokenizer gives ids "
             f"up to {int(tokens.max())}",
             hint=f"mend vocab_size, or hf_tokenizer_name, in its {CONFIG}, or take the weights that belong to it",
+        )
+    words = clip.tokenizer(list(_WORDS)).tolist()
+    if len({tuple(ids) for ids in words}) < len(words):  # transformers makes one without a vocabulary, and says nothing
+        raise EnvironmentFault(
+            f"'{clip.spec}' has a tokenizer that cannot tell words apart: the files of its vocabulary are missing",
+            hint="put them beside its tokenizer_config.json: tokenizer.json, or those that its release has",
         )
     clip.encode_images(clip.prepare(Image.new("RGB", (64, 48), (128, 128, 128)))[None])
     clip.model.encode_text(tokens.to(clip.device))  # type: ignore[operator]

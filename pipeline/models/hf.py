@@ -15,7 +15,7 @@ from torch import nn
 from teachonce.core.documents import json_in
 from teachonce.core.outside import read_plain
 from teachonce.errors import UsageError
-from teachonce.models.known import HF_LINE, HF_PACKAGES, text_config
+from teachonce.models.known import HF_LINE, HF_PACKAGES, installed, text_config
 from teachonce.models.spec import LOCAL_DIR, MOST_CONFIG
 
 # Keys of a text tower's config in transformers that decide features and show neither in modules nor in shapes.
@@ -37,7 +37,7 @@ _DECIDING = (
 )
 _NOT_FETCHED = re.compile(
     r"couldn't connect to|cached files|disk cache|outgoing traffic|offline mode|LocalEntryNotFound|Name or service"
-    r"|name resolution|Connection|Max retries|not a local folder and is not a valid model identifier",
+    r"|name resolution|ConnectionError|ConnectError|instantiate the backend tokenizer|is not a local folder and is not",
     re.IGNORECASE,
 )
 
@@ -87,7 +87,7 @@ def missing_line(problem: Exception) -> tuple[str, str] | None:
     else:  # open_clip and transformers say some of it in errors of other classes
         match = re.search(r"`pip install (\w+)`|need to have (sentencepiece)", text)
         package = next((part for part in match.groups() if part), "") if match else ""
-        if package not in HF_PACKAGES:
+        if package not in HF_PACKAGES or installed(package):  # transformers guesses: a file may be what lacks
             return None
     return package, HF_LINE if package in HF_PACKAGES else f"pip install {package}"
 

@@ -71,7 +71,7 @@ def require_hf(config: object, spec: str) -> None:
     """
     text = text_config(config)
     wanted = [key for key in ("hf_tokenizer_name", "hf_model_name") if text.get(key)]
-    if wanted and not _installed("transformers"):
+    if wanted and not installed("transformers"):
         part = "text tower" if "hf_model_name" in wanted else "tokenizer"
         raise EnvironmentFault(
             f"'{spec}' needs the package 'transformers', which is not installed here: its {part} is made by it",
@@ -171,7 +171,8 @@ def _folder() -> Path | None:
     return Path(package.origin).parent if package is not None and package.origin is not None else None
 
 
-def _installed(package: str) -> bool:
+def installed(package: str) -> bool:
+    """Whether a package can be imported here; it is not."""
     try:
         return importlib.util.find_spec(package) is not None
     except ValueError:  # a module that a test or a program has put in its place

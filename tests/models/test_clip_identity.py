@@ -146,6 +146,7 @@ def test_a_missing_package_comes_with_its_own_pip_line(
         raise problem
 
     monkeypatch.setattr("teachonce.models.clip.open_clip.get_tokenizer", missing)
+    monkeypatch.setattr("teachonce.models.hf.installed", lambda package: False)
     with pytest.raises(EnvironmentFault, match=package) as caught:
         load_clip(student)
     assert caught.value.hint == line
