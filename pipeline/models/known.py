@@ -154,15 +154,15 @@ def _weights(table: ast.expr) -> dict[str, bool]:
     """The tags of one architecture, each with whether it asks for quick-GELU."""
     if not (isinstance(table, ast.Call) and not table.args):
         raise ValueError("weights in another form")
-    found: dict[str, bool] = {}
+    tags: dict[str, bool] = {}
     for entry in table.keywords:
         if entry.arg is None or not isinstance(entry.value, ast.Call):
             raise ValueError("weights in another form")
-        found[entry.arg] = any(
+        tags[entry.arg] = any(
             option.arg == "quick_gelu" and isinstance(option.value, ast.Constant) and option.value.value is True
             for option in entry.value.keywords
         )
-    return found
+    return tags
 
 
 def _folder() -> Path | None:

@@ -48,14 +48,14 @@ def stores(models: dict[str, str], world: World, tmp_path_factory: pytest.TempPa
 def probabilities(path: Path) -> np.ndarray[Any, np.dtype[np.float64]]:
     """The stored distributions of all rows, classes in their own order, [R, C]."""
     store = LabelStore.open(path)
-    found = np.zeros((store.layout.rows, len(store.vocabulary())))
+    distributions = np.zeros((store.layout.rows, len(store.vocabulary())))
     row = 0
     for chunk in range(store.layout.chunks):
         labels = store.decode_labels(store.read_chunk(LABELS, chunk))
         for ids, log_probs in zip(labels.class_ids, labels.log_probs, strict=True):
-            found[row, ids] = np.exp(log_probs.astype(np.float64))
+            distributions[row, ids] = np.exp(log_probs.astype(np.float64))
             row += 1
-    return found
+    return distributions
 
 
 def by_open_clip(spec: str, world: World, keys: list[str], template: str) -> np.ndarray[Any, np.dtype[np.float64]]:
