@@ -89,12 +89,12 @@ def test_no_code_in_a_folder_of_a_model_runs(told_to: bool, models: dict[str, Pa
     spec = changed(models["clipa"], tmp_path / "m", "tokenizer_config.json", with_code)
     (tmp_path / "m" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
     if told_to:
-        permission = {"tokenizer_kwargs": {"trust_remote_code": True}}
+        allow = {"tokenizer_kwargs": {"trust_remote_code": True}}
         spec = changed(
             tmp_path / "m",
             tmp_path / "n",
             "open_clip_config.json",
-            lambda c: c["model_cfg"]["text_cfg"].update(permission),
+            lambda c: c["model_cfg"]["text_cfg"].update(allow),
         )
     with pytest.raises(EnvironmentFault):
         load_clip(spec)
