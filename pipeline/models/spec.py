@@ -5,16 +5,21 @@ This module loads nothing: `clip` loads models.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from teachonce.core.documents import json_in
+from teachonce.core.outside import read_plain
 from teachonce.errors import UsageError
+from teachonce.models.known import built_in_config, cleaned, released, require_hf, require_known
 
 Precision = Literal["fp32", "bf16", "fp16"]
 EmbeddingKind = Literal["int8", "float16"]
 LOCAL_DIR = "local-dir:"
 CONFIG = "open_clip_config.json"
+MOST_CONFIG = 1 << 20  # bytes of a configuration
 WEIGHT_FILES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors", ".npz", ".npy")  # no tag of open_clip ends so
 Behaviour = Mapping[str, str]
 """What decides a model's features besides its modules and weights: a digest for each of the keys of `PARTS`."""
@@ -27,7 +32,8 @@ def parse_spec(spec: str) -> tuple[str, str | None]:
     """Architecture (or schema and place) and weights tag.
 
     Raises:
-        UsageError: neither a folder that exists, nor hf-hub:, nor NAME/TAG; or a file of weights in place of the tag.
+        UsageError: neither a folder that exists, nor hf-hub:, nor NAME/TAG; an architecture or weights that open_clip
+            does not have; or a file of weights in place of the tag.
     """
     if spec.startswith(LOCAL_DIR):
         folder = Path(spec[len(LOCAL_DIR) :])
@@ -44,7 +50,35 @@ def parse_spec(spec: str) -> tuple[str, str | None]:
         )
     if "/" in tag or tag.endswith(WEIGHT_FILES):
         raise file_for_weights(spec, name, tag)
+    if os.path.exists(tag) and cleaned(tag) not in (released() or {}).get(name, ()):
+        raise file_for_weights(spec, name, tag)
+    require_known(spec, name, tag)
     return name, tag
+
+
+def require_model(spec: str) -> None:
+    """Refuse, before torch is loaded, a model that cannot be loaded here.
+
+    Raises:
+        UsageError: as `parse_spec`.
+        EnvironmentFault: its tokenizer or its text tower needs a package that is not installed.
+    """
+    require_hf(config_of(parse_spec(spec)[0]), spec)
+
+
+def config_of(name: str) -> object:
+    """A model's configuration, which is of any form; None if it is on a hub or cannot be read.
+
+    Args:
+        name: the architecture, or schema and place, as `parse_spec` gives it.
+    """
+    if not name.startswith(LOCAL_DIR):
+        return built_in_config(name)
+    try:
+        document = json_in(read_plain(Path(name[len(LOCAL_DIR) :], CONFIG), MOST_CONFIG))
+    except (OSError, ValueError):
+        return None
+    return document.get("model_cfg") if isinstance(document, Mapping) else None
 
 
 def file_for_weights(spec: str, name: str, file: str) -> UsageError:
