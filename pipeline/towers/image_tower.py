@@ -45,12 +45,10 @@ class ImageTower:
         Raises:
             UnsupportedModelError: the tower is no plain vision transformer; the message names the difference.
         """
-        if not isinstance(model, (open_clip.CLIP, open_clip.CustomTextCLIP)):
-            raise _unsupported(f"a model of class {type(model).__name__}")
+        obstacle = image_obstacle(model)
+        if obstacle is not None:
+            raise _unsupported(obstacle)
         visual: Any = model.visual
-        if type(visual) is not VisionTransformer:
-            raise _unsupported(f"a tower of class {type(visual).__name__}")
-        _check_structure(visual)
         visual.requires_grad_(False)
         return cls(visual, tuple(visual.transformer.resblocks))
 
@@ -219,17 +217,29 @@ def _finish(block: Any, x_BTD: Tensor, mixed_BHTd: Tensor) -> Tensor:
     return out
 
 
-def _check_structure(visual: Any) -> None:
+def image_obstacle(model: nn.Module) -> str | None:
+    """Say what in a model's structure keeps prompts out of its image tower; None: prompts can enter.
+
+    The model may be on the meta device.
+    """
+    if not isinstance(model, (open_clip.CLIP, open_clip.CustomTextCLIP)):
+        return f"a model of class {type(model).__name__}"
+    visual: Any = model.visual
+    if type(visual) is not VisionTransformer:
+        trunk = getattr(visual, "trunk", None)
+        inner = "" if trunk is None else f" around timm's {type(trunk).__name__}"
+        return f"a tower of class {type(visual).__name__}{inner}"
     if visual.attn_pool is not None:
-        raise _unsupported("attentional pooling (attn_pool, as in CoCa)")
+        return "attentional pooling (attn_pool, as in CoCa)"
     if visual.pool_type not in ("tok", "avg"):
-        raise _unsupported(f"pooling of type '{visual.pool_type}'")
+        return f"pooling of type '{visual.pool_type}'"
     for block in visual.transformer.resblocks:
         if type(block) is not ResidualAttentionBlock or hasattr(block, "ln_1_kv"):
-            raise _unsupported(f"blocks of class {type(block).__name__}")
+            return f"blocks of class {type(block).__name__}"
     for parameter in visual.parameters():
         if parameter.dtype in (torch.float16, torch.bfloat16):
-            raise _unsupported(f"weights in {parameter.dtype}; load the model in float32 and use autocast")
+            return f"weights in {parameter.dtype}; load the model in float32 and use autocast"
+    return None
 
 
 def _unsupported(obstacle: str) -> UnsupportedModelError:

@@ -72,9 +72,11 @@ class TextTower:
         Raises:
             UnsupportedModelError: the exact short cuts do not allow for something in the model; the message names it.
         """
+        obstacle = text_obstacle(model)
+        if obstacle is not None:
+            raise _unsupported(obstacle)
         text = _text_part(model)
-        _check_tokenizer(tokenizer, text.token_embedding)
-        _check_structure(model, text, tokenizer.eot_token_id)
+        _check_tokenizer(tokenizer, model, text)
         parts = (text.token_embedding, text.positional_embedding, text.transformer, text.ln_final, text.text_projection)
         for part in parts:
             if part is not None:
@@ -246,42 +248,55 @@ class TextTower:
         return by_block
 
 
+def text_obstacle(model: nn.Module) -> str | None:
+    """Say what in a model's structure keeps prompts out of its text tower; None: prompts can enter.
+
+    The model may be on the meta device. Its tokenizer is not looked at: `TextTower.from_clip` does that.
+    """
+    text = _text_part(model)
+    if text is None:
+        return f"a tower of class {type(getattr(model, 'text', model)).__name__}"
+    pool = _of_text(model, text, "pool_type")
+    if getattr(text, "cls_emb", None) is not None:
+        return "a class token after the text (cls_emb, as in CoCa)"
+    mask = text.attn_mask
+    # On the meta device a mask has no values; open_clip makes no other mask than the causal one.
+    if mask is None or not (mask.is_meta or torch.equal(mask, torch.full_like(mask, -torch.inf).triu(1))):
+        return "no causal mask: positions see what follows them (as in SigLIP and CLIPA)"
+    if pool not in ("argmax", "eos"):
+        return f"pooling of type '{pool}'"
+    for block in text.transformer.resblocks:
+        if type(block) is not ResidualAttentionBlock or hasattr(block, "ln_1_kv"):
+            return f"blocks of class {type(block).__name__}"
+    for parameter in text.transformer.parameters():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            return f"weights in {parameter.dtype}; load the model in float32 and use autocast"
+    return None
+
+
 def _text_part(model: nn.Module) -> Any:
-    """The module whose attributes are the text tower's parts."""
+    """The module whose attributes are the text tower's parts; None if the tower is of another make."""
     if isinstance(model, open_clip.CLIP):
         return model
     custom = isinstance(model, open_clip.CustomTextCLIP)
-    if custom and type(model.text) is TextTransformer:
-        return model.text
-    raise _unsupported(f"a tower of class {type(model.text if custom else model).__name__}")
+    return model.text if custom and type(model.text) is TextTransformer else None
 
 
-def _check_structure(model: nn.Module, text: Any, eot: int) -> None:
-    prefix = "text_" if text is model else ""  # open_clip's CLIP keeps two attributes under longer names
-    pool, eos = getattr(text, prefix + "pool_type"), getattr(text, prefix + "eos_id")
-    if getattr(text, "cls_emb", None) is not None:
-        raise _unsupported("a class token after the text (cls_emb, as in CoCa)")
-    mask = text.attn_mask
-    if mask is None or not torch.equal(mask, torch.full_like(mask, -torch.inf).triu(1)):
-        raise _unsupported("no causal mask: positions see what follows them (as in SigLIP and CLIPA)")
-    if pool not in ("argmax", "eos"):
-        raise _unsupported(f"pooling of type '{pool}'")
-    if pool == "eos" and eos != eot:
-        raise _unsupported(f"pooling at token {eos} where the tokenizer ends texts with {eot}")
-    for block in text.transformer.resblocks:
-        if type(block) is not ResidualAttentionBlock or hasattr(block, "ln_1_kv"):
-            raise _unsupported(f"blocks of class {type(block).__name__}")
-    for parameter in text.transformer.parameters():
-        if parameter.dtype in (torch.float16, torch.bfloat16):
-            raise _unsupported(f"weights in {parameter.dtype}; load the model in float32 and use autocast")
+def _of_text(model: nn.Module, text: Any, name: str) -> Any:
+    """An attribute of the text tower; open_clip's CLIP keeps two of them under longer names."""
+    return getattr(text, f"text_{name}" if text is model else name)
 
 
-def _check_tokenizer(tokenizer: Any, embedding: nn.Embedding) -> None:
+def _check_tokenizer(tokenizer: Any, model: nn.Module, text: Any) -> None:
+    embedding: nn.Embedding = text.token_embedding
     specials: list[Any] = [getattr(tokenizer, name, None) for name in ("sot_token_id", "eot_token_id")]
     embedded = all(isinstance(token, int) and token < embedding.num_embeddings for token in specials)
     # `argmax` pooling finds EOT as the highest id of a text.
     if not (embedded and specials == sorted(specials) and callable(getattr(tokenizer, "encode", None))):
         raise _unsupported(f"a tokenizer of class {type(tokenizer).__name__} without `encode`, start and end tokens")
+    eos, eot = _of_text(model, text, "eos_id"), tokenizer.eot_token_id
+    if _of_text(model, text, "pool_type") == "eos" and eos != eot:
+        raise _unsupported(f"pooling at token {eos} where the tokenizer ends texts with {eot}")
 
 
 def _unsupported(obstacle: str) -> UnsupportedModelError:
