@@ -1,4 +1,4 @@
-"""Which CLIPs open_clip releases, and what each can be here: a teacher, a student with text prompts, with image prompts.
+"""Which CLIPs open_clip releases, and what each can be here: teacher, student with text prompts or image prompts.
 
 The list is a file of this package, so that it is read in milliseconds, offline and without torch. It is made by
 `docs/make_models.py`, which builds every architecture; this module builds nothing.

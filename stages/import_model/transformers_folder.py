@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import inf, nextafter
 from pathlib import Path
 from typing import Any, Literal
@@ -227,9 +228,16 @@ def _size(size: Any) -> list[Any]:
     return [size]
 
 
+@cache
+def _own_words() -> dict[str, int]:
+    """The vocabulary of CLIP's own tokenizer."""
+    words: dict[str, int] = open_clip.SimpleTokenizer().encoder
+    return words
+
+
 def _require_clip_tokenizer(folder: Path, text: Mapping[str, Any]) -> None:
     """Refuse a vocabulary that is not CLIP's own, which open_clip gives to a folder that names no other tokenizer."""
-    own = open_clip.SimpleTokenizer().encoder
+    own = _own_words()
     vocabulary: Any = own if text["vocab_size"] == len(own) else None
     if (folder / "vocab.json").is_file():
         vocabulary = read_json(folder / "vocab.json")
@@ -237,7 +245,7 @@ def _require_clip_tokenizer(folder: Path, text: Mapping[str, Any]) -> None:
         vocabulary = _document(folder / "tokenizer.json").get("model", {}).get("vocab")
     if vocabulary != own or text["vocab_size"] != len(own):
         raise DataError(
-            f"{folder}: its tokenizer is not CLIP's own of {len(own):,} tokens; it has {text['vocab_size']:,}, or others",
+            f"{folder}: its tokenizer is not CLIP's own of {len(own):,} tokens (there are {text['vocab_size']:,})",
             hint="only CLIPs with OpenAI's byte-pair encoding can be converted",
         )
 
