@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from teachonce.errors import UsageError
+from teachonce.phrases import Phrase, command_line
 
 Precision = Literal["fp32", "bf16", "fp16"]
 EmbeddingKind = Literal["int8", "float16"]
@@ -52,8 +53,11 @@ def file_for_weights(spec: str, name: str, file: str) -> UsageError:
     return UsageError(
         f"'{spec}': {file} is a file of weights, and says neither how images are prepared for them nor which "
         "activation they were trained with",
-        hint=f"make a folder of it: the file, named open_clip_pytorch_model.bin (or .safetensors), beside an {CONFIG} "
-        f"with the model_cfg of {name} and the preprocess_cfg it was trained with (docs/commands.md); local-dir:PATH",
+        hint=Phrase(
+            "make a folder of it: ",
+            command_line("import-model", file, **{"as": f"{name}/TAG", "out": "DIR"}),
+            ", where TAG is the release that it was trained from; then give local-dir:DIR",
+        ),
     )
 
 

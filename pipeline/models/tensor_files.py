@@ -43,9 +43,9 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise DataError(f"{file} holds no state dict", hint="save it alone: torch.save(model.state_dict(), FILE)")
     if state is not loaded:
         _require_known(file, loaded, _OF_TRAINING)
-    foreign = [repr(name) for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    foreign = [repr(name) for name, value in state.items() if not (isinstance(name, str) and _is_dense(value))]
     if foreign:
-        raise DataError(f"{file}: what is no tensor stands among the weights: {listed(foreign)}")
+        raise DataError(f"{file}: what is no dense tensor stands among the weights: {listed(foreign)}")
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
@@ -123,6 +123,11 @@ def _pickled(file: Path) -> Mapping[Any, Any]:
     if not isinstance(loaded, Mapping):
         raise DataError(f"{file} holds no state dict: found {type(loaded).__name__}")
     return loaded
+
+
+def _is_dense(value: object) -> bool:
+    """Whether a value is a tensor whose numbers are all in memory."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
 
 
 def _require_no_program(file: Path) -> None:

@@ -55,7 +55,7 @@ def read_release(file: Path, release: str, tokenizer: Path | None) -> Converted:
 
 def _tensors(file: Path, model_cfg: dict[str, Any], release: str) -> dict[str, Tensor]:
     model: Any = empty_model(model_cfg)
-    state = {name: tensor for name, tensor in read_tensors(file).items() if name not in _FACTS}
+    state: dict[str, Tensor] = {name: held for name, held in read_tensors(file).items() if name not in _FACTS}
     try:
         state = convert_state_dict(model, state)  # of the first MobileCLIP files
         if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
@@ -65,9 +65,9 @@ def _tensors(file: Path, model_cfg: dict[str, Any], release: str) -> dict[str, T
             f"{file}: open_clip cannot read it as {release}: {type(problem).__name__} {problem}"
         ) from problem
     for number in _ONE_NUMBER:
-        held = getattr(model, number, None)
-        if held is not None and number in state and state[number].numel() == 1:
-            state[number] = state[number].reshape(held.shape)
+        parameter = getattr(model, number, None)
+        if parameter is not None and number in state and state[number].numel() == 1:
+            state[number] = state[number].reshape(parameter.shape)
     require_fit(state, model, f"{file}, read as {release},")
     return state
 

@@ -18,7 +18,7 @@ import open_clip
 import torch
 from torch import Tensor
 
-from teachonce.core.documents import read_json
+from teachonce.core.documents import mapping, number, read_json
 from teachonce.errors import DataError
 from teachonce.models.tensor_files import SAFETENSORS, listed, read_tensors
 from teachonce.stages.import_model.checks import FOLDER_CONFIG
@@ -97,7 +97,10 @@ def read_folder(folder: Path) -> Converted:
     files = _weight_files(folder)
     state: dict[str, Tensor] = {}
     for file in files:
-        state |= read_tensors(file)
+        part = read_tensors(file)
+        if twice := sorted(state.keys() & part.keys()):
+            raise DataError(f"{file} holds tensors that another file holds, too: {listed(twice)}")
+        state |= part
     tensors = _renamed(state, text["num_hidden_layers"], vision["num_hidden_layers"], str(folder))
     require_fit(tensors, empty_model(model_cfg), str(folder))
     return Converted(model_cfg, _preprocess_cfg(folder, vision["image_size"]), tensors, files)
@@ -191,11 +194,12 @@ def _preprocess_cfg(folder: Path, image_size: int) -> dict[str, Any]:
             hint="save it there too: CLIPImageProcessor(...).save_pretrained(FOLDER)",
         )
     document = _document(file)
-    said = {**_PREPROCESSOR, **document.get("image_processor", document)}
-    wanted = {key: said[key] for key in ("do_resize", "do_rescale", "do_normalize")}
-    if not all(value is True for value in wanted.values()) or abs(said["rescale_factor"] * 255 - 1) > 1e-6:
-        raise DataError(f"{file}: open_clip always resizes, divides by 255 and normalises; found {wanted}")
-    if said["resample"] not in _INTERPOLATIONS:
+    said = {**_PREPROCESSOR, **mapping(document.get("image_processor", document))}
+    wanted = {key: said[key] for key in ("do_resize", "do_rescale", "do_normalize", "rescale_factor")}
+    factor = number(wanted.pop("rescale_factor"))
+    if not all(value is True for value in wanted.values()) or factor is None or abs(factor * 255 - 1) > 1e-6:
+        raise DataError(f"{file}: open_clip always resizes, divides by 255 and normalises; found {wanted}, {factor}")
+    if type(said["resample"]) is not int or said["resample"] not in _INTERPOLATIONS:
         raise DataError(f"{file}: resample = {said['resample']!r}; open_clip has 2 (bilinear) and 3 (bicubic)")
     square, crop = [image_size, image_size], _size(said["crop_size"])
     if said["do_center_crop"] and _size(said["size"]) == [image_size] and crop in (square, [image_size]):
@@ -207,11 +211,12 @@ def _preprocess_cfg(folder: Path, image_size: int) -> dict[str, Any]:
             f"{file}: size {said['size']}, crop {said['crop_size'] if said['do_center_crop'] else 'none'}: open_clip "
             f"resizes the shorter side to {image_size} and crops the centre, or resizes both sides to {image_size}"
         )
-    for key in ("image_mean", "image_std"):
-        if not (
-            isinstance(said[key], list) and len(said[key]) == 3 and all(type(x) in (int, float) for x in said[key])
-        ):
-            raise DataError(f"{file}: {key} = {said[key]!r}; expected three numbers")
+    for key, least in (("image_mean", -inf), ("image_std", 0)):
+        numbers = [number(value) for value in said[key]] if isinstance(said[key], list) else []
+        if len(numbers) != 3 or not all(value is not None and value > least for value in numbers):
+            raise DataError(
+                f"{file}: {key} = {said[key]!r}; expected three numbers" + (", all above 0" if least == 0 else "")
+            )
     interpolation = _INTERPOLATIONS[said["resample"]]
     return {
         "mean": said["image_mean"],
@@ -237,15 +242,15 @@ def _own_words() -> dict[str, int]:
 
 def _require_clip_tokenizer(folder: Path, text: Mapping[str, Any]) -> None:
     """Refuse a vocabulary that is not CLIP's own, which open_clip gives to a folder that names no other tokenizer."""
-    own = _own_words()
-    vocabulary: Any = own if text["vocab_size"] == len(own) else None
+    words = _own_words()
+    vocabulary: Any = words
     if (folder / "vocab.json").is_file():
         vocabulary = read_json(folder / "vocab.json")
     elif (folder / "tokenizer.json").is_file():
-        vocabulary = _document(folder / "tokenizer.json").get("model", {}).get("vocab")
-    if vocabulary != own or text["vocab_size"] != len(own):
+        vocabulary = mapping(_document(folder / "tokenizer.json").get("model")).get("vocab")
+    if vocabulary != words or text["vocab_size"] != len(words):
         raise DataError(
-            f"{folder}: its tokenizer is not CLIP's own of {len(own):,} tokens (there are {text['vocab_size']:,})",
+            f"{folder}: its tokenizer is not CLIP's own of {len(words):,} tokens (there are {text['vocab_size']:,})",
             hint="only CLIPs with OpenAI's byte-pair encoding can be converted",
         )
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from teachonce.core.files import new_folder
@@ -39,7 +42,15 @@ def import_model(request: ImportModelRequest, reporter: Reporter) -> ImportModel
 
 
 def _write(folder: Path, converted: Converted) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in converted.tensors.items()}, folder / WEIGHTS)
+    # Copies: tensors of a pickle may be parts of one memory, which safetensors refuses.
+    tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in converted.tensors.items()}
+    try:
+        save_file(tensors, folder / WEIGHTS)
+    except SafetensorError as problem:
+        number = re.search(r"os error (\d+)", str(problem))  # what the disk said, such as that it is full
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from problem
     document = {"model_cfg": converted.model_cfg, "preprocess_cfg": converted.preprocess_cfg}
     (folder / CONFIG).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     for file in converted.tokenizer_files:

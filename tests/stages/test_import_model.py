@@ -173,6 +173,8 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         "crops the centre",
     ),
     "no normalising": (lambda folder: foreign_models.preprocessor(folder, do_normalize=False), "always resizes"),
+    "no numbers": (lambda folder: foreign_models.preprocessor(folder, rescale_factor="x"), "divides by 255"),
+    "a spread of nothing": (lambda folder: foreign_models.preprocessor(folder, image_std=[1, 0, 1]), "all above 0"),
     "another filter": (lambda folder: foreign_models.preprocessor(folder, resample=1), "resample = 1"),
     "no preprocessing": (lambda folder: (folder / "preprocessor_config.json").unlink(), "how images are prepared"),
     "other words": (lambda folder: (folder / "vocab.json").write_text('{"fox": 0}') and None, "not CLIP's own"),

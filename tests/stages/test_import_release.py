@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
 import warnings
 from copy import deepcopy
 from pathlib import Path
@@ -20,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from teachonce.core.progress import Silent
-from teachonce.errors import DataError, EnvironmentFault, IntegrityError, UsageError
+from teachonce.errors import DataError, EnvironmentFault, IncompleteError, IntegrityError, UsageError
 from teachonce.models.clip import load_clip
 from teachonce.stages.import_model import ImportModelRequest, ImportModelResult, import_model
 from teachonce.stages.import_model import work as stage_work
@@ -210,6 +212,27 @@ def test_a_tokenizer_of_transformers_comes_along(tmp_path: Path) -> None:
     result = imported(file, "ViT-B-16-SigLIP2/webli", tmp_path / "out", folder)
     assert load_clip(result.model).tokenizer(["a photo of fox"])[0, :4].tolist() == [3, 4, 5, 6]
     assert result.resize_mode == "squash"
+
+
+def test_tensors_that_share_memory_are_written(tmp_path: Path) -> None:
+    """A pickle may hold parts of one tensor."""
+    tensors = foreign_models.tensors_of(foreign_models.open_clip_model(foreign_models.TINY))
+    both = torch.stack([tensors["visual.ln_pre.weight"], tensors["visual.ln_post.weight"]])
+    tensors |= {"visual.ln_pre.weight": both[0], "visual.ln_post.weight": both[1]}
+    result = imported(saved(tmp_path / "w.pt", tensors, "pickle"), OPENAI, tmp_path / "out")
+    assert torch.equal(load_clip(result.model).model.visual.ln_post.weight, both[1])
+
+
+def test_a_disk_without_room_ends_like_every_other_write(tmp_path: Path) -> None:
+    file = saved(tmp_path / "w.safetensors", foreign_models.open_clip_model(foreign_models.TINY).state_dict())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # no file may be larger than this
+    try:
+        with pytest.raises((IncompleteError, EnvironmentFault), match=re.escape(str(tmp_path / "out"))):
+            imported(file, OPENAI, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
