@@ -255,7 +255,8 @@ def text_obstacle(model: nn.Module) -> str | None:
     """
     text = _text_part(model)
     if text is None:
-        return f"a tower of class {type(getattr(model, 'text', model)).__name__}"
+        custom = isinstance(model, open_clip.CustomTextCLIP)
+        return f"a tower of class {type(model.text if custom else model).__name__}"
     pool = _of_text(model, text, "pool_type")
     if getattr(text, "cls_emb", None) is not None:
         return "a class token after the text (cls_emb, as in CoCa)"
