@@ -65,6 +65,11 @@ docs: install-dev
 commands: install
 	$(BIN)/python docs/make_commands.py
 
+# The list that `teachonce models` prints, and its page: minutes, for every architecture is built. It needs no network.
+.PHONY: models
+models: install-dev
+	$(BIN)/python docs/make_models.py --survey
+
 # The development environment holds all that the demo needs.
 install: $(if $(wildcard $(DEV)),,$(APP))
 install-dev: $(DEV)

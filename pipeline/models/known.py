@@ -17,11 +17,13 @@ from pathlib import Path
 
 from teachonce.core.documents import json_in
 from teachonce.errors import EnvironmentFault, UsageError
+from teachonce.phrases import Phrase, command_line
 
 HF_PACKAGES = ("transformers", "sentencepiece", "tokenizers", "protobuf")
 """What the extra `hf` brings."""
 HF_LINE = "pip install 'teachonce[hf]'"
-LIST_ALL = "open_clip.list_pretrained() lists all pairs"
+LIST_ALL = Phrase(command_line("models"), " lists all")
+EXAMPLE = Phrase("for example ViT-L-14/openai; ", LIST_ALL)
 MOST_TAGS = 12  # of an architecture in one message
 _NEAR = 0.6  # how alike a name must be to be proposed
 
@@ -42,7 +44,7 @@ def require_known(spec: str, architecture: str, tag: str) -> None:
         asked = f": did you mean '{near}'?" if near else ""
         raise UsageError(
             f"'{spec}' is not a model: {here} has no architecture '{architecture}'{asked}",
-            hint=f"for example ViT-L-14/openai; {LIST_ALL}",
+            hint=EXAMPLE,
         )
     if cleaned(tag) not in tags.get(architecture, ()):
         raise UsageError(f"'{spec}' is not a model: {_no_such_weights(architecture, tag, tags, here)}", hint=LIST_ALL)

@@ -13,7 +13,8 @@ from typing import Literal
 from teachonce.core.documents import json_in
 from teachonce.core.outside import read_plain
 from teachonce.errors import UsageError
-from teachonce.models.known import built_in_config, cleaned, released, require_hf, require_known
+from teachonce.models.known import EXAMPLE, built_in_config, cleaned, released, require_hf, require_known
+from teachonce.phrases import Phrase, command_line
 
 Precision = Literal["fp32", "bf16", "fp16"]
 EmbeddingKind = Literal["int8", "float16"]
@@ -46,7 +47,7 @@ def parse_spec(spec: str) -> tuple[str, str | None]:
     if not slash or not name or not tag:
         raise UsageError(
             f"'{spec}' is not a model: expected NAME/WEIGHTS, hf-hub:ORG/NAME or local-dir:PATH",
-            hint="for example ViT-L-14/openai; open_clip.list_pretrained() lists all",
+            hint=EXAMPLE,
         )
     if "/" in tag or tag.endswith(WEIGHT_FILES):
         raise file_for_weights(spec, name, tag)
@@ -86,8 +87,11 @@ def file_for_weights(spec: str, name: str, file: str) -> UsageError:
     return UsageError(
         f"'{spec}': {file} is a file of weights, and says neither how images are prepared for them nor which "
         "activation they were trained with",
-        hint=f"make a folder of it: the file, named open_clip_pytorch_model.bin (or .safetensors), beside an {CONFIG} "
-        f"with the model_cfg of {name} and the preprocess_cfg it was trained with (docs/commands.md); local-dir:PATH",
+        hint=Phrase(
+            "make a folder of it: ",
+            command_line("import-model", file, **{"as": f"{name}/TAG", "out": "DIR"}),
+            ", where TAG is the release that it was trained from; then give local-dir:DIR",
+        ),
     )
 
 

@@ -157,7 +157,7 @@ def test_a_file_of_weights_is_no_model(spec: str) -> None:
     """It does not say how images are prepared; the hint says how to make a folder of it."""
     with pytest.raises(UsageError, match="a file of weights") as caught:
         parse_spec(spec)
-    assert "open_clip_config.json" in caught.value.hint and "local-dir:" in caught.value.hint
+    assert "teachonce import-model" in caught.value.hint and "local-dir:" in caught.value.hint
 
 
 def test_a_file_without_an_ending_is_no_model_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
