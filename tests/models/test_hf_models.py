@@ -55,7 +55,7 @@ def test_a_folder_holds_all_that_a_model_needs(family: str, models: dict[str, Pa
 
 @every_family
 def test_a_name_that_the_tokenizer_would_cut_is_refused(family: str, models: dict[str, Path]) -> None:
-    with pytest.raises(UsageError, match="would be cut"):
+    with pytest.raises(UsageError, match="would be cut|the text tower has room for"):
         template_features(load_clip(f"local-dir:{models[family]}"), ["red fox " * 80], "a photo of a {}.")
 
 
