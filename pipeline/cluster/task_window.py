@@ -19,7 +19,7 @@ from dask.utils import parse_timedelta
 from distributed import Client, KilledWorker
 from distributed.client import Future
 
-from teachonce.core.memory import trim_memory
+from teachonce.cluster.worker_memory import trim_memory
 from teachonce.core.progress import Reporter, Silent
 from teachonce.errors import IncompleteError, TeachOnceError
 

@@ -199,7 +199,8 @@ def test_a_tokenizer_that_is_not_needed_is_refused(tmp_path: Path) -> None:
 def test_a_tokenizer_of_transformers_comes_along(tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="the tokenizer to bring is one of transformers: pip install '.[dev]'")
     tokenizers = pytest.importorskip("tokenizers")
-    words = {word: number for number, word in enumerate(["<pad>", "<unk>", "</s>", "a", "photo", "of", "fox"])}
+    some = "<pad> <unk> </s> a photo of fox red blue jay yellow bus cup tea"
+    words = {word: number for number, word in enumerate(some.split())}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     folder = tmp_path / "tokenizer"

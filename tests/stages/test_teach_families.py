@@ -148,7 +148,7 @@ def test_a_student_that_can_carry_no_prompts_is_refused_before_anything_is_writt
     without = make_towerless(tmp_path / "model")
     with pytest.raises(UnsupportedModelError, match="neither tower") as caught:
         teach_noting(world, tmp_path / "a.zarr", Notes(), students=(without,))
-    assert "HFTextEncoder" in caught.value.message and "TimmModel" in caught.value.message
+    assert "HFTextEncoder" in caught.value.message and "class ResNet" in caught.value.message
     assert "`features_only`" in caught.value.hint
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
     notes = Notes()

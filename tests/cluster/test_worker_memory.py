@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from teachonce.core import memory
+from teachonce.cluster import worker_memory
 
 HOLES = """
 import psutil
-from teachonce.core.memory import trim_memory
+from teachonce.cluster.worker_memory import trim_memory
 blocks = [bytes(60_000) for _ in range(4_000)]
 kept = blocks[::50]  # pieces in use between those that are freed
 del blocks
@@ -31,10 +31,10 @@ def test_what_lies_free_between_pieces_in_use_is_given_back() -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is asked")
 def test_memory_is_given_back_at_most_once_in_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(memory, "_last", [0.0])
-    monkeypatch.setattr(memory.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(worker_memory, "_last", [0.0])
+    monkeypatch.setattr(worker_memory.time, "monotonic", lambda: now[0])
     asked = []
     for seconds in (0, 59, 60, 61, 121):
         now[0] = 100.0 + seconds
-        asked.append(memory.trim_memory())
+        asked.append(worker_memory.trim_memory())
     assert asked == [True, False, True, False, True]
