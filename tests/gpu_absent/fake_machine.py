@@ -12,6 +12,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
+_open: list[object] = []  # guards that are entered
 FREE, TOTAL = 70 * 2**30, 80 * 2**30  # bytes of the GPU that is not there
 
 
@@ -38,6 +39,12 @@ def register(name: str) -> None:
     from torch.utils import backend_registration
 
     class Module(backend_registration._DummyBackendModule):
+        def device_count(self) -> int:
+            return len(_open)  # none outside, so that later tests of the process have none
+
+        def is_available(self) -> bool:
+            return bool(_open)
+
         def get_amp_supported_dtype(self) -> list[torch.dtype]:
             return [torch.bfloat16, torch.float16]  # asked for even where autocast is off
 
@@ -58,6 +65,9 @@ def pretended(pinned: Pinned, event_awaited: Callable[[], None], cuda: bool) -> 
             stack.enter_context(patch.object(where, name, value))
         if cuda:
             torch._C._ensureCUDADeviceGuardSet()
+        else:
+            _open.append(pinned)
+            stack.callback(_open.remove, pinned)
         yield
 
 
