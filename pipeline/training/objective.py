@@ -16,6 +16,8 @@ from torch import Tensor
 
 from teachonce.errors import DataError
 from teachonce.rows.working_set import Batch
+from teachonce.towers.packing import to_device
+from teachonce.training.candidates import Candidates
 from teachonce.training.config import TrainConfig
 from teachonce.training.losses import dense_rows, ghost_rows, hard_rows, renormalise_rows
 from teachonce.training.regularisers import anchor
@@ -40,6 +42,23 @@ class StepClasses:
     columns: Tensor  # [V] int64, where a class is among the candidates, or -1
     groups: Tensor  # [K] int64, equal for candidates with the same name
     most_tied: int  # of the groups, the size of the largest
+
+    @classmethod
+    def of(cls, candidates: Candidates, groups: Tensor, device: torch.device) -> StepClasses:
+        """Candidates on a device.
+
+        Args:
+            groups: [V] int64, equal for classes with the same name, on the CPU.
+        """
+        of_candidates = groups[candidates.classes]
+        return cls(
+            to_device(candidates.classes, device),
+            to_device(candidates.log_weight, device),
+            to_device(candidates.stands_for, device),
+            to_device(candidates.columns(), device),
+            to_device(of_candidates, device),
+            int(of_candidates.bincount().max()),
+        )
 
     def of_rows(self, rows: slice) -> Tensor:
         """Log weights of a block of rows, [K] or [B, K]."""
@@ -176,7 +195,7 @@ def block_of(batch: Batch, rows: slice, device: torch.device, temperature: int |
     """
 
     def here(column: npt.NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(column[rows]).to(device, non_blocking=True)
+        return to_device(torch.from_numpy(column[rows]), device)
 
     targets = None
     if config.loss.supervision != "hard" and config.loss.targets == "top-k" and batch.class_ids.shape[1]:

@@ -22,6 +22,7 @@ from teachonce.models.clip import LoadedClip, exact_products
 from teachonce.rows.images import ViewImages
 from teachonce.rows.order import TrainingOrder
 from teachonce.rows.working_set import Batch, WorkingSet
+from teachonce.towers.packing import to_device
 from teachonce.training.averaging import PromptAverage
 from teachonce.training.candidates import Candidates, all_candidates, sampled_candidates
 from teachonce.training.config import TrainConfig
@@ -30,7 +31,15 @@ from teachonce.training.regularisers import project
 from teachonce.training.requirements import requirements
 from teachonce.training.schedule import learning_rate, optimizer_of, soft_weight
 from teachonce.training.student import PromptedStudent
-from teachonce.training.two_pass import FixedPass, PoissonSample, TextPass, pulled_back
+from teachonce.training.two_pass import (
+    FixedPass,
+    NamePlan,
+    PoissonSample,
+    TextPass,
+    add_gradients,
+    gradients_of,
+    pulled_back,
+)
 
 
 @dataclass(eq=False)
@@ -40,6 +49,15 @@ class _Gradients:
     losses: dict[str, Tensor]
     features: list[list[Tensor]]  # one [n, E], of the distinct names
     images: list[list[Tensor]]  # of the image tower's parameters
+
+
+@dataclass(frozen=True, eq=False)
+class _StepNames:
+    """The candidates of a step and what is made of them."""
+
+    candidates: Candidates
+    classes: StepClasses
+    plan: NamePlan | None  # None where no text prompts need features
 
 
 class Trainer:
@@ -85,6 +103,7 @@ class Trainer:
             )
         self.learners = self.student.learners
         self.optimizer = optimizer_of(config, self.student)
+        self._every: _StepNames | None = None
         self.average = PromptAverage(
             config.optimiser.averaging,
             self.steps,
@@ -114,10 +133,10 @@ class Trainer:
             UsageError: the loss or a gradient is NaN or infinite; nothing was updated.
         """
         batch = self.rows.batch(self.order.at(step)[1])
-        candidates = self._candidates(batch, step)
-        text = self._text_pass(candidates)
+        drawn = self._step(batch, step)
+        text = self._text_pass(drawn)
         weights = self.objective.weights(soft_weight(self.config, self.steps, step))
-        gradients = self._gradients(step, batch, text, self._step_classes(candidates), weights)
+        gradients = self._gradients(step, batch, text, drawn.classes, weights)
         named = dict(self.learners.named_parameters())
         gradient = self._combined(text, gradients, step)
         size = torch.stack([part.double().square().sum() for part in gradient]).sum().sqrt()
@@ -138,8 +157,8 @@ class Trainer:
             **losses,
             "gradient_norm": norm,
             "learning_rate": rate,
-            "candidates": len(candidates.classes),
-            "forced": candidates.forced,
+            "candidates": len(drawn.candidates.classes),
+            "forced": drawn.candidates.forced,
         }
 
     @property
@@ -214,6 +233,11 @@ class Trainer:
         return []
 
     @property
+    def class_chunk(self) -> int:
+        """Names whose text features are computed with gradient at once."""
+        return self.config.loop.class_chunk
+
+    @property
     def device(self) -> torch.device:
         """Where the student is."""
         return self.student.clip.device
@@ -224,7 +248,7 @@ class Trainer:
             return self.student.image_features(self.images.pixels(batch.row))
         if batch.features is None:
             raise DataError("this working set was opened without a student: there are no image features to train on")
-        return torch.from_numpy(batch.features).to(self.device).float()
+        return to_device(torch.from_numpy(batch.features), self.device).float()
 
     def _gradients(
         self, step: int, batch: Batch, text: TextPass | FixedPass, classes: StepClasses, weights: dict[str, float]
@@ -243,14 +267,12 @@ class Trainer:
                 losses = self.objective.rows(features, leaf, block, classes, counts)
                 if start == 0 and self.config.anchors:
                     losses["anchor"] = self.objective.anchor(features, classes)
-                parts = [
-                    _gradients_of(loss, text.features, leaf) for loss in self.objective.directions(losses, weights)
-                ]
-            _add(gradients.features, [[part[0]] for part in parts])
+                parts = [gradients_of(loss, text.features, leaf) for loss in self.objective.directions(losses, weights)]
+            add_gradients(gradients.features, [[part[0]] for part in parts])
             if images.requires_grad:
                 last = len(parts) - 1
                 pulled = [pulled_back(images, on_images, part[1], keep=i < last) for i, part in enumerate(parts)]
-                _add(gradients.images, pulled)
+                add_gradients(gradients.images, pulled)
             for name, value in losses.items():
                 gradients.losses[name] = value.detach() + gradients.losses.get(name, torch.zeros_like(value))
         return gradients
@@ -312,25 +334,25 @@ class Trainer:
             )
         return candidates
 
-    def _step_classes(self, candidates: Candidates) -> StepClasses:
-        move = self.device
-        groups = self.student.groups[candidates.classes]
-        return StepClasses(
-            candidates.classes.to(move),
-            candidates.log_weight.to(move),
-            candidates.stands_for.to(move),
-            candidates.columns().to(move),
-            groups.to(move),
-            int(groups.bincount().max()),
-        )
+    def _step(self, batch: Batch, step: int) -> _StepNames:
+        """The candidates of a step, on the device. All classes are the same in every step, and stay there."""
+        if self._every is not None:
+            return self._every
+        candidates, names = self._candidates(batch, step), self.student.names
+        classes = StepClasses.of(candidates, self.student.groups, self.device)
+        plan = None
+        if names is not None:
+            plan = NamePlan.of(names, candidates.classes, self.class_chunk, self.device)
+        drawn = _StepNames(candidates, classes, plan)
+        if self.config.candidates.candidates != "sampled":
+            self._every = drawn
+        return drawn
 
-    def _text_pass(self, candidates: Candidates) -> TextPass | FixedPass:
-        student, learner = self.student, self.student.learner("text")
+    def _text_pass(self, drawn: _StepNames) -> TextPass | FixedPass:
+        student, learner, classes = self.student, self.student.learner("text"), drawn.candidates.classes
         if learner is None or student.text is None or student.names is None:
-            return FixedPass(student.frozen_classes, candidates.classes.to(self.device))
-        return TextPass(
-            student.text, learner, student.names, candidates.classes, self.config.loop.class_chunk, student.autocast
-        )
+            return FixedPass(student.frozen_classes, classes)
+        return TextPass(student.text, learner, student.names, classes, self.class_chunk, student.autocast, drawn.plan)
 
     @property
     def _temperature(self) -> int | None:
@@ -373,24 +395,3 @@ def _part(batch: Batch, rows: slice) -> Batch:
     """Some rows of a batch."""
     columns: dict[str, npt.NDArray[np.generic] | None] = vars(batch)
     return Batch(**{name: None if column is None else column[rows] for name, column in columns.items()})  # type: ignore[arg-type]
-
-
-def _gradients_of(loss: Tensor, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of a loss on class features and on image features; zeros where it reaches none."""
-    wanted = [x for x in (features, images) if x.requires_grad]
-    gradients = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
-    by_input = {id(x): part for x, part in zip(wanted, gradients, strict=True) if part is not None}
-    on_features, on_images = (by_input.get(id(x)) for x in (features, images))
-    return (
-        torch.zeros_like(features) if on_features is None else on_features,
-        torch.zeros_like(images) if on_images is None else on_images,
-    )
-
-
-def _add(sums: list[list[Tensor]], parts: list[list[Tensor]]) -> None:
-    """Add the parts to the sums in place; sums that are still empty become the parts."""
-    if not sums:
-        sums.extend(parts)
-        return
-    for total, more in zip(sums, parts, strict=True):
-        total[:] = [a + b for a, b in zip(total, more, strict=True)]

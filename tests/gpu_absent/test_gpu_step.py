@@ -14,7 +14,7 @@ import pytest
 import worlds
 from fake_gpu import TESTED, FakeGpu, Kind, is_tried, moved
 from step_cases import BASE, CASES, STEP
-from tally import HIDDEN_COPY, WAITS_FOR_A_NUMBER, WAITS_FOR_A_TENSOR
+from tally import HIDDEN_COPY
 from worlds import World
 
 from teachonce.core.progress import Silent

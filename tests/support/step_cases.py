@@ -1,4 +1,4 @@
-"""The configurations in which a whole training step is tested: every value of every key that changes what a step does."""
+"""The configurations in which a whole training step is tested: each value of each key that changes a step."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import worlds
-from step_cases import BASE, CASES, DRAWN, EVERYTHING, STEP, STEPS
+from step_cases import BASE, CASES, DRAWN, STEP, STEPS
 from step_reference import PlainStep, Told, adamw, norm_of, sgd
 from torch import Tensor
 from worlds import World
