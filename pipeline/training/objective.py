@@ -7,6 +7,7 @@ Shapes: B rows of a block, K candidates, V classes, E the student's embedding, D
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +83,32 @@ class Counts:
 
     rows: int
     labelled: int
+
+
+class StepReport:
+    """What a step came to. On a GPU the numbers are on their way until they are asked for.
+
+    Args:
+        numbers: float64 scalars, on the device.
+        judge: makes the report of them, or raises what is wrong with them.
+    """
+
+    def __init__(self, numbers: list[Tensor], judge: Callable[[list[float]], dict[str, float]]) -> None:
+        self._numbers, self._judge = torch.stack(numbers), judge
+        self._done: dict[str, float] | None = None
+        self._arrival: torch.cuda.Event | None = None
+        if self._numbers.device.type == "cuda":
+            self._numbers = self._numbers.to("cpu", non_blocking=True)
+            self._arrival = torch.cuda.Event()
+            self._arrival.record()
+
+    def read(self) -> dict[str, float]:
+        """The report; waits until the device has done the step, and no longer."""
+        if self._done is None:
+            if self._arrival is not None:
+                self._arrival.synchronize()
+            self._done = self._judge(self._numbers.tolist())
+        return self._done
 
 
 class Objective:

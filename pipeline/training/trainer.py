@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +25,7 @@ from teachonce.towers.packing import to_device
 from teachonce.training.averaging import PromptAverage
 from teachonce.training.candidates import Candidates, all_candidates, sampled_candidates
 from teachonce.training.config import TrainConfig
-from teachonce.training.objective import Counts, Objective, StepClasses, Teacher, block_of
+from teachonce.training.objective import Counts, Objective, StepClasses, StepReport, Teacher, block_of
 from teachonce.training.regularisers import project
 from teachonce.training.requirements import requirements
 from teachonce.training.schedule import learning_rate, optimizer_of, soft_weight
@@ -118,9 +117,10 @@ class Trainer:
                 hint="set held_out to a larger share, or to 0",
             )
         self.objective = Objective(config, clip.logit_scale, self._teacher(), self._frozen(), self._seen())
+        self.class_chunk = self.student.class_chunk(config.loop.micro_batch or config.loop.batch_size)
 
     def step(self, step: int) -> dict[str, float]:
-        """Do one step.
+        """Do one step and wait for it.
 
         Args:
             step: from 0; decides the batch, the candidates and the learning rate.
@@ -130,8 +130,13 @@ class Trainer:
             candidates and how many of them are there for certain.
 
         Raises:
-            UsageError: the loss or a gradient is NaN or infinite; nothing was updated.
+            UsageError: the loss or a gradient is NaN or infinite. On the CPU nothing was updated; on a GPU the update
+                may have been made, and the run must end.
         """
+        return self.begin(step).read()
+
+    def begin(self, step: int) -> StepReport:
+        """Do one step; on a GPU it is only queued, and its report tells what `step` returns and raises."""
         batch = self.rows.batch(self.order.at(step)[1])
         drawn = self._step(batch, step)
         text = self._text_pass(drawn)
@@ -139,27 +144,29 @@ class Trainer:
         gradients = self._gradients(step, batch, text, drawn.classes, weights)
         named = dict(self.learners.named_parameters())
         gradient = self._combined(text, gradients, step)
-        size = torch.stack([part.double().square().sum() for part in gradient]).sum().sqrt()
-        norm, *values = torch.stack([size, *(loss.double() for loss in gradients.losses.values())]).tolist()
-        losses = dict(zip(gradients.losses, values, strict=True))
-        loss = sum(weights[name] * value for name, value in losses.items())
-        if norm == 0 and step == self._first_complete_step and self._expects_gradient(weights, batch):
-            raise self._nothing_to_learn(step)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise self._not_finite(step, loss, dict(zip(named, gradient, strict=True)), batch)
-        if 0 < self.config.optimiser.clip_gradient < norm:
-            gradient = [part * (self.config.optimiser.clip_gradient / norm) for part in gradient]
-        rate = learning_rate(self.config, self.steps, step)
+        norm = torch.stack([part.double().square().sum() for part in gradient]).sum().sqrt()
+        rate, of_parameters = learning_rate(self.config, self.steps, step), dict(zip(named, gradient, strict=True))
+
+        def judge(numbers: list[float]) -> dict[str, float]:
+            losses = dict(zip(gradients.losses, numbers[1:], strict=True))
+            loss = sum(weights[name] * value for name, value in losses.items())
+            if numbers[0] == 0 and step == self._first_complete_step and self._expects_gradient(weights, batch):
+                raise self._nothing_to_learn(step)
+            if not (math.isfinite(loss) and math.isfinite(numbers[0])):
+                raise self._not_finite(step, loss, of_parameters, batch)
+            told = {"loss": loss, **losses, "gradient_norm": numbers[0], "learning_rate": rate}
+            return told | {"candidates": len(drawn.candidates.classes), "forced": drawn.candidates.forced}
+
+        report = StepReport([norm, *(loss.double() for loss in gradients.losses.values())], judge)
+        if self.device.type != "cuda":
+            report.read()  # costs nothing here, and what is wrong is refused before anything is updated
+        most = self.config.optimiser.clip_gradient
+        if most > 0:
+            factor = torch.where(norm > most, most / norm, 1.0)
+            gradient = [part * factor for part in gradient]
         self._update(named, gradient, rate)
         self.average.update(step, named)
-        return {
-            "loss": loss,
-            **losses,
-            "gradient_norm": norm,
-            "learning_rate": rate,
-            "candidates": len(drawn.candidates.classes),
-            "forced": drawn.candidates.forced,
-        }
+        return report
 
     @property
     def _first_complete_step(self) -> int:
@@ -233,11 +240,6 @@ class Trainer:
         return []
 
     @property
-    def class_chunk(self) -> int:
-        """Names whose text features are computed with gradient at once."""
-        return self.config.loop.class_chunk
-
-    @property
     def device(self) -> torch.device:
         """Where the student is."""
         return self.student.clip.device
@@ -284,7 +286,7 @@ class Trainer:
     def _block_images(self, step: int, batch: Batch, rows: slice) -> Tensor:
         """Image features of some rows of a step, [B, E]; the images of the rows after them are read meanwhile."""
         if self.images is None:
-            return self.image_features(_part(batch, rows))
+            return self.image_features(batch.part(rows))
         pixels = self.images.pixels(batch.row[rows])
         ahead = batch.row[rows.stop : rows.stop + self._block_size(len(batch.row))]
         if not len(ahead) and step + 1 < self.steps:
@@ -389,9 +391,3 @@ class Trainer:
             f"step {step}: {what}; nothing was updated and the last checkpoint is kept (rows {batch.row[:8].tolist()})",
             hint=hint,
         )
-
-
-def _part(batch: Batch, rows: slice) -> Batch:
-    """Some rows of a batch."""
-    columns: dict[str, npt.NDArray[np.generic] | None] = vars(batch)
-    return Batch(**{name: None if column is None else column[rows] for name, column in columns.items()})  # type: ignore[arg-type]

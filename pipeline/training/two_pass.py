@@ -24,6 +24,8 @@ from teachonce.towers.packing import to_device
 from teachonce.towers.slots import SlotPrompts
 from teachonce.towers.tokens import NameTokens
 
+_FEWEST = 64  # names that are computed at once, whatever the memory
+
 
 class Tower(Protocol):
     """What is asked of a text tower."""
@@ -183,6 +185,41 @@ class TextPass:
     def _forward(self, chunk: Tensor) -> Tensor:
         with self._autocast():
             return self._tower.features(self._prompts(), self._tokens, chunk)
+
+
+def names_that_fit(features: Callable[[Tensor], Tensor], lengths: Tensor, memory: int) -> int:
+    """How many names' graphs fit into memory, the longest names taken, at least 64.
+
+    The bytes of a token are measured: what the graphs of two samples of names keep, less what both keep.
+
+    Args:
+        features: [c] distinct names to their features, with a graph.
+        lengths: [C] tokens of each distinct name.
+        memory: bytes.
+    """
+    falling = lengths.argsort(descending=True, stable=True)
+    if len(falling) <= _FEWEST:
+        return _FEWEST
+    large = falling[torch.linspace(0, len(falling) - 1, _FEWEST).long()]
+    small = large[::2]
+    tokens = int(lengths[large].sum() - lengths[small].sum())
+    of_token = max(1, (_kept_by(features, large) - _kept_by(features, small)) // max(1, tokens))
+    needed = lengths[falling].cumsum(0) * of_token
+    return max(_FEWEST, int((needed <= memory).sum()))
+
+
+def _kept_by(features: Callable[[Tensor], Tensor], chunk: Tensor) -> int:
+    """Bytes that the graph of some names' features keeps for the backward pass."""
+    kept: dict[int, tuple[int, object]] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        kept[storage._cdata] = (storage.nbytes(), storage)  # which stays, so that its number is not given again
+        return x
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        features(chunk)
+    return sum(size for size, _ in kept.values())
 
 
 class FixedPass:

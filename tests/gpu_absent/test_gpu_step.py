@@ -14,7 +14,7 @@ import pytest
 import worlds
 from fake_gpu import TESTED, FakeGpu, Kind, is_tried, moved
 from step_cases import BASE, CASES, STEP
-from tally import HIDDEN_COPY
+from tally import HIDDEN_COPY, WAITS_FOR_AN_EVENT
 from worlds import World
 
 from teachonce.core.progress import Silent
@@ -23,6 +23,7 @@ from teachonce.labels.store import LabelStore
 from teachonce.models.clip import LoadedClip
 from teachonce.rows.images import ViewImages
 from teachonce.rows.working_set import WorkingSet, open_working_set
+from teachonce.towers.text_parts import TextParts
 from teachonce.training.config import TrainConfig
 from teachonce.training.trainer import Trainer
 
@@ -79,3 +80,47 @@ def test_a_step_has_every_tensor_in_its_place(case: str, kind: Kind, precision: 
         stepped(ground, gpu, **CASES[case], precision=precision)
         assert gpu.tally.launches > 100
         assert gpu.tally.asked[HIDDEN_COPY] == 0, gpu.tally.text()
+
+
+LAYERS = 2  # of the student's text tower
+BUDGETS: dict[str, tuple[dict[str, Any], int, int]] = {
+    "all": ({}, 1, 700),
+    "sampled": ({"candidates": "sampled", "batch_size": 3, "sampled_top": 1, "sampled_fill": 2}, 1, 700),
+    "all-sampled": ({"candidates": "all-sampled", "class_chunk": 2, "sampled_backward": 3}, 2, 3000),
+}
+
+
+@pytest.mark.parametrize("case", BUDGETS)
+def test_the_host_waits_once_a_step_and_for_no_copy(case: str, ground: Ground) -> None:
+    options, waits, _ = BUDGETS[case]
+    with FakeGpu("cuda") as gpu:
+        stepped(ground, gpu, steps=2, **options, precision="bf16")
+        assert gpu.tally.blocking == 0, gpu.tally.text()
+        assert gpu.tally.asked.total() == waits and gpu.tally.asked[WAITS_FOR_AN_EVENT] == 1, gpu.tally.text()
+
+
+@pytest.mark.parametrize("case", BUDGETS)
+def test_a_small_step_launches_no_more_kernels_than_it_did(case: str, ground: Ground) -> None:
+    options, _, kernels = BUDGETS[case]
+    with FakeGpu("fakegpu") as gpu:
+        stepped(ground, gpu, steps=2, **options)
+        print(case, gpu.tally.launches)
+        assert gpu.tally.launches <= kernels, gpu.tally.text()
+
+
+def test_frozen_matrices_are_cast_once(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first step; each of the five matrices of a block and its bias would be cast again in every step."""
+
+    def casts() -> int:
+        with FakeGpu("cuda") as gpu:
+            stepped(ground, gpu, steps=2, precision="bf16")
+            return gpu.tally.kernels["_to_copy.default"]
+
+    once = casts()
+    monkeypatch.setattr(TextParts, "for_autocast", lambda parts: parts)
+    assert once + 2 * 5 * LAYERS <= casts()
+
+
+def test_a_chunk_takes_every_name_where_the_gpu_has_room(ground: Ground) -> None:
+    with FakeGpu("cuda") as gpu:
+        assert stepped(ground, gpu).class_chunk >= len(ground.rows.vocabulary)
