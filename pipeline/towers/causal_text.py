@@ -19,6 +19,7 @@ length, n that length, R rows of names (T, or T + C B with slots among them).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,10 +28,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from teachonce.towers.blocks import finish_block, project
+from teachonce.towers.packing import BackSlots, Group, KeptLayouts, Layout, PackedNames, pack
 from teachonce.towers.slots import SlotPrompts
 from teachonce.towers.structures import Letter
 from teachonce.towers.text_parts import TextParts
-from teachonce.towers.tokens import BackSlots, Layout, NameTokens, PackedNames, pack
+from teachonce.towers.tokens import NameTokens
 
 _SEEN: tuple[Letter, Letter] = ("key", "value")
 
@@ -65,6 +67,7 @@ class CausalText:
     parts: TextParts
     start: tuple[int, ...]
     _start_tokens: dict[Any, list[_StartToken]] = field(default_factory=dict, repr=False)
+    _layouts: KeptLayouts[PackedNames] = field(default_factory=KeptLayouts, repr=False)
 
     @property
     def shares_slot_states(self) -> bool:
@@ -79,8 +82,7 @@ class CausalText:
 
     def features(self, prompts: SlotPrompts, names: NameTokens, chunk: Tensor | None) -> Tensor:
         """Compute the pooled states of distinct names behind the last block, projected, [C, E]."""
-        parts, token = self.parts, self.parts.class_token
-        packed = pack(names, chunk, prompts.slots, self._device, blind=token is not None and token.shifted)
+        parts, packed = self.parts.for_autocast(), self._laid_out(names, chunk, prompts.slots)
         front = names.front(prompts.slots)
         x_RD = self._embed(packed)
         run = _Names(prompts, packed, slice(front, None))
@@ -95,6 +97,11 @@ class CausalText:
     def _device(self) -> torch.device:
         return self.parts.positional_embedding.device
 
+    def _laid_out(self, names: NameTokens, chunk: Tensor | None, slots: int) -> PackedNames:
+        token, device = self.parts.class_token, self._device
+        blind = token is not None and token.shifted
+        return self._layouts.of(names, chunk, (slots, device), lambda: pack(names, chunk, slots, device, blind))
+
     def _embed(self, packed: PackedNames) -> Tensor:
         """The tokens of names with their positions, [T, D]; the id of a class token is not in the table."""
         parts, token, positions = self.parts, self.parts.class_token, packed.positions
@@ -108,10 +115,11 @@ class CausalText:
     def _run_prefix(self, prompts: SlotPrompts, front: int) -> list[_Prefix]:
         """Run the slots before the name through all blocks, as far as names can see them."""
         state = self._first_state(prompts, front)
-        first, last = len(self.start), len(self.parts.blocks) - 1
+        blocks = self.parts.for_autocast().blocks
+        first, last = len(self.start), len(blocks) - 1
         visible = torch.ones(front, first + front, dtype=torch.bool, device=self._device).tril(first)
         layers: list[_Prefix] = []
-        for index, (block, start) in enumerate(zip(self.parts.blocks, self._run_start_token(), strict=True)):
+        for index, (block, start) in enumerate(zip(blocks, self._run_start_token(), strict=True)):
             shared = front if index >= prompts.entry else prompts.slots
             keys, values = start.keys, start.values
             if shared:
@@ -143,9 +151,7 @@ class CausalText:
 
     def _run_start_token(self) -> list[_StartToken]:
         """SOS in every block. The weights are frozen, so it is computed once for each place and precision."""
-        kind = self._device.type
-        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        key = (self._device, self.parts.positional_embedding.dtype, precision)
+        key = (self._device, self.parts.positional_embedding.dtype, self.parts.autocast_type)
         if key not in self._start_tokens:
             with torch.inference_mode(False), torch.no_grad():  # plain tensors: they enter graphs later
                 self._start_tokens[key] = self._compute_start_token()
@@ -214,6 +220,11 @@ def _attend(
     The prefix enters as one product over all rows, so its keys and values are never copied to the names.
     """
     heads, _, d = q_HRd.shape
+    if layout.source is not None:
+        k_HRd, v_HRd = k_HRd.index_select(1, layout.source), v_HRd.index_select(1, layout.source)
+        if not last:
+            q_HRd = q_HRd.index_select(1, layout.source)
+            unseen_R1 = None if unseen_R1 is None else unseen_R1[layout.source]
     q_HRd = q_HRd * d**-0.5
     to_prefix_HRP = q_HRd @ prefix.keys.transpose(1, 2)
     width = to_prefix_HRP.shape[2]
@@ -221,17 +232,26 @@ def _attend(
         hidden_P = torch.arange(width, device=q_HRd.device) >= width - prefix.hidden
         to_prefix_HRP = to_prefix_HRP.masked_fill(unseen_R1 & hidden_P, -torch.inf)
     prefix_weights, own_parts = [], []
-    for group in layout.groups:
-        rows = group.names if last else group.rows
-        names = (heads, group.count, (rows.stop - rows.start) // group.count)
-        q_HGrd = q_HRd[:, rows].reshape(*names, d)
-        k_HGnd, v_HGnd = (x_HRd[:, group.rows].reshape(heads, group.count, -1, d) for x_HRd in (k_HRd, v_HRd))
-        own_HGrn = q_HGrd @ k_HGnd.transpose(2, 3)
-        if not last:
-            own_HGrn = own_HGrn + group.mask
-        elif layout.blind:  # else the pooled row sees its whole name
-            own_HGrn = own_HGrn + group.mask[-1:]
-        both = torch.cat([to_prefix_HRP[:, rows].reshape(*names, width), own_HGrn], dim=-1).softmax(-1)
-        prefix_weights.append(both[..., :width].flatten(1, 2))
-        own_parts.append((both[..., width:] @ v_HGnd).flatten(1, 2))
-    return torch.cat(prefix_weights, 1) @ prefix.values + torch.cat(own_parts, 1)
+    for group, q_HTd, k_HTd, v_HTd, prefix_HTP in _by_group(layout, last, q_HRd, k_HRd, v_HRd, to_prefix_HRP):
+        names = (heads, group.count, -1)
+        k_HGnd, v_HGnd = k_HTd.reshape(*names, d), v_HTd.reshape(*names, d)
+        own_HGrn = q_HTd.reshape(*names, d) @ k_HGnd.transpose(2, 3)
+        mask = group.of_ends if last else group.mask
+        if mask is not None:
+            own_HGrn = own_HGrn + mask
+        both = torch.cat([prefix_HTP.reshape(*names, width), own_HGrn], dim=-1).softmax(-1)
+        to_prefix, to_own = both.split((width, own_HGrn.shape[-1]), -1)
+        prefix_weights.append(to_prefix.flatten(1, 2))
+        own_parts.append((to_own @ v_HGnd).flatten(1, 2))
+    mixed_HRd = torch.cat(prefix_weights, 1) @ prefix.values + torch.cat(own_parts, 1)
+    return mixed_HRd if last or layout.real is None else mixed_HRd.index_select(1, layout.real)
+
+
+def _by_group(
+    layout: Layout, last: bool, q_HRd: Tensor, k_HRd: Tensor, v_HRd: Tensor, to_prefix_HRP: Tensor
+) -> Iterator[tuple[Group, Tensor, Tensor, Tensor, Tensor]]:
+    """Each group with its part of every tensor: a split has one gradient, each slice would have one full of zeros."""
+    rows = [group.rows.stop - group.rows.start for group in layout.groups]
+    asking = [group.count for group in layout.groups] if last else rows
+    parts = (q_HRd.split(asking, 1), k_HRd.split(rows, 1), v_HRd.split(rows, 1), to_prefix_HRP.split(asking, 1))
+    return zip(layout.groups, *parts, strict=True)

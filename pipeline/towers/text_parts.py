@@ -8,7 +8,8 @@ Shapes: D width, E embedding, P positions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import open_clip
@@ -53,6 +54,7 @@ class TextParts:
     pool: Pool
     eos: int | None  # the token at which `end` pools
     class_token: ClassToken | None = None
+    _cast: dict[Any, TextParts] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, model: nn.Module) -> TextParts:
@@ -83,6 +85,41 @@ class TextParts:
     def positions(self) -> int:
         """How many positions a text has: 77 for CLIP. A class token stands behind them."""
         return self.positional_embedding.shape[0] - (self.class_token is not None)
+
+    @property
+    def autocast_type(self) -> torch.dtype | None:
+        """The type of products as things are; None without autocast."""
+        kind = self.positional_embedding.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+    def for_autocast(self) -> TextParts:
+        """The same parts with matrices in the type that products have under autocast; these parts without autocast.
+
+        Autocast itself would cast frozen matrices anew at every use. The results have the same bits: what autocast
+        keeps in float32, such as norms, has its weights as they are.
+        """
+        kind = self.autocast_type
+        if kind is None or self.positional_embedding.dtype != torch.float32:
+            return self
+        key = (kind, self.positional_embedding.device)
+        if key not in self._cast:
+            with torch.inference_mode(False), torch.no_grad():  # plain tensors: they enter graphs later
+                self._cast[key] = self._in_type(kind)
+        return self._cast[key]
+
+    def _in_type(self, kind: torch.dtype) -> TextParts:
+        blocks = tuple(
+            copy.deepcopy(block, {id(weight): weight for weight in block.parameters()}) for block in self.blocks
+        )
+        for block in blocks:  # which share their weights with the given ones, up to here
+            for part in block.modules():
+                if isinstance(part, (nn.Linear, nn.MultiheadAttention)):
+                    for name, weight in list(part.named_parameters(recurse=False)):
+                        setattr(part, name, nn.Parameter(weight.to(kind), requires_grad=False))
+        projection = self.projection
+        if isinstance(projection, Tensor):
+            projection = projection.to(kind)
+        return replace(self, blocks=blocks, projection=projection, _cast={})
 
     def embed(self, features_CD: Tensor) -> Tensor:
         """Take the pooled states of the last block to the joint embedding, [C, E], not yet of unit length."""

@@ -1,14 +1,12 @@
-"""Class names as tokens, and how a causal text tower lays them end to end so that nothing is padded.
+"""Class names as tokens.
 
-This module knows ids only: `causal_text` and `whole_text` embed them and run the tower.
+This module knows ids only: `packing` lays them out, `causal_text` and `whole_text` embed them and run the tower.
 
-Shapes: N names as given, C distinct names (of a call: the chosen ones), T their tokens, M slots of which B come after
-the name, R rows of a layout, P prefix positions that names share, n rows of a name.
+Shapes: N names as given, C distinct names (of a call: the chosen ones), M slots.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -181,117 +179,4 @@ def tokenise_names(
     tail = len(ending) + len(coder.end)
     return NameTokens(
         tuple(names), flat, offsets, torch.tensor(inverse), position, tail, len(coder.start), len(coder.end)
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Names of one length, which lie side by side."""
-
-    names: slice
-    rows: slice
-    count: int
-    mask: Tensor  # [n, n], 0 where a row may look, -inf where it may not
-
-
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """Where the rows of a call's names lie: by rising length, end to end."""
-
-    ends: Tensor  # [C], the last row of each name, which is pooled
-    groups: tuple[Group, ...]
-    blind: bool  # whether that row does not see itself
-
-
-@dataclass(frozen=True, eq=False)
-class BackSlots:
-    """The rows of a call's names where slots stand between name and suffix."""
-
-    layout: Layout  # the rows with the slots among them
-    source: Tensor  # [R]: which of the T token rows, or T + i for the i-th of the C B slots
-    rows: Tensor  # [C, B]: where the slots lie among the R rows
-    positions: Tensor  # [C, B] in the context
-    unseen: Tensor  # [T, 1] bool: token rows before the slots, which must not see them
-
-
-@dataclass(frozen=True, eq=False)
-class PackedNames:
-    """The names of a call."""
-
-    ids: Tensor  # [T]
-    positions: Tensor  # [T] in the context
-    place: Tensor  # [C], where each name of the call went
-    layout: Layout  # of the tokens alone
-    back: BackSlots | None
-
-
-def pack(names: NameTokens, chunk: Tensor | None, slots: int, device: torch.device, blind: bool = False) -> PackedNames:
-    """Lay the chosen names end to end by rising length. All index arithmetic happens on the CPU.
-
-    Args:
-        chunk: [C] indices of some distinct names; None: all names.
-        slots: M.
-        device: the device of the result.
-        blind: the last token of each name does not see itself.
-    """
-    chosen_C = names.chosen(chunk)
-    lengths_C = names.lengths[chosen_C]
-    order_C = lengths_C.argsort(stable=True)
-    lengths_C, starts_C = lengths_C[order_C], names.offsets[chosen_C[order_C]]
-    inside_T = _inside(lengths_C)
-    front = names.front(slots)
-    behind_T = inside_T >= (lengths_C - names.tail).repeat_interleave(lengths_C)
-    back = None
-    if front < slots:
-        back = _back_slots(lengths_C, names.tail, slots - front, names.start + front, behind_T, device, blind)
-    return PackedNames(
-        ids=names.ids[starts_C.repeat_interleave(lengths_C) + inside_T].to(device),
-        positions=(names.start + front + inside_T + (slots - front) * behind_T).to(device),
-        place=order_C.argsort().to(device),
-        layout=_layout(lengths_C, device, blind),
-        back=back,
-    )
-
-
-def _inside(lengths_C: Tensor) -> Tensor:
-    """Return the place of every row within its name, [T]."""
-    ends_C = lengths_C.cumsum(0)
-    return torch.arange(int(ends_C[-1])) - (ends_C - lengths_C).repeat_interleave(lengths_C)
-
-
-def _layout(lengths_C: Tensor, device: torch.device, blind: bool) -> Layout:
-    longest = int(lengths_C[-1])
-    mask = torch.full((longest, longest), -torch.inf, device=device).triu(1)
-    groups, name, row = [], 0, 0
-    for length, members in itertools.groupby(lengths_C.tolist()):
-        count = len(list(members))
-        rows = slice(row, row + count * length)
-        seen = mask[:length, :length]
-        if blind:
-            seen = seen.clone()
-            seen[-1, -1] = -torch.inf
-        groups.append(Group(slice(name, name + count), rows, count, seen))
-        name, row = name + count, rows.stop
-    return Layout((lengths_C.cumsum(0) - 1).to(device), tuple(groups), blind)
-
-
-def _back_slots(
-    lengths_C: Tensor, tail: int, back: int, first: int, behind_T: Tensor, device: torch.device, blind: bool
-) -> BackSlots:
-    """Put `back` slots before the last `tail` tokens of every name, whose first token is at position `first`."""
-    with_slots_C = lengths_C + back
-    begins_C = with_slots_C.cumsum(0) - with_slots_C
-    own_C1 = (lengths_C - tail)[:, None]  # tokens before the slots
-    rows_CB = begins_C[:, None] + own_C1 + torch.arange(back)
-    source_R = torch.empty(int(with_slots_C.sum()), dtype=torch.int64)
-    is_slot_R = torch.zeros_like(source_R, dtype=torch.bool)
-    is_slot_R[rows_CB.flatten()] = True
-    source_R[~is_slot_R] = torch.arange(len(behind_T))
-    source_R[rows_CB.flatten()] = len(behind_T) + torch.arange(rows_CB.numel())
-    return BackSlots(
-        layout=_layout(with_slots_C, device, blind),
-        source=source_R.to(device),
-        rows=rows_CB.to(device),
-        positions=(first + own_C1 + torch.arange(back)).to(device),
-        unseen=~behind_T[:, None].to(device),
     )

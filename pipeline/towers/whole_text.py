@@ -15,7 +15,7 @@ d = D / H, E embedding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from teachonce.towers.blocks import finish_block, project
+from teachonce.towers.packing import KeptLayouts, to_device
 from teachonce.towers.slots import SlotPrompts
 from teachonce.towers.structures import Letter
 from teachonce.towers.text_parts import TextParts
@@ -54,6 +55,7 @@ class WholeText:
     start: tuple[int, ...]
     end: tuple[int, ...]
     padding: int
+    _layouts: KeptLayouts[_Texts] = field(default_factory=KeptLayouts, repr=False)
 
     @property
     def shares_slot_states(self) -> bool:
@@ -73,7 +75,9 @@ class WholeText:
 
     def features(self, prompts: SlotPrompts, names: NameTokens, chunk: Tensor | None) -> Tensor:
         """Compute the pooled states of distinct names behind the last block, projected, [C, E]."""
-        return self.parts.embed(self._run(prompts, self._lay_out(names, chunk, prompts.slots), None))
+        key = (prompts.slots, self.parts.positional_embedding.device)
+        texts = self._layouts.of(names, chunk, key, lambda: self._lay_out(names, chunk, prompts.slots))
+        return self.parts.for_autocast().embed(self._run(prompts, texts, None))
 
     def _lay_out(self, names: NameTokens, chunk: Tensor | None, slots: int) -> _Texts:
         """All index arithmetic happens on the CPU."""
@@ -95,15 +99,15 @@ class WholeText:
         pooled_C = {"first": torch.zeros_like(ends_C), "last": torch.full_like(ends_C, len(rows_W) - 1)}
         device = self.parts.positional_embedding.device
         return _Texts(
-            ids_CW.to(device),
-            positions_CW.to(device),
-            slot_positions_CM.to(device),
-            pooled_C.get(self.parts.pool, ends_C).to(device),
+            to_device(ids_CW, device),
+            to_device(positions_CW, device),
+            to_device(slot_positions_CM, device),
+            to_device(pooled_C.get(self.parts.pool, ends_C), device),
         )
 
     def _run(self, prompts: SlotPrompts, texts: _Texts, states: list[Tensor] | None) -> Tensor:
         """Return the pooled states, [C, D]; `states` collects the slots' input of every block."""
-        parts, slots = self.parts, prompts.slots
+        parts, slots = self.parts.for_autocast(), prompts.slots
         x_CXD: Tensor = parts.token_embedding(texts.ids) + parts.positional_embedding[texts.positions]
         last = len(parts.blocks) - 1
         for index, block in enumerate(parts.blocks):

@@ -33,6 +33,8 @@ from teachonce.core.strict import (
 from teachonce.models.prompts import IMAGES, NOT_IMAGE, Prompts
 from teachonce.models.spec import Precision
 
+CHUNK_OF_CPU = 1024
+"""What class_chunk = 0 means without CUDA, and what the default was in versions that had no 0."""
 LARGEST_RATE = 1e30  # beyond it, float32 overflows in the middle of an update
 ONLY_SAMPLED = idle_unless(candidates="sampled")
 NO_SOFT_LOSS = idle(supervision="hard")
@@ -191,8 +193,9 @@ class Loop(Table):
     """Steps between checkpoints; one is always written at the end."""
     log_every: Annotated[int, Above(0), OURS] = 10
     """Steps between lines in events.jsonl."""
-    class_chunk: Annotated[int, Above(0), NOT_IMAGE, Source("ours: bounds memory, changes no result")] = 1024
-    """Names whose text features are computed with gradient at once; bounds the memory, not the result."""
+    class_chunk: Annotated[int, AtLeast(0), NOT_IMAGE, Source("ours: bounds memory, changes no result")] = 0
+    """Names whose text features are computed with gradient at once; bounds the memory, not the result. 0: on CUDA as
+    many as its free memory takes, elsewhere 1,024."""
     precision: Annotated[Precision, Source("ours; bf16 on a GPU")] = "fp32"
     """Of the student's towers, under autocast; prompts, logits and losses are float32 in any case."""
     tf32: Annotated[bool, Source("ours; true on a GPU loses some digits for speed")] = False
@@ -344,4 +347,6 @@ def key_types() -> dict[str, Any]:
 
 def config_digest(values: Mapping[str, Any]) -> str:
     """`TrainConfig.digest` of values as a file holds them, without tables, whichever version wrote them."""
+    if values.get("class_chunk") == 0:  # runs that began when the default was a number go on
+        values = {**values, "class_chunk": CHUNK_OF_CPU}
     return canonical_digest(values, SHORT, foreign_as_text=True)

@@ -7,6 +7,7 @@ Shapes: B rows of a block, K candidates, V classes, E the student's embedding, D
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from teachonce.errors import DataError
 from teachonce.rows.working_set import Batch
+from teachonce.towers.packing import to_device
+from teachonce.training.candidates import Candidates
 from teachonce.training.config import TrainConfig
 from teachonce.training.losses import dense_rows, ghost_rows, hard_rows, renormalise_rows
 from teachonce.training.regularisers import anchor
@@ -41,6 +44,23 @@ class StepClasses:
     groups: Tensor  # [K] int64, equal for candidates with the same name
     most_tied: int  # of the groups, the size of the largest
 
+    @classmethod
+    def of(cls, candidates: Candidates, groups: Tensor, device: torch.device) -> StepClasses:
+        """Candidates on a device.
+
+        Args:
+            groups: [V] int64, equal for classes with the same name, on the CPU.
+        """
+        of_candidates = groups[candidates.classes]
+        return cls(
+            to_device(candidates.classes, device),
+            to_device(candidates.log_weight, device),
+            to_device(candidates.stands_for, device),
+            to_device(candidates.columns(), device),
+            to_device(of_candidates, device),
+            int(of_candidates.bincount().max()),
+        )
+
     def of_rows(self, rows: slice) -> Tensor:
         """Log weights of a block of rows, [K] or [B, K]."""
         return self.log_weight if self.log_weight.ndim == 1 else self.log_weight[rows]
@@ -63,6 +83,32 @@ class Counts:
 
     rows: int
     labelled: int
+
+
+class StepReport:
+    """What a step came to. On a GPU the numbers are on their way until they are asked for.
+
+    Args:
+        numbers: float64 scalars, on the device.
+        judge: makes the report of them, or raises what is wrong with them.
+    """
+
+    def __init__(self, numbers: list[Tensor], judge: Callable[[list[float]], dict[str, float]]) -> None:
+        self._numbers, self._judge = torch.stack(numbers), judge
+        self._done: dict[str, float] | None = None
+        self._arrival: torch.cuda.Event | None = None
+        if self._numbers.device.type == "cuda":
+            self._numbers = self._numbers.to("cpu", non_blocking=True)
+            self._arrival = torch.cuda.Event()
+            self._arrival.record()
+
+    def read(self) -> dict[str, float]:
+        """The report; waits until the device has done the step, and no longer."""
+        if self._done is None:
+            if self._arrival is not None:
+                self._arrival.synchronize()
+            self._done = self._judge(self._numbers.tolist())
+        return self._done
 
 
 class Objective:
@@ -176,7 +222,7 @@ def block_of(batch: Batch, rows: slice, device: torch.device, temperature: int |
     """
 
     def here(column: npt.NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(column[rows]).to(device, non_blocking=True)
+        return to_device(torch.from_numpy(column[rows]), device)
 
     targets = None
     if config.loss.supervision != "hard" and config.loss.targets == "top-k" and batch.class_ids.shape[1]:

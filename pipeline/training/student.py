@@ -24,8 +24,11 @@ from teachonce.towers.slots import SlotPrompts
 from teachonce.towers.structures import written
 from teachonce.towers.text_tower import TextTower
 from teachonce.towers.tokens import NameTokens
-from teachonce.training.config import TrainConfig
+from teachonce.training.config import CHUNK_OF_CPU, TrainConfig
+from teachonce.training.two_pass import names_that_fit
 
+_SHARE_OF_MEMORY = 0.6  # of what is free: the backward pass and the allocator need some beside the graph
+_COPIES_OF_LOGITS = 12  # of rows x classes, which losses and their gradients hold at once
 SUFFIX = "."  # what follows a name, as in "a photo of a {}."
 
 
@@ -116,6 +119,27 @@ class PromptedStudent:
             return self.clip.encode_images(pixels, self.config.loop.precision)
         with self.autocast():
             return self._image_forward(learner(), pixels.to(self.clip.device, non_blocking=True))
+
+    def class_chunk(self, rows: int) -> int:
+        """Names whose text features are computed with gradient at once: of the config, or as many as fit.
+
+        Args:
+            rows: whose logits are in memory at once.
+        """
+        learner, device = self.learner("text"), self.clip.device
+        given = self.config.loop.class_chunk
+        if given or device.type != "cuda" or self.text is None or self.names is None or learner is None:
+            return given or CHUNK_OF_CPU
+        tower, names = self.text, self.names
+
+        def features(chunk: Tensor) -> Tensor:
+            with self.autocast():
+                return tower.features(learner(), names, chunk)
+
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + unused
+        logits = _COPIES_OF_LOGITS * 4 * rows * len(self._given)
+        return names_that_fit(features, names.lengths, int(_SHARE_OF_MEMORY * free) - logits)
 
     @torch.no_grad()
     def is_sound(self) -> bool:

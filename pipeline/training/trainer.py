@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -22,15 +21,24 @@ from teachonce.models.clip import LoadedClip, exact_products
 from teachonce.rows.images import ViewImages
 from teachonce.rows.order import TrainingOrder
 from teachonce.rows.working_set import Batch, WorkingSet
+from teachonce.towers.packing import to_device
 from teachonce.training.averaging import PromptAverage
 from teachonce.training.candidates import Candidates, all_candidates, sampled_candidates
 from teachonce.training.config import TrainConfig
-from teachonce.training.objective import Counts, Objective, StepClasses, Teacher, block_of
+from teachonce.training.objective import Counts, Objective, StepClasses, StepReport, Teacher, block_of
 from teachonce.training.regularisers import project
 from teachonce.training.requirements import requirements
 from teachonce.training.schedule import learning_rate, optimizer_of, soft_weight
 from teachonce.training.student import PromptedStudent
-from teachonce.training.two_pass import FixedPass, PoissonSample, TextPass, pulled_back
+from teachonce.training.two_pass import (
+    FixedPass,
+    NamePlan,
+    PoissonSample,
+    TextPass,
+    add_gradients,
+    gradients_of,
+    pulled_back,
+)
 
 
 @dataclass(eq=False)
@@ -40,6 +48,15 @@ class _Gradients:
     losses: dict[str, Tensor]
     features: list[list[Tensor]]  # one [n, E], of the distinct names
     images: list[list[Tensor]]  # of the image tower's parameters
+
+
+@dataclass(frozen=True, eq=False)
+class _StepNames:
+    """The candidates of a step and what is made of them."""
+
+    candidates: Candidates
+    classes: StepClasses
+    plan: NamePlan | None  # None where no text prompts need features
 
 
 class Trainer:
@@ -85,6 +102,7 @@ class Trainer:
             )
         self.learners = self.student.learners
         self.optimizer = optimizer_of(config, self.student)
+        self._every: _StepNames | None = None
         self.average = PromptAverage(
             config.optimiser.averaging,
             self.steps,
@@ -99,9 +117,10 @@ class Trainer:
                 hint="set held_out to a larger share, or to 0",
             )
         self.objective = Objective(config, clip.logit_scale, self._teacher(), self._frozen(), self._seen())
+        self.class_chunk = self.student.class_chunk(config.loop.micro_batch or config.loop.batch_size)
 
     def step(self, step: int) -> dict[str, float]:
-        """Do one step.
+        """Do one step and wait for it.
 
         Args:
             step: from 0; decides the batch, the candidates and the learning rate.
@@ -111,36 +130,43 @@ class Trainer:
             candidates and how many of them are there for certain.
 
         Raises:
-            UsageError: the loss or a gradient is NaN or infinite; nothing was updated.
+            UsageError: the loss or a gradient is NaN or infinite. On the CPU nothing was updated; on a GPU the update
+                may have been made, and the run must end.
         """
+        return self.begin(step).read()
+
+    def begin(self, step: int) -> StepReport:
+        """Do one step; on a GPU it is only queued, and its report tells what `step` returns and raises."""
         batch = self.rows.batch(self.order.at(step)[1])
-        candidates = self._candidates(batch, step)
-        text = self._text_pass(candidates)
+        drawn = self._step(batch, step)
+        text = self._text_pass(drawn)
         weights = self.objective.weights(soft_weight(self.config, self.steps, step))
-        gradients = self._gradients(step, batch, text, self._step_classes(candidates), weights)
+        gradients = self._gradients(step, batch, text, drawn.classes, weights)
         named = dict(self.learners.named_parameters())
         gradient = self._combined(text, gradients, step)
-        size = torch.stack([part.double().square().sum() for part in gradient]).sum().sqrt()
-        norm, *values = torch.stack([size, *(loss.double() for loss in gradients.losses.values())]).tolist()
-        losses = dict(zip(gradients.losses, values, strict=True))
-        loss = sum(weights[name] * value for name, value in losses.items())
-        if norm == 0 and step == self._first_complete_step and self._expects_gradient(weights, batch):
-            raise self._nothing_to_learn(step)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise self._not_finite(step, loss, dict(zip(named, gradient, strict=True)), batch)
-        if 0 < self.config.optimiser.clip_gradient < norm:
-            gradient = [part * (self.config.optimiser.clip_gradient / norm) for part in gradient]
-        rate = learning_rate(self.config, self.steps, step)
+        norm = torch.stack([part.double().square().sum() for part in gradient]).sum().sqrt()
+        rate, of_parameters = learning_rate(self.config, self.steps, step), dict(zip(named, gradient, strict=True))
+
+        def judge(numbers: list[float]) -> dict[str, float]:
+            losses = dict(zip(gradients.losses, numbers[1:], strict=True))
+            loss = sum(weights[name] * value for name, value in losses.items())
+            if numbers[0] == 0 and step == self._first_complete_step and self._expects_gradient(weights, batch):
+                raise self._nothing_to_learn(step)
+            if not (math.isfinite(loss) and math.isfinite(numbers[0])):
+                raise self._not_finite(step, loss, of_parameters, batch)
+            told = {"loss": loss, **losses, "gradient_norm": numbers[0], "learning_rate": rate}
+            return told | {"candidates": len(drawn.candidates.classes), "forced": drawn.candidates.forced}
+
+        report = StepReport([norm, *(loss.double() for loss in gradients.losses.values())], judge)
+        if self.device.type != "cuda":
+            report.read()  # costs nothing here, and what is wrong is refused before anything is updated
+        most = self.config.optimiser.clip_gradient
+        if most > 0:
+            factor = torch.where(norm > most, most / norm, 1.0)
+            gradient = [part * factor for part in gradient]
         self._update(named, gradient, rate)
         self.average.update(step, named)
-        return {
-            "loss": loss,
-            **losses,
-            "gradient_norm": norm,
-            "learning_rate": rate,
-            "candidates": len(candidates.classes),
-            "forced": candidates.forced,
-        }
+        return report
 
     @property
     def _first_complete_step(self) -> int:
@@ -224,7 +250,7 @@ class Trainer:
             return self.student.image_features(self.images.pixels(batch.row))
         if batch.features is None:
             raise DataError("this working set was opened without a student: there are no image features to train on")
-        return torch.from_numpy(batch.features).to(self.device).float()
+        return to_device(torch.from_numpy(batch.features), self.device).float()
 
     def _gradients(
         self, step: int, batch: Batch, text: TextPass | FixedPass, classes: StepClasses, weights: dict[str, float]
@@ -243,14 +269,12 @@ class Trainer:
                 losses = self.objective.rows(features, leaf, block, classes, counts)
                 if start == 0 and self.config.anchors:
                     losses["anchor"] = self.objective.anchor(features, classes)
-                parts = [
-                    _gradients_of(loss, text.features, leaf) for loss in self.objective.directions(losses, weights)
-                ]
-            _add(gradients.features, [[part[0]] for part in parts])
+                parts = [gradients_of(loss, text.features, leaf) for loss in self.objective.directions(losses, weights)]
+            add_gradients(gradients.features, [[part[0]] for part in parts])
             if images.requires_grad:
                 last = len(parts) - 1
                 pulled = [pulled_back(images, on_images, part[1], keep=i < last) for i, part in enumerate(parts)]
-                _add(gradients.images, pulled)
+                add_gradients(gradients.images, pulled)
             for name, value in losses.items():
                 gradients.losses[name] = value.detach() + gradients.losses.get(name, torch.zeros_like(value))
         return gradients
@@ -262,7 +286,7 @@ class Trainer:
     def _block_images(self, step: int, batch: Batch, rows: slice) -> Tensor:
         """Image features of some rows of a step, [B, E]; the images of the rows after them are read meanwhile."""
         if self.images is None:
-            return self.image_features(_part(batch, rows))
+            return self.image_features(batch.part(rows))
         pixels = self.images.pixels(batch.row[rows])
         ahead = batch.row[rows.stop : rows.stop + self._block_size(len(batch.row))]
         if not len(ahead) and step + 1 < self.steps:
@@ -312,25 +336,25 @@ class Trainer:
             )
         return candidates
 
-    def _step_classes(self, candidates: Candidates) -> StepClasses:
-        move = self.device
-        groups = self.student.groups[candidates.classes]
-        return StepClasses(
-            candidates.classes.to(move),
-            candidates.log_weight.to(move),
-            candidates.stands_for.to(move),
-            candidates.columns().to(move),
-            groups.to(move),
-            int(groups.bincount().max()),
-        )
+    def _step(self, batch: Batch, step: int) -> _StepNames:
+        """The candidates of a step, on the device. All classes are the same in every step, and stay there."""
+        if self._every is not None:
+            return self._every
+        candidates, names = self._candidates(batch, step), self.student.names
+        classes = StepClasses.of(candidates, self.student.groups, self.device)
+        plan = None
+        if names is not None:
+            plan = NamePlan.of(names, candidates.classes, self.class_chunk, self.device)
+        drawn = _StepNames(candidates, classes, plan)
+        if self.config.candidates.candidates != "sampled":
+            self._every = drawn
+        return drawn
 
-    def _text_pass(self, candidates: Candidates) -> TextPass | FixedPass:
-        student, learner = self.student, self.student.learner("text")
+    def _text_pass(self, drawn: _StepNames) -> TextPass | FixedPass:
+        student, learner, classes = self.student, self.student.learner("text"), drawn.candidates.classes
         if learner is None or student.text is None or student.names is None:
-            return FixedPass(student.frozen_classes, candidates.classes.to(self.device))
-        return TextPass(
-            student.text, learner, student.names, candidates.classes, self.config.loop.class_chunk, student.autocast
-        )
+            return FixedPass(student.frozen_classes, classes)
+        return TextPass(student.text, learner, student.names, classes, self.class_chunk, student.autocast, drawn.plan)
 
     @property
     def _temperature(self) -> int | None:
@@ -367,30 +391,3 @@ class Trainer:
             f"step {step}: {what}; nothing was updated and the last checkpoint is kept (rows {batch.row[:8].tolist()})",
             hint=hint,
         )
-
-
-def _part(batch: Batch, rows: slice) -> Batch:
-    """Some rows of a batch."""
-    columns: dict[str, npt.NDArray[np.generic] | None] = vars(batch)
-    return Batch(**{name: None if column is None else column[rows] for name, column in columns.items()})  # type: ignore[arg-type]
-
-
-def _gradients_of(loss: Tensor, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of a loss on class features and on image features; zeros where it reaches none."""
-    wanted = [x for x in (features, images) if x.requires_grad]
-    gradients = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
-    by_input = {id(x): part for x, part in zip(wanted, gradients, strict=True) if part is not None}
-    on_features, on_images = (by_input.get(id(x)) for x in (features, images))
-    return (
-        torch.zeros_like(features) if on_features is None else on_features,
-        torch.zeros_like(images) if on_images is None else on_images,
-    )
-
-
-def _add(sums: list[list[Tensor]], parts: list[list[Tensor]]) -> None:
-    """Add the parts to the sums in place; sums that are still empty become the parts."""
-    if not sums:
-        sums.extend(parts)
-        return
-    for total, more in zip(sums, parts, strict=True):
-        total[:] = [a + b for a, b in zip(total, more, strict=True)]

@@ -20,8 +20,11 @@ import torch
 from torch import Tensor
 
 from teachonce.core.streams import SECOND_PASS
+from teachonce.towers.packing import to_device
 from teachonce.towers.slots import SlotPrompts
 from teachonce.towers.tokens import NameTokens
+
+_FEWEST = 64  # names that are computed at once, whatever the memory
 
 
 class Tower(Protocol):
@@ -74,6 +77,29 @@ def inclusion(norms: npt.NDArray[np.float64], expected: int) -> npt.NDArray[np.f
     return chance
 
 
+@dataclass(frozen=True, eq=False)
+class NamePlan:
+    """The names of some candidates in chunks. Whoever keeps it spares the tower laying the same names out again."""
+
+    names: Tensor  # [n] distinct ones by rising length, on the CPU
+    chunks: tuple[Tensor, ...]  # the same, in parts
+    place: Tensor  # [K] the row of each candidate, on the tower's device
+
+    @classmethod
+    def of(cls, names: NameTokens, classes: Tensor, class_chunk: int, device: torch.device) -> NamePlan:
+        """Plan the names of candidates.
+
+        Args:
+            classes: [K] candidates.
+            class_chunk: names of a chunk.
+            device: the tower's.
+        """
+        needed, place = torch.unique(names.inverse[classes.cpu()], return_inverse=True)
+        by_length = names.lengths[needed].argsort(stable=True)
+        chosen = needed[by_length]
+        return cls(chosen, torch.split(chosen, class_chunk), to_device(by_length.argsort()[place], device))
+
+
 class TextPass:
     """Features of a step's candidate names; gradients gathered on them are pulled back to the prompts, exactly.
 
@@ -97,6 +123,7 @@ class TextPass:
         classes: [K] candidates.
         class_chunk: distinct names with a graph at once.
         autocast: entered around every forward, the same in both passes; by default no autocast.
+        plan: that of an earlier pass with equal names, classes and chunk.
     """
 
     def __init__(
@@ -107,20 +134,19 @@ class TextPass:
         classes: Tensor,
         class_chunk: int,
         autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+        plan: NamePlan | None = None,
     ) -> None:
         self._tower, self._prompts, self._tokens, self._autocast = tower, prompts, names, autocast
         self._chunk = class_chunk
-        needed, place = torch.unique(names.inverse[classes.cpu()], return_inverse=True)
-        by_length = names.lengths[needed].argsort(stable=True)
-        self._names = needed[by_length]
-        self.place = by_length.argsort()[place].to(tower.device)
+        self._plan = plan or NamePlan.of(names, classes, class_chunk, tower.device)
+        self.place, chunks = self._plan.place, self._plan.chunks
         self._kept: Tensor | None = None
-        if len(needed) <= class_chunk:
-            self._kept = self._forward(self._names)
+        if len(chunks) == 1:
+            self._kept = self._forward(chunks[0])
             features = self._kept.detach().clone()
         else:
             with torch.no_grad():
-                features = torch.cat([self._forward(chunk) for chunk in torch.split(self._names, class_chunk)])
+                features = torch.cat([self._forward(chunk) for chunk in chunks])
         self.features = features.requires_grad_()
 
     def pull_back(
@@ -140,22 +166,60 @@ class TextPass:
         if self._kept is not None:
             features, self._kept = self._kept, None
             return _pull_all(features, parameters, gradients)
-        names = self._names
+        chunks = self._plan.chunks
         if sample is not None:
             norms = torch.stack([gradient.double().square().sum(1) for gradient in gradients]).sum(0).sqrt()
             drawn, weight = (torch.from_numpy(part) for part in sample.draw(norms.cpu().numpy()))
-            names, drawn, weight = names[drawn], drawn.to(norms.device), weight.float().to(norms.device)
+            chunks = torch.split(self._plan.names[drawn], self._chunk)
+            drawn, weight = to_device(drawn, norms.device), to_device(weight.float(), norms.device)
             gradients = [gradient[drawn] * weight[:, None] for gradient in gradients]
         totals = [[_zeros(parameter) for parameter in parameters] for _ in gradients]
-        for start in range(0, len(names), self._chunk):
-            part = slice(start, start + self._chunk)
-            pulled = _pull_all(self._forward(names[part]), parameters, [gradient[part] for gradient in gradients])
+        parts = zip(*(torch.split(gradient, self._chunk) for gradient in gradients), strict=True)
+        for chunk, of_chunk in zip(chunks, parts, strict=True):
+            if not len(chunk):  # no name was drawn
+                break
+            pulled = _pull_all(self._forward(chunk), parameters, of_chunk)
             totals = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(totals, pulled, strict=True)]
         return totals
 
     def _forward(self, chunk: Tensor) -> Tensor:
         with self._autocast():
             return self._tower.features(self._prompts(), self._tokens, chunk)
+
+
+def names_that_fit(features: Callable[[Tensor], Tensor], lengths: Tensor, memory: int) -> int:
+    """How many names' graphs fit into memory, the longest names taken, at least 64.
+
+    The bytes of a token are measured: what the graphs of two samples of names keep, less what both keep.
+
+    Args:
+        features: [c] distinct names to their features, with a graph.
+        lengths: [C] tokens of each distinct name.
+        memory: bytes.
+    """
+    falling = lengths.argsort(descending=True, stable=True)
+    if len(falling) <= _FEWEST:
+        return _FEWEST
+    large = falling[torch.linspace(0, len(falling) - 1, _FEWEST).long()]
+    small = large[::2]
+    tokens = int(lengths[large].sum() - lengths[small].sum())
+    of_token = max(1, (_kept_by(features, large) - _kept_by(features, small)) // max(1, tokens))
+    needed = lengths[falling].cumsum(0) * of_token
+    return max(_FEWEST, int((needed <= memory).sum()))
+
+
+def _kept_by(features: Callable[[Tensor], Tensor], chunk: Tensor) -> int:
+    """Bytes that the graph of some names' features keeps for the backward pass."""
+    kept: dict[int, tuple[int, object]] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        kept[storage._cdata] = (storage.nbytes(), storage)  # which stays, so that its number is not given again
+        return x
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        features(chunk)
+    return sum(size for size, _ in kept.values())
 
 
 class FixedPass:
@@ -167,7 +231,7 @@ class FixedPass:
     """
 
     def __init__(self, features: Tensor, classes: Tensor) -> None:
-        self.features, self.place = features, classes.to(features.device)
+        self.features, self.place = features, to_device(classes, features.device)
 
 
 def pulled_back(outputs: Tensor, parameters: Sequence[Tensor], gradient: Tensor, keep: bool = False) -> list[Tensor]:
@@ -206,3 +270,24 @@ def _power(gradient: Tensor) -> Tensor:
     """The power of two just above the largest entry, a scalar; within what float32 can divide by and multiply with."""
     exponent = torch.frexp(gradient.abs().amax().float().nan_to_num(1.0, 1.0)).exponent.clamp(-100, 100)
     return ((exponent.int() + 127) << 23).view(torch.float32)  # a float put together from bits is exact on every device
+
+
+def gradients_of(loss: Tensor, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of a loss on class features and on image features; zeros where it reaches none."""
+    wanted = [x for x in (features, images) if x.requires_grad]
+    gradients = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
+    by_input = {id(x): part for x, part in zip(wanted, gradients, strict=True) if part is not None}
+    on_features, on_images = (by_input.get(id(x)) for x in (features, images))
+    return (
+        torch.zeros_like(features) if on_features is None else on_features,
+        torch.zeros_like(images) if on_images is None else on_images,
+    )
+
+
+def add_gradients(sums: list[list[Tensor]], parts: list[list[Tensor]]) -> None:
+    """Add the parts to the sums in place; sums that are still empty become the parts."""
+    if not sums:
+        sums.extend(parts)
+        return
+    for total, more in zip(sums, parts, strict=True):
+        total[:] = [a + b for a, b in zip(total, more, strict=True)]

@@ -34,6 +34,7 @@ from teachonce.stages.train.outcome import finish, recorded
 from teachonce.stages.train.request import TrainRequest, TrainResult
 from teachonce.training.config_file import config_text
 from teachonce.training.held_out import measure
+from teachonce.training.objective import StepReport
 from teachonce.training.requirements import requirements
 from teachonce.training.trainer import Trainer
 
@@ -197,15 +198,20 @@ def _loop(
     config, checkpoints, steps = request.config, RunFolder(request.out).checkpoints.path, trainer.steps
     if first:
         _measure(trainer, log, first)  # a run that stopped right after its checkpoint has not measured this step
+    before: StepReport | None = None
     with deferred_signals() as stop_requested:
         for step in range(first, steps):
-            losses = trainer.step(step)
-            done = step + 1
+            report = trainer.begin(step)
+            if before is not None:
+                before.read()  # it is asked while the device works on this step; bad numbers end the run here
+            before, done = report, step + 1
             if done % config.loop.log_every == 0 or done == steps:
+                losses = report.read()
                 log.write("step", step=done, **losses)
                 reporter.progress("train", done, steps, "steps", loss=round(losses["loss"], 4))
             stopping = stop_requested()
             if done % config.loop.checkpoint_every == 0 or done == steps or stopping:
+                report.read()
                 trainer.require_sound(done)
                 state = trainer.average.state()
                 save_checkpoint(checkpoints, done, trainer.learners, trainer.optimizer, identity, state)

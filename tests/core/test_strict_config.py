@@ -113,7 +113,7 @@ def test_every_value_of_a_choice_is_accepted_and_others_are_not(name: str) -> No
         ("batch_size", 0),
         ("checkpoint_every", 0),
         ("log_every", 0),
-        ("class_chunk", 0),
+        ("class_chunk", -1),
         ("depth", -1),
         ("soft_weight", -0.5),
         ("soft_weight", float("nan")),

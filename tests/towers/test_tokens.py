@@ -12,9 +12,10 @@ from tower_reference import CONTEXT, NAMES, TEMPLATES, tokenizer
 
 from teachonce.data.spelling import spoken
 from teachonce.errors import UsageError
+from teachonce.towers.packing import pack
 from teachonce.towers.structures import Position
 from teachonce.towers.text_coder import TextCoder
-from teachonce.towers.tokens import NameTokens, encode_text, pack, tokenise_names
+from teachonce.towers.tokens import NameTokens, encode_text, tokenise_names
 
 EOT = 49407
 PIECES = (

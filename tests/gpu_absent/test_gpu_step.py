@@ -1,0 +1,125 @@
+"""A whole training step on a GPU that is not there: no tensor is in the wrong place, and the host hardly waits.
+
+In bf16 on `cuda` the forward pass and all logic of the host are watched, in float32 on `fakegpu` the backward pass too.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import worlds
+from fake_gpu import TESTED, FakeGpu, Kind, is_tried, moved
+from step_cases import BASE, CASES, STEP
+from tally import HIDDEN_COPY, WAITS_FOR_AN_EVENT
+from worlds import World
+
+from teachonce.core.progress import Silent
+from teachonce.data.view_policy import ViewPolicy
+from teachonce.labels.store import LabelStore
+from teachonce.models.clip import LoadedClip
+from teachonce.rows.images import ViewImages
+from teachonce.rows.working_set import WorkingSet, open_working_set
+from teachonce.towers.text_parts import TextParts
+from teachonce.training.config import TrainConfig
+from teachonce.training.trainer import Trainer
+
+pytestmark = pytest.mark.skipif(not is_tried(), reason=f"the guard was tried with PyTorch {', '.join(TESTED)} only")
+
+
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """What every step works on; the student is on the CPU."""
+
+    clip: LoadedClip
+    rows: WorkingSet
+    store: LabelStore
+    world: World
+
+
+@pytest.fixture(scope="module")
+def ground(world: World, teacher: str, student: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    """Two views of each photo, soft labels, the teacher's embeddings and the student's features."""
+    path = tmp_path_factory.mktemp("gpu") / "rich.zarr"
+    worlds.teach_inline(
+        world,
+        path,
+        teacher,
+        students=(student,),
+        top_k=4,
+        embeddings="float16",
+        views=ViewPolicy(views=2, seed=5),
+        chunk_rows=20,
+    )
+    clip, store = worlds.loaded_once(student), LabelStore.open(path)
+    rows = open_working_set(store, clip.digest, Silent(), embeddings=True)
+    yield Ground(clip, rows, store, world)
+    rows.close()
+
+
+def stepped(ground: Ground, gpu: FakeGpu, steps: int = 1, **options: Any) -> Trainer:
+    """Take steps of a run; the tally is of the last."""
+    chosen = BASE | options
+    first = chosen.pop("step", STEP)
+    config, clip = TrainConfig.of(**chosen), moved(ground.clip, gpu, copy.deepcopy, replace)
+    with ViewImages(ground.store, ground.world.root, clip, threads=1) as images:
+        trainer = Trainer(config, clip, ground.rows, None if config.prompts.tower == "text" else images)
+        for step in range(first, first + steps):
+            gpu.tally.clear()
+            trainer.step(step)
+    return trainer
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("kind", "precision"), [("cuda", "bf16"), ("fakegpu", "fp32")])
+def test_a_step_has_every_tensor_in_its_place(case: str, kind: Kind, precision: str, ground: Ground) -> None:
+    with FakeGpu(kind) as gpu:
+        stepped(ground, gpu, **CASES[case], precision=precision)
+        assert gpu.tally.launches > 100
+        assert gpu.tally.asked[HIDDEN_COPY] == 0, gpu.tally.text()
+
+
+LAYERS = 2  # of the student's text tower
+BUDGETS: dict[str, tuple[dict[str, Any], int, int]] = {
+    "all": ({}, 1, 460),
+    "sampled": ({"candidates": "sampled", "batch_size": 3, "sampled_top": 1, "sampled_fill": 2}, 1, 465),
+    "all-sampled": ({"candidates": "all-sampled", "class_chunk": 2, "sampled_backward": 3}, 2, 930),
+}
+
+
+@pytest.mark.parametrize("case", BUDGETS)
+def test_the_host_waits_once_a_step_and_for_no_copy(case: str, ground: Ground) -> None:
+    options, waits, _ = BUDGETS[case]
+    with FakeGpu("cuda") as gpu:
+        stepped(ground, gpu, steps=2, **options, precision="bf16")
+        assert gpu.tally.blocking == 0, gpu.tally.text()
+        assert gpu.tally.asked.total() == waits and gpu.tally.asked[WAITS_FOR_AN_EVENT] == 1, gpu.tally.text()
+
+
+@pytest.mark.parametrize("case", BUDGETS)
+def test_a_small_step_launches_no_more_kernels_than_it_did(case: str, ground: Ground) -> None:
+    options, _, kernels = BUDGETS[case]
+    with FakeGpu("fakegpu") as gpu:
+        stepped(ground, gpu, steps=2, **options)
+        assert gpu.tally.launches <= kernels, gpu.tally.text()
+
+
+def test_frozen_matrices_are_cast_once(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first step; each of the five matrices of a block and its bias would be cast again in every step."""
+
+    def casts() -> int:
+        with FakeGpu("cuda") as gpu:
+            stepped(ground, gpu, steps=2, precision="bf16")
+            return gpu.tally.kernels["_to_copy.default"]
+
+    once = casts()
+    monkeypatch.setattr(TextParts, "for_autocast", lambda parts: parts)
+    assert once + 2 * 5 * LAYERS <= casts()
+
+
+def test_a_chunk_takes_every_name_where_the_gpu_has_room(ground: Ground) -> None:
+    with FakeGpu("cuda") as gpu:
+        assert stepped(ground, gpu).class_chunk >= len(ground.rows.vocabulary)
