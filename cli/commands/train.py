@@ -98,6 +98,7 @@ def train(
     log: Log = None,
     resume: Resume = False,
     print_config: PrintConfig = False,
+    device: options.Device = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:
@@ -120,6 +121,7 @@ def train(
         config=resolved,
         resume=resume,
         threads=how.threads,
+        device=device,
         selection=select,
         manifest=manifest,
         split=split,

@@ -25,7 +25,9 @@ TOGETHER = " + "  # between templates whose features are averaged
 
 def load_and_score(request: EvaluateRequest, data: EvaluationSet, reporter: Reporter) -> EvaluateResult:
     """Load the student and score it on the set; raises what `load_contender` and `score_set` raise."""
-    return score_set(request, data, load_contender(request.entrant, request.work.threads), reporter)
+    return score_set(
+        request, data, load_contender(request.entrant, request.work.threads, request.work.device), reporter
+    )
 
 
 def score_set(request: EvaluateRequest, data: EvaluationSet, who: Contender, reporter: Reporter) -> EvaluateResult:
