@@ -212,8 +212,8 @@ def worker_index() -> int:
 
     It is the number at the end of the worker's name: LocalCluster's names are numbers, and `dask worker` with four
     processes named a makes a-0 to a-3. It is 0 outside Dask, for workers without a name (Dask calls them by their
-    address), where CUDA_VISIBLE_DEVICES leaves one device, because that device has been chosen already, and in workers of
-    dask-cuda: such a worker sees all GPUs of its cluster with its own one first.
+    address), where CUDA_VISIBLE_DEVICES leaves one device, because that device has been chosen already, and in workers
+    of dask-cuda: such a worker sees all GPUs of its cluster, its own one first.
     """
     from distributed import get_worker
 

@@ -204,7 +204,7 @@ def busy_cores() -> float:
         return 0.0
     used = psutil.cpu_percent(interval=LOOK_SECONDS, percpu=True)
     ours = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(len(used))
-    return min(load, sum(used[core] for core in ours if core < len(used)) / 100)
+    return min(load, float(sum(used[core] for core in ours if core < len(used))) / 100)
 
 
 def calm_waiting() -> dict[str, str]:

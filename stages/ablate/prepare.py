@@ -173,7 +173,7 @@ def prepare(request: AblateRequest, reporter: Reporter) -> Prepared:
 def _settled(
     cells: Sequence[Cell], request: AblateRequest, stored: GridDocument | None, reporter: Reporter
 ) -> tuple[Cell, ...]:
-    """The cells with the number format that `auto` becomes: that of the same cell of an earlier call, else the device's.
+    """The cells with the number format that `auto` becomes: that of an earlier call, else the device's.
 
     Cells are named by digests of what was computed, so that it is settled here and not on a worker.
     """
