@@ -248,7 +248,7 @@ def _no_memory(text: str) -> str:
     if ours is not None:
         parts.append(f"this process holds {_size(ours)}")
     others = [
-        f"process {pid} holds {amount} {unit}"
+        f"process {pid} holds {_size(float(amount) * _UNITS[unit.lower()])}"
         for pid, amount, unit in re.findall(rf"Process (\d+) has {_SIZE} memory in use", words)
     ]
     numbers = ", ".join([*parts, *others])
