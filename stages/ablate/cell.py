@@ -17,7 +17,7 @@ from typing import Any
 from distributed import Reschedule, get_worker
 
 from teachonce.cluster.client import worker_index
-from teachonce.core.devices import device_fault, take_device
+from teachonce.core.devices import AUTO, device_fault, take_device
 from teachonce.core.documents import read_events
 from teachonce.core.locks import exclusive, read_owner
 from teachonce.core.machine import this_process
@@ -59,7 +59,8 @@ class CellJob:
     config: TrainConfig
     root: Path | None
     threads: int | None
-    device: str
+    device: str = AUTO
+    """What the cell runs on, as `core.devices.pick_device` takes it."""
     evaluations: tuple[Evaluation, ...]
     final: bool = False
     """Whether the task only evaluates, into the folder of final evaluations."""
