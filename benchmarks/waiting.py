@@ -26,6 +26,12 @@ SIDES: dict[str, dict[str, str]] = {
 BURN = "while True: pass"
 
 
+def say(text: str) -> None:
+    """One line on stdout."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
 def work(threads: int, steps: int) -> tuple[float, float]:
     """Wall and CPU seconds of so many steps."""
     import torch
@@ -59,7 +65,7 @@ def main() -> None:
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
-        print(*work(args.threads, args.steps))
+        say(" ".join(map(str, work(args.threads, args.steps))))
         return
     print(
         f"| {args.steps} steps, {args.threads} threads of {os.cpu_count()} cores | busy by others | seconds | CPU-s |"
@@ -80,7 +86,7 @@ def main() -> None:
                 process.kill()
         for side in SIDES:
             wall, cpu = (statistics.median(one[side][i] for one in rounds) for i in (0, 1))
-            print(f"| {side} | {burners} | {wall:.2f} | {cpu:.2f} |", flush=True)
+            say(f"| {side} | {burners} | {wall:.2f} | {cpu:.2f} |")
 
 
 if __name__ == "__main__":
