@@ -67,10 +67,8 @@ def main() -> None:
     if args.work:
         say(" ".join(map(str, work(args.threads, args.steps))))
         return
-    print(
-        f"| {args.steps} steps, {args.threads} threads of {os.cpu_count()} cores | busy by others | seconds | CPU-s |"
-    )
-    print("|---|---|---|---|")
+    say(f"| {args.steps} steps, {args.threads} threads of {os.cpu_count()} cores | kept busy | seconds | CPU-s |")
+    say("|---|---|---|---|")
     for burners in map(int, args.burners.split(",")):
         others = [subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(burners)]
         try:

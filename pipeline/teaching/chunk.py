@@ -82,10 +82,7 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
     if not missing:
         return ChunkReport(chunk)
     require_token(store.path, job.token)
-    threads = job.threads or worker_threads()
-    tune_process(threads)
-    take_device(job.device, worker_index())
-    numcodecs.blosc.set_nthreads(1)  # other threads decode images while a chunk is coded
+    threads = _set_up(job)
     start, stop = store.layout.bounds(chunk)
     index, rows = store.index_of_chunk(chunk), stop - start
     images = _Images(np.zeros(rows, np.uint8), np.zeros(rows, np.uint32), np.zeros((rows, 5), np.uint16))
@@ -118,6 +115,15 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
         image_bytes,
         time.perf_counter() - began,
     )
+
+
+def _set_up(job: TeachJob) -> int:
+    """Make this process compute as the job says; returns the number of threads that decode."""
+    threads = job.threads or worker_threads()
+    tune_process(threads)
+    take_device(job.device, worker_index())
+    numcodecs.blosc.set_nthreads(1)  # other threads decode images while a chunk is coded
+    return threads
 
 
 def _require_seen(job: TeachJob) -> None:

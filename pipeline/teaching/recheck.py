@@ -77,7 +77,6 @@ def recheck_rows(
         root: the data's folder.
         sample: how many rows are drawn; all rows if the store has fewer.
         seed: the seed that decides which rows are drawn.
-        reporter: is told how far the check is.
         device: what the teacher runs on, as torch names it.
 
     Raises:

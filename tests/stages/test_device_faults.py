@@ -30,7 +30,7 @@ def full(*args: Any, **options: Any) -> Any:
     raise torch.OutOfMemoryError(SAID)
 
 
-def told(fault: DeviceFault, *keys: str) -> None:
+def require_advice(fault: DeviceFault, *keys: str) -> None:
     """The fault has the numbers, the exit code and the keys."""
     assert fault.exit_code == 6 and NUMBERS in fault.message
     assert all(f"{key}=" in fault.hint for key in keys), fault.hint
@@ -42,7 +42,7 @@ def test_while_a_model_is_loaded() -> None:
         libraries_explained("M", "load"),
     ):
         full()
-    told(caught.value)
+    require_advice(caught.value)
     assert "nvidia-smi" in caught.value.hint
 
 
@@ -50,14 +50,14 @@ def test_in_a_step_of_training(finished: Path, student: str, tmp_path: Path, mon
     monkeypatch.setattr(Trainer, "step", full)
     with pytest.raises(DeviceFault) as caught:
         run(finished, student, tmp_path / "run")
-    told(caught.value, "class_chunk", "micro_batch", "batch_size")
+    require_advice(caught.value, "class_chunk", "micro_batch", "batch_size")
 
 
 def test_while_images_are_taught(world: World, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("teachonce.teaching.chunk._features", full)
     with pytest.raises(DeviceFault) as caught:
         teach_inline(world, tmp_path / "a.zarr", teacher, top_k=5)
-    told(caught.value, "batch_size", "class_tile")
+    require_advice(caught.value, "batch_size", "class_tile")
 
 
 def test_while_images_are_evaluated(world: World, student: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def test_while_images_are_evaluated(world: World, student: str, monkeypatch: pyt
     request = EvaluateRequest(entrant=Entrant(student=student), data=data, work=Work(cache=False, threads=1))
     with pytest.raises(DeviceFault) as caught:
         evaluate(request, Silent())
-    told(caught.value, "batch_size")
+    require_advice(caught.value, "batch_size")
 
 
 def test_in_a_cell_of_a_grid(finished: Path, student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
