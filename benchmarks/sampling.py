@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from teachonce.core.devices import pick_device
 from teachonce.core.progress import Silent
 from teachonce.labels.store import LabelStore
-from teachonce.models.clip import load_clip, pick_device
+from teachonce.models.clip import load_clip
 from teachonce.models.learner import SlotLearner, text_learner
 from teachonce.models.prompts import Prompts
 from teachonce.rows.working_set import open_working_set

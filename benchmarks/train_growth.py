@@ -31,7 +31,8 @@ from train_parts import (
     table,
 )
 
-from teachonce.models.clip import LoadedClip, load_clip, pick_device, tune_process
+from teachonce.core.devices import pick_device
+from teachonce.models.clip import LoadedClip, load_clip, tune_process
 from teachonce.training.config import TrainConfig
 from teachonce.training.trainer import Trainer
 

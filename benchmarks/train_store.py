@@ -22,12 +22,13 @@ from PIL import Image
 from torch import Tensor
 from train_parts import GIGA, StepResult, by_turns, count_flops, same_prompts, say, seconds_of, step_of, table
 
+from teachonce.core.devices import pick_device
 from teachonce.core.progress import Silent
 from teachonce.data.views import EVALUATION, View
 from teachonce.labels.codec import CodecTables, decode, decode_embeddings, encode, encode_embeddings, max_error
 from teachonce.labels.format import LABELS
 from teachonce.labels.store import LabelStore
-from teachonce.models.clip import LoadedClip, load_clip, pick_device
+from teachonce.models.clip import LoadedClip, load_clip
 from teachonce.models.spec import EmbeddingKind
 from teachonce.rows.images import ViewImages
 from teachonce.rows.working_set import Batch, WorkingSet, open_working_set

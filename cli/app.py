@@ -49,6 +49,7 @@ from teachonce.cli.jobs import Job
 from teachonce.cli.once import Once
 from teachonce.cli.words import spelled
 from teachonce.core.documents import visible
+from teachonce.core.machine import calm_waiting
 from teachonce.errors import TeachOnceError, UsageError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -151,6 +152,7 @@ _register()
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command line and leave the process with its exit code."""
     streams.prepare()
+    os.environ.update(calm_waiting())  # torch, which reads it, is imported where a stage needs it
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from types import TracebackType
 
+from teachonce.core.devices import device_fault
 from teachonce.core.files import write_failed
 from teachonce.core.machine import CACHE_VARIABLE, pip_line
 from teachonce.errors import DataError, EnvironmentFault, TeachOnceError, UsageError
@@ -72,7 +73,7 @@ def explained(problem: BaseException) -> TeachOnceError | None:
         )
     if isinstance(problem, ImportError):
         return _of_a_package(problem)
-    return _of_memory(problem) or _of_a_name(problem) or _of_a_reader(problem)
+    return device_fault(problem) or _of_memory(problem) or _of_a_name(problem) or _of_a_reader(problem)
 
 
 def _of_the_system(problem: OSError) -> TeachOnceError:
@@ -99,9 +100,9 @@ def _of_a_package(problem: ImportError) -> TeachOnceError | None:
 
 
 def _of_memory(problem: BaseException) -> TeachOnceError | None:
-    """Python's, NumPy's and torch's words for it; torch has an error of its rooms for GPUs, and none for the host."""
+    """Python's, NumPy's and torch's words for it; `device_fault` knows those of GPUs."""
     kind, text = type(problem).__name__, str(problem)
-    if isinstance(problem, MemoryError) or kind == "OutOfMemoryError" or "can't allocate memory" in text:
+    if isinstance(problem, MemoryError) or "can't allocate memory" in text:
         return EnvironmentFault(f"no memory is left{_place(problem)}: {text or kind}", REMEDIES[errno.ENOMEM])
     return None
 

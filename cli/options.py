@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from teachonce.cli.settings import TeachSettings, keys_of
+from teachonce.core.devices import require_device
 from teachonce.core.remote import location
 from teachonce.errors import UsageError
 from teachonce.models.spec import EmbeddingKind
@@ -49,6 +50,15 @@ def one_manifest(argument: str | None, option: str | None, command: str) -> str:
     if manifest is None:
         raise UsageError("Missing argument 'MANIFEST'", f"teachonce {command} --help")
     return manifest
+
+
+def device(text: str) -> str:
+    """The value of `--device`.
+
+    Raises:
+        UsageError: it names no device.
+    """
+    return require_device(text)
 
 
 def required(value: T | None, name: str, command: str) -> T:
@@ -116,6 +126,17 @@ Cluster = Annotated[
 Vocabulary = Annotated[
     str | None,
     typer.Option("--vocabulary", metavar="V", help="Class list, if not the manifest's own."),
+]
+
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="D",
+        parser=device,
+        help="auto (a GPU where there is one), cpu, mps, cuda, or one GPU: cuda:1.",
+        rich_help_panel=WHERE,
+    ),
 ]
 
 Templates = Annotated[

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 from teachonce.core.strict import Above, AtLeast, AtMost, Table, decode, toml_value
 from teachonce.data.view_policy import ViewPolicy
 from teachonce.errors import UsageError, did_you_mean
-from teachonce.models.spec import Precision
+from teachonce.models.spec import AskedPrecision
 from teachonce.stages.teach import Computing
 from teachonce.training.config_file import flat_key
 
@@ -28,7 +28,7 @@ class TeachSettings(Table):
 
     batch_size: Count = 128
     threads: MaybeCount = None
-    precision: Precision = "fp32"
+    precision: AskedPrecision = "auto"
     compile: bool = False
     class_tile: MaybeCount = None
     seed: int = 0
@@ -47,10 +47,10 @@ class TeachSettings(Table):
         ops = (self.randaugment_ops, self.randaugment_magnitude) if self.randaugment_ops else None
         return ViewPolicy(views=views, seed=self.seed, scale=(self.view_scale, 1.0), randaugment=ops)
 
-    @property
-    def computing(self) -> Computing:
-        """How a worker computes."""
+    def computing(self, device: str) -> Computing:
+        """How a worker computes, on what."""
         return Computing(
+            device=device,
             batch_size=self.batch_size,
             threads=self.threads,
             precision=self.precision,

@@ -61,6 +61,7 @@ def ablate(
     scheduler: options.Scheduler = None,
     cluster: options.Cluster = None,
     force_unlock: options.ForceUnlock = False,
+    device: options.Device = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:
@@ -79,6 +80,7 @@ def ablate(
         dry_run=dry_run,
         retry_failed=retry_failed,
         cluster=ClusterSpec(workers=workers, scheduler=scheduler, file=cluster),
+        device=device,
         force_unlock=force_unlock,
     )
     return job("ablate", json, quiet, lambda output: stage.ablate(request, output))

@@ -106,6 +106,7 @@ def evaluate(
     credits: Credits = None,
     skip_missing: SkipMissing = False,
     set_: EvaluateSet = None,
+    device: options.Device = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:
@@ -116,7 +117,7 @@ def evaluate(
     """
     how = settings.settings(settings.EvaluateSettings, set_ or ())
     entrant = Entrant(student=student, run=run, templates=tuple(template or ()), wise=wise)
-    work = Work(batch_size=how.batch_size, threads=how.threads, cache=how.cache)
+    work = Work(batch_size=how.batch_size, threads=how.threads, device=device, cache=how.cache)
     files = stage.Files(per_class=per_class, credits=credits)
     given = stage.Given(
         root=root, manifest=manifest, split=split, vocabulary=vocabulary, classes=classes, without=without

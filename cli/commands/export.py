@@ -46,6 +46,7 @@ def export(
     student: ExportStudent = None,
     licence: Licence = None,
     push: Push = None,
+    device: options.Device = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:
@@ -53,5 +54,7 @@ def export(
 
     It is loaded again and compared before it gets its name. No network is used, except for --push.
     """
-    request = stage.ExportRequest(run=run, out=out, classes=classes, student=student, licence=licence, push=push)
+    request = stage.ExportRequest(
+        run=run, out=out, classes=classes, student=student, licence=licence, push=push, device=device
+    )
     return job("export", json, quiet, lambda output: stage.export(request, output))

@@ -32,6 +32,7 @@ def merge(
     top_k: options.TopK = None,
     force_unlock: options.ForceUnlock = False,
     set_: MergeSet = None,
+    device: options.Device = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:
@@ -49,6 +50,7 @@ def merge(
         top_k=top_k,
         calibrate=how.calibrate,
         threads=how.threads,
+        device=device,
         force_unlock=force_unlock,
     )
     return job("merge", json, quiet, lambda output: stage.merge(request, output))

@@ -48,6 +48,7 @@ def plan(
     out: PlanOut = None,
     compare: Compare = None,
     set_: options.TeachSet = None,
+    device: options.Device = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:
@@ -63,6 +64,6 @@ def plan(
     sentences, policy = tuple(template or Kept.templates), how.view_policy(views)
     kept = Kept(templates=sentences, top_k=top_k, embeddings=embeddings, views=policy, chunk_rows=chunk_rows)
     place = ClusterSpec(workers=workers, scheduler=scheduler, file=cluster)
-    asked = teach_request(how, labels, teacher, student, data, kept, place)
+    asked = teach_request(how, labels, teacher, student, data, kept, place, device)
     request = stage.PlanRequest(teach=asked, rate=rate, seconds=how.rehearsal_seconds, out=out)
     return job("plan", json, quiet, lambda output: stage.plan(request, output))

@@ -48,6 +48,7 @@ def relabel(
     root: VocabularyRoot = None,
     force_unlock: options.ForceUnlock = False,
     set_: RelabelSet = None,
+    device: options.Device = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:
@@ -69,6 +70,7 @@ def relabel(
         teacher=teacher,
         root=root,
         threads=how.threads,
+        device=device,
         force_unlock=force_unlock,
     )
     return job("relabel", json, quiet, lambda output: stage.relabel(request, output))

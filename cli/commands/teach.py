@@ -63,6 +63,7 @@ def teach(
     dry_run_io: DryRunIo = False,
     dummy_images: DummyImages = False,
     set_: options.TeachSet = None,
+    device: options.Device = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:
@@ -76,7 +77,7 @@ def teach(
     sentences, policy = tuple(template or Kept.templates), how.view_policy(views)
     kept = Kept(templates=sentences, top_k=top_k, embeddings=embeddings, views=policy, chunk_rows=chunk_rows)
     place = ClusterSpec(workers=workers, scheduler=scheduler, file=cluster)
-    asked = teach_request(how, labels, teacher, student, data, kept, place)
+    asked = teach_request(how, labels, teacher, student, data, kept, place, device)
     request = dataclasses.replace(
         asked, features_only=features_only, retry_failed=retry_failed, force_unlock=force_unlock
     )
@@ -94,6 +95,7 @@ def teach_request(
     data: TaughtData,
     kept: Kept,
     place: ClusterSpec,
+    device: str,
 ) -> TeachRequest:
     """The request that the options of `teach` and `plan` make, with the settings of `--set` put in."""
     return TeachRequest(
@@ -103,7 +105,7 @@ def teach_request(
         students=tuple(students or ()),
         kept=kept,
         cluster=place,
-        computing=how.computing,
+        computing=how.computing(device),
         max_failed_share=how.max_failed_share,
     )
 

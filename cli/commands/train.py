@@ -79,6 +79,12 @@ TrainLabels = Annotated[
 ]
 
 
+def _resolved(config: Path | None, overrides: list[str], **flags: object) -> TrainConfig:
+    """The configuration with the keys that have flags of their own; a flag wins over the file."""
+    given = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    return load_train_config(config, [*overrides, *given])
+
+
 def train(
     labels: TrainLabels = None,
     student: TrainStudent = None,
@@ -98,6 +104,7 @@ def train(
     log: Log = None,
     resume: Resume = False,
     print_config: PrintConfig = False,
+    device: options.Device = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:
@@ -108,9 +115,7 @@ def train(
     """
     ours, overrides = settings.split_overrides(settings.TrainSettings, set_ or ())
     how = settings.settings(settings.TrainSettings, ours)
-    flags = {"structure": structure, "supervision": supervision, "seed": seed, "steps": steps}
-    overrides += [f"{key}={value}" for key, value in flags.items() if value is not None]
-    resolved = load_train_config(config, overrides)
+    resolved = _resolved(config, overrides, structure=structure, supervision=supervision, seed=seed, steps=steps)
     if print_config:
         return Job(command="train", json=json, quiet=quiet, work=lambda output: _print_config(resolved, output))
     request = stage.TrainRequest(
@@ -120,6 +125,7 @@ def train(
         config=resolved,
         resume=resume,
         threads=how.threads,
+        device=device,
         selection=select,
         manifest=manifest,
         split=split,

@@ -30,6 +30,7 @@ def verify(
     sample: VerifySample = None,
     root: options.Root = None,
     seed: VerifySeed = 0,
+    device: options.Device = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:
@@ -38,5 +39,7 @@ def verify(
     With --teacher the model runs again on random rows and is compared with what is stored. Exit code 4 and a list of
     what differs if anything does.
     """
-    request = stage.VerifyRequest(labels=labels, repair=repair, teacher=teacher, sample=sample, seed=seed, root=root)
+    request = stage.VerifyRequest(
+        labels=labels, repair=repair, teacher=teacher, sample=sample, seed=seed, root=root, device=device
+    )
     return job("verify", json, quiet, lambda output: stage.verify(request, output))

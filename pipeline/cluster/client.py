@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import dask
+from dask.utils import parse_timedelta
 from distributed import Client, LocalCluster
 from distributed.client import Future
 
@@ -22,15 +24,17 @@ from teachonce.cluster.description import (
     WORKER_ENVIRONMENT,
     Adaptive,
     ClusterSpec,
+    CudaDescription,
     Description,
     LocalDescription,
     load_description,
 )
 from teachonce.cluster.scheduler_check import require_same_version
-from teachonce.cluster.task_window import ALLOWED_FAILURES, PATIENCE_KEY, run_tasks
-from teachonce.core.machine import default_threads
+from teachonce.cluster.task_window import ALLOWED_FAILURES, PATIENCE, PATIENCE_KEY, run_tasks
+from teachonce.core.devices import DeviceFacts, device_facts, visible_gpus
+from teachonce.core.machine import THREADS_VARIABLE, calm_waiting, choose_threads, default_threads
 from teachonce.core.progress import Reporter, Silent
-from teachonce.errors import EnvironmentFault
+from teachonce.errors import EnvironmentFault, IncompleteError
 
 __all__ = [
     "ClusterSpec",
@@ -38,9 +42,12 @@ __all__ = [
     "open_cluster",
     "run_tasks",
     "close",
+    "facts_of_a_worker",
+    "runs_here",
     "threads_of",
     "warm_up",
     "worker_index",
+    "worker_threads",
 ]
 CLUSTER_SECONDS = 60  # workers that were started here, on a machine that may be busy, are given so long to end
 CLOSE_SECONDS = 10  # a scheduler that does not answer must not hold up the end of a run
@@ -89,7 +96,7 @@ def local_cluster(
     settings = own_settings() | {
         "distributed.worker.preload": ["teachonce.cluster.worker_signals"],
         # Dask applies these settings before a worker process starts:
-        "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT | dict(environment or {}),
+        "distributed.nanny.pre-spawn-environ": calm_waiting() | WORKER_ENVIRONMENT | dict(environment or {}),
     }
     with dask.config.set(settings), ExitStack() as stack:
         cluster = LocalCluster(
@@ -205,10 +212,13 @@ def worker_index() -> int:
 
     It is the number at the end of the worker's name: LocalCluster's names are numbers, and `dask worker` with four
     processes named a makes a-0 to a-3. It is 0 outside Dask, for workers without a name (Dask calls them by their
-    address), and where CUDA_VISIBLE_DEVICES leaves one device, because that device has been chosen already.
+    address), where CUDA_VISIBLE_DEVICES leaves one device, because that device has been chosen already, and in workers
+    of dask-cuda: such a worker sees all GPUs of its cluster, its own one first.
     """
     from distributed import get_worker
 
+    if "dask_cuda" in sys.modules:  # every worker of it loads it; it turned the list so that this worker's GPU is first
+        return 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and len([device for device in visible.split(",") if device.strip()]) <= 1:
         return 0
@@ -235,4 +245,51 @@ def threads_of(spec: ClusterSpec) -> int | None:
     description = load_description(spec.file)
     if isinstance(description, LocalDescription):
         return default_threads(description.most_workers)
-    return description.cores if description.kind == "slurm" else None
+    if isinstance(description, CudaDescription):
+        return default_threads(len(description.devices) or visible_gpus() or 1)
+    return description.cores
+
+
+def worker_threads() -> int:
+    """CPU threads of a worker whose driver named none: its share as `choose_threads` finds it.
+
+    Dask's nannies set OMP_NUM_THREADS themselves; such a number is not a person's wish.
+    """
+    nanny = dask.config.get("distributed.nanny.pre-spawn-environ", {})
+    by_dask = str(nanny.get(THREADS_VARIABLE)) == os.environ.get(THREADS_VARIABLE)
+    return choose_threads(heed_variable=not by_dask).count
+
+
+def runs_here(spec: ClusterSpec) -> bool:
+    """Whether the workers are processes of this machine, so that its devices are theirs.
+
+    Raises:
+        UsageError: the cluster description holds something that is not understood.
+    """
+    if spec.scheduler is not None:
+        return False
+    return spec.file is None or load_description(spec.file).kind in ("local", "cuda")
+
+
+def facts_of_a_worker(client: Client, asked: str, reporter: Reporter) -> DeviceFacts:
+    """What the first worker that answers says of its device; waits for one as long as `teachonce.patience` says.
+
+    Raises:
+        UsageError, DeviceFault: the worker has no such device.
+        IncompleteError: no worker answered.
+    """
+    patience = parse_timedelta(dask.config.get(PATIENCE_KEY, PATIENCE))
+    if not client.nthreads():
+        reporter.note("waiting for the first worker, whose device decides about the number format")
+    try:
+        facts: DeviceFacts = client.submit(_facts, asked, pure=False).result(timeout=patience)
+    except TimeoutError as problem:
+        raise IncompleteError(
+            f"no worker has said within {patience:.0f} s which device it has",
+            hint="look at the queue; DASK_TEACHONCE__PATIENCE='2 hours' waits longer",
+        ) from problem
+    return facts
+
+
+def _facts(asked: str) -> DeviceFacts:
+    return device_facts(asked, worker_index())

@@ -21,6 +21,7 @@ from teachonce.cluster.description import (
     SlurmDescription,
     duration_seconds,
 )
+from teachonce.core.machine import calm_waiting
 from teachonce.core.progress import Reporter
 from teachonce.errors import EnvironmentFault
 from teachonce.phrases import option
@@ -93,7 +94,7 @@ def slurm_cluster(
     """
     jobqueue = _package("dask_jobqueue", "slurm")
     lifetime, stagger = description.lifetime_seconds()
-    variables = WORKER_ENVIRONMENT | dask_variables(BRIEF_MEMORY) | description.environment
+    variables = calm_waiting() | WORKER_ENVIRONMENT | dask_variables(BRIEF_MEMORY) | description.environment
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     gres = [f"{OPTION}gres={description.gres}"] if description.gres else []
     # The last one counts: dask-jobqueue asks for one thread a core, and ours are decoding threads of a task. Memory is
@@ -149,14 +150,15 @@ def _job_class(jobqueue: Any, refused: list[Exception]) -> Any:
 
 
 def cuda_cluster(description: CudaDescription, threads: int = THREADS_PER_WORKER) -> Any:
-    """dask-cuda's LocalCUDACluster: one worker a GPU, which sees that GPU only."""
+    """dask-cuda's LocalCUDACluster: one worker a GPU, which sees its own first and the others behind it."""
     cuda = _package("dask_cuda", "cuda")
     options: dict[str, Any] = {"threads_per_worker": threads, "memory_limit": 0, "dashboard_address": DASHBOARD}
     if description.devices:
         options["CUDA_VISIBLE_DEVICES"] = list(description.devices)
     import dask
 
-    with dask.config.set({"distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT | description.environment}):
+    environment = calm_waiting() | WORKER_ENVIRONMENT | description.environment
+    with dask.config.set({"distributed.nanny.pre-spawn-environ": environment}):
         return cuda.LocalCUDACluster(**options)
 
 

@@ -20,6 +20,7 @@ from distributed import Client, KilledWorker
 from distributed.client import Future
 
 from teachonce.cluster.worker_memory import trim_memory
+from teachonce.core.devices import device_fault
 from teachonce.core.progress import Reporter, Silent
 from teachonce.errors import IncompleteError, TeachOnceError
 
@@ -97,7 +98,7 @@ class _Item:
 
 @dataclass(frozen=True)
 class _Refused:
-    """One of our own errors as a result: the error would be the same on every try, so Dask must not try again."""
+    """One of our own errors as a result, or a device that fails: the same on every try, so Dask must not try again."""
 
     problem: TeachOnceError
 
@@ -107,6 +108,11 @@ def _attempt(task: Callable[..., R], *args: Any) -> R | _Refused:
         return task(*args)
     except TeachOnceError as problem:
         return _Refused(problem)
+    except RuntimeError as problem:
+        fault = device_fault(problem)
+        if fault is None:
+            raise
+        return _Refused(fault)
     finally:
         trim_memory()
 

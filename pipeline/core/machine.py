@@ -5,6 +5,7 @@ It imports nothing heavy and reads no data.
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
@@ -18,6 +19,13 @@ import psutil
 from teachonce.errors import EnvironmentFault
 
 CACHE_VARIABLE = "TEACHONCE_CACHE"
+THREADS_VARIABLE = "OMP_NUM_THREADS"
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+LOOK_SECONDS = 0.2
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+CALM = {WAITING[0]: "PASSIVE"}
+"""Threads that have nothing to do sleep instead of waiting actively: where cores are shared, active waiting takes them
+from those who work."""
 
 PACKAGES = ("torch", "open_clip_torch", "timm", "torchvision", "pillow", "zarr", "numcodecs", "numpy", "dask")
 
@@ -129,10 +137,83 @@ def _plain_name(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", name[0]).lower() if name else ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Threads:
+    """How many CPU threads a process uses."""
+
+    count: int
+    why: str
+    """What decided the number, in a few words."""
+
+
 def default_threads(workers: int) -> int:
-    """CPU threads a worker may use: an equal share of the cores this process may run on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // workers)
+    """CPU threads a worker may use: see `choose_threads`."""
+    return choose_threads(None, workers).count
+
+
+def choose_threads(asked: int | None = None, workers: int = 1, heed_variable: bool = True) -> Threads:
+    """The number that was asked for, else OMP_NUM_THREADS, else an equal share of the cores that are free.
+
+    What is free is looked at once in a process, so that it uses the same number throughout.
+
+    Args:
+        asked: what the person says; None: nothing.
+        workers: how many processes share the machine.
+        heed_variable: whether the environment was set by a person.
+    """
+    if asked is not None:
+        return Threads(count=asked, why="as asked")
+    variable = os.environ.get(THREADS_VARIABLE, "").partition(",")[0].strip()  # a list is of nested levels
+    if heed_variable and variable.isdecimal() and int(variable) > 0:
+        return Threads(count=int(variable), why=THREADS_VARIABLE)
+    cores, quota = allowed_cores(), cpu_quota()
+    usable = cores if quota is None else max(1, min(cores, round(quota)))
+    busy = busy_cores()
+    free = max(1, min(usable, cores - round(busy)))
+    why = f"{usable} of {cores} cores may be used" if usable < cores else f"{cores} cores"
+    why += f", {busy:.1f} of them are busy" if round(busy) else ""
+    why += f", shared by {workers} workers" if workers > 1 else ""
+    return Threads(count=max(1, free // workers), why=why)
+
+
+def allowed_cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_quota() -> float | None:
+    """Cores' worth of time that a container may use; None without such a limit."""
+    try:
+        share, period = (CONTROL_GROUP / "cpu.max").read_text().split()
+        return None if share == "max" else int(share) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+@functools.cache
+def busy_cores() -> float:
+    """How many of the allowed cores others keep busy, looked at once in a process.
+
+    Both the load of the last minute and a short look must say so: the first alone counts a run that has just ended,
+    the second alone a moment's work.
+    """
+    if not hasattr(os, "getloadavg"):
+        return 0.0
+    load: float = os.getloadavg()[0]
+    if load < 0.5:  # nothing that would cost a thread
+        return 0.0
+    used = psutil.cpu_percent(interval=LOOK_SECONDS, percpu=True)
+    ours = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(len(used))
+    return min(load, float(sum(used[core] for core in ours if core < len(used))) / 100)
+
+
+def calm_waiting() -> dict[str, str]:
+    """The variables with which idle threads sleep, for a process that is to be started; none if the user set some.
+
+    They are of use only before torch is imported.
+    """
+    set_here = {name: os.environ[name] for name in WAITING if name in os.environ}
+    return dict(CALM) if set_here in ({}, CALM) else {}
 
 
 def cache_folder() -> Path:

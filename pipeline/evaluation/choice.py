@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from teachonce.core.devices import AUTO
+
 COLUMNS = (
     "id",
     "name",
@@ -63,5 +65,7 @@ class Work:
 
     batch_size: int = 128
     threads: int | None = None
+    device: str = AUTO
+    """What the student runs on, as `core.devices.pick_device` takes it."""
     cache: bool = True
     """Whether features may come from, and go to, the user's cache."""

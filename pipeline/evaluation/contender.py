@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import teachonce
+from teachonce.core.devices import AUTO, pick_device
 from teachonce.core.machine import CACHE_VARIABLE, cache_problem, default_threads, package_versions
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, UsageError
@@ -26,7 +27,7 @@ from teachonce.evaluation.features import image_identity, set_features
 from teachonce.evaluation.scores import Outcomes, outcomes
 from teachonce.evaluation.sets import EvaluationSet
 from teachonce.models.classifier import ensemble_features
-from teachonce.models.clip import LoadedClip, load_clip, pick_device, tune_process
+from teachonce.models.clip import LoadedClip, load_clip, tune_process
 from teachonce.models.prompt_files import LoadedPrompts, load_prompts
 from teachonce.phrases import option, phrase
 
@@ -91,7 +92,7 @@ class Judged:
     """The outcomes of the decoded images."""
 
 
-def load_contender(entrant: Entrant, threads: int | None) -> Contender:
+def load_contender(entrant: Entrant, threads: int | None, device: str = AUTO) -> Contender:
     """Load the student, and the prompts of a run.
 
     Raises:
@@ -99,7 +100,7 @@ def load_contender(entrant: Entrant, threads: int | None) -> Contender:
         FingerprintError: the prompts belong to another student.
     """
     tune_process(threads or default_threads(1))
-    clip, run, share = load_clip(entrant.student, pick_device()), entrant.run, entrant.wise
+    clip, run, share = load_clip(entrant.student, pick_device(device)), entrant.run, entrant.wise
     prompts = None if run is None else load_prompts(run).bound_to(clip)
     if prompts is not None and prompts.image is not None and share != 1:
         raise UsageError(

@@ -20,12 +20,22 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from teachonce.core.devices import device_fault, has_bf16
 from teachonce.core.digests import MIDDLE, canonical_digest
 from teachonce.core.hub import offline_where_unreachable
 from teachonce.data.views import View
 from teachonce.errors import EnvironmentFault, TeachOnceError
 from teachonce.models.hf import deciding, missing_line, offline_hint, tower_options
-from teachonce.models.spec import CONFIG, IMAGE_PARTS, LOCAL_DIR, Behaviour, Precision, parse_spec, require_model
+from teachonce.models.spec import (
+    CONFIG,
+    IMAGE_PARTS,
+    LOCAL_DIR,
+    AskedPrecision,
+    Behaviour,
+    Precision,
+    parse_spec,
+    require_model,
+)
 from teachonce.models.view_transform import ViewTransform
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -63,7 +73,6 @@ _DECIDING = (
     "cls_token_position",
     "use_pooler_output",
 )
-_gpu_in_use = [0]  # the number of the GPU that this process uses, among those that the process sees
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,7 @@ class LoadedClip:
         return replace(self, image_tower=tower)
 
     @torch.inference_mode()
-    def encode_images(self, pixels: Tensor, precision: Precision = "fp32") -> Tensor:
+    def encode_images(self, pixels: Tensor, precision: AskedPrecision = "fp32") -> Tensor:
         """Compute unit image features.
 
         Args:
@@ -216,18 +225,21 @@ def libraries_explained(spec: str, step: str) -> Iterator[None]:
         step: what was tried: load or run.
 
     Raises:
-        EnvironmentFault: in place of it.
+        EnvironmentFault: in place of it; a DeviceFault where the device is at fault.
     """
     try:
         yield
     except TeachOnceError:
         raise
-    except (MemoryError, torch.OutOfMemoryError) as problem:
+    except MemoryError as problem:
         raise EnvironmentFault(
             f"there is not enough memory to {step} '{spec}': {_short(problem)}",
             hint="end what else uses the memory, or take a smaller model",
         ) from problem
     except Exception as problem:  # noqa: BLE001 - a model that does not fit makes its libraries raise anything
+        fault = device_fault(problem)
+        if fault is not None:
+            raise fault.reworded(f"'{spec}' could not {step} on its device: " + fault.message) from problem
         missing = missing_line(problem)
         if missing:
             package, line = missing
@@ -308,13 +320,21 @@ def _structure_digest(model: nn.Module) -> str:
     return canonical_digest(said, MIDDLE)
 
 
+def resolved_precision(asked: AskedPrecision, device: torch.device | str) -> Precision:
+    """The number format that `auto` becomes on a device: bf16 where it multiplies bfloat16 in hardware, else fp32."""
+    if asked != "auto":
+        return asked
+    return "bf16" if has_bf16(str(device)) else "fp32"
+
+
 @contextlib.contextmanager
-def autocast(device: torch.device, precision: Precision) -> Iterator[None]:
+def autocast(device: torch.device, precision: AskedPrecision) -> Iterator[None]:
     """Run matrix products in half precision, or leave everything in float32."""
-    if precision == "fp32":
+    became = resolved_precision(precision, device)
+    if became == "fp32":
         yield
         return
-    with torch.autocast(device.type, dtype=_HALF[precision]):
+    with torch.autocast(device.type, dtype=_HALF[became]):
         yield
 
 
@@ -333,20 +353,6 @@ def exact_products() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def pick_device(index: int | None = None) -> str:
-    """Return `cuda:i` for the i-th worker of a machine with a GPU, else `cpu`; None: as `take_device` set it."""
-    if torch.cuda.is_available():
-        return f"cuda:{(_gpu_in_use[-1] if index is None else index) % torch.cuda.device_count()}"
-    return "cpu"
-
-
-def take_device(index: int) -> None:
-    """Make the GPU of the i-th worker of this machine the one that this process uses from now on."""
-    _gpu_in_use[:] = [index]
-    if torch.cuda.is_available():
-        torch.cuda.set_device(index % torch.cuda.device_count())
 
 
 def tune_process(threads: int) -> None:

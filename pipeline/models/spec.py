@@ -17,6 +17,8 @@ from teachonce.models.known import EXAMPLE, built_in_config, cleaned, released, 
 from teachonce.phrases import Phrase, command_line
 
 Precision = Literal["fp32", "bf16", "fp16"]
+AskedPrecision = Literal["auto", "fp32", "bf16", "fp16"]
+"""A `Precision`, or the one that the device decides: bf16 where it has that in hardware, else fp32."""
 EmbeddingKind = Literal["int8", "float16"]
 LOCAL_DIR = "local-dir:"
 CONFIG = "open_clip_config.json"

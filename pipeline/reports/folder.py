@@ -327,7 +327,7 @@ def _grouped(runs: Sequence[Run]) -> list[Group]:
         members.setdefault(key, []).append(run)
     if not members:
         return []
-    default = TrainConfig().to_dict()
+    default = TrainConfig.as_written()
     names = list(dict.fromkeys(name for setting in settings.values() for name in setting))
     common = {
         name: _most_common([setting.get(name) for setting in settings.values()], default.get(name)) for name in names

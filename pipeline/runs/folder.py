@@ -257,6 +257,15 @@ def require_same(out: Path, wanted: Mapping[str, Any]) -> None:
         )
 
 
+def stored_value(out: Path, key: str) -> Any:
+    """What the config of a run says of a key; None where there is no run.
+
+    Raises:
+        UsageError, IntegrityError: as `require_same`.
+    """
+    return _stored(out)[key] if RunFolder(out).config.is_file() else None
+
+
 def clear(out: Path) -> None:
     """Remove all but the log of a run that died before config.toml marked it; the caller is inside `only_writer`."""
     shutil.rmtree(RunFolder(out).checkpoints.path, ignore_errors=True)

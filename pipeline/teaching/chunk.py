@@ -17,9 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from teachonce.cluster.client import worker_index, worker_threads
+from teachonce.core.devices import AUTO, take_device
 from teachonce.core.files import write_failed
 from teachonce.core.locks import require_token
-from teachonce.core.machine import default_threads
 from teachonce.core.remote import exists, location
 from teachonce.data.batches import ImageBatch, ImageBatches, image_batches
 from teachonce.data.index import SampleIndex
@@ -60,6 +61,8 @@ class TeachJob:
     """Whether this is a rehearsal with random pixels instead of images, which are neither read nor decoded."""
     behaviours: Mapping[str, Behaviour] = field(default_factory=dict)
     """What else than the weights decides each model's features, by spec."""
+    device: str = AUTO
+    """What the models run on, as `pick_device` takes it."""
     class_tile: int | None = None
     """Number of classes whose logits are computed at a time; None: all, unless they would not fit."""
 
@@ -79,9 +82,7 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
     if not missing:
         return ChunkReport(chunk)
     require_token(store.path, job.token)
-    threads = job.threads or default_threads(1)
-    tune_process(threads)
-    numcodecs.blosc.set_nthreads(1)  # other threads decode images while a chunk is coded
+    threads = _set_up(job)
     start, stop = store.layout.bounds(chunk)
     index, rows = store.index_of_chunk(chunk), stop - start
     images = _Images(np.zeros(rows, np.uint8), np.zeros(rows, np.uint32), np.zeros((rows, 5), np.uint16))
@@ -114,6 +115,15 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
         image_bytes,
         time.perf_counter() - began,
     )
+
+
+def _set_up(job: TeachJob) -> int:
+    """Make this process compute as the job says; returns the number of threads that decode."""
+    threads = job.threads or worker_threads()
+    tune_process(threads)
+    take_device(job.device, worker_index())
+    numcodecs.blosc.set_nthreads(1)  # other threads decode images while a chunk is coded
+    return threads
 
 
 def _require_seen(job: TeachJob) -> None:

@@ -26,7 +26,7 @@ from teachonce.labels.codec import TopK, decode_embeddings, encode_embeddings, m
 from teachonce.labels.format import EMBEDDING, LABELS
 from teachonce.labels.ledger import BEHAVIOURS
 from teachonce.labels.store import Arrays, LabelStore
-from teachonce.models.clip import LoadedClip, load_clip, pick_device
+from teachonce.models.clip import LoadedClip, load_clip
 from teachonce.models.spec import EmbeddingKind, Precision, unlike
 from teachonce.teaching.teacher import TeacherHead, head_of
 
@@ -67,7 +67,7 @@ class RowCheck:
 
 
 def recheck_rows(
-    store: LabelStore, spec: str, root: Path, sample: int, seed: int, reporter: Reporter
+    store: LabelStore, spec: str, root: Path, sample: int, seed: int, reporter: Reporter, device: str = "cpu"
 ) -> Iterator[RowCheck]:
     """Check random rows; rows without an image are passed over.
 
@@ -77,14 +77,15 @@ def recheck_rows(
         root: the data's folder.
         sample: how many rows are drawn; all rows if the store has fewer.
         seed: the seed that decides which rows are drawn.
+        device: what the teacher runs on, as torch names it.
 
     Raises:
         FingerprintError: another teacher made the store, or this one preprocesses in another way.
         DataError: no single teacher made the store, or an image is gone.
     """
-    teacher = _teacher_of(store, spec)
+    teacher = _teacher_of(store, spec, device)
     fingerprint = store.groups[LABELS].fingerprint
-    head = head_of(store.class_embeddings(), float(fingerprint["logit_scale"]), pick_device())
+    head = head_of(store.class_embeddings(), float(fingerprint["logit_scale"]), device)
     rows = RECHECK.at(seed).permutation(store.layout.rows)[:sample]
     chunks = rows // store.layout.chunk_rows
     embedded = set(store.committed(EMBEDDING)) if EMBEDDING in store.groups else set()
@@ -132,13 +133,13 @@ def _turned(stored: npt.NDArray[np.float32], features: Tensor) -> str:
     return "" if cosine > LEAST_COSINE else f"the stored embedding has cosine {cosine:.4f} to the new one"
 
 
-def _teacher_of(store: LabelStore, spec: str) -> LoadedClip:
+def _teacher_of(store: LabelStore, spec: str, device: str) -> LoadedClip:
     fingerprint = store.groups[LABELS].fingerprint
     if "logit_scale" not in fingerprint:
         raise DataError(
             f"{store.path} was not made by one teacher: there is nothing to run again", hint="check its parents instead"
         )
-    teacher = load_clip(spec, pick_device())
+    teacher = load_clip(spec, device)
     fields = {
         "teacher_digest": teacher.digest,
         "preprocess": teacher.preprocess_text,

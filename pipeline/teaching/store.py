@@ -5,10 +5,10 @@ This module computes no label.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ from teachonce.labels.ledger import require_fingerprint
 from teachonce.labels.selection import few_shot_samples, save_shots
 from teachonce.labels.staging import clear_partials
 from teachonce.labels.store import LabelStore
-from teachonce.models.spec import EmbeddingKind, Precision
+from teachonce.models.spec import AskedPrecision, EmbeddingKind, Precision
 from teachonce.phrases import option, phrase
 from teachonce.teaching.fingerprints import (
     ORDER_SEED,
@@ -40,6 +40,10 @@ from teachonce.teaching.fingerprints import (
 
 if TYPE_CHECKING:
     from teachonce.models.clip import LoadedClip
+
+
+Encode = Callable[["LoadedClip", "WantedStore"], npt.NDArray[np.float32]]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +61,8 @@ class WantedStore:
     top_k: int
     """Number of classes of a soft label; 0 without a teacher."""
     templates: tuple[str, ...]
-    precision: Precision
+    precision: AskedPrecision
+    """auto until `settled` has been called."""
     embeddings: EmbeddingKind | None
     chunk_rows: int | None
     views: ViewPolicy
@@ -66,12 +71,49 @@ class WantedStore:
     seed: int
     """The seed with which the shots are drawn."""
 
+    @property
+    def number_format(self) -> Precision:
+        """The precision, which has been settled by now: fingerprints hold no `auto`."""
+        assert self.precision != "auto"  # `settled` comes before any fingerprint
+        return self.precision
 
-def open_or_create(wanted: WantedStore, models: Mapping[str, LoadedClip], reporter: Reporter) -> LabelStore:
+    def settled(self, bf16: bool) -> WantedStore:
+        """The same with a precision that the device can have: in place of `auto` that of a store which is continued.
+
+        Args:
+            bf16: whether the workers' device has bfloat16 in hardware.
+
+        Raises:
+            DataError, IntegrityError: there is something at the path, and it is no store.
+        """
+        if self.precision != "auto":
+            return self
+        stored = stored_precision(self.path)
+        return replace(self, precision=stored or ("bf16" if bf16 else "fp32"))
+
+
+def stored_precision(path: Path) -> Precision | None:
+    """The number format of the labels or features in a store; None where there is no store, or no model made it.
+
+    Raises:
+        DataError, IntegrityError: what is at the path is no store.
+    """
+    if not path.exists():
+        return None
+    groups = LabelStore.open(path).groups
+    stored = [group.fingerprint.get("precision") for group in (groups[LABELS], *groups.values())]
+    return next((known for word in stored for known in PRECISIONS if word == known), None)
+
+
+def open_or_create(
+    wanted: WantedStore, models: Mapping[str, LoadedClip], reporter: Reporter, encode: Encode | None = None
+) -> LabelStore:
     """Open the store for writing, with an empty column group for every model that is not in the store yet.
 
     Args:
         models: the models, by the column group that each fills.
+        reporter: receives what a person should know.
+        encode: the class embeddings of the teacher, where someone else than this process computes them.
 
     Raises:
         FingerprintError: the store at this path was made from something else.
@@ -84,7 +126,7 @@ def open_or_create(wanted: WantedStore, models: Mapping[str, LoadedClip], report
         store = _continue(wanted, fingerprint, LABELS in models, reporter)
         _try_on_missing(store, wanted, models)
     else:
-        store = _create(wanted, models, fingerprint, reporter)
+        store = _create(wanted, models, fingerprint, reporter, encode)
     add_groups(store, wanted, models)
     return store
 
@@ -97,7 +139,7 @@ def fingerprint_of(wanted: WantedStore, models: Mapping[str, LoadedClip]) -> dic
     if wanted.shots is not None:
         fingerprint["shots"] = {"shots": wanted.shots, "seed": wanted.seed}
     if LABELS in models:
-        fingerprint = with_teacher(fingerprint, models[LABELS], wanted.templates, wanted.precision)
+        fingerprint = with_teacher(fingerprint, models[LABELS], wanted.templates, wanted.number_format)
     return fingerprint
 
 
@@ -132,7 +174,7 @@ def _try_on_missing(store: LabelStore, wanted: WantedStore, models: Mapping[str,
     for chunk in range(store.layout.chunks):
         lacking = [clip for group, clip in models.items() if chunk not in done[group]]
         if lacking:
-            try_models(lacking, store.index_of_chunk(chunk), wanted.root, wanted.precision)
+            try_models(lacking, store.index_of_chunk(chunk), wanted.root, wanted.number_format)
             return
 
 
@@ -161,7 +203,11 @@ def _require_sound(store: LabelStore) -> None:
 
 
 def _create(
-    wanted: WantedStore, models: Mapping[str, LoadedClip], fingerprint: dict[str, Any], reporter: Reporter
+    wanted: WantedStore,
+    models: Mapping[str, LoadedClip],
+    fingerprint: dict[str, Any],
+    reporter: Reporter,
+    encode: Encode | None,
 ) -> LabelStore:
     from teachonce.teaching.trial import try_models
 
@@ -178,14 +224,8 @@ def _create(
             raise DataError(
                 f"the first image cannot be read: {problem}", hint="look at the disk or network that holds the data"
             ) from problem
-    try_models(models.values(), index, wanted.root, wanted.precision)
-    embeddings, teacher = None, models.get(LABELS)
-    if teacher is not None:
-        from teachonce.models.classifier import ensemble_features
-
-        reporter.note(f"encoding {len(wanted.vocabulary)} class names with the teacher")
-        embeddings = ensemble_features(teacher, wanted.vocabulary.names, wanted.templates).cpu().numpy()
-        _require_numbers(teacher, wanted, embeddings)
+    try_models(models.values(), index, wanted.root, wanted.number_format)
+    embeddings = None if LABELS not in models else _class_embeddings(models[LABELS], wanted, reporter, encode)
     reporter.note(f"creating {wanted.path}: {layout.rows} rows in {layout.chunks} chunks of {layout.chunk_rows}")
     order = row_order(len(index), ORDER_SEED)
     fingerprint = fingerprint | {"samples": index.digest}
@@ -195,6 +235,25 @@ def _create(
     return create_store(
         wanted.path, layout, fingerprint, wanted.vocabulary, wanted.own_classes, index, order, embeddings, reporter
     )
+
+
+def _class_embeddings(
+    teacher: LoadedClip, wanted: WantedStore, reporter: Reporter, encode: Encode | None
+) -> npt.NDArray[np.float32]:
+    """The teacher's features of all class names, [C, E].
+
+    Raises:
+        DataError: they are NaN or infinite.
+    """
+    from teachonce.models.classifier import ensemble_features
+
+    reporter.note(f"encoding {len(wanted.vocabulary)} class names with the teacher")
+    if encode is None:
+        embeddings = ensemble_features(teacher, wanted.vocabulary.names, wanted.templates).cpu().numpy()
+    else:
+        embeddings = encode(teacher, wanted)
+    _require_numbers(teacher, wanted, embeddings)
+    return embeddings
 
 
 def _require_numbers(teacher: LoadedClip, wanted: WantedStore, embeddings: npt.NDArray[np.float32]) -> None:
@@ -236,8 +295,8 @@ def add_groups(store: LabelStore, wanted: WantedStore, models: Mapping[str, Load
     for group, clip in models.items():
         if group == EMBEDDING:
             assert wanted.embeddings is not None  # a caller that asks for this group names its kind
-            fingerprint = embedding_fingerprint(clip, wanted.precision, samples, wanted.views)
+            fingerprint = embedding_fingerprint(clip, wanted.number_format, samples, wanted.views)
             add_embedding(store, wanted.embeddings, embedding_width(clip), fingerprint)
         elif group != LABELS:
-            fingerprint = student_fingerprint(clip, wanted.precision, samples, wanted.views)
+            fingerprint = student_fingerprint(clip, wanted.number_format, samples, wanted.views)
             add_student(store, clip.digest, embedding_width(clip), fingerprint)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,9 +17,11 @@ import numpy.typing as npt
 import torch
 
 from teachonce.cluster.client import worker_index
+from teachonce.core.devices import pick_device, take_device
 from teachonce.errors import FingerprintError
 from teachonce.labels.store import LabelStore
-from teachonce.models.clip import LoadedClip, load_clip, pick_device
+from teachonce.models.classifier import ensemble_features
+from teachonce.models.clip import LoadedClip, load_clip
 from teachonce.teaching.teacher import TeacherHead, head_of
 
 # A worker runs two tasks: while one task is in the models, the other decodes its first images or writes its chunk.
@@ -33,9 +35,24 @@ def worker_models(specs: Iterable[tuple[str, str]], compiled: bool) -> list[Load
 
     Raises:
         FingerprintError: the weights are not those that the driver saw.
+        DeviceFault: the device of this worker has no room for them.
     """
     with _LOADING:
-        return [_model(spec, digest, compiled) for spec, digest in specs]
+        return [_model(spec, digest, compiled, pick_device()) for spec, digest in specs]
+
+
+def encode_names(
+    model: tuple[str, str], compiled: bool, asked: str, names: Sequence[str], templates: Sequence[str]
+) -> npt.NDArray[np.float32]:
+    """Class embeddings of names by a model of this worker, [C, D]: a task for drivers that hold no model on a GPU.
+
+    Raises:
+        FingerprintError, DeviceFault: as `worker_models`.
+    """
+    take_device(asked, worker_index())
+    (clip,) = worker_models([model], compiled)
+    with MODEL_TURN:
+        return np.asarray(ensemble_features(clip, names, templates).cpu().numpy())
 
 
 def lend(models: Iterable[LoadedClip]) -> None:
@@ -44,8 +61,8 @@ def lend(models: Iterable[LoadedClip]) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _model(spec: str, digest: str, compiled: bool) -> LoadedClip:
-    loaded = _LENT.get(digest) or load_clip(spec, pick_device(worker_index()))
+def _model(spec: str, digest: str, compiled: bool, device: str) -> LoadedClip:
+    loaded = _LENT.get(digest) or load_clip(spec, device)
     if loaded.digest != digest:
         raise FingerprintError(
             f"'{spec}' has weights {loaded.digest[:16]} here and {digest[:16]} where teach was started"
@@ -72,12 +89,12 @@ def _store(path: Path, token: int, changed: int) -> LabelStore:
 def worker_head(store: Path, store_key: str, logit_scale: float) -> TeacherHead:
     """Return the teacher's text side as the store keeps it; `store_key` tells apart stores at one path."""
     with _LOADING:
-        return _head(store, store_key, logit_scale)
+        return _head(store, store_key, logit_scale, pick_device())
 
 
 @functools.lru_cache(maxsize=2)
-def _head(store: Path, store_key: str, logit_scale: float) -> TeacherHead:
-    return head_of(worker_class_embeddings(store, store_key), logit_scale, pick_device(worker_index()))
+def _head(store: Path, store_key: str, logit_scale: float, device: str) -> TeacherHead:
+    return head_of(worker_class_embeddings(store, store_key), logit_scale, device)
 
 
 @functools.lru_cache(maxsize=2)

@@ -31,7 +31,7 @@ from teachonce.core.strict import (
     marks_of,
 )
 from teachonce.models.prompts import IMAGES, NOT_IMAGE, Prompts
-from teachonce.models.spec import Precision
+from teachonce.models.spec import AskedPrecision
 
 CHUNK_OF_CPU = 1024
 """What class_chunk = 0 means without CUDA, and what the default was in versions that had no 0."""
@@ -196,8 +196,9 @@ class Loop(Table):
     class_chunk: Annotated[int, AtLeast(0), NOT_IMAGE, Source("ours: bounds memory, changes no result")] = 0
     """Names whose text features are computed with gradient at once; bounds the memory, not the result. 0: on CUDA as
     many as its free memory takes, elsewhere 1,024."""
-    precision: Annotated[Precision, Source("ours; bf16 on a GPU")] = "fp32"
-    """Of the student's towers, under autocast; prompts, logits and losses are float32 in any case."""
+    precision: Annotated[AskedPrecision, Source("ours: bf16 on a GPU that has it, else fp32")] = "auto"
+    """Of the student's towers, under autocast; prompts, logits and losses are float32 in any case. A run writes down
+    what auto became."""
     tf32: Annotated[bool, Source("ours; true on a GPU loses some digits for speed")] = False
     """CUDA: matrix products of float32 in TF32."""
     compile: Annotated[bool, Source(f"ours; only with {IMAGES}")] = False
@@ -312,6 +313,11 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """All keys and values without their tables, in the order of declaration."""
         return {key: value for table in dataclasses.asdict(self).values() for key, value in table.items()}
+
+    @classmethod
+    def as_written(cls) -> dict[str, Any]:
+        """What a run of the defaults writes down on a CPU: its `to_dict` once `auto` has become something."""
+        return cls.of(precision="fp32").to_dict()
 
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 of the canonical JSON of all values, without their tables."""

@@ -17,16 +17,15 @@ from typing import Any
 from distributed import Reschedule, get_worker
 
 from teachonce.cluster.client import worker_index
+from teachonce.core.devices import AUTO, device_fault, take_device
 from teachonce.core.documents import read_events
 from teachonce.core.locks import exclusive, read_owner
 from teachonce.core.machine import this_process
-from teachonce.core.progress import Silent
-from teachonce.core.signals import stopped_by
+from teachonce.core.progress import Silent, stopped_by
 from teachonce.core.status import State
 from teachonce.errors import IncompleteError, TeachOnceError
 from teachonce.evaluation.contender import load_contender
 from teachonce.evaluation.sets import open_set
-from teachonce.models.clip import take_device
 from teachonce.phrases import phrase
 from teachonce.runs.grid import Evaluation
 from teachonce.runs.grid_documents import SCHEMA
@@ -60,6 +59,8 @@ class CellJob:
     config: TrainConfig
     root: Path | None
     threads: int | None
+    device: str = AUTO
+    """What the cell runs on, as `core.devices.pick_device` takes it."""
     evaluations: tuple[Evaluation, ...]
     final: bool = False
     """Whether the task only evaluates, into the folder of final evaluations."""
@@ -83,13 +84,13 @@ def run_cell(job: CellJob) -> CellReport:
     with _TURN:
         if wanted.is_over():
             return CellReport(digest=job.digest, name=job.name, state="stopped")
-        take_device(worker_index())
         with stopped_by(wanted.is_over):
             try:
+                take_device(job.device, worker_index())
                 with _alone(folder.lock(job.digest)):
                     return _finals(job, folder) if job.final else _cell(job, folder)
             except Exception as problem:  # noqa: BLE001 - whatever a cell raises is its own failure; the others go on
-                return _ended(job, folder, wanted, problem)
+                return _ended(job, folder, wanted, device_fault(problem) or problem)
 
 
 def _cell(job: CellJob, folder: GridFolder) -> CellReport:
@@ -107,6 +108,7 @@ def _cell(job: CellJob, folder: GridFolder) -> CellReport:
                     config=job.config,
                     resume=cell.config.is_file(),
                     threads=job.threads,
+                    device=job.device,
                     selection=job.selection,
                     root=job.root,
                     init=job.prompts,
@@ -144,7 +146,7 @@ def _evaluate(job: CellJob, cell: CellFolder, files: Mapping[Evaluation, Path]) 
     for evaluation, file in files.items():
         request = evaluate_request(evaluation, job.student, job.root, cell.path, file, job.threads)
         if who is None or evaluation.wise != who.share:
-            who = load_contender(request.entrant, job.threads)
+            who = load_contender(request.entrant, job.threads, job.device)
         check(request)
         with _first(GridFolder(job.out), evaluation.name):
             result = score_set(request, open_set(request.data, Silent()), who, Silent())

@@ -15,13 +15,14 @@ from statistics import median
 import numpy as np
 
 from teachonce.cluster.description import ClusterSpec, LocalDescription, load_description
+from teachonce.core.devices import pick_device
 from teachonce.core.documents import read_events
 from teachonce.core.machine import default_threads
 from teachonce.core.progress import Reporter, Silent
 from teachonce.core.status import cell_word
 from teachonce.errors import TeachOnceError
 from teachonce.labels.selection import Selection, choose, load_selection, save_selection
-from teachonce.models.clip import load_clip, pick_device, tune_process
+from teachonce.models.clip import load_clip, tune_process
 from teachonce.rows import files as working_files
 from teachonce.rows.build import RECORDS, make_plan, rows_of_chunk
 from teachonce.rows.images import ViewImages
@@ -199,7 +200,7 @@ def _timed_step(prepared: Prepared, planned: Planned, request: AblateRequest, se
     # The timed rows are few: a small share of them may hold out no row, and their epoch is not that of the cell.
     config = planned.cell.config.changed(held_out=0.0, epochs=0.0, steps=_steps(prepared, planned, selections))
     tune_process(threads)
-    device = pick_device()
+    device = pick_device(request.device)
     clip = prepared.clip if device == "cpu" else load_clip(prepared.student, device)
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
         rows = _some_rows(prepared, config, selections.of(planned), Path(place))

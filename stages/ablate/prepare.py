@@ -154,6 +154,7 @@ def prepare(request: AblateRequest, reporter: Reporter) -> Prepared:
     from teachonce.models.clip import load_clip
 
     reporter.note(f"loading the student {request.student}")
+    cells = _settled(cells, request, folder.stored(), reporter)
     clip = load_clip(request.student)  # on the CPU: a GPU belongs to the workers
     trial = _Trial(store, clip)
     prompts = _checked(cells, trial.start_digest)
@@ -167,6 +168,31 @@ def prepare(request: AblateRequest, reporter: Reporter) -> Prepared:
     folder.require_ours(prepared.description())
     require_measured_so(folder, [planned.digest for planned in prepared.cells], evaluations, sets)
     return prepared
+
+
+def _settled(
+    cells: Sequence[Cell], request: AblateRequest, stored: GridDocument | None, reporter: Reporter
+) -> tuple[Cell, ...]:
+    """The cells with the number format that `auto` becomes: that of an earlier call, else the device's.
+
+    Cells are named by digests of what was computed, so that it is settled here and not on a worker.
+    """
+    if all(cell.config.loop.precision != "auto" for cell in cells):
+        return tuple(cells)
+    from teachonce.cluster.client import runs_here
+    from teachonce.core.devices import device_facts
+
+    here = runs_here(request.cluster)
+    became = "bf16" if here and device_facts(request.device).bf16 else "fp32"
+    if not here:
+        reporter.note("precision: fp32 where the grid says auto, because what workers have is not known yet")
+    earlier = {} if stored is None else {cell.name: cell.config.get("precision") for cell in stored.cells}
+    return tuple(
+        replace(cell, config=cell.config.changed(precision=earlier.get(cell.name) or became))
+        if cell.config.loop.precision == "auto"
+        else cell
+        for cell in cells
+    )
 
 
 def _checked(cells: Sequence[Cell], check: Callable[[Cell], R]) -> list[R]:

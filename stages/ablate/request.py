@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from teachonce.cluster.description import ClusterSpec
+from teachonce.core.devices import AUTO
 from teachonce.errors import IncompleteError, IntegrityError
 from teachonce.runs.grid_documents import GridOutcome
 
@@ -22,6 +23,8 @@ class AblateRequest:
     dry_run: bool = False
     retry_failed: bool = False
     cluster: ClusterSpec = ClusterSpec()
+    device: str = AUTO
+    """What cells run on, as `core.devices.pick_device` takes it."""
     root: Path | None = None
     """Folder of the data, for evaluations that name none and for prompts in the image tower."""
     force_unlock: bool = False

@@ -142,6 +142,7 @@ class _Run:
             config=cell.config,
             root=None if self.request.root is None else self.request.root.absolute(),
             threads=cluster_client.threads_of(self.request.cluster),
+            device=self.request.device,
             final=source is None,
             evaluations=prepared.late if source is None else prepared.always,
         )

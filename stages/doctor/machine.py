@@ -13,7 +13,7 @@ import psutil
 
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.locks import exclusive, owned
-from teachonce.core.machine import cache_problem, default_threads
+from teachonce.core.machine import CONTROL_GROUP, allowed_cores, cache_problem, cpu_quota
 from teachonce.core.progress import Silent
 from teachonce.errors import TeachOnceError
 from teachonce.stages.doctor.request import Finding, Standing
@@ -25,7 +25,6 @@ LEAST_FILES, ENOUGH_FILES = 256, 1024  # open files: a local cluster; many worke
 ENOUGH_INODES = 100_000
 SLOW_DISK = 30.0  # MB a second
 TRIED_BYTES = 32 << 20
-CONTROL_GROUP = Path("/sys/fs/cgroup")
 BUSY = 0.5  # of the cores: what others leave is less than a run expects
 
 
@@ -47,7 +46,7 @@ def look(path: Path) -> list[Finding]:
 
 def cores() -> Finding:
     """Cores that this process may use, against the threads that it will start and what others use already."""
-    allowed, quota = default_threads(1), _quota()
+    allowed, quota = allowed_cores(), cpu_quota()
     load = os.getloadavg()[0]
     free = max(0.0, allowed - load)
     threads = os.environ.get("OMP_NUM_THREADS", "")
@@ -134,15 +133,6 @@ def _standing(value: float, least: float, enough: float) -> Standing:
 
 def _finding(what: str, standing: Standing, text: str, remedy: str = "") -> Finding:
     return Finding(what=what, standing=standing, found=text, remedy="" if standing == "OK" else remedy)
-
-
-def _quota() -> float | None:
-    """Cores' worth of time that a container may use; None without such a limit."""
-    try:
-        share, period = (CONTROL_GROUP / "cpu.max").read_text().split()
-        return None if share == "max" else int(share) / int(period)
-    except (OSError, ValueError):
-        return None
 
 
 def _number(file: Path) -> int | None:

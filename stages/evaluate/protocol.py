@@ -24,7 +24,7 @@ def evaluate_sets(request: ProtocolRequest, ready: ReadySets, reporter: Reporter
         FingerprintError: the prompts belong to another student.
     """
     entrant = request.entrant
-    who = load_contender(entrant, request.work.threads)
+    who = load_contender(entrant, request.work.threads, request.work.device)
     results, damaged = _evaluated(ready.requests, who, reporter)
     damaged = [*ready.damaged, *damaged]
     means = averages([(ready.parts[name], _figures(result)) for name, result in results.items()])

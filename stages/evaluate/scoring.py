@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from teachonce.core.devices import device_explained
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.progress import Reporter
 from teachonce.evaluation.contender import Contender, judge, load_contender
@@ -20,12 +21,15 @@ from teachonce.phrases import phrase
 from teachonce.stages.evaluate.checks import next_step
 from teachonce.stages.evaluate.request import EvaluateRequest, Files
 
+SMALLER = phrase("a smaller {batch_size=32}; `nvidia-smi` shows who else uses the GPU")
 TOGETHER = " + "  # between templates whose features are averaged
 
 
 def load_and_score(request: EvaluateRequest, data: EvaluationSet, reporter: Reporter) -> EvaluateResult:
     """Load the student and score it on the set; raises what `load_contender` and `score_set` raise."""
-    return score_set(request, data, load_contender(request.entrant, request.work.threads), reporter)
+    return score_set(
+        request, data, load_contender(request.entrant, request.work.threads, request.work.device), reporter
+    )
 
 
 def score_set(request: EvaluateRequest, data: EvaluationSet, who: Contender, reporter: Reporter) -> EvaluateResult:
@@ -37,7 +41,7 @@ def score_set(request: EvaluateRequest, data: EvaluationSet, who: Contender, rep
     """
     templates, work = request.entrant.templates or (data.manifest.template,), request.work
     sides = [who] if who.prompts is None else [who.bare, who]
-    with next_step(phrase("shorten {template}, or the names in {vocabulary}")):
+    with next_step(phrase("shorten {template}, or the names in {vocabulary}")), device_explained(SMALLER):
         judged = judge(sides, data, templates, work, reporter)
     good, ours = judged[-1].decoded, judged[-1].outcomes
     beside = judged[0].outcomes if len(sides) > 1 else None

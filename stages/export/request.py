@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from teachonce.core.devices import AUTO
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest:
@@ -21,6 +23,8 @@ class ExportRequest:
     push: str | None = None
     """Repository on the Hugging Face hub to upload to."""
     threads: int | None = None
+    device: str = AUTO
+    """What is computed on, as `core.devices.pick_device` takes it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from teachonce import __version__
+from teachonce.core.devices import pick_device
 from teachonce.core.documents import SHOWN
 from teachonce.core.files import new_folder
 from teachonce.core.hub import parse_hub_id, push
@@ -18,7 +19,7 @@ from teachonce.core.progress import Reporter
 from teachonce.core.sums import CARD_FILE, SUMS_FILE, require_unchanged, write_sums
 from teachonce.data.vocabulary import Vocabulary, shown
 from teachonce.errors import DataError, IntegrityError
-from teachonce.models.clip import load_clip, pick_device, tune_process
+from teachonce.models.clip import load_clip, tune_process
 from teachonce.models.prompt_files import LoadedPrompts, load_prompts
 from teachonce.models.prompt_names import CONFIG_FILE, EXPORTED, META_FILE, TENSORS_FILE
 from teachonce.phrases import phrase
@@ -69,7 +70,7 @@ def _pushed(folder: Path, repository: str, prompts_digest: str, reporter: Report
 
 def _with_student(prompts: LoadedPrompts, request: ExportRequest) -> LoadedPrompts:
     tune_process(request.threads or default_threads(1))
-    return prompts.bound_to(load_clip(prompts.model, pick_device()))
+    return prompts.bound_to(load_clip(prompts.model, pick_device(request.device)))
 
 
 def _write(

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from teachonce.core.devices import AUTO
+
 
 @dataclass(frozen=True, kw_only=True)
 class MergeRequest:
@@ -17,6 +19,8 @@ class MergeRequest:
     top_k: int | None = None
     calibrate: bool = True
     threads: int | None = None
+    device: str = AUTO
+    """What is computed on, as `core.devices.pick_device` takes it."""
     force_unlock: bool = False
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from teachonce import __version__
+from teachonce.core.devices import pick_device
 from teachonce.core.locks import owned
-from teachonce.core.machine import package_versions
+from teachonce.core.machine import choose_threads, package_versions
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, FingerprintError, UsageError
 from teachonce.labels.codec import CODEC_VERSION
@@ -49,7 +50,7 @@ def merge(request: MergeRequest, reporter: Reporter) -> MergeResult:
     with owned(request.labels, reporter, request.force_unlock) as token:
         child, scales = _open_or_create(request, parents, weights, top_k, reporter)
         sources = copy_groups(child, parents, lambda name: name.startswith(STUDENTS))
-        maker = _Maker(parents, child, weights, scales, sources, request.threads)
+        maker = _Maker(parents, child, weights, scales, sources, request)
         filled = fill(child, list(sources), token, maker.make, reporter)
         teachers = tuple(
             {"labels": str(p.path), "weight": w, "trained_scale": _trained_scale(p), "scale": s}
@@ -142,7 +143,7 @@ def _open_or_create(
     if child is not None:
         return child, tuple(stored["scales"])
     if request.calibrate:
-        scales = _calibrated(parents, request.threads, reporter)
+        scales = _calibrated(parents, request, reporter)
     else:
         scales = tuple(_trained_scale(parent) for parent in parents)
     first = parents[0]
@@ -192,7 +193,7 @@ def _fingerprint(
     }
 
 
-def _calibrated(parents: Sequence[LabelStore], threads: int | None, reporter: Reporter) -> tuple[float, ...]:
+def _calibrated(parents: Sequence[LabelStore], request: MergeRequest, reporter: Reporter) -> tuple[float, ...]:
     """The scale of each teacher at which the labels of a sample of rows are most probable."""
     import torch
 
@@ -208,7 +209,7 @@ def _calibrated(parents: Sequence[LabelStore], threads: int | None, reporter: Re
     chosen = calibration_rows(usable & (label >= 0), first.layout.classes)
     scales = []
     for parent, source in zip(parents, rows, strict=True):
-        head = _head(parent, _trained_scale(parent), threads)
+        head = _head(parent, _trained_scale(parent), request)
         device = head.features_UE.device
         images = torch.from_numpy(_gather(source, chosen)).to(device)
         calibration = calibrate(head, images, torch.from_numpy(label[chosen]).to(device))
@@ -238,13 +239,12 @@ def _status(parts: Sequence[Arrays]) -> npt.NDArray[np.uint8]:
     return status
 
 
-def _head(parent: LabelStore, scale: float, threads: int | None) -> TeacherHead:
-    from teachonce.models.clip import pick_device, tune_process
+def _head(parent: LabelStore, scale: float, request: MergeRequest) -> TeacherHead:
+    from teachonce.models.clip import tune_process
     from teachonce.teaching.teacher import head_of
 
-    if threads:
-        tune_process(threads)
-    return head_of(parent.class_embeddings(), scale, pick_device())
+    tune_process(choose_threads(request.threads).count)
+    return head_of(parent.class_embeddings(), scale, pick_device(request.device))
 
 
 class _Maker:
@@ -257,11 +257,11 @@ class _Maker:
         weights: tuple[float, ...],
         scales: tuple[float, ...],
         sources: dict[str, int],
-        threads: int | None,
+        request: MergeRequest,
     ) -> None:
         self._parents, self._child, self._weights, self._scales = parents, child, weights, scales
         self._rows = [Rows(parent) for parent in parents]
-        self._sources, self._threads = sources, threads
+        self._sources, self._request = sources, request
         self._loaded: list[TeacherHead] = []
 
     def make(self, group: str, chunk: int) -> Arrays:
@@ -312,5 +312,5 @@ class _Maker:
         """Load the teachers' heads for the first missing chunk: a store that is complete needs no torch."""
         if not self._loaded:
             pairs = zip(self._parents, self._scales, strict=True)
-            self._loaded = [_head(parent, scale, self._threads) for parent, scale in pairs]
+            self._loaded = [_head(parent, scale, self._request) for parent, scale in pairs]
         return self._loaded

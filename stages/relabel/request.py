@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from teachonce.core.devices import AUTO
+
 
 @dataclass(frozen=True, kw_only=True)
 class RelabelRequest:
@@ -20,6 +22,8 @@ class RelabelRequest:
     teacher: str | None = None
     root: Path | None = None
     threads: int | None = None
+    device: str = AUTO
+    """What is computed on, as `core.devices.pick_device` takes it."""
     force_unlock: bool = False
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from teachonce import __version__
+from teachonce.core.devices import pick_device
 from teachonce.core.locks import owned
-from teachonce.core.machine import package_versions
+from teachonce.core.machine import choose_threads, package_versions
 from teachonce.core.progress import Reporter
 from teachonce.data.vocabulary import Vocabulary, load_vocabulary, read_class_ids, require_template, take_classes
 from teachonce.errors import FingerprintError, UsageError
@@ -58,7 +59,7 @@ def relabel(request: RelabelRequest, reporter: Reporter) -> RelabelResult:
             made = plan.fingerprint | {"about": child_facts}
             child = create_child(request.labels, parent, plan.layout, made, plan.vocabulary, features, reporter)
         groups = list(copy_groups(child, [parent], lambda name: True))
-        maker = _Maker(parent, child, request.threads)
+        maker = _Maker(parent, child, request)
         filled = fill(child, groups, token, maker.make, reporter)
         return RelabelResult(
             rows_ok=filled.rows_ok,
@@ -159,14 +160,14 @@ def _class_embeddings(
         features: FloatArray = parent.class_embeddings()[[known[name] for name in names]]
         return features, named
     from teachonce.models.classifier import ensemble_features
-    from teachonce.models.clip import load_clip, pick_device
+    from teachonce.models.clip import load_clip
 
     spec = request.teacher or named
     if spec is None:
         raise UsageError(phrase("new names or templates need the teacher's text tower: give {teacher} MODEL"))
     reporter.note(f"loading the teacher {spec}")
     parse_spec(spec)
-    clip = load_clip(spec, pick_device())
+    clip = load_clip(spec, pick_device(request.device))
     wanted = parent.groups[LABELS].fingerprint["teacher_digest"]
     if clip.digest != wanted:
         raise FingerprintError(
@@ -188,8 +189,8 @@ def _class_embeddings(
 class _Maker:
     """Makes the chunks of the child: labels from embeddings, everything else as in the parent."""
 
-    def __init__(self, parent: LabelStore, child: LabelStore, threads: int | None) -> None:
-        self._parent, self._child, self._threads = parent, child, threads
+    def __init__(self, parent: LabelStore, child: LabelStore, request: RelabelRequest) -> None:
+        self._parent, self._child, self._request = parent, child, request
         self._loaded: TeacherHead | None = None
 
     def make(self, group: str, chunk: int) -> Arrays:
@@ -216,11 +217,10 @@ class _Maker:
     def _head(self) -> TeacherHead:
         """Load the teacher's head for the first missing chunk: a store that is complete needs no torch."""
         if self._loaded is None:
-            from teachonce.models.clip import pick_device, tune_process
+            from teachonce.models.clip import tune_process
             from teachonce.teaching.teacher import head_of
 
-            if self._threads:
-                tune_process(self._threads)
+            tune_process(choose_threads(self._request.threads).count)
             scale = float(self._parent.groups[LABELS].fingerprint["logit_scale"])
-            self._loaded = head_of(self._child.class_embeddings(), scale, pick_device())
+            self._loaded = head_of(self._child.class_embeddings(), scale, pick_device(self._request.device))
         return self._loaded

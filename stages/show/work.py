@@ -59,7 +59,7 @@ def _folder(path: Path) -> ShowResult:
 
 
 def _config(base: Group) -> dict[str, Any]:
-    default = TrainConfig().to_dict()
+    default = TrainConfig.as_written()
     return {key: value for key, value in base.config.items() if key != SEED and value != default.get(key)}
 
 

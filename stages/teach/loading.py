@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from teachonce.cluster.client import threads_of
-from teachonce.core.machine import default_threads
+from teachonce.core.devices import DeviceFacts, device_facts
+from teachonce.core.machine import choose_threads
 from teachonce.core.progress import Reporter
 from teachonce.core.remote import absolute
 from teachonce.errors import UnsupportedModelError, UsageError
@@ -18,20 +18,27 @@ from teachonce.models.spec import absolute_spec, unlike
 from teachonce.phrases import phrase
 from teachonce.stages.teach.request import TeachRequest
 from teachonce.teaching.chunk import TeachJob
+from teachonce.teaching.store import WantedStore
 
 
-def load_models(request: TeachRequest, reporter: Reporter) -> dict[str, LoadedClip]:
-    """The models by the column group they fill."""
-    clip_models.tune_process(default_threads(1))
+def load_models(request: TeachRequest, reporter: Reporter, device: str) -> dict[str, LoadedClip]:
+    """The models by the column group they fill.
+
+    Args:
+        request: names them.
+        reporter: receives what a person should know.
+        device: what they run on here; a driver takes the CPU, because GPUs belong to its workers.
+    """
+    clip_models.tune_process(choose_threads(request.computing.threads).count)
     models = {}
     if request.teacher is not None:
         reporter.note(f"loading the teacher {request.teacher}")
-        models[LABELS] = clip_models.load_clip(request.teacher, clip_models.pick_device())
+        models[LABELS] = clip_models.load_clip(request.teacher, device)
         if request.kept.embeddings:
             models[EMBEDDING] = models[LABELS]
     for spec in request.students:
         reporter.note(f"loading the student {spec}")
-        student = clip_models.load_clip(spec, clip_models.pick_device())
+        student = clip_models.load_clip(spec, device)
         group = student_group(student.digest)
         parts = unlike(models[group].image_behaviour, student.image_behaviour) if group in models else ""
         if parts:
@@ -70,19 +77,38 @@ def say_what_carries(models: Mapping[str, LoadedClip], reporter: Reporter, featu
         reporter.note(said)
 
 
-def teach_job(request: TeachRequest, root: Path, token: int, models: Mapping[str, LoadedClip]) -> TeachJob:
+def here(request: TeachRequest, wanted: WantedStore, reporter: Reporter) -> tuple[DeviceFacts, WantedStore]:
+    """The device of this process for work without workers, and the store that it would make.
+
+    Raises:
+        UsageError, DeviceFault: this machine has no such device.
+    """
+    facts = device_facts(request.computing.device)
+    wanted = wanted.settled(facts.bf16)
+    say_where(facts, wanted, request.computing.threads, reporter)
+    return facts, wanted
+
+
+def say_where(facts: DeviceFacts, wanted: WantedStore, asked: int | None, reporter: Reporter) -> None:
+    """One line: what computes, in which number format, with how many threads, and why so many."""
+    threads = choose_threads(asked)
+    reporter.note(f"computing on {facts.device} in {wanted.precision}; threads: {threads.count} ({threads.why})")
+
+
+def teach_job(request: TeachRequest, wanted: WantedStore, token: int, models: Mapping[str, LoadedClip]) -> TeachJob:
     """What the chunk tasks of a request have in common; a rehearsal sets a store, a root and a token of its own."""
     computing = request.computing
     return TeachJob(
         store=str(request.labels.resolve()),
-        root=absolute(root),
+        root=absolute(wanted.root),
         token=token,
         models=tuple((group, absolute_spec(clip.spec), clip.digest) for group, clip in models.items()),
         behaviours={absolute_spec(clip.spec): dict(clip.behaviour) for clip in models.values()},
         logit_scale=models[LABELS].logit_scale if LABELS in models else 0.0,
-        precision=computing.precision,
+        precision=wanted.number_format,
         batch_size=computing.batch_size,
         views=request.kept.views,
+        device=computing.device,
         compiled=computing.compiled,
         class_tile=computing.class_tile,
         threads=computing.threads or threads_of(request.cluster),

@@ -13,7 +13,7 @@ from teachonce.core.machine import default_threads
 from teachonce.core.progress import Reporter
 from teachonce.data.index import SampleIndex, few_samples
 from teachonce.models.clip import LoadedClip
-from teachonce.stages.teach.loading import load_models, teach_job
+from teachonce.stages.teach.loading import here, load_models, teach_job
 from teachonce.stages.teach.request import RehearseResult, TeachRequest
 from teachonce.teaching.rehearsal import input_rates, rehearse
 from teachonce.teaching.store import WantedStore
@@ -23,8 +23,9 @@ SAMPLES = 4096
 
 def models_alone(request: TeachRequest, wanted: WantedStore, seconds: float, reporter: Reporter) -> RehearseResult:
     """The models on made-up pixels: rates in images a second, of the phases that no image takes part in."""
-    models, index = _loaded(request, wanted, reporter)
-    job = replace(teach_job(request, wanted.root, 0, models), made_up=True)
+    facts, wanted = here(request, wanted, reporter)
+    models, index = _loaded(request, wanted, facts.device, reporter)
+    job = replace(teach_job(request, wanted, 0, models), made_up=True)
     began = time.monotonic()
     done = rehearse(wanted, models, index, job, seconds, reporter)
     images = done.rows / wanted.views.views
@@ -45,7 +46,7 @@ def models_alone(request: TeachRequest, wanted: WantedStore, seconds: float, rep
 
 def images_alone(request: TeachRequest, wanted: WantedStore, seconds: float, reporter: Reporter) -> RehearseResult:
     """Reading, decoding and preprocessing without a model: rates in images a second."""
-    models, index = _loaded(request, wanted, reporter)
+    models, index = _loaded(request, wanted, "cpu", reporter)
     began, computing = time.monotonic(), request.computing
     threads = computing.threads or threads_of(request.cluster) or default_threads(1)
     distinct = list({clip.digest: clip for clip in models.values()}.values())
@@ -65,11 +66,11 @@ def images_alone(request: TeachRequest, wanted: WantedStore, seconds: float, rep
 
 
 def _loaded(
-    request: TeachRequest, wanted: WantedStore, reporter: Reporter
+    request: TeachRequest, wanted: WantedStore, device: str, reporter: Reporter
 ) -> tuple[dict[str, LoadedClip], SampleIndex]:
     """The models, and a few samples."""
     index = few_samples(wanted.manifest, wanted.split, wanted.root, SAMPLES)
-    return load_models(request, reporter), index
+    return load_models(request, reporter, device), index
 
 
 def _slowest(rates: dict[str, float]) -> str:

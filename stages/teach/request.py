@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from teachonce.cluster.description import ClusterSpec
+from teachonce.core.devices import AUTO
 from teachonce.data.view_policy import ViewPolicy
-from teachonce.models.spec import EmbeddingKind, Precision
+from teachonce.models.spec import AskedPrecision, EmbeddingKind
 
 Half = Literal["images", "models"]
 
@@ -46,7 +47,10 @@ class Computing:
 
     batch_size: int = 128
     threads: int | None = None
-    precision: Precision = "fp32"
+    precision: AskedPrecision = "auto"
+    """auto: that of a store which is continued; else bf16 on a GPU that has it, fp32 elsewhere."""
+    device: str = AUTO
+    """What models run on, as `core.devices.pick_device` takes it."""
     compiled: bool = False
     """Run image towers under `torch.compile`."""
     class_tile: int | None = None

@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from teachonce.cluster import client as cluster_client
+from teachonce.core.devices import DeviceFacts, device_explained, device_facts
 from teachonce.core.documents import readable
 from teachonce.core.files import neighbour
 from teachonce.core.progress import Reporter
@@ -19,13 +23,16 @@ from teachonce.labels.ledger import IN_TURN, PHASES
 from teachonce.labels.size import bytes_per_row
 from teachonce.labels.staging import clear_staging
 from teachonce.labels.store import LabelStore
+from teachonce.models.clip import LoadedClip
+from teachonce.models.spec import absolute_spec
 from teachonce.phrases import phrase
-from teachonce.stages.teach.loading import load_models, say_what_carries, teach_job
+from teachonce.stages.teach.loading import load_models, say_what_carries, say_where, teach_job
 from teachonce.stages.teach.request import TeachRequest, TeachResult
 from teachonce.teaching import chunk as chunk_tasks
 from teachonce.teaching.chunk import TeachJob
 from teachonce.teaching.delivery import ChunkReport, deliver
-from teachonce.teaching.store import WantedStore, open_or_create
+from teachonce.teaching.store import Encode, WantedStore, open_or_create
+from teachonce.teaching.worker import encode_names
 
 ADVICE = {
     "read": phrase("the archives are read slowly; local disks, or more {workers} on other machines"),
@@ -34,6 +41,8 @@ ADVICE = {
     "top_k": phrase("the vocabulary is large for this device; a larger {set} batch_size, or a smaller {top_k}"),
     "write": phrase("the store's disk is slow, or chunks are small; a larger {chunk_rows}"),
 }
+
+SMALLER = phrase("a smaller {batch_size=32}, or {class_tile=4096}; `nvidia-smi` shows who else uses the GPU")
 
 
 def complete(request: TeachRequest, wanted: WantedStore, token: int, began: float, reporter: Reporter) -> TeachResult:
@@ -51,14 +60,44 @@ def complete(request: TeachRequest, wanted: WantedStore, token: int, began: floa
     clear_staging(request.labels)
     with cluster_client.open_cluster(request.cluster, reporter) as client:
         importing = cluster_client.warm_up(client, chunk_tasks.get_ready)  # while this process prepares
-        models = load_models(request, reporter)
+        facts = _device_of_workers(client, request, reporter)
+        wanted = wanted.settled(facts.bf16)
+        models = load_models(request, reporter, "cpu")  # a GPU belongs to the workers
         say_what_carries(models, reporter, request.features_only)
-        store = open_or_create(wanted, models, reporter)
-        groups = (LABELS, *(group for group in models if group != LABELS))
-        tally = _run(client, teach_job(request, wanted.root, token, models), store, groups, request, reporter)
+        say_where(facts, wanted, request.computing.threads or cluster_client.threads_of(request.cluster), reporter)
+        with device_explained(SMALLER):
+            encode = _encoding(client, request, reporter) if facts.is_gpu else None
+            store = open_or_create(wanted, models, reporter, encode)
+            groups = (LABELS, *(group for group in models if group != LABELS))
+            tally = _run(client, teach_job(request, wanted, token, models), store, groups, request, reporter)
         del importing
     clear_staging(request.labels)
     return _finish(request, store, groups, tally, time.monotonic() - began, reporter)
+
+
+def _device_of_workers(client: Any, request: TeachRequest, reporter: Reporter) -> DeviceFacts:
+    """What the workers compute on; a worker is asked where this process cannot know, or where it is a GPU."""
+    asked = request.computing.device
+    if cluster_client.runs_here(request.cluster):
+        facts = device_facts(asked)
+        return cluster_client.facts_of_a_worker(client, asked, reporter) if facts.is_gpu else facts
+    if asked == "cpu" or request.labels.exists():
+        return DeviceFacts(device=asked, bf16=False)  # nothing depends on more: the store has a number format
+    return cluster_client.facts_of_a_worker(client, asked, reporter)
+
+
+def _encoding(client: Any, request: TeachRequest, reporter: Reporter) -> Encode:
+    """Class embeddings by a worker with a GPU, where the CPU of this process would take minutes."""
+    computing = request.computing
+
+    def encode(teacher: LoadedClip, wanted: WantedStore) -> npt.NDArray[np.float32]:
+        model = (absolute_spec(teacher.spec), teacher.digest)
+        names = wanted.vocabulary.names
+        arguments = (model, computing.compiled, computing.device, names, wanted.templates)
+        (features,) = cluster_client.run_tasks(client, encode_names, [arguments], "class-names", reporter)
+        return features
+
+    return encode
 
 
 @dataclass

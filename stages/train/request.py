@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from teachonce.core.devices import AUTO
 from teachonce.runs.tensorboard import LogTo
 from teachonce.training.config import TrainConfig
 
@@ -19,6 +20,8 @@ class TrainRequest:
     config: TrainConfig
     resume: bool = False
     threads: int | None = None
+    device: str = AUTO
+    """What the student runs on, as `core.devices.pick_device` takes it."""
     selection: Path | None = None
     """File of `subset`: the rows and classes to use; all by default."""
     manifest: str | None = None

@@ -6,20 +6,20 @@ import contextlib
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from teachonce import __version__
+from teachonce.core.devices import device_explained, pick_device
 from teachonce.core.files import atomic_write_bytes
-from teachonce.core.machine import default_threads, package_versions
-from teachonce.core.progress import Reporter
-from teachonce.core.signals import deferred_signals
+from teachonce.core.machine import choose_threads, package_versions
+from teachonce.core.progress import Reporter, deferred_signals
 from teachonce.errors import DataError, UsageError
 from teachonce.labels.format import student_group
 from teachonce.labels.ledger import require_behaviour
 from teachonce.labels.selection import Selection
 from teachonce.labels.store import LabelStore
-from teachonce.models.clip import LoadedClip, allow_tf32, load_clip, pick_device, tune_process
+from teachonce.models.clip import LoadedClip, allow_tf32, load_clip, resolved_precision, tune_process
 from teachonce.models.prompt_files import load_prompts
 from teachonce.phrases import option, phrase, setting
 from teachonce.rows.images import ViewImages
@@ -32,11 +32,16 @@ from teachonce.runs.log import RunLog
 from teachonce.runs.tensorboard import open_sinks
 from teachonce.stages.train.outcome import finish, recorded
 from teachonce.stages.train.request import TrainRequest, TrainResult
+from teachonce.training.config import TrainConfig
 from teachonce.training.config_file import config_text
 from teachonce.training.held_out import measure
 from teachonce.training.objective import StepReport
 from teachonce.training.requirements import requirements
 from teachonce.training.trainer import Trainer
+
+SMALLER = phrase(
+    "a smaller {class_chunk=256} (names), {micro_batch=64} (rows) or {batch_size=64}; `nvidia-smi` shows others"
+)
 
 
 def take_steps(
@@ -53,10 +58,13 @@ def take_steps(
         own_folder: Makes this process the only writer of the run folder; entered before anything is written there.
         began: When the command began, of `time.monotonic()`.
     """
-    threads = request.threads or default_threads(1)
-    tune_process(threads)
+    threads, device = choose_threads(request.threads), pick_device(request.device)
+    request = replace(request, config=_settled(request.config, device))
+    tune_process(threads.count)
     allow_tf32(request.config.loop.tf32)
-    clip = load_clip(request.student, pick_device())
+    precision = request.config.loop.precision
+    reporter.note(f"computing on {device} in {precision}; threads: {threads.count} ({threads.why})")
+    clip = load_clip(request.student, device)
     config, needs = request.config, requirements(request.config)
     group = student_group(clip.digest)
     if needs.features and group in store.groups:
@@ -67,8 +75,9 @@ def take_steps(
         proved = prove_pairing(rows, config.loop.seed, reporter, request.root)
         images = None
         if needs.images and request.root is not None:
-            images = stack.enter_context(contextlib.closing(ViewImages(store, request.root, clip, threads)))
-        trainer, identity = _build(request, rows, clip, images, selection, reporter)
+            images = stack.enter_context(contextlib.closing(ViewImages(store, request.root, clip, threads.count)))
+        with device_explained(SMALLER):
+            trainer, identity = _build(request, rows, clip, images, selection, reporter)
         stack.enter_context(own_folder())
         log = RunFolder(request.out).log(open_sinks(request.log, request.out))
         stack.callback(log.close)
@@ -81,8 +90,14 @@ def take_steps(
             log.rewind(first)
             reporter.note(f"resuming {request.out} after step {first}")
         log.write("pairing", step=first, rows_proved=proved, images_compared=request.root is not None)
-        _loop(request, trainer, identity, log, first, reporter, began)
+        with device_explained(SMALLER):
+            _loop(request, trainer, identity, log, first, reporter, began)
         return finish(request.out, trainer, identity, log)
+
+
+def _settled(config: TrainConfig, device: str) -> TrainConfig:
+    """The config with the number format that `auto` becomes here: what is written down is what was computed."""
+    return config.changed(precision=resolved_precision(config.loop.precision, device))
 
 
 def _build(

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 from teachonce.core.progress import Reporter
 from teachonce.errors import UsageError
@@ -28,6 +29,7 @@ def train(request: TrainRequest, reporter: Reporter) -> TrainResult:
     began = time.monotonic()
     _check_request(request)
     if request.resume:
+        request = _as_begun(request)
         _check_folder(request)
     else:
         run_folder.holds_run(request.out)  # refuses a folder of something else before a lock file is made there
@@ -70,6 +72,14 @@ def _check_request(request: TrainRequest) -> None:
             f"{request.init} is not a folder with prompts",
             hint=phrase("give the {out} folder of `teachonce train` or of `teachonce import`"),
         )
+
+
+def _as_begun(request: TrainRequest) -> TrainRequest:
+    """The request with the number format that the run has, where the device should decide: it has been decided."""
+    if request.config.loop.precision != "auto":
+        return request
+    stored = run_folder.stored_value(request.out, "precision")
+    return request if stored is None else replace(request, config=request.config.changed(precision=stored))
 
 
 def _check_folder(request: TrainRequest) -> None:

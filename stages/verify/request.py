@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from teachonce.core.devices import AUTO
 from teachonce.errors import IncompleteError, IntegrityError
 
 
@@ -19,6 +20,8 @@ class VerifyRequest:
     sample: int | None = None
     seed: int = 0
     root: Path | None = None
+    device: str = AUTO
+    """What the teacher runs on."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from teachonce.core.devices import pick_device
 from teachonce.core.locks import owned
+from teachonce.core.machine import default_threads
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
 from teachonce.labels.codec import GAP_FILL, decode_embeddings
@@ -114,11 +116,13 @@ def _run_teacher(store: LabelStore, request: VerifyRequest, reporter: Reporter) 
     """Figures over the rows that were run again, and a fault for each that is not what the teacher says."""
     if not store.layout.top_k:
         raise DataError(f"{store.path} was made without a teacher", hint=phrase("teachonce verify without {teacher}"))
+    from teachonce.models.clip import tune_process
     from teachonce.teaching.recheck import recheck_rows
 
     assert request.teacher is not None and request.root is not None  # _check has refused a request without them
-    sample = request.sample or DEFAULT_SAMPLE
-    checks = list(recheck_rows(store, request.teacher, request.root, sample, request.seed, reporter))
+    sample, device = request.sample or DEFAULT_SAMPLE, pick_device(request.device)
+    tune_process(default_threads(1))
+    checks = list(recheck_rows(store, request.teacher, request.root, sample, request.seed, reporter, device))
     if not checks:
         raise DataError(
             f"{store.path}: none of {sample} random rows has an image", hint=phrase("give a larger {sample}")

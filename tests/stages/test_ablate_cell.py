@@ -13,7 +13,7 @@ from worlds import Notes
 
 from teachonce.core.documents import read_events
 from teachonce.core.locks import exclusive, owned
-from teachonce.core.signals import deferred_signals, stopped_by
+from teachonce.core.progress import deferred_signals, stopped_by
 from teachonce.errors import IncompleteError
 from teachonce.runs.grid_folder import GridFolder
 from teachonce.stages.ablate import cell as ablate_cell

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import pytest
 from worlds import session_clip
 
+from teachonce.core import machine as core_machine
 from teachonce.core.progress import Silent
 from teachonce.errors import EnvironmentFault, UsageError
 from teachonce.stages.doctor import DoctorRequest, DoctorResult, Finding, doctor, machine, software
@@ -64,9 +65,9 @@ def test_few_open_files_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_more_threads_than_cores_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(machine, "default_threads", lambda _: 4)
+    monkeypatch.setattr(machine, "allowed_cores", lambda: 4)
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
-    monkeypatch.setattr(machine, "CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(core_machine, "CONTROL_GROUP", tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     assert machine.cores().standing == "OK"
     (tmp_path / "cpu.max").write_text("200000 100000\n")

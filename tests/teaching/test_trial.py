@@ -111,7 +111,7 @@ def test_two_students_of_equal_weights_and_another_preprocessing_are_refused(
     second = LoadedClip("other", first.model, first.tokenizer, first.preprocess, first.digest, first.device)
     monkeypatch.setattr("teachonce.models.clip.load_clip", lambda spec, device: first if spec == "first" else second)
     request = teach_request(labels=Path("a.zarr"), manifest="m", students=("first", "other"))
-    assert len(load_models(request, Silent())) == 1
+    assert len(load_models(request, Silent(), "cpu")) == 1
     second.__dict__["behaviour"] = dict(first.behaviour) | {"preprocess": "another"}
     with pytest.raises(UsageError, match="same weights and another preprocessing"):
-        load_models(request, Silent())
+        load_models(request, Silent(), "cpu")
