@@ -195,9 +195,7 @@ def _load(reader: ImageReader, sample: int, takers: Sequence[ViewTaker], policy:
     return _Loaded(items, crc, views, len(data), (read - began, time.perf_counter() - read))
 
 
-def _collect(
-    start: int, work: Sequence[Future[_Loaded]], prepared: tuple[int, ...], pinned: bool
-) -> ImageBatch:
+def _collect(start: int, work: Sequence[Future[_Loaded]], prepared: tuple[int, ...], pinned: bool) -> ImageBatch:
     loaded = [future.result() for future in work]
     items = [item for sample in loaded for item in sample.items]
     views = len(loaded[0].items)

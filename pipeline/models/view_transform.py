@@ -56,7 +56,7 @@ class ViewTransform:
         return drawn
 
     def pixels(self, image: Image.Image, view: View) -> Tensor:
-        """Return one view as `scaling` takes it, [3, H, W] uint8, channels last; without a `scaling`, as a call does."""
+        """Return one view as `scaling` takes it, [3, H, W] uint8, channels last; without it, what a call returns."""
         import torch
 
         if self.scaling is None:
