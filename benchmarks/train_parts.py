@@ -126,7 +126,7 @@ class MadeUpRows:
         self.records["row"] = np.arange(rows)
         self.label_column = random.integers(0, classes, rows).astype(np.int32)
         self.temperatures = (1.0,)
-        self.plan = SimpleNamespace(store=SimpleNamespace(layout=SimpleNamespace(views=1)))
+        self.store = SimpleNamespace(layout=SimpleNamespace(views=1))
         features = random.normal(size=(rows, width))
         self._features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float16)
         top_k = min(TOP_K, classes - 1)
