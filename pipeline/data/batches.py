@@ -36,17 +36,24 @@ class ViewTaker(Protocol):
     def device(self) -> torch.device:
         """The device that the model runs on."""
 
-    def prepare_view(self, image: Image.Image, view: View) -> Tensor:
-        """Turn one view of a decoded image into the model's input, [3, H, W] float32."""
+    @property
+    def preparation(self) -> str:
+        """Words that are equal for models that make equal pixels of every view: one of them makes those of all."""
+
+    def view_pixels(self, image: Image.Image, view: View) -> Tensor:
+        """Turn one view of a decoded image into what the model takes, [3, H, W] uint8 or float32."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageBatch:
-    """Consecutive rows; the views of a sample stand side by side. B rows, M models."""
+    """Consecutive rows; the views of a sample stand side by side. B rows, M models, P different preparations."""
 
     start: int
     inputs: tuple[Tensor | None, ...]
-    """The inputs of each model, [B, 3, H, W] float32, zeros where the image failed; None where all images failed."""
+    """[P] The pixels by each preparation, [B, 3, H, W] uint8 or float32, zeros where the image failed; None where all
+    images failed."""
+    prepared: tuple[int, ...]
+    """[M] The number of each model's preparation."""
     failed: tuple[tuple[int, ImageFault], ...]
     """Row and reason of each image that failed."""
     crcs: npt.NDArray[np.uint32]
@@ -65,8 +72,8 @@ class ImageBatch:
         return list(self.failed)
 
     def pixels(self, model: int) -> Tensor | None:
-        """Return one model's inputs."""
-        return self.inputs[model]
+        """Return what one model takes; models of equal preparation get the same tensor."""
+        return self.inputs[self.prepared[model]]
 
 
 def image_batches(
@@ -77,7 +84,9 @@ def image_batches(
     threads: int,
     policy: ViewPolicy = ONE_VIEW,
 ) -> ImageBatches:
-    """Yield the first `samples` samples of the reader's index as batches; each image is decoded once for all models.
+    """Yield the first `samples` samples of the reader's index as batches.
+
+    Each image is decoded once for all models, and cropped and stacked once for all that prepare images alike.
 
     Work on the first batches starts with the call, not with the first `next`. Use `with` or `close`: no thread may
     still read when the reader is closed.
@@ -101,7 +110,10 @@ class ImageBatches:
         threads: int,
         policy: ViewPolicy,
     ) -> None:
-        self._reader, self._models, self._policy = reader, models, policy
+        self._reader, self._policy = reader, policy
+        takers = {model.preparation: model for model in reversed(models)}
+        self._takers, names = tuple(takers.values()), tuple(takers)
+        self._prepared = tuple(names.index(model.preparation) for model in models)
         self._pool, self._collector = _decoders(max(1, threads)), _collector()
         self._todo = deque(range(start, min(start + per_batch, samples)) for start in range(0, samples, per_batch))
         self._queue: deque[tuple[list[Future[_Loaded]], Future[ImageBatch]]] = deque()
@@ -111,9 +123,9 @@ class ImageBatches:
     def _run_ahead(self) -> None:
         while self._todo and len(self._queue) <= READ_AHEAD:
             samples = self._todo.popleft()
-            work = [self._pool.submit(_load, self._reader, sample, self._models, self._policy) for sample in samples]
+            work = [self._pool.submit(_load, self._reader, sample, self._takers, self._policy) for sample in samples]
             start = samples.start * self._policy.views
-            self._queue.append((work, self._collector.submit(_collect, start, work, len(self._models), self._pinned)))
+            self._queue.append((work, self._collector.submit(_collect, start, work, self._prepared, self._pinned)))
 
     def __iter__(self) -> Iterator[ImageBatch]:
         return self
@@ -165,7 +177,7 @@ class _Loaded:
     seconds: tuple[float, float]
 
 
-def _load(reader: ImageReader, sample: int, models: Sequence[ViewTaker], policy: ViewPolicy) -> _Loaded:
+def _load(reader: ImageReader, sample: int, takers: Sequence[ViewTaker], policy: ViewPolicy) -> _Loaded:
     began = time.perf_counter()
     data = reader.read(sample)
     read = time.perf_counter()
@@ -176,20 +188,21 @@ def _load(reader: ImageReader, sample: int, models: Sequence[ViewTaker], policy:
         return _Loaded((image,) * policy.views, crc, (), len(data), seconds)
     views = tuple(draw_view(policy, reader.name(sample), v, image.width, image.height) for v in range(policy.views))
     try:
-        items: tuple[Item, ...] = tuple([model.prepare_view(image, view) for model in models] for view in views)
+        items: tuple[Item, ...] = tuple([taker.view_pixels(image, view) for taker in takers] for view in views)
     except DECODE_ERRORS as problem:
         fault = ImageFault(UNDECODABLE, f"preprocessing failed: {type(problem).__name__}: {problem}")
         items, views = (fault,) * policy.views, ()
     return _Loaded(items, crc, views, len(data), (read - began, time.perf_counter() - read))
 
 
-def _collect(start: int, work: Sequence[Future[_Loaded]], models: int, pinned: bool) -> ImageBatch:
+def _collect(start: int, work: Sequence[Future[_Loaded]], prepared: tuple[int, ...], pinned: bool) -> ImageBatch:
     loaded = [future.result() for future in work]
     items = [item for sample in loaded for item in sample.items]
     views = len(loaded[0].items)
     return ImageBatch(
         start,
-        tuple(_stack(items, number, pinned) for number in range(models)),
+        tuple(_stack(items, number, pinned) for number in range(max(prepared, default=-1) + 1)),
+        prepared,
         tuple((start + row, item) for row, item in enumerate(items) if isinstance(item, ImageFault)),
         np.repeat(np.array([sample.crc for sample in loaded], np.uint32), views),
         np.concatenate([_params(sample.views, views) for sample in loaded]),
@@ -204,15 +217,16 @@ def _params(views: Sequence[View], count: int) -> npt.NDArray[np.uint16]:
     return np.stack([view_params(view) for view in views])
 
 
-def _stack(items: Sequence[Item], model: int, pinned: bool) -> Tensor | None:
-    good = next((item[model] for item in items if not isinstance(item, ImageFault)), None)
+def _stack(items: Sequence[Item], preparation: int, pinned: bool) -> Tensor | None:
+    good = next((item[preparation] for item in items if not isinstance(item, ImageFault)), None)
     if good is None:
         return None
     # The thread stacks in the memory layout that image towers need, so the model's thread spends no time on it.
-    stacked = torch.empty((len(items), *good.shape), pin_memory=pinned, memory_format=torch.channels_last)
+    shape = (len(items), *good.shape)
+    stacked = torch.empty(shape, dtype=good.dtype, pin_memory=pinned, memory_format=torch.channels_last)
     for row, item in enumerate(items):
         if isinstance(item, ImageFault):
             stacked[row] = 0
         else:
-            stacked[row] = item[model]
+            stacked[row] = item[preparation]
     return stacked

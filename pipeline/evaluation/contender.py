@@ -155,7 +155,8 @@ def _classified(
     good = np.isfinite(features[:, 0])
     if not good.any():
         raise DataError(f"none of the {len(good)} images of '{data.split}' could be decoded")
-    return Judged(good, outcomes(features[good], classes, data.labels[good], side.clip.logit_scale))
+    clip = side.clip
+    return Judged(good, outcomes(features[good], classes, data.labels[good], clip.logit_scale, clip.device))
 
 
 def _kept(key: str) -> Judged | None:

@@ -90,7 +90,7 @@ def encode_all(
             pixels = batch.pixels(0)
             stop = batch.start + len(batch)
             if pixels is not None:
-                features[batch.start : stop] = encode(pixels).cpu().numpy()
+                features[batch.start : stop] = encode(clip.placed(pixels)).cpu().numpy()
             failed = dict(batch.faults())
             broken = np.flatnonzero(~np.isfinite(features[batch.start : stop]).all(1)) + batch.start
             wrong = [row for row in broken.tolist() if row not in failed]

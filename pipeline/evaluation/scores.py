@@ -20,6 +20,7 @@ from teachonce.data.vocabulary import Vocabulary
 from teachonce.evaluation.choice import COLUMNS
 from teachonce.evaluation.statistics import expected_calibration_error, likelihoods, mcnemar
 from teachonce.models.classifier import equal_rows, score
+from teachonce.models.clip import exact_products
 
 MOST_CONFUSED = 10
 Floats = npt.NDArray[np.float64]
@@ -46,17 +47,24 @@ class Outcomes:
 
 
 def outcomes(
-    features: npt.NDArray[np.float32], classes: npt.NDArray[np.float32], labels: Labels, scale: float
+    features: npt.NDArray[np.float32],
+    classes: npt.NDArray[np.float32],
+    labels: Labels,
+    scale: float,
+    device: torch.device | None = None,
 ) -> Outcomes:
     """Classify unit image features [n, E] among unit class features [C, E] at the model's own logit scale.
+
+    Products are taken on the device, or on the CPU where none is given.
 
     Raises:
         DataError: some features are not numbers.
     """
-    images, text, class_of_image = torch.from_numpy(features), torch.from_numpy(classes), torch.from_numpy(labels)
-    inverse = equal_rows(text)
+    text, class_of_image = torch.from_numpy(classes), torch.from_numpy(labels)
+    images, inverse = torch.from_numpy(features).to(device or "cpu"), equal_rows(text)
     scores = score(images, text, class_of_image, inverse)
-    nll, confidence = likelihoods(images, text, class_of_image, inverse, scale)
+    with exact_products():
+        nll, confidence = likelihoods(images, text, class_of_image, inverse, scale)
     return Outcomes(scores.top1, scores.top5, scores.predicted, nll, confidence)
 
 

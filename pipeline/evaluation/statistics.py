@@ -145,7 +145,7 @@ def bootstrap(credits: Credits, base_credits: Credits, seed: int = 0) -> tuple[f
 def likelihoods(
     images_NE: Tensor, classes_CE: Tensor, labels_N: Tensor, inverse_C: Tensor, scale: float
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Compute -ln p of each image's class, and the probability of its best class.
+    """Compute -ln p of each image's class, and the probability of its best class, on the device of the image features.
 
     Probabilities are softmax(scale * cosine) over classes.
 
@@ -162,17 +162,18 @@ def likelihoods(
     Returns:
         NLL in nats [N], confidence [N].
     """
-    count = int(inverse_C.max()) + 1
-    first = torch.full((count,), len(inverse_C)).scatter_reduce(0, inverse_C, torch.arange(len(inverse_C)), "amin")
-    log_size = torch.bincount(inverse_C, minlength=count).float().log()
+    device, count, inverse = images_NE.device, int(inverse_C.max()) + 1, inverse_C.to(images_NE.device)
+    first = torch.full((count,), len(inverse_C), device=device)
+    first = first.scatter_reduce(0, inverse, torch.arange(len(inverse_C), device=device), "amin")
+    names, log_size = classes_CE.to(device)[first], torch.bincount(inverse, minlength=count).float().log()
     nll, confidence = [], []
-    for images, labels in zip(torch.split(images_NE, _BLOCK), torch.split(labels_N, _BLOCK), strict=True):
-        logits = scale * (images.float() @ classes_CE[first].T)
+    for images, labels in zip(torch.split(images_NE, _BLOCK), torch.split(labels_N.to(device), _BLOCK), strict=True):
+        logits = scale * (images.float() @ names.T)
         total = torch.logsumexp(logits + log_size, dim=1)
-        of_label = logits.gather(1, inverse_C[labels][:, None])[:, 0]
-        nll.append((total - of_label).double())
-        confidence.append((logits.amax(dim=1) - total).double().exp())
-    return torch.cat(nll).numpy(), torch.cat(confidence).numpy()
+        of_label = logits.gather(1, inverse[labels][:, None])[:, 0]
+        nll.append(total - of_label)
+        confidence.append(logits.amax(dim=1) - total)
+    return torch.cat(nll).cpu().double().numpy(), torch.cat(confidence).cpu().double().exp().numpy()
 
 
 def expected_calibration_error(

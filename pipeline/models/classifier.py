@@ -20,7 +20,7 @@ from teachonce.data.spelling import is_visible
 from teachonce.data.vocabulary import require_template
 from teachonce.errors import DataError, EnvironmentFault, TeachOnceError, UnsupportedModelError, UsageError
 from teachonce.models import clip as clip_models
-from teachonce.models.clip import LoadedClip
+from teachonce.models.clip import LoadedClip, exact_products
 from teachonce.models.prompt_files import LoadedPrompts
 from teachonce.towers.image_tower import ImageTower
 from teachonce.towers.slots import SlotPrompts
@@ -113,6 +113,14 @@ def equal_rows(features_CE: Tensor) -> Tensor:
     """A number for each row, the same for rows with equal bits: classes that no image can tell apart, [C] int64."""
     inverse: Tensor = torch.unique(features_CE.cpu(), dim=0, return_inverse=True)[1]
     return inverse
+
+
+def distinct_rows(inverse_C: Tensor) -> tuple[Tensor, Tensor]:
+    """The first row of each number that `equal_rows` gave, and how many rows have the number, both [U] int64."""
+    count = int(inverse_C.max()) + 1
+    first = torch.full((count,), len(inverse_C), device=inverse_C.device)
+    rows = torch.arange(len(inverse_C), device=inverse_C.device)
+    return first.scatter_reduce(0, inverse_C, rows, "amin"), torch.bincount(inverse_C, minlength=count)
 
 
 def _tower_features(tower: TextTower, names: Sequence[str], before: str, after: str) -> Tensor:
@@ -258,7 +266,7 @@ class Scores:
 
 @torch.inference_mode()
 def score(images_NE: Tensor, classes_CE: Tensor, labels_N: Tensor, inverse_C: Tensor) -> Scores:
-    """Compare every image with every class.
+    """Compare every image with every class, on the device of the image features.
 
     m classes that tie (their features are equal) share the credit in top-1: 1/m each. In top-5 a tie that crosses the
     fifth place gives the share of it that fits.
@@ -279,17 +287,19 @@ def score(images_NE: Tensor, classes_CE: Tensor, labels_N: Tensor, inverse_C: Te
                 f"{bad} of {len(features)} {what} features are not numbers: nothing can be scored by them",
                 hint="check the student's weights and the prompts: one of them gives NaN",
             )
-    count = int(inverse_C.max()) + 1
-    first = torch.full((count,), len(inverse_C)).scatter_reduce(0, inverse_C, torch.arange(len(inverse_C)), "amin")
-    size = torch.bincount(inverse_C, minlength=count).double()
-    top1, top5, predicted = [], [], []
-    for images, labels in zip(torch.split(images_NE, 1024), torch.split(labels_N, 1024), strict=True):
-        logits = images.float() @ classes_CE[first].T  # [B, names]
-        label_names = inverse_C[labels]
-        label_logits = logits.gather(1, label_names[:, None])
-        before = ((logits > label_logits).double() * size).sum(1)  # classes that score higher than the label's name
-        ties = size[label_names]
-        top1.append(torch.where(before == 0, 1 / ties, 0.0))
-        top5.append(((5 - before) / ties).clamp(0.0, 1.0))
+    device = images_NE.device
+    first, size = (part.to(device) for part in distinct_rows(inverse_C))
+    names, inverse, of_images = classes_CE.to(device)[first], inverse_C.to(device), labels_N.to(device)
+    higher, ties, predicted = [], [], []
+    for images, labels in zip(torch.split(images_NE, 1024), torch.split(of_images, 1024), strict=True):
+        with exact_products():
+            logits = images.float() @ names.T  # [B, names]
+        label_names = inverse[labels]
+        above = logits > logits.gather(1, label_names[:, None])
+        higher.append(torch.where(above, size, 0).sum(1))  # classes that score higher than the label's name
+        ties.append(size[label_names])
         predicted.append(first[logits.argmax(1)])
-    return Scores(torch.cat(top1).numpy(), torch.cat(top5).numpy(), torch.cat(predicted).numpy())
+    before, shared = torch.cat(higher).cpu(), torch.cat(ties).cpu().double()
+    top1 = torch.where(before == 0, 1 / shared, 0.0)
+    top5 = ((5 - before) / shared).clamp(0.0, 1.0)
+    return Scores(top1.numpy(), top5.numpy(), torch.cat(predicted).cpu().numpy())

@@ -137,6 +137,22 @@ class LoadedClip:
         """Turn one view of a decoded image into the model's input, [3, H, W] float32."""
         return self._view_transform(image, view)
 
+    @cached_property
+    def preparation(self) -> str:
+        """Words that are equal for models that make equal pixels of every view."""
+        known = "" if self._view_transform.scaling else f" {id(self.preprocess)}"
+        return f"{self.preprocess_text} {self.behaviour['preprocess']}{known}"
+
+    def view_pixels(self, image: Image.Image, view: View) -> Tensor:
+        """Turn one view of a decoded image into what `placed` takes, [3, H, W]: uint8 where it can be, else float32."""
+        return self._view_transform.pixels(image, view)
+
+    def placed(self, pixels: Tensor) -> Tensor:
+        """Turn [B, 3, H, W] of `view_pixels` into the model's input, float32, channels last, on the model's device."""
+        pixels = pixels.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        scaling = self._view_transform.scaling if pixels.dtype == torch.uint8 else None
+        return pixels if scaling is None else scaling(pixels)
+
     def compiled(self) -> LoadedClip:
         """Return the same model with its image tower under `torch.compile`.
 
@@ -151,13 +167,13 @@ class LoadedClip:
         """Compute unit image features.
 
         Args:
-            pixels: [B, 3, H, W] from `prepare`.
+            pixels: [B, 3, H, W] from `prepare`, `view_pixels` or `placed`.
             precision: the precision of the tower; the features are normalised in float32 in any case.
 
         Returns:
             [B, E] float32 on the model's device.
         """
-        pixels = pixels.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        pixels = self.placed(pixels)
         with autocast(self.device, precision):
             features = (self.image_tower or self.model.encode_image)(pixels)  # type: ignore[operator]
         return nn.functional.normalize(features.float(), dim=-1)

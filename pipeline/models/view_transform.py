@@ -1,7 +1,7 @@
 """What a model does with a view of an image: crop, resize, flip, colours, scale and normalise.
 
 `data.views` draws views as plain numbers; this module applies one with the transforms that open_clip builds for the
-model.
+model. Scaling and normalising may be left to the device, which then gets the bytes of the pixels.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
 from teachonce.data.view_policy import OPS
 from teachonce.data.views import View
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -41,20 +43,96 @@ class ViewTransform:
         )
         self._evaluation = evaluation
         self._resize, self._convert, self._scale, self._normalise = built.transforms
+        self._before_scaling, self.scaling = _split(evaluation)
+        if self.scaling is not None and self.scaling.values != _values(self._normalise):
+            self.scaling = None  # the model's own transform and its settings do not agree: each is used as it is
 
     def __call__(self, image: Image.Image, view: View) -> Tensor:
         """Return one view of an image, [3, H, W] float32."""
         if view.evaluation:
             pixels: Tensor = self._evaluation(image)
             return pixels
+        drawn: Tensor = self._normalise(self._scale(self._colours(image, view)))
+        return drawn
+
+    def pixels(self, image: Image.Image, view: View) -> Tensor:
+        """Return one view as `scaling` takes it, [3, H, W] uint8, channels last; without it, what a call returns."""
+        import torch
+
+        if self.scaling is None:
+            return self(image, view)
+        if view.evaluation:
+            colours = image
+            for step in self._before_scaling:
+                colours = step(colours)
+        else:
+            colours = self._colours(image, view)
+        return torch.from_numpy(np.array(colours)).permute(2, 0, 1)
+
+    def _colours(self, image: Image.Image, view: View) -> Image.Image:
+        """Return a drawn view as an RGB image of the input's size."""
         resized: Image.Image = self._resize(image.crop(view.pixels(*image.size)))
         if view.flip:
             resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         colours: Image.Image = self._convert(resized)
         for op, strength in view.ops:
             colours = apply_op(colours, op, strength)
-        drawn: Tensor = self._normalise(self._scale(colours))
-        return drawn
+        return colours
+
+
+class Scaling:
+    """What makes a model's input of the bytes of pixels: torchvision's `ToTensor` and `Normalize`, on any device.
+
+    The operations and their order are torchvision's, so the results are equal to the bit.
+    """
+
+    def __init__(self, values: tuple[tuple[float, ...], tuple[float, ...]]) -> None:
+        """Take the mean and the standard deviation of the three channels, for pixels from 0 to 1."""
+        self.values = values
+        self._known: dict[tuple[torch.device, int], tuple[Tensor, Tensor, Tensor]] = {}
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Return the model's input, [B, 3, H, W] float32, channels last, for pixels [B, 3, H, W] uint8."""
+        import torch
+
+        batch, channels, height, width = pixels.shape
+        most, mean, deviation = self._on(pixels.device, width)
+        # Rows of pixels lie in memory as they are here, so that the CPU works on long runs and not on three numbers.
+        rows = pixels.permute(0, 2, 3, 1).reshape(batch * height, width * channels).to(torch.float32)
+        scaled = rows.div_(most).sub_(mean).div_(deviation)
+        return scaled.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+    def _on(self, device: torch.device, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        import torch
+
+        key = device, width
+        if key not in self._known:
+            mean, deviation = (torch.tensor(part, dtype=torch.float32).repeat(width) for part in self.values)
+            # 255 is a tensor, because CUDA divides by a plain number by multiplying with its rounded reciprocal.
+            most = torch.tensor(255.0)
+            self._known[key] = most.to(device), mean.to(device), deviation.to(device)
+        return self._known[key]
+
+
+def _split(evaluation: Any) -> tuple[tuple[Any, ...], Scaling | None]:
+    """Split an evaluation transform into what makes an RGB image, and the rest; no rest where it is of another kind."""
+    from open_clip.transform import MaybeConvertMode
+    from torchvision.transforms import Compose, ToTensor
+
+    steps = tuple(evaluation.transforms) if isinstance(evaluation, Compose) else ()
+    values = _values(steps[-1]) if len(steps) >= 3 else None
+    if values is None or not isinstance(steps[-2], ToTensor) or not isinstance(steps[-3], MaybeConvertMode):
+        return (), None
+    return (steps[:-2], Scaling(values)) if steps[-3].mode == "RGB" else ((), None)
+
+
+def _values(step: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return mean and standard deviation of a `Normalize` of three channels, else None."""
+    from torchvision.transforms import Normalize
+
+    if type(step) is not Normalize or len(step.mean) != 3 or len(step.std) != 3:
+        return None
+    return tuple(map(float, step.mean)), tuple(map(float, step.std))
 
 
 def apply_op(image: Image.Image, op: str, strength: float) -> Image.Image:

@@ -237,9 +237,10 @@ def _fill(
             faults += batch.failed
             image_bytes += batch.image_bytes
             images.note(batch)
+            placed: dict[int, Tensor] = {}
             for number, (model, filled) in enumerate(zip(models, users.values(), strict=True)):
                 with clock.on_device("forward"):
-                    features = _features(model, batch, number, job.precision)
+                    features = _features(model, batch, number, job.precision, placed)
                     lengths[number].append(features.norm(dim=1))
                 with clock.on_device("top_k"):
                     for one in filled:
@@ -272,12 +273,20 @@ def _batches(
     return image_batches(reader, samples, models, job.batch_size, threads, job.views)
 
 
-def _features(model: LoadedClip, batch: ImageBatch, number: int, precision: Precision) -> Tensor:
-    """Compute unit features of one batch; failed images have zeros, which the columns blank later."""
-    pixels = batch.pixels(number)
+def _features(
+    model: LoadedClip, batch: ImageBatch, number: int, precision: Precision, placed: dict[int, Tensor]
+) -> Tensor:
+    """Compute unit features of one batch; failed images have zeros, which the columns blank later.
+
+    Args:
+        placed: inputs of this batch that are on the device, by preparation; this function adds what it places there.
+    """
+    pixels, preparation = batch.pixels(number), batch.prepared[number]
     if pixels is None:
         return torch.zeros(len(batch), embedding_width(model), device=model.device)
-    features = model.encode_images(pixels, precision)
+    if preparation not in placed:
+        placed[preparation] = model.placed(pixels)
+    features = model.encode_images(placed[preparation], precision)
     if batch.failed:
         features = features.clone()  # these features were made in inference mode
         # The tower makes something of a blank image, which must not be kept.

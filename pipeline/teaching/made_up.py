@@ -35,4 +35,6 @@ class MadeUpBatches:
             count = min(self._size, self._rows - start)
             inputs = tuple(pixels[:count] for pixels in self._pixels)
             none = np.zeros(count, np.uint32)
-            yield ImageBatch(start, inputs, (), none, np.zeros((count, 5), np.uint16), 0, (0.0, 0.0))
+            yield ImageBatch(
+                start, inputs, tuple(range(len(inputs))), (), none, np.zeros((count, 5), np.uint16), 0, (0.0, 0.0)
+            )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from teachonce.errors import DataError, UsageError
 from teachonce.labels.codec import TopK
-from teachonce.models.classifier import equal_rows
+from teachonce.models.classifier import distinct_rows, equal_rows
 from teachonce.phrases import phrase
 
 LOGITS_BYTES = 2**30  # bytes of one batch's logits; taking their top k needs three times as much again
@@ -56,9 +56,7 @@ def head_of(class_embeddings: npt.NDArray[np.float32], logit_scale: float, devic
     inverse = equal_rows(embeddings)
     if int(inverse.max()) + 1 == len(inverse):
         inverse = torch.arange(len(inverse))  # all rows differ: in the classes' order, logits need no reordering
-    first = torch.full((int(inverse.max()) + 1,), len(inverse))
-    first = first.scatter_reduce(0, inverse, torch.arange(len(inverse)), "amin")
-    return TeacherHead(embeddings[first].to(device), inverse.to(device), logit_scale)
+    return TeacherHead(embeddings[distinct_rows(inverse)[0]].to(device), inverse.to(device), logit_scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +67,9 @@ class PendingTopK:
     """
 
     logits_BC: Tensor
-    temperatures: tuple[float, ...]
     parts: tuple[Tensor, ...]
-    """These tensors are in host memory once `ready`: class ids [B, k], log-probabilities [B, k], tails [B, T], whether
-    more than k classes reach a row's k-th value [B] (the class index then decides, below), the sum of all logits."""
+    """These tensors are in host memory once `ready`: class ids [B, k], log-probabilities [B, k], tails [B, T], the sum
+    of all logits."""
     ready: torch.cuda.Event | None
 
     def fetch(self) -> TopK:
@@ -83,16 +80,13 @@ class PendingTopK:
         """
         if self.ready is not None:
             self.ready.synchronize()
-        ids, log_probs, tails, crowded, total = self.parts
+        ids, log_probs, tails, total = self.parts
         # A sum is cheaper than a look at each logit; only finite logits near the end of float32 overflow in it.
         if not (bool(torch.isfinite(total)) or bool(torch.isfinite(self.logits_BC).all())):
             raise DataError(
                 "the teacher gave a NaN or infinite logit",
                 hint=phrase("run with {precision=fp32}; if it stays, the weights are damaged"),
             )
-        if bool(crowded.any()):
-            exact, _ = exact_topk(self.logits_BC, ids.shape[1])
-            ids, log_probs, tails = (part.cpu() for part in _inside_and_tails(self.logits_BC, exact, self.temperatures))
         return TopK(ids.numpy(), log_probs.numpy().astype(np.float32), tails.numpy().astype(np.float32))
 
 
@@ -104,26 +98,17 @@ def begin_soft_labels(logits_BC: Tensor, top_k: int, temperatures: tuple[float, 
     """
     if top_k > logits_BC.shape[1]:
         raise UsageError(f"top-k {top_k} is larger than the vocabulary of {logits_BC.shape[1]} classes")
-    values, ids = torch.topk(logits_BC, min(top_k + 1, logits_BC.shape[1]), dim=1)
-    crowded = values[:, top_k - 1] == values[:, -1] if values.shape[1] > top_k else torch.zeros(len(values)).bool()
-    parts = (*_inside_and_tails(logits_BC, ids[:, :top_k], temperatures), crowded, logits_BC.sum())
-    if logits_BC.device.type != "cuda":
-        return PendingTopK(logits_BC, temperatures, parts, None)
-    fetched = tuple(part.to("cpu", non_blocking=True) for part in parts)
-    ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    ready.record(torch.cuda.current_stream(logits_BC.device))
-    return PendingTopK(logits_BC, temperatures, fetched, ready)
-
-
-def _inside_and_tails(
-    logits_BC: Tensor, ids_BK: Tensor, temperatures: tuple[float, ...]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ids by falling value, then rising class; their log-probabilities; ln of the softened mass outside them."""
-    ids, values = _by_value_then_class(logits_BC, ids_BK)
+    ids, values = exact_topk(logits_BC, top_k)
     total = torch.logsumexp(logits_BC, dim=1)
     outside = logits_BC.scatter(1, ids, float("-inf"))
     tails = [torch.logsumexp(outside if tau == 1 else outside / tau, dim=1) - total / tau for tau in temperatures]
-    return ids, values - total[:, None], torch.stack(tails, dim=1)
+    parts = (ids, values - total[:, None], torch.stack(tails, dim=1), logits_BC.sum())
+    if logits_BC.device.type != "cuda":
+        return PendingTopK(logits_BC, parts, None)
+    fetched = tuple(part.to("cpu", non_blocking=True) for part in parts)
+    ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    ready.record(torch.cuda.current_stream(logits_BC.device))
+    return PendingTopK(logits_BC, fetched, ready)
 
 
 def soft_labels(logits_BC: Tensor, top_k: int, temperatures: tuple[float, ...]) -> TopK:
@@ -203,21 +188,24 @@ def begin_tiled_soft_labels(
 def exact_topk(logits_BC: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """Compute torch.topk with ties decided by class index, also at the boundary; all devices give the same result.
 
+    Nothing waits for the device: logit and class are one whole number each, and no two of these numbers are equal.
+
+    Args:
+        logits_BC: float32, or a narrower float; 0 and -0 tie.
+        top_k: how many classes to take.
+
     Returns:
         Class ids and values, [B, k], by falling value, then rising class.
     """
-    values, ids = torch.topk(logits_BC, top_k, dim=1)
-    threshold = values[:, -1:]
-    crowded = (logits_BC >= threshold).sum(dim=1) > top_k
-    for row in torch.nonzero(crowded).flatten().tolist():
-        inside = torch.nonzero(logits_BC[row] >= threshold[row]).flatten()  # these are in rising class order
-        order = torch.argsort(logits_BC[row, inside], descending=True, stable=True)[:top_k]
-        ids[row] = inside[order]
-    return _by_value_then_class(logits_BC, ids)
+    last = logits_BC.shape[1] - 1
+    keys = _rising(logits_BC).to(torch.int64)
+    keys.bitwise_left_shift_(32).bitwise_or_(torch.arange(last, -1, -1, device=logits_BC.device))
+    ids = last - torch.topk(keys, top_k, dim=1).values.bitwise_and_(2**32 - 1)
+    return ids, logits_BC.gather(1, ids)
 
 
-def _by_value_then_class(logits_BC: Tensor, ids_BK: Tensor) -> tuple[Tensor, Tensor]:
-    ids = ids_BK.sort(dim=1).values
-    values = logits_BC.gather(1, ids)
-    order = torch.argsort(values, dim=1, descending=True, stable=True)
-    return ids.gather(1, order), values.gather(1, order)
+def _rising(values: Tensor) -> Tensor:
+    """Return whole numbers that are ordered as floats of 32 bits or fewer are, int32."""
+    bits = values.float().view(torch.int32)
+    # Below zero the bits of a float rise with its distance from zero. -0 has the lowest bits of all and becomes 0.
+    return torch.where(bits < 0, torch.iinfo(torch.int32).min - bits, bits)

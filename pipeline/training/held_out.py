@@ -39,13 +39,13 @@ def measure(trainer: Trainer) -> HeldOutScore:
     labels = trainer.rows.label_column[places]
     places, labels = places[labels >= 0], labels[labels >= 0]
     with trainer.result() as student:
-        classes = student.class_features().cpu()
+        classes = student.class_features()
         inverse = equal_rows(classes)
         right = 0.0
         size = trainer.config.loop.micro_batch or AT_ONCE
         for start in range(0, len(places), size):
             part = slice(start, start + size)
-            images = trainer.image_features(trainer.rows.batch(places[part])).cpu()
+            images = trainer.image_features(trainer.rows.batch(places[part]))
             part_labels = torch.from_numpy(labels[part].astype(np.int64))
             right += float(score(images, classes, part_labels, inverse).top1.sum())
     return HeldOutScore(right / len(places), len(places))

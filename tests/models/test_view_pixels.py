@@ -56,6 +56,57 @@ def test_view_0_is_the_evaluation_crop_of_the_model(image: Image.Image, teacher:
     assert torch.equal(clip.prepare_view(image, EVALUATION), clip.preprocess(image))
 
 
+SETTINGS: dict[str, dict[str, Any]] = {
+    "openai": {"size": 32},
+    "squash": {"size": 32, "resize_mode": "squash", "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.5,) * 3},
+    "longest": {"size": 32, "resize_mode": "longest", "fill_color": 127},
+    "not square": {"size": (24, 40), "mean": (0.0, 0.1, 0.9), "std": (1.0, 0.3, 0.7)},
+}
+
+
+@pytest.mark.parametrize("image", kinds())
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_bytes_scaled_in_a_batch_are_the_transforms_own_floats(image: Image.Image, setting: str) -> None:
+    """Bit for bit, for every view, whatever the image and the preprocessing; and only bytes travel to the device."""
+    preprocess = SETTINGS[setting]
+    named = {name: value for name, value in preprocess.items() if name != "size"}
+    evaluation = open_clip.image_transform(preprocess["size"], is_train=False, **named)
+    ours = ViewTransform(evaluation, preprocess)
+    assert ours.scaling is not None
+    views = [draw_view(policy, "n01_7", number, *image.size) for policy in (PLAIN, STRONG) for number in range(4)]
+    pixels = torch.stack([ours.pixels(image, view) for view in views])
+    assert pixels.dtype == torch.uint8
+    scaled = ours.scaling(pixels.contiguous(memory_format=torch.channels_last))
+    assert scaled.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(scaled, torch.stack([ours(image, view) for view in views]))
+    assert torch.equal(scaled[0], evaluation(image))
+
+
+def test_every_byte_is_scaled_as_torchvision_scales_it() -> None:
+    """All 256 values in all channels, by the mean and the deviation of three families of models."""
+    levels = Image.fromarray(np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3))
+    for mean, std in (
+        (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD),
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ((0.0,) * 3, (1.0,) * 3),
+    ):
+        evaluation = open_clip.image_transform(16, is_train=False, mean=mean, std=std)
+        ours = ViewTransform(evaluation, {"size": 16, "mean": mean, "std": std})
+        assert ours.scaling is not None
+        assert torch.equal(ours.scaling(ours.pixels(levels, EVALUATION)[None])[0], evaluation(levels))
+
+
+def test_a_transform_of_another_kind_is_used_as_it_is() -> None:
+    """Steps behind the normalising, other channels or no known steps at all: the floats are the transform's own."""
+    usual = open_clip.image_transform(32, is_train=False)
+    longer = tv.Compose([*usual.transforms, lambda x: x + 1])
+    for other in (longer, lambda image: usual(image) * 2, tv.Compose(usual.transforms[-2:])):
+        ours = ViewTransform(other, {"size": 32})
+        assert ours.scaling is None
+        small = photo().resize((32, 32))
+        assert torch.equal(ours.pixels(small, EVALUATION), other(small))
+
+
 @pytest.mark.parametrize("image", kinds())
 @pytest.mark.parametrize("size", [32, (24, 40)], ids=str)
 def test_other_views_are_open_clips_training_transform(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from teachonce.errors import DataError, UsageError
-from teachonce.teaching.teacher import TeacherHead, exact_topk, soft_labels
+from teachonce.teaching.teacher import TeacherHead, begin_soft_labels, exact_topk, soft_labels
 
 torch.set_num_threads(1)
 
@@ -34,6 +38,38 @@ def test_exact_topk_of_many_ties_in_a_large_vocabulary() -> None:
     """Hundreds of classes tie at the boundary, as they do where names are shared."""
     logits = np.round(np.random.default_rng(0).normal(size=(4, 21841)) * 3).astype(np.float32)
     assert np.array_equal(exact_topk(torch.from_numpy(logits), 100)[0].numpy(), brute_topk(logits, 100))
+
+
+# Both zeros, the smallest and the largest subnormal, neighbours of one, and the ends of float32.
+EDGES = (0.0, -0.0, 1e-45, -1e-45, 1.1754942e-38, -1.1754942e-38, 1.0, 0.99999994, -1.0, -0.99999994, 3.4e38, -3.4e38)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(EDGES) | st.floats(-100, 100, width=32), min_size=1, max_size=40), st.data())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_exact_topk_orders_every_float(dtype: torch.dtype, row: list[float], data: st.DataObject) -> None:
+    """Zeros of both signs tie, subnormals do not; halves tie where rounding made them equal. Values keep their bits."""
+    k = data.draw(st.integers(1, len(row)))
+    logits = torch.tensor([row, row[::-1]], dtype=torch.float32).to(dtype)
+    ids, values = exact_topk(logits, k)
+    assert np.array_equal(ids.numpy(), brute_topk(logits.float().numpy(), k))
+    assert values.dtype == dtype and torch.equal(values, logits.gather(1, ids))
+
+
+def test_ties_cost_no_wait() -> None:
+    """Where all classes tie, no value is looked at by the host until the end, whatever the number of rows."""
+
+    class Waits(TorchDispatchMode):
+        seen: Counter[str] = Counter()
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.seen[func.overloadpacket.__name__] += 1
+            return func(*args, **(kwargs or {}))
+
+    with Waits() as waits:
+        begin_soft_labels(torch.zeros(16, 50), 10, (1.0, 2.0))
+        assert not waits.seen.keys() & {"_local_scalar_dense", "nonzero", "is_nonzero", "equal"}, waits.seen
+        assert waits.seen["topk"] == 1
 
 
 @pytest.mark.parametrize("scale", [0.1, 3.0, 40.0])
