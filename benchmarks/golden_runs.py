@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # bit-equality is promised for the same number of threads
+os.environ.setdefault("OMP_NUM_THREADS", "2")  # bit-equality is promised for the same number of threads
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
