@@ -172,7 +172,7 @@ def has_bf16(device: str) -> bool:
     if not device.startswith("cuda") or not torch.cuda.is_available():
         return False
     with device_explained():
-        return bool(torch.cuda.get_device_properties(device).major >= 8)
+        return bool(torch.cuda.get_device_capability(device)[0] >= 8)
 
 
 def visible_gpus() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,8 +64,8 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    kinds = {"cuda:0": SimpleNamespace(major=7), "cuda:1": SimpleNamespace(major=9)}
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: kinds[device])
+    kinds = {"cuda:0": (7, 0), "cuda:1": (9, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: kinds[device])
 
 
 def test_a_device_is_what_its_name_says(gpus: None) -> None:

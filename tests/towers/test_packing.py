@@ -30,7 +30,8 @@ def run(
 ) -> list[Tensor]:
     """Features of the names, and the gradients of every prompt."""
     tower = TextTower.from_clip(tiny_clip(kind), tokenizer())
-    learner = text_learner(tower, Prompts(structure=structure, position=position, context="a photo of a", length=4, init="words"))  # type: ignore[arg-type]
+    prompts = Prompts(structure=structure, position=position, context="a photo of a", length=4, init="words")  # type: ignore[arg-type]
+    learner = text_learner(tower, prompts)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in learner.parameters():
