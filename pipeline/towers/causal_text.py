@@ -240,7 +240,7 @@ def _attend(
         if mask is not None:
             own_HGrn = own_HGrn + mask
         both = torch.cat([prefix_HTP.reshape(*names, width), own_HGrn], dim=-1).softmax(-1)
-        to_prefix, to_own = both.split((width, own_HGrn.shape[-1]), -1)
+        to_prefix, to_own = torch.split(both, (width, own_HGrn.shape[-1]), -1)
         prefix_weights.append(to_prefix.flatten(1, 2))
         own_parts.append((to_own @ v_HGnd).flatten(1, 2))
     mixed_HRd = torch.cat(prefix_weights, 1) @ prefix.values + torch.cat(own_parts, 1)
@@ -253,5 +253,6 @@ def _by_group(
     """Each group with its part of every tensor: a split has one gradient, each slice would have one full of zeros."""
     rows = [group.rows.stop - group.rows.start for group in layout.groups]
     asking = [group.count for group in layout.groups] if last else rows
-    parts = (q_HRd.split(asking, 1), k_HRd.split(rows, 1), v_HRd.split(rows, 1), to_prefix_HRP.split(asking, 1))
+    given = ((q_HRd, asking), (k_HRd, rows), (v_HRd, rows), (to_prefix_HRP, asking))
+    parts = (torch.split(x, sizes, 1) for x, sizes in given)
     return zip(layout.groups, *parts, strict=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class KeptLayouts(Generic[T]):
     """What was laid out for chunks of names, each for as long as the tensor that chose the chunk lives."""
 
     def __init__(self) -> None:
-        self._of_chunks = WeakIdKeyDictionary()
+        self._of_chunks: Any = WeakIdKeyDictionary()
 
     def of(self, names: NameTokens, chunk: Tensor | None, key: object, make: Callable[[], T]) -> T:
         """The layout of a chunk, made where there is none yet.

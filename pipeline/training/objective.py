@@ -99,7 +99,7 @@ class StepReport:
         self._arrival: torch.cuda.Event | None = None
         if self._numbers.device.type == "cuda":
             self._numbers = self._numbers.to("cpu", non_blocking=True)
-            self._arrival = torch.cuda.Event()
+            self._arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrival.record()
 
     def read(self) -> dict[str, float]:

@@ -154,8 +154,8 @@ class Trainer:
                 raise self._nothing_to_learn(step)
             if not (math.isfinite(loss) and math.isfinite(numbers[0])):
                 raise self._not_finite(step, loss, of_parameters, batch)
-            told = {"loss": loss, **losses, "gradient_norm": numbers[0], "learning_rate": rate}
-            return told | {"candidates": len(drawn.candidates.classes), "forced": drawn.candidates.forced}
+            scalars = {"loss": loss, **losses, "gradient_norm": numbers[0], "learning_rate": rate}
+            return scalars | {"candidates": len(drawn.candidates.classes), "forced": drawn.candidates.forced}
 
         report = StepReport([norm, *(loss.double() for loss in gradients.losses.values())], judge)
         if self.device.type != "cuda":

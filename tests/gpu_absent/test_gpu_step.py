@@ -73,9 +73,15 @@ def stepped(ground: Ground, gpu: FakeGpu, steps: int = 1, **options: Any) -> Tra
     return trainer
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("kind", "precision"), [("cuda", "bf16"), ("fakegpu", "fp32")])
-def test_a_step_has_every_tensor_in_its_place(case: str, kind: Kind, precision: str, ground: Ground) -> None:
+STEPS = [
+    *(("cuda", "bf16", case) for case in CASES),
+    *(pytest.param("fakegpu", "fp32", case, marks=[pytest.mark.slow] * (n % 2)) for n, case in enumerate(CASES)),
+]
+"""Every second backward pass is left to the slow tests: the kernels of losses and towers come in other cases too."""
+
+
+@pytest.mark.parametrize(("kind", "precision", "case"), STEPS)
+def test_a_step_has_every_tensor_in_its_place(kind: Kind, precision: str, case: str, ground: Ground) -> None:
     with FakeGpu(kind) as gpu:
         stepped(ground, gpu, **CASES[case], precision=precision)
         assert gpu.tally.launches > 100

@@ -30,8 +30,9 @@ def run(
 ) -> list[Tensor]:
     """Features of the names, and the gradients of every prompt."""
     tower = TextTower.from_clip(tiny_clip(kind), tokenizer())
-    prompts = Prompts(structure=structure, position=position, context="a photo of a", length=4, init="words")  # type: ignore[arg-type]
-    learner = text_learner(tower, prompts)
+    learner = text_learner(
+        tower, Prompts(structure=structure, position=position, context="a photo of a", length=4, init="words")
+    )  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in learner.parameters():
@@ -109,10 +110,10 @@ def sliced(q: Tensor, k: Tensor, v: Tensor, prefix: causal_text._Prefix, layout:
         names = (heads, group.count, (rows.stop - rows.start) // group.count)
         own_q = q[:, rows].reshape(*names, d)
         own_k, own_v = (x[:, group.rows].reshape(heads, group.count, -1, d) for x in (k, v))
-        own = own_q @ own_k.transpose(2, 3)
+        scores = own_q @ own_k.transpose(2, 3)
         if not last:
-            own = own + group.mask
-        both = torch.cat([to_prefix[:, rows].reshape(*names, width), own], dim=-1).softmax(-1)
+            scores = scores + group.mask
+        both = torch.cat([to_prefix[:, rows].reshape(*names, width), scores], dim=-1).softmax(-1)
         prefix_weights.append(both[..., :width].flatten(1, 2))
         own_parts.append((both[..., width:] @ own_v).flatten(1, 2))
     return torch.cat(prefix_weights, 1) @ prefix.values + torch.cat(own_parts, 1)
