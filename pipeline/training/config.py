@@ -354,8 +354,8 @@ def key_types() -> dict[str, Any]:
 def config_digest(values: Mapping[str, Any]) -> str:
     """`TrainConfig.digest` of values as a file holds them, without tables, whichever version wrote them.
 
-    Two defaults count as what they are on a CPU, which early versions wrote: runs that began then go on. A run takes its
-    digest when it knows what `precision = "auto"` became.
+    Two defaults count as what they are on a CPU, which early versions wrote, so that runs which began then go on. A run
+    takes its digest when it knows what `precision = "auto"` became.
     """
     if values.get("class_chunk") == 0:
         values = {**values, "class_chunk": CHUNK_OF_CPU}
