@@ -162,7 +162,8 @@ def check_ranges(table: Any) -> None:
     for name, marks in marks_of(type(table)).items():
         value = getattr(table, name)
         for mark in marks:
-            if isinstance(mark, Range) and value is not None and not mark.holds(value):
+            is_number = value is not None and not isinstance(value, str)  # a word may stand in a number's place
+            if isinstance(mark, Range) and is_number and not mark.holds(value):
                 raise ValueError(f"{name} must be {mark}, found {value}")
 
 
@@ -209,7 +210,7 @@ def decode(
     """Build the dataclass `kind` from `data`.
 
     Args:
-        kind: a dataclass; fields may be str, int, float, bool, Literal, `X | None`, tuple[X, ...],
+        kind: a dataclass; fields may be str, int, float, bool, Literal, `X | None`, `X | Literal`, tuple[X, ...],
             dict[str, X], Any (as it is) or another dataclass.
         data: the parsed table.
         where: file and section, for messages.
@@ -280,7 +281,8 @@ def _value(hint: Any, value: Any, where: str, error: Any, nested: Any) -> Any:
         if value is None and type(None) in args:
             return None
         inner = [arg for arg in args if arg is not type(None)]
-        return _value(inner[0], value, where, error, nested)
+        words = [arg for arg in inner if typing.get_origin(arg) is Literal and isinstance(value, str)]
+        return _value((words or inner)[0], value, where, error, nested)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise error(where + f": expected a list, found {_kind(value)} {_shown(value)}")

@@ -34,7 +34,7 @@ from teachonce.models.prompts import IMAGES, NOT_IMAGE, Prompts
 from teachonce.models.spec import AskedPrecision
 
 CHUNK_OF_CPU = 1024
-"""What class_chunk = 0 means without CUDA, and what the default was in versions that had no 0."""
+"""What class_chunk = "auto" means without CUDA, and what the default was in versions that had no such word."""
 LARGEST_RATE = 1e30  # beyond it, float32 overflows in the middle of an update
 ONLY_SAMPLED = idle_unless(candidates="sampled")
 NO_SOFT_LOSS = idle(supervision="hard")
@@ -193,8 +193,10 @@ class Loop(Table):
     """Steps between checkpoints; one is always written at the end."""
     log_every: Annotated[int, Above(0), OURS] = 10
     """Steps between lines in events.jsonl."""
-    class_chunk: Annotated[int, AtLeast(0), NOT_IMAGE, Source("ours: bounds memory, changes no result")] = 0
-    """Names whose text features are computed with gradient at once; bounds the memory, not the result. 0: on CUDA as
+    class_chunk: Annotated[
+        int | Literal["auto"], Above(0), NOT_IMAGE, Source("ours: bounds memory, changes no result")
+    ] = "auto"
+    """Names whose text features are computed with gradient at once; bounds the memory, not the result. auto: on CUDA as
     many as its free memory takes, elsewhere 1,024."""
     precision: Annotated[AskedPrecision, Source("ours: bf16 on a GPU that has it, else fp32")] = "auto"
     """Of the student's towers, under autocast; prompts, logits and losses are float32 in any case. A run writes down
@@ -357,7 +359,7 @@ def config_digest(values: Mapping[str, Any]) -> str:
     Two defaults count as what they are on a CPU, which early versions wrote, so that runs which began then go on. A run
     takes its digest when it knows what `precision = "auto"` became.
     """
-    if values.get("class_chunk") == 0:
+    if values.get("class_chunk") == "auto":
         values = {**values, "class_chunk": CHUNK_OF_CPU}
     if values.get("precision") == "auto":
         values = {**values, "precision": "fp32"}

@@ -128,8 +128,10 @@ class PromptedStudent:
         """
         learner, device = self.learner("text"), self.clip.device
         given = self.config.loop.class_chunk
-        if given or device.type != "cuda" or self.text is None or self.names is None or learner is None:
-            return given or CHUNK_OF_CPU
+        if isinstance(given, int):
+            return given
+        if device.type != "cuda" or self.text is None or self.names is None or learner is None:
+            return CHUNK_OF_CPU
         tower, names = self.text, self.names
 
         def features(chunk: Tensor) -> Tensor:

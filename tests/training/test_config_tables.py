@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def test_every_key_says_where_its_default_comes_from_and_every_number_its_range(
     for key, hint in key_types().items():
         assert [mark for mark in marks()[key] if isinstance(mark, Source)], key
         ranged = any(isinstance(mark, Range) for mark in marks()[key])
-        assert ranged == (hint in (int, float)), key
+        assert ranged == bool({int, float} & {hint, *typing.get_args(hint)}), key
 
 
 @pytest.mark.parametrize(
@@ -193,3 +194,12 @@ def test_a_mistake_in_a_table_of_a_grid_is_named_with_its_place(text: str, words
     file.write_text(GRID + text)
     with pytest.raises(UsageError, match=words):
         load_grid(file)
+
+
+def test_the_chunk_is_a_number_or_follows_the_memory() -> None:
+    """The word and the number that it means on a CPU are one config, so runs of versions without the word go on."""
+    auto, number = (load_train_config(None, [f"class_chunk={value}"]) for value in ("auto", "1024"))
+    assert (auto.loop.class_chunk, number.loop.class_chunk) == ("auto", 1024)
+    assert auto.digest() == number.digest() != load_train_config(None, ["class_chunk=7"]).digest()
+    with pytest.raises(UsageError, match="'fast' is not allowed"):
+        load_train_config(None, ["class_chunk=fast"])
