@@ -239,7 +239,7 @@ def _attend(
         mask = group.of_ends if last else group.mask
         if mask is not None:
             own_HGrn = own_HGrn + mask
-        both = torch.cat([prefix_HTP.reshape(*names, width), own_HGrn], dim=-1).softmax(-1)
+        both = torch.cat([prefix_HTP.reshape(*own_HGrn.shape[:3], width), own_HGrn], dim=-1).softmax(-1)
         to_prefix, to_own = torch.split(both, [width, own_HGrn.shape[-1]], -1)
         prefix_weights.append(to_prefix.flatten(1, 2))
         own_parts.append((to_own @ v_HGnd).flatten(1, 2))

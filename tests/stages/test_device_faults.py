@@ -47,7 +47,7 @@ def test_while_a_model_is_loaded() -> None:
 
 
 def test_in_a_step_of_training(finished: Path, student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Trainer, "step", full)
+    monkeypatch.setattr(Trainer, "begin", full)
     with pytest.raises(DeviceFault) as caught:
         run(finished, student, tmp_path / "run")
     require_advice(caught.value, "class_chunk", "micro_batch", "batch_size")
@@ -75,7 +75,7 @@ def test_while_images_are_evaluated(world: World, student: str, monkeypatch: pyt
 
 def test_in_a_cell_of_a_grid(finished: Path, student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cell has failed with these words, and the next one would run."""
-    monkeypatch.setattr(Trainer, "step", full)
+    monkeypatch.setattr(Trainer, "begin", full)
     result = run_grid(write(tmp_path / "grid.toml", BASE), finished, student, tmp_path / "out")
     assert result.cells["failed"] == 1 and NUMBERS in result.failures[0].message
     assert "class_chunk=" in result.failures[0].hint

@@ -45,15 +45,16 @@ class Killed(BaseException):
 @contextmanager
 def killed_before(step: int) -> Iterator[None]:
     """Runs inside die before they do this step."""
+    from teachonce.training.objective import StepReport
     from teachonce.training.trainer import Trainer
 
-    real = Trainer.step
+    real = Trainer.begin
 
-    def dying(self: Trainer, number: int) -> dict[str, float]:
+    def dying(self: Trainer, number: int) -> StepReport:
         if number == step:
             raise Killed
         return real(self, number)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Trainer, "step", dying)
+        patch.setattr(Trainer, "begin", dying)
         yield
