@@ -1,7 +1,7 @@
 # The two ways in: `make demo` for a first look, `make test` for a change. Needs Python 3.11 or newer, nothing else.
 #
 #   make demo        install, then run the demo: offline, CPU, minutes
-#   make test        install with the development tools, then run the tests; `make -j3 test` runs three of its four parts at once
+#   make test        install with the development tools, then run the tests; `make -j3 test` runs three of its six parts at once
 #   make test-slow   the tests that take minutes
 #   make lint        style, format, layout of the docs' prose, types of what ships
 #   make docs        the pages as a site in build/site, offline; a warning is an error
@@ -19,30 +19,42 @@ KEY := $(shell cksum < pyproject.toml | cut -d ' ' -f 1)
 APP := $(VENV)/.installed-app-$(KEY)
 DEV := $(VENV)/.installed-dev-$(KEY)
 
-.PHONY: demo test test-stages test-more-stages test-faults test-units test-slow lint types docs install install-dev clean
+.PHONY: demo test test-units test-early-stages test-late-stages test-train test-faults test-teach test-slow lint types docs install install-dev clean
 
 demo: install
 	$(BIN)/teachonce demo
 
-# Four parts that share nothing, so that they can run side by side: three keep two cores busy, since tests wait for
-# disks, processes and threads half of their time. A new folder of tests is in the last.
-test: test-stages test-more-stages test-units test-faults
+# Six parts that share nothing, so that they can run side by side, the longest first: three at once keep two cores busy,
+# since tests wait for disks, processes and threads half of their time. A new folder of tests is in the first, a new
+# stage in the second or third.
+test: test-units test-early-stages test-late-stages test-train test-faults test-teach
 
-STAGES := $(wildcard tests/stages/test_[a-r]*.py)
-
-test-stages: install-dev
-	$(BIN)/python -m pytest $(STAGES)
-
-test-more-stages: install-dev
-	$(BIN)/python -m pytest $(filter-out $(STAGES),$(wildcard tests/stages/test_*.py))
-
-test-faults: install-dev
-	$(BIN)/python -m pytest tests/faults tests/cli
+EARLY := $(wildcard tests/stages/test_[a-l]*.py)
+TRAIN := $(wildcard tests/stages/test_train*.py)
+TEACH := $(filter-out $(TRAIN),$(wildcard tests/stages/test_t*.py))
+LATE := $(filter-out $(EARLY) $(TRAIN) $(TEACH),$(wildcard tests/stages/test_*.py))
 
 test-units: install-dev
 	$(BIN)/python -m pytest --ignore tests/stages --ignore tests/faults --ignore tests/cli
 
+test-early-stages: install-dev
+	$(BIN)/python -m pytest $(EARLY)
+
+test-late-stages: install-dev
+	$(BIN)/python -m pytest $(LATE)
+
+test-train: install-dev
+	$(BIN)/python -m pytest $(TRAIN)
+
+test-faults: install-dev
+	$(BIN)/python -m pytest tests/faults tests/cli
+
+test-teach: install-dev
+	$(BIN)/python -m pytest $(TEACH)
+
+# The tests that take minutes, among them the look-up of versions with known holes, which needs a network.
 test-slow: install-dev
+	$(PIP) install --quiet --editable '.[audit]'
 	$(BIN)/python -m pytest -m slow
 
 lint: install-dev
@@ -52,9 +64,9 @@ lint: install-dev
 	$(MAKE) types
 
 # Types are checked on an installed copy: mypy does not follow an editable install whose folders are renamed.
-# build/ goes first: setuptools would ship a module from it that the tree no longer has.
+# build/lib goes first: setuptools would ship a module from it that the tree no longer has.
 types: install-dev
-	rm -rf build
+	rm -rf build/lib build/bdist.* build/types
 	$(PIP) install --quiet --no-deps --no-build-isolation --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy --strict -p teachonce
 
@@ -64,6 +76,11 @@ docs: install-dev
 .PHONY: commands
 commands: install
 	$(BIN)/python docs/make_commands.py
+
+# The list that `teachonce models` prints, and its page: minutes, for every architecture is built. It needs no network.
+.PHONY: models
+models: install-dev
+	$(BIN)/python docs/make_models.py --survey
 
 # The development environment holds all that the demo needs.
 install: $(if $(wildcard $(DEV)),,$(APP))

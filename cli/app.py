@@ -27,9 +27,11 @@ from teachonce.cli.commands import (
     evaluate,
     export,
     import_,
+    import_model,
     index,
     inspect,
     merge,
+    models,
     pack,
     plan,
     relabel,
@@ -73,6 +75,8 @@ EXAMPLES = {  # each fits one line of an 80-column terminal, so that it can be c
     "export": "teachonce export runs/first --out shared --classes classes.tsv",
     "pack": "teachonce pack labels.zarr --out labels.tar",
     "demo": "teachonce demo --out teachonce-demo",
+    "models": "teachonce models siglip",
+    "import-model": "teachonce import-model clip.safetensors --as ViT-B-32/openai --out clip",
     "doctor": "teachonce doctor ViT-B-16/openai --path /data",
 }
 COMMANDS: Mapping[str, Callable[..., Job]] = {
@@ -95,6 +99,8 @@ COMMANDS: Mapping[str, Callable[..., Job]] = {
     "export": export.export,
     "pack": pack.pack,
     "demo": demo.demo,
+    "models": models.models,
+    "import-model": import_model.import_model,
     "doctor": doctor.doctor,
 }
 ALIASES = {"eval": "evaluate"}

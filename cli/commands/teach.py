@@ -17,6 +17,10 @@ from teachonce.stages.teach import Half, Kept, TaughtData, TeachRequest
 
 REHEARSAL = "Rehearsals"
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Compute the chunks again in which images failed.")]
+FeaturesOnly = Annotated[
+    bool,
+    typer.Option("--features-only", help="Keep the features of students that can carry no prompts: for evaluate only."),
+]
 DryRunIo = Annotated[
     bool,
     typer.Option(
@@ -53,6 +57,7 @@ def teach(
     scheduler: options.Scheduler = None,
     cluster: options.Cluster = None,
     chunk_rows: options.ChunkRows = None,
+    features_only: FeaturesOnly = False,
     retry_failed: RetryFailed = False,
     force_unlock: options.ForceUnlock = False,
     dry_run_io: DryRunIo = False,
@@ -72,7 +77,9 @@ def teach(
     kept = Kept(templates=sentences, top_k=top_k, embeddings=embeddings, views=policy, chunk_rows=chunk_rows)
     place = ClusterSpec(workers=workers, scheduler=scheduler, file=cluster)
     asked = teach_request(how, labels, teacher, student, data, kept, place)
-    request = dataclasses.replace(asked, retry_failed=retry_failed, force_unlock=force_unlock)
+    request = dataclasses.replace(
+        asked, features_only=features_only, retry_failed=retry_failed, force_unlock=force_unlock
+    )
     half = _half(dry_run_io, dummy_images)
     if half is None:
         return job("teach", json, quiet, lambda output: stage.teach(request, output))

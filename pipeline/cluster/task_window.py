@@ -19,6 +19,7 @@ from dask.utils import parse_timedelta
 from distributed import Client, KilledWorker
 from distributed.client import Future
 
+from teachonce.cluster.worker_memory import trim_memory
 from teachonce.core.progress import Reporter, Silent
 from teachonce.errors import IncompleteError, TeachOnceError
 
@@ -106,6 +107,8 @@ def _attempt(task: Callable[..., R], *args: Any) -> R | _Refused:
         return task(*args)
     except TeachOnceError as problem:
         return _Refused(problem)
+    finally:
+        trim_memory()
 
 
 class _Window(Generic[R]):

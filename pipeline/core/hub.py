@@ -5,11 +5,15 @@ Nothing here runs unless a hub id is asked for. huggingface_hub keeps its own ca
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Sequence
+import socket
+import urllib.request
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from teachonce.errors import EnvironmentFault, UsageError
 
@@ -61,6 +65,26 @@ def hub_id_of(place: str | Path) -> HubId | None:
         return parse_hub_id(place)
     is_id = len(place) <= MOST_LETTERS and _ID.fullmatch(place) is not None
     return parse_hub_id(place) if is_id and not os.path.exists(place) else None
+
+
+@contextlib.contextmanager
+def offline_where_unreachable() -> Iterator[None]:
+    """Inside, huggingface_hub serves from its cache alone where the hub's host name has no address.
+
+    It would ask for every file six times, half a minute long, before it looks there. A proxy finds the address itself.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    if not before and not urllib.request.getproxies():
+        try:
+            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+        except socket.gaierror:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def fetch(hub_id: HubId, names: Sequence[str]) -> Path:

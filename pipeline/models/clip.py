@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -22,9 +21,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from teachonce.core.digests import MIDDLE, canonical_digest
+from teachonce.core.hub import offline_where_unreachable
 from teachonce.data.views import View
 from teachonce.errors import EnvironmentFault, TeachOnceError
-from teachonce.models.spec import CONFIG, IMAGE_PARTS, LOCAL_DIR, Behaviour, Precision, file_for_weights, parse_spec
+from teachonce.models.hf import deciding, missing_line, offline_hint, tower_options
+from teachonce.models.spec import CONFIG, IMAGE_PARTS, LOCAL_DIR, Behaviour, Precision, parse_spec, require_model
 from teachonce.models.view_transform import ViewTransform
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,6 +41,7 @@ _TEXTS = (
     "\u6771\u4eac \u092e\u0941\u0902\u092c\u0908 \u041c\u043e\u0441\u043a\u0432\u0430",
     "<start_of_text> </w> [CLS] <s>",
 )
+_WORDS = ("red fox", "blue jay", "yellow bus", "cup of tea")
 _PREPARING = ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
 # Attributes of modules that decide features and show neither in the modules' text nor in a tensor's shape.
 _DECIDING = (
@@ -85,6 +87,12 @@ class LoadedClip:
         scale = self.model.logit_scale
         assert isinstance(scale, Tensor)
         return float(scale.detach().exp())
+
+    @property
+    def logit_bias(self) -> float | None:
+        """What the sigmoid of a SigLIP adds to every logit, as trained; None for models of a softmax."""
+        bias = getattr(self.model, "logit_bias", None)
+        return float(bias.detach()) if isinstance(bias, Tensor) else None
 
     @cached_property
     def behaviour(self) -> Behaviour:
@@ -160,13 +168,14 @@ def load_clip(spec: str, device: str = "cpu") -> LoadedClip:
             or a short text.
     """
     name, tag = parse_spec(spec)
-    with libraries_explained(spec, "load"):
-        if tag is not None and os.path.exists(tag) and not open_clip.get_pretrained_cfg(name, tag):
-            raise file_for_weights(spec, name, tag)
+    require_model(spec)
+    hub = contextlib.nullcontext() if spec.startswith(LOCAL_DIR) else offline_where_unreachable()
+    with libraries_explained(spec, "load"), hub:
+        towers, tokenizers = tower_options(name, open_clip.get_model_config(name))
         model, preprocess = open_clip.create_model_from_pretrained(
-            name, pretrained=tag, device=device, force_quick_gelu=_needs_quick_gelu(name, tag)
+            name, pretrained=tag, device=device, force_quick_gelu=_needs_quick_gelu(name, tag), **towers
         )
-        tokenizer = open_clip.get_tokenizer(name)
+        tokenizer = open_clip.get_tokenizer(name, **tokenizers)
         model.eval().requires_grad_(False)
         visual = model.visual
         visual.to(memory_format=torch.channels_last)
@@ -187,6 +196,12 @@ def _try_out(clip: LoadedClip) -> None:
             f"'{clip.spec}' does not fit its tokenizer: the token table has {rows} rows, and the tokenizer gives ids "
             f"up to {int(tokens.max())}",
             hint=f"mend vocab_size, or hf_tokenizer_name, in its {CONFIG}, or take the weights that belong to it",
+        )
+    words = clip.tokenizer(list(_WORDS)).tolist()
+    if len({tuple(ids) for ids in words}) < len(words):  # transformers makes one without a vocabulary, and says nothing
+        raise EnvironmentFault(
+            f"'{clip.spec}' has a tokenizer that cannot tell words apart: the files of its vocabulary are missing",
+            hint="put them beside its tokenizer_config.json: tokenizer.json, or those that its release has",
         )
     clip.encode_images(clip.prepare(Image.new("RGB", (64, 48), (128, 128, 128)))[None])
     clip.model.encode_text(tokens.to(clip.device))  # type: ignore[operator]
@@ -212,19 +227,21 @@ def libraries_explained(spec: str, step: str) -> Iterator[None]:
             f"there is not enough memory to {step} '{spec}': {_short(problem)}",
             hint="end what else uses the memory, or take a smaller model",
         ) from problem
-    except ImportError as problem:
-        package = (problem.name or _package_named(str(problem))).partition(".")[0]
-        raise EnvironmentFault(
-            f"'{spec}' needs the package '{package}', which is not installed here: {_short(problem)}",
-            hint=f"pip install {package}",
-        ) from problem
     except Exception as problem:  # noqa: BLE001 - a model that does not fit makes its libraries raise anything
+        missing = missing_line(problem)
+        if missing:
+            package, line = missing
+            raise EnvironmentFault(
+                f"'{spec}' needs the package '{package}', which is not installed here: {_short(problem)}", hint=line
+            ) from problem
         said, hint = _mismatch(problem) or (f"{type(problem).__name__}: {_short(problem)}", "")
         local = spec.startswith(LOCAL_DIR)
         where = f"the files in {spec.removeprefix(LOCAL_DIR)}" if local else "the name and the network"
         raise EnvironmentFault(
             f"open_clip {open_clip.__version__} could not {step} '{spec}': {said}",
-            hint=hint or f"check {where}, and the version of open_clip_torch; or give a folder: local-dir:PATH",
+            hint=hint
+            or offline_hint(spec, problem)
+            or f"check {where}, and the version of open_clip_torch; or give a folder: local-dir:PATH",
         ) from problem
 
 
@@ -244,12 +261,6 @@ def _mismatch(problem: Exception) -> tuple[str, str] | None:
 def _short(problem: BaseException) -> str:
     text = " ".join(str(problem).split()) or type(problem).__name__
     return text if len(text) <= MOST_SAID else text[:MOST_SAID] + " ..."
-
-
-def _package_named(text: str) -> str:
-    """The package that a message about a missing one names; such messages have no common form."""
-    match = re.search(r"pip install `?([\w-]+)|[Mm]odule named '([\w.]+)'|`(\w+)`", text)
-    return next((part for part in match.groups() if part), "transformers") if match else "transformers"
 
 
 def _needs_quick_gelu(name: str, tag: str | None) -> bool:
@@ -289,6 +300,7 @@ def _structure_digest(model: nn.Module) -> str:
         for key in _DECIDING
         if isinstance(vars(module).get(key), (bool, int, float, str))
     }
+    said |= deciding(model)
     weights = model.state_dict().keys()
     for name, buffer in model.named_buffers():
         if name.endswith("mask") and name not in weights:

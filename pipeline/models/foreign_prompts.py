@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from teachonce.errors import DataError, FingerprintError, IntegrityError, UsageError
+from teachonce.models.tensor_files import require_whole
 from teachonce.phrases import phrase
 from teachonce.towers.text_tower import TextTower
 
@@ -154,7 +155,7 @@ def _load(file: Path) -> Any:
     try:
         zipped = zipfile.is_zipfile(file)
         if zipped:
-            _require_whole(file)
+            require_whole(file)
         with warnings.catch_warnings(), torch.serialization.safe_globals(_BESIDES):
             warnings.simplefilter("ignore")  # torch warns of the file's age
             # The file is mapped: of the suffixes of 21,841 classes, three gigabytes, only one number is needed.
@@ -176,18 +177,6 @@ def _load(file: Path) -> Any:
             f"{file} cannot be read as a checkpoint of torch.save: {why} ({type(problem).__name__})",
             hint=f"give {EXAMPLE} of a CoOp or POMP run; if it is one, copy or download it again",
         ) from problem
-
-
-def _require_whole(file: Path) -> None:
-    """Compare the parts of the file, which are not compressed, with their checksums; a mapped read does not do so."""
-    with zipfile.ZipFile(file) as archive:
-        parts = archive.infolist()
-        packed = [part.filename for part in parts if part.compress_type != zipfile.ZIP_STORED]
-        if packed or sum(part.file_size for part in parts) > file.stat().st_size:
-            raise IntegrityError(f"{file} was not written by torch.save: its parts are compressed or overlap")
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise IntegrityError(f"{file} is damaged: {damaged} has another checksum", hint="copy or download it again")
 
 
 def _require_all_used(file: Path, loaded: Mapping[Any, Any], state: Mapping[Any, Any]) -> None:

@@ -5,16 +5,22 @@ This module loads nothing: `clip` loads models.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from teachonce.core.documents import json_in
+from teachonce.core.outside import read_plain
 from teachonce.errors import UsageError
+from teachonce.models.known import EXAMPLE, built_in_config, cleaned, released, require_hf, require_known
+from teachonce.phrases import Phrase, command_line
 
 Precision = Literal["fp32", "bf16", "fp16"]
 EmbeddingKind = Literal["int8", "float16"]
 LOCAL_DIR = "local-dir:"
 CONFIG = "open_clip_config.json"
+MOST_CONFIG = 1 << 20  # bytes of a configuration
 WEIGHT_FILES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors", ".npz", ".npy")  # no tag of open_clip ends so
 Behaviour = Mapping[str, str]
 """What decides a model's features besides its modules and weights: a digest for each of the keys of `PARTS`."""
@@ -27,7 +33,8 @@ def parse_spec(spec: str) -> tuple[str, str | None]:
     """Architecture (or schema and place) and weights tag.
 
     Raises:
-        UsageError: neither a folder that exists, nor hf-hub:, nor NAME/TAG; or a file of weights in place of the tag.
+        UsageError: neither a folder that exists, nor hf-hub:, nor NAME/TAG; an architecture or weights that open_clip
+            does not have; or a file of weights in place of the tag.
     """
     if spec.startswith(LOCAL_DIR):
         folder = Path(spec[len(LOCAL_DIR) :])
@@ -40,11 +47,39 @@ def parse_spec(spec: str) -> tuple[str, str | None]:
     if not slash or not name or not tag:
         raise UsageError(
             f"'{spec}' is not a model: expected NAME/WEIGHTS, hf-hub:ORG/NAME or local-dir:PATH",
-            hint="for example ViT-L-14/openai; open_clip.list_pretrained() lists all",
+            hint=EXAMPLE,
         )
     if "/" in tag or tag.endswith(WEIGHT_FILES):
         raise file_for_weights(spec, name, tag)
+    if os.path.exists(tag) and cleaned(tag) not in (released() or {}).get(name, ()):
+        raise file_for_weights(spec, name, tag)
+    require_known(spec, name, tag)
     return name, tag
+
+
+def require_model(spec: str) -> None:
+    """Refuse, before torch is loaded, a model that cannot be loaded here.
+
+    Raises:
+        UsageError: as `parse_spec`.
+        EnvironmentFault: its tokenizer or its text tower needs a package that is not installed.
+    """
+    require_hf(config_of(parse_spec(spec)[0]), spec)
+
+
+def config_of(name: str) -> object:
+    """A model's configuration, which is of any form; None if it is on a hub or cannot be read.
+
+    Args:
+        name: the architecture, or schema and place, as `parse_spec` gives it.
+    """
+    if not name.startswith(LOCAL_DIR):
+        return built_in_config(name)
+    try:
+        document = json_in(read_plain(Path(name[len(LOCAL_DIR) :], CONFIG), MOST_CONFIG))
+    except (OSError, ValueError):
+        return None
+    return document.get("model_cfg") if isinstance(document, Mapping) else None
 
 
 def file_for_weights(spec: str, name: str, file: str) -> UsageError:
@@ -52,8 +87,11 @@ def file_for_weights(spec: str, name: str, file: str) -> UsageError:
     return UsageError(
         f"'{spec}': {file} is a file of weights, and says neither how images are prepared for them nor which "
         "activation they were trained with",
-        hint=f"make a folder of it: the file, named open_clip_pytorch_model.bin (or .safetensors), beside an {CONFIG} "
-        f"with the model_cfg of {name} and the preprocess_cfg it was trained with (docs/commands.md); local-dir:PATH",
+        hint=Phrase(
+            "make a folder of it: ",
+            command_line("import-model", file, **{"as": f"{name}/TAG", "out": "DIR"}),
+            ", where TAG is the release that it was trained from; then give local-dir:DIR",
+        ),
     )
 
 

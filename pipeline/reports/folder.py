@@ -18,6 +18,7 @@ from typing import Any
 from teachonce.core.digests import canonical_json
 from teachonce.core.documents import fault_of
 from teachonce.errors import DataError, IntegrityError
+from teachonce.models.spec import PARTS
 from teachonce.phrases import phrase
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.grid_documents import CellDocument, GridDocument, GridResults
@@ -30,6 +31,8 @@ DEPTH = 3  # levels of folders below the given one that are searched for runs
 HELD_OUT = "held_out"
 SEED = "seed"
 EMPTY_HINT = phrase("give the {out} folder of `teachonce train` or of `teachonce ablate`, or a folder above some")
+_PARTS = tuple(f"student_{part}" for part in PARTS)
+"""The parts of a student's behaviour; runs of early versions know none of them."""
 _ORIGINS = {"store": "store_id", "student": "student_digest", "selection": "selection_digest", "start": "start"}
 
 
@@ -316,11 +319,14 @@ def _read_runs(path: Path) -> Folder:
 def _grouped(runs: Sequence[Run]) -> list[Group]:
     """Settings of runs that no grid names: the base differs least from what most have (of equals, the default)."""
     members: dict[str, list[Run]] = {}
+    settings: dict[str, dict[str, Any]] = {}
     for run in runs:
-        members.setdefault(canonical_json(_setting(run), foreign_as_text=True), []).append(run)
+        setting = _setting(run) | _behaviour(run, runs)
+        key = canonical_json(setting, foreign_as_text=True)
+        settings.setdefault(key, setting)
+        members.setdefault(key, []).append(run)
     if not members:
         return []
-    settings = {key: _setting(group[0]) for key, group in members.items()}
     default = TrainConfig().to_dict()
     names = list(dict.fromkeys(name for setting in settings.values() for name in setting))
     common = {
@@ -342,6 +348,16 @@ def _setting(run: Run) -> dict[str, Any]:
     """All that decides a run's result but its seed."""
     config = {key: value for key, value in run.config.items() if key != SEED}
     return config | {name: getattr(run.results, key) for name, key in _ORIGINS.items()}
+
+
+def _behaviour(run: Run, runs: Sequence[Run]) -> dict[str, str | None]:
+    """How the run's student reads text and images: what it says, else what others of its weights say, if they agree."""
+    same = [other.results for other in runs if other.results.student_digest == run.results.student_digest]
+    parts: dict[str, str | None] = {}
+    for part in _PARTS:
+        known = {getattr(results, part) for results in same} - {None}
+        parts[part] = getattr(run.results, part) or (known.pop() if len(known) == 1 else None)
+    return parts
 
 
 def _most_common(values: Sequence[Any], default: Any) -> Any:

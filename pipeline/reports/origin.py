@@ -18,6 +18,9 @@ from teachonce.runs.folder import RunFolder
 DIGESTS = {
     "label store": "store_id",
     "student's weights": "student_digest",
+    "student's tokenizer": "student_tokenizer",
+    "student's preprocessing": "student_preprocess",
+    "student's structure": "student_structure",
     "class names": "vocabulary_digest",
     "selection": "selection_digest",
     "prompts at the start": "start",

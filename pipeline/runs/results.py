@@ -33,6 +33,10 @@ class RunResults:
     store_id: str | None = None
     student_digest: str | None = None
     """Of the student's weights."""
+    student_tokenizer: str | None = None
+    """Digest of what the student's tokenizer makes of text; the next two are of the other parts of its behaviour."""
+    student_preprocess: str | None = None
+    student_structure: str | None = None
     selection_digest: str | None = None
     vocabulary_digest: str | None = None
     start: str | None = None

@@ -54,6 +54,8 @@ def with_teacher(
     fields: dict[str, Any], teacher: LoadedClip, templates: tuple[str, ...], precision: Precision
 ) -> dict[str, Any]:
     """Return the fields together with those that a teacher adds."""
+    # A bias is the same for all classes, so it cancels in the softmax of soft labels; the weights' digest holds it.
+    bias = {} if teacher.logit_bias is None else {"logit_bias": teacher.logit_bias}
     return fields | {
         "teacher_digest": teacher.digest,
         "teacher_behaviour": dict(teacher.behaviour),
@@ -62,7 +64,7 @@ def with_teacher(
         "preprocess": teacher.preprocess_text,
         "templates": list(templates),
         "temperatures": list(TEMPERATURES),
-        "about": fields["about"] | {"teacher": teacher.spec},
+        "about": fields["about"] | {"teacher": teacher.spec} | bias,
     }
 
 

@@ -98,6 +98,8 @@ def nearest(key: str, others: Iterable[str] = ()) -> str:
         return f"did you mean '{known[name]}.{name}'?"
     if key in TABLES:
         return f"it is a table: expected [{key}], or {key}.KEY"
+    if (name or key) == "logit_bias":
+        return "every loss is a softmax over classes, in which a number added to the logits of all of them cancels"
     return did_you_mean(key if not name else f"{name}", [*known, *others])
 
 

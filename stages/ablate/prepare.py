@@ -19,7 +19,7 @@ from teachonce.labels.derived import content_id
 from teachonce.labels.format import LABELS, student_group
 from teachonce.labels.ledger import require_behaviour
 from teachonce.labels.store import LabelStore
-from teachonce.models.spec import absolute_spec, parse_spec
+from teachonce.models.spec import absolute_spec, require_model
 from teachonce.phrases import Phrase
 from teachonce.runs.cells import Cell, expand, located
 from teachonce.runs.grid import HELD_OUT, Evaluation, Grid, beside, load_grid
@@ -130,7 +130,7 @@ def prepare(request: AblateRequest, reporter: Reporter) -> Prepared:
         FingerprintError: the folder holds another grid, or prompts belong to another student.
         IntegrityError: prompts were changed.
     """
-    parse_spec(request.student)
+    require_model(request.student)
     grid = load_grid(request.grid)
     cells = expand(grid)
     folder = GridFolder(request.out.absolute())

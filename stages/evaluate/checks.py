@@ -14,7 +14,7 @@ from teachonce.errors import DataError, UsageError
 from teachonce.evaluation.choice import TABLE_HEADER, SetChoice
 from teachonce.evaluation.protocols import Protocol, ProtocolSet, filled_in, load_protocol, require_any
 from teachonce.evaluation.sets import EvaluationSet, open_set
-from teachonce.models.spec import parse_spec
+from teachonce.models.spec import require_model
 from teachonce.phrases import option, phrase
 from teachonce.stages.evaluate.request import EvaluateRequest, Files, ProtocolRequest
 
@@ -39,7 +39,7 @@ def check(request: EvaluateRequest) -> None:
         UsageError: no such model, template or run, a mixture without prompts, or a file that would be overwritten.
     """
     entrant = request.entrant
-    parse_spec(entrant.student)
+    require_model(entrant.student)
     for template in entrant.templates:
         require_template(template)
     if entrant.run is None and entrant.wise != 1:

@@ -6,7 +6,7 @@ from teachonce.core.files import require_new
 from teachonce.core.hub import parse_hub_id
 from teachonce.data.vocabulary import Vocabulary, load_vocabulary
 from teachonce.errors import UsageError
-from teachonce.models.spec import parse_spec
+from teachonce.models.spec import require_model
 from teachonce.stages.export.request import ExportRequest
 
 
@@ -20,6 +20,6 @@ def checked_classes(request: ExportRequest) -> Vocabulary | None:
     if request.push is not None and parse_hub_id(request.push).revision is not None:
         raise UsageError(f"'{request.push}': what is pushed has no revision yet", hint="leave out what follows the @")
     if request.student is not None:
-        parse_spec(request.student)
+        require_model(request.student)
     require_new(request.out)
     return None if request.classes is None else load_vocabulary(request.classes)

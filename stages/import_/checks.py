@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from teachonce.errors import UsageError
-from teachonce.models.spec import parse_spec
+from teachonce.models.spec import require_model
 from teachonce.phrases import option, phrase
 from teachonce.stages.import_.request import ImportRequest
 
@@ -16,7 +16,7 @@ def check(request: ImportRequest) -> None:
     Raises:
         UsageError: no such model, or the folder is not empty.
     """
-    parse_spec(request.student)
+    require_model(request.student)
     _check_out(request.out)
 
 

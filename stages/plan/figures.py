@@ -60,6 +60,7 @@ def planned(request: PlanRequest, wanted: WantedStore, reporter: Reporter) -> Pl
         from teachonce.stages.plan import probe  # torch, open_clip and Dask: only where no rate is stated
 
         models = probe.load_models(request.teach, reporter)
+        probe.say_what_carries(models, reporter, features_only=True)  # `plan` writes nothing: it says and goes on
         probed = probe.probe(request, wanted, models, samples, reporter)
     layout, there = _there(wanted, layout, models)
     result = _result(request, wanted, layout, there, probed, samples, counted)

@@ -6,11 +6,11 @@ from teachonce.core.progress import Reporter
 from teachonce.data.index import few_samples
 from teachonce.models.clip import LoadedClip
 from teachonce.stages.plan.request import PlanRequest
-from teachonce.stages.teach.loading import load_models, teach_job
+from teachonce.stages.teach.loading import load_models, say_what_carries, teach_job
 from teachonce.teaching.rehearsal import Rehearsal, rehearse
 from teachonce.teaching.store import WantedStore
 
-__all__ = ["load_models", "probe"]
+__all__ = ["load_models", "probe", "say_what_carries"]
 PROBE_SAMPLES = 4096
 
 

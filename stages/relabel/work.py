@@ -134,6 +134,7 @@ def _plan(request: RelabelRequest, parent: LabelStore) -> _Plan:
             "versions": package_versions(),
             "vocabulary": request.vocabulary or stored["about"].get("vocabulary"),
             "teacher": stored["about"].get("teacher"),
+            **{key: stored["about"][key] for key in ("logit_bias",) if key in stored["about"]},
             "parent": {"name": parent.path.name, "store_id": parent.store_id()},
         },
     }

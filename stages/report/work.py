@@ -13,7 +13,7 @@ from teachonce.core.documents import csv_bytes
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.progress import Reporter
 from teachonce.errors import UsageError
-from teachonce.models.spec import parse_spec
+from teachonce.models.spec import require_model
 from teachonce.phrases import command_line, option, phrase
 from teachonce.reports.folder import Folder, read_folder
 from teachonce.reports.tables import best_group, measures
@@ -67,7 +67,7 @@ def _spelled(answer: T, spell: Callable[[str], str]) -> T | str:
 
 def _check(request: ReportRequest) -> None:
     if request.student is not None:
-        parse_spec(request.student)
+        require_model(request.student)
     if request.out.is_dir():
         raise UsageError(
             f"{request.out} is a folder; " + option("out") + " is the page to write",

@@ -38,7 +38,9 @@ def teach(request: TeachRequest, reporter: Reporter) -> TeachResult:
     """Complete the store that the request describes.
 
     Raises:
-        UsageError: an option is out of range, or asks for nothing.
+        UsageError: an option is out of range, or asks for nothing; there is no such model, or a student can carry no
+            prompts and was not asked for with `features_only`.
+        EnvironmentFault: a model's files cannot be had, or a package that it needs is not installed.
         DataError: the data is not what the manifest says, or too many images failed.
         FingerprintError: the store at this path was made from something else.
         IncompleteError: another process writes the store, or chunks are missing at the end.

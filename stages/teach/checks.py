@@ -7,7 +7,7 @@ from teachonce.data.index import split_classes
 from teachonce.data.manifests import load_manifest, require_root
 from teachonce.data.vocabulary import Vocabulary, load_vocabulary, require_template
 from teachonce.errors import UsageError
-from teachonce.models.spec import parse_spec
+from teachonce.models.spec import require_model
 from teachonce.phrases import option, phrase
 from teachonce.stages.teach.request import TeachRequest
 from teachonce.teaching.store import WantedStore
@@ -21,7 +21,8 @@ def check_request(request: TeachRequest) -> None:
     """Refuse a request that is wrong whatever the data and the models are.
 
     Raises:
-        UsageError: an option is out of range, or asks for nothing.
+        UsageError: an option is out of range, or asks for nothing; or no such model.
+        EnvironmentFault: a model needs a package that is not installed.
     """
     kept, computing = request.kept, request.computing
     for name, value in (
@@ -40,9 +41,11 @@ def check_request(request: TeachRequest) -> None:
     if request.teacher is None and not request.students:
         raise UsageError(phrase("nothing to compute: give {teacher} MODEL, {student} MODEL, or both"))
     for spec in filter(None, (request.teacher, *request.students)):
-        parse_spec(spec)
+        require_model(spec)
     for template in request.kept.templates:
         require_template(template)
+    if request.features_only and not request.students:
+        raise UsageError(phrase("{features_only} is about students: give {student} MODEL too"))
     if request.kept.embeddings and request.teacher is None:
         raise UsageError(phrase("{embeddings} are the teacher's: give {teacher} MODEL too"))
     if not request.labels.name.endswith(".zarr"):

@@ -9,9 +9,10 @@ from teachonce.cluster.client import threads_of
 from teachonce.core.machine import default_threads
 from teachonce.core.progress import Reporter
 from teachonce.core.remote import absolute
-from teachonce.errors import UsageError
+from teachonce.errors import UnsupportedModelError, UsageError
 from teachonce.labels.format import EMBEDDING, LABELS, student_group
 from teachonce.models import clip as clip_models
+from teachonce.models.carriers import carriers_of
 from teachonce.models.clip import LoadedClip
 from teachonce.models.spec import absolute_spec, unlike
 from teachonce.phrases import phrase
@@ -41,6 +42,32 @@ def load_models(request: TeachRequest, reporter: Reporter) -> dict[str, LoadedCl
             )
         models.setdefault(group, student)
     return models
+
+
+def say_what_carries(models: Mapping[str, LoadedClip], reporter: Reporter, features_only: bool) -> None:
+    """Say which towers of every student can carry prompts, before days are spent on its features.
+
+    Args:
+        models: by the column group they fill.
+        reporter: is told.
+        features_only: the features are wanted whatever can be trained.
+
+    Raises:
+        UnsupportedModelError: neither tower of a student can, and that was not accepted.
+    """
+    for group, student in models.items():
+        if group in (LABELS, EMBEDDING):
+            continue
+        carriers = carriers_of(student)
+        if carriers.none and not features_only:
+            raise UnsupportedModelError(
+                f"the student '{student.spec}' can carry prompts {carriers}: `train` would refuse it",
+                hint=phrase("{features_only} keeps its image features all the same; or {another student}"),
+            )
+        said = phrase(f"the student {student.spec} can carry prompts {carriers}".replace("{", "{{").replace("}", "}}"))
+        if carriers.none:
+            said += phrase(": its features serve `evaluate`, and `teach` takes it with {features_only}")
+        reporter.note(said)
 
 
 def teach_job(request: TeachRequest, root: Path, token: int, models: Mapping[str, LoadedClip]) -> TeachJob:

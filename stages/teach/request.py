@@ -67,6 +67,8 @@ class TeachRequest:
     computing: Computing = Computing()
     retry_failed: bool = False
     """Compute the chunks again in which images failed."""
+    features_only: bool = False
+    """Keep the features of students that can carry prompts in neither tower, too."""
     max_failed_share: float = 0.01
     force_unlock: bool = False
 

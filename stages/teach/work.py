@@ -20,7 +20,7 @@ from teachonce.labels.size import bytes_per_row
 from teachonce.labels.staging import clear_staging
 from teachonce.labels.store import LabelStore
 from teachonce.phrases import phrase
-from teachonce.stages.teach.loading import load_models, teach_job
+from teachonce.stages.teach.loading import load_models, say_what_carries, teach_job
 from teachonce.stages.teach.request import TeachRequest, TeachResult
 from teachonce.teaching import chunk as chunk_tasks
 from teachonce.teaching.chunk import TeachJob
@@ -43,6 +43,7 @@ def complete(request: TeachRequest, wanted: WantedStore, token: int, began: floa
         began: on the monotonic clock.
 
     Raises:
+        UnsupportedModelError: a student can carry prompts in neither tower, and `features_only` was not asked for.
         DataError: too many images failed.
         FingerprintError: the store at this path was made from something else.
         IncompleteError: chunks are missing at the end.
@@ -51,6 +52,7 @@ def complete(request: TeachRequest, wanted: WantedStore, token: int, began: floa
     with cluster_client.open_cluster(request.cluster, reporter) as client:
         importing = cluster_client.warm_up(client, chunk_tasks.get_ready)  # while this process prepares
         models = load_models(request, reporter)
+        say_what_carries(models, reporter, request.features_only)
         store = open_or_create(wanted, models, reporter)
         groups = (LABELS, *(group for group in models if group != LABELS))
         tally = _run(client, teach_job(request, wanted.root, token, models), store, groups, request, reporter)

@@ -11,7 +11,7 @@ from teachonce.core.progress import Reporter
 from teachonce.errors import UsageError
 from teachonce.labels.selection import load_selection
 from teachonce.labels.store import LabelStore
-from teachonce.models.spec import parse_spec
+from teachonce.models.spec import require_model
 from teachonce.phrases import phrase
 from teachonce.rows.pairing import Expected, require_origin
 from teachonce.runs import folder as run_folder
@@ -63,7 +63,7 @@ def _train(
 def _check_request(request: TrainRequest) -> None:
     """What can be known before a store is opened."""
     require_packages(request.log)
-    parse_spec(request.student)
+    require_model(request.student)
     require_images(request.config, request.root)
     if request.init is not None and not request.init.is_dir():
         raise UsageError(

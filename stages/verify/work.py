@@ -17,7 +17,7 @@ from teachonce.labels.format import EMBEDDING, LABELS, STATUS_FILL
 from teachonce.labels.ledger import key_digest
 from teachonce.labels.metadata import RESTORE, take_out_additions
 from teachonce.labels.store import Arrays, LabelStore
-from teachonce.models.spec import parse_spec
+from teachonce.models.spec import require_model
 from teachonce.phrases import Phrase, option, phrase
 from teachonce.stages.verify.request import Fault, VerifyRequest, VerifyResult
 
@@ -47,7 +47,7 @@ def _check(request: VerifyRequest) -> None:
     if request.teacher is None and (request.sample is not None or request.root is not None):
         raise UsageError(phrase("{sample} and {root} say how to run the teacher again: give {teacher} MODEL too"))
     if request.teacher is not None:
-        parse_spec(request.teacher)
+        require_model(request.teacher)
         if request.root is None:
             raise UsageError(phrase("{teacher} needs the images: give {root} DIR, the folder that teach was given"))
         if request.sample is not None and request.sample < 1:

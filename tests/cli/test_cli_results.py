@@ -317,6 +317,6 @@ def test_json_lines_append_to_one_file(teachonce_here: Command) -> None:
 @pytest.mark.parametrize("name", [name for name in stage_stubs.STAGES if name != "status"])  # three kinds of its own
 def test_a_stand_in_says_nothing_that_the_real_result_does_not_say(name: str) -> None:
     module = importlib.import_module(f"teachonce.stages.{name}")
-    real = getattr(module, f"{name.strip('_').capitalize()}Result")
+    real = getattr(module, stage_stubs.result_kind(name))
     said = {field.name for field in dataclasses.fields(stage_stubs.result_of(name))}
     assert said - {field.name for field in dataclasses.fields(real)} - set(dir(real)) == set()

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from teachonce.errors import EnvironmentFault, FingerprintError, UsageError
 from teachonce.labels.ledger import require_behaviour, require_fingerprint
 from teachonce.models.clip import LoadedClip, load_clip
+from teachonce.models.known import HF_LINE
 from teachonce.models.prompt_files import LoadedPrompts
 from teachonce.models.prompts import PromptMeta
 from teachonce.models.spec import PARTS, parse_spec, unlike
@@ -127,22 +128,28 @@ def test_a_model_that_does_not_fit_is_a_fault_that_names_its_folder(case: str, s
 
 
 @pytest.mark.parametrize(
-    ("problem", "package"),
+    ("problem", "package", "line"),
     [
-        (ModuleNotFoundError("No module named 'transformers'", name="transformers"), "transformers"),
-        (ImportError("T5Tokenizer requires it: `pip install sentencepiece`"), "sentencepiece"),
+        (ModuleNotFoundError("No module named 'transformers'", name="transformers"), "transformers", HF_LINE),
+        (ImportError("T5Tokenizer requires it: `pip install sentencepiece`"), "sentencepiece", HF_LINE),
+        (RuntimeError("Please `pip install transformers` to use pre-trained models"), "transformers", HF_LINE),
+        (ImportError("SpmConverter requires the protobuf library but it was not found"), "protobuf", HF_LINE),
+        (ModuleNotFoundError("No module named 'google.protobuf'", name="google.protobuf"), "protobuf", HF_LINE),
+        (ValueError("(3) You need to have sentencepiece or tiktoken installed"), "sentencepiece", HF_LINE),
+        (ModuleNotFoundError("No module named 'nltk'", name="nltk"), "nltk", "pip install nltk"),
     ],
 )
 def test_a_missing_package_comes_with_its_own_pip_line(
-    problem: ImportError, package: str, student: str, monkeypatch: pytest.MonkeyPatch
+    problem: Exception, package: str, line: str, student: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(name: str) -> None:
+    def missing(name: str, **options: object) -> None:
         raise problem
 
     monkeypatch.setattr("teachonce.models.clip.open_clip.get_tokenizer", missing)
+    monkeypatch.setattr("teachonce.models.hf.installed", lambda package: False)
     with pytest.raises(EnvironmentFault, match=package) as caught:
         load_clip(student)
-    assert caught.value.hint == f"pip install {package}"
+    assert caught.value.hint == line
 
 
 @pytest.mark.parametrize("spec", ["ViT-B-32//models/ViT-B-32.pt", "ViT-B-32/models/mine", "ViT-B-32/mine.safetensors"])
@@ -150,7 +157,7 @@ def test_a_file_of_weights_is_no_model(spec: str) -> None:
     """It does not say how images are prepared; the hint says how to make a folder of it."""
     with pytest.raises(UsageError, match="a file of weights") as caught:
         parse_spec(spec)
-    assert "open_clip_config.json" in caught.value.hint and "local-dir:" in caught.value.hint
+    assert "teachonce import-model" in caught.value.hint and "local-dir:" in caught.value.hint
 
 
 def test_a_file_without_an_ending_is_no_model_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

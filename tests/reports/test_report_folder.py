@@ -78,6 +78,17 @@ def test_runs_of_other_stores_or_starts_are_other_settings(tmp_path: Path) -> No
     assert len(read_folder(tmp_path).groups) == 2
 
 
+@pytest.mark.parametrize("part", ["student_tokenizer", "student_preprocess", "student_structure"])
+def test_students_of_equal_weights_that_read_otherwise_are_other_settings(part: str, tmp_path: Path) -> None:
+    """A run of an early version, which says nothing of it, counts with those that it may belong to, if all agree."""
+    for seed, value in enumerate(("a" * 64, "a" * 64, None)):
+        results = write_run(tmp_path / f"s{seed}", seed) / "results.json"
+        results.write_text(json.dumps(json.loads(results.read_text()) | ({part: value} if value else {})))
+    assert [len(group.runs) for group in read_folder(tmp_path).groups] == [3]
+    results.write_text(json.dumps(json.loads(results.read_text()) | {part: "b" * 64}))
+    assert sorted(len(group.runs) for group in read_folder(tmp_path).groups) == [1, 2]
+
+
 def test_a_run_folder_alone_is_a_report_of_one(tmp_path: Path) -> None:
     write_run(tmp_path / "run")
     folder = read_folder(tmp_path / "run")

@@ -31,6 +31,64 @@ class ImportResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImportModelResult:
+    model: str = "local-dir:clip"
+    source: str = "clip.safetensors"
+    source_digest: str = "f00d"
+    release: str | None = "ViT-B-32/openai"
+    parameters: int = 151_277_313
+    activation: str = "quick-GELU"
+    image_size: tuple[int, int] = (224, 224)
+    mean: tuple[float, ...] = (0.48, 0.46, 0.41)
+    std: tuple[float, ...] = (0.27, 0.26, 0.28)
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+    text_prompts: str = "yes"
+    image_prompts: str = "yes"
+    digest: str = "f00d"
+    out: str = "clip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsResult:
+    open_clip: str = "3.3.0"
+    timm: str = "1.0.31"
+    models: tuple[dict[str, Any], ...] = (
+        {
+            "model": "ViT-B-16-SigLIP/webli",
+            "family": "SigLIP",
+            "teacher": True,
+            "text_prompts": False,
+            "image_prompts": True,
+            "needs": "hf",
+            "refused": {"text_prompts": "no causal mask"},
+        },
+    )
+    families: tuple[dict[str, Any], ...] = (
+        {
+            "family": "SigLIP",
+            "models": 1,
+            "teachers": 1,
+            "text_prompts": 0,
+            "image_prompts": 1,
+            "needs": "hf",
+            "refused": ("text: no causal mask",),
+        },
+    )
+    total: dict[str, Any] = field(
+        default_factory=lambda: {
+            "family": "all",
+            "models": 1,
+            "teachers": 1,
+            "text_prompts": 0,
+            "image_prompts": 1,
+            "needs": "",
+            "refused": (),
+        }
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class StatusResult:
     kind: str = "train"
     path: str = "run"

@@ -31,9 +31,11 @@ STAGES = (
     "evaluate",
     "export",
     "import_",
+    "import_model",
     "index",
     "inspect",
     "merge",
+    "models",
     "pack",
     "plan",
     "relabel",
@@ -47,9 +49,14 @@ STAGES = (
 )
 
 
+def result_kind(name: str) -> str:
+    """The name of the class of a stage's result."""
+    return "".join(part.capitalize() for part in name.split("_")) + "Result"
+
+
 def result_of(name: str) -> Any:
     """The stand-in of a stage's result."""
-    kind = f"{name.strip('_').capitalize()}Result"
+    kind = result_kind(name)
     return getattr(store_stubs, kind, None) or getattr(prompt_stubs, kind)
 
 

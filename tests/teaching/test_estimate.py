@@ -92,6 +92,7 @@ def test_widths_come_from_configuration_files(tmp_path: Path) -> None:
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 48}}))
     assert embedding_width_of(f"local-dir:{tmp_path}") == 48
     assert embedding_width_of("ViT-L-14/openai") == 768
-    assert embedding_width_of("hf-hub:org/name") is None and embedding_width_of("NoSuch/tag") is None
-    with pytest.raises(UsageError):
-        embedding_width_of(f"local-dir:{tmp_path / 'gone'}")
+    assert embedding_width_of("hf-hub:org/name") is None
+    for spec in (f"local-dir:{tmp_path / 'gone'}", "NoSuch/tag"):
+        with pytest.raises(UsageError):
+            embedding_width_of(spec)

@@ -111,6 +111,7 @@ def test_a_file_may_mix_tables_and_plain_keys(tmp_path: Path) -> None:
         ("[loss]\nstesp = 3\n", "unknown key 'loss.stesp': did you mean 'steps'"),
         ("[loss]\nsteps = 3\n", "unknown key 'loss.steps': did you mean 'loop.steps'"),
         ("[lost]\ntail = 3\n", "unknown key 'lost'"),
+        ("[loss]\nlogit_bias = -10\n", "unknown key 'loss.logit_bias': every loss is a softmax .* cancels"),
         ("loss = 3\n", r"unknown key 'loss': it is a table: expected \[loss\]"),
         ("[loop]\nsteps = 0\n", "c.toml: steps must be above 0"),
         ("[loop]\nsteps = 'many'\n", "c.toml: steps: expected int, found str 'many'"),
