@@ -1,15 +1,15 @@
 """Stage one at the size of ImageNet-21K without a teacher, and its memory over many chunks of real photos.
 
     python benchmarks/teach_scale.py [--rows 14197122 --workers 2]
-    python benchmarks/teach_scale.py --rows 3600000 --workers 1 --wait 1
+    python benchmarks/teach_scale.py --workers 1 --wait 8
     python benchmarks/teach_scale.py --memory --root DATA [--rows 460800]
 
 The first is the driver's own loop (Dask tasks in a window, staging folders, delivery, ledger commits, progress) over
 tasks that read their part of the index, then write, prove and stage a chunk whose coded rows are drawn from a pool,
-without images or models; it ends with the check that `teach` ends with. The second is the same with a pause of a second
-in each of 3,516 tasks: an hour. The third runs the real task on real photos
-with a tiny model: some 450 chunks of 1,024 rows, as many rows as two cores teach in an hour with a real teacher and as
-many chunks as a GPU at 2,000 images/s teaches in one. All print resident memory in ten parts of the run.
+without images or models; it ends with the check that `teach` ends with. The second is the same with a pause of eight
+seconds in each of 867 tasks, two at a time: an hour. The third runs the real task on real photos with a tiny model:
+some 450 chunks of 1,024 rows, as many rows as two cores teach in an hour with a real teacher and as many chunks as a
+GPU at 2,000 images/s teaches in one. All print resident memory in ten parts of the run.
 """
 
 from __future__ import annotations

@@ -150,12 +150,12 @@ def without_additions(data: bytes) -> tuple[bytes, tuple[str, ...]]:
     one place, as `zarr.consolidate_metadata` does it, or attributes of their own.
     """
     document = document_in(data)
-    keys = [_OTHERS_KEY] if _OTHERS_KEY in document else []
+    keys = [_OTHERS_KEY] if document.get(_OTHERS_KEY) is not None else []
     attributes = document.get("attributes")
     if isinstance(attributes, dict):
         keys += [key for key in attributes if key not in ("teachonce", "header")]
         document["attributes"] = {key: value for key, value in attributes.items() if key not in keys}
-    if not keys:
+    if not keys and _OTHERS_KEY not in document:  # Zarr 3.1.3 writes the key with null
         return data, ()
     document.pop(_OTHERS_KEY, None)
     return json.dumps(document, indent=2).encode(), tuple(key[:80] for key in keys)

@@ -230,10 +230,7 @@ class LabelStore:
                     stage_array(self.path, staging, spec.path)
                 array = arrays[spec.path] = zarr.open_array(str(place / spec.path), mode="r+", zarr_format=3)
                 start, stop = spec.bounds(self.layout, chunk)
-                # Not stored with the array: without it a chunk that equals the fill value (only failures) is dropped.
-                array.with_config({"write_empty_chunks": True})[start:stop] = data[spec.path].astype(
-                    spec.dtype, copy=False
-                )
+                _whole_chunks(array)[start:stop] = data[spec.path].astype(spec.dtype, copy=False)
             for spec in specs:
                 sync_up(chunk_file(place, spec, chunk), place / spec.path)
         except OSError as problem:
@@ -388,3 +385,12 @@ class LabelStore:
 
 def _coded(data: Arrays) -> CodedTopK:
     return CodedTopK(data["class_ids"], data["gaps"], data["top_log_prob"], data["log_residual"])
+
+
+def _whole_chunks(array: zarr.Array[Any]) -> zarr.Array[Any]:
+    """The array, writing chunks that equal the fill value too; Zarr would drop one in which every image failed.
+
+    The setting is not stored with an array. `with_config` would say it, but came after Zarr 3.1.3.
+    """
+    metadata: Any = array.metadata  # of either format of Zarr
+    return zarr.Array(zarr.AsyncArray(metadata, array.store_path, config={"write_empty_chunks": True}))

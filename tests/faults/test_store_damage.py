@@ -111,8 +111,8 @@ def small_store_with_student(folder: Path) -> Path:
 
 
 def test_fault_6_no_flipped_bit_is_silent(tmp_path: Path) -> None:
-    """400 flips over data, metadata, ledger, index and vocabulary: 0 silent, and the message names the file."""
-    flip_bits(small_store_with_student(tmp_path), 400, seed=1)
+    """200 flips over data, metadata, ledger, index and vocabulary: 0 silent, and the message names the file."""
+    flip_bits(small_store_with_student(tmp_path), 200, seed=1)
 
 
 @pytest.mark.slow

@@ -229,7 +229,8 @@ def test_what_other_programs_add_does_no_harm(how: str, store: Path, monkeypatch
     assert verify(VerifyRequest(labels=store), notes).ok
     assert any("other programs have added" in line for line in notes.lines) == ("beside" not in how)
     assert verify(VerifyRequest(labels=store, repair=True), notes).ok
-    assert {file: file.read_bytes() for file in before} == before
+    nothing = b'  "consolidated_metadata": null,\n'  # Zarr 3.1.3 says so where later versions say nothing
+    assert all(file.read_bytes().replace(nothing, b"") == data.replace(nothing, b"") for file, data in before.items())
 
     ADDITIONS[how](store) if "beside" not in how else None
     add_student(LabelStore.open(store, writable=True), "ab" * 32, 6, {"student_digest": "ab" * 32, "about": {}})

@@ -281,6 +281,7 @@ def test_a_dry_run_lists_and_estimates_and_writes_nothing(
     assert again(done, finished, student, dry_run=True)[0].seconds == 0
 
 
+@pytest.mark.slow  # two starts of workers, each of which imports torch
 def test_two_workers_of_dask_give_the_same_prompts(done: Path, finished: Path, student: str, tmp_path: Path) -> None:
     grid = write(tmp_path / "grid.toml", TWO)
     wanted = request(grid, finished, student, tmp_path / "out", cluster=ClusterSpec(workers=2))

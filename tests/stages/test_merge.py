@@ -173,7 +173,7 @@ def never_stopped(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFact
     return whole
 
 
-@pytest.mark.parametrize("commits", [0, 13])
+@pytest.mark.parametrize("commits", [13, pytest.param(0, marks=pytest.mark.slow)])
 def test_killed_and_continued_gives_the_same_bits(
     commits: int, pair: tuple[Path, Path], never_stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -241,7 +241,14 @@ def never_stopped(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return whole
 
 
-@pytest.mark.parametrize(("writes", "where"), [(0, "write_chunk"), (7, "commit"), (3 * CHUNKS - 1, "commit")])
+@pytest.mark.parametrize(
+    ("writes", "where"),
+    [
+        (7, "commit"),
+        pytest.param(0, "write_chunk", marks=pytest.mark.slow),
+        pytest.param(3 * CHUNKS - 1, "commit", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_and_continued_gives_the_same_bits(
     writes: int, where: str, parent: Path, never_stopped: Path, tmp_path: Path
 ) -> None:

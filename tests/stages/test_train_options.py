@@ -321,7 +321,7 @@ def whole(rich: Path, student: str, world: World, tmp_path_factory: pytest.TempP
     return out
 
 
-@pytest.mark.parametrize("stop", [1, 3, 6])
+@pytest.mark.parametrize("stop", [3, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (1, 6))])
 def test_a_killed_run_with_everything_on_resumes_bit_for_bit(
     stop: int, whole: Path, rich: Path, student: str, world: World, tmp_path: Path
 ) -> None:

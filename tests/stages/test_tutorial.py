@@ -1,6 +1,6 @@
 """Every command, file and line of Python in docs/tutorial.md works, in its order; those of imagenet21k.md parse.
 
-Models are tiny and images made up; all else is as a reader types it.
+Models are tiny, images made up, and tasks run in this process; all else is as a reader types it.
 """
 
 from __future__ import annotations
@@ -78,15 +78,16 @@ def test_the_tutorial_works_from_the_first_line_to_the_last(
     draw_photos(tmp_path / "photos")
     printed: dict[str, str] = {}
     names: dict[str, Any] = {}
-    for fence in fences("tutorial.md"):
-        if fence.language in ("toml", "tsv"):
-            (tmp_path / fence.file).write_text(fence.text)
-        elif fence.language == "python":
-            exec(compile(fence.text, "tutorial.md", "exec"), names)
-        else:
-            assert fence.language == "sh", fence
-            for line in fence.text.splitlines():
-                printed[line] = typed(line, {"ViT-L-14/openai": teacher, "ViT-B-16/openai": student}, capfd)
+    models = {"ViT-L-14/openai": teacher, "ViT-B-16/openai": student}
+    with worlds.inline_tasks():
+        for fence in fences("tutorial.md"):
+            if fence.language in ("toml", "tsv"):
+                (tmp_path / fence.file).write_text(fence.text)
+            elif fence.language == "python":
+                exec(compile(fence.text, "tutorial.md", "exec"), names)
+            else:
+                assert fence.language == "sh", fence
+                printed |= {line: typed(line, models, capfd) for line in fence.text.splitlines()}
     require_promises(tmp_path, printed, names)
 
 
