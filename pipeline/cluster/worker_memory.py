@@ -19,8 +19,8 @@ _LOCK = threading.Lock()
 _last = [0.0]
 
 
-def trim_memory(every: float = TRIM_EVERY) -> bool:
-    """Give back what is free, unless this was done less than `every` seconds ago; a no-op without glibc.
+def trim_memory() -> bool:
+    """Give back what is free, unless this was done less than `TRIM_EVERY` seconds ago; without glibc do nothing.
 
     Returns:
         Whether glibc was asked.
@@ -29,7 +29,7 @@ def trim_memory(every: float = TRIM_EVERY) -> bool:
         return False
     with _LOCK:
         now = time.monotonic()
-        if _last[0] and now - _last[0] < every:
+        if _last[0] and now - _last[0] < TRIM_EVERY:
             return False
         _last[0] = now
     with contextlib.suppress(OSError, AttributeError):

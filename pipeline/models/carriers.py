@@ -23,7 +23,7 @@ class Carriers:
         return self.text is not None and self.image is not None
 
     def __str__(self) -> str:
-        """Both towers in words: `in its text tower, not in its image tower (a tower of class TimmModel)`."""
+        """Both towers in words: `in its text tower, not in its image tower (a tower of class ...)`."""
         if self.text is None and self.image is None:
             return "in both towers"
         if self.none:

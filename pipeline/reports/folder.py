@@ -320,8 +320,9 @@ def _grouped(runs: Sequence[Run]) -> list[Group]:
     """Settings of runs that no grid names: the base differs least from what most have (of equals, the default)."""
     members: dict[str, list[Run]] = {}
     settings: dict[str, dict[str, Any]] = {}
+    known = _known_parts(runs)
     for run in runs:
-        setting = _setting(run) | _behaviour(run, runs)
+        setting = _setting(run) | _behaviour(run, known)
         key = canonical_json(setting, foreign_as_text=True)
         settings.setdefault(key, setting)
         members.setdefault(key, []).append(run)
@@ -350,13 +351,22 @@ def _setting(run: Run) -> dict[str, Any]:
     return config | {name: getattr(run.results, key) for name, key in _ORIGINS.items()}
 
 
-def _behaviour(run: Run, runs: Sequence[Run]) -> dict[str, str | None]:
+def _known_parts(runs: Sequence[Run]) -> dict[tuple[str | None, str], set[str]]:
+    """What runs say of each part of a student's behaviour, by the digest of its weights."""
+    known: dict[tuple[str | None, str], set[str]] = {}
+    for run in runs:
+        for part in _PARTS:
+            if value := getattr(run.results, part):
+                known.setdefault((run.results.student_digest, part), set()).add(value)
+    return known
+
+
+def _behaviour(run: Run, known: Mapping[tuple[str | None, str], set[str]]) -> dict[str, str | None]:
     """How the run's student reads text and images: what it says, else what others of its weights say, if they agree."""
-    same = [other.results for other in runs if other.results.student_digest == run.results.student_digest]
     parts: dict[str, str | None] = {}
     for part in _PARTS:
-        known = {getattr(results, part) for results in same} - {None}
-        parts[part] = getattr(run.results, part) or (known.pop() if len(known) == 1 else None)
+        values = known.get((run.results.student_digest, part), set())
+        parts[part] = getattr(run.results, part) or (next(iter(values)) if len(values) == 1 else None)
     return parts
 
 

@@ -260,7 +260,7 @@ def test_fault_8_whole_folders_deleted(tmp_path: Path) -> None:
     assert complaint(store) is None
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.97])
+@pytest.mark.parametrize("share", [0.5, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.0, 0.97))])
 def test_truncated_files(share: float, tmp_path: Path) -> None:
     """Every file cut to nothing, to half, by its last bytes: refused, by name."""
     store = small_store_with_student(tmp_path)

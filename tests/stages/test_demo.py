@@ -37,6 +37,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "demo"
 
 
+@pytest.mark.slow  # as the next: its stages are tried one by one, and its world and models in tests/demo
 def test_a_small_demo_leaves_all_it_names(small: Path) -> None:
     """Six lines, every path exists, the files say the same; run again it trains nothing and says the same again."""
     with worlds.inline_tasks():

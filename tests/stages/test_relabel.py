@@ -42,12 +42,8 @@ def decoded(path: Path) -> TopK:
     """All soft labels of a store."""
     store = LabelStore.open(path)
     parts = [store.decode_labels(store.read_chunk(LABELS, chunk)) for chunk in range(store.layout.chunks)]
-    return TopK(
-        *(
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("class_ids", "log_probs", "log_residual")
-        )
-    )
+    names = ("class_ids", "log_probs", "log_residual")
+    return TopK(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def best(labels: TopK, top_k: int, temperatures: tuple[float, ...]) -> TopK:
@@ -241,14 +237,10 @@ def never_stopped(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return whole
 
 
-@pytest.mark.parametrize(
-    ("writes", "where"),
-    [
-        (7, "commit"),
-        pytest.param(0, "write_chunk", marks=pytest.mark.slow),
-        pytest.param(3 * CHUNKS - 1, "commit", marks=pytest.mark.slow),
-    ],
-)
+MORE_KILLS = [pytest.param(*at, marks=pytest.mark.slow) for at in ((0, "write_chunk"), (3 * CHUNKS - 1, "commit"))]
+
+
+@pytest.mark.parametrize(("writes", "where"), [(7, "commit"), *MORE_KILLS])
 def test_killed_and_continued_gives_the_same_bits(
     writes: int, where: str, parent: Path, never_stopped: Path, tmp_path: Path
 ) -> None:
