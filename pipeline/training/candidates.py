@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from teachonce.core.streams import CANDIDATES
-from teachonce.errors import TeachOnceError
+from teachonce.errors import TeachOnceError, UsageError
 
 Correction = Literal["ln", "log10", "none"]
 
@@ -78,11 +78,18 @@ def sampled_candidates(
 
     Raises:
         TeachOnceError: a class beyond the vocabulary.
+        UsageError: there is no candidate at all.
     """
     targets = _own_classes(labels, top_classes, vocabulary)
     random = CANDIDATES.at(seed, step)
     forced = np.zeros(vocabulary, bool)
     forced[targets[targets >= 0]] = True
+    if not fill and not forced.any():
+        raise UsageError(
+            f"step {step}: there is no candidate: no row has a label that is in the vocabulary, and "
+            f"sampled_top = {targets.shape[1] - 1} and sampled_fill = 0 add none",
+            hint="raise sampled_fill or sampled_top",
+        )
     if correction == "log10":
         return _pomp(targets, forced, random.choice(vocabulary, min(fill, vocabulary), replace=False, shuffle=False))
     if names is not None:

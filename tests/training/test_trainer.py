@@ -30,6 +30,7 @@ from teachonce.rows.order import TrainingOrder
 from teachonce.rows.working_set import Batch, WorkingSet, open_working_set
 from teachonce.training.candidates import sampled_candidates
 from teachonce.training.config import TrainConfig
+from teachonce.training.schedule import optimizer_of
 from teachonce.training.trainer import Trainer
 from teachonce.training.two_pass import PoissonSample
 
@@ -258,6 +259,21 @@ def test_four_steps_move_the_parameters_by_the_optimisers_formula(case: str, sch
             expected = adamw(values, parts, RATES[schedule], decay)
         off = np.linalg.norm(named(trainer)[name].double().numpy() - expected)
         assert off < 1e-4 * np.linalg.norm(expected - values), name
+
+
+@pytest.mark.parametrize("case", UPDATES)
+def test_the_fused_optimiser_of_a_gpu_makes_the_same_steps(case: str, bench: Bench) -> None:
+    """Run here on the CPU, where it is not used otherwise; its step number is a tensor beside the parameters."""
+    moved = {}
+    for fused in (None, True):
+        trainer = bench.trainer(**UPDATES[case])
+        trainer.optimizer = optimizer_of(trainer.config, trainer.student, fused)
+        assert trainer.optimizer.defaults["fused"] is fused
+        for step in range(4):
+            trainer.step(step)
+        moved[fused] = named(trainer)
+    for name, plain in moved[None].items():
+        assert (moved[True][name] - plain).norm() < 1e-6 * plain.norm(), name
 
 
 AVERAGES: dict[str, tuple[dict[str, Any], Callable[[int], float]]] = {
