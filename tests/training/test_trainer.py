@@ -263,17 +263,15 @@ def test_four_steps_move_the_parameters_by_the_optimisers_formula(case: str, sch
 
 @pytest.mark.parametrize("case", UPDATES)
 def test_the_fused_optimiser_of_a_gpu_makes_the_same_steps(case: str, bench: Bench) -> None:
-    """Run here on the CPU, where it is not used otherwise; its step number is a tensor beside the parameters."""
-    moved = {}
-    for fused in (None, True):
-        trainer = bench.trainer(**UPDATES[case])
-        trainer.optimizer = optimizer_of(trainer.config, trainer.student, fused)
-        assert trainer.optimizer.defaults["fused"] is fused
-        for step in range(4):
-            trainer.step(step)
-        moved[fused] = named(trainer)
-    for name, plain in moved[None].items():
-        assert (moved[True][name] - plain).norm() < 1e-6 * plain.norm(), name
+    """From equal gradients, up to rounding. It runs here on the CPU, where no run uses it."""
+    trainer, twin = bench.trainer(**UPDATES[case]), bench.trainer(**UPDATES[case])
+    twin.optimizer = optimizer_of(twin.config, twin.student, fused=True)
+    assert [run.optimizer.defaults["fused"] for run in (trainer, twin)] == [None, True]
+    for step in range(4):
+        rate = trainer.step(step)["learning_rate"]
+        twin._update(dict(twin.learners.named_parameters()), list(gradients(trainer).values()), rate)
+    for name, plain in named(trainer).items():
+        assert (named(twin)[name] - plain).norm() < 1e-6 * plain.norm(), name
 
 
 AVERAGES: dict[str, tuple[dict[str, Any], Callable[[int], float]]] = {
