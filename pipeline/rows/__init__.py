@@ -4,6 +4,6 @@ It builds and shares working sets, orders samples by seed and step, and proves t
 belong together. It does not know losses.
 
 May import: core, data, models, labels.
-Begin with: `working_set` (what a run opens), then `order` (which rows make a step) and `pairing` (the proof
-that the columns of a row belong together).
+Begin with: `working_set` (what a run opens), then `order` (which rows make a step), `resident` (how they come to the
+device) and `pairing` (the proof that the columns of a row belong together).
 """

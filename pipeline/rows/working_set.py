@@ -45,11 +45,6 @@ class Batch:
     row: npt.NDArray[np.int64]  # [B] row of the store
     embedding: npt.NDArray[np.float32] | None = None  # [B, D] unit image embeddings of the teacher
 
-    def part(self, rows: slice) -> Batch:
-        """Some of the rows."""
-        columns: dict[str, npt.NDArray[np.generic] | None] = vars(self)
-        return Batch(**{name: None if column is None else column[rows] for name, column in columns.items()})  # type: ignore[arg-type]
-
 
 class WorkingSet:
     """An open set of N rows that have an image. Cannot be cleared away before `close`, or before it is forgotten.

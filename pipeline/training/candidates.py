@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from teachonce.core.streams import CANDIDATES
-from teachonce.errors import TeachOnceError
+from teachonce.errors import TeachOnceError, UsageError
 
 Correction = Literal["ln", "log10", "none"]
 
@@ -77,9 +77,9 @@ def sampled_candidates(
         `log_weight` is [K], or [B, K] with log10.
 
     Raises:
-        TeachOnceError: a class beyond the vocabulary.
+        TeachOnceError: a class beyond the vocabulary; UsageError where there is no candidate at all.
     """
-    targets = _own_classes(labels, top_classes, vocabulary)
+    targets = _own_classes(labels, top_classes, vocabulary, step, fill)
     random = CANDIDATES.at(seed, step)
     forced = np.zeros(vocabulary, bool)
     forced[targets[targets >= 0]] = True
@@ -97,12 +97,20 @@ def sampled_candidates(
     return Candidates(torch.from_numpy(classes), log_weight, stands_for, int(forced.sum()), vocabulary)
 
 
-def _own_classes(labels: npt.ArrayLike, top_classes: npt.ArrayLike, vocabulary: int) -> npt.NDArray[np.int64]:
+def _own_classes(
+    labels: npt.ArrayLike, top_classes: npt.ArrayLike, vocabulary: int, step: int, fill: int
+) -> npt.NDArray[np.int64]:
     """The label and the best classes of each row, [B, 1 + m]; -1 where there is none."""
     label = np.asarray(labels, np.int64).reshape(-1, 1)
     targets = np.concatenate([label, np.asarray(top_classes, np.int64).reshape(len(label), -1)], axis=1)
     if targets.size and targets.max() >= vocabulary:
         raise TeachOnceError(f"class {targets.max()} among the targets of a vocabulary of {vocabulary} classes")
+    if not fill and (targets < 0).all():
+        raise UsageError(
+            f"step {step}: there is no candidate: no row has a label that is in the vocabulary, and "
+            f"sampled_top = {targets.shape[1] - 1} and sampled_fill = 0 add none",
+            hint="raise sampled_fill or sampled_top",
+        )
     return targets
 
 

@@ -7,16 +7,15 @@ Shapes: B rows of a block, K candidates, V classes, E the student's embedding, D
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from teachonce.errors import DataError
-from teachonce.rows.working_set import Batch
+from teachonce.errors import DataError, UsageError
+from teachonce.rows.resident import Columns
 from teachonce.towers.packing import to_device
 from teachonce.training.candidates import Candidates
 from teachonce.training.config import TrainConfig
@@ -109,6 +108,57 @@ class StepReport:
                 self._arrival.synchronize()
             self._done = self._judge(self._numbers.tolist())
         return self._done
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Judge:
+    """Makes a step's report of the norm of its gradient and its losses, or says what is wrong with them."""
+
+    step: int
+    weights: dict[str, float]  # of losses
+    losses: tuple[str, ...]  # the names of the numbers behind the norm
+    gradients: dict[str, Tensor]  # of each parameter, on the device
+    rows: list[int]  # some of the store's rows in the step, for messages
+    told: dict[str, float]  # what the report says besides
+    wanted: str | None  # why a gradient of zero is an error: what there is to learn; None where it is none
+    updated: bool  # whether the update is made before the numbers are known
+
+    def __call__(self, numbers: list[float]) -> dict[str, float]:
+        """The report.
+
+        Raises:
+            UsageError: the loss or a gradient is NaN or infinite, or every gradient is zero and must not be.
+        """
+        norm, losses = numbers[0], dict(zip(self.losses, numbers[1:], strict=True))
+        loss = sum(self.weights[name] * value for name, value in losses.items())
+        if norm == 0 and self.wanted is not None:
+            raise UsageError(
+                f"step {self.step}: the gradient of every parameter is exactly zero: there is nothing to learn with "
+                f"{self.wanted}; {self._kept}",
+                hint="another supervision, tail or start, or a store or selection with more classes",
+            )
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise self._not_finite(loss)
+        return {"loss": loss, **losses, "gradient_norm": norm, **self.told}
+
+    def _not_finite(self, loss: float) -> UsageError:
+        bad = [name for name, gradient in self.gradients.items() if not bool(gradient.isfinite().all())]
+        what = f"the loss became {loss}"
+        if math.isfinite(loss):
+            what = f"the gradient of {', '.join(bad)} is not finite" if bad else "the gradient is too large for float32"
+        hint = "use a smaller learning_rate or a longer warm-up in a new run"
+        if self.step == 0:  # its numbers are those of the start
+            hint = (
+                "not the learning rate, which had changed nothing yet: look at temperature, teacher_temperature, "
+                "the weights of the losses, precision, and `teachonce verify` for the store"
+            )
+        return UsageError(f"step {self.step}: {what}; {self._kept} (rows {self.rows})", hint=hint)
+
+    @property
+    def _kept(self) -> str:
+        if not self.updated:
+            return "nothing was updated and the last checkpoint is kept"
+        return "the GPU had already made this update, which goes no further: the last checkpoint is kept and is sound"
 
 
 class Objective:
@@ -214,23 +264,17 @@ class Objective:
         return dense_rows(log_p, logits_BK, log_weight, 1.0)
 
 
-def block_of(batch: Batch, rows: slice, device: torch.device, temperature: int | None, config: TrainConfig) -> Block:
-    """What a config reads of some rows of a batch, on the device.
+def block_of(columns: Columns, rows: slice, config: TrainConfig) -> Block:
+    """What a config reads of some rows of a step."""
 
-    Args:
-        temperature: column of `log_residual` that is used; None: none, it reads as nothing outside the top k.
-    """
+    def some(column: Tensor | None) -> Tensor | None:
+        return None if column is None else column[rows]
 
-    def here(column: npt.NDArray[np.generic]) -> Tensor:
-        return to_device(torch.from_numpy(column[rows]), device)
-
-    targets = None
-    if config.loss.supervision != "hard" and config.loss.targets == "top-k" and batch.class_ids.shape[1]:
-        ids = here(batch.class_ids).long()
-        tail = torch.full((len(ids),), -torch.inf, device=device)
-        if temperature is not None:
-            tail = here(batch.log_residual[:, temperature])
-        targets = SoftTargets(ids, here(batch.log_probs), tail)
-    frozen = here(batch.features).float() if config.loss.uses_frozen and batch.features is not None else None
-    embedding = None if batch.embedding is None else here(batch.embedding)
-    return Block(rows, here(batch.label), targets, embedding, frozen)
+    targets, features = None, some(columns.features)
+    ids, log_probs, tail = some(columns.class_ids), some(columns.log_probs), some(columns.log_tail)
+    if ids is not None and log_probs is not None:
+        if tail is None:
+            tail = torch.full((len(ids),), -torch.inf, device=ids.device)
+        targets = SoftTargets(ids.long(), log_probs, tail)
+    frozen = features.float() if config.loss.uses_frozen and features is not None else None
+    return Block(rows, columns.label[rows].long(), targets, some(columns.embedding), frozen)

@@ -19,6 +19,7 @@ from teachonce.models.classifier import name_groups, prompted_features, template
 from teachonce.models.clip import LoadedClip, autocast
 from teachonce.models.learner import SlotLearner, image_learner, text_learner
 from teachonce.models.prompts import PromptMeta
+from teachonce.rows.resident import free_bytes
 from teachonce.towers.image_tower import ImageTower
 from teachonce.towers.slots import SlotPrompts
 from teachonce.towers.structures import written
@@ -138,10 +139,8 @@ class PromptedStudent:
             with self.autocast():
                 return tower.features(learner(), names, chunk)
 
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free = torch.cuda.mem_get_info(device)[0] + unused
         logits = _COPIES_OF_LOGITS * 4 * rows * len(self._given)
-        return names_that_fit(features, names.lengths, int(_SHARE_OF_MEMORY * free) - logits)
+        return names_that_fit(features, names.lengths, int(_SHARE_OF_MEMORY * free_bytes(device)) - logits)
 
     @torch.no_grad()
     def is_sound(self) -> bool:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,12 +21,12 @@ from teachonce.errors import DataError, UsageError
 from teachonce.models.clip import LoadedClip, exact_products
 from teachonce.rows.images import ViewImages
 from teachonce.rows.order import TrainingOrder
-from teachonce.rows.working_set import Batch, WorkingSet
-from teachonce.towers.packing import to_device
+from teachonce.rows.resident import RowSource, StepRows, Wanted, source_of
+from teachonce.rows.working_set import WorkingSet
 from teachonce.training.averaging import PromptAverage
 from teachonce.training.candidates import Candidates, all_candidates, sampled_candidates
 from teachonce.training.config import TrainConfig
-from teachonce.training.objective import Counts, Objective, StepClasses, StepReport, Teacher, block_of
+from teachonce.training.objective import Counts, Judge, Objective, StepClasses, StepReport, Teacher, block_of
 from teachonce.training.regularisers import project
 from teachonce.training.requirements import requirements
 from teachonce.training.schedule import learning_rate, optimizer_of, soft_weight
@@ -117,7 +118,25 @@ class Trainer:
                 hint="set held_out to a larger share, or to 0",
             )
         self.objective = Objective(config, clip.logit_scale, self._teacher(), self._frozen(), self._seen())
-        self.class_chunk = self.student.class_chunk(config.loop.micro_batch or config.loop.batch_size)
+
+    @cached_property
+    def source(self) -> RowSource:
+        """Where steps get their rows."""
+        taken = self.steps * self.config.loop.batch_size * self.config.loop.views_per_step
+        wanted = Wanted(
+            features=self.needs.features,
+            soft=self.needs.soft_classes > 0,
+            temperature=self._temperature,
+            embedding=self.needs.embeddings,
+            best=self.config.candidates.sampled_top if self.config.candidates.candidates == "sampled" else 0,
+        )
+        return source_of(self.rows, wanted, self.device, taken)
+
+    @cached_property
+    def class_chunk(self) -> int:
+        """Names whose text features are computed with gradient at once."""
+        _ = self.source  # rows that stay on the GPU take their memory first
+        return self.student.class_chunk(self.config.loop.micro_batch or self.config.loop.batch_size)
 
     def step(self, step: int) -> dict[str, float]:
         """Do one step and wait for it.
@@ -131,34 +150,33 @@ class Trainer:
 
         Raises:
             UsageError: the loss or a gradient is NaN or infinite. On the CPU nothing was updated; on a GPU the update
-                may have been made, and the run must end.
+                has been made, and the run must end.
         """
         return self.begin(step).read()
 
     def begin(self, step: int) -> StepReport:
         """Do one step; on a GPU it is only queued, and its report tells what `step` returns and raises."""
-        batch = self.rows.batch(self.order.at(step)[1])
-        drawn = self._step(batch, step)
+        rows = self._rows_of(step)
+        drawn = self._step(rows, step)
         text = self._text_pass(drawn)
         weights = self.objective.weights(soft_weight(self.config, self.steps, step))
-        gradients = self._gradients(step, batch, text, drawn.classes, weights)
+        gradients = self._gradients(step, rows, text, drawn.classes, weights)
         named = dict(self.learners.named_parameters())
         gradient = self._combined(text, gradients, step)
         norm = torch.stack([part.double().square().sum() for part in gradient]).sum().sqrt()
-        rate, of_parameters = learning_rate(self.config, self.steps, step), dict(zip(named, gradient, strict=True))
-
-        def judge(numbers: list[float]) -> dict[str, float]:
-            losses = dict(zip(gradients.losses, numbers[1:], strict=True))
-            loss = sum(weights[name] * value for name, value in losses.items())
-            if numbers[0] == 0 and step == self._first_complete_step and self._expects_gradient(weights, batch):
-                raise self._nothing_to_learn(step)
-            if not (math.isfinite(loss) and math.isfinite(numbers[0])):
-                raise self._not_finite(step, loss, of_parameters, batch)
-            scalars = {"loss": loss, **losses, "gradient_norm": numbers[0], "learning_rate": rate}
-            return scalars | {"candidates": len(drawn.candidates.classes), "forced": drawn.candidates.forced}
-
+        rate, chosen, late = learning_rate(self.config, self.steps, step), drawn.candidates, self.device.type == "cuda"
+        judge = Judge(
+            step=step,
+            weights=weights,
+            losses=tuple(gradients.losses),
+            gradients=dict(zip(named, gradient, strict=True)),
+            rows=rows.row[:8].tolist(),
+            told={"learning_rate": rate, "candidates": len(chosen.classes), "forced": chosen.forced},
+            wanted=self._wanted(step, weights, rows),
+            updated=late,
+        )
         report = StepReport([norm, *(loss.double() for loss in gradients.losses.values())], judge)
-        if self.device.type != "cuda":
+        if not late:
             report.read()  # costs nothing here, and what is wrong is refused before anything is updated
         most = self.config.optimiser.clip_gradient
         if most > 0:
@@ -168,24 +186,25 @@ class Trainer:
         self.average.update(step, named)
         return report
 
-    @property
-    def _first_complete_step(self) -> int:
-        """The first step in which every loss counts: a soft weight that rises is 0 in step 0."""
-        return int(self.needs.teacher and self.config.loss.soft_schedule == "rise")
+    def _rows_of(self, step: int) -> StepRows:
+        rows = self.source.take(self.order.at(step)[1])
+        if step + 1 < self.steps:
+            self.source.prefetch(lambda: self.order.at(step + 1)[1])
+        return rows
 
-    def _expects_gradient(self, weights: dict[str, float], batch: Batch) -> bool:
-        """Whether a gradient of zero is an error: with hard labels alone, a batch may by chance have no label."""
+    def _wanted(self, step: int, weights: dict[str, float], rows: StepRows) -> str | None:
+        """Why a gradient of zero is an error in a step; None where it is none.
+
+        It is looked for in the first step in which every loss counts: a soft weight that rises is 0 in step 0. With
+        hard labels alone, a batch may by chance have no label.
+        """
         soft = self.needs.teacher and weights["soft"] > 0
-        return soft or bool((batch.label >= 0).any())
-
-    def _nothing_to_learn(self, step: int) -> UsageError:
+        first = int(self.needs.teacher and self.config.loss.soft_schedule == "rise")
+        if step != first or not (soft or bool((rows.label >= 0).any())):
+            return None
         values = self.config.to_dict()
         said = ", ".join(f"{key} = {values[key]!r}" for key in ("supervision", "targets", "tail", "candidates"))
-        return UsageError(
-            f"step {step}: the gradient of every parameter is exactly zero: there is nothing to learn with {said} and "
-            f"{len(self.rows.vocabulary)} classes; nothing was updated",
-            hint="another supervision, tail or start, or a store or selection with more classes",
-        )
+        return f"{said} and {len(self.rows.vocabulary)} classes"
 
     def _update(self, named: dict[str, nn.Parameter], gradient: list[Tensor], rate: float) -> None:
         for parameter, part in zip(named.values(), gradient, strict=True):
@@ -244,26 +263,26 @@ class Trainer:
         """Where the student is."""
         return self.student.clip.device
 
-    def image_features(self, batch: Batch) -> Tensor:
-        """Unit image features of rows, [B, E] float32; differentiable where the image tower carries prompts."""
+    def image_features(self, rows: StepRows, part: slice = slice(None)) -> Tensor:
+        """Unit image features of some rows, [B, E] float32; differentiable where the image tower carries prompts."""
         if self.images is not None:
-            return self.student.image_features(self.images.pixels(batch.row))
-        if batch.features is None:
+            return self.student.image_features(self.images.pixels(rows.row[part]))
+        if rows.columns.features is None:
             raise DataError("this working set was opened without a student: there are no image features to train on")
-        return to_device(torch.from_numpy(batch.features), self.device).float()
+        return rows.columns.features[part].float()
 
     def _gradients(
-        self, step: int, batch: Batch, text: TextPass | FixedPass, classes: StepClasses, weights: dict[str, float]
+        self, step: int, rows: StepRows, text: TextPass | FixedPass, classes: StepClasses, weights: dict[str, float]
     ) -> _Gradients:
         """Losses and their gradients on the class features and on the image prompts, block by block."""
-        total, on_images = len(batch.label), self.student.parameters("image")
-        counts = Counts(total, int((batch.label >= 0).sum()))
+        total, on_images = len(rows.label), self.student.parameters("image")
+        counts = Counts(total, int((rows.label >= 0).sum()))
         gradients = _Gradients({}, [], [])
         for start in range(0, total, self._block_size(total)):
-            rows = slice(start, min(start + self._block_size(total), total))
-            images = self._block_images(step, batch, rows)
+            part = slice(start, min(start + self._block_size(total), total))
+            images = self._block_images(step, rows, part)
             leaf = images.detach().requires_grad_(images.requires_grad)
-            block = block_of(batch, rows, self.device, self._temperature, self.config)
+            block = block_of(rows.columns, part, self.config)
             with exact_products():
                 features = text.features[text.place]
                 losses = self.objective.rows(features, leaf, block, classes, counts)
@@ -283,12 +302,12 @@ class Trainer:
         """How many rows are in memory at once."""
         return self.config.loop.micro_batch or rows
 
-    def _block_images(self, step: int, batch: Batch, rows: slice) -> Tensor:
+    def _block_images(self, step: int, rows: StepRows, part: slice) -> Tensor:
         """Image features of some rows of a step, [B, E]; the images of the rows after them are read meanwhile."""
         if self.images is None:
-            return self.image_features(batch.part(rows))
-        pixels = self.images.pixels(batch.row[rows])
-        ahead = batch.row[rows.stop : rows.stop + self._block_size(len(batch.row))]
+            return self.image_features(rows, part)
+        pixels = self.images.pixels(rows.row[part])
+        ahead = rows.row[part.stop : part.stop + self._block_size(len(rows.row))]
         if not len(ahead) and step + 1 < self.steps:
             places = self.order.at(step + 1)[1]
             ahead = self.rows.records["row"][places[: self._block_size(len(places))]]
@@ -313,34 +332,18 @@ class Trainer:
         kept = project(hard, general)
         return [a + b for a, b in zip(kept, rest[0], strict=True)] if rest else kept
 
-    def _candidates(self, batch: Batch, step: int) -> Candidates:
+    def _candidates(self, rows: StepRows, step: int) -> Candidates:
         drawn, vocabulary, seed = self.config.candidates, len(self.rows.vocabulary), self.config.loop.seed
         if drawn.candidates != "sampled":
             return all_candidates(vocabulary)
-        best = batch.class_ids[:, : drawn.sampled_top]
-        candidates = sampled_candidates(
-            batch.label,
-            best,
-            drawn.sampled_fill,
-            vocabulary,
-            seed,
-            step,
-            drawn.correction,
-            self.student.groups.numpy(),
-        )
-        if not len(candidates.classes):
-            raise UsageError(
-                f"step {step}: there is no candidate: no row has a label that is in the vocabulary, and "
-                f"sampled_top = {drawn.sampled_top} and sampled_fill = {drawn.sampled_fill} add none",
-                hint="raise sampled_fill or sampled_top",
-            )
-        return candidates
+        names, fill = self.student.groups.numpy(), drawn.sampled_fill
+        return sampled_candidates(rows.label, rows.best, fill, vocabulary, seed, step, drawn.correction, names)
 
-    def _step(self, batch: Batch, step: int) -> _StepNames:
+    def _step(self, rows: StepRows, step: int) -> _StepNames:
         """The candidates of a step, on the device. All classes are the same in every step, and stay there."""
         if self._every is not None:
             return self._every
-        candidates, names = self._candidates(batch, step), self.student.names
+        candidates, names = self._candidates(rows, step), self.student.names
         classes = StepClasses.of(candidates, self.student.groups, self.device)
         plan = None
         if names is not None:
@@ -375,19 +378,3 @@ class Trainer:
             return None
         labels = torch.from_numpy(self.rows.label_column.astype(np.int64))
         return torch.bincount(labels[labels >= 0], minlength=len(self.rows.vocabulary)).to(self.device) > 0
-
-    def _not_finite(self, step: int, loss: float, gradients: dict[str, Tensor], batch: Batch) -> UsageError:
-        bad = [name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())]
-        what = f"the loss became {loss}"
-        if math.isfinite(loss):
-            what = f"the gradient of {', '.join(bad)} is not finite" if bad else "the gradient is too large for float32"
-        hint = "use a smaller learning_rate or a longer warm-up in a new run"
-        if step == 0:  # nothing has been updated yet
-            hint = (
-                "not the learning rate, which has changed nothing yet: look at temperature, teacher_temperature, "
-                "the weights of the losses, precision, and `teachonce verify` for the store"
-            )
-        return UsageError(
-            f"step {step}: {what}; nothing was updated and the last checkpoint is kept (rows {batch.row[:8].tolist()})",
-            hint=hint,
-        )

@@ -70,6 +70,7 @@ _LAUNCHES_NOTHING = {
     aten.new_empty.default,
     aten.new_empty_strided.default,
 }
+_IN_PLACE = {aten._fused_sgd_.default}  # which fake tensors cannot run, and which returns nothing
 _COPIES = (aten._to_copy.default, aten.copy_.default)
 _PRODUCT = tuple(str(Path(str(module.__file__)).parent) for module in (teachonce, teachonce.stages))
 
@@ -138,7 +139,7 @@ class FakeGpu(TorchDispatchMode):
             if not isinstance(x, FakeTensor) and x.ndim:  # CUDA takes a CPU tensor as an index, and copies it
                 self._waits(HIDDEN_COPY)
         args, options = tree_map(self._as_fake, (args, options))
-        result = operation(*args, **options)
+        result = None if operation in _IN_PLACE else operation(*args, **options)
         self._count(operation, (args, options, result), result)
         return result
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,15 +25,18 @@ class Pinned:
 
     def __init__(self) -> None:
         self._storages: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._lock = threading.Lock()  # threads of the product make pinned memory too
 
     def add(self, x: Tensor) -> None:
         """Take the memory of a CPU tensor for pinned from now on."""
-        self._storages.add(x.untyped_storage())
+        with self._lock:
+            self._storages.add(x.untyped_storage())
 
     def holds(self, x: Tensor) -> bool:
         """Whether a CPU tensor lies in such memory."""
         storage = x.untyped_storage()
-        return any(storage is other for other in self._storages)
+        with self._lock:
+            return any(storage is other for other in self._storages)
 
 
 def register(name: str) -> None:

@@ -6,6 +6,7 @@ In bf16 on `cuda` the forward pass and all logic of the host are watched, in flo
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,8 +20,10 @@ from worlds import World
 
 from teachonce.core.progress import Silent
 from teachonce.data.view_policy import ViewPolicy
+from teachonce.errors import UsageError
 from teachonce.labels.store import LabelStore
 from teachonce.models.clip import LoadedClip
+from teachonce.rows import resident
 from teachonce.rows.images import ViewImages
 from teachonce.rows.working_set import WorkingSet, open_working_set
 from teachonce.towers.text_parts import TextParts
@@ -111,6 +114,45 @@ def test_a_small_step_launches_no_more_kernels_than_it_did(case: str, ground: Gr
     with FakeGpu("fakegpu") as gpu:
         stepped(ground, gpu, steps=2, **options)
         assert gpu.tally.launches <= kernels, gpu.tally.text()
+
+
+def test_a_step_sends_the_numbers_of_its_rows_and_picks_the_rows_on_the_gpu(ground: Ground) -> None:
+    """Of `all`, nothing else is sent: candidates and layouts of names are there since the first step."""
+    with FakeGpu("cuda") as gpu:
+        stepped(ground, gpu, steps=2, batch_size=24, precision="bf16")
+        assert gpu.tally.copied == 8 * 24 and gpu.tally.copies.total() == 1, gpu.tally.text()
+
+
+@pytest.mark.parametrize("case", ["all", "sampled"])
+def test_the_host_waits_no_more_where_the_rows_do_not_fit(
+    case: str, ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features, labels and soft labels then come from pinned memory, which a thread filled."""
+    monkeypatch.setattr(resident, "stay_on_device", lambda *sizes: False)
+    options, waits, _ = BUDGETS[case]
+    with FakeGpu("cuda") as gpu:
+        trainer = stepped(ground, gpu, steps=2, **options, precision="bf16")
+        assert type(trainer.source) is resident.RowsAhead
+        assert gpu.tally.blocking == 0 and gpu.tally.asked.total() == waits, gpu.tally.text()
+
+
+@pytest.mark.parametrize("wrong", [math.nan, 0.0])
+def test_a_gpu_that_was_a_step_ahead_does_not_say_that_nothing_was_updated(wrong: float, ground: Ground) -> None:
+    """Bad numbers arrive when the update is made; the CPU refuses them before."""
+    with FakeGpu("cuda") as gpu:
+        trainer = Trainer(TrainConfig.of(**BASE), moved(ground.clip, gpu, copy.deepcopy, replace), ground.rows)
+        report = trainer.begin(0)
+        report._numbers.fill_(wrong)
+        with pytest.raises(UsageError, match="already made this update.* last checkpoint is kept") as caught:
+            report.read()
+        assert "nothing was updated" not in caught.value.message
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_update_of_all_parameters_is_one_kernel(optimizer: str, ground: Ground) -> None:
+    with FakeGpu("cuda") as gpu:
+        stepped(ground, gpu, steps=2, optimizer=optimizer, precision="bf16")
+        assert gpu.tally.kernels[f"_fused_{optimizer}_.default"] == 1, gpu.tally.text()
 
 
 def test_frozen_matrices_are_cast_once(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,11 +34,11 @@ class Prompted(nn.Module):
         return [p for p in self.parameters() if p.requires_grad]
 
 
-def an_optimizer(kind: str, module: Prompted) -> torch.optim.Optimizer:
-    """One of the optimisers of a config."""
+def an_optimizer(kind: str, module: Prompted, fused: bool | None = None) -> torch.optim.Optimizer:
+    """One of the optimisers of a config; fused as on a GPU."""
     if kind == "adamw":
-        return torch.optim.AdamW(module.trainable(), lr=0.1)
-    return torch.optim.SGD(module.trainable(), lr=0.1, momentum=0.0 if kind == "sgd" else 0.9)
+        return torch.optim.AdamW(module.trainable(), lr=0.1, fused=fused)
+    return torch.optim.SGD(module.trainable(), lr=0.1, momentum=0.0 if kind == "sgd" else 0.9, fused=fused)
 
 
 def train(module: Prompted, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
@@ -66,6 +66,27 @@ def test_a_resumed_run_is_bit_identical(kind: str, tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path, resumed, optimizer, HERE) == 7
     train(resumed, optimizer, 7, 12)
     assert torch.equal(resumed.context, straight.context) and torch.equal(resumed.query, straight.query)
+
+
+@pytest.mark.parametrize("first", [True, None])
+@pytest.mark.parametrize("kind", ["adamw", "momentum", "sgd"])
+def test_a_run_goes_on_with_the_other_form_of_its_optimiser(kind: str, first: bool | None, tmp_path: Path) -> None:
+    """From a GPU, where it is fused, to a CPU and back: the same tensors are saved, the prompts are equal to 1e-6."""
+    straight = Prompted()
+    train(straight, an_optimizer(kind, straight), 0, 12)
+    begun = Prompted()
+    optimizer = an_optimizer(kind, begun, first)
+    train(begun, optimizer, 0, 7)
+    save_checkpoint(tmp_path, 7, begun, optimizer, HERE)
+    resumed = Prompted(seed=5)
+    optimizer = an_optimizer(kind, resumed, None if first else True)
+    assert load_checkpoint(tmp_path, resumed, optimizer, HERE) == 7
+    assert optimizer.param_groups[0]["fused"] is (None if first else True)
+    train(resumed, optimizer, 7, 12)
+    for ours, plain in ((resumed.context, straight.context), (resumed.query, straight.query)):
+        torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
+    if kind == "adamw":
+        assert all(float(state["step"]) == 12 for state in optimizer.state.values())
 
 
 def test_frozen_weights_are_not_saved(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from teachonce.labels.format import LABELS
 from teachonce.labels.selection import Rule, choose, save_selection
 from teachonce.labels.store import LabelStore
 from teachonce.rows import build as working_build
+from teachonce.rows.resident import ResidentRows, RowsAhead
 from teachonce.rows.working_set import Batch, WorkingSet
 from teachonce.stages.train import TrainRequest, train
 from teachonce.training.config_file import load_train_config
@@ -87,6 +88,20 @@ def test_prompts_are_those_of_plain_arrays(choice: str, store: Path, student: st
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(WorkingSet, "batch", plain_batches(store))
         assert run(store, student, tmp_path / "plain", *choice.split()) == mapped
+
+
+@pytest.mark.parametrize("choice", [*CHOICES, "held_out=0.3 evaluate_every=6 hard_over=seen"])
+@pytest.mark.parametrize("way", [ResidentRows, RowsAhead])
+def test_prompts_are_those_of_rows_that_stay_on_the_device_or_are_read_ahead(
+    way: Any, choice: str, store: Path, student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit; both ways are a GPU's and run here on the CPU. Classes outside a selection leave gaps in labels."""
+    chosen = select(store, tmp_path / "some.json", classes=tuple(worlds.IDS[:5]))
+    plain = run(store, student, tmp_path / "plain", *choice.split(), selection=chosen)
+    monkeypatch.setattr(
+        "teachonce.training.trainer.source_of", lambda rows, wanted, device, _: way(rows, wanted, device)
+    )
+    assert run(store, student, tmp_path / "there", *choice.split(), selection=chosen) == plain
 
 
 def test_runs_share_one_set(store: Path, student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from teachonce.errors import TeachOnceError
+from teachonce.errors import TeachOnceError, UsageError
 from teachonce.training.candidates import Candidates, all_candidates, sampled_candidates
 from teachonce.training.losses import dense_rows, hard_rows
 
@@ -227,3 +228,10 @@ def test_with_a_larger_fill_ln_comes_to_the_exact_gradient_sooner_than_none(soft
     assert many[0] < (0.1 if soft else 0.03) and many[1] < few[1] / 2
     assert world.bias_and_spread("none", soft, 160)[0] > 3 * many[0]
     assert max(whole) < 1e-6
+
+
+@pytest.mark.parametrize("correction", ["ln", "log10"])
+def test_a_step_without_any_candidate_is_refused_with_the_keys_that_help(correction: Any) -> None:
+    """No row has a label, none has a best class that counts, and nothing is drawn."""
+    with pytest.raises(UsageError, match="step 7: there is no candidate.* sampled_top = 1 and sampled_fill = 0"):
+        sampled_candidates([-1, -1], [[-1], [-1]], 0, 50, 0, 7, correction)

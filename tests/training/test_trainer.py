@@ -30,6 +30,7 @@ from teachonce.rows.order import TrainingOrder
 from teachonce.rows.working_set import Batch, WorkingSet, open_working_set
 from teachonce.training.candidates import sampled_candidates
 from teachonce.training.config import TrainConfig
+from teachonce.training.schedule import optimizer_of
 from teachonce.training.trainer import Trainer
 from teachonce.training.two_pass import PoissonSample
 
@@ -258,6 +259,19 @@ def test_four_steps_move_the_parameters_by_the_optimisers_formula(case: str, sch
             expected = adamw(values, parts, RATES[schedule], decay)
         off = np.linalg.norm(named(trainer)[name].double().numpy() - expected)
         assert off < 1e-4 * np.linalg.norm(expected - values), name
+
+
+@pytest.mark.parametrize("case", UPDATES)
+def test_the_fused_optimiser_of_a_gpu_makes_the_same_steps(case: str, bench: Bench) -> None:
+    """From equal gradients, up to rounding. It runs here on the CPU, where no run uses it."""
+    trainer, twin = bench.trainer(**UPDATES[case]), bench.trainer(**UPDATES[case])
+    twin.optimizer = optimizer_of(twin.config, twin.student, fused=True)
+    assert [run.optimizer.defaults["fused"] for run in (trainer, twin)] == [None, True]
+    for step in range(4):
+        rate = trainer.step(step)["learning_rate"]
+        twin._update(dict(twin.learners.named_parameters()), list(gradients(trainer).values()), rate)
+    for name, plain in named(trainer).items():
+        assert (named(twin)[name] - plain).norm() < 1e-6 * plain.norm(), name
 
 
 AVERAGES: dict[str, tuple[dict[str, Any], Callable[[int], float]]] = {
