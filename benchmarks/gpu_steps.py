@@ -191,7 +191,8 @@ def without_part(bench: Bench, clock: Clock) -> tuple[Row, list[Row]]:
             ("bf16", "all", COMPILED.what, "not tried: " + ("a dry run" if bench.dry else "no time"), *[""] * 3)
         )
     else:
-        rows.append(("bf16", "all", COMPILED.what, "", *_one(bench, clip, names, "all", FORMATS["bf16"], COMPILED), ""))
+        seconds, kernels = _one(bench, clip, names, "all", FORMATS["bf16"], COMPILED)
+        rows.append(("bf16", "all", COMPILED.what, "", seconds, "", kernels))
     return ("format", "candidates", "improvement (and without it)", "s with", "s without", "kernels", "without"), rows
 
 

@@ -196,7 +196,8 @@ def bytes_of(image: Image.Image) -> Tensor:
     """Return the pixels of an image as RGB, [3, H, W] uint8, channels last."""
     import torch
 
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    colours = image if image.mode == "RGB" else image.convert("RGB")  # which copies whatever the mode
+    return torch.from_numpy(np.array(colours)).permute(2, 0, 1)
 
 
 def image_of(pixels: Tensor) -> Image.Image:
