@@ -215,8 +215,8 @@ def _taken_away(
             if clock.left < 0:
                 yield one.what, "no time left", "", "", ""
                 return
-            found = _one(bench, clip, names, kind, keys, one, None if one.anew else run)
-            yield one.what, f"{seconds:.4f}", found[0], f"{kernels:,}", found[1]
+            alone = _one(bench, clip, names, kind, keys, one, None if one.anew else run)
+            yield one.what, f"{seconds:.4f}", alone[0], f"{kernels:,}", alone[1]
 
 
 def _one(

@@ -62,14 +62,7 @@ def plan(
     source = options.one_manifest(manifest, manifest_option, "plan")
     data = TaughtData(manifest=source, root=root, split=split, vocabulary=vocabulary, shots=shots, seed=how.seed)
     sentences, policy = tuple(template or Kept.templates), how.view_policy(views)
-    kept = Kept(
-        templates=sentences,
-        top_k=top_k,
-        embeddings=embeddings,
-        views=policy,
-        chunk_rows=chunk_rows,
-        resize=how.resize,
-    )
+    kept = Kept(templates=sentences, top_k=top_k, embeddings=embeddings, views=policy, chunk_rows=chunk_rows)
     place = ClusterSpec(workers=workers, scheduler=scheduler, file=cluster)
     asked = teach_request(how, labels, teacher, student, data, kept, place, device)
     request = stage.PlanRequest(teach=asked, rate=rate, seconds=how.rehearsal_seconds, out=out)

@@ -75,14 +75,7 @@ def teach(
     source = options.one_manifest(manifest, manifest_option, "teach")
     data = TaughtData(manifest=source, root=root, split=split, vocabulary=vocabulary, shots=shots, seed=how.seed)
     sentences, policy = tuple(template or Kept.templates), how.view_policy(views)
-    kept = Kept(
-        templates=sentences,
-        top_k=top_k,
-        embeddings=embeddings,
-        views=policy,
-        chunk_rows=chunk_rows,
-        resize=how.resize,
-    )
+    kept = Kept(templates=sentences, top_k=top_k, embeddings=embeddings, views=policy, chunk_rows=chunk_rows)
     place = ClusterSpec(workers=workers, scheduler=scheduler, file=cluster)
     asked = teach_request(how, labels, teacher, student, data, kept, place, device)
     request = dataclasses.replace(
@@ -110,7 +103,7 @@ def teach_request(
         data=data,
         teacher=teacher,
         students=tuple(students or ()),
-        kept=kept,
+        kept=dataclasses.replace(kept, resize=how.resize),
         cluster=place,
         computing=how.computing(device),
         max_failed_share=how.max_failed_share,

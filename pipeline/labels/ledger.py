@@ -94,12 +94,12 @@ def resize_of(stored: Mapping[str, Any]) -> Resize:
     Raises:
         DataError: in a way that this version does not know.
     """
-    found = stored.get("resize", UNSAID["resize"])
+    resized_by = stored.get("resize", UNSAID["resize"])
     for known in RESIZES:
-        if found == known:
+        if resized_by == known:
             return known
     raise DataError(
-        f"its images were resized by {found!r}, which this version does not know: {', '.join(RESIZES)}",
+        f"its images were resized by {resized_by!r}, which this version does not know: {', '.join(RESIZES)}",
         hint="use the version of teachonce that made the store",
     )
 
