@@ -5,8 +5,9 @@
 
 facts    the device, the drivers and the versions
 pixels   bytes of pixels scaled on the device, and the top k with ties, against the CPU: equal bits, and rates
-step     a training step with a text tower of ViT-B/16's size by number format, candidates and class_chunk: seconds,
-         kernels, peak memory
+step     a training step with a text tower of ViT-B/16's size by number format and candidates: seconds, kernels, peak
+         memory
+without  the same steps without each of the things that make them fast: seconds and kernels with and without
 repeat   two equal runs of some steps: are the prompts equal to the bit?
 teach    stage one over made-up photos, a teacher of ViT-L/14's size and a student of ViT-B/16's: rates, phases
 memory   memory that is not there: what loading, a step and a batch of images say
@@ -27,85 +28,24 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from gpu_facts import facts, kernels_of
+from gpu_bench import TINY, Bench, Clock, Row, Sizes, config_of, emptied, text_clip, yes
+from gpu_facts import facts
+from gpu_steps import repeat_part, step_part, without_part
 from teach_images import write_photos
 from teach_parts import made_up_clip as made_up_folder
-from train_parts import made_up_clip, made_up_trainer, seconds_of, some_names
+from train_parts import made_up_trainer, seconds_of, some_names
 
 from teachonce.core.progress import Silent
 from teachonce.errors import TeachOnceError
-from teachonce.models.clip import LoadedClip, load_clip, tune_process
+from teachonce.models.clip import load_clip, tune_process
 from teachonce.stages import teach
 from teachonce.teaching.teacher import begin_soft_labels, exact_topk
-from teachonce.training.config import TrainConfig
 
-Row = Sequence[str]
-MEGA = 1e6
-SECONDS = {"facts": 5, "pixels": 25, "step": 150, "repeat": 40, "teach": 130, "memory": 30, "tests": 95}
+SECONDS = {"facts": 5, "pixels": 25, "step": 50, "without": 100, "repeat": 40, "teach": 130, "memory": 30, "tests": 95}
 """The seconds of each part; together at most eight minutes. A part looks at its clock between measurements."""
-VARIANTS: dict[str, dict[str, Any]] = {
-    "fp32": {},
-    "TF32": {"tf32": True},
-    "bf16": {"precision": "bf16"},
-    "bf16, class_chunk 8192": {"precision": "bf16", "class_chunk": 8192},
-    "bf16, class_chunk auto": {"precision": "bf16", "class_chunk": "auto"},
-    "fp32, class_chunk 8192": {"class_chunk": 8192},
-}
-BYTES_A_NAME = 2.55e6  # fp32, 12 layers of 512, 16 slots: measured on the CPU, see docs/training.md
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How large everything is."""
-
-    names: int = 21_000
-    batch: int = 1024
-    drawn: int = 1000
-    width: int = 512
-    layers: int = 12
-    repeats: int = 5
-    photos: int = 200
-    copies: int = 100
-    rows: int = 128
-    teacher: tuple[int, int, int] = (24, 1024, 14)
-    """Layers, width and patch of the teacher's image tower."""
-    student: tuple[int, int, int] = (12, 768, 16)
-    vocabulary: str | None = "timm:imagenet22k/first-lemma"
-
-
-TINY = Sizes(60, 16, 20, 64, 1, 1, 6, 2, 4, (1, 64, 32), (1, 64, 32), None)
-
-
-class Clock:
-    """The seconds that a part has left."""
-
-    def __init__(self, seconds: float) -> None:
-        self._end = time.perf_counter() + seconds
-
-    @property
-    def left(self) -> float:
-        """Seconds until the end of the part; below zero behind it."""
-        return self._end - time.perf_counter()
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What all parts share."""
-
-    device: torch.device
-    sizes: Sizes
-    folder: Path
-    dry: bool
-
-    @property
-    def cuda(self) -> bool:
-        """Whether the device is a GPU of CUDA."""
-        return self.device.type == "cuda"
 
 
 def facts_part(bench: Bench, clock: Clock) -> tuple[Row, list[Row]]:
@@ -125,7 +65,7 @@ def pixels_part(bench: Bench, clock: Clock) -> tuple[Row, list[Row]]:
     floats = clip.placed(pixels)
     before = seconds_of(lambda: there.placed(floats), bench.device)
     rows: list[Row] = [
-        ("bytes scaled on the device equal the CPU's", _yes(same)),
+        ("bytes scaled on the device equal the CPU's", yes(same)),
         (f"{len(pixels)} images of bytes placed, ms", f"{1000 * seconds:.2f}"),
         (f"{len(pixels)} images of floats placed (pageable), ms", f"{1000 * before:.2f}"),
     ]
@@ -136,63 +76,11 @@ def pixels_part(bench: Bench, clock: Clock) -> tuple[Row, list[Row]]:
     began = seconds_of(lambda: begin_soft_labels(there_logits, 10, (1.0, 2.0, 4.0)), bench.device)
     plain = seconds_of(lambda: torch.topk(there_logits, 10), bench.device)
     rows += [
-        ("top 10 with ties in every row equals the CPU's", _yes(equal)),
+        ("top 10 with ties in every row equals the CPU's", yes(equal)),
         (f"top 10 and tails of {len(logits)} x {logits.shape[1]:,}, ms", f"{1000 * began:.2f}"),
         ("torch.topk alone, ties as they come, ms", f"{1000 * plain:.2f}"),
     ]
     return ("what", "found"), rows
-
-
-def step_part(bench: Bench, clock: Clock) -> tuple[Row, list[Row]]:
-    """Steps by number format, candidates and class_chunk."""
-    clip, names, rows = _text_clip(bench), some_names(bench.sizes.names), []
-    for label, keys in VARIANTS.items():
-        for kind in ("sampled", "all"):
-            if clock.left < 0:
-                rows.append((label, kind, "no time left", *[""] * 4))
-                continue
-            try:
-                rows.append((label, kind, *_measured_step(bench, clip, names, kind, keys)))
-            except (TeachOnceError, torch.OutOfMemoryError, ValueError, TypeError) as problem:
-                rows.append((label, kind, f"{type(problem).__name__}: {str(problem).splitlines()[0][:90]}", *[""] * 4))
-            _empty(bench)
-    head = ("variant", "candidates", "classes", "s a step", "kernels", "peak MB", "of a chunk's estimate")
-    return head, rows
-
-
-def _measured_step(bench: Bench, clip: LoadedClip, names: Sequence[str], kind: str, keys: dict[str, Any]) -> Row:
-    config = _config(bench, kind, **keys)
-    with _products(config):
-        run = made_up_trainer(config, clip, names)
-        candidates = int(run.step(0)["candidates"])
-        if bench.cuda:
-            torch.cuda.reset_peak_memory_stats(bench.device)
-        seconds = sorted(seconds_of(lambda: run.step(1), bench.device) for _ in range(bench.sizes.repeats))
-        peak = torch.cuda.max_memory_allocated(bench.device) if bench.cuda else 0
-        kernels = kernels_of(lambda: run.step(2), bench.device)
-    chunk = config.loop.class_chunk
-    estimate = BYTES_A_NAME * min(chunk, candidates) if isinstance(chunk, int) else 0.0
-    share = f"{peak / estimate:.2f}" if peak and estimate else ""
-    return f"{candidates:,}", f"{seconds[len(seconds) // 2]:.4f}", f"{kernels:,}", f"{peak / MEGA:,.0f}", share
-
-
-def repeat_part(bench: Bench, clock: Clock) -> tuple[Row, list[Row]]:
-    """Two equal runs."""
-    clip, names, rows = _text_clip(bench), some_names(bench.sizes.names), []
-    for label in ("fp32", "bf16"):
-        for kind in ("sampled", "all"):
-            if clock.left < 0:
-                rows.append((label, kind, "no time left"))
-                continue
-            config, results = _config(bench, kind, **VARIANTS[label]), []
-            for _ in range(2):
-                run = made_up_trainer(config, clip, names)
-                for number in range(3):
-                    run.step(number)
-                results.append([parameter.detach().cpu() for parameter in run.learners.parameters()])
-            rows.append((label, kind, _yes(all(map(torch.equal, *results)))))
-            _empty(bench)
-    return ("number format", "candidates", "prompts equal to the bit after 3 steps"), rows
 
 
 def teach_part(bench: Bench, clock: Clock) -> tuple[Row, list[Row]]:
@@ -224,9 +112,19 @@ def teach_part(bench: Bench, clock: Clock) -> tuple[Row, list[Row]]:
             (f"phase {name}, s (reading and decoding: summed over threads)", f"{s:.1f}")
             for name, s in done.phases.items()
         ),
+        ("within forward: copying and scaling the pixels once, measured alone, s", f"{_copy(bench, student):.1f}"),
         ("bottleneck", done.bottleneck),
     ]
     return ("what", "found"), rows
+
+
+def _copy(bench: Bench, spec: str) -> float:
+    """Seconds in which the pixels of all photos get to the device and are scaled there: models alike share them."""
+    clip, sizes = load_clip(spec, str(bench.device)), bench.sizes
+    pixels = torch.zeros(sizes.rows, 3, 224, 224, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    pixels = pixels.pin_memory() if bench.cuda else pixels
+    clip.placed(pixels)
+    return seconds_of(lambda: clip.placed(pixels), bench.device) * sizes.photos * sizes.copies / sizes.rows
 
 
 def memory_part(bench: Bench, clock: Clock) -> tuple[Row, list[Row]]:
@@ -235,8 +133,8 @@ def memory_part(bench: Bench, clock: Clock) -> tuple[Row, list[Row]]:
     if not bench.cuda:
         return head, [("all", "not tried: no GPU", "", "")]
     spec = made_up_folder(bench.folder / "short", 768, **_vision(bench.sizes.teacher))
-    clip, names = _text_clip(bench), some_names(bench.sizes.names)
-    run = made_up_trainer(_config(bench, "all", class_chunk=8192), clip, names)
+    clip, names = text_clip(bench), some_names(bench.sizes.names)
+    run = made_up_trainer(config_of(bench, "all", class_chunk=8192), clip, names)
     images = load_clip(spec, str(bench.device))
     pixels = torch.zeros(4096, 3, 224, 224, dtype=torch.uint8)
     places: dict[str, Callable[[], object]] = {
@@ -246,7 +144,7 @@ def memory_part(bench: Bench, clock: Clock) -> tuple[Row, list[Row]]:
     }
     rows = []
     for place, work in places.items():
-        _empty(bench)
+        emptied(bench)
         with _short_memory(bench.device):
             rows.append((place, *_said(work)))
     return head, rows
@@ -292,6 +190,7 @@ PARTS: dict[str, Callable[[Bench, Clock], tuple[Row, list[Row]]]] = {
     "facts": facts_part,
     "pixels": pixels_part,
     "step": step_part,
+    "without": without_part,
     "repeat": repeat_part,
     "teach": teach_part,
     "memory": memory_part,
@@ -299,46 +198,9 @@ PARTS: dict[str, Callable[[Bench, Clock], tuple[Row, list[Row]]]] = {
 }
 
 
-def _yes(holds: bool) -> str:
-    return "yes" if holds else "NO"
-
-
 def _vision(size: tuple[int, int, int]) -> dict[str, int]:
     layers, width, patch = size
     return {"layers": layers, "width": width, "head_width": 64, "patch_size": patch, "image_size": 224}
-
-
-def _text_clip(bench: Bench) -> LoadedClip:
-    clip = made_up_clip(bench.sizes.width, bench.sizes.layers)
-    clip.model.to(bench.device)
-    return dataclasses.replace(clip, device=bench.device)
-
-
-def _config(bench: Bench, kind: str, **keys: Any) -> TrainConfig:
-    sizes = bench.sizes
-    return TrainConfig.of(
-        batch_size=sizes.batch,
-        candidates=kind,
-        sampled_fill=sizes.drawn,
-        sampled_backward=sizes.drawn,
-        sampled_top=0,
-        **keys,
-    )
-
-
-@contextmanager
-def _products(config: TrainConfig) -> Iterator[None]:
-    """Take products in TF32 where the configuration allows it."""
-    torch.set_float32_matmul_precision("high" if config.loop.tf32 else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision("highest")
-
-
-def _empty(bench: Bench) -> None:
-    if bench.cuda:
-        torch.cuda.empty_cache()
 
 
 def report(bench: Bench, parts: Sequence[str], write: Callable[[str], None]) -> bool:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 from teachonce.core.strict import Above, AtLeast, AtMost, Table, decode, toml_value
 from teachonce.data.view_policy import ViewPolicy
 from teachonce.errors import UsageError, did_you_mean
-from teachonce.models.spec import AskedPrecision
+from teachonce.models.spec import AskedPrecision, Resize
 from teachonce.stages.teach import Computing
 from teachonce.training.config_file import flat_key
 
@@ -24,13 +24,14 @@ MaybeCount = Annotated[int | None, AtLeast(1)]
 
 @dataclass(frozen=True, kw_only=True)
 class TeachSettings(Table):
-    """`teach --set`: how labels are computed, not what they are."""
+    """`teach --set`: how labels are computed, not of what."""
 
     batch_size: Count = 128
     threads: MaybeCount = None
     precision: AskedPrecision = "auto"
     compile: bool = False
     class_tile: MaybeCount = None
+    resize: Resize = "pillow"
     seed: int = 0
     view_scale: float = 0.08
     randaugment_ops: int = 0

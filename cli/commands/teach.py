@@ -103,7 +103,7 @@ def teach_request(
         data=data,
         teacher=teacher,
         students=tuple(students or ()),
-        kept=kept,
+        kept=dataclasses.replace(kept, resize=how.resize),
         cluster=place,
         computing=how.computing(device),
         max_failed_share=how.max_failed_share,

@@ -28,7 +28,9 @@ from teachonce.models.prompt_files import LoadedPrompts
 def image_identity(clip: LoadedClip, prompts: LoadedPrompts | None) -> list[str]:
     """Return what image features depend on besides the images."""
     prompts_digest = [] if prompts is None or prompts.image is None else [prompts.tensors_digest]
-    return [clip.digest, *clip.image_behaviour.values(), clip.preprocess_text, str(clip.device.type), *prompts_digest]
+    resized = [] if clip.resize == "pillow" else [clip.resize]
+    prepared = [clip.preprocess_text, *resized]
+    return [clip.digest, *clip.image_behaviour.values(), *prepared, str(clip.device.type), *prompts_digest]
 
 
 def set_features(

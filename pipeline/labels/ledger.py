@@ -12,22 +12,25 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 
 from teachonce.data.index import SampleIndex
-from teachonce.errors import FingerprintError
+from teachonce.errors import DataError, FingerprintError
 from teachonce.labels.format import FORMAT_VERSION, ArrayForm
-from teachonce.models.spec import Behaviour, unlike
+from teachonce.models.spec import Behaviour, Resize, unlike
 from teachonce.phrases import phrase
 
 COMMITTED = 1
+RESIZES: tuple[Resize, ...] = get_args(Resize)
 PHASES = ("read", "decode", "wait", "forward", "top_k", "write")
 BEHAVIOURS = {"teacher": "teacher_behaviour", "student": "student_behaviour"}
 """The field of a fingerprint that holds the behaviour of each model; stores of early versions have none."""
+UNSAID = {"resize": "pillow"}
+"""What a fingerprint means by lacking a field."""
 IN_TURN = (
     "wait",
     "forward",
@@ -69,7 +72,7 @@ def require_fingerprint(path: Path, group: str, stored: Mapping[str, Any], wante
     """
     fields = sorted((set(stored) | set(wanted)) - {"about"})
     different = [
-        f"{f}: stored {stored.get(f)!r}, asked for {wanted.get(f)!r}"
+        f"{f}: stored {stored.get(f, UNSAID.get(f))!r}, asked for {wanted.get(f, UNSAID.get(f))!r}"
         for f in fields
         if stored.get(f) != wanted.get(f) and f not in BEHAVIOURS.values()
     ]
@@ -83,6 +86,22 @@ def require_fingerprint(path: Path, group: str, stored: Mapping[str, Any], wante
                 "use another {labels} path, or the options the store was made with (teachonce inspect shows them)"
             ),
         )
+
+
+def resize_of(stored: Mapping[str, Any]) -> Resize:
+    """Who resized the images of a store or of a column group, by its fingerprint.
+
+    Raises:
+        DataError: in a way that this version does not know.
+    """
+    resized_by = stored.get("resize", UNSAID["resize"])
+    for known in RESIZES:
+        if resized_by == known:
+            return known
+    raise DataError(
+        f"its images were resized by {resized_by!r}, which this version does not know: {', '.join(RESIZES)}",
+        hint="use the version of teachonce that made the store",
+    )
 
 
 def require_behaviour(path: Path, group: str, stored: Mapping[str, Any], here: Behaviour) -> None:

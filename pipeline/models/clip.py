@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from teachonce.core.devices import device_fault, has_bf16
 from teachonce.core.digests import MIDDLE, canonical_digest
 from teachonce.core.hub import offline_where_unreachable
-from teachonce.data.views import View
+from teachonce.data.views import EVALUATION, View
 from teachonce.errors import EnvironmentFault, TeachOnceError
-from teachonce.models.hf import deciding, missing_line, offline_hint, tower_options
+from teachonce.models.hf import deciding, mismatch, missing_line, offline_hint, tower_options
 from teachonce.models.spec import (
     CONFIG,
     IMAGE_PARTS,
@@ -33,6 +33,7 @@ from teachonce.models.spec import (
     AskedPrecision,
     Behaviour,
     Precision,
+    Resize,
     parse_spec,
     require_model,
 )
@@ -89,6 +90,8 @@ class LoadedClip:
     device: torch.device
     image_tower: Callable[[Tensor], Tensor] | None = None
     """A compiled function that replaces the model's own `encode_image`."""
+    resize: Resize = "pillow"
+    """Who resizes its images."""
 
     @property
     def logit_scale(self) -> float:
@@ -125,13 +128,28 @@ class LoadedClip:
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Turn one decoded image into the model's input, [3, H, W] float32."""
+        if self.resize != "pillow":
+            return self._view_transform(image, EVALUATION)
         pixels: Tensor = self.preprocess(image)
         return pixels
+
+    def resized_by(self, resize: Resize) -> LoadedClip:
+        """Return the same model with its images resized by another.
+
+        Raises:
+            UsageError: this model's transform is known for images only, and not for tensors.
+        """
+        if resize == self.resize:
+            return self
+        other = replace(self, resize=resize)
+        other.__dict__.update(behaviour=self.behaviour)  # it is the same, and takes a while to find out
+        _ = other._view_transform  # what cannot be done should fail here
+        return other
 
     @cached_property
     def _view_transform(self) -> ViewTransform:
         visual: Any = self.model.visual
-        return ViewTransform(self.preprocess, visual.preprocess_cfg)
+        return ViewTransform(self.preprocess, visual.preprocess_cfg, self.resize, self.spec)
 
     def prepare_view(self, image: Image.Image, view: View) -> Tensor:
         """Turn one view of a decoded image into the model's input, [3, H, W] float32."""
@@ -141,7 +159,7 @@ class LoadedClip:
     def preparation(self) -> str:
         """Words that are equal for models that make equal pixels of every view."""
         known = "" if self._view_transform.scaling else f" {id(self.preprocess)}"
-        return f"{self.preprocess_text} {self.behaviour['preprocess']}{known}"
+        return f"{self.preprocess_text} {self.behaviour['preprocess']} {self.resize}{known}"
 
     def view_pixels(self, image: Image.Image, view: View) -> Tensor:
         """Turn one view of a decoded image into what `placed` takes, [3, H, W]: uint8 where it can be, else float32."""
@@ -262,7 +280,7 @@ def libraries_explained(spec: str, step: str) -> Iterator[None]:
             raise EnvironmentFault(
                 f"'{spec}' needs the package '{package}', which is not installed here: {_short(problem)}", hint=line
             ) from problem
-        said, hint = _mismatch(problem) or (f"{type(problem).__name__}: {_short(problem)}", "")
+        said, hint = mismatch(problem) or (f"{type(problem).__name__}: {_short(problem)}", "")
         local = spec.startswith(LOCAL_DIR)
         where = f"the files in {spec.removeprefix(LOCAL_DIR)}" if local else "the name and the network"
         raise EnvironmentFault(
@@ -271,19 +289,6 @@ def libraries_explained(spec: str, step: str) -> Iterator[None]:
             or offline_hint(spec, problem)
             or f"check {where}, and the version of open_clip_torch; or give a folder: local-dir:PATH",
         ) from problem
-
-
-def _mismatch(problem: Exception) -> tuple[str, str] | None:
-    """What of a model's files does not fit the installed open_clip, and what to do; None if that is not known."""
-    text = str(problem)
-    key = re.search(r"unexpected keyword argument '(\w+)'", text)
-    if key:
-        said = f"its {CONFIG} has the key '{key[1]}', which this version does not know"
-        return said, "a newer version wrote that model: pip install -U open_clip_torch"
-    if "'NoneType' object has no attribute 'ndim'" in text:
-        said = f"its weights hold a logit_bias, and its {CONFIG} announces none (init_logit_bias)"
-        return said, f'add "init_logit_bias": -10 to the model_cfg in its {CONFIG}: the value itself is in the weights'
-    return None
 
 
 def _short(problem: BaseException) -> str:

@@ -16,7 +16,7 @@ from teachonce.core.documents import json_in
 from teachonce.core.outside import read_plain
 from teachonce.errors import UsageError
 from teachonce.models.known import HF_LINE, HF_PACKAGES, installed, text_config
-from teachonce.models.spec import LOCAL_DIR, MOST_CONFIG
+from teachonce.models.spec import CONFIG, LOCAL_DIR, MOST_CONFIG
 
 # Keys of a text tower's config in transformers that decide features and show neither in modules nor in shapes.
 _DECIDING = (
@@ -90,6 +90,19 @@ def missing_line(problem: Exception) -> tuple[str, str] | None:
         if package not in HF_PACKAGES or installed(package):  # transformers guesses: a file may be what lacks
             return None
     return package, HF_LINE if package in HF_PACKAGES else f"pip install {package}"
+
+
+def mismatch(problem: Exception) -> tuple[str, str] | None:
+    """What of a model's files does not fit the installed open_clip, and what to do; None if that is not known."""
+    text = str(problem)
+    key = re.search(r"unexpected keyword argument '(\w+)'", text)
+    if key:
+        said = f"its {CONFIG} has the key '{key[1]}', which this version does not know"
+        return said, "a newer version wrote that model: pip install -U open_clip_torch"
+    if "'NoneType' object has no attribute 'ndim'" in text:
+        said = f"its weights hold a logit_bias, and its {CONFIG} announces none (init_logit_bias)"
+        return said, f'add "init_logit_bias": -10 to the model_cfg in its {CONFIG}: the value itself is in the weights'
+    return None
 
 
 def offline_hint(spec: str, problem: Exception) -> str:

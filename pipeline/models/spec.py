@@ -20,6 +20,8 @@ Precision = Literal["fp32", "bf16", "fp16"]
 AskedPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 """A `Precision`, or the one that the device decides: bf16 where it has that in hardware, else fp32."""
 EmbeddingKind = Literal["int8", "float16"]
+Resize = Literal["pillow", "tensor"]
+"""Who resizes images: Pillow, as open_clip's own transforms do, or torchvision, with tensors of bytes."""
 LOCAL_DIR = "local-dir:"
 CONFIG = "open_clip_config.json"
 MOST_CONFIG = 1 << 20  # bytes of a configuration

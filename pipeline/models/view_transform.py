@@ -1,13 +1,17 @@
 """What a model does with a view of an image: crop, resize, flip, colours, scale and normalise.
 
 `data.views` draws views as plain numbers; this module applies one with the transforms that open_clip builds for the
-model. Scaling and normalising may be left to the device, which then gets the bytes of the pixels.
+model, or with their sizes and crops and torchvision's resize of tensors, which is faster and differs by rounding. There
+an image becomes RGB first, where open_clip resizes a palette or 16 bits before. Scaling and normalising may be left to
+the device, which then gets the bytes of the pixels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,10 +19,16 @@ from PIL import Image
 
 from teachonce.data.view_policy import OPS
 from teachonce.data.views import View
+from teachonce.errors import UsageError
+from teachonce.models.spec import Resize
+from teachonce.phrases import phrase
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+Step = Callable[["Tensor"], "Tensor"]
+FOR_TENSORS = ("bilinear", "bicubic")  # what torchvision does to tensors as Pillow does it to images, antialiased
 
 
 class ViewTransform:
@@ -28,8 +38,14 @@ class ViewTransform:
     the order of its evaluation transform, so that every kind of image (palette, 16-bit, CMYK) is treated alike.
     """
 
-    def __init__(self, evaluation: Any, preprocess: Mapping[str, Any]) -> None:
-        """Take a model's evaluation transform and open_clip's `model.visual.preprocess_cfg`."""
+    def __init__(
+        self, evaluation: Any, preprocess: Mapping[str, Any], resize: Resize = "pillow", spec: str = "the model"
+    ) -> None:
+        """Take a model's evaluation transform and open_clip's `model.visual.preprocess_cfg`.
+
+        Raises:
+            UsageError: `resize` is "tensor", and the transform has a step that can only be done to images.
+        """
         import open_clip
 
         # "squash" resizes exactly to the input's size, which is what a random resized crop does.
@@ -46,9 +62,23 @@ class ViewTransform:
         self._before_scaling, self.scaling = _split(evaluation)
         if self.scaling is not None and self.scaling.values != _values(self._normalise):
             self.scaling = None  # the model's own transform and its settings do not agree: each is used as it is
+        self._tensors = None if resize == "pillow" else self._of_tensors(spec)
+
+    def _of_tensors(self, spec: str) -> _Tensors:
+        try:
+            if self.scaling is None:
+                raise ValueError("its transform is not made of open_clip's own steps alone")
+            return _Tensors(on_tensors(self._before_scaling), resizer(self._resize))
+        except ValueError as problem:
+            raise UsageError(
+                f"images of '{spec}' cannot be resized as tensors: {problem}",
+                hint=phrase("leave {resize=tensor} out: the transform is then used as it is"),
+            ) from None
 
     def __call__(self, image: Image.Image, view: View) -> Tensor:
         """Return one view of an image, [3, H, W] float32."""
+        if self._tensors is not None and self.scaling is not None:
+            return self.scaling(self._tensors(image, view)[None])[0]
         if view.evaluation:
             pixels: Tensor = self._evaluation(image)
             return pixels
@@ -61,6 +91,8 @@ class ViewTransform:
 
         if self.scaling is None:
             return self(image, view)
+        if self._tensors is not None:
+            return self._tensors(image, view)
         if view.evaluation:
             colours = image
             for step in self._before_scaling:
@@ -78,6 +110,31 @@ class ViewTransform:
         for op, strength in view.ops:
             colours = apply_op(colours, op, strength)
         return colours
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """Views of images by torchvision's resize of tensors."""
+
+    evaluation: tuple[Step, ...]
+    resize: Step
+    """To the input's size exactly."""
+
+    def __call__(self, image: Image.Image, view: View) -> Tensor:
+        """Return one view of an image, [3, H, W] uint8, channels last."""
+        if view.evaluation:
+            pixels = bytes_of(image)
+            for step in self.evaluation:
+                pixels = step(pixels)
+            return pixels
+        pixels = self.resize(bytes_of(image.crop(view.pixels(*image.size))))
+        pixels = pixels.flip(-1) if view.flip else pixels
+        if not view.ops:
+            return pixels
+        colours = image_of(pixels)
+        for op, strength in view.ops:
+            colours = apply_op(colours, op, strength)
+        return bytes_of(colours)
 
 
 class Scaling:
@@ -133,6 +190,84 @@ def _values(step: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     if type(step) is not Normalize or len(step.mean) != 3 or len(step.std) != 3:
         return None
     return tuple(map(float, step.mean)), tuple(map(float, step.std))
+
+
+def bytes_of(image: Image.Image) -> Tensor:
+    """Return the pixels of an image as RGB, [3, H, W] uint8, channels last."""
+    import torch
+
+    colours = image if image.mode == "RGB" else image.convert("RGB")  # which copies whatever the mode
+    return torch.from_numpy(np.array(colours)).permute(2, 0, 1)
+
+
+def image_of(pixels: Tensor) -> Image.Image:
+    """Return pixels, [3, H, W] uint8, as an RGB image."""
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def on_tensors(steps: Sequence[Any]) -> tuple[Step, ...]:
+    """Return what the steps of open_clip's transform do to images, for tensors [3, H, W] uint8.
+
+    Args:
+        steps: those before the pixels become floats.
+
+    Raises:
+        ValueError: a step is of another kind, or interpolates in a way that torchvision has not for tensors.
+    """
+    return tuple(made for step in steps if (made := _on_tensor(step)) is not None)
+
+
+def resizer(step: Any) -> Step:
+    """Return what torchvision's `Resize` does to images, for tensors.
+
+    Raises:
+        ValueError: as `on_tensors`.
+    """
+    size = [step.size] if isinstance(step.size, int) else list(step.size)
+    return _resize(step, lambda pixels: size, step.max_size)
+
+
+def _on_tensor(step: Any) -> Step | None:
+    """Return one step for tensors; None where RGB images stay as they are."""
+    from open_clip.transform import CenterCropOrPad, MaybeConvertMode, ResizeKeepRatio
+    from torchvision.transforms import CenterCrop, Resize
+
+    if isinstance(step, MaybeConvertMode) and step.mode == "RGB":
+        return None
+    if type(step) is Resize:
+        return resizer(step)
+    if type(step) is ResizeKeepRatio and not step.random_scale_prob and not step.random_aspect_prob:
+        return _resize(step, lambda pixels: _kept_ratio(step, pixels))
+    if type(step) in (CenterCrop, CenterCropOrPad):
+        cut: Step = step
+        return cut
+    raise ValueError(f"its transform has the step {type(step).__name__}, which is known for images only")
+
+
+def _resize(step: Any, size: Callable[[Tensor], list[int]], most: int | None = None) -> Step:
+    """Return a resize to the size that follows from the pixels; `most` bounds the longer side."""
+    from torchvision.transforms.v2 import functional
+
+    if step.interpolation.value not in FOR_TENSORS:
+        raise ValueError(
+            f"it interpolates by '{step.interpolation.value}'; torchvision has {' and '.join(FOR_TENSORS)} for tensors "
+            "as Pillow has them for images"
+        )
+
+    def resized(pixels: Tensor) -> Tensor:
+        changed: Tensor = functional.resize(pixels, size(pixels), step.interpolation, max_size=most, antialias=True)
+        return changed
+
+    return resized
+
+
+def _kept_ratio(step: Any, pixels: Tensor) -> list[int]:
+    """Return height and width that open_clip's `ResizeKeepRatio` gives an image of this size."""
+    height, width = pixels.shape[-2:]
+    sides = [int(side) for side in step.get_params(SimpleNamespace(size=(width, height)), step.size, step.longest)]
+    if min(sides) < 1:
+        raise ValueError(f"height and width must be above 0, found {sides}")  # as Pillow says it
+    return sides
 
 
 def apply_op(image: Image.Image, op: str, strength: float) -> Image.Image:

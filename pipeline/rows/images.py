@@ -29,7 +29,7 @@ from teachonce.data.view_policy import ViewPolicy
 from teachonce.data.views import EVALUATION, View, view_from_params
 from teachonce.errors import DataError, ImageChangedError, IntegrityError, TeachOnceError
 from teachonce.labels.format import LABELS
-from teachonce.labels.ledger import key_digest
+from teachonce.labels.ledger import key_digest, resize_of
 from teachonce.labels.store import Arrays, LabelStore
 from teachonce.models.clip import LoadedClip
 
@@ -84,12 +84,13 @@ class ViewImages:
     Args:
         store: a store in which the chunks of the rows are committed.
         root: the folder of the images, as for `teach`.
-        clip: the model whose preprocessing is used.
+        clip: the model whose preprocessing is used, with the resize that the store was made with.
         threads: number of threads that read and decode.
     """
 
     def __init__(self, store: LabelStore, root: Path, clip: LoadedClip, threads: int) -> None:
-        self._store, self._root, self._clip = store, root, clip
+        self._store, self._root = store, root
+        self._clip = clip.resized_by(resize_of(store.groups[LABELS].fingerprint))
         self._shape = tuple(clip.prepare(Image.new("RGB", (64, 64))).shape)  # shape of one input
         self._decoders = ThreadPoolExecutor(max(1, threads), thread_name_prefix="view")
         self._steps = ThreadPoolExecutor(1, thread_name_prefix="step")

@@ -32,7 +32,7 @@ from teachonce.labels.ledger import key_digest
 from teachonce.labels.staging import drop_staging, new_staging
 from teachonce.labels.store import Arrays, LabelStore
 from teachonce.models.clip import LoadedClip, embedding_width, tune_process
-from teachonce.models.spec import LOCAL_DIR, Behaviour, Precision, unlike
+from teachonce.models.spec import LOCAL_DIR, Behaviour, Precision, Resize, unlike
 from teachonce.phrases import phrase
 from teachonce.teaching.columns import Column, column
 from teachonce.teaching.delivery import ChunkReport
@@ -65,6 +65,8 @@ class TeachJob:
     """What the models run on, as `pick_device` takes it."""
     class_tile: int | None = None
     """Number of classes whose logits are computed at a time; None: all, unless they would not fit."""
+    resize: Resize = "pillow"
+    """Who resizes images."""
 
 
 def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport:
@@ -221,7 +223,7 @@ def _fill(
     for group, spec, digest in job.models:
         if group in columns:
             users.setdefault((spec, digest), []).append(columns[group])
-    models = worker_models(users, job.compiled)
+    models = worker_models(users, job.compiled, job.resize)
     _require_same_behaviour(job, users, models)
     clock = PhaseClock(models[0].device if models else torch.device("cpu"))
     faults: list[tuple[int, ImageFault]] = []

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from teachonce.core.documents import json_in, mapping
 from teachonce.core.outside import read_plain
 from teachonce.errors import DataError
+from teachonce.labels.ledger import UNSAID
 from teachonce.models.spec import LOCAL_DIR, EmbeddingKind, parse_spec
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ JOB = (
     "split",
     "vocabulary_digest",
     "views",
+    "resize",
     "shots",
     "top_k",
     "precision",
@@ -114,7 +116,7 @@ def job_of(fingerprint: Mapping[str, Any], groups: Iterable[str]) -> dict[str, A
         groups: the column groups that the run fills; none if they are not known.
     """
     fields = {name: fingerprint[name] for name in JOB if name in fingerprint}
-    return {"shots": None, **fields, "groups": sorted(groups)}
+    return {"shots": None, **UNSAID, **fields, "groups": sorted(groups)}
 
 
 def differences(planned: Mapping[str, Any], taught: Mapping[str, Any]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from teachonce.data.view_policy import ViewPolicy
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.labels.codec import CODEC_VERSION
 from teachonce.labels.create import BLOCK
-from teachonce.models.spec import Precision
+from teachonce.models.spec import Precision, Resize
 
 if TYPE_CHECKING:
     from teachonce.models.clip import LoadedClip
@@ -31,6 +31,7 @@ def label_fingerprint(
     vocabulary_spec: str | None,
     top_k: int,
     views: ViewPolicy = ONE_VIEW,
+    resize: Resize = "pillow",
 ) -> dict[str, Any]:
     """Make the fingerprint of the column group `labels`, without what a teacher adds."""
     return {
@@ -39,6 +40,7 @@ def label_fingerprint(
         "split": split,
         "vocabulary_digest": vocabulary.digest,
         "views": _views(views),
+        **_resized(resize),
         "row_order": f"blocks of {BLOCK}, seed {ORDER_SEED}",
         "top_k": top_k,
         "codec_version": CODEC_VERSION,
@@ -73,6 +75,11 @@ def _views(policy: ViewPolicy) -> Any:
     return policy.to_dict() if policy.views > 1 else 1
 
 
+def _resized(resize: Resize) -> dict[str, Any]:
+    """Who resized the images; nothing for Pillow, so that stores of earlier versions say the same."""
+    return {} if resize == "pillow" else {"resize": resize}
+
+
 def embedding_fingerprint(
     teacher: LoadedClip, precision: Precision, samples: str, views: ViewPolicy = ONE_VIEW
 ) -> dict[str, Any]:
@@ -96,6 +103,7 @@ def _of_images(
         f"{role}_behaviour": dict(model.image_behaviour),
         "precision": precision,
         "preprocess": model.preprocess_text,
+        **_resized(model.resize),
         "samples": samples,
         "about": {role: model.spec, "teachonce": __version__},
     }

@@ -24,7 +24,7 @@ from teachonce.data.views import EVALUATION, View, view_from_params
 from teachonce.errors import DataError, FingerprintError
 from teachonce.labels.codec import TopK, decode_embeddings, encode_embeddings, max_error
 from teachonce.labels.format import EMBEDDING, LABELS
-from teachonce.labels.ledger import BEHAVIOURS
+from teachonce.labels.ledger import BEHAVIOURS, resize_of
 from teachonce.labels.store import Arrays, LabelStore
 from teachonce.models.clip import LoadedClip, load_clip
 from teachonce.models.spec import EmbeddingKind, Precision, unlike
@@ -139,7 +139,7 @@ def _teacher_of(store: LabelStore, spec: str, device: str) -> LoadedClip:
         raise DataError(
             f"{store.path} was not made by one teacher: there is nothing to run again", hint="check its parents instead"
         )
-    teacher = load_clip(spec, device)
+    teacher = load_clip(spec, device).resized_by(resize_of(fingerprint))
     fields = {
         "teacher_digest": teacher.digest,
         "preprocess": teacher.preprocess_text,

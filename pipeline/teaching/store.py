@@ -27,7 +27,7 @@ from teachonce.labels.ledger import require_fingerprint
 from teachonce.labels.selection import few_shot_samples, save_shots
 from teachonce.labels.staging import clear_partials
 from teachonce.labels.store import LabelStore
-from teachonce.models.spec import AskedPrecision, EmbeddingKind, Precision
+from teachonce.models.spec import AskedPrecision, EmbeddingKind, Precision, Resize
 from teachonce.phrases import option, phrase
 from teachonce.teaching.fingerprints import (
     ORDER_SEED,
@@ -70,6 +70,8 @@ class WantedStore:
     """Most samples of each class; None: all samples."""
     seed: int
     """The seed with which the shots are drawn."""
+    resize: Resize = "pillow"
+    """Who resizes images, for all models of the store."""
 
     @property
     def number_format(self) -> Precision:
@@ -134,7 +136,13 @@ def open_or_create(
 def fingerprint_of(wanted: WantedStore, models: Mapping[str, LoadedClip]) -> dict[str, Any]:
     """Return the fingerprint of the store's labels, without the samples."""
     fingerprint = label_fingerprint(
-        wanted.manifest, wanted.split, wanted.vocabulary, wanted.vocabulary_spec, wanted.top_k, wanted.views
+        wanted.manifest,
+        wanted.split,
+        wanted.vocabulary,
+        wanted.vocabulary_spec,
+        wanted.top_k,
+        wanted.views,
+        wanted.resize,
     )
     if wanted.shots is not None:
         fingerprint["shots"] = {"shots": wanted.shots, "seed": wanted.seed}
@@ -185,8 +193,9 @@ def _only_students(store: LabelStore, stored: dict[str, Any], planned: dict[str,
             f"{store.path} does not hold all labels of its teacher yet",
             hint=phrase("give the {teacher} it was made with: the same command completes it and adds the student"),
         )
-    required = ("manifest_digest", "split", "vocabulary_digest", "views", "shots")
-    return {field: value for field, value in stored.items() if field != "shots"} | {
+    absent = ("shots", "resize")  # a fingerprint that lacks them says: all samples, by Pillow
+    required = ("manifest_digest", "split", "vocabulary_digest", "views", *absent)
+    return {field: value for field, value in stored.items() if field not in absent} | {
         field: planned[field] for field in required if field in planned
     }
 

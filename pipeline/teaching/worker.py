@@ -22,6 +22,7 @@ from teachonce.errors import FingerprintError
 from teachonce.labels.store import LabelStore
 from teachonce.models.classifier import ensemble_features
 from teachonce.models.clip import LoadedClip, load_clip
+from teachonce.models.spec import Resize
 from teachonce.teaching.teacher import TeacherHead, head_of
 
 # A worker runs two tasks: while one task is in the models, the other decodes its first images or writes its chunk.
@@ -30,7 +31,7 @@ _LOADING = threading.Lock()
 _LENT: dict[str, LoadedClip] = {}
 
 
-def worker_models(specs: Iterable[tuple[str, str]], compiled: bool) -> list[LoadedClip]:
+def worker_models(specs: Iterable[tuple[str, str]], compiled: bool, resize: Resize = "pillow") -> list[LoadedClip]:
     """Return the models of these (spec, weights digest), which are loaded on first use.
 
     Raises:
@@ -38,7 +39,7 @@ def worker_models(specs: Iterable[tuple[str, str]], compiled: bool) -> list[Load
         DeviceFault: the device of this worker has no room for them.
     """
     with _LOADING:
-        return [_model(spec, digest, compiled, pick_device()) for spec, digest in specs]
+        return [_model(spec, digest, compiled, resize, pick_device()) for spec, digest in specs]
 
 
 def encode_names(
@@ -61,12 +62,13 @@ def lend(models: Iterable[LoadedClip]) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _model(spec: str, digest: str, compiled: bool, device: str) -> LoadedClip:
+def _model(spec: str, digest: str, compiled: bool, resize: Resize, device: str) -> LoadedClip:
     loaded = _LENT.get(digest) or load_clip(spec, device)
     if loaded.digest != digest:
         raise FingerprintError(
             f"'{spec}' has weights {loaded.digest[:16]} here and {digest[:16]} where teach was started"
         )
+    loaded = loaded.resized_by(resize)
     return loaded.compiled() if compiled else loaded
 
 

@@ -21,7 +21,7 @@ from teachonce.labels.codec import CODEC_VERSION
 from teachonce.labels.create import create_child
 from teachonce.labels.derived import STUDENTS, Rows, content_id, copy_groups, fill, open_child, open_parent
 from teachonce.labels.format import EMBEDDING, LABELS, new_layout
-from teachonce.labels.ledger import key_digest
+from teachonce.labels.ledger import key_digest, resize_of
 from teachonce.labels.size import bytes_per_row
 from teachonce.labels.store import Arrays, LabelStore
 from teachonce.phrases import option, phrase
@@ -124,6 +124,7 @@ def _subject(store: LabelStore) -> dict[str, Any]:
         "rows": store.layout.rows,
         "row_order": fingerprint.get("row_order"),
         "views": [fingerprint.get("views"), store.layout.views],
+        "resize": resize_of(fingerprint),
         "vocabulary_digest": store.vocabulary().digest,
         "label_classes": store.label_classes().digest,
     }
@@ -167,7 +168,7 @@ def _fingerprint(
 ) -> dict[str, Any]:
     """What the merged labels depend on, but for the scales."""
     first = parents[0].groups[LABELS].fingerprint
-    shared = ("manifest", "manifest_digest", "split", "samples", "vocabulary_digest", "views", "row_order")
+    shared = ("manifest", "manifest_digest", "split", "samples", "vocabulary_digest", "views", "resize", "row_order")
     return {field: first[field] for field in shared if field in first} | {
         "top_k": top_k,
         "temperatures": list(parents[0].layout.temperatures),

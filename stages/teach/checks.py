@@ -82,6 +82,7 @@ def wanted_store(request: TeachRequest, reporter: Reporter) -> WantedStore:
         views=kept.views,
         shots=data.shots,
         seed=data.seed,
+        resize=kept.resize,
     )
 
 

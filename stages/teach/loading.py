@@ -30,15 +30,15 @@ def load_models(request: TeachRequest, reporter: Reporter, device: str) -> dict[
         device: what they run on here; a driver takes the CPU, because GPUs belong to its workers.
     """
     clip_models.tune_process(choose_threads(request.computing.threads).count)
-    models = {}
+    models, resize = {}, request.kept.resize
     if request.teacher is not None:
         reporter.note(f"loading the teacher {request.teacher}")
-        models[LABELS] = clip_models.load_clip(request.teacher, device)
+        models[LABELS] = clip_models.load_clip(request.teacher, device).resized_by(resize)
         if request.kept.embeddings:
             models[EMBEDDING] = models[LABELS]
     for spec in request.students:
         reporter.note(f"loading the student {spec}")
-        student = clip_models.load_clip(spec, device)
+        student = clip_models.load_clip(spec, device).resized_by(resize)
         group = student_group(student.digest)
         parts = unlike(models[group].image_behaviour, student.image_behaviour) if group in models else ""
         if parts:
@@ -111,5 +111,6 @@ def teach_job(request: TeachRequest, wanted: WantedStore, token: int, models: Ma
         device=computing.device,
         compiled=computing.compiled,
         class_tile=computing.class_tile,
+        resize=wanted.resize,
         threads=computing.threads or threads_of(request.cluster),
     )

@@ -9,7 +9,7 @@ from typing import Literal
 from teachonce.cluster.description import ClusterSpec
 from teachonce.core.devices import AUTO
 from teachonce.data.view_policy import ViewPolicy
-from teachonce.models.spec import AskedPrecision, EmbeddingKind
+from teachonce.models.spec import AskedPrecision, EmbeddingKind, Resize
 
 Half = Literal["images", "models"]
 
@@ -39,6 +39,8 @@ class Kept:
     views: ViewPolicy = ViewPolicy()
     chunk_rows: int | None = None
     """Rows of one task and one commit; fixed by the first run."""
+    resize: Resize = "pillow"
+    """Who resizes images: pillow, bit for bit as open_clip's transforms do, or torchvision with tensors, faster."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,10 @@ def test_every_part_of_the_dry_run_passes_on_a_cpu(script: ModuleType, tmp_path:
     assert text.count("| yes |") == 6, "two of pixels, four of equal runs"
     assert "| rows | 12 of 12 |" in text
     assert "not tried: no GPU" in text
+    for what in ("sampled | a:", "all | a:", "all | b: layouts", "sampled | d:", "all | d:"):
+        (row,) = [line.split(" | ") for line in text.splitlines() if line.startswith(f"| bf16 | {what}")]
+        kernels, without = (int(cell.strip(" |")) for cell in row[-2:])
+        assert without > kernels, row
 
 
 def test_a_part_that_fails_is_said_and_the_others_run(
