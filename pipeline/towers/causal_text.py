@@ -220,11 +220,11 @@ def _attend(
 
     The prefix enters as one product over all rows, so its keys and values are never copied to the names.
     """
-    if layout.real is not None:
-        shared = (prefix.keys, prefix.values)
+    if layout.padding is not None:
+        given = (q_HRd, k_HRd, v_HRd, (prefix.keys, prefix.values), layout.groups, layout.padding)
         if last:
-            return padded_attention.attend_from_ends(q_HRd, k_HRd, v_HRd, shared, layout)
-        return padded_attention.attend(q_HRd, k_HRd, v_HRd, shared, layout, unseen_R1, prefix.hidden)
+            return padded_attention.attend_from_ends(*given)
+        return padded_attention.attend(*given, unseen_R1, prefix.hidden)
     heads, _, d = q_HRd.shape
     q_HRd = q_HRd * d**-0.5
     to_prefix_HRP = q_HRd @ prefix.keys.transpose(1, 2)

@@ -63,9 +63,16 @@ class Group:
     count: int
     mask: Tensor  # [n, n], 0 where a row may look, -inf where it may not
     of_ends: Tensor | None  # [n] or [count, 1, n] likewise, of the pooled rows; None where they see all rows
-    length: int = 0  # n, where names are padded to it
-    source: Tensor | None = None  # [count n], the row that each holds; None where nothing is padded
-    padding: Tensor | None = None  # which of the count n are padding
+    length: int  # n
+
+
+@dataclass(frozen=True, eq=False)
+class Padding:
+    """Where rows go so that the names of a group have one length, and where they come back from."""
+
+    sources: tuple[Tensor, ...]  # of each group [count n], the row that each holds
+    holes: tuple[Tensor, ...]  # of each group, which of these are padding
+    real: Tensor  # [R], where each row is among those of all groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +81,7 @@ class Layout:
 
     ends: Tensor  # [C], the last row of each name, which is pooled
     groups: tuple[Group, ...]
-    real: Tensor | None = None  # [R], where each row is among the padded ones; None: nothing is padded
+    padding: Padding | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +154,7 @@ def _layout(lengths_C: Tensor, device: torch.device, blind: bool) -> Layout:
         if blind:
             seen = seen.clone()
             seen[-1, -1] = -torch.inf
-        groups.append(Group(slice(name, name + count), rows, count, seen, seen[-1] if blind else None))
+        groups.append(Group(slice(name, name + count), rows, count, seen, seen[-1] if blind else None, length))
         name, row = name + count, rows.stop
     return Layout(ends_C, tuple(groups))
 
@@ -157,18 +164,17 @@ def _padded(lengths_C: Tensor, ends_C: Tensor, mask: Tensor) -> Layout:
     device, sizes = ends_C.device, _merged(lengths_C.tolist())
     widths_C = torch.cat([torch.full((count,), length) for count, length in sizes])
     starts_C = lengths_C.cumsum(0) - lengths_C
-    groups, name, row = [], 0, 0
+    groups, sources, holes, name, row = [], [], [], 0, 0
     for count, length in sizes:
         names, rows = slice(name, name + count), slice(row, row + count * length)
         inside_n, lasts_C1 = torch.arange(length), lengths_C[names, None] - 1
-        source = (starts_C[names, None] + torch.minimum(inside_n, lasts_C1)).flatten()
-        padding = (inside_n > lasts_C1).flatten().nonzero()[:, 0]
+        sources.append(to_device((starts_C[names, None] + torch.minimum(inside_n, lasts_C1)).flatten(), device))
+        holes.append(to_device((inside_n > lasts_C1).flatten().nonzero()[:, 0], device))
         of_ends = mask[to_device(lasts_C1[:, 0], device), None, :length]
-        here = (to_device(x, device) for x in (source, padding))
-        groups.append(Group(names, rows, count, mask[:length, :length], of_ends, length, *here))
+        groups.append(Group(names, rows, count, mask[:length, :length], of_ends, length))
         name, row = names.stop, rows.stop
     real = _inside(lengths_C) + (widths_C.cumsum(0) - widths_C).repeat_interleave(lengths_C)
-    return Layout(ends_C, tuple(groups), to_device(real, device))
+    return Layout(ends_C, tuple(groups), Padding(tuple(sources), tuple(holes), to_device(real, device)))
 
 
 def _merged(lengths: list[int]) -> list[tuple[int, int]]:

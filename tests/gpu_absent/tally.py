@@ -82,7 +82,10 @@ class Tally:
         """Everything in lines, the largest first."""
         kernels = ", ".join(f"{name} {times}" for name, times in self.kernels.most_common(most))
         traffic = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in self.traffic.most_common(most))
-        lines = [f"{self.launches} kernels: {kernels}", f"{self.moved / 1e9:.2f} GB read and written by kernels: {traffic}"]
+        lines = [
+            f"{self.launches} kernels: {kernels}",
+            f"{self.moved / 1e9:.2f} GB read and written by kernels: {traffic}",
+        ]
         lines += [f"wait x{times}: {what} ({line})" for (what, line), times in self.waits.most_common()]
         for copy, times in self.copies.most_common():
             kind = "blocking" if copy.blocks else "free"

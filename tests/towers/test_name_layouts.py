@@ -83,11 +83,11 @@ def test_names_of_many_lengths_share_one_group_and_each_row_comes_back(monkeypat
     plain = packing.pack(names, None, 4, CPU).layout
     monkeypatch.setattr(packing, "merges_lengths", lambda device: True)
     padded = packing.pack(names, None, 4, CPU).layout
-    assert len(plain.groups) > 3 and plain.real is None and len(padded.groups) == 1
-    source, real, padding = padded.groups[0].source, padded.real, padded.groups[0].padding
-    assert source is not None and real is not None and padding is not None
+    assert len(plain.groups) > 3 and plain.padding is None and len(padded.groups) == 1
+    assert padded.padding is not None
+    (source,), (holes,), real = padded.padding.sources, padded.padding.holes, padded.padding.real
     assert torch.equal(source[real], torch.arange(len(real)))
-    assert sorted([*real.tolist(), *padding.tolist()]) == list(range(len(source)))
+    assert sorted([*real.tolist(), *holes.tolist()]) == list(range(len(source)))
 
 
 def test_groups_are_chosen_by_what_padding_costs(monkeypatch: pytest.MonkeyPatch) -> None:
