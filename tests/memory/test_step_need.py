@@ -1,0 +1,159 @@
+"""The estimate of a training step's memory against a real step whose living storages are counted one by one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pytest
+import torch
+import worlds
+from step_cases import BASE, CASES
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from worlds import World
+
+from teachonce.core.progress import Silent
+from teachonce.data.view_policy import ViewPolicy
+from teachonce.labels.store import LabelStore
+from teachonce.memory.step import StepNeed, step_need
+from teachonce.models.clip import LoadedClip
+from teachonce.rows.images import ViewImages
+from teachonce.rows.working_set import WorkingSet, open_working_set
+from teachonce.towers import packing
+from teachonce.training.config import TrainConfig
+from teachonce.training.trainer import Trainer
+
+LOW, HIGH = 0.9, 1.3  # of what a real step holds beside its weights
+
+
+class Holds(TorchDispatchMode):
+    """Real bytes: after each operation, every storage that was ever seen is asked whether it still lives."""
+
+    def __init__(self, weights: list[Tensor]) -> None:
+        super().__init__()
+        self.kept: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+        self.see(weights)
+
+    def see(self, made: Any) -> None:
+        """Count what was made, and forget what is gone."""
+        self.kept = {key: pair for key, pair in self.kept.items() if not pair[0].expired()}
+        for x in tree_leaves(made):
+            if isinstance(x, Tensor):
+                storage = x.untyped_storage()
+                self.kept[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.peak = max(self.peak, self.now)
+
+    @property
+    def now(self) -> int:
+        return sum(size for _, size in self.kept.values())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.see(made)
+        return made
+
+
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """What every step works on."""
+
+    clip: LoadedClip
+    rows: WorkingSet
+
+
+@pytest.fixture(scope="module")
+def ground(world: World, teacher: str, student: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    """Two views of each photo, soft labels, the teacher's embeddings and the student's features."""
+    path = tmp_path_factory.mktemp("need") / "rich.zarr"
+    views = ViewPolicy(views=2, seed=5)
+    worlds.teach_inline(
+        world, path, teacher, students=(student,), top_k=4, embeddings="float16", views=views, chunk_rows=20
+    )
+    clip, store = worlds.loaded_once(student), LabelStore.open(path)
+    rows = open_working_set(store, clip.digest, Silent(), embeddings=True)
+    yield Ground(clip, rows)
+    rows.close()
+
+
+class Black:
+    """Real pixels, made where the count sees them."""
+
+    def __init__(self, clip: LoadedClip) -> None:
+        self.size = clip.model.visual.image_size  # type: ignore[union-attr]
+
+    def pixels(self, rows: Any) -> Tensor:
+        height, width = cast(Any, self.size)
+        return torch.zeros(len(rows), 3, height, width).contiguous(memory_format=torch.channels_last)
+
+    def prefetch(self, rows: Any) -> None: ...
+
+
+def held(ground: Ground, config: TrainConfig) -> tuple[int, int]:
+    """The most bytes that live in a real step, and those of the weights."""
+    model = ground.clip.model
+    counted = Holds([*model.parameters(), *model.buffers()])
+    weights = counted.now
+    images = None if config.prompts.tower == "text" else cast(ViewImages, Black(ground.clip))
+    with counted:
+        trainer = Trainer(config, ground.clip, ground.rows, images)
+        counted.peak = 0
+        trainer.step(trainer._first_complete_step)
+    return counted.peak, weights
+
+
+def asked(case: dict[str, Any], **changes: Any) -> TrainConfig:
+    """The configuration of a case."""
+    keys = {key: value for key, value in {**BASE, **case, **changes}.items() if key != "step"}
+    return TrainConfig.of(**keys)
+
+
+def within(need: StepNeed, real: tuple[int, int]) -> None:
+    """The estimate is near the count, weights left out on both sides."""
+    estimated, counted = need.peak - need.weights, real[0] - real[1]
+    assert need.weights == real[1]
+    assert LOW * counted <= estimated <= HIGH * counted, f"{estimated / counted:.3f}"
+
+
+SOME = ["soft", "sampled ln", "all-sampled", "embedding", "image tower", "both towers", "micro-batches", "replace"]
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c not in SOME)) for c in CASES])
+def test_an_estimate_is_near_what_a_step_holds(case: str, ground: Ground) -> None:
+    config = asked(CASES[case])
+    within(step_need(config, ground.clip, ground.rows, gpu=False), held(ground, config))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("case", ["soft", "both towers"])
+def test_so_it_is_with_names_laid_out_as_on_a_gpu(
+    case: str, precision: str, ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = asked(CASES[case], precision=precision)
+    need = step_need(config, ground.clip, ground.rows)
+    monkeypatch.setattr(packing, "merges_lengths", lambda device: True)
+    within(need, held(ground, config))
+
+
+def test_each_smaller_key_needs_less(ground: Ground) -> None:
+    """As much less as a real step does."""
+    whole = asked({"tower": "both"})
+    for key, value in {"class_chunk": 2, "micro_batch": 4, "batch_size": 6}.items():
+        smaller = asked({"tower": "both"}, **{key: value})
+        needs = [step_need(config, ground.clip, ground.rows, gpu=False) for config in (whole, smaller)]
+        assert needs[1].peak < needs[0].peak, key
+        within(needs[1], held(ground, smaller))
+
+
+def test_nothing_of_the_run_changes(ground: Ground) -> None:
+    """The weights are real after an estimate, and so are the next step's numbers."""
+    config = asked({})
+    before = Trainer(config, ground.clip, ground.rows).step(0)
+    with contextlib.suppress(ValueError):
+        step_need(config, ground.clip, ground.rows)
+    assert Trainer(config, ground.clip, ground.rows).step(0) == before
