@@ -58,6 +58,9 @@ Log = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check the run and estimate the GPU memory of a step. Writes nothing.")
+]
 TrainSelection = Annotated[
     Path | None, typer.Option("--select", metavar="FILE.json", help="Use only what this file of subset selects.")
 ]
@@ -104,6 +107,7 @@ def train(
     log: Log = None,
     resume: Resume = False,
     print_config: PrintConfig = False,
+    dry_run: DryRun = False,
     device: options.Device = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -134,6 +138,8 @@ def train(
         init=init,
         log=() if log is None else (log,),
     )
+    if dry_run:
+        return job("train", json, quiet, lambda output: stage.dry_run(request, output))
     return job("train", json, quiet, lambda output: stage.train(request, output))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 GIB = 1 << 30
 SIZES = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192, 288)
 """GiB of usual GPUs."""
@@ -26,3 +28,8 @@ def smallest_gpu(needed: int) -> int | None:
 def in_gib(size: float) -> str:
     """Bytes in words."""
     return f"{size / GIB:.1f} GiB"
+
+
+def free_of(device: str) -> int | None:
+    """Free bytes of a GPU; None of anything else."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.startswith("cuda") else None

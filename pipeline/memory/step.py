@@ -27,6 +27,13 @@ from teachonce.training.config import TrainConfig
 from teachonce.training.trainer import Trainer, _StepNames
 
 
+FEWEST = 64
+"""Names of the smallest chunk that is advised."""
+FEWEST_ROWS = 8
+HELPS = 0.9
+"""A key helps if with it at most this share is needed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepNeed:
     """What a step needs of a GPU."""
@@ -41,6 +48,10 @@ class StepNeed:
     """How many of them have a graph at once."""
     rows: int
     """Rows of the step whose logits are there at once."""
+    steps: int
+    """Of the run."""
+    parameters: int
+    """Numbers that are trained."""
 
 
 def step_need(config: TrainConfig, clip: LoadedClip, rows: WorkingSet, gpu: bool = True) -> StepNeed:
@@ -71,8 +82,51 @@ def step_need(config: TrainConfig, clip: LoadedClip, rows: WorkingSet, gpu: bool
             trainer.step(trainer.first)
     size = changed.loop.micro_batch or changed.loop.batch_size
     return StepNeed(
-        peak=tally.peak, weights=weights, names=trainer.distinct, chunk=trainer.largest, rows=min(size, trainer.rows_of)
+        peak=tally.peak,
+        weights=weights,
+        names=trainer.distinct,
+        chunk=trainer.largest,
+        rows=min(size, trainer.rows_of),
+        steps=trainer.steps,
+        parameters=trainer.student.trainable_parameters(),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Smaller:
+    """A key of the configuration with which a step needs less, and results stay what they are."""
+
+    key: str
+    value: int
+    peak: int
+    """As `StepNeed.peak`."""
+
+
+def smaller_needs(config: TrainConfig, clip: LoadedClip, rows: WorkingSet, need: StepNeed) -> list[Smaller]:
+    """What helps where memory is short: a quarter of the names, or of the rows, at a time.
+
+    Args:
+        config, clip, rows: of `step_need`.
+        need: its answer.
+
+    Returns:
+        The keys with which at least a tenth less is needed, the largest help first.
+    """
+    ways = []
+    if need.names and need.chunk > FEWEST:
+        ways.append(("class_chunk", max(FEWEST, _power_of_two(need.chunk // 4))))
+    if need.rows > FEWEST_ROWS:
+        ways.append(("micro_batch", max(FEWEST_ROWS, _power_of_two(need.rows // 4))))
+    needs = [
+        Smaller(key=key, value=value, peak=step_need(config.changed(**{key: value}), clip, rows).peak)
+        for key, value in ways
+    ]
+    return sorted((way for way in needs if way.peak <= HELPS * need.peak), key=lambda way: way.peak)
+
+
+def _power_of_two(number: int) -> int:
+    """The largest that is no larger."""
+    return 1 << max(0, number.bit_length() - 1)
 
 
 class _NoImages:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -48,12 +48,19 @@ class LiveBytes(TorchDispatchMode):
     def fake_model(self, clip: LoadedClip) -> LoadedClip:
         """The same model with fake weights, on the CPU; its weights count from now on."""
         weights = [*clip.model.parameters(), *clip.model.buffers()]
-        memo: dict[int, Any] = {id(weight): self._fake.from_tensor(weight) for weight in weights}
+        memo: dict[int, Any] = {id(weight): self._like(weight) for weight in weights}
         fake = tuple(memo.values())
         model = copy.deepcopy(clip.model, memo)
         for weight in fake:
             self._count(weight)
         return replace(clip, model=model, device=torch.device("cpu"), image_tower=None)
+
+    def _like(self, weight: Tensor) -> Tensor:
+        if not weight.is_floating_point():
+            return weight.cpu()
+        with self._fake:
+            made = torch.empty_strided(weight.shape, weight.stride(), dtype=weight.dtype, device="cpu")
+        return nn.Parameter(made, weight.requires_grad) if isinstance(weight, nn.Parameter) else made
 
     def empty(self, *size: int, dtype: torch.dtype = torch.float32, like_images: bool = False) -> Tensor:
         """A fake tensor, which counts.

@@ -10,11 +10,9 @@ from typing import Any, cast
 import pytest
 import torch
 import worlds
+from living import Holds
 from step_cases import BASE, CASES
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from worlds import World
 
 from teachonce.core.progress import Silent
@@ -29,34 +27,6 @@ from teachonce.training.config import TrainConfig
 from teachonce.training.trainer import Trainer
 
 LOW, HIGH = 0.9, 1.3  # of what a real step holds beside its weights
-
-
-class Holds(TorchDispatchMode):
-    """Real bytes: after each operation, every storage that was ever seen is asked whether it still lives."""
-
-    def __init__(self, weights: list[Tensor]) -> None:
-        super().__init__()
-        self.kept: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak = 0
-        self.see(weights)
-
-    def see(self, made: Any) -> None:
-        """Count what was made, and forget what is gone."""
-        self.kept = {key: pair for key, pair in self.kept.items() if not pair[0].expired()}
-        for x in tree_leaves(made):
-            if isinstance(x, Tensor):
-                storage = x.untyped_storage()
-                self.kept[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self.peak = max(self.peak, self.now)
-
-    @property
-    def now(self) -> int:
-        return sum(size for _, size in self.kept.values())
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        self.see(made)
-        return made
 
 
 @dataclass(frozen=True, eq=False)
