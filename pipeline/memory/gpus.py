@@ -33,3 +33,8 @@ def in_gib(size: float) -> str:
 def free_of(device: str) -> int | None:
     """Free bytes of a GPU; None of anything else."""
     return int(torch.cuda.mem_get_info(device)[0]) if device.startswith("cuda") else None
+
+
+def total_of(device: str) -> int | None:
+    """All bytes of a GPU, which the calling process may be using itself; None of anything else."""
+    return int(torch.cuda.mem_get_info(device)[1]) if device.startswith("cuda") else None
