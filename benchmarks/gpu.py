@@ -6,7 +6,7 @@
 facts    the device, the drivers and the versions
 pixels   bytes of pixels scaled on the device, and the top k with ties, against the CPU: equal bits, and rates
 step     a training step with a text tower of ViT-B/16's size by number format, candidates and class_chunk: seconds,
-         kernels, peak memory
+         kernels, peak memory beside the estimate of `train --dry-run`
 repeat   two equal runs of some steps: are the prompts equal to the bit?
 teach    stage one over made-up photos, a teacher of ViT-L/14's size and a student of ViT-B/16's: rates, phases
 memory   memory that is not there: what loading, a step and a batch of images say
@@ -39,6 +39,7 @@ from train_parts import made_up_clip, made_up_trainer, seconds_of, some_names
 
 from teachonce.core.progress import Silent
 from teachonce.errors import TeachOnceError
+from teachonce.memory.step import step_need
 from teachonce.models.clip import LoadedClip, load_clip, tune_process
 from teachonce.stages import teach
 from teachonce.teaching.teacher import begin_soft_labels, exact_topk
@@ -56,7 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bf16, class_chunk auto": {"precision": "bf16", "class_chunk": "auto"},
     "fp32, class_chunk 8192": {"class_chunk": 8192},
 }
-BYTES_A_NAME = 2.55e6  # fp32, 12 layers of 512, 16 slots: measured on the CPU, see docs/training.md
+FOR_ESTIMATES = 40  # seconds that must be left for an estimate to be made beside a measurement
 
 
 @dataclass(frozen=True)
@@ -149,18 +150,20 @@ def step_part(bench: Bench, clock: Clock) -> tuple[Row, list[Row]]:
     for label, keys in VARIANTS.items():
         for kind in ("sampled", "all"):
             if clock.left < 0:
-                rows.append((label, kind, "no time left", *[""] * 4))
+                rows.append((label, kind, "no time left", *[""] * 5))
                 continue
             try:
-                rows.append((label, kind, *_measured_step(bench, clip, names, kind, keys)))
+                rows.append((label, kind, *_measured_step(bench, clip, names, kind, keys, clock)))
             except (TeachOnceError, torch.OutOfMemoryError, ValueError, TypeError) as problem:
-                rows.append((label, kind, f"{type(problem).__name__}: {str(problem).splitlines()[0][:90]}", *[""] * 4))
+                rows.append((label, kind, f"{type(problem).__name__}: {str(problem).splitlines()[0][:90]}", *[""] * 5))
             _empty(bench)
-    head = ("variant", "candidates", "classes", "s a step", "kernels", "peak MB", "of a chunk's estimate")
+    head = ("variant", "candidates", "classes", "s a step", "kernels", "peak MB", "estimated MB", "peak of estimate")
     return head, rows
 
 
-def _measured_step(bench: Bench, clip: LoadedClip, names: Sequence[str], kind: str, keys: dict[str, Any]) -> Row:
+def _measured_step(
+    bench: Bench, clip: LoadedClip, names: Sequence[str], kind: str, keys: dict[str, Any], clock: Clock
+) -> Row:
     config = _config(bench, kind, **keys)
     with _products(config):
         run = made_up_trainer(config, clip, names)
@@ -170,10 +173,11 @@ def _measured_step(bench: Bench, clip: LoadedClip, names: Sequence[str], kind: s
         seconds = sorted(seconds_of(lambda: run.step(1), bench.device) for _ in range(bench.sizes.repeats))
         peak = torch.cuda.max_memory_allocated(bench.device) if bench.cuda else 0
         kernels = kernels_of(lambda: run.step(2), bench.device)
-    chunk = config.loop.class_chunk
-    estimate = BYTES_A_NAME * min(chunk, candidates) if isinstance(chunk, int) else 0.0
+    # The estimate is of bytes that are alive in tensors, as torch counts them in its maximum.
+    estimate = step_need(config, clip, run.rows).peak if bench.dry or clock.left > FOR_ESTIMATES else 0
     share = f"{peak / estimate:.2f}" if peak and estimate else ""
-    return f"{candidates:,}", f"{seconds[len(seconds) // 2]:.4f}", f"{kernels:,}", f"{peak / MEGA:,.0f}", share
+    figures = (f"{peak / MEGA:,.0f}", f"{estimate / MEGA:,.0f}" if estimate else "no time left", share)
+    return (f"{candidates:,}", f"{seconds[len(seconds) // 2]:.4f}", f"{kernels:,}", *figures)
 
 
 def repeat_part(bench: Bench, clock: Clock) -> tuple[Row, list[Row]]:

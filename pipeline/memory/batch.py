@@ -10,7 +10,6 @@ Shapes: B images of a batch, H and W a model's input, U distinct names, C classe
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch

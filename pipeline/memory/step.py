@@ -26,7 +26,6 @@ from teachonce.towers.tokens import NameTokens
 from teachonce.training.config import TrainConfig
 from teachonce.training.trainer import Trainer, _StepNames
 
-
 FEWEST = 64
 """Names of the smallest chunk that is advised."""
 FEWEST_ROWS = 8

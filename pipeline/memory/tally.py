@@ -31,7 +31,7 @@ _ASKS_FOR_EQUALITY = torch.ops.aten.equal.default
 _ASKS_FOR_A_PLACE = torch.ops.prim.device.default
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Enter it with `with`, and run the work on a model of `fake_model` inside.
 
     Attributes:
@@ -40,7 +40,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._alive: dict[int, Any] = {}  # references to storages, by their numbers

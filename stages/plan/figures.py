@@ -118,7 +118,13 @@ def _result(
     workers, unknown = _workers(request.teach.cluster)
     basis = _stated(request, wanted, layout, left) if probe is None else _measured(probe, workers, left)
     total = _total(basis.sizes)
-    estimates = [*_times(basis, left, workers, probe), *basis.sizes, total, *_memory(probe, workers), *([] if gpu is None else [gpu.estimate])]
+    estimates = [
+        *_times(basis, left, workers, probe),
+        *basis.sizes,
+        total,
+        *_memory(probe, workers),
+        *([] if gpu is None else [gpu.estimate]),
+    ]
     disk = shutil.disk_usage(next(p for p in (wanted.path, *wanted.path.resolve().parents) if p.exists())).free
     free = _memory_free(probe)
     advice = [*unknown, *_disk_advice(total, disk, wanted), *_memory_advice(estimates, free, probe)]

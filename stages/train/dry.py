@@ -23,9 +23,7 @@ from teachonce.training.config import TrainConfig
 from teachonce.training.requirements import requirements
 
 
-def estimated(
-    request: TrainRequest, store: LabelStore, selection: Selection | None, reporter: Reporter
-) -> TrainDryRun:
+def estimated(request: TrainRequest, store: LabelStore, selection: Selection | None, reporter: Reporter) -> TrainDryRun:
     """Estimate a run on rows of an open store; the stage's `dry_run` says what is raised."""
     device = pick_device(request.device)
     tune_process(choose_threads(request.threads).count)

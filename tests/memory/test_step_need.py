@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -90,7 +89,7 @@ def within(need: StepNeed, real: tuple[int, int]) -> None:
     assert LOW * counted <= estimated <= HIGH * counted, f"{estimated / counted:.3f}"
 
 
-SOME = ["soft", "sampled ln", "all-sampled", "embedding", "image tower", "both towers", "micro-batches", "replace"]
+SOME = ["sampled ln", "image tower", "micro-batches"]  # one for each kind of step; the rest are left to the slow tests
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c not in SOME)) for c in CASES])
@@ -99,8 +98,13 @@ def test_an_estimate_is_near_what_a_step_holds(case: str, ground: Ground) -> Non
     within(step_need(config, ground.clip, ground.rows, gpu=False), held(ground, config))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("case", ["soft", "both towers"])
+@pytest.mark.parametrize(
+    ("case", "precision"),
+    [
+        ("soft", "bf16"),
+        *(pytest.param("both towers", p, marks=pytest.mark.slow) for p in ("fp32", "bf16")),
+    ],
+)
 def test_so_it_is_with_names_laid_out_as_on_a_gpu(
     case: str, precision: str, ground: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,20 +114,19 @@ def test_so_it_is_with_names_laid_out_as_on_a_gpu(
     within(need, held(ground, config))
 
 
-def test_each_smaller_key_needs_less(ground: Ground) -> None:
-    """As much less as a real step does."""
-    whole = asked({"tower": "both"})
-    for key, value in {"class_chunk": 2, "micro_batch": 4, "batch_size": 6}.items():
-        smaller = asked({"tower": "both"}, **{key: value})
-        needs = [step_need(config, ground.clip, ground.rows, gpu=False) for config in (whole, smaller)]
-        assert needs[1].peak < needs[0].peak, key
-        within(needs[1], held(ground, smaller))
+@pytest.mark.parametrize(("key", "value"), [pytest.param("class_chunk", 2, marks=pytest.mark.slow), ("micro_batch", 4)])
+def test_a_smaller_key_needs_less(key: str, value: int, ground: Ground) -> None:
+    """As a real step does."""
+    whole, smaller = asked({"tower": "both"}), asked({"tower": "both"}, **{key: value})
+    needs = [step_need(config, ground.clip, ground.rows, gpu=False) for config in (whole, smaller)]
+    real = [held(ground, config) for config in (whole, smaller)]
+    assert needs[1].peak < needs[0].peak and real[1][0] < real[0][0]
+    within(needs[1], real[1])
 
 
 def test_nothing_of_the_run_changes(ground: Ground) -> None:
     """The weights are real after an estimate, and so are the next step's numbers."""
     config = asked({})
     before = Trainer(config, ground.clip, ground.rows).step(0)
-    with contextlib.suppress(ValueError):
-        step_need(config, ground.clip, ground.rows)
+    step_need(config, ground.clip, ground.rows)
     assert Trainer(config, ground.clip, ground.rows).step(0) == before

@@ -46,7 +46,9 @@ def test_images_of_a_small_step_are_advised_where_they_help(
     (smaller,) = result.smaller
     assert (smaller.key, smaller.value) == ("micro_batch", 16) and smaller.gpu_bytes < result.gpu_bytes
     assert [option.name for option in options_of(result.memory)] == ["micro_batch"]
-    again = tried(finished, student, tmp_path / "run", "tower=image", "batch_size=64", "micro_batch=16", root=world.root)
+    again = tried(
+        finished, student, tmp_path / "run", "tower=image", "batch_size=64", "micro_batch=16", root=world.root
+    )
     assert again.gpu_bytes == smaller.gpu_bytes
 
 
@@ -68,7 +70,9 @@ def test_a_dry_run_refuses_what_the_run_would(finished: Path, student: str, tmp_
         tried(finished, student, tmp_path / "other")
 
 
-def test_the_command_prints_it(finished: Path, student: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_it(
+    finished: Path, student: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from teachonce.cli.app import run
 
     arguments = ["train", str(finished), "--student", student, "--out", str(tmp_path / "run"), "--dry-run", "--json"]

@@ -1,4 +1,4 @@
-"""Count the bytes of tensors that live at once while real work runs, by asking every storage whether it is still there."""
+"""Count the bytes of tensors that live at once while real work runs: every storage is asked whether it is there."""
 
 from __future__ import annotations
 
