@@ -118,7 +118,6 @@ def train(
     --root say what the store must belong to; --root is also where prompts in the image tower find their images.
     """
     ours, overrides = settings.split_overrides(settings.TrainSettings, set_ or ())
-    how = settings.settings(settings.TrainSettings, ours)
     resolved = _resolved(config, overrides, structure=structure, supervision=supervision, seed=seed, steps=steps)
     if print_config:
         return Job(command="train", json=json, quiet=quiet, work=lambda output: _print_config(resolved, output))
@@ -128,7 +127,7 @@ def train(
         out=options.required(out, "option '--out'", "train"),
         config=resolved,
         resume=resume,
-        threads=how.threads,
+        threads=settings.settings(settings.TrainSettings, ours).threads,
         device=device,
         selection=select,
         manifest=manifest,
@@ -138,9 +137,7 @@ def train(
         init=init,
         log=() if log is None else (log,),
     )
-    if dry_run:
-        return job("train", json, quiet, lambda output: stage.dry_run(request, output))
-    return job("train", json, quiet, lambda output: stage.train(request, output))
+    return job("train", json, quiet, lambda output: (stage.dry_run if dry_run else stage.train)(request, output))
 
 
 def _print_config(config: TrainConfig, output: Output) -> int:
