@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from teachonce.towers import padded_attention
 from teachonce.towers.blocks import finish_block, project
 from teachonce.towers.packing import BackSlots, Group, KeptLayouts, Layout, PackedNames, pack
 from teachonce.towers.slots import SlotPrompts
@@ -82,7 +83,7 @@ class CausalText:
 
     def features(self, prompts: SlotPrompts, names: NameTokens, chunk: Tensor | None) -> Tensor:
         """Compute the pooled states of distinct names behind the last block, projected, [C, E]."""
-        parts, packed = self.parts.for_autocast(), self._laid_out(names, chunk, prompts.slots)
+        parts, packed = self.parts.prepared(), self._laid_out(names, chunk, prompts.slots)
         front = names.front(prompts.slots)
         x_RD = self._embed(packed)
         run = _Names(prompts, packed, slice(front, None))
@@ -115,7 +116,7 @@ class CausalText:
     def _run_prefix(self, prompts: SlotPrompts, front: int) -> list[_Prefix]:
         """Run the slots before the name through all blocks, as far as names can see them."""
         state = self._first_state(prompts, front)
-        blocks = self.parts.for_autocast().blocks
+        blocks = self.parts.prepared().blocks
         first, last = len(self.start), len(blocks) - 1
         visible = torch.ones(front, first + front, dtype=torch.bool, device=self._device).tril(first)
         layers: list[_Prefix] = []
@@ -219,12 +220,12 @@ def _attend(
 
     The prefix enters as one product over all rows, so its keys and values are never copied to the names.
     """
+    if layout.real is not None:
+        shared = (prefix.keys, prefix.values)
+        if last:
+            return padded_attention.attend_from_ends(q_HRd, k_HRd, v_HRd, shared, layout)
+        return padded_attention.attend(q_HRd, k_HRd, v_HRd, shared, layout, unseen_R1, prefix.hidden)
     heads, _, d = q_HRd.shape
-    if layout.source is not None:
-        k_HRd, v_HRd = k_HRd.index_select(1, layout.source), v_HRd.index_select(1, layout.source)
-        if not last:
-            q_HRd = q_HRd.index_select(1, layout.source)
-            unseen_R1 = None if unseen_R1 is None else unseen_R1[layout.source]
     q_HRd = q_HRd * d**-0.5
     to_prefix_HRP = q_HRd @ prefix.keys.transpose(1, 2)
     width = to_prefix_HRP.shape[2]
@@ -243,8 +244,7 @@ def _attend(
         to_prefix, to_own = torch.split(both, [width, own_HGrn.shape[-1]], -1)
         prefix_weights.append(to_prefix.flatten(1, 2))
         own_parts.append((to_own @ v_HGnd).flatten(1, 2))
-    mixed_HRd = torch.cat(prefix_weights, 1) @ prefix.values + torch.cat(own_parts, 1)
-    return mixed_HRd if last or layout.real is None else mixed_HRd.index_select(1, layout.real)
+    return torch.cat(prefix_weights, 1) @ prefix.values + torch.cat(own_parts, 1)
 
 
 def _by_group(

@@ -63,6 +63,9 @@ class Group:
     count: int
     mask: Tensor  # [n, n], 0 where a row may look, -inf where it may not
     of_ends: Tensor | None  # [n] or [count, 1, n] likewise, of the pooled rows; None where they see all rows
+    length: int = 0  # n, where names are padded to it
+    source: Tensor | None = None  # [count n], the row that each holds; None where nothing is padded
+    padding: Tensor | None = None  # which of the count n are padding
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +74,7 @@ class Layout:
 
     ends: Tensor  # [C], the last row of each name, which is pooled
     groups: tuple[Group, ...]
-    source: Tensor | None = None  # [padded rows], the row that each holds; None: nothing is padded
-    real: Tensor | None = None  # [R], where each row is among the padded ones
+    real: Tensor | None = None  # [R], where each row is among the padded ones; None: nothing is padded
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,20 +154,21 @@ def _layout(lengths_C: Tensor, device: torch.device, blind: bool) -> Layout:
 
 def _padded(lengths_C: Tensor, ends_C: Tensor, mask: Tensor) -> Layout:
     """Names in few groups. A row of padding repeats the name's last row, and the causal mask hides it from the name."""
-    device, inside, sizes = ends_C.device, [], _merged(lengths_C.tolist())
+    device, sizes = ends_C.device, _merged(lengths_C.tolist())
     widths_C = torch.cat([torch.full((count,), length) for count, length in sizes])
+    starts_C = lengths_C.cumsum(0) - lengths_C
     groups, name, row = [], 0, 0
     for count, length in sizes:
         names, rows = slice(name, name + count), slice(row, row + count * length)
-        last = to_device(lengths_C[names] - 1, device)
-        groups.append(Group(names, rows, count, mask[:length, :length], mask[last, None, :length]))
-        inside.append(torch.arange(length).repeat(count))
+        inside_n, lasts_C1 = torch.arange(length), lengths_C[names, None] - 1
+        source = (starts_C[names, None] + torch.minimum(inside_n, lasts_C1)).flatten()
+        padding = (inside_n > lasts_C1).flatten().nonzero()[:, 0]
+        of_ends = mask[to_device(lasts_C1[:, 0], device), None, :length]
+        here = (to_device(x, device) for x in (source, padding))
+        groups.append(Group(names, rows, count, mask[:length, :length], of_ends, length, *here))
         name, row = names.stop, rows.stop
-    starts_C = lengths_C.cumsum(0) - lengths_C
-    source = torch.minimum(torch.cat(inside), (lengths_C - 1).repeat_interleave(widths_C))
-    source += starts_C.repeat_interleave(widths_C)
     real = _inside(lengths_C) + (widths_C.cumsum(0) - widths_C).repeat_interleave(lengths_C)
-    return Layout(ends_C, tuple(groups), to_device(source, device), to_device(real, device))
+    return Layout(ends_C, tuple(groups), to_device(real, device))
 
 
 def _merged(lengths: list[int]) -> list[tuple[int, int]]:

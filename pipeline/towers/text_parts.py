@@ -18,6 +18,7 @@ from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 from torch import Tensor, nn
 
 from teachonce.errors import UnsupportedModelError
+from teachonce.towers.blocks import fuse_activation
 
 Pool = Literal["highest", "end", "first", "last", "class"]
 """Which position becomes the feature: that of the highest id (open_clip's `argmax`), of the first end token (`eos`),
@@ -54,7 +55,7 @@ class TextParts:
     pool: Pool
     eos: int | None  # the token at which `end` pools
     class_token: ClassToken | None = None
-    _cast: dict[Any, TextParts] = field(default_factory=dict, repr=False)
+    _prepared: dict[Any, TextParts] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, model: nn.Module) -> TextParts:
@@ -92,34 +93,39 @@ class TextParts:
         kind = self.positional_embedding.device.type
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
-    def for_autocast(self) -> TextParts:
-        """The same parts with matrices in the type that products have under autocast; these parts without autocast.
+    def prepared(self) -> TextParts:
+        """The same parts as a forward pass uses them; these parts where nothing is to be prepared.
 
-        Autocast itself would cast frozen matrices anew at every use. The results have the same bits: what autocast
-        keeps in float32, such as norms, has its weights as they are.
+        Under autocast the matrices have the type that products have, which autocast itself would give frozen matrices
+        anew at every use; the results have the same bits, since what autocast keeps in float32, such as norms, has its
+        weights as they are. On a GPU QuickGELU is one kernel (see `fuse_activation`), equal up to rounding.
         """
-        kind = self.autocast_type
-        if kind is None or self.positional_embedding.dtype != torch.float32:
+        weight = self.positional_embedding
+        kind = self.autocast_type if weight.dtype == torch.float32 else None
+        fused = fuses_activations(weight.device)
+        if kind is None and not fused:
             return self
-        key = (kind, self.positional_embedding.device)
-        if key not in self._cast:
+        key = (kind, weight.device, weight.dtype)
+        if key not in self._prepared:
             with torch.inference_mode(False), torch.no_grad():  # plain tensors: they enter graphs later
-                self._cast[key] = self._in_type(kind)
-        return self._cast[key]
+                self._prepared[key] = self._prepare(kind, fused)
+        return self._prepared[key]
 
-    def _in_type(self, kind: torch.dtype) -> TextParts:
+    def _prepare(self, kind: torch.dtype | None, fused: bool) -> TextParts:
         blocks = tuple(
             copy.deepcopy(block, {id(weight): weight for weight in block.parameters()}) for block in self.blocks
         )
         for block in blocks:  # which share their weights with the given ones, up to here
-            for part in block.modules():
+            if fused:
+                fuse_activation(block)
+            for part in block.modules() if kind is not None else ():
                 if isinstance(part, (nn.Linear, nn.MultiheadAttention)):
                     for name, weight in list(part.named_parameters(recurse=False)):
                         setattr(part, name, nn.Parameter(weight.to(kind), requires_grad=False))
         projection = self.projection
-        if isinstance(projection, Tensor):
+        if isinstance(projection, Tensor) and kind is not None:
             projection = projection.to(kind)
-        return replace(self, blocks=blocks, projection=projection, _cast={})
+        return replace(self, blocks=blocks, projection=projection, _prepared={})
 
     def embed(self, features_CD: Tensor) -> Tensor:
         """Take the pooled states of the last block to the joint embedding, [C, E], not yet of unit length."""
@@ -129,6 +135,11 @@ class TextParts:
             return projected
         out: Tensor = pooled if self.projection is None else pooled @ self.projection
         return out
+
+
+def fuses_activations(device: torch.device) -> bool:
+    """Whether QuickGELU is made one kernel: on a CPU it stays as open_clip has it, so that no bit of a result changes."""
+    return device.type != "cpu"
 
 
 def structure_obstacle(model: nn.Module) -> str | None:

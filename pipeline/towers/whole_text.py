@@ -77,7 +77,7 @@ class WholeText:
         """Compute the pooled states of distinct names behind the last block, projected, [C, E]."""
         key = (prompts.slots, self.parts.positional_embedding.device)
         texts = self._layouts.of(names, chunk, key, lambda: self._lay_out(names, chunk, prompts.slots))
-        return self.parts.for_autocast().embed(self._run(prompts, texts, None))
+        return self.parts.prepared().embed(self._run(prompts, texts, None))
 
     def _lay_out(self, names: NameTokens, chunk: Tensor | None, slots: int) -> _Texts:
         """All index arithmetic happens on the CPU."""
@@ -107,7 +107,7 @@ class WholeText:
 
     def _run(self, prompts: SlotPrompts, texts: _Texts, states: list[Tensor] | None) -> Tensor:
         """Return the pooled states, [C, D]; `states` collects the slots' input of every block."""
-        parts, slots = self.parts.for_autocast(), prompts.slots
+        parts, slots = self.parts.prepared(), prompts.slots
         x_CXD: Tensor = parts.token_embedding(texts.ids) + parts.positional_embedding[texts.positions]
         last = len(parts.blocks) - 1
         for index, block in enumerate(parts.blocks):

@@ -121,7 +121,7 @@ class FakeGpu(TorchDispatchMode):
         into = target is not None and torch.device(target).type == self.kind
         if not into and not any(map(self._is_here, tensors)):
             return self._on_the_host(operation, args, options)
-        if torch._C._dispatch_has_kernel_for_dispatch_key(operation.name(), "CompositeImplicitAutograd"):
+        if _is_composed(operation):
             with self._again():  # inference mode hands over compositions whole
                 return operation.decompose(*args, **options)
         if operation in _COPIES:
@@ -208,7 +208,8 @@ class FakeGpu(TorchDispatchMode):
         tally = self.tally
         tally.kernels[operation.__name__] += 1
         tally.lines[self._line()] += 1
-        tally.moved += sum(x.numel() * x.element_size() for x in tree_leaves(touched) if isinstance(x, Tensor))
+        size = sum(x.numel() * x.element_size() for x in tree_leaves(touched) if isinstance(x, Tensor))
+        tally.traffic[operation.__name__] += size
         for x in tree_leaves(result)[:1]:
             if isinstance(x, Tensor):
                 tally.types[operation.__name__, str(x.dtype).removeprefix("torch.")] += 1
@@ -228,6 +229,12 @@ class FakeGpu(TorchDispatchMode):
                 return f"{Path(file).name}:{frame.f_lineno}"
             frame = frame.f_back  # type: ignore[assignment]
         return "backward" if threading.current_thread() is not threading.main_thread() else "elsewhere"
+
+
+def _is_composed(operation: Any) -> bool:
+    """Whether CUDA has no kernel of its own for it."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return has(operation.name(), "CompositeImplicitAutograd") and not has(operation.name(), "CUDA")
 
 
 def _is_mask(x: object) -> bool:

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 _open: list[object] = []  # guards that are entered
+_kernels = torch.library.Library("aten", "IMPL")
+_OF_CUDA = ("silu_backward",)
+"""Operations that have a kernel of CUDA's, and that a new backend would put together from several."""
 FREE, TOTAL = 70 * 2**30, 80 * 2**30  # bytes of the GPU that is not there
 
 
@@ -49,6 +52,8 @@ def register(name: str) -> None:
             return [torch.bfloat16, torch.float16]  # asked for even where autocast is off
 
     backend_registration._setup_privateuseone_for_python_backend(name, backend_module=Module())
+    for operation in _OF_CUDA:  # never called: the mode answers in its place
+        _kernels.impl(operation, lambda *args: NotImplemented, "PrivateUse1")
 
 
 @contextlib.contextmanager

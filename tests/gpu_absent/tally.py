@@ -43,21 +43,26 @@ class Tally:
     """Bytes from the host to the device."""
     late: collections.Counter[str] = field(default_factory=collections.Counter)
     """Copies to the host that nobody waits for, by line."""
-    moved: int = 0
-    """Bytes that kernels read and write."""
+    traffic: collections.Counter[str] = field(default_factory=collections.Counter)
+    """Bytes that kernels read and write, by operation."""
     types: collections.Counter[tuple[str, str]] = field(default_factory=collections.Counter)
     """Kernels by operation and type of their result."""
 
     def clear(self) -> None:
         """Begin anew."""
-        for counter in (self.kernels, self.lines, self.waits, self.copies, self.late, self.types):
+        for counter in (self.kernels, self.lines, self.waits, self.copies, self.late, self.types, self.traffic):
             counter.clear()
-        self.copied = self.moved = 0
+        self.copied = 0
 
     @property
     def launches(self) -> int:
         """Kernels in all."""
         return self.kernels.total()
+
+    @property
+    def moved(self) -> int:
+        """Bytes that kernels read and write."""
+        return self.traffic.total()
 
     @property
     def blocking(self) -> int:
@@ -76,7 +81,8 @@ class Tally:
     def text(self, most: int = 10) -> str:
         """Everything in lines, the largest first."""
         kernels = ", ".join(f"{name} {times}" for name, times in self.kernels.most_common(most))
-        lines = [f"{self.launches} kernels: {kernels}", f"{self.moved / 1e9:.2f} GB read and written by kernels"]
+        traffic = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in self.traffic.most_common(most))
+        lines = [f"{self.launches} kernels: {kernels}", f"{self.moved / 1e9:.2f} GB read and written by kernels: {traffic}"]
         lines += [f"wait x{times}: {what} ({line})" for (what, line), times in self.waits.most_common()]
         for copy, times in self.copies.most_common():
             kind = "blocking" if copy.blocks else "free"

@@ -122,7 +122,7 @@ def test_frozen_matrices_are_cast_once(ground: Ground, monkeypatch: pytest.Monke
             return gpu.tally.kernels["_to_copy.default"]
 
     once = casts()
-    monkeypatch.setattr(TextParts, "for_autocast", lambda parts: parts)
+    monkeypatch.setattr(TextParts, "prepared", lambda parts: parts)
     assert once + 2 * 5 * LAYERS <= casts()
 
 

@@ -12,7 +12,7 @@ from tower_reference import tiny_clip, tokenizer
 
 from teachonce.models.learner import text_learner
 from teachonce.models.prompts import Prompts
-from teachonce.towers import causal_text, packing
+from teachonce.towers import causal_text, packing, text_parts
 from teachonce.towers.structures import Position
 from teachonce.towers.text_parts import TextParts
 from teachonce.towers.text_tower import TextTower
@@ -58,15 +58,36 @@ def test_padding_inside_attention_changes_rounding_only(
         assert (a - b).norm() <= 1e-5 * b.norm()
 
 
+def test_quick_gelu_as_one_kernel_changes_rounding_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features to 1e-6, gradients to 1e-5 of their length; the model's own weights stay as they are."""
+    exact = run("before")
+    monkeypatch.setattr(text_parts, "fuses_activations", lambda device: True)
+    fused = run("before")
+    assert not torch.equal(fused[0], exact[0])  # it is another way to compute it
+    assert (fused[0] - exact[0]).abs().max() < 1e-6
+    for a, b in zip(fused[1:], exact[1:], strict=True):
+        assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+def test_only_quick_gelu_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_clip("laion")
+    monkeypatch.setattr(text_parts, "fuses_activations", lambda device: True)
+    plain, prepared = TextParts.of(model), TextParts.of(model).prepared()
+    for given, block in zip(plain.blocks, prepared.blocks, strict=True):
+        assert type(block.mlp.gelu) is torch.nn.GELU and block.mlp.c_fc.weight is given.mlp.c_fc.weight
+
+
 def test_names_of_many_lengths_share_one_group_and_each_row_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     tower = TextTower.from_clip(tiny_clip("openai"), tokenizer())
     names = tower.tokenise(NAMES, ".", 4)
     plain = packing.pack(names, None, 4, CPU).layout
     monkeypatch.setattr(packing, "merges_lengths", lambda device: True)
     padded = packing.pack(names, None, 4, CPU).layout
-    assert len(plain.groups) > 3 and plain.source is None and len(padded.groups) == 1
-    assert padded.source is not None and padded.real is not None
-    assert torch.equal(padded.source[padded.real], torch.arange(len(padded.real)))
+    assert len(plain.groups) > 3 and plain.real is None and len(padded.groups) == 1
+    source, real, padding = padded.groups[0].source, padded.real, padded.groups[0].padding
+    assert source is not None and real is not None and padding is not None
+    assert torch.equal(source[real], torch.arange(len(real)))
+    assert sorted([*real.tolist(), *padding.tolist()]) == list(range(len(source)))
 
 
 def test_groups_are_chosen_by_what_padding_costs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +143,7 @@ def sliced(q: Tensor, k: Tensor, v: Tensor, prefix: causal_text._Prefix, layout:
 @pytest.mark.parametrize("position", get_args(Position))
 def test_matrices_cast_once_give_the_bits_of_autocast(position: Position, monkeypatch: pytest.MonkeyPatch) -> None:
     once = run(position, half=True)
-    monkeypatch.setattr(TextParts, "for_autocast", lambda parts: parts)
+    monkeypatch.setattr(TextParts, "prepared", lambda parts: parts)
     for a, b in zip(once, run(position, half=True), strict=True):
         assert torch.equal(a, b)
 
