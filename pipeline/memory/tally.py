@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from teachonce.models.clip import LoadedClip
-from teachonce.towers import packing
+from teachonce.towers import packing, text_parts
 
 _ASKS_FOR_A_NUMBER = torch.ops.aten._local_scalar_dense.default
 _ASKS_FOR_EQUALITY = torch.ops.aten.equal.default
@@ -144,11 +144,11 @@ def _widened(x: object) -> object:
 
 @contextlib.contextmanager
 def as_on_a_gpu() -> Iterator[None]:
-    """Let names share groups, and autocast keep float32, as both do on a GPU."""
-    before = packing.merges_lengths
-    packing.merges_lengths = lambda device: True
+    """Let the product lay names out, fuse activations and keep types as it does on a GPU."""
+    before = packing.merges_lengths, text_parts.fuses_activations
+    packing.merges_lengths = text_parts.fuses_activations = lambda device: True
     try:
         with _TypesOfCuda():
             yield
     finally:
-        packing.merges_lengths = before
+        packing.merges_lengths, text_parts.fuses_activations = before

@@ -21,7 +21,7 @@ from teachonce.memory.step import StepNeed, step_need
 from teachonce.models.clip import LoadedClip
 from teachonce.rows.images import ViewImages
 from teachonce.rows.working_set import WorkingSet, open_working_set
-from teachonce.towers import packing
+from teachonce.towers import packing, text_parts
 from teachonce.training.config import TrainConfig
 from teachonce.training.trainer import Trainer
 
@@ -111,6 +111,7 @@ def test_so_it_is_with_names_laid_out_as_on_a_gpu(
     config = asked(CASES[case], precision=precision)
     need = step_need(config, ground.clip, ground.rows)
     monkeypatch.setattr(packing, "merges_lengths", lambda device: True)
+    monkeypatch.setattr(text_parts, "fuses_activations", lambda device: True)
     within(need, held(ground, config))
 
 
