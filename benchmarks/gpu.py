@@ -6,7 +6,7 @@
 facts    the device, the drivers and the versions
 pixels   bytes of pixels scaled on the device, and the top k with ties, against the CPU: equal bits, and rates
 step     a training step with a text tower of ViT-B/16's size by number format and candidates: seconds, kernels, peak
-         memory
+         memory beside the estimate of `train --dry-run`
 without  the same steps without each of the things that make them fast: seconds and kernels with and without
 repeat   two equal runs of some steps: are the prompts equal to the bit?
 teach    stage one over made-up photos, a teacher of ViT-L/14's size and a student of ViT-B/16's: rates, phases

@@ -16,6 +16,7 @@ from torch import Tensor
 from train_parts import made_up_trainer, seconds_of, some_names
 
 from teachonce.errors import TeachOnceError
+from teachonce.memory.step import step_need
 from teachonce.models.clip import LoadedClip
 from teachonce.towers import causal_text, packing
 from teachonce.towers.packing import KeptLayouts
@@ -30,7 +31,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     "TF32": {"precision": "fp32", "tf32": True},
 }
 KINDS = ("sampled", "all")
-BYTES_A_NAME = 2.55e6  # fp32, 12 layers of 512, 16 slots: measured on the CPU, see docs/training.md
+FOR_ESTIMATES = 40  # seconds that must be left for an estimate to be made beside a measurement
 FAILURES = (TeachOnceError, torch.OutOfMemoryError, ValueError, TypeError)
 
 
@@ -44,15 +45,15 @@ def step_part(bench: Bench, clock: Clock) -> tuple[Row, list[Row]]:
     for label, keys in FORMATS.items():
         for kind in KINDS:
             if clock.left < 0:
-                rows.append((label, kind, "no time left", *[""] * 5))
+                rows.append((label, kind, "no time left", *[""] * 6))
                 continue
             try:
-                rows.append((label, kind, *_measured_step(bench, clip, names, kind, keys)))
+                rows.append((label, kind, *_measured_step(bench, clip, names, kind, keys, clock)))
             except FAILURES as problem:
-                rows.append((label, kind, said(problem), *[""] * 5))
+                rows.append((label, kind, said(problem), *[""] * 6))
             emptied(bench)
-    head = ("format", "candidates", "classes", "class_chunk", "s a step", "kernels", "peak MB", "of a chunk's estimate")
-    return head, rows
+    steps = ("format", "candidates", "classes", "class_chunk", "s a step", "kernels")
+    return (*steps, "peak MB", "estimated MB", "peak of estimate"), rows
 
 
 def said(problem: BaseException) -> str:
@@ -82,7 +83,9 @@ def pace(run: Trainer, bench: Bench, late: bool = True) -> float:
     return seconds_of(steps, bench.device) / bench.sizes.repeats
 
 
-def _measured_step(bench: Bench, clip: LoadedClip, names: Sequence[str], kind: str, keys: dict[str, Any]) -> Row:
+def _measured_step(
+    bench: Bench, clip: LoadedClip, names: Sequence[str], kind: str, keys: dict[str, Any], clock: Clock
+) -> Row:
     config = config_of(bench, kind, **keys)
     with products(config):
         run = made_up_trainer(config, clip, names)
@@ -92,8 +95,12 @@ def _measured_step(bench: Bench, clip: LoadedClip, names: Sequence[str], kind: s
         seconds = pace(run, bench)
         peak = torch.cuda.max_memory_allocated(bench.device) if bench.cuda else 0
         kernels = kernels_of(lambda: run.step(1), bench.device)
-    share = f"{peak / (BYTES_A_NAME * min(chunk, candidates)):.2f}" if peak else ""
-    return f"{candidates:,}", f"{chunk:,}", f"{seconds:.4f}", f"{kernels:,}", f"{peak / MEGA:,.0f}", share
+    # The estimate is of bytes that are alive in tensors, as torch counts them in its maximum.
+    tried = config.changed(class_chunk=min(chunk, candidates))
+    estimate = step_need(tried, clip, run.rows).peak if bench.dry or clock.left > FOR_ESTIMATES else 0
+    share = f"{peak / estimate:.2f}" if peak and estimate else ""
+    figures = (f"{peak / MEGA:,.0f}", f"{estimate / MEGA:,.0f}" if estimate else "no time left", share)
+    return f"{candidates:,}", f"{chunk:,}", f"{seconds:.4f}", f"{kernels:,}", *figures
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,7 @@ WITHOUT = (
     Without("b: layouts kept (made in each step)", lambda: _replaced(KeptLayouts, "of", _make_anew), anew=False),
     Without(
         "d: frozen matrices cast once (by autocast)",
-        lambda: _replaced(TextParts, "for_autocast", lambda parts: parts),
+        lambda: _replaced(TextParts, "prepared", lambda parts: parts),
         anew=False,
         formats=("bf16",),
     ),

@@ -58,6 +58,9 @@ Log = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check the run and estimate the GPU memory of a step. Writes nothing.")
+]
 TrainSelection = Annotated[
     Path | None, typer.Option("--select", metavar="FILE.json", help="Use only what this file of subset selects.")
 ]
@@ -104,6 +107,7 @@ def train(
     log: Log = None,
     resume: Resume = False,
     print_config: PrintConfig = False,
+    dry_run: DryRun = False,
     device: options.Device = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -114,7 +118,6 @@ def train(
     --root say what the store must belong to; --root is also where prompts in the image tower find their images.
     """
     ours, overrides = settings.split_overrides(settings.TrainSettings, set_ or ())
-    how = settings.settings(settings.TrainSettings, ours)
     resolved = _resolved(config, overrides, structure=structure, supervision=supervision, seed=seed, steps=steps)
     if print_config:
         return Job(command="train", json=json, quiet=quiet, work=lambda output: _print_config(resolved, output))
@@ -124,7 +127,7 @@ def train(
         out=options.required(out, "option '--out'", "train"),
         config=resolved,
         resume=resume,
-        threads=how.threads,
+        threads=settings.settings(settings.TrainSettings, ours).threads,
         device=device,
         selection=select,
         manifest=manifest,
@@ -134,7 +137,7 @@ def train(
         init=init,
         log=() if log is None else (log,),
     )
-    return job("train", json, quiet, lambda output: stage.train(request, output))
+    return job("train", json, quiet, lambda output: (stage.dry_run if dry_run else stage.train)(request, output))
 
 
 def _print_config(config: TrainConfig, output: Output) -> int:

@@ -138,7 +138,7 @@ class TextParts:
 
 
 def fuses_activations(device: torch.device) -> bool:
-    """Whether QuickGELU is made one kernel: on a CPU it stays as open_clip has it, so that no bit of a result changes."""
+    """Whether QuickGELU is made one kernel; on a CPU it stays as open_clip has it, so that no bit changes."""
     return device.type != "cpu"
 
 

@@ -62,7 +62,8 @@ class PromptedStudent:
             self.image = ImageTower.from_clip(clip.model)
             self._image_forward = _compiled(self.image) if config.loop.compile else self.image.features
             self.learners["image"] = image_learner(self.image, prompts, config.loop.seed)
-        self.learners.to(clip.device)
+        if any(parameter.device != clip.device for parameter in self.learners.parameters()):
+            self.learners.to(clip.device)  # which refuses tensors without numbers, even where nothing moves
         self.groups = self._name_groups()
 
     def _name_groups(self) -> Tensor:

@@ -37,6 +37,7 @@ from teachonce.teaching.store import WantedStore, fingerprint_of
 
 if TYPE_CHECKING:
     from teachonce.models.clip import LoadedClip
+    from teachonce.stages.plan.gpu_memory import GpuNeed
     from teachonce.teaching.rehearsal import Rehearsal
 
 START_SECONDS = 30.0  # what importing, loading models and starting workers takes
@@ -64,7 +65,12 @@ def planned(request: PlanRequest, wanted: WantedStore, reporter: Reporter) -> Pl
         probe.say_what_carries(models, reporter, features_only=True)  # `plan` writes nothing: it says and goes on
         probed = probe.probe(request, wanted, models, samples, reporter)
     layout, there = _there(wanted, layout, models)
-    result = _result(request, wanted, layout, there, probed, samples, counted)
+    gpu = None
+    if models:
+        from teachonce.stages.plan import gpu_memory  # torch, which is there by now
+
+        gpu = gpu_memory.gpu_need(request.teach, layout, models, probed.device_bytes if probed else 0)
+    result = _result(request, wanted, layout, there, probed, samples, counted, gpu)
     if request.out is not None:
         job = job_of(fingerprint_of(wanted, models), {LABELS, *models} if models else ())
         document = {"kind": KIND, "schema": SCHEMA, "job": job, **dataclasses.asdict(result)}
@@ -106,16 +112,25 @@ def _result(
     probe: Rehearsal | None,
     samples: int,
     counted: str,
+    gpu: GpuNeed | None,
 ) -> PlanResult:
     left = layout.rows - sum(stop - start for start, stop in map(layout.bounds, there))
     workers, unknown = _workers(request.teach.cluster)
     basis = _stated(request, wanted, layout, left) if probe is None else _measured(probe, workers, left)
     total = _total(basis.sizes)
-    estimates = [*_times(basis, left, workers, probe), *basis.sizes, total, *_memory(probe, workers)]
+    estimates = [
+        *_times(basis, left, workers, probe),
+        *basis.sizes,
+        total,
+        *_memory(probe, workers),
+        *([] if gpu is None else [gpu.estimate]),
+    ]
     disk = shutil.disk_usage(next(p for p in (wanted.path, *wanted.path.resolve().parents) if p.exists())).free
     free = _memory_free(probe)
     advice = [*unknown, *_disk_advice(total, disk, wanted), *_memory_advice(estimates, free, probe)]
+    advice += [] if gpu is None or gpu.fits else [gpu.sentence]
     fits = total.high <= disk and not any(e.what == "memory" and e.low > free for e in estimates)
+    fits = fits and (gpu is None or gpu.fits)
     return PlanResult(
         manifest=wanted.manifest.name,
         labels=str(wanted.path),
@@ -132,6 +147,7 @@ def _result(
         estimates=tuple(estimates),
         disk_free=disk,
         memory_free=free,
+        gpu="not estimated: no model was loaded" if gpu is None else gpu.sentence,
         advice=tuple(advice),
         fits=fits,
         exit_code=0 if fits else EnvironmentFault.exit_code,
@@ -208,12 +224,7 @@ def _memory(probe: Rehearsal | None, workers: int) -> list[Estimate]:
     if probe is None:
         return []
     each = float(probe.worker_bytes)
-    estimates = [Estimate(what="memory", low=0.8 * each * (workers + 1), high=1.3 * each * (workers + 1), unit="bytes")]
-    if probe.device_bytes:
-        estimates.append(
-            Estimate(what="GPU memory", low=float(probe.device_bytes), high=1.2 * probe.device_bytes, unit="bytes")
-        )
-    return estimates
+    return [Estimate(what="memory", low=0.8 * each * (workers + 1), high=1.3 * each * (workers + 1), unit="bytes")]
 
 
 def _memory_free(probe: Rehearsal | None) -> int:

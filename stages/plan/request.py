@@ -45,6 +45,8 @@ class PlanResult:
     estimates: tuple[Estimate, ...]
     disk_free: int
     memory_free: int
+    gpu: str
+    """What a worker needs of a GPU's memory, in one sentence: which GPUs have it, and which keys make it less."""
     advice: tuple[str, ...]
     """Why the run does not fit on disk or in memory, and which option would make it fit."""
     fits: bool

@@ -6,9 +6,9 @@ A run folder holds config.toml, events.jsonl, checkpoints/, prompts.safetensors 
 from __future__ import annotations
 
 from teachonce.core.progress import Reporter
-from teachonce.stages.train.request import TrainRequest, TrainResult
+from teachonce.stages.train.request import SmallerStep, TrainDryRun, TrainRequest, TrainResult
 
-__all__ = ["TrainRequest", "TrainResult", "train"]
+__all__ = ["SmallerStep", "TrainDryRun", "TrainRequest", "TrainResult", "dry_run", "train"]
 
 
 def train(request: TrainRequest, reporter: Reporter) -> TrainResult:
@@ -24,3 +24,14 @@ def train(request: TrainRequest, reporter: Reporter) -> TrainResult:
     from teachonce.stages.train import work
 
     return work.train(request, reporter)
+
+
+def dry_run(request: TrainRequest, reporter: Reporter) -> TrainDryRun:
+    """Check what `train` checks before its first step, and estimate the GPU memory of a step. Writes nothing.
+
+    Raises:
+        TeachOnceError: what `train` raises before its first step, but for images, whose bytes are not compared.
+    """
+    from teachonce.stages.train import work
+
+    return work.dry_run(request, reporter)

@@ -51,3 +51,40 @@ class TrainResult:
     out: str
     prompts_digest: str
     """SHA-256 of prompts.safetensors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallerStep:
+    """A key with which a step needs less memory; results stay what they are."""
+
+    key: str
+    value: int
+    gpu_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDryRun:
+    """What a training run would be, and what it would need of a GPU."""
+
+    out: str
+    rows: int
+    steps: int
+    trainable_parameters: int
+    classes: int
+    precision: str
+    """The number format that the estimate is for; `auto` counts as bf16, which it is on GPUs that have it."""
+    names: int
+    """Distinct names of a step; 0 where no text prompts need features."""
+    names_at_once: int
+    gpu_bytes: int
+    """Peak memory of a GPU in a step."""
+    smallest_gpu: int | None
+    """GiB of the smallest usual GPU on which the run fits as it is; None: none."""
+    gpu_free: int | None
+    """Free bytes of the GPU that the run would take here; None where there is none."""
+    smaller: tuple[SmallerStep, ...]
+    memory: str
+    """The same in one sentence."""
+    fits: bool
+    """False only where there is a GPU here that has too little free memory."""
+    exit_code: int

@@ -108,12 +108,8 @@ def _build(
     selection: Selection | None,
     reporter: Reporter,
 ) -> tuple[Trainer, Identity]:
-    store, vocabulary = rows.store, rows.vocabulary
-    if requirements(request.config).hard_labels and not rows.has_labels:
-        raise DataError(
-            f"no row of {store.path} has a class that is in its vocabulary: there are no hard labels to train on",
-            hint=phrase("train with {supervision} soft, or teach with a vocabulary that holds the data's classes"),
-        )
+    vocabulary = rows.vocabulary
+    require_labels(request.config, rows)
     trainer = Trainer(request.config, clip, rows, images)
     start = OWN_START if request.init is None else _start_from(request.init, trainer)
     frozen = trainer.student.frozen_classes if request.config.prompts.tower == "image" else None
@@ -134,6 +130,15 @@ def _build(
         reporter.note(trainer.source.told)
     chosen = ALL_ROWS if selection is None else selection.digest
     return trainer, Identity(request.config.digest(), rows.store_id, clip.digest, chosen, start, **clip.behaviour)
+
+
+def require_labels(config: TrainConfig, rows: WorkingSet) -> None:
+    """Refuse rows without a hard label where the config learns from hard labels."""
+    if requirements(config).hard_labels and not rows.has_labels:
+        raise DataError(
+            f"no row of {rows.store.path} has a class that is in its vocabulary: there are no hard labels to train on",
+            hint=phrase("train with {supervision} soft, or teach with a vocabulary that holds the data's classes"),
+        )
 
 
 def _start_from(folder: Path, trainer: Trainer) -> str:

@@ -10,14 +10,14 @@ from dataclasses import replace
 
 from teachonce.core.progress import Reporter
 from teachonce.errors import UsageError
-from teachonce.labels.selection import load_selection
+from teachonce.labels.selection import Selection, load_selection
 from teachonce.labels.store import LabelStore
 from teachonce.models.spec import require_model
 from teachonce.phrases import phrase
 from teachonce.rows.pairing import Expected, require_origin
 from teachonce.runs import folder as run_folder
 from teachonce.runs.tensorboard import require_packages
-from teachonce.stages.train.request import TrainRequest, TrainResult
+from teachonce.stages.train.request import TrainDryRun, TrainRequest, TrainResult
 from teachonce.stages.train.served import holdings, require_images, require_served
 
 
@@ -50,16 +50,35 @@ def _owned(request: TrainRequest) -> Iterator[None]:
 def _train(
     request: TrainRequest, own_folder: Callable[[], AbstractContextManager[None]], began: float, reporter: Reporter
 ) -> TrainResult:
+    store, selection = _opened(request)
+
+    from teachonce.stages.train.steps import take_steps  # torch and open_clip, when all is in order
+
+    return take_steps(request, store, selection, own_folder, began, reporter)
+
+
+def dry_run(request: TrainRequest, reporter: Reporter) -> TrainDryRun:
+    """Check a run and estimate its memory; the stage's `dry_run` says what is raised."""
+    _check_request(request)
+    request = _as_begun(request) if request.resume else request
+    run_folder.holds_run(request.out)
+    _check_folder(request)
+    store, selection = _opened(request)
+
+    from teachonce.stages.train.dry import estimated  # torch and open_clip, when all is in order
+
+    return estimated(request, store, selection, reporter)
+
+
+def _opened(request: TrainRequest) -> tuple[LabelStore, Selection | None]:
+    """The store and the selection of a run that they can serve."""
     store = LabelStore.open(request.labels)
     require_served(request.config, store, holdings(store))
     expected = Expected(manifest=request.manifest, split=request.split, vocabulary=request.vocabulary)
     require_origin(store, expected, request.root)
     selection = None if request.selection is None else load_selection(request.selection, store)
     require_served(request.config, store, holdings(store, selection))
-
-    from teachonce.stages.train.steps import take_steps  # torch and open_clip, when all is in order
-
-    return take_steps(request, store, selection, own_folder, began, reporter)
+    return store, selection
 
 
 def _check_request(request: TrainRequest) -> None:

@@ -27,6 +27,7 @@ ORDER = (
     "teaching",
     "rows",
     "training",
+    "memory",
     "evaluation",
     "runs",
     "reports",
