@@ -52,7 +52,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cases", default=",".join(CASES), help="comma-separated")
     parser.add_argument("--names", type=int, default=21_841, help="classes")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--class-chunk", help="of the config; default: its default")
+    parser.add_argument("--class-chunk", type=int, help="names at once; default: all, as on a GPU with room for them")
     parser.add_argument("--details", action="store_true", help="print kernels by name, waits and copies by line")
     return parser.parse_args()
 
@@ -62,8 +62,7 @@ def main() -> None:
     args = parse()
     if not is_tried():
         raise SystemExit("fake GPU tensors were not tried with this version of PyTorch")
-    chunk = args.class_chunk
-    changes = {} if chunk is None else {"class_chunk": int(chunk) if chunk.isdigit() else chunk}
+    changes = {"class_chunk": args.class_chunk or args.names}
     rows = []
     for case in args.cases.split(","):
         kinds: tuple[Kind, ...] = ("fakegpu", "cuda") if args.precision == "fp32" else ("cuda",)

@@ -23,6 +23,11 @@ ONE_NAME_ONLY = ("pipeline", "stages", "cli", "data_manifests", "configs")
 COLOUR_SETTINGS = ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "NO_COLOR", "CLICOLOR_FORCE", "COLUMNS")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on a fake GPU go first: PyTorch's engine counts the devices once, at the first backward of a process."""
+    items.sort(key=lambda item: "gpu_absent" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def project() -> Path:
     """The root of the checkout."""

@@ -116,7 +116,7 @@ class RowSource:
         """Begin with rows that `take` will ask for next, where that helps; only there it is asked which these are."""
 
     @property
-    def told(self) -> str:
+    def whereabouts(self) -> str:
         """Where the rows are, for a note; empty where there is nothing to say."""
         return ""
 
@@ -151,7 +151,7 @@ class RowsAhead(RowSource):
             self._begun = (wanted, self._thread.submit(self._pinned, wanted))
 
     @property
-    def told(self) -> str:
+    def whereabouts(self) -> str:
         """Where the rows are, for a note."""
         return "the rows do not stay on the GPU: each step's are read while it works on the step before"
 
@@ -178,7 +178,7 @@ class ResidentRows(RowSource):
         return StepRows(self._label.take(places), self._best.take(places, axis=0), self._row.take(places), columns)
 
     @property
-    def told(self) -> str:
+    def whereabouts(self) -> str:
         """Where the rows are, for a note."""
         return f"all {len(self._row)} rows stay on the GPU: {self._columns.bytes / _GB:.1f} GB"
 

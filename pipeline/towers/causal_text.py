@@ -27,8 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from teachonce.towers import padded_attention
-from teachonce.towers.blocks import finish_block, project
+from teachonce.towers.blocks import attend_from_ends, attend_padded, finish_block, project
 from teachonce.towers.packing import BackSlots, Group, KeptLayouts, Layout, PackedNames, pack
 from teachonce.towers.slots import SlotPrompts
 from teachonce.towers.structures import Letter
@@ -223,8 +222,8 @@ def _attend(
     if layout.padding is not None:
         given = (q_HRd, k_HRd, v_HRd, (prefix.keys, prefix.values), layout.groups, layout.padding)
         if last:
-            return padded_attention.attend_from_ends(*given)
-        return padded_attention.attend(*given, unseen_R1, prefix.hidden)
+            return attend_from_ends(*given)
+        return attend_padded(*given, unseen_R1, prefix.hidden)
     heads, _, d = q_HRd.shape
     q_HRd = q_HRd * d**-0.5
     to_prefix_HRP = q_HRd @ prefix.keys.transpose(1, 2)

@@ -126,8 +126,8 @@ def _build(
         f"({len(trainer.order.held_out)} held out), {trainer.steps} steps of {trainer.order.steps_per_epoch} an epoch, "
         f"{len(vocabulary)} classes ({vocabulary.tied()} share a name)"
     )
-    if trainer.source.told:
-        reporter.note(trainer.source.told)
+    if trainer.source.whereabouts:
+        reporter.note(trainer.source.whereabouts)
     chosen = ALL_ROWS if selection is None else selection.digest
     return trainer, Identity(request.config.digest(), rows.store_id, clip.digest, chosen, start, **clip.behaviour)
 

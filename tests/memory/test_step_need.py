@@ -72,7 +72,7 @@ def held(ground: Ground, config: TrainConfig) -> tuple[int, int]:
     with counted:
         trainer = Trainer(config, ground.clip, ground.rows, images)
         counted.peak = 0
-        trainer.step(trainer._first_complete_step)
+        trainer.step(int(trainer.needs.teacher and trainer.config.loss.soft_schedule == "rise"))
     return counted.peak, weights
 
 

@@ -59,12 +59,12 @@ def require_same(ours: StepRows, plain: StepRows) -> None:
     for name in ("label", "best", "row"):
         np.testing.assert_array_equal(getattr(ours, name), getattr(plain, name))
     for name, column in vars(plain.columns).items():
-        got = getattr(ours.columns, name)
-        assert (got is None) == (column is None), name
+        read = getattr(ours.columns, name)
+        assert (read is None) == (column is None), name
         if column is not None and column.is_floating_point():
-            assert got.dtype == column.dtype and torch.equal(got, column), name
+            assert read.dtype == column.dtype and torch.equal(read, column), name
         elif column is not None:
-            assert torch.equal(got.long(), column.long()), name
+            assert torch.equal(read.long(), column.long()), name
 
 
 @pytest.mark.parametrize("wanted", WANTED)
@@ -123,7 +123,7 @@ def test_on_the_cpu_rows_are_read_when_asked_for_and_no_thread_begins() -> None:
     source = source_of(some_rows(), EVERYTHING, CPU, taken=10**9)
     source.prefetch(lambda: pytest.fail("nothing is to be read ahead"))
     source.take(np.arange(3))
-    assert type(source) is RowSource and not source.told and threading.active_count() == before
+    assert type(source) is RowSource and not source.whereabouts and threading.active_count() == before
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_the_size_of_rows_on_the_device_is_counted_to_the_byte() -> None:
     one = RowSource(some_rows(), EVERYTHING, CPU).take(np.zeros(1, np.int64)).columns.narrow(100)
     assert one.bytes == 16 + 4 + 2 * 4 + 4 * 4 + 4 + 4 * 6
     whole = ResidentRows(some_rows(), EVERYTHING, CPU)
-    assert whole.told == f"all {ROWS} rows stay on the GPU: 0.0 GB"
+    assert whole.whereabouts == f"all {ROWS} rows stay on the GPU: 0.0 GB"
 
 
 def test_a_view_of_files_is_never_kept_by_the_host() -> None:
