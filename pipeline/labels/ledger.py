@@ -21,7 +21,7 @@ import zarr
 from teachonce.data.index import SampleIndex
 from teachonce.errors import DataError, FingerprintError
 from teachonce.labels.format import FORMAT_VERSION, ArrayForm
-from teachonce.models.spec import Behaviour, Resize, unlike
+from teachonce.models.spec import UNSAID, Behaviour, Resize, unlike
 from teachonce.phrases import phrase
 
 COMMITTED = 1
@@ -29,8 +29,6 @@ RESIZES: tuple[Resize, ...] = get_args(Resize)
 PHASES = ("read", "decode", "wait", "forward", "top_k", "write")
 BEHAVIOURS = {"teacher": "teacher_behaviour", "student": "student_behaviour"}
 """The field of a fingerprint that holds the behaviour of each model; stores of early versions have none."""
-UNSAID = {"resize": "pillow"}
-"""What a fingerprint means by lacking a field."""
 IN_TURN = (
     "wait",
     "forward",

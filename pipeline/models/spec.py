@@ -22,6 +22,8 @@ AskedPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 EmbeddingKind = Literal["int8", "float16"]
 Resize = Literal["pillow", "tensor"]
 """Who resizes images: Pillow, as open_clip's own transforms do, or torchvision, with tensors of bytes."""
+UNSAID = {"resize": "pillow"}
+"""What the fingerprint of a store means by lacking a field."""
 LOCAL_DIR = "local-dir:"
 CONFIG = "open_clip_config.json"
 MOST_CONFIG = 1 << 20  # bytes of a configuration

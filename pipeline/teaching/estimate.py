@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 from teachonce.core.documents import json_in, mapping
 from teachonce.core.outside import read_plain
 from teachonce.errors import DataError
-from teachonce.labels.ledger import UNSAID
-from teachonce.models.spec import LOCAL_DIR, EmbeddingKind, parse_spec
+from teachonce.models.spec import LOCAL_DIR, UNSAID, EmbeddingKind, parse_spec
 
 if TYPE_CHECKING:
     from teachonce.teaching.rehearsal import Rehearsal

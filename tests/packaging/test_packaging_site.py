@@ -60,7 +60,7 @@ DEAD = {
 DEAD_NAME = {"teachonce.errors.Gone": "::: teachonce.errors.Gone"}  # it ends the build at once, so it stands apart
 
 
-@pytest.mark.slow  # `make docs` builds the pages in CI
+@pytest.mark.slow  # the test above builds the pages in CI
 @pytest.mark.parametrize("lines", [DEAD, DEAD_NAME], ids=["links", "name"])
 def test_what_is_dead_on_a_page_fails_the_build(tmp_path: Path, lines: dict[str, str]) -> None:
     (tmp_path / "docs").mkdir()

@@ -181,7 +181,7 @@ def test_a_failed_cell_is_told_leaves_the_others_alone_and_runs_again_on_request
         if wanted.config.prompts.structure == "shared" and wanted.config.loop.seed == 1:
             raise UsageError("step 3: the loss became nan", hint="use a smaller learning_rate")
         if wanted.config.prompts.structure == "shared":
-            raise RuntimeError("out of memory")
+            raise RuntimeError("a product failed")
         return real(wanted, reporter)
 
     monkeypatch.setattr(train_stage, "train", breaking)
@@ -190,7 +190,7 @@ def test_a_failed_cell_is_told_leaves_the_others_alone_and_runs_again_on_request
         result.cells == {"finished": 2, "failed": 2, "skipped": 0, "missing": 0, "damaged": 0} and result.exit_code == 5
     )
     assert {(f.name, f.message) for f in result.failures} == {
-        ("structure=shared seed=0", "RuntimeError: out of memory"),
+        ("structure=shared seed=0", "RuntimeError: a product failed"),
         ("structure=shared seed=1", "step 3: the loss became nan"),
     }
     hints = {f.name: f.hint for f in result.failures}

@@ -86,10 +86,19 @@ NUMBERS = (
 )
 
 
+def choices(hint: Any) -> Iterator[Any]:
+    """The words that a key takes, also where it takes numbers besides."""
+    for part in typing.get_args(hint):
+        if typing.get_origin(part) is typing.Literal:
+            yield from typing.get_args(part)
+        elif not isinstance(part, type):
+            yield part
+
+
 def literal_values() -> Iterator[str]:
     """`key=value`, with what belongs to it, for every allowed value of every option that is a choice."""
     for name, hint in key_types().items():
-        values = ("false", "true") if hint is bool else typing.get_args(hint)
+        values = ("false", "true") if hint is bool else choices(hint)
         for value in values if name != "compile" else ("false",):  # true: in the slow set
             beside = BESIDE.get((name, value), BESIDE.get((name, "*"), []))
             yield " ".join([f"{name}={value}", *beside])
