@@ -68,7 +68,7 @@ lint: install-dev
 types: install-dev
 	rm -rf build/lib build/bdist.* build/types
 	$(PIP) install --quiet --no-deps --no-build-isolation --target build/types .
-	MYPYPATH=build/types $(BIN)/mypy --strict -p teachonce
+	MYPYPATH=build/types $(BIN)/mypy --strict --cache-dir $(VENV)/.mypy_cache -p teachonce
 
 # MkDocs fetches nothing, and neither does a reader's browser (a test looks). With --quiet it would not count warnings.
 docs: install-dev

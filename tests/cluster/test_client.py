@@ -266,6 +266,7 @@ def test_ctrl_c_is_the_drivers_to_act_on() -> None:
         assert client.run(os.getpid) == before, "the same process"
 
 
+@pytest.mark.slow
 def test_tasks_begin_in_their_order() -> None:
     """Also those that wait while a worker is busy with something else, as when it imports what it needs."""
 

@@ -142,6 +142,7 @@ def test_fault_6_every_bit_of_a_ledger_record_and_of_the_header(tmp_path: Path) 
     assert silent == []
 
 
+@pytest.mark.slow  # the flips above are not silent
 def test_fault_6_verify_reports_flips_without_stopping(tmp_path: Path) -> None:
     """One flip in each data, index and ledger file in turn: verify ends and lists a fault."""
     store = small_store_with_student(tmp_path)
@@ -164,6 +165,7 @@ def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return synthetic_store(tmp_path_factory.mktemp("eight") / "a.zarr", rows=40, chunk_rows=5)[0].path
 
 
+@pytest.mark.slow
 def test_fault_7_all_pairs_of_swapped_chunks(eight: Path) -> None:
     """28 pairs for every array: two sound files in each other's place are both refused, by name.
 

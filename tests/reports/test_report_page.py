@@ -208,6 +208,7 @@ def test_plots_say_in_words_what_they_show() -> None:
     assert "width" not in plot.inline.partition(">")[0].replace("stroke-width", "")
 
 
+@pytest.mark.slow
 def test_a_large_report_stays_small(tmp_path: Path) -> None:
     """21 cells of 600 logged steps, 120 classes, five measures."""
     settings = [BASE, BETTER, WORSE, SAME]

@@ -178,12 +178,13 @@ def test_a_store_that_changes_while_its_set_is_made_gives_none(
     assert working_files.stored_sets(working_files.folder_beside(store.path)) == []
 
 
-def test_two_hundred_flipped_bits_are_noticed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flips", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_flipped_bits_are_noticed(flips: int, tmp_path: Path) -> None:
     """In any file, anywhere: the set is made again with a note, and what comes out is right every time."""
     store = featured_store(tmp_path / "labels.zarr", rows=20, chunk_rows=20)
     expected, rng = plain(store), np.random.default_rng(5)
     open_working_set(store, STUDENT, Silent())
-    for number in range(200):
+    for number in range(flips):
         files = sorted(file for file in set_folder(store).iterdir())
         assert len(files) == 3
         file = files[number % 3]

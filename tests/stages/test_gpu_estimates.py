@@ -38,6 +38,7 @@ def test_a_dry_run_says_what_a_step_needs_and_writes_nothing(finished: Path, stu
     assert "all 7 names in one pass" in result.memory and "fits on GPUs of 8 GiB and more" in result.memory
 
 
+@pytest.mark.slow  # the same of names is in tests/memory
 def test_images_of_a_small_step_are_advised_where_they_help(
     finished: Path, student: str, world: World, tmp_path: Path
 ) -> None:

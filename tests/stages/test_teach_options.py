@@ -65,6 +65,7 @@ def test_every_view_is_what_the_models_make_of_it(viewed: Path, world: World, te
     assert len({tuple(box) for box in arrays["view_params"][:, :4].tolist()}) > PHOTOS, "crops differ"
 
 
+@pytest.mark.slow  # test_teach_formats compares layouts without views
 def test_views_do_not_depend_on_the_layout_of_the_archives(
     viewed: Path, world: World, teacher: str, tmp_path: Path
 ) -> None:

@@ -113,6 +113,7 @@ def test_runs_share_one_set(store: Path, student: str, tmp_path: Path, monkeypat
     assert len([p for p in store.with_name(store.name + ".working").iterdir() if p.is_dir()]) == 1
 
 
+@pytest.mark.slow
 def test_a_selection_is_part_of_the_run(store: Path, student: str, tmp_path: Path) -> None:
     """It changes the prompts, stands in the log and the results, and --resume refuses another or none."""
     few, fewer = (select(store, tmp_path / f"{n}.json", shots=n) for n in (4, 2))
