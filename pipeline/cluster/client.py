@@ -96,7 +96,7 @@ def local_cluster(
     settings = own_settings() | {
         "distributed.worker.preload": ["teachonce.cluster.worker_signals"],
         # Dask applies these settings before a worker process starts:
-        "distributed.nanny.pre-spawn-environ": calm_waiting() | WORKER_ENVIRONMENT | dict(environment or {}),
+        "distributed.nanny.pre-spawn-environ": calm_waiting(shared=True) | WORKER_ENVIRONMENT | dict(environment or {}),
     }
     with dask.config.set(settings), ExitStack() as stack:
         cluster = LocalCluster(

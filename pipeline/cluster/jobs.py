@@ -94,7 +94,7 @@ def slurm_cluster(
     """
     jobqueue = _package("dask_jobqueue", "slurm")
     lifetime, stagger = description.lifetime_seconds()
-    variables = calm_waiting() | WORKER_ENVIRONMENT | dask_variables(BRIEF_MEMORY) | description.environment
+    variables = calm_waiting(shared=True) | WORKER_ENVIRONMENT | dask_variables(BRIEF_MEMORY) | description.environment
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     gres = [f"{OPTION}gres={description.gres}"] if description.gres else []
     # The last one counts: dask-jobqueue asks for one thread a core, and ours are decoding threads of a task. Memory is
@@ -157,7 +157,7 @@ def cuda_cluster(description: CudaDescription, threads: int = THREADS_PER_WORKER
         options["CUDA_VISIBLE_DEVICES"] = list(description.devices)
     import dask
 
-    environment = calm_waiting() | WORKER_ENVIRONMENT | description.environment
+    environment = calm_waiting(shared=True) | WORKER_ENVIRONMENT | description.environment
     with dask.config.set({"distributed.nanny.pre-spawn-environ": environment}):
         return cuda.LocalCUDACluster(**options)
 

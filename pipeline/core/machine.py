@@ -207,13 +207,19 @@ def busy_cores() -> float:
     return min(load, float(sum(used[core] for core in ours if core < len(used))) / 100)
 
 
-def calm_waiting() -> dict[str, str]:
-    """The variables with which idle threads sleep, for a process that is to be started; none if the user set some.
+def calm_waiting(shared: bool = False) -> dict[str, str]:
+    """Variables with which idle threads sleep, for a process that will import torch; none where a person has set one.
 
-    They are of use only before torch is imported.
+    Sleeping costs a fifth of the time of many short parallel regions on a free machine, and saves two thirds of it on a
+    busy one (`benchmarks/waiting.py`).
+
+    Args:
+        shared: whether the process's own work shares its cores, as decoding and computing do in a worker; else others
+            must have kept a quarter of the cores busy for a minute.
     """
     set_here = {name: os.environ[name] for name in WAITING if name in os.environ}
-    return dict(CALM) if set_here in ({}, CALM) else {}
+    calm = shared or os.getloadavg()[0] >= (os.cpu_count() or 1) / 4
+    return dict(CALM) if calm and set_here in ({}, CALM) else {}
 
 
 def cache_folder() -> Path:

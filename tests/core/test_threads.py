@@ -71,6 +71,10 @@ def test_the_variable_of_openmp_is_honoured(
 def test_idle_threads_sleep_unless_the_user_has_said_how_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in machine.WAITING:
         monkeypatch.delenv(name, raising=False)
-    assert calm_waiting() == {"OMP_WAIT_POLICY": "PASSIVE"}
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    for load, calm in ((1.9, {}), (2.0, {"OMP_WAIT_POLICY": "PASSIVE"})):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0))
+        assert calm_waiting() == calm
+        assert calm_waiting(shared=True) == {"OMP_WAIT_POLICY": "PASSIVE"}
     monkeypatch.setenv("GOMP_SPINCOUNT", "100")
-    assert calm_waiting() == {}
+    assert calm_waiting() == calm_waiting(shared=True) == {}
