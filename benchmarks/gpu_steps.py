@@ -18,7 +18,7 @@ from train_parts import made_up_trainer, seconds_of, some_names
 from teachonce.errors import TeachOnceError
 from teachonce.memory.step import step_need
 from teachonce.models.clip import LoadedClip
-from teachonce.towers import causal_text, packing
+from teachonce.towers import blocks, causal_text, packing
 from teachonce.towers.packing import KeptLayouts
 from teachonce.towers.text_parts import TextParts
 from teachonce.training import schedule, trainer
@@ -145,6 +145,13 @@ def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _slices() -> Iterator[None]:
+    """Slices in both ways of attention: that of names as they are, and that of padded ones."""
+    with _replaced(causal_text, "torch", _Sliced()), _replaced(blocks, "torch", _Sliced()):
+        yield
+
+
 def _rows_of_the_host() -> AbstractContextManager[object]:
     """Rows that are read and copied for each step, where rows can stay on the GPU at all."""
     source = getattr(trainer, "RowSource", None)
@@ -164,7 +171,7 @@ def _make_anew(kept: KeptLayouts[Any], names: object, chunk: object, key: object
 
 
 WITHOUT = (
-    Without("a: split in attention (slices)", lambda: _replaced(causal_text, "torch", _Sliced()), anew=False),
+    Without("a: split in attention (slices)", _slices, anew=False),
     Without("b: layouts kept (made in each step)", lambda: _replaced(KeptLayouts, "of", _make_anew), anew=False),
     Without(
         "d: frozen matrices cast once (by autocast)",

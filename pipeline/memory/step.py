@@ -79,7 +79,7 @@ def step_need(config: TrainConfig, clip: LoadedClip, rows: WorkingSet, gpu: bool
         with tally:
             trainer = _FakeTrainer(changed, fake, rows, cast("ViewImages | None", images), tally)
             tally.peak = tally.live  # what setting up takes for a moment is less, but for very small models
-            trainer.step(trainer.first)
+            trainer.step(trainer.first_complete_step)
     size = changed.loop.micro_batch or changed.loop.batch_size
     return StepNeed(
         peak=tally.peak,
@@ -171,11 +171,6 @@ class _FakeTrainer(Trainer):
         self._tally = tally
         self.distinct = self.largest = self.rows_of = 0
         super().__init__(config, clip, rows, images)
-
-    @property
-    def first(self) -> int:
-        """The first step in which every loss counts."""
-        return int(self.needs.teacher and self.config.loss.soft_schedule == "rise")
 
     def _frozen(self) -> Tensor | None:
         with torch.no_grad():

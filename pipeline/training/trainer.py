@@ -192,14 +192,19 @@ class Trainer:
             self.source.prefetch(lambda: self.order.at(step + 1)[1])
         return rows
 
+    @property
+    def first_complete_step(self) -> int:
+        """The first step in which every loss counts: a soft weight that rises is 0 in step 0."""
+        return int(self.needs.teacher and self.config.loss.soft_schedule == "rise")
+
     def _wanted(self, step: int, weights: dict[str, float], rows: StepRows) -> str | None:
         """Why a gradient of zero is an error in a step; None where it is none.
 
-        It is looked for in the first step in which every loss counts: a soft weight that rises is 0 in step 0. With
-        hard labels alone, a batch may by chance have no label.
+        It is looked for in the first step in which every loss counts. With hard labels alone, a batch may by chance
+        have no label.
         """
         soft = self.needs.teacher and weights["soft"] > 0
-        first = int(self.needs.teacher and self.config.loss.soft_schedule == "rise")
+        first = self.first_complete_step
         if step != first or not (soft or bool((rows.label >= 0).any())):
             return None
         values = self.config.to_dict()

@@ -72,7 +72,7 @@ def held(ground: Ground, config: TrainConfig) -> tuple[int, int]:
     with counted:
         trainer = Trainer(config, ground.clip, ground.rows, images)
         counted.peak = 0
-        trainer.step(int(trainer.needs.teacher and trainer.config.loss.soft_schedule == "rise"))
+        trainer.step(trainer.first_complete_step)
     return counted.peak, weights
 
 
