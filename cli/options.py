@@ -110,7 +110,7 @@ Scheduler = Annotated[
     typer.Option(
         "--scheduler",
         metavar="URL",
-        help="Use the workers of this Dask scheduler: tcp://HOST:PORT.",
+        help="Use the workers of this Dask scheduler: tcp://HOST:PORT, or the path of its scheduler file.",
         rich_help_panel=WHERE,
     ),
 ]
@@ -119,7 +119,7 @@ Cluster = Annotated[
     typer.Option(
         "--cluster",
         metavar="FILE.toml",
-        help="Start the workers this file describes: SLURM, GPUs, local.",
+        help="Start the workers this file describes: SLURM, PBS, LSF, SGE, GPUs, local.",
         rich_help_panel=WHERE,
     ),
 ]

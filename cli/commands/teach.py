@@ -10,6 +10,7 @@ import typer
 
 from teachonce.cli import options, settings
 from teachonce.cli.jobs import Job, job
+from teachonce.cli.views.workers import taught
 from teachonce.cluster.description import ClusterSpec
 from teachonce.errors import UsageError
 from teachonce.stages import teach as stage
@@ -83,7 +84,7 @@ def teach(
     )
     half = _half(dry_run_io, dummy_images)
     if half is None:
-        return job("teach", json, quiet, lambda output: stage.teach(request, output))
+        return job("teach", json, quiet, lambda output: stage.teach(request, output), taught)
     return job("teach", json, quiet, lambda output: stage.rehearse_half(request, half, how.rehearsal_seconds, output))
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from teachonce.cli.console import Records, duration, label, number, show
+from teachonce.cli.views.workers import worker_lines
 from teachonce.core.status import State
 
 BAR = 24
@@ -49,6 +50,8 @@ def view(values: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [head, table]
     if values.get("open_cells"):
         parts.append(Records("cells", [_cell(cell) for cell in values["open_cells"]]))
+    if values.get("workers"):
+        parts.append(Records("workers", worker_lines(values["workers"])))
     return Group(*parts)
 
 
@@ -65,6 +68,8 @@ def _store(values: Mapping[str, Any]) -> Iterator[Line]:
         unreadable = sum(group["unreadable"] for group in values["groups"])
         if unreadable:
             yield "damaged", f"{unreadable} ledger records; `teachonce verify {values['path']}` says which"
+    if values.get("seconds_since_stop") is not None:
+        yield "stop", f"asked for {duration(values['seconds_since_stop'])} ago: what is under way ends, nothing begins"
     yield from _ends(values)
     if values["state"] == "stopped":
         whole = values["chunks"] is not None and values["chunks_committed"] == values["chunks"]

@@ -3,6 +3,6 @@
 The room starts workers, keeps them busy within a window of tasks, and survives their loss. It does not know what a task
 does.
 
-May import: core.
+May import: core, watching.
 Begin with: `description` (what a user asks for), then `client` and `task_window`.
 """

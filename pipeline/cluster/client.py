@@ -22,13 +22,14 @@ from teachonce.cluster.description import (
     BRIEF_MEMORY,
     THREADS_PER_WORKER,
     WORKER_ENVIRONMENT,
-    Adaptive,
     ClusterSpec,
     CudaDescription,
     Description,
     LocalDescription,
+    address_in,
     load_description,
 )
+from teachonce.cluster.description_parts import Adaptive
 from teachonce.cluster.scheduler_check import require_same_version
 from teachonce.cluster.task_window import ALLOWED_FAILURES, PATIENCE, PATIENCE_KEY, run_tasks
 from teachonce.core.devices import DeviceFacts, device_facts, visible_gpus
@@ -70,7 +71,7 @@ def open_cluster(spec: ClusterSpec, reporter: Reporter, threads: int = THREADS_P
             not installed.
     """
     if spec.scheduler is not None:
-        with _existing_scheduler(spec.scheduler, reporter) as client:
+        with _existing_scheduler(address_in(spec.scheduler), reporter) as client:
             yield client
     elif spec.file is not None:
         with _described(load_description(spec.file), reporter, threads) as client:

@@ -5,12 +5,23 @@ It only reads and checks: `client` opens what is described, `jobs` starts batch 
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from teachonce.core.documents import read_toml
+from teachonce.cluster.batch_description import (
+    BatchDescription,
+    LsfDescription,
+    PbsDescription,
+    SgeDescription,
+    SlurmDescription,
+)
+from teachonce.cluster.description_parts import Adaptive, Common, one_of
+from teachonce.core.documents import JSON_BYTES, json_in, read_toml
+from teachonce.core.outside import read_plain
 from teachonce.core.strict import decode
 from teachonce.errors import UsageError, did_you_mean
 from teachonce.phrases import Phrase, option
@@ -33,12 +44,9 @@ BRIEF_MEMORY: dict[str, Any] = {
     "distributed.scheduler.dashboard.tasks.task-stream-length": 1000,
     "distributed.diagnostics.computations.max-history": 10,
 }
-LEAST_WALLTIME = 300  # seconds: a worker needs a minute to start, and should leave before SLURM ends its job
-_SECRET = re.compile(r"(?i)\b\w*(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY)\w*")
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# What would begin another command in a job script; variables such as $TMPDIR are what a description may need.
-_COMMAND = re.compile(r"[;&|<>()`\\'\"]")
-_DURATION = re.compile(r"(\d+)\s*(s|m|h|d|seconds?|minutes?|hours?|days?)")
+_ADDRESS = re.compile(r"[a-z+]+://[^\s/]+/?")
+_SCHEDULER_FILE = ".json"
+_WRITING_SECONDS = 10.0  # Dask writes the file in place: whoever looks too early sees a part of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +60,7 @@ class ClusterSpec:
     workers: int | None = None
     """Number of worker processes on this machine; one where no field is set."""
     scheduler: str | None = None
-    """Address of a Dask scheduler that runs already, such as tcp://10.0.0.1:8786."""
+    """Address of a Dask scheduler that runs already, such as tcp://10.0.0.1:8786, or the path of its scheduler file."""
     file: Path | None = None
     """A cluster description in TOML."""
 
@@ -65,43 +73,17 @@ class ClusterSpec:
             )
         if self.workers is not None and self.workers < 1:
             raise UsageError(option("workers") + f" must be at least 1, found {self.workers}")
-        if self.scheduler is not None and not re.fullmatch(r"[a-z+]+://[^\s/]+/?", self.scheduler):
+        named = self.scheduler is None or self.scheduler.endswith(_SCHEDULER_FILE) or _ADDRESS.fullmatch(self.scheduler)
+        if not named:
             raise UsageError(
                 option("scheduler")
-                + f" {self.scheduler!r} is not an address: expected one like tcp://HOST:8786 or tls://HOST:8786"
+                + f" {self.scheduler!r} is not an address: expected one like tcp://HOST:8786 or tls://HOST:8786, or a "
+                f"scheduler file, whose name ends in {_SCHEDULER_FILE}"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adaptive:
-    """Bounds between which the number of workers follows the amount of work."""
-
-    minimum: int = 0
-    maximum: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.minimum <= self.maximum or self.maximum < 1:
-            raise ValueError(f"expected 0 <= minimum <= maximum and maximum >= 1, found {self.minimum}, {self.maximum}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Common:
-    patience: str | None = None
-    """How long a run goes on without any worker, such as "30 minutes"."""
-    environment: dict[str, str] = field(default_factory=dict)
-    """Variables of the worker processes, in addition to the allocator settings that every worker has."""
-
-    def __post_init__(self) -> None:
-        if self.patience is not None:
-            duration_seconds(self.patience)
-        for name, value in self.environment.items():
-            if not _NAME.fullmatch(name) or "\0" in value:
-                raise ValueError(f"environment: {name!r} and its value {value!r} are nothing that an environment holds")
-            _refuse_secret(name, "environment")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalDescription(_Common):
+class LocalDescription(Common):
     """Worker processes on this machine."""
 
     kind: Literal["local"]
@@ -110,7 +92,7 @@ class LocalDescription(_Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of(workers=self.workers, adaptive=self.adaptive, needed=False)
+        one_of(workers=self.workers, adaptive=self.adaptive, needed=False)
 
     @property
     def most_workers(self) -> int:
@@ -119,7 +101,7 @@ class LocalDescription(_Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CudaDescription(_Common):
+class CudaDescription(Common):
     """One worker for each GPU of this machine, started by dask-cuda."""
 
     kind: Literal["cuda"]
@@ -132,73 +114,15 @@ class CudaDescription(_Common):
             raise ValueError(f"devices must be different GPU numbers, found {list(self.devices)}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SlurmDescription(_Common):
-    """One worker for each SLURM job, started by dask-jobqueue."""
-
-    kind: Literal["slurm"]
-    cores: int
-    memory: str
-    walltime: str
-    jobs: int | None = None
-    adaptive: Adaptive | None = None
-    queue: str | None = None
-    account: str | None = None
-    gres: str | None = None
-    job_extra_directives: tuple[str, ...] = ()
-    job_script_prologue: tuple[str, ...] = ()
-    lifetime: str | None = None
-    lifetime_stagger: str | None = None
-    death_timeout: str = "5 minutes"
-    log_directory: str | None = None
-    local_directory: str | None = None
-    interface: str | None = None
-    python: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _one_of(jobs=self.jobs, adaptive=self.adaptive, needed=True)
-        if self.cores < 1:
-            raise ValueError(f"cores must be at least 1, found {self.cores}")
-        if not re.fullmatch(r"\d+(\.\d+)?\s*([KMGT]i?B?)", self.memory):
-            raise ValueError(f'memory must be a size such as "32 GB", found {self.memory!r}')
-        for line in self.job_script_prologue:
-            _refuse_secret(line, "job_script_prologue")
-        self._require_no_commands()
-        duration_seconds(self.death_timeout)
-        lifetime, stagger = self.lifetime_seconds()
-        if lifetime + stagger >= walltime_seconds(self.walltime) or stagger >= lifetime:
-            raise ValueError(
-                f"a worker lives {lifetime} s, give or take {stagger} s, and walltime {self.walltime} is "
-                f"{walltime_seconds(self.walltime)} s: it must leave before SLURM ends it"
-            )
-
-    def _require_no_commands(self) -> None:
-        """Refuse what would add lines or commands to the job script: `job_script_prologue` alone is for commands."""
-        for name in ("queue", "account", "gres", "log_directory", "local_directory", "interface", "python"):
-            value = getattr(self, name)
-            in_command = name in ("local_directory", "interface", "python")
-            if value is not None and (not value.isprintable() or (in_command and _COMMAND.search(value))):
-                raise ValueError(f"{name} must be plain words, found {value!r}; commands go into job_script_prologue")
-        for directive in self.job_extra_directives:
-            if not directive.isprintable():
-                raise ValueError(f"job_extra_directives: each is one line, found {directive!r}")
-
-    def lifetime_seconds(self) -> tuple[int, int]:
-        """Return when a worker leaves by itself, and the spread of that time, so that not all workers leave at once.
-
-        By default the spread is 1/24 of the walltime, between 1 and 10 minutes, and the latest worker leaves one spread
-        before its job ends: a worker that SLURM kills counts as a failure of every task that it held, one that leaves
-        by itself does not.
-        """
-        wall = walltime_seconds(self.walltime)
-        default = min(600, max(60, wall // 24))
-        stagger = duration_seconds(self.lifetime_stagger) if self.lifetime_stagger else default
-        return (duration_seconds(self.lifetime) if self.lifetime else wall - 2 * stagger), stagger
-
-
-Description = LocalDescription | CudaDescription | SlurmDescription
-KINDS: dict[str, type[Any]] = {"local": LocalDescription, "cuda": CudaDescription, "slurm": SlurmDescription}
+Description = LocalDescription | CudaDescription | BatchDescription
+KINDS: dict[str, type[Any]] = {
+    "local": LocalDescription,
+    "cuda": CudaDescription,
+    "slurm": SlurmDescription,
+    "pbs": PbsDescription,
+    "lsf": LsfDescription,
+    "sge": SgeDescription,
+}
 
 
 def load_description(path: Path) -> Description:
@@ -221,56 +145,47 @@ def load_description(path: Path) -> Description:
     return description
 
 
-def walltime_seconds(text: str) -> int:
-    """Read a time in one of SLURM's forms: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS.
+def address_in(scheduler: str) -> str:
+    """The address of a scheduler that is given by its address or by the path of its file.
+
+    Dask's scheduler writes that file where it is started with its option for it.
 
     Raises:
-        ValueError: the text has none of these forms, or says less than five minutes.
+        UsageError: there is no such file, or it holds no address.
     """
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
-    if match is None:
-        raise ValueError(f'walltime {text!r} is not a time as SLURM writes it, such as "04:00:00" or "1-00:00"')
-    days, *parts = match.groups()
-    numbers = [int(part) for part in parts if part is not None]
-    if days is not None:
-        hours, minutes, seconds = (numbers + [0, 0])[:3]
-    elif len(numbers) == 3:
-        hours, minutes, seconds = numbers
-    else:
-        hours, minutes, seconds = 0, numbers[0], (numbers[1:] or [0])[0]
-    total = int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
-    if total < LEAST_WALLTIME:
-        raise ValueError(f"walltime {text!r} is {total} s; a worker needs at least {LEAST_WALLTIME} s to be of use")
-    return total
+    if not scheduler.endswith(_SCHEDULER_FILE):
+        return scheduler
+    until = time.monotonic() + _WRITING_SECONDS
+    while True:
+        try:
+            return _address(Path(scheduler))
+        except FileNotFoundError as problem:
+            raise UsageError(
+                option("scheduler") + f" {scheduler}: there is no such file",
+                hint="a scheduler that was started with this scheduler file writes it; is it running?",
+            ) from problem
+        except OSError as problem:
+            raise UsageError(
+                option("scheduler") + f" {scheduler}: cannot be read: {problem.strerror or problem}"
+            ) from problem
+        except ValueError as problem:
+            if time.monotonic() > until:
+                raise UsageError(
+                    option("scheduler") + f" {scheduler}: is no scheduler file: {problem}",
+                    hint="a scheduler file is JSON with the key 'address', such as tcp://10.0.0.1:8786",
+                ) from problem
+            time.sleep(0.2)
 
 
-def duration_seconds(text: str) -> int:
-    """Read a time such as "90 s", "30 minutes", "2h".
+def _address(file: Path) -> str:
+    """The address that a whole scheduler file holds.
 
     Raises:
-        ValueError: the text is no such time.
+        OSError: it cannot be read.
+        ValueError: it holds something else, or is not complete.
     """
-    match = _DURATION.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f'{text!r} is not a time such as "90 s", "30 minutes" or "2h"')
-    return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2][0]]
-
-
-def _one_of(*, needed: bool, adaptive: Adaptive | None, **fixed: int | None) -> None:
-    ((name, count),) = fixed.items()
-    if count is not None and adaptive is not None:
-        raise ValueError(f"'{name}' and 'adaptive' exclude each other")
-    if needed and count is None and adaptive is None:
-        raise ValueError(f"give '{name}' or 'adaptive'")
-    if count is not None and count < 1:
-        raise ValueError(f"{name} must be at least 1, found {count}")
-
-
-def _refuse_secret(text: str, where: str) -> None:
-    """Refuse a secret: this text goes into a job script, which others on the cluster may read."""
-    secret = _SECRET.search(text)
-    if secret:
-        raise ValueError(
-            f"{where} names {secret[0]}: a secret does not belong into a job script; let the workers find it in a file "
-            "that only you can read (~/.aws/credentials)"
-        )
+    document = json_in(read_plain(file, JSON_BYTES))
+    address = document.get("address") if isinstance(document, dict) else None
+    if not isinstance(address, str) or not _ADDRESS.fullmatch(address):
+        raise ValueError(f"the key 'address' must be one like tcp://HOST:8786, found {json.dumps(address)}")
+    return address

@@ -1,4 +1,4 @@
-"""Clusters that another package starts: SLURM jobs by dask-jobqueue, one worker for each GPU by dask-cuda.
+"""Clusters that another package starts: jobs of a batch system by dask-jobqueue, one worker for each GPU by dask-cuda.
 
 The packages are optional dependencies and are imported only when a description asks for them.
 """
@@ -11,29 +11,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from teachonce.cluster.batch_description import OPTION, BatchDescription
 from teachonce.cluster.client import CLUSTER_SECONDS, close
-from teachonce.cluster.description import (
-    BRIEF_MEMORY,
-    THREADS_PER_WORKER,
-    WORKER_ENVIRONMENT,
-    Adaptive,
-    CudaDescription,
-    SlurmDescription,
-    duration_seconds,
-)
+from teachonce.cluster.description import BRIEF_MEMORY, THREADS_PER_WORKER, WORKER_ENVIRONMENT, CudaDescription
+from teachonce.cluster.description_parts import Adaptive, duration_seconds
 from teachonce.core.machine import calm_waiting
 from teachonce.core.progress import Reporter
 from teachonce.errors import EnvironmentFault
 from teachonce.phrases import option
 
-OPTION = "--"  # begins the options of other programs, SLURM and Dask
+CLASSES = {"slurm": "SLURM", "pbs": "PBS", "lsf": "LSF", "sge": "SGE"}
+"""How dask-jobqueue's modules and classes call the batch systems: slurm.SLURMJob, SLURMCluster."""
 # Any free port: several runs may share a login node, and its other users need not see the dashboards.
 DASHBOARD = "127.0.0.1:0"
 
 
 @contextmanager
 def started(
-    description: SlurmDescription | CudaDescription, reporter: Reporter, threads: int = THREADS_PER_WORKER
+    description: BatchDescription | CudaDescription, reporter: Reporter, threads: int = THREADS_PER_WORKER
 ) -> Iterator[Any]:
     """Start the Dask cluster of a description; its workers run `threads` tasks at once, and end with the block.
 
@@ -44,8 +39,8 @@ def started(
     refused: list[Exception] = []
     try:
         cluster = (
-            slurm_cluster(description, refused, threads)
-            if isinstance(description, SlurmDescription)
+            batch_cluster(description, refused, threads)
+            if isinstance(description, BatchDescription)
             else cuda_cluster(description, threads)
         )
     except (OSError, RuntimeError, ValueError) as problem:
@@ -53,15 +48,15 @@ def started(
             f"the {kind} cluster could not be started: {problem}", hint="docs/cluster.md has a description that works"
         ) from problem
     try:
-        if isinstance(description, SlurmDescription):
+        if isinstance(description, BatchDescription):
             _submit(cluster, description, refused)
-            reporter.note("asked SLURM for workers; the first rows come when the first job has started")
+            reporter.note(f"asked {description.system} for workers; the first rows come when the first job has started")
         yield cluster
     finally:
         close(cluster, f"the workers of the {kind} cluster", reporter, CLUSTER_SECONDS)
 
 
-def _submit(cluster: Any, description: SlurmDescription, refused: list[Exception]) -> None:
+def _submit(cluster: Any, description: BatchDescription, refused: list[Exception]) -> None:
     """Submit a first job at once, so that a refusal is seen; from then on, jobs that end are replaced."""
     bounds = description.adaptive or Adaptive(minimum=description.jobs or 1, maximum=description.jobs or 1)
     cluster.scale(jobs=max(1, bounds.minimum))
@@ -69,57 +64,61 @@ def _submit(cluster: Any, description: SlurmDescription, refused: list[Exception
     if refused:
         reason = str(refused[0]).partition("stderr:")[2].strip() or str(refused[0])
         raise EnvironmentFault(
-            f"SLURM takes no job: {reason}",
-            hint="run teachonce where sbatch works, such as a login node; look at queue, account, gres and walltime",
+            f"{description.system} takes no job: {reason}",
+            hint=f"run teachonce where {description.submit} works, such as a login node; look at {_keys(description)}",
         )
     cluster.adapt(minimum_jobs=bounds.minimum, maximum_jobs=bounds.maximum)
+
+
+def _keys(description: BatchDescription) -> str:
+    """The keys of a description that a batch system may refuse."""
+    return ", ".join(["queue", *description.cluster_options(), "walltime"])
 
 
 async def _submitted(cluster: Any) -> None:
     await cluster
 
 
-def slurm_cluster(
-    description: SlurmDescription, refused: list[Exception] | None = None, threads: int = THREADS_PER_WORKER
+def batch_cluster(
+    description: BatchDescription, refused: list[Exception] | None = None, threads: int = THREADS_PER_WORKER
 ) -> Any:
-    """Make dask-jobqueue's SLURMCluster with one worker process a job; no job is submitted yet.
+    """Make dask-jobqueue's cluster with one worker process a job; no job is submitted yet.
 
-    Workers leave by themselves before SLURM ends their jobs: a worker that SLURM kills counts as a failure of its
-    tasks.
+    Workers leave by themselves before their jobs are ended: a worker that is killed counts as a failure of its tasks.
 
     Args:
         description: the jobs.
-        refused: receives the reasons for which SLURM took no job, which dask-jobqueue only logs.
+        refused: receives the reasons for which no job was taken, which dask-jobqueue only logs.
         threads: number of tasks that a worker runs at once.
     """
-    jobqueue = _package("dask_jobqueue", "slurm")
+    jobqueue = _package("dask_jobqueue", "slurm", description.kind)
     lifetime, stagger = description.lifetime_seconds()
     variables = calm_waiting(shared=True) | WORKER_ENVIRONMENT | dask_variables(BRIEF_MEMORY) | description.environment
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    gres = [f"{OPTION}gres={description.gres}"] if description.gres else []
     # The last one counts: dask-jobqueue asks for one thread a core, and ours are decoding threads of a task. Memory is
-    # watched by SLURM: what models take is nothing that Dask could spill.
+    # watched by the batch system: what models take is nothing that Dask could spill.
     options = {
         "nthreads": str(threads),
         "memory-limit": "0",
         "lifetime": f"{lifetime}s",
         "lifetime-stagger": f"{stagger}s",
     }
-    return jobqueue.SLURMCluster(
-        job_cls=_job_class(jobqueue, [] if refused is None else refused),
+    name = CLASSES[description.kind]
+    return getattr(jobqueue, f"{name}Cluster")(
+        job_cls=_job_class(jobqueue, description.kind, [] if refused is None else refused),
         cores=description.cores,
         processes=1,
         memory=description.memory,
         walltime=description.walltime,
         queue=description.queue,
-        account=description.account,
+        **description.cluster_options(),
         interface=description.interface,
         scheduler_options={"dashboard_address": DASHBOARD},
         log_directory=description.log_directory,
         local_directory=description.local_directory,
         python=description.python,
         death_timeout=duration_seconds(description.death_timeout),
-        job_extra_directives=[*gres, *description.job_extra_directives],
+        job_extra_directives=description.directives(),
         job_script_prologue=[*exports, *description.job_script_prologue],
         worker_extra_args=[word for name, value in options.items() for word in (OPTION + name, value)],
     )
@@ -130,11 +129,13 @@ def dask_variables(settings: Mapping[str, Any]) -> dict[str, str]:
     return {f"DASK_{key.upper().replace('.', '__').replace('-', '_')}": str(value) for key, value in settings.items()}
 
 
-def _job_class(jobqueue: Any, refused: list[Exception]) -> Any:
-    """dask-jobqueue's SLURM job, which says why it was refused and knows that it has ended."""
+def _job_class(jobqueue: Any, kind: str, refused: list[Exception]) -> Any:
+    """dask-jobqueue's job of a batch system, which says why it was refused and knows that it has ended."""
     from distributed import Status
 
-    class Job(jobqueue.slurm.SLURMJob):  # type: ignore[misc]
+    parent: Any = getattr(getattr(jobqueue, kind), f"{CLASSES[kind]}Job")
+
+    class Job(parent):  # type: ignore[misc]
         async def start(self) -> None:
             try:
                 await super().start()
@@ -146,12 +147,20 @@ def _job_class(jobqueue: Any, refused: list[Exception]) -> Any:
             await super().close()
             self.status = Status.closed  # which dask-jobqueue forgets, and Dask asserts
 
-    return Job
+    if kind != "lsf":
+        return Job
+
+    class LsfJob(Job):
+        async def _submit_job(self, script_filename: str) -> Any:
+            with open(script_filename, "rb") as script:  # dask-jobqueue's own way throws away what bsub complains of
+                return await self._call([self.submit_command], stdin=script)
+
+    return LsfJob
 
 
 def cuda_cluster(description: CudaDescription, threads: int = THREADS_PER_WORKER) -> Any:
     """dask-cuda's LocalCUDACluster: one worker a GPU, which sees its own first and the others behind it."""
-    cuda = _package("dask_cuda", "cuda")
+    cuda = _package("dask_cuda", "cuda", "cuda")
     options: dict[str, Any] = {"threads_per_worker": threads, "memory_limit": 0, "dashboard_address": DASHBOARD}
     if description.devices:
         options["CUDA_VISIBLE_DEVICES"] = list(description.devices)
@@ -162,11 +171,11 @@ def cuda_cluster(description: CudaDescription, threads: int = THREADS_PER_WORKER
         return cuda.LocalCUDACluster(**options)
 
 
-def _package(name: str, extra: str) -> Any:
+def _package(name: str, extra: str, kind: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as problem:
         raise EnvironmentFault(
-            option("cluster") + f' with kind = "{extra}" needs the package {name.replace("_", "-")}: {problem}',
+            option("cluster") + f' with kind = "{kind}" needs the package {name.replace("_", "-")}: {problem}',
             hint=f"pip install 'teachonce[{extra}]'",
         ) from problem

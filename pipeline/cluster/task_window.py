@@ -43,6 +43,7 @@ def run_tasks(
     arguments: Iterable[tuple[Any, ...]],
     name: str,
     reporter: Reporter | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[R]:
     """Yield the results of `task(*a)` for every `a`: tasks begin in their order, results come as they are ready.
 
@@ -52,6 +53,8 @@ def run_tasks(
     dies, other workers run its tasks again. A task that raised is tried again after a while. A task whose workers died
     ALLOWED_FAILURES times is tried once more at the end with no other task beside it, because every task that a dying
     worker held is blamed for its death.
+
+    Once `stopping` says so, no further task begins; those under way end, unless there is no worker to end them.
 
     Raises:
         TeachOnceError: the first of our own errors that a task raised, as it was raised.
@@ -64,6 +67,10 @@ def run_tasks(
         exhausted = False
         while True:
             window.look()
+            stopped = stopping()
+            if stopped and window.is_without_workers():
+                return
+            exhausted = exhausted or stopped
             while not exhausted and window.has_room():
                 following = next(todo, None)
                 if following is None:
@@ -141,6 +148,10 @@ class _Window(Generic[R]):
         """Whether another task should be handed to Dask now."""
         size = max(FEWEST_QUEUED, QUEUED_PER_THREAD * self._workers.threads)
         return len(self._running) + len(self._waiting) < size
+
+    def is_without_workers(self) -> bool:
+        """Whether no worker is known that could end the tasks under way."""
+        return not self._workers.threads
 
     def is_empty(self) -> bool:
         """Whether every task that was handed to Dask has ended."""

@@ -5,6 +5,7 @@ Nothing here loads torch before a device is asked for, so that the command line 
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -160,6 +161,17 @@ def device_facts(asked: str = AUTO, index: int | None = None) -> DeviceFacts:
     """
     device = pick_device(asked, index)
     return DeviceFacts(device=device, bf16=has_bf16(device))
+
+
+def device_words(device: str) -> str:
+    """A device as a person tells it from others of its machine: `cpu`, `cuda:0 NVIDIA H200, CUDA_VISIBLE_DEVICES 3`."""
+    if not device.startswith("cuda"):
+        return device
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    chosen = f", CUDA_VISIBLE_DEVICES {visible}" if visible else ""
+    return f"{device} {torch.cuda.get_device_name(device)}{chosen}"
 
 
 def has_bf16(device: str) -> bool:

@@ -24,6 +24,7 @@ from teachonce.labels.ledger import require_fingerprint
 from teachonce.labels.staging import clear_partials
 from teachonce.labels.store import Arrays, LabelStore
 from teachonce.phrases import option
+from teachonce.watching.stop import StopWatch, heeded
 
 STUDENTS = "students/"
 
@@ -188,24 +189,39 @@ def fill(
         reporter: told about progress.
 
     Raises:
-        IncompleteError: this run lost the store, or a write failed.
+        IncompleteError: this run lost the store, a write failed, or somebody asked it to stop.
         IntegrityError: what is read back is not what the ledger says.
     """
-    chunks, written = child.layout.chunks, 0
+    with heeded(child.path, token, reporter) as stop:
+        written = 0
+        for chunk in range(child.layout.chunks):
+            stop.heed(f"{chunk} of {child.layout.chunks} chunks are committed")
+            written += _fill_chunk(child, groups, chunk, token, make)
+            reporter.progress("label", child.layout.bounds(chunk)[1], child.layout.rows, "rows")
+        return _checked(child, written, stop, reporter)
+
+
+def _fill_chunk(
+    child: LabelStore, groups: Sequence[str], chunk: int, token: int, make: Callable[[str, int], Arrays]
+) -> bool:
+    """Write and commit what a chunk lacks; returns whether that was anything."""
+    missing = [group for group in (LABELS, *groups) if child.record(group, chunk) is None]
+    for group in missing:
+        data = make(group, chunk)
+        status = data["status"] if group == LABELS else child.read_chunk(LABELS, chunk)["status"]
+        failed = int((status != 0).sum())
+        require_token(child.path, token)
+        digests = child.write_chunk(group, chunk, data)
+        require_token(child.path, token)
+        child.commit(group, chunk, token, len(status) - failed, failed, digests)
+    return bool(missing)
+
+
+def _checked(child: LabelStore, written: int, stop: StopWatch, reporter: Reporter) -> Filled:
+    """Read every chunk of a child back, of which so many were written just now."""
+    chunks, failed = child.layout.chunks, 0
     for chunk in range(chunks):
-        missing = [group for group in (LABELS, *groups) if child.record(group, chunk) is None]
-        for group in missing:
-            data = make(group, chunk)
-            status = data["status"] if group == LABELS else child.read_chunk(LABELS, chunk)["status"]
-            failed = int((status != 0).sum())
-            require_token(child.path, token)
-            digests = child.write_chunk(group, chunk, data)
-            require_token(child.path, token)
-            child.commit(group, chunk, token, len(status) - failed, failed, digests)
-        written += bool(missing)
-        reporter.progress("label", child.layout.bounds(chunk)[1], child.layout.rows, "rows")
-    failed = 0
-    for chunk in range(chunks):
+        stop.heed("all chunks are committed, and some of them not read back")
         for group in child.groups:
             data = child.read_chunk(group, chunk)
             failed += int((data["status"] != 0).sum()) if group == LABELS else 0

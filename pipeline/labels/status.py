@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Literal
 from teachonce.core.locks import lock_path, read_owner
 from teachonce.core.status import State, Worker, ending, iso, newest, state_of, worker_of
 from teachonce.errors import IntegrityError
+from teachonce.watching.watch import workers_of
+from teachonce.watching.workers import WorkerPace
 
 if TYPE_CHECKING:
     from teachonce.labels.ledger import Record
@@ -59,6 +61,10 @@ class StoreStatus:
     seconds_since_sign: float | None
     seconds_left: float | None
     estimated_end: str | None
+    workers: tuple[WorkerPace, ...]
+    """Of the run that goes on, or of the last one, if it did not finish the store; they may be seconds old."""
+    seconds_since_stop: float | None
+    """Since somebody asked the run to stop; None where nobody did."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +94,11 @@ def store_status(path: Path, now: float) -> StoreStatus:
         DataError: it is a Zarr group of something else.
         IntegrityError: a metadata file is damaged, or a newer version wrote the store.
     """
-    lock = lock_path(path)
-    worker = worker_of(read_owner(path))
+    lock, owner = lock_path(path), read_owner(path)
+    worker, token = worker_of(owner), None if owner is None else owner.token
     sign = newest([lock])
     if not path.exists():
-        return _only_a_lock(path, worker, sign, now)
+        return _only_a_lock(path, worker, token, sign, now)
     store = _opened(path)
     commits = _commits(store)
     rows = sum(stop - start for start, stop in map(store.layout.bounds, commits.whole))
@@ -101,6 +107,7 @@ def store_status(path: Path, now: float) -> StoreStatus:
     silent = max(0.0, now - sign) if sign is not None else None
     done = len(commits.whole) == store.layout.chunks and worker is None
     state = state_of(worker, done, bool(commits.every), silent or 0.0, gap)
+    at_work = None if worker is None or worker.alive is False else token
     end = ending(store.layout.rows - rows, rate, last or now, now, state)
     return StoreStatus(
         path=str(path),
@@ -120,29 +127,8 @@ def store_status(path: Path, now: float) -> StoreStatus:
         seconds_since_sign=round(silent, 1) if silent is not None else None,
         seconds_left=end.seconds_left,
         estimated_end=end.estimated_end,
-    )
-
-
-def _only_a_lock(path: Path, worker: Worker | None, sign: float | None, now: float) -> StoreStatus:
-    silent = max(0.0, now - sign) if sign is not None else 0.0
-    return StoreStatus(
-        path=str(path),
-        made_by="teachonce teach",
-        state=state_of(worker, False, False, silent, 0.0),
-        process=worker,
-        chunks=None,
-        chunks_committed=0,
-        rows=None,
-        rows_committed=0,
-        rows_failed=0,
-        groups=(),
-        rows_per_second=None,
-        runs=0,
-        last_commit=None,
-        last_sign=iso(sign) if sign is not None else None,
-        seconds_since_sign=round(silent, 1),
-        seconds_left=None,
-        estimated_end=None,
+        workers=() if state == "finished" else workers_of(path, at_work, now),
+        seconds_since_stop=_since_stop(path, token, now),
     )
 
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from teachonce.cluster.client import worker_index, worker_threads
-from teachonce.core.devices import AUTO, take_device
+from teachonce.cluster.presence import mark_of_this_worker
+from teachonce.core.devices import AUTO, pick_device, take_device
 from teachonce.core.files import write_failed
 from teachonce.core.locks import require_token
 from teachonce.core.remote import exists, location
@@ -39,6 +40,7 @@ from teachonce.teaching.delivery import ChunkReport
 from teachonce.teaching.made_up import MadeUpBatches
 from teachonce.teaching.trial import require_unit
 from teachonce.teaching.worker import MODEL_TURN, PhaseClock, worker_models, worker_store
+from teachonce.watching.stop import stop_request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,7 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
     _require_seen(job)
     store = worker_store(Path(job.store), job.token)
     missing = tuple(group for group in groups if store.record(group, chunk) is None)
-    if not missing:
+    if not missing or stop_request(store.path, job.token) is not None:
         return ChunkReport(chunk)
     require_token(store.path, job.token)
     threads = _set_up(job)
@@ -116,6 +118,7 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
         len(index),
         image_bytes,
         time.perf_counter() - began,
+        mark_of_this_worker(pick_device()),
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from teachonce.core.locks import require_token
 from teachonce.labels.staging import drop_staging
 from teachonce.labels.store import LabelStore
+from teachonce.watching.workers import WorkerMark
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class ChunkReport:
     image_bytes: int = 0
     seconds: float = 0.0
     """Seconds from the start of the task to its end; other tasks of the worker share this time."""
+    worker: WorkerMark | None = None
+    """Who computed the chunk; None where nothing was computed."""
 
 
 def deliver(store: LabelStore, report: ChunkReport, token: int) -> tuple[str, ...]:

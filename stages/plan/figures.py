@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from teachonce.cluster.description import ClusterSpec, load_description
+from teachonce.cluster.description import ClusterSpec, CudaDescription, LocalDescription, load_description
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.progress import Reporter
 from teachonce.data.index import build_index
@@ -211,13 +211,12 @@ def _workers(spec: ClusterSpec) -> tuple[int, list[str]]:
     if spec.file is None:
         return spec.workers or 1, []
     description = load_description(spec.file)
-    if description.kind == "local":
+    if isinstance(description, LocalDescription):
         return description.most_workers, []
-    if description.kind == "cuda":
+    if isinstance(description, CudaDescription):
         count = len(description.devices) or 1
         return count, [] if description.devices else ["times are for one GPU: divide by the number of this machine"]
-    jobs = description.adaptive.maximum if description.adaptive is not None else description.jobs or 1
-    return jobs, ["times are for workers like this machine; a job's cores and GPU may be others"]
+    return description.most_jobs, ["times are for workers like this machine; a job's cores and GPU may be others"]
 
 
 def _memory(probe: Rehearsal | None, workers: int) -> list[Estimate]:

@@ -20,6 +20,7 @@ from teachonce.stages.teach.request import (
     TeachRequest,
     TeachResult,
 )
+from teachonce.watching.stop import heeded
 
 __all__ = [
     "Computing",
@@ -43,17 +44,21 @@ def teach(request: TeachRequest, reporter: Reporter) -> TeachResult:
         EnvironmentFault: a model's files cannot be had, or a package that it needs is not installed.
         DataError: the data is not what the manifest says, or too many images failed.
         FingerprintError: the store at this path was made from something else.
-        IncompleteError: another process writes the store, or chunks are missing at the end.
+        IncompleteError: another process writes the store, somebody asked this run to stop, or chunks are missing at
+            the end.
     """
     from teachonce.stages.teach.checks import check_request, wanted_store
 
     began = time.monotonic()
     check_request(request)
     wanted = wanted_store(request, reporter)
-    with owned(request.labels, reporter, request.force_unlock) as token:
+    with (
+        owned(request.labels, reporter, request.force_unlock) as token,
+        heeded(request.labels, token, reporter) as stop,
+    ):
         from teachonce.stages.teach.work import complete  # torch, open_clip and Dask, when all else is in order
 
-        return complete(request, wanted, token, began, reporter)
+        return complete(request, wanted, token, stop, began, reporter)
 
 
 def rehearse_half(request: TeachRequest, half: Half, seconds: float, reporter: Reporter) -> RehearseResult:

@@ -10,6 +10,7 @@ from teachonce.cluster.description import ClusterSpec
 from teachonce.core.devices import AUTO
 from teachonce.data.view_policy import ViewPolicy
 from teachonce.models.spec import AskedPrecision, EmbeddingKind, Resize
+from teachonce.watching.workers import WorkerPace
 
 Half = Literal["images", "models"]
 
@@ -94,6 +95,8 @@ class TeachResult:
     bottleneck: str
     """The phase that took most of the time, and what would shorten it."""
     bytes_per_row: dict[str, float]
+    workers: tuple[WorkerPace, ...]
+    """Who computed what in this run."""
     labels: str
     store_id: str
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from teachonce.cluster import client as cluster_client
+from teachonce.cluster.presence import present_workers
 from teachonce.core.devices import DeviceFacts, device_explained, device_facts
 from teachonce.core.documents import readable
 from teachonce.core.files import neighbour
@@ -33,6 +34,9 @@ from teachonce.teaching.chunk import TeachJob
 from teachonce.teaching.delivery import ChunkReport, deliver
 from teachonce.teaching.store import Encode, WantedStore, open_or_create
 from teachonce.teaching.worker import encode_names
+from teachonce.watching.board import Board
+from teachonce.watching.stop import StopWatch
+from teachonce.watching.watch import forget_workers, watched
 
 ADVICE = {
     "read": phrase("the archives are read slowly; local disks, or more {workers} on other machines"),
@@ -45,22 +49,25 @@ ADVICE = {
 SMALLER = phrase("a smaller {batch_size=32}, or {class_tile=4096}; `nvidia-smi` shows who else uses the GPU")
 
 
-def complete(request: TeachRequest, wanted: WantedStore, token: int, began: float, reporter: Reporter) -> TeachResult:
+def complete(
+    request: TeachRequest, wanted: WantedStore, token: int, stop: StopWatch, began: float, reporter: Reporter
+) -> TeachResult:
     """Complete the store; the caller holds its lock, and `token` is the lock's.
 
     Args:
+        stop: knows of requests to stop.
         began: on the monotonic clock.
 
     Raises:
         UnsupportedModelError: a student can carry prompts in neither tower, and `features_only` was not asked for.
         DataError: too many images failed.
         FingerprintError: the store at this path was made from something else.
-        IncompleteError: chunks are missing at the end.
+        IncompleteError: chunks are missing at the end, or somebody asked this run to stop.
     """
     clear_staging(request.labels)
     with cluster_client.open_cluster(request.cluster, reporter) as client:
         importing = cluster_client.warm_up(client, chunk_tasks.get_ready)  # while this process prepares
-        facts = _device_of_workers(client, request, reporter)
+        facts = _device_of_workers(client, request, stop, reporter)
         wanted = wanted.settled(facts.bf16)
         models = load_models(request, reporter, "cpu")  # a GPU belongs to the workers
         say_what_carries(models, reporter, request.features_only)
@@ -69,13 +76,15 @@ def complete(request: TeachRequest, wanted: WantedStore, token: int, began: floa
             encode = _encoding(client, request, reporter) if facts.is_gpu else None
             store = open_or_create(wanted, models, reporter, encode)
             groups = (LABELS, *(group for group in models if group != LABELS))
-            tally = _run(client, teach_job(request, wanted, token, models), store, groups, request, reporter)
+            tally = _run(client, teach_job(request, wanted, token, models), store, groups, request, stop, reporter)
         del importing
     clear_staging(request.labels)
-    return _finish(request, store, groups, tally, time.monotonic() - began, reporter)
+    result = _finish(request, store, groups, tally, time.monotonic() - began, stop, reporter)
+    forget_workers(store.path)
+    return result
 
 
-def _device_of_workers(client: Any, request: TeachRequest, reporter: Reporter) -> DeviceFacts:
+def _device_of_workers(client: Any, request: TeachRequest, stop: StopWatch, reporter: Reporter) -> DeviceFacts:
     """What the workers compute on; a worker is asked where this process cannot know, or where it is a GPU."""
     asked = request.computing.device
     if cluster_client.runs_here(request.cluster):
@@ -109,10 +118,17 @@ class _Tally:
     rows: int = 0
     seconds: float = 0.0
     phases: dict[str, float] = field(default_factory=dict)
+    board: Board = field(default_factory=lambda: Board(IN_TURN))
 
 
 def _run(
-    client: Any, job: TeachJob, store: LabelStore, groups: tuple[str, ...], request: TeachRequest, reporter: Reporter
+    client: Any,
+    job: TeachJob,
+    store: LabelStore,
+    groups: tuple[str, ...],
+    request: TeachRequest,
+    stop: StopWatch,
+    reporter: Reporter,
 ) -> _Tally:
     done = {group: set(store.committed(group)) for group in groups}
     if request.retry_failed:
@@ -132,14 +148,21 @@ def _run(
     began = time.monotonic()
     if work:
         reporter.progress("teach", 0, total, "rows")
-    for report in cluster_client.run_tasks(client, chunk_tasks.run_chunk, work, f"teach-{job.token:x}", reporter):
-        brought = deliver(store, report, job.token)
-        _count(tally, report, brought, store)
-        if LABELS in brought:  # other groups bring no new failures, nor does a task that ran twice
-            failed[report.chunk] = report.rows_failed
-        _require_few_failures(sum(failed.values()) - excused, request, store)
-        reporter.progress("teach", tally.rows, total, "rows", failed=sum(failed.values()), **_shares(tally))
+    with watched(
+        store.path, job.token, tally.board, lambda: present_workers(client), lambda: len(work) - tally.written, reporter
+    ):
+        reports = cluster_client.run_tasks(
+            client, chunk_tasks.run_chunk, stop.until_asked(work), f"teach-{job.token:x}", reporter, stop.asked
+        )
+        for report in reports:
+            brought = deliver(store, report, job.token)
+            _count(tally, report, brought, store)
+            if LABELS in brought:  # other groups bring no new failures, nor does a task that ran twice
+                failed[report.chunk] = report.rows_failed
+            _require_few_failures(sum(failed.values()) - excused, request, store)
+            reporter.progress("teach", tally.rows, total, "rows", failed=sum(failed.values()), **_shares(tally))
     tally.seconds = time.monotonic() - began
+    stop.heed(f"{store.layout.chunks - len(work) + tally.written} of {store.layout.chunks} chunks are committed")
     return tally
 
 
@@ -180,6 +203,7 @@ def _count(tally: _Tally, report: ChunkReport, brought: tuple[str, ...], store: 
         return
     tally.written += 1
     tally.rows += report.rows_ok + report.rows_failed
+    tally.board.take(report.worker, report.rows_ok + report.rows_failed, report.seconds, report.phases)
     for phase, seconds in report.phases.items():
         tally.phases[phase] += seconds
     if report.faults and LABELS in brought:
@@ -209,11 +233,18 @@ def _bottleneck(tally: _Tally) -> str:
 
 
 def _finish(
-    request: TeachRequest, store: LabelStore, groups: tuple[str, ...], tally: _Tally, seconds: float, reporter: Reporter
+    request: TeachRequest,
+    store: LabelStore,
+    groups: tuple[str, ...],
+    tally: _Tally,
+    seconds: float,
+    stop: StopWatch,
+    reporter: Reporter,
 ) -> TeachResult:
     """Read every chunk back against its record: exit 0 means that all that was asked for is there and sound."""
     ok = failed = 0
     for chunk in range(store.layout.chunks):
+        stop.heed("all chunks are committed, and some of them not read back")
         for group in groups:
             store.read_chunk(group, chunk)
         record = store.record(LABELS, chunk)
@@ -229,6 +260,7 @@ def _finish(
         seconds=seconds,
         phases=tally.phases,
         bottleneck=_bottleneck(tally),
+        workers=tally.board.paces(),
         bytes_per_row=bytes_per_row(store),
         labels=str(request.labels),
         store_id=store.store_id(),

@@ -30,7 +30,7 @@ from teachonce.cluster.client import (
     worker_index,
 )
 from teachonce.cluster.description import BRIEF_MEMORY, ClusterSpec, CudaDescription, load_description
-from teachonce.cluster.jobs import cuda_cluster, slurm_cluster, started
+from teachonce.cluster.jobs import batch_cluster, cuda_cluster, started
 from teachonce.core.machine import default_threads
 from teachonce.core.progress import Silent
 from teachonce.errors import EnvironmentFault, IncompleteError, UsageError
@@ -60,7 +60,7 @@ def description(tmp_path: Path, text: str) -> Any:
 def test_the_job_script_is_what_slurm_needs(tmp_path: Path) -> None:
     """One GPU and one process a job, two task threads, the allocator's settings, and a life shorter than the job's."""
     wanted = description(tmp_path, SLURM)
-    with slurm_cluster(wanted) as cluster:
+    with batch_cluster(wanted) as cluster:
         script = cluster.job_script()
     asked = ["-p gpu", "-A lab", "--gres=gpu:1", "--cpus-per-task=8", "-t 04:00:00"]
     prologue = ["export MALLOC_MMAP_MAX_=0", "export HF_HOME=/data/hf", "module load cuda"]
@@ -149,7 +149,7 @@ def test_variables_of_a_job_reach_its_worker_as_they_were_written(tmp_path: Path
     """A shell reads the script's own lines: words stay together, and nothing in a value runs."""
     table = ", ".join(f"{name} = {json.dumps(value)}" for name, value in WORDS.items())
     wanted = description(tmp_path, re.sub("environment = .*", lambda _: f"environment = {{{table}}}", SLURM))
-    with slurm_cluster(wanted) as cluster:
+    with batch_cluster(wanted) as cluster:
         script = cluster.job_script()
     exports = script[script.index("export ") : script.index("module load")]
     shown = "; ".join(f'printf "%s\\0" "${name}"' for name in WORDS)

@@ -19,6 +19,7 @@ PIPELINE = ROOT / "pipeline"
 # From the ground floor up: a room may import what stands before it here, never what stands after it.
 ORDER = (
     "core",
+    "watching",
     "data",
     "towers",
     "models",

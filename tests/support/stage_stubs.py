@@ -42,6 +42,7 @@ STAGES = (
     "report",
     "show",
     "status",
+    "stop",
     "subset",
     "teach",
     "train",

@@ -5,6 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+WORKER = {
+    "name": "gpu-3",
+    "host": "node7",
+    "pid": 12,
+    "device": "cuda:0 NVIDIA H200",
+    "state": "working",
+    "chunks": 3,
+    "rows": 1200,
+    "rows_per_second": 12.5,
+    "shares": {"wait": 0.25, "forward": 0.75},
+    "memory_bytes": 3 * 2**30,
+    "seconds_since_sign": 4.0,
+    "slow": True,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TeachResult:
@@ -15,6 +30,7 @@ class TeachResult:
     chunks_skipped: int = 0
     seconds: float = 96.0
     bytes_per_row: dict[str, float] = field(default_factory=lambda: {"labels": 152.5, "total": 152.5})
+    workers: tuple[dict[str, Any], ...] = (WORKER,)
     labels: str = "labels.zarr"
     store_id: str = "f00d"
 
@@ -30,6 +46,18 @@ FIDELITY = {
     "embedding_kl": {"own scale": SPREAD},
     "by_k": [{"k": 1, "mass": 0.25, **RULES}, {"k": 10, "mass": 0.625, **RULES}],
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopResult:
+    labels: str = "labels.zarr"
+    process: dict[str, Any] = field(default_factory=lambda: {"host": "box", "pid": 7, "alive": True})
+    workers: int | None = 2
+    ended: bool = False
+    chunks: int | None = None
+    chunks_committed: int | None = None
+    seconds: float = 0.5
+    said: str = "process 7 on box ends"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -210,7 +210,12 @@ def inline_tasks(
         yield _InlineClient()
 
     def run_here(
-        client: Any, task: Callable[..., Any], arguments: list[tuple[Any, ...]], name: str, reporter: Any = None
+        client: Any,
+        task: Callable[..., Any],
+        arguments: Iterable[tuple[Any, ...]],
+        name: str,
+        reporter: Any = None,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> Iterator[Any]:
         for args in order(list(arguments)):
             yield task(*args)
