@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from teachonce.core.locks import lock_path, read_owner
 from teachonce.core.status import State, Worker, ending, iso, newest, state_of, worker_of
 from teachonce.errors import IntegrityError
+from teachonce.watching.stop import stop_request
 from teachonce.watching.watch import workers_of
 from teachonce.watching.workers import WorkerPace
 
@@ -128,6 +129,36 @@ def store_status(path: Path, now: float) -> StoreStatus:
         seconds_left=end.seconds_left,
         estimated_end=end.estimated_end,
         workers=() if state == "finished" else workers_of(path, at_work, now),
+        seconds_since_stop=_since_stop(path, token, now),
+    )
+
+
+def _since_stop(path: Path, token: int | None, now: float) -> float | None:
+    request = None if token is None else stop_request(path, token)
+    return None if request is None else round(max(0.0, now - request.asked_at), 1)
+
+
+def _only_a_lock(path: Path, worker: Worker | None, token: int | None, sign: float | None, now: float) -> StoreStatus:
+    silent = max(0.0, now - sign) if sign is not None else 0.0
+    return StoreStatus(
+        path=str(path),
+        made_by="teachonce teach",
+        state=state_of(worker, False, False, silent, 0.0),
+        process=worker,
+        chunks=None,
+        chunks_committed=0,
+        rows=None,
+        rows_committed=0,
+        rows_failed=0,
+        groups=(),
+        rows_per_second=None,
+        runs=0,
+        last_commit=None,
+        last_sign=iso(sign) if sign is not None else None,
+        seconds_since_sign=round(silent, 1),
+        seconds_left=None,
+        estimated_end=None,
+        workers=(),
         seconds_since_stop=_since_stop(path, token, now),
     )
 
