@@ -66,17 +66,24 @@ def withdraw_stop(store: Path) -> None:
 class StopWatch:
     """What the owner of a store knows of requests to stop; `heeded` makes it."""
 
-    def __init__(self, store: Path) -> None:
-        self._store = store
+    def __init__(self, store: Path, token: int, reporter: Reporter) -> None:
+        self._store, self._token, self._reporter = store, token, reporter
         self._came: StopAsked | None = None
+        self._looking = threading.Lock()
 
     def asked(self) -> bool:
         """Whether the run should end; it costs nothing to ask."""
         return self._came is not None
 
-    def note(self, request: StopAsked) -> None:
-        """Remember a request."""
-        self._came = request
+    def look(self) -> bool:
+        """Look whether a request has come; a thread does so all the time, and a worker may have seen one before it."""
+        with self._looking:
+            if self._came is None:
+                self._came = stop_request(self._store, self._token)
+                if self._came is not None:
+                    who = self._came.asked_by
+                    self._reporter.note(f"{who} asks this run to stop: what is under way ends, nothing new begins")
+        return self.asked()
 
     def until_asked(self, work: Iterable[T]) -> Iterator[T]:
         """What is to be done, until the run should end."""
@@ -109,18 +116,13 @@ def heeded(store: Path, token: int, reporter: Reporter) -> Iterator[StopWatch]:
     """
     if stop_request(store, token) is None:
         withdraw_stop(store)
-    watch, ended = StopWatch(store), threading.Event()
+    watch, ended = StopWatch(store, token, reporter), threading.Event()
 
-    def look() -> None:
-        while not watch.asked():
-            request = stop_request(store, token)
-            if request is not None:
-                watch.note(request)
-                reporter.note(f"{request.asked_by} asks this run to stop: what is under way ends, nothing new begins")
-            elif ended.wait(LOOK_EVERY_S):
-                return
+    def keep_looking() -> None:
+        while not watch.look() and not ended.wait(LOOK_EVERY_S):
+            pass
 
-    thread = threading.Thread(target=look, daemon=True, name="stop-requests")
+    thread = threading.Thread(target=keep_looking, daemon=True, name="stop-requests")
     thread.start()
     try:
         yield watch

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from teachonce.core.locks import HEARTBEAT_S, SILENT_BEATS, LockOwner, read_owner
+from teachonce.core.locks import HEARTBEAT_S, SILENT_BEATS, LockOwner, lock_path, read_owner
 from teachonce.core.machine import lives
 from teachonce.core.progress import Reporter
-from teachonce.core.status import Worker
+from teachonce.core.status import Worker, newest
 from teachonce.errors import DataError, IncompleteError, UsageError
 from teachonce.labels.status import StoreStatus, is_store, store_status
 from teachonce.phrases import option
@@ -16,6 +16,7 @@ from teachonce.stages.stop.request import StopRequest, StopResult
 from teachonce.watching.stop import ask_to_stop, withdraw_stop
 
 LOOK_EVERY_S = 0.5
+SILENT_S = SILENT_BEATS * HEARTBEAT_S  # after which an owner that cannot be seen is given up
 
 
 def stop(request: StopRequest, reporter: Reporter) -> StopResult:
@@ -82,9 +83,12 @@ def _wait(store: Path, owner: LockOwner, reporter: Reporter) -> None:
         IncompleteError: it gives no sign of life.
     """
     reporter.note(f"waiting for process {owner.pid} on {owner.host} to end")
-    while _still_owns(store, owner) and lives(owner) is not False:
-        silent = store_status(store, time.time()).seconds_since_sign if is_store(store) else None
-        if lives(owner) is None and (silent or 0.0) > SILENT_BEATS * HEARTBEAT_S:
+    sign, seen = newest([lock_path(store)]), time.monotonic()
+    while _still_owns(store, owner) and (alive := lives(owner)) is not False:
+        if (now := newest([lock_path(store)])) != sign:  # a change is a sign, whatever the clocks of two machines say
+            sign, seen = now, time.monotonic()
+        silent = time.monotonic() - seen
+        if alive is None and silent > SILENT_S:
             raise IncompleteError(
                 f"process {owner.pid} on {owner.host} was asked to stop writing {store} and has given no sign for "
                 f"{silent:.0f} s",

@@ -162,6 +162,7 @@ def _run(
             _require_few_failures(sum(failed.values()) - excused, request, store)
             reporter.progress("teach", tally.rows, total, "rows", failed=sum(failed.values()), **_shares(tally))
     tally.seconds = time.monotonic() - began
+    stop.look()  # a worker may have seen a request before this process did, and computed nothing
     stop.heed(f"{store.layout.chunks - len(work) + tally.written} of {store.layout.chunks} chunks are committed")
     return tally
 

@@ -11,6 +11,7 @@ from typing import Any
 import prompt_stubs
 import pytest
 import stage_stubs
+import store_stubs
 
 import teachonce.stages
 from teachonce.cli.views.status import view
@@ -77,11 +78,11 @@ GRID: dict[str, Any] = {
 }
 
 
-def text_of(values: dict[str, Any]) -> str:
-    """What a person reads, 100 columns wide."""
+def text_of(values: dict[str, Any], width: int = 100) -> str:
+    """What a person reads."""
     from rich.console import Console
 
-    console = Console(width=100, color_system=None)
+    console = Console(width=width, color_system=None)
     with console.capture() as captured:
         console.print(view(values))
     return captured.get()
@@ -122,6 +123,16 @@ def test_a_store_is_told_in_words() -> None:
     assert "only reads all chunks back" in text_of(STORE | {"chunks_committed": 8})
     nothing = STORE | {"chunks": None, "rows": None, "groups": [], "rows_per_second": None, "state": "starting"}
     assert "none yet" in text_of(nothing)
+
+
+def test_workers_and_a_request_to_stop_are_told_in_words() -> None:
+    """A line a worker: who, where, on what, how fast, with what, and who is slow."""
+    gone = store_stubs.WORKER | {"name": "gpu-9", "state": "gone", "device": None, "memory_bytes": None, "shares": {}}
+    text = text_of(STORE | {"workers": [store_stubs.WORKER, gone], "seconds_since_stop": 5.0}, width=160)
+    for words in ("gpu-3", "node7", "cuda:0 NVIDIA H200", "12.5", "forward 75%, wait 25%", "3.0 GiB", "4s ago", "slow"):
+        assert words in text, words
+    assert "gone" in text and "asked for 5s ago" in text
+    assert "workers" not in text_of(STORE)
 
 
 def test_a_grid_is_told_in_words() -> None:
