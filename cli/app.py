@@ -13,7 +13,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -22,6 +22,7 @@ from teachonce.cli import streams
 from teachonce.cli.commands import (
     ablate,
     cache,
+    cluster,
     demo,
     doctor,
     evaluate,
@@ -81,6 +82,7 @@ EXAMPLES = {  # each fits one line of an 80-column terminal, so that it can be c
     "models": "teachonce models siglip",
     "import-model": "teachonce import-model clip.safetensors --as ViT-B-32/openai --out clip",
     "doctor": "teachonce doctor ViT-B-16/openai --path /data",
+    "cluster check": "teachonce cluster check slurm.toml --labels labels.zarr --root /data",
 }
 COMMANDS: Mapping[str, Callable[..., Job]] = {
     "index": index.index,
@@ -106,12 +108,16 @@ COMMANDS: Mapping[str, Callable[..., Job]] = {
     "models": models.models,
     "import-model": import_model.import_model,
     "doctor": doctor.doctor,
+    "cluster check": cluster.check,
 }
+GROUPS = {"cluster": "See what a cluster gives before a run, or make a script that runs there."}
+"""The first words of commands that have two."""
 ALIASES = {"eval": "evaluate"}
 
+HELP_NAMES: dict[str, Any] = {"help_option_names": ["--help", "-h"]}
 app = typer.Typer(
     name="teachonce",
-    context_settings={"help_option_names": ["--help", "-h"]},
+    context_settings=HELP_NAMES,
     pretty_exceptions_enable=False,  # `main` shows every error itself, without Rich's traceback
     rich_markup_mode="rich",
     epilog="\b\nStart here:\n  teachonce demo\n\n\b\nExit codes: 0 done, 1 a bug, 2 usage or config, "
@@ -124,10 +130,27 @@ class Terminated(BaseException):
 
 
 def _register() -> None:
+    groups = {name: _group(name, text) for name, text in GROUPS.items()}
     for name, command in COMMANDS.items():
-        app.command(name, cls=Once, epilog=f"\b\nExample:\n  {EXAMPLES[name]}")(command)
+        first, _, second = name.rpartition(" ")
+        place = groups[first] if first else app
+        place.command(second, cls=Once, epilog=f"\b\nExample:\n  {EXAMPLES[name]}")(command)
     for alias, name in ALIASES.items():
         app.command(alias, cls=Once, hidden=True, epilog=f"\b\nExample:\n  {EXAMPLES[name]}")(COMMANDS[name])
+
+
+def _group(name: str, text: str) -> typer.Typer:
+    """The place of commands that begin with this word; the word alone shows them, and is a usage error."""
+    group = typer.Typer(context_settings=HELP_NAMES, rich_markup_mode="rich")
+
+    @group.callback(invoke_without_command=True, help=text)
+    def shown(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            typer.echo(context.get_help())
+            raise typer.Exit(UsageError.exit_code)
+
+    app.add_typer(group, name=name)
+    return group
 
 
 def _print_version(wanted: bool) -> None:
@@ -210,8 +233,9 @@ def describe(problem: BaseException, arguments: Sequence[str] = ()) -> Failure:
 
 def _command_in(arguments: Sequence[str]) -> str | None:
     """The command that the arguments name, or None; used for errors of parsing, when no parsed command exists."""
-    word = next((argument for argument in arguments if not argument.startswith("-")), "")
-    name = ALIASES.get(word, word)
+    words = [argument for argument in arguments if not argument.startswith("-")]
+    name = " ".join(words[:2]) if words[:1] and words[0] in GROUPS else "".join(words[:1])
+    name = ALIASES.get(name, name)
     return name if name in EXAMPLES else None
 
 

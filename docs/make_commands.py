@@ -42,7 +42,7 @@ def page(source: str) -> str:
         "<!-- Made by `make commands` from docs/commands.toml and --help: change those, not this page. -->",
         "# Commands",
         texts[START].strip(),
-        "\n".join(f"- [{name}](#{name}): {summary(command)}" for name, command in commands.items()),
+        "\n".join(f"- [{name}](#{name.replace(' ', '-')}): {summary(command)}" for name, command in commands.items()),
         "Every command also takes these options:",
         fenced(columns(shared)),
     ]
@@ -54,7 +54,12 @@ def page(source: str) -> str:
 def visible_commands() -> dict[str, Any]:
     """The commands that `teachonce --help` lists, in its order."""
     group: Any = typer.main.get_command(app)
-    return {name: command for name, command in group.commands.items() if not command.hidden}
+    commands = {}
+    for name, command in group.commands.items():
+        words = getattr(command, "commands", None)  # of a group, such as `cluster`
+        inner = {name: command} if words is None else {f"{name} {word}": one for word, one in words.items()}
+        commands.update({name: one for name, one in inner.items() if not one.hidden})
+    return commands
 
 
 def summary(command: Any) -> str:

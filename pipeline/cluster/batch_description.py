@@ -120,8 +120,9 @@ class SlurmDescription(BatchDescription):
         return slurm_seconds(self.walltime)
 
     def directives(self) -> list[str]:
-        """`gres` is a directive."""
-        return [*([f"{OPTION}gres={self.gres}"] if self.gres else []), *self.job_extra_directives]
+        """`gres` is a directive. A job that SLURM takes away is replaced by another, unless `requeue` is asked for."""
+        requeue = [] if any("requeue" in line for line in self.job_extra_directives) else [f"{OPTION}no-requeue"]
+        return [*([f"{OPTION}gres={self.gres}"] if self.gres else []), *requeue, *self.job_extra_directives]
 
     def cluster_options(self) -> dict[str, str | None]:
         """Who pays."""

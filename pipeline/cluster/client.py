@@ -9,12 +9,12 @@ import logging
 import os
 import re
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import dask
-from dask.utils import parse_timedelta
 from distributed import Client, LocalCluster
 from distributed.client import Future
 
@@ -31,16 +31,17 @@ from teachonce.cluster.description import (
 )
 from teachonce.cluster.description_parts import Adaptive
 from teachonce.cluster.scheduler_check import require_same_version
-from teachonce.cluster.task_window import ALLOWED_FAILURES, PATIENCE, PATIENCE_KEY, run_tasks
+from teachonce.cluster.task_window import ALLOWED_FAILURES, PATIENCE_KEY, run_tasks
 from teachonce.core.devices import DeviceFacts, device_facts, visible_gpus
 from teachonce.core.machine import THREADS_VARIABLE, calm_waiting, choose_threads, default_threads
 from teachonce.core.progress import Reporter, Silent
-from teachonce.errors import EnvironmentFault, IncompleteError
+from teachonce.errors import EnvironmentFault
 
 __all__ = [
     "ClusterSpec",
     "local_cluster",
     "open_cluster",
+    "open_described",
     "run_tasks",
     "close",
     "facts_of_a_worker",
@@ -74,7 +75,7 @@ def open_cluster(spec: ClusterSpec, reporter: Reporter, threads: int = THREADS_P
         with _existing_scheduler(address_in(spec.scheduler), reporter) as client:
             yield client
     elif spec.file is not None:
-        with _described(load_description(spec.file), reporter, threads) as client:
+        with open_described(load_description(spec.file), reporter, threads) as client:
             yield client
     else:
         with local_cluster(spec.workers or 1, threads=threads, reporter=reporter) as client:
@@ -166,7 +167,8 @@ def _existing_scheduler(address: str, reporter: Reporter) -> Iterator[Client]:
 
 
 @contextmanager
-def _described(description: Description, reporter: Reporter, threads: int) -> Iterator[Client]:
+def open_described(description: Description, reporter: Reporter, threads: int = THREADS_PER_WORKER) -> Iterator[Client]:
+    """Open a client of the cluster that a description asks for, as `open_cluster` does."""
     patience = {PATIENCE_KEY: description.patience} if description.patience else {}
     with dask.config.set(patience):
         if isinstance(description, LocalDescription):
@@ -272,23 +274,25 @@ def runs_here(spec: ClusterSpec) -> bool:
     return spec.file is None or load_description(spec.file).kind in ("local", "cuda")
 
 
-def facts_of_a_worker(client: Client, asked: str, reporter: Reporter) -> DeviceFacts:
+def facts_of_a_worker(
+    client: Client, asked: str, reporter: Reporter, each_look: Callable[[], None] = lambda: None
+) -> DeviceFacts:
     """What the first worker that answers says of its device; waits for one as long as `teachonce.patience` says.
+
+    Args:
+        client: of the cluster.
+        asked: the device that the person wants.
+        reporter: told what is waited for.
+        each_look: as `run_tasks` takes it.
 
     Raises:
         UsageError, DeviceFault: the worker has no such device.
+        EnvironmentFault: no worker can be hoped for.
         IncompleteError: no worker answered.
     """
-    patience = parse_timedelta(dask.config.get(PATIENCE_KEY, PATIENCE))
     if not client.nthreads():
         reporter.note("waiting for the first worker, whose device decides about the number format")
-    try:
-        facts: DeviceFacts = client.submit(_facts, asked, pure=False).result(timeout=patience)
-    except TimeoutError as problem:
-        raise IncompleteError(
-            f"no worker has said within {patience:.0f} s which device it has",
-            hint="look at the queue; DASK_TEACHONCE__PATIENCE='2 hours' waits longer",
-        ) from problem
+    (facts,) = run_tasks(client, _facts, [(asked,)], f"device-{uuid.uuid4().hex}", reporter, each_look)
     return facts
 
 

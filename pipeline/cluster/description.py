@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,6 +143,15 @@ def load_description(path: Path) -> Description:
         raise UsageError(f"{path}: {complaint}: {did_you_mean(str(kind), KINDS)}")
     description: Description = decode(KINDS[kind], data, str(path))
     return description
+
+
+def one_worker(description: Description) -> Description:
+    """The same description with one worker, for a look at what it gives."""
+    if isinstance(description, LocalDescription):
+        return replace(description, workers=1, adaptive=None)
+    if isinstance(description, CudaDescription):
+        return replace(description, devices=description.devices[:1] or (0,))
+    return replace(description, jobs=1, adaptive=None)
 
 
 def address_in(scheduler: str) -> str:

@@ -5,16 +5,21 @@ The packages are optional dependencies and are imported only when a description 
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from teachonce.cluster.batch_description import OPTION, BatchDescription
 from teachonce.cluster.client import CLUSTER_SECONDS, close
 from teachonce.cluster.description import BRIEF_MEMORY, THREADS_PER_WORKER, WORKER_ENVIRONMENT, CudaDescription
 from teachonce.cluster.description_parts import Adaptive, duration_seconds
+from teachonce.cluster.job_queues import job_queue
+from teachonce.cluster.job_watch import JobWatch, joining
+from teachonce.cluster.task_window import supervise
 from teachonce.core.machine import calm_waiting
 from teachonce.core.progress import Reporter
 from teachonce.errors import EnvironmentFault
@@ -24,6 +29,11 @@ CLASSES = {"slurm": "SLURM", "pbs": "PBS", "lsf": "LSF", "sge": "SGE"}
 """How dask-jobqueue's modules and classes call the batch systems: slurm.SLURMJob, SLURMCluster."""
 # Any free port: several runs may share a login node, and its other users need not see the dashboards.
 DASHBOARD = "127.0.0.1:0"
+
+_ON_ERROR = (
+    "trap 'code=$?; if [ ${#BASH_SOURCE[@]} -le 1 ]; then "
+    'echo "job_script_prologue: a command failed with exit code $code: $BASH_COMMAND" >&2; exit $code; fi\' ERR'
+)
 
 
 @contextmanager
@@ -36,10 +46,10 @@ def started(
         EnvironmentFault: the needed package is not installed, or the cluster cannot be started.
     """
     kind = description.kind
-    refused: list[Exception] = []
+    watch = _watch(description) if isinstance(description, BatchDescription) else None
     try:
         cluster = (
-            batch_cluster(description, refused, threads)
+            batch_cluster(description, watch, threads)
             if isinstance(description, BatchDescription)
             else cuda_cluster(description, threads)
         )
@@ -47,27 +57,35 @@ def started(
         raise EnvironmentFault(
             f"the {kind} cluster could not be started: {problem}", hint="docs/cluster.md has a description that works"
         ) from problem
-    try:
-        if isinstance(description, BatchDescription):
-            _submit(cluster, description, refused)
+    with ExitStack() as stack:
+        if watch is not None:
+            stack.callback(watch.end)  # after the cluster, which cancels the jobs where all is well
+        stack.callback(close, cluster, f"the workers of the {kind} cluster", reporter, CLUSTER_SECONDS)
+        if watch is not None and isinstance(description, BatchDescription):
+            _submit(cluster, description, watch)
             reporter.note(f"asked {description.system} for workers; the first rows come when the first job has started")
+            task = cluster.sync(_begin, watch, cluster)
+            stack.callback(cluster.loop.add_callback, task.cancel)
         yield cluster
-    finally:
-        close(cluster, f"the workers of the {kind} cluster", reporter, CLUSTER_SECONDS)
 
 
-def _submit(cluster: Any, description: BatchDescription, refused: list[Exception]) -> None:
-    """Submit a first job at once, so that a refusal is seen; from then on, jobs that end are replaced."""
+def _submit(cluster: Any, description: BatchDescription, watch: JobWatch) -> None:
+    """Submit the first jobs at once, so that a refusal is seen; from then on, jobs that end are replaced."""
     bounds = description.adaptive or Adaptive(minimum=description.jobs or 1, maximum=description.jobs or 1)
+    cluster.scheduler.add_plugin(joining(watch))
     cluster.scale(jobs=max(1, bounds.minimum))
     cluster.sync(_submitted, cluster)
-    if refused:
-        reason = str(refused[0]).partition("stderr:")[2].strip() or str(refused[0])
+    if watch.taken == 0:
         raise EnvironmentFault(
-            f"{description.system} takes no job: {reason}",
+            f"{description.system} takes no job: {watch.refusal}",
             hint=f"run teachonce where {description.submit} works, such as a login node; look at {_keys(description)}",
         )
+    supervise(cluster, watch)
     cluster.adapt(minimum_jobs=bounds.minimum, maximum_jobs=bounds.maximum)
+
+
+async def _begin(watch: JobWatch, cluster: Any) -> asyncio.Task[None]:
+    return asyncio.create_task(watch.watch(cluster))
 
 
 def _keys(description: BatchDescription) -> str:
@@ -80,7 +98,7 @@ async def _submitted(cluster: Any) -> None:
 
 
 def batch_cluster(
-    description: BatchDescription, refused: list[Exception] | None = None, threads: int = THREADS_PER_WORKER
+    description: BatchDescription, watch: JobWatch | None = None, threads: int = THREADS_PER_WORKER
 ) -> Any:
     """Make dask-jobqueue's cluster with one worker process a job; no job is submitted yet.
 
@@ -88,7 +106,7 @@ def batch_cluster(
 
     Args:
         description: the jobs.
-        refused: receives the reasons for which no job was taken, which dask-jobqueue only logs.
+        watch: hears of every job that was taken or refused, which dask-jobqueue only logs.
         threads: number of tasks that a worker runs at once.
     """
     jobqueue = _package("dask_jobqueue", "slurm", description.kind)
@@ -105,7 +123,7 @@ def batch_cluster(
     }
     name = CLASSES[description.kind]
     return getattr(jobqueue, f"{name}Cluster")(
-        job_cls=_job_class(jobqueue, description.kind, [] if refused is None else refused),
+        job_cls=_job_class(jobqueue, description.kind, watch or _watch(description)),
         cores=description.cores,
         processes=1,
         memory=description.memory,
@@ -119,9 +137,23 @@ def batch_cluster(
         python=description.python,
         death_timeout=duration_seconds(description.death_timeout),
         job_extra_directives=description.directives(),
-        job_script_prologue=[*exports, *description.job_script_prologue],
+        job_script_prologue=[*exports, *_guarded(description.job_script_prologue)],
         worker_extra_args=[word for name, value in options.items() for word in (OPTION + name, value)],
     )
+
+
+def _guarded(commands: Sequence[str]) -> list[str]:
+    """The commands of a prologue, of which one that fails ends the job with a line that says so in its log.
+
+    What fails inside a function or a file that is read by `source`, such as `module`, is that function's own affair:
+    what counts is how it ends.
+    """
+    return [_ON_ERROR, *commands, "trap - ERR"] if commands else []
+
+
+def _watch(description: BatchDescription) -> JobWatch:
+    folder = Path(description.log_directory or ".").absolute()
+    return JobWatch(job_queue(description.kind, description.system, _keys(description)), [folder])
 
 
 def dask_variables(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -129,8 +161,8 @@ def dask_variables(settings: Mapping[str, Any]) -> dict[str, str]:
     return {f"DASK_{key.upper().replace('.', '__').replace('-', '_')}": str(value) for key, value in settings.items()}
 
 
-def _job_class(jobqueue: Any, kind: str, refused: list[Exception]) -> Any:
-    """dask-jobqueue's job of a batch system, which says why it was refused and knows that it has ended."""
+def _job_class(jobqueue: Any, kind: str, watch: JobWatch) -> Any:
+    """dask-jobqueue's job of a batch system, which says whether it was taken and knows that it has ended."""
     from distributed import Status
 
     parent: Any = getattr(getattr(jobqueue, kind), f"{CLASSES[kind]}Job")
@@ -140,12 +172,20 @@ def _job_class(jobqueue: Any, kind: str, refused: list[Exception]) -> Any:
             try:
                 await super().start()
             except (OSError, RuntimeError, ValueError) as problem:  # Dask would log it, and stumble over it at the end
-                refused.append(problem)
                 self.status = Status.running
+                watch.refused(self, problem)
+            else:
+                watch.submitted(self)
 
         async def close(self) -> None:
-            await super().close()
+            cancelled = True
+            if self.job_id:
+                try:
+                    await self._call([*shlex.split(self.cancel_command), self.job_id])
+                except (OSError, RuntimeError):  # it is gone, or nothing answers: the guard tries again at the end
+                    cancelled = False
             self.status = Status.closed  # which dask-jobqueue forgets, and Dask asserts
+            watch.closed(self, cancelled=cancelled)
 
     if kind != "lsf":
         return Job

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from concurrent.futures import Future as Answer
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 import dask
 from dask.utils import parse_timedelta
@@ -25,6 +26,19 @@ from teachonce.core.progress import Reporter, Silent
 from teachonce.errors import IncompleteError, TeachOnceError
 
 R = TypeVar("R")
+
+
+class Supervisor(Protocol):
+    """What watches where workers come from, such as batch jobs."""
+
+    def news(self) -> Iterable[str]:
+        """Notes that were not given before; raises an error of ours where no worker can be hoped for."""
+
+    def why_none(self) -> str:
+        """Why workers have not joined, in a few words; empty where that is not known."""
+
+
+_SUPERVISORS: WeakKeyDictionary[Any, Supervisor] = WeakKeyDictionary()  # by Dask's cluster
 RETRY_AFTER = (1.0, 10.0)  # seconds before each further try of a task that raised something other than our own errors
 ALLOWED_FAILURES = 10  # a task that merely waited on a worker that died counts as suspicious too; Dask's default is 3
 QUEUED_PER_THREAD = 2
@@ -37,12 +51,18 @@ PATIENCE = "10 minutes"
 AGAIN = "run the same command again: what is committed is kept"
 
 
+def supervise(cluster: Any, supervisor: Supervisor) -> None:
+    """From now on, tasks on this cluster pass on what its supervisor says, and end where it has no hope."""
+    _SUPERVISORS[cluster] = supervisor
+
+
 def run_tasks(
     client: Client,
     task: Callable[..., R],
     arguments: Iterable[tuple[Any, ...]],
     name: str,
     reporter: Reporter | None = None,
+    each_look: Callable[[], None] = lambda: None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[R]:
     """Yield the results of `task(*a)` for every `a`: tasks begin in their order, results come as they are ready.
@@ -54,10 +74,19 @@ def run_tasks(
     ALLOWED_FAILURES times is tried once more at the end with no other task beside it, because every task that a dying
     worker held is blamed for its death.
 
-    Once `stopping` says so, no further task begins; those under way end, unless there is no worker to end them.
+    Args:
+        client: of the cluster.
+        task: what is computed; it is idempotent and returns something small.
+        arguments: of each call.
+        name: of the tasks, for Dask and in errors.
+        reporter: told about trouble with workers.
+        each_look: called at least once a second while tasks are under way, also while none of them ends; what it raises
+            ends the run.
+        stopping: once it says so, no further task begins; those under way end, unless no worker is there to end them.
 
     Raises:
-        TeachOnceError: the first of our own errors that a task raised, as it was raised.
+        TeachOnceError: the first of our own errors that a task raised, as it was raised, or what the cluster's
+            supervisor raises where no worker can be hoped for.
         IncompleteError: some tasks failed on every try (after all others are done), the scheduler is gone, or there has
             been no worker for longer than Dask's setting `teachonce.patience` (10 minutes).
     """
@@ -67,26 +96,17 @@ def run_tasks(
         exhausted = False
         while True:
             window.look()
-            stopped = stopping()
-            if stopped and window.is_without_workers():
+            each_look()
+            if stopping() and window.is_without_workers():
                 return
-            exhausted = exhausted or stopped
-            while not exhausted and window.has_room():
-                following = next(todo, None)
-                if following is None:
-                    exhausted = True
-                else:
-                    window.submit(_Item(*following))
+            exhausted = exhausted or stopping() or window.fill(todo)
             window.submit_due(alone=exhausted)
             if exhausted and window.is_empty():
                 break
             yield from window.results()
     finally:
         window.release()
-    if window.failed:
-        raise IncompleteError(
-            f"{len(window.failed)} chunks failed on every try; the first: {window.failed[0]}", hint=AGAIN
-        )
+    window.require_none_failed()
 
 
 @dataclass(eq=False)
@@ -144,10 +164,15 @@ class _Window(Generic[R]):
         """
         self._workers.look()
 
-    def has_room(self) -> bool:
-        """Whether another task should be handed to Dask now."""
+    def fill(self, todo: Iterator[tuple[int, tuple[Any, ...]]]) -> bool:
+        """Hand tasks to Dask while there is room; returns whether none is left."""
         size = max(FEWEST_QUEUED, QUEUED_PER_THREAD * self._workers.threads)
-        return len(self._running) + len(self._waiting) < size
+        while len(self._running) + len(self._waiting) < size:
+            following = next(todo, None)
+            if following is None:
+                return True
+            self.submit(_Item(*following))
+        return False
 
     def is_without_workers(self) -> bool:
         """Whether no worker is known that could end the tasks under way."""
@@ -200,6 +225,17 @@ class _Window(Generic[R]):
         finally:
             future.release()
 
+    def require_none_failed(self) -> None:
+        """Refuse an end at which tasks have failed on every try.
+
+        Raises:
+            IncompleteError: says how many, and the first.
+        """
+        if self.failed:
+            raise IncompleteError(
+                f"{len(self.failed)} chunks failed on every try; the first: {self.failed[0]}", hint=AGAIN
+            )
+
     def release(self) -> None:
         """Take back the tasks that have not ended."""
         for _, future in self._running.values():
@@ -245,6 +281,8 @@ class _Workers:
         self._fine_at = self._noted_at = time.monotonic()
         self._trouble = "no worker has joined"
         self._patience = parse_timedelta(dask.config.get(PATIENCE_KEY, PATIENCE))
+        cluster = client.cluster
+        self._supervisor = None if cluster is None else _SUPERVISORS.get(cluster)
 
     def look_in(self) -> float:
         """Return the seconds until there may be something new."""
@@ -263,6 +301,8 @@ class _Workers:
             self._asked = None
         elif self._asked is not None and now - self._asked_at > ANSWER_SECONDS:
             self._trouble = f"the scheduler at {_address(self._client)} does not answer"
+        for text in self._supervisor.news() if self._supervisor else ():
+            self._reporter.note(text)
         self._complain(now)
 
     def _take(self, answer: Answer[dict[str, Any]], now: float) -> None:
@@ -278,14 +318,18 @@ class _Workers:
 
     def _complain(self, now: float) -> None:
         alone = now - self._fine_at
+        reason = self._supervisor.why_none() if self._supervisor else ""
+        reason = f"; {reason}" if reason else ""
         if alone > self._patience:
             raise IncompleteError(
-                f"{self._trouble}, for {alone:.0f} s now",
+                f"{self._trouble}, for {alone:.0f} s now{reason}",
                 hint=f"{AGAIN}; DASK_TEACHONCE__PATIENCE='2 hours' waits longer",
             )
         if alone > NOTE_EVERY and now - self._noted_at > NOTE_EVERY:
             self._noted_at = now
-            self._reporter.note(f"{self._trouble}, for {alone:.0f} s now; giving up after {self._patience:.0f} s")
+            self._reporter.note(
+                f"{self._trouble}, for {alone:.0f} s now; giving up after {self._patience:.0f} s{reason}"
+            )
 
 
 def _address(client: Client) -> str:

@@ -251,11 +251,13 @@ def sync(path: Path) -> None:
 
 
 def sync_up(file: Path, top: Path) -> None:
-    """fsync a file and every folder from its own up to `top`: a new name is durable only with its folder."""
-    sync(file)
-    for folder in file.parents:
-        sync(folder)
-        if folder == top:
+    """fsync a file and every folder from its own up to `top`: a new name is durable only with its folder.
+
+    Where `top` is the file, no folder is synced.
+    """
+    for path in (file, *file.parents):
+        sync(path)
+        if path == top:
             return
 
 

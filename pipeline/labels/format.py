@@ -345,4 +345,9 @@ def codecs(itemsize: int, shuffle: Shuffle, level: int = 3) -> tuple[BloscCodec,
 
 def chunk_file(store: Path, spec: ArraySpec, chunk: int) -> Path:
     """The file that holds a chunk of an array."""
-    return store / spec.path / "c" / "/".join([str(chunk)] + ["0"] * len(spec.tail))
+    return chunk_folder(store, spec) / "/".join([str(chunk)] + ["0"] * len(spec.tail))
+
+
+def chunk_folder(store: Path, spec: ArraySpec) -> Path:
+    """The folder below which all chunks of an array lie."""
+    return store / spec.path / "c"

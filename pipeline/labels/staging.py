@@ -6,14 +6,16 @@ that nobody looks at any more: it cannot touch what another worker delivered in 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from teachonce.core.files import neighbour
+from teachonce.core.files import neighbour, sync
 from teachonce.core.progress import Reporter
 
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")  # as Zarr calls a file until it is whole
@@ -42,6 +44,55 @@ def stage_array(store: Path, staging: Path, name: str) -> None:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(store / name / "zarr.json", target)
+
+
+class ChunkFolders:
+    """The folders `ARRAY/c` of a store, synced so that each name in them outlives a power cut, and no more than that.
+
+    A folder's own name is synced once; after that only what is new in the folder. Several threads may use one object,
+    which then sync a folder once more than needed at worst.
+    """
+
+    def __init__(self) -> None:
+        self._named: set[Path] = set()
+
+    def move_in(self, staged: Path, target: Path, chunk: int) -> None:
+        """Move the chunk that a worker staged and synced to its place; `sync` makes the new name durable.
+
+        A chunk file that lies in a folder of its own moves with that folder, whose content is on the disk already.
+
+        Args:
+            staged: the folder `ARRAY/c` that the worker wrote to.
+            target: the same folder in the store.
+            chunk: its number, which is the name of its file or folder.
+
+        Raises:
+            OSError: the file is not there, or cannot be moved.
+        """
+        entry = str(chunk)
+        try:
+            os.replace(staged / entry, target / entry)
+        except FileNotFoundError:  # the first chunk of this array, unless the worker's file is gone
+            self._named.discard(target)
+            target.mkdir(parents=True, exist_ok=True)
+            os.replace(staged / entry, target / entry)
+        except OSError as problem:
+            if problem.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            os.replace(target / entry, staged / f"{entry}.former")  # it was never committed, or dropped from the ledger
+            os.replace(staged / entry, target / entry)
+
+    def sync(self, folders: Iterable[Path]) -> None:
+        """Make the names in these folders durable, each once, and the folders' own names where they may be new.
+
+        Raises:
+            OSError: one of them cannot be synced.
+        """
+        for folder in dict.fromkeys(folders):
+            sync(folder)
+            if folder not in self._named:
+                sync(folder.parent)
+                self._named.add(folder)
 
 
 def clear_partials(store: Path, reporter: Reporter) -> None:

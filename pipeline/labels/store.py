@@ -6,9 +6,8 @@ Order of a commit: arrays written -> fsync -> read back and compared -> ledger r
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +26,7 @@ from teachonce.errors import DataError, IncompleteError, IntegrityError
 from teachonce.labels import codec as label_codec
 from teachonce.labels.access import allow, array_of, open_group
 from teachonce.labels.codec import CodecTables, CodedTopK, FloatArray, IdArray, TopK, decode_embeddings
-from teachonce.labels.format import EMBEDDING, LABELS, ArraySpec, Layout, chunk_file
+from teachonce.labels.format import EMBEDDING, LABELS, ArraySpec, Layout, chunk_file, chunk_folder
 from teachonce.labels.header import READ_ERRORS, proved_static, read_header, read_index, read_static, static_faults
 from teachonce.labels.ledger import Record, chunk_digest, from_row, ledger_path, to_row
 from teachonce.labels.metadata import (
@@ -40,7 +39,7 @@ from teachonce.labels.metadata import (
     require_rows,
     require_version,
 )
-from teachonce.labels.staging import stage_array
+from teachonce.labels.staging import ChunkFolders, stage_array
 from teachonce.phrases import option, phrase
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -55,6 +54,7 @@ class LabelStore:
         self.layout = layout
         self.groups = groups
         self.root = root
+        self._folders = ChunkFolders()
 
     @classmethod
     def open(cls, path: Path, writable: bool = False) -> LabelStore:
@@ -231,8 +231,9 @@ class LabelStore:
                 array = arrays[spec.path] = zarr.open_array(str(place / spec.path), mode="r+", zarr_format=3)
                 start, stop = spec.bounds(self.layout, chunk)
                 _whole_chunks(array)[start:stop] = data[spec.path].astype(spec.dtype, copy=False)
-            for spec in specs:
-                sync_up(chunk_file(place, spec, chunk), place / spec.path)
+            for spec in specs:  # what is staged is moved out of its folder `c`, whose names need not last
+                top = place / spec.path if staging is None else chunk_folder(place, spec) / str(chunk)
+                sync_up(chunk_file(place, spec, chunk), top)
         except OSError as problem:
             raise write_failed(place, problem) from problem
         wanted = tuple(self._digest(group, spec, chunk, data[spec.path]) for spec in specs)
@@ -244,18 +245,17 @@ class LabelStore:
             )
         return wanted
 
-    def publish(self, group: str, chunk: int, staging: Path) -> None:
-        """Move a chunk that `write_chunk` left in a staging folder into its place; `commit` makes it exist.
+    def publish(self, chunk: int, groups: Iterable[str], staging: Path) -> None:
+        """Move what `write_chunk` left in a staging folder into its place, on the disk; `commit` makes it exist.
 
         Raises:
             IncompleteError: the files are not there, or cannot be moved.
         """
+        specs = [spec for group in groups for spec in self.groups[group].arrays]
         try:
-            for spec in self.groups[group].arrays:
-                target = chunk_file(self.path, spec, chunk)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(chunk_file(staging, spec, chunk), target)
-                sync_up(target, self.path / spec.path)
+            for spec in specs:
+                self._folders.move_in(chunk_folder(staging, spec), chunk_folder(self.path, spec), chunk)
+            self._folders.sync(chunk_folder(self.path, spec) for spec in specs)
         except OSError as problem:
             raise write_failed(self.path, problem) from problem
 
@@ -274,7 +274,9 @@ class LabelStore:
         row = to_row(token, rows_ok, rows_failed, digests, phases)
         try:
             array_of(self.root, path)[chunk : chunk + 1] = row[None]
-            sync_up(self.path / path / "c" / str(chunk) / "0", self.path / path)
+            record = self.path / path / "c" / str(chunk) / "0"
+            sync_up(record, record.parent)
+            self._folders.sync([record.parents[1]])
         except OSError as problem:
             raise write_failed(self.path, problem) from problem
 

@@ -5,14 +5,18 @@ Only the driver, which owns the store, moves chunks into it and enters them into
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from teachonce.core.locks import require_token
 from teachonce.labels.staging import drop_staging
 from teachonce.labels.store import LabelStore
 from teachonce.watching.workers import WorkerMark
+
+THREADS = 16  # a delivery waits for some 23 fsyncs, one after the other; more threads hardly help a disk
 
 
 @dataclass(frozen=True)
@@ -49,16 +53,57 @@ def deliver(store: LabelStore, report: ChunkReport, token: int) -> tuple[str, ..
     """
     if not report.staging:
         return ()
-    brought = []
     try:
-        for group, digests in report.digests:
-            if store.record(group, report.chunk) is not None:
-                continue
+        new = {group: digests for group, digests in report.digests if store.record(group, report.chunk) is None}
+        if new:
             require_token(store.path, token)
-            store.publish(group, report.chunk, Path(report.staging))
+            store.publish(report.chunk, new, Path(report.staging))
+        for group, digests in new.items():
             require_token(store.path, token)
             store.commit(group, report.chunk, token, report.rows_ok, report.rows_failed, digests, report.phases)
-            brought.append(group)
     finally:
         drop_staging(Path(report.staging))
-    return tuple(brought)
+    return tuple(new)
+
+
+class Deliveries:
+    """Deliveries under way, several at a time in threads: they wait for the disk most of the time, and not in turn.
+
+    One thread uses an object of this class. On leaving its `with` block, whatever was handed over is delivered first;
+    only where a delivery has failed are those dropped that had not begun.
+    """
+
+    def __init__(self, store: LabelStore, token: int, threads: int = THREADS) -> None:
+        self._store, self._token, self._most = store, token, 2 * threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="delivery")
+        self._running: dict[Future[tuple[str, ...]], ChunkReport] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: object) -> None:
+        failed = any(one.done() and one.exception() is not None for one in self._running)
+        self._pool.shutdown(wait=True, cancel_futures=failed)
+
+    def add(self, report: ChunkReport) -> None:
+        """Begin to deliver a report; waits while too many others are under way."""
+        chunk_before = [one for one, other in self._running.items() if other.chunk == report.chunk]
+        wait(chunk_before)  # of two attempts at a chunk, the second must find what the first has committed
+        while sum(not one.done() for one in self._running) >= self._most:
+            wait((one for one in self._running if not one.done()), return_when=FIRST_COMPLETED)
+        self._running[self._pool.submit(deliver, self._store, report, self._token)] = report
+
+    def ended(self, *, all_of_them: bool = False) -> Iterator[tuple[ChunkReport, tuple[str, ...]]]:
+        """Take the reports that were delivered since the last call, each with the column groups that it brought.
+
+        Args:
+            all_of_them: wait until none is under way.
+
+        Raises:
+            IncompleteError, EnvironmentFault: as the first delivery that failed raised them.
+        """
+        if all_of_them:
+            wait(self._running, return_when=FIRST_EXCEPTION)
+        for one in [one for one in self._running if one.done()]:
+            brought = one.result()
+            yield self._running.pop(one), brought

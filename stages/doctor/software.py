@@ -45,10 +45,10 @@ def look(model: str | None) -> list[Finding]:
     """Everything that this module tries."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which looks once
     findings = [python(), holes()]
-    findings += [_tried(what, trial) for what, trial in (("torch", torch_works), ("zarr", zarr_sees_a_flipped_bit))]
-    findings.append(_tried("dask", dask_works))
+    findings += [tried(what, trial) for what, trial in (("torch", torch_works), ("zarr", zarr_sees_a_flipped_bit))]
+    findings.append(tried("dask", dask_works))
     if model is not None:
-        findings.append(_tried("model", lambda: model_works(model)))
+        findings.append(tried("model", lambda: model_works(model)))
     return findings
 
 
@@ -151,7 +151,7 @@ def model_works(spec: str) -> Finding:
     return Finding(what="model", standing="OK", found=text)
 
 
-def _tried(what: str, trial: Callable[[], Finding]) -> Finding:
+def tried(what: str, trial: Callable[[], Finding]) -> Finding:
     """A trial's finding; whatever it raises is one, too."""
     try:
         return trial()

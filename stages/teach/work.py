@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ from teachonce.stages.teach.loading import load_models, say_what_carries, say_wh
 from teachonce.stages.teach.request import TeachRequest, TeachResult
 from teachonce.teaching import chunk as chunk_tasks
 from teachonce.teaching.chunk import TeachJob
-from teachonce.teaching.delivery import ChunkReport, deliver
+from teachonce.teaching.delivery import ChunkReport, Deliveries
 from teachonce.teaching.store import Encode, WantedStore, open_or_create
 from teachonce.teaching.worker import encode_names
 from teachonce.watching.board import Board
@@ -65,15 +67,19 @@ def complete(
         IncompleteError: chunks are missing at the end, or somebody asked this run to stop.
     """
     clear_staging(request.labels)
+
+    def heed() -> None:
+        stop.heed("no chunk has been begun")
+
     with cluster_client.open_cluster(request.cluster, reporter) as client:
         importing = cluster_client.warm_up(client, chunk_tasks.get_ready)  # while this process prepares
-        facts = _device_of_workers(client, request, stop, reporter)
+        facts = _device_of_workers(client, request, heed, reporter)
         wanted = wanted.settled(facts.bf16)
         models = load_models(request, reporter, "cpu")  # a GPU belongs to the workers
         say_what_carries(models, reporter, request.features_only)
         say_where(facts, wanted, request.computing.threads or cluster_client.threads_of(request.cluster), reporter)
         with device_explained(SMALLER):
-            encode = _encoding(client, request, reporter) if facts.is_gpu else None
+            encode = _encoding(client, request, heed, reporter) if facts.is_gpu else None
             store = open_or_create(wanted, models, reporter, encode)
             groups = (LABELS, *(group for group in models if group != LABELS))
             tally = _run(client, teach_job(request, wanted, token, models), store, groups, request, stop, reporter)
@@ -84,18 +90,18 @@ def complete(
     return result
 
 
-def _device_of_workers(client: Any, request: TeachRequest, stop: StopWatch, reporter: Reporter) -> DeviceFacts:
+def _device_of_workers(client: Any, request: TeachRequest, heed: Callable[[], None], reporter: Reporter) -> DeviceFacts:
     """What the workers compute on; a worker is asked where this process cannot know, or where it is a GPU."""
     asked = request.computing.device
     if cluster_client.runs_here(request.cluster):
         facts = device_facts(asked)
-        return cluster_client.facts_of_a_worker(client, asked, reporter) if facts.is_gpu else facts
+        return cluster_client.facts_of_a_worker(client, asked, reporter, heed) if facts.is_gpu else facts
     if asked == "cpu" or request.labels.exists():
         return DeviceFacts(device=asked, bf16=False)  # nothing depends on more: the store has a number format
-    return cluster_client.facts_of_a_worker(client, asked, reporter)
+    return cluster_client.facts_of_a_worker(client, asked, reporter, heed)
 
 
-def _encoding(client: Any, request: TeachRequest, reporter: Reporter) -> Encode:
+def _encoding(client: Any, request: TeachRequest, heed: Callable[[], None], reporter: Reporter) -> Encode:
     """Class embeddings by a worker with a GPU, where the CPU of this process would take minutes."""
     computing = request.computing
 
@@ -103,10 +109,14 @@ def _encoding(client: Any, request: TeachRequest, reporter: Reporter) -> Encode:
         model = (absolute_spec(teacher.spec), teacher.digest)
         names = wanted.vocabulary.names
         arguments = (model, computing.compiled, computing.device, names, wanted.templates)
-        (features,) = cluster_client.run_tasks(client, encode_names, [arguments], "class-names", reporter)
+        (features,) = cluster_client.run_tasks(client, encode_names, [arguments], "class-names", reporter, heed)
         return features
 
     return encode
+
+
+Work = tuple[TeachJob, int, tuple[str, ...]]
+"""A chunk that is missing: what all chunks have in common, its number, the column groups that it lacks."""
 
 
 @dataclass
@@ -144,27 +154,74 @@ def _run(
     excused = _known_bad(request, store)
     _require_few_failures(sum(failed.values()) - excused, request, store)
     tally = _Tally(skipped=store.layout.chunks - len(work), phases=dict.fromkeys(PHASES, 0.0))
-    total = sum(stop - start for _, c, _ in work for start, stop in [store.layout.bounds(c)])
-    began = time.monotonic()
-    if work:
-        reporter.progress("teach", 0, total, "rows")
-    with watched(
-        store.path, job.token, tally.board, lambda: present_workers(client), lambda: len(work) - tally.written, reporter
-    ):
-        reports = cluster_client.run_tasks(
-            client, chunk_tasks.run_chunk, stop.until_asked(work), f"teach-{job.token:x}", reporter, stop.asked
-        )
-        for report in reports:
-            brought = deliver(store, report, job.token)
-            _count(tally, report, brought, store)
-            if LABELS in brought:  # other groups bring no new failures, nor does a task that ran twice
-                failed[report.chunk] = report.rows_failed
-            _require_few_failures(sum(failed.values()) - excused, request, store)
-            reporter.progress("teach", tally.rows, total, "rows", failed=sum(failed.values()), **_shares(tally))
-    tally.seconds = time.monotonic() - began
+    _compute(client, job, store, work, tally, failed, excused, request, stop, reporter)
     stop.look()  # a worker may have seen a request before this process did, and computed nothing
     stop.heed(f"{store.layout.chunks - len(work) + tally.written} of {store.layout.chunks} chunks are committed")
     return tally
+
+
+def _compute(
+    client: Any,
+    job: TeachJob,
+    store: LabelStore,
+    work: list[Work],
+    tally: _Tally,
+    failed: dict[int, int],
+    excused: int,
+    request: TeachRequest,
+    stop: StopWatch,
+    reporter: Reporter,
+) -> None:
+    """Have workers compute chunks, and commit them, until all are there or somebody asks to stop.
+
+    Args:
+        tally: counts what comes.
+        failed: rows that failed, by chunk; those of the chunks that come are put in.
+        excused: number of rows that may fail beyond the share that the request allows.
+    """
+    total = sum(end - start for _, c, _ in work for start, end in [store.layout.bounds(c)])
+    began = time.monotonic()
+    if work:
+        reporter.progress("teach", 0, total, "rows")
+    with (
+        _watched(client, job, store, tally, len(work), reporter),
+        Deliveries(store, job.token) as deliveries,
+    ):
+
+        def take(all_of_them: bool = False) -> None:
+            for report, brought in deliveries.ended(all_of_them=all_of_them):
+                _count(tally, report, brought, store)
+                if LABELS in brought:  # other groups bring no new failures, nor does a task that ran twice
+                    failed[report.chunk] = report.rows_failed
+                _require_few_failures(sum(failed.values()) - excused, request, store)
+                reporter.progress("teach", tally.rows, total, "rows", failed=sum(failed.values()), **_shares(tally))
+
+        for report in cluster_client.run_tasks(
+            client,
+            chunk_tasks.run_chunk,
+            stop.until_asked(work),
+            f"teach-{job.token:x}",
+            reporter,
+            each_look=take,
+            stopping=stop.asked,
+        ):
+            deliveries.add(report)
+        take(all_of_them=True)
+    tally.seconds = time.monotonic() - began
+
+
+def _watched(
+    client: Any, job: TeachJob, store: LabelStore, tally: _Tally, chunks: int, reporter: Reporter
+) -> AbstractContextManager[None]:
+    """Keep the board of this run beside the store while its chunks are computed."""
+    return watched(
+        store.path,
+        job.token,
+        tally.board,
+        look=lambda: present_workers(client),
+        chunks_left=lambda: chunks - tally.written,
+        reporter=reporter,
+    )
 
 
 def _drop_failed(store: LabelStore, done: dict[str, set[int]], reporter: Reporter) -> None:

@@ -71,7 +71,7 @@ def test_the_page_of_commands_is_current_on_any_terminal_and_loads_nothing_heavy
 def test_a_section_has_every_option_and_the_example_of_help(command: str, teachonce_here: Callable[..., Any]) -> None:
     section = PAGE.split(f"\n## {command}\n")[1].split("\n## ")[0]
     everywhere = PAGE.split("\n## ")[0]
-    assert set(FLAG.findall(teachonce_here(command, "--help").out)) <= set(FLAG.findall(section + everywhere))
+    assert set(FLAG.findall(teachonce_here(*command.split(), "--help").out)) <= set(FLAG.findall(section + everywhere))
     assert f"  {EXAMPLES[command]}\n" in section
     prose = re.sub(r"```.*?```", "", section, flags=re.DOTALL)
     assert any(line.startswith(f"    teachonce {command} ") for line in prose.splitlines())

@@ -118,7 +118,7 @@ def test_a_checksum_that_sees_nothing_is_found(monkeypatch: pytest.MonkeyPatch) 
         root.create_array(name, data=data, compressors=None)
 
     monkeypatch.setattr(store_format, "create_static_array", unchecked)
-    finding = software._tried("zarr", software.zarr_sees_a_flipped_bit)
+    finding = software.tried("zarr", software.zarr_sees_a_flipped_bit)
     assert finding.standing == "FAIL" and "flipped bit" in finding.found
 
 
@@ -132,5 +132,5 @@ def test_versions_with_holes_are_told_from_later_ones(here: str, older: bool, mo
 
 
 def test_a_model_that_is_not_here_is_a_failure_with_a_remedy() -> None:
-    finding = software._tried("model", lambda: software.model_works("local-dir:/nowhere"))
+    finding = software.tried("model", lambda: software.model_works("local-dir:/nowhere"))
     assert finding.standing == "FAIL" and finding.remedy

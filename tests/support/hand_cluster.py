@@ -14,22 +14,60 @@ from pathlib import Path
 SBATCH = """
 import pathlib, subprocess, sys
 
+folder = pathlib.Path(folder)
 script = pathlib.Path(sys.argv[-1]).read_text()
 if "#SBATCH -A nobody" in script:
     sys.exit("sbatch: error: Batch job submission failed: Invalid account")
-number = len(list(pathlib.Path(folder).glob("*.sh"))) + 1
-job = pathlib.Path(folder, f"{number}.sh")
-job.write_text(script)
-log = job.with_suffix(".log").open("wb")
-started = subprocess.Popen(["bash", job], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-job.with_suffix(".pid").write_text(str(started.pid))
+if (folder / "refusal").exists():
+    with open(folder / "refused", "a") as tries:
+        tries.write("x")
+    sys.exit("sbatch: error: Batch job submission failed: " + (folder / "refusal").read_text())
+number = 1
+while True:  # several submit at once
+    try:
+        job = folder / f"{number}.sh"
+        job.open("x").write(script)
+        break
+    except FileExistsError:
+        number += 1
+if (folder / "waiting").exists():
+    job.with_suffix(".state").write_text("PENDING|" + (folder / "waiting").read_text())
+else:
+    log = job.with_suffix(".log").open("wb")
+    started = subprocess.Popen(["bash", job], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    job.with_suffix(".pid").write_text(str(started.pid))
 print(f"Submitted batch job {number}")
 """
 SCANCEL = """
-import os, pathlib, signal, sys
+import contextlib, os, pathlib, signal, sys
 
-os.killpg(int(pathlib.Path(folder, sys.argv[-1] + ".pid").read_text()), signal.SIGKILL)
+job = pathlib.Path(folder, sys.argv[-1] + ".sh")
+job.with_suffix(".state").write_text("CANCELLED|None")
+if job.with_suffix(".pid").exists():
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(int(job.with_suffix(".pid").read_text()), signal.SIGKILL)
 """
+SQUEUE = """
+import pathlib, sys
+
+for number in sys.argv[-1].partition("=")[2].split(","):
+    job = pathlib.Path(folder, number + ".sh")
+    state = job.with_suffix(".state")
+    if state.exists():
+        print(number + "|" + state.read_text())
+    elif job.with_suffix(".pid").exists():
+        process = pathlib.Path("/proc", job.with_suffix(".pid").read_text(), "stat")
+        runs = process.exists() and process.read_text().rpartition(")")[2].split()[0] != "Z"
+        print(number + ("|RUNNING|None" if runs else "|FAILED|NonZeroExitCode"))
+"""
+SCONTROL = """
+import pathlib, sys
+
+log = pathlib.Path(folder, sys.argv[-1] + ".log")
+print(f"JobId={sys.argv[-1]} StdErr={log} StdIn=/dev/null StdOut={log}")
+"""
+
+PROGRAMS = (("sbatch", SBATCH), ("scancel", SCANCEL), ("squeue", SQUEUE), ("scontrol", SCONTROL))
 
 
 @contextmanager
@@ -95,11 +133,13 @@ def by_hand(
 def stand_in_slurm(folder: Path) -> Iterator[dict[str, str]]:
     """Variables under which `sbatch` starts a job script right here, and `scancel` ends it: N.sh, N.pid, N.log.
 
-    It refuses the account `nobody`, as SLURM refuses accounts that it does not know.
+    It refuses the account `nobody`, as SLURM refuses accounts that it does not know. While there is a file `refusal`,
+    it refuses every job with the words in it, and counts them in `refused`. While there is a file `waiting`, jobs are
+    taken and wait for the reason in it. `N.state` replaces what `squeue` says of a job: "STATE|REASON".
     """
     programs = folder / "bin"
     programs.mkdir(parents=True)
-    for name, code in (("sbatch", SBATCH), ("scancel", SCANCEL)):
+    for name, code in PROGRAMS:
         (programs / name).write_text(f"#!{sys.executable}\nfolder = {str(folder)!r}\n{code}")
         (programs / name).chmod(0o755)
     try:

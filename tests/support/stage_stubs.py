@@ -26,6 +26,7 @@ from teachonce.errors import DataError
 STAGES = (
     "ablate",
     "cache",
+    "cluster_check",
     "demo",
     "doctor",
     "evaluate",

@@ -111,6 +111,16 @@ class DoctorResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClusterCheckResult:
+    findings: tuple[Finding, ...] = (Finding(what="memory", standing="OK", found="48.0 GB by SLURM", remedy=""),)
+    warnings: int = 0
+    failures: int = 0
+    worker: None = None
+    seconds: float = 12.5
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class RelabelResult:
     rows_ok: int = 1200
     rows_failed: int = 0

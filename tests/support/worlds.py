@@ -215,9 +215,11 @@ def inline_tasks(
         arguments: Iterable[tuple[Any, ...]],
         name: str,
         reporter: Any = None,
+        each_look: Callable[[], None] = lambda: None,
         stopping: Callable[[], bool] = lambda: False,
     ) -> Iterator[Any]:
         for args in order(list(arguments)):
+            each_look()
             yield task(*args)
 
     torch.set_num_threads(1)
