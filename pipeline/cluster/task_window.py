@@ -91,9 +91,8 @@ def run_tasks(
             been no worker for longer than Dask's setting `teachonce.patience` (10 minutes).
     """
     window: _Window[R] = _Window(client, task, name, reporter or Silent())
-    todo = enumerate(arguments)
+    todo, exhausted = enumerate(arguments), False
     try:
-        exhausted = False
         while True:
             window.look()
             each_look()
