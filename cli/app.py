@@ -83,6 +83,7 @@ EXAMPLES = {  # each fits one line of an 80-column terminal, so that it can be c
     "import-model": "teachonce import-model clip.safetensors --as ViT-B-32/openai --out clip",
     "doctor": "teachonce doctor ViT-B-16/openai --path /data",
     "cluster check": "teachonce cluster check slurm.toml --labels labels.zarr --root /data",
+    "cluster script": "teachonce cluster script slurm.toml --out teach.sh",
 }
 COMMANDS: Mapping[str, Callable[..., Job]] = {
     "index": index.index,
@@ -109,6 +110,7 @@ COMMANDS: Mapping[str, Callable[..., Job]] = {
     "import-model": import_model.import_model,
     "doctor": doctor.doctor,
     "cluster check": cluster.check,
+    "cluster script": cluster.script,
 }
 GROUPS = {"cluster": "See what a cluster gives before a run, or make a script that runs there."}
 """The first words of commands that have two."""

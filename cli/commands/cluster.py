@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from teachonce.cli.views import doctor as findings_view
 from teachonce.cli.views.printed import print_result
 from teachonce.cluster.description import ClusterSpec
 from teachonce.stages import cluster_check as check_stage
+from teachonce.stages import cluster_script as script_stage
 
 Description = Annotated[
     Path | None,
@@ -35,6 +36,10 @@ CheckPlan = Annotated[
     Path | None,
     typer.Option("--plan", metavar="PLAN.json", help="Compare the memory there with this plan's (plan --out)."),
 ]
+ScriptDescription = Annotated[
+    Path, typer.Argument(metavar="FILE.toml", help='A description with kind = "slurm".', show_default=False)
+]
+ScriptOut = Annotated[Path | None, typer.Option("--out", metavar="TEACH.sh", help="Write it there; else print it.")]
 
 
 def check(
@@ -67,3 +72,32 @@ def check(
         return int(getattr(result, "exit_code", 0))
 
     return Job(command="cluster check", json=json, quiet=quiet, work=work)
+
+
+def script(
+    description: ScriptDescription,
+    out: ScriptOut = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> Job:
+    """Make a job script that runs a whole teach in one allocation of SLURM: scheduler, workers by srun, the command.
+
+    Submit it with what follows `teachonce teach`: sbatch TEACH.sh MANIFEST --root DATA ... --labels OUT.zarr
+    """
+    request = script_stage.ClusterScriptRequest(file=description, out=out)
+
+    def work(output: Output) -> int:
+        with output.working():
+            result = script_stage.cluster_script(request, output)
+        if out is None and not json:
+            output.text(result.script)
+        else:
+            output.result(result, _without_script)
+        return 0
+
+    return Job(command="cluster script", json=json, quiet=quiet, work=work)
+
+
+def _without_script(values: dict[str, Any]) -> dict[str, Any]:
+    """What a person sees of a script that lies in a file."""
+    return {name: value for name, value in values.items() if name != "script"}

@@ -18,6 +18,7 @@ import dask
 from distributed import Client, LocalCluster
 from distributed.client import Future
 
+from teachonce.cluster.carrying import carried
 from teachonce.cluster.description import (
     BRIEF_MEMORY,
     THREADS_PER_WORKER,
@@ -31,7 +32,8 @@ from teachonce.cluster.description import (
 )
 from teachonce.cluster.description_parts import Adaptive
 from teachonce.cluster.scheduler_check import require_same_version
-from teachonce.cluster.task_window import ALLOWED_FAILURES, PATIENCE_KEY, run_tasks
+from teachonce.cluster.task_window import ALLOWED_FAILURES, run_tasks
+from teachonce.cluster.workers import PATIENCE_KEY
 from teachonce.core.devices import DeviceFacts, device_facts, visible_gpus
 from teachonce.core.machine import THREADS_VARIABLE, calm_waiting, choose_threads, default_threads
 from teachonce.core.progress import Reporter, Silent
@@ -206,7 +208,8 @@ def warm_up(client: Client, task: Callable[[], None]) -> list[Future]:
     A worker that joins later does the same work in its first real task.
     """
     return [
-        client.submit(task, workers=[address], allow_other_workers=True, pure=False) for address in client.nthreads()
+        client.submit(*carried(task), workers=[address], allow_other_workers=True, pure=False)
+        for address in client.nthreads()
     ]
 
 
@@ -216,7 +219,8 @@ def worker_index() -> int:
     It is the number at the end of the worker's name: LocalCluster's names are numbers, and `dask worker` with four
     processes named a makes a-0 to a-3. It is 0 outside Dask, for workers without a name (Dask calls them by their
     address), where CUDA_VISIBLE_DEVICES leaves one device, because that device has been chosen already, and in workers
-    of dask-cuda: such a worker sees all GPUs of its cluster, its own one first.
+    of dask-cuda: such a worker sees all GPUs of its cluster, its own one first. Where SLURM says more, that counts: see
+    `slurm_index`.
     """
     from distributed import get_worker
 
@@ -225,6 +229,9 @@ def worker_index() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and len([device for device in visible.split(",") if device.strip()]) <= 1:
         return 0
+    place = slurm_index(os.environ)
+    if place is not None:
+        return place
     try:
         name = get_worker().name
     except ValueError:  # the caller is no Dask worker
@@ -233,6 +240,25 @@ def worker_index() -> int:
         return name
     number = re.search(r"(\d+)$", str(name))
     return int(number[1]) if number and "://" not in str(name) else 0
+
+
+def slurm_index(variables: Mapping[str, str]) -> int | None:
+    """Which of the GPUs that it sees a worker in a SLURM job should take; None where SLURM does not say.
+
+    Workers that `srun` started as tasks of one step take those of their numbers on the node. Where SLURM gave a job
+    some of a node's GPUs and yet hides the others by no CUDA_VISIBLE_DEVICES, the numbers of the job's GPUs are those
+    of the node; where it hides them by other means they are too large, and count round (`pick_device`).
+
+    Args:
+        variables: the worker's environment.
+    """
+    tasks, task = variables.get("SLURM_STEP_NUM_TASKS", ""), variables.get("SLURM_LOCALID", "")
+    own = int(task) if tasks.isdigit() and int(tasks) > 1 and task.isdigit() else None
+    listed = variables.get("SLURM_STEP_GPUS") or variables.get("SLURM_JOB_GPUS") or ""
+    gpus = [int(number) for number in listed.split(",") if number.strip().isdigit()]
+    if gpus and variables.get("CUDA_VISIBLE_DEVICES") is None:
+        return gpus[(own or 0) % len(gpus)]
+    return own
 
 
 def threads_of(spec: ClusterSpec) -> int | None:
@@ -287,7 +313,7 @@ def facts_of_a_worker(
 
     Raises:
         UsageError, DeviceFault: the worker has no such device.
-        EnvironmentFault: no worker can be hoped for.
+        EnvironmentFault: no worker can be hoped for, or one lacks teachonce or has another version of it.
         IncompleteError: no worker answered.
     """
     if not client.nthreads():

@@ -13,13 +13,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from teachonce.batch.job_watch import JobWatch, joining
+from teachonce.batch.other_queues import job_queue
 from teachonce.cluster.batch_description import OPTION, BatchDescription
 from teachonce.cluster.client import CLUSTER_SECONDS, close
 from teachonce.cluster.description import BRIEF_MEMORY, THREADS_PER_WORKER, WORKER_ENVIRONMENT, CudaDescription
 from teachonce.cluster.description_parts import Adaptive, duration_seconds
-from teachonce.cluster.job_queues import job_queue
-from teachonce.cluster.job_watch import JobWatch, joining
-from teachonce.cluster.task_window import supervise
+from teachonce.cluster.workers import supervise
 from teachonce.core.machine import calm_waiting
 from teachonce.core.progress import Reporter
 from teachonce.errors import EnvironmentFault
@@ -31,7 +31,7 @@ CLASSES = {"slurm": "SLURM", "pbs": "PBS", "lsf": "LSF", "sge": "SGE"}
 DASHBOARD = "127.0.0.1:0"
 
 _ON_ERROR = (
-    "trap 'code=$?; if [ ${#BASH_SOURCE[@]} -le 1 ]; then "
+    "depth=${#BASH_SOURCE[@]}; trap 'code=$?; if [ ${#BASH_SOURCE[@]} -le $depth ]; then "
     'echo "job_script_prologue: a command failed with exit code $code: $BASH_COMMAND" >&2; exit $code; fi\' ERR'
 )
 
@@ -89,8 +89,10 @@ async def _begin(watch: JobWatch, cluster: Any) -> asyncio.Task[None]:
 
 
 def _keys(description: BatchDescription) -> str:
-    """The keys of a description that a batch system may refuse."""
-    return ", ".join(["queue", *description.cluster_options(), "walltime"])
+    """The keys of a description that decide whether a job is taken and can start."""
+    resources = [name for name in ("gres", "gpu") if hasattr(description, name)]
+    keys = ["queue", *description.cluster_options(), *resources, "cores", "memory", "walltime", "job_extra_directives"]
+    return ", ".join(keys)
 
 
 async def _submitted(cluster: Any) -> None:
@@ -153,7 +155,7 @@ def _guarded(commands: Sequence[str]) -> list[str]:
 
 def _watch(description: BatchDescription) -> JobWatch:
     folder = Path(description.log_directory or ".").absolute()
-    return JobWatch(job_queue(description.kind, description.system, _keys(description)), [folder])
+    return JobWatch(job_queue(description.kind, _keys(description)), [folder])
 
 
 def dask_variables(settings: Mapping[str, Any]) -> dict[str, str]:

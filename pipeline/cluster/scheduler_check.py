@@ -1,15 +1,25 @@
-"""A check before a run on somebody else's scheduler: does it have workers, and do they have the same teachonce?"""
+"""What workers that somebody else started are asked before they are trusted: their versions and their memory limit.
+
+`acquainted` asks a worker once. The run is ended at once by a worker that lacks teachonce or has another version of it,
+also by one that joins in the middle: its tasks would fail, and those of other workers with it.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import dask
 from dask.utils import parse_timedelta
 from distributed import Client
 
 from teachonce import __version__
+from teachonce.cluster.carrying import carried
 from teachonce.core.machine import package_versions
 from teachonce.core.progress import Reporter
 from teachonce.errors import EnvironmentFault
@@ -17,6 +27,45 @@ from teachonce.errors import EnvironmentFault
 ANSWER_SECONDS = 60  # a busy worker answers between two batches
 WAIT_KEY = "teachonce.wait-for-workers"
 WAIT = "5 minutes"
+TERMINATE_KEY = "distributed.worker.memory.terminate"
+PAUSE_KEY = "distributed.worker.memory.pause"
+PYTHONS = (ImportError, AttributeError, TypeError)
+"""What Python raises of a function that a worker does not have, or has in another version."""
+
+
+@dataclass(frozen=True)
+class WorkerFacts:
+    """What is known of a worker."""
+
+    address: str
+    name: str
+    host: str = ""
+    memory_limit: int = 0
+    """Bytes at which Dask calls the worker full; 0: Dask does not watch its memory."""
+    endures: float = 1.0
+    """The share of the limit from which on Dask holds tasks back from the worker, or ends it."""
+    ends: bool = False
+    """Whether Dask ends a worker that has reached its limit."""
+
+    def __str__(self) -> str:
+        at = f"{self.host}, {self.address}" if self.host else self.address
+        return f"the worker at {self.address}" if self.name in ("", self.address) else f"the worker {self.name} ({at})"
+
+
+class Acquaintances:
+    """The workers of a client that have been asked, and what was said about them."""
+
+    def __init__(self) -> None:
+        self.facts: dict[str, WorkerFacts] = {}
+        self.said: set[str] = set()
+
+
+_KNOWN: WeakKeyDictionary[Client, Acquaintances] = WeakKeyDictionary()
+
+
+def acquaintances(client: Client) -> Acquaintances:
+    """The workers that this client's driver has asked so far."""
+    return _KNOWN.setdefault(client, Acquaintances())
 
 
 def require_same_version(client: Client, address: str, reporter: Reporter) -> None:
@@ -40,7 +89,45 @@ def require_same_version(client: Client, address: str, reporter: Reporter) -> No
             )
         time.sleep(0.2)
     del probe
-    _compare(_ask(client, reporter), reporter)
+    require_fit_workers(client, reporter)
+
+
+def require_fit_workers(client: Client, reporter: Reporter) -> None:
+    """Ask all workers that have not been asked yet, and wait for their answers.
+
+    Raises:
+        EnvironmentFault: a worker lacks teachonce, or has another version of it.
+    """
+    new = [address for address in client.nthreads() if address not in acquaintances(client).facts]
+    if new:
+        judge(client, client.sync(ask, client, new), reporter)
+
+
+async def ask(client: Client, addresses: list[str]) -> dict[str, tuple[WorkerFacts, Any]]:
+    """What the scheduler knows of these workers, and what each of them answers: a table, or an exception.
+
+    A worker that does not answer in time is answered for by a TimeoutError.
+    """
+    there = (await client.scheduler.identity())["workers"]
+    question = client._run(*carried(own_facts), workers=addresses, on_error="return")
+    try:
+        answers: Mapping[str, Any] = await asyncio.wait_for(question, ANSWER_SECONDS)
+    except TimeoutError as problem:
+        answers = dict.fromkeys(addresses, problem)
+    return {address: (_facts(address, there.get(address, {}), answer), answer) for address, answer in answers.items()}
+
+
+def _facts(address: str, worker: Mapping[str, Any], answer: Any) -> WorkerFacts:
+    said = answer if isinstance(answer, Mapping) else {}
+    shares = [share for share in said.get("shares", ()) if share]
+    return WorkerFacts(
+        address=address,
+        name=str(worker.get("name", "")),
+        host=said.get("host", ""),
+        memory_limit=int(worker.get("memory_limit") or 0) if shares else 0,
+        endures=min(shares, default=1.0),
+        ends=bool(worker.get("nanny")) and bool(said.get("shares", (0, 0))[1]),
+    )
 
 
 def own_versions() -> dict[str, str]:
@@ -48,37 +135,52 @@ def own_versions() -> dict[str, str]:
     return {"teachonce": __version__, **package_versions()}
 
 
-def _ask(client: Client, reporter: Reporter) -> dict[str, Any]:
-    try:
-        answers: dict[str, Any] = client.sync(
-            client._run, own_versions, on_error="return", callback_timeout=ANSWER_SECONDS
-        )
-    except TimeoutError:
-        reporter.note(f"not every worker says its versions within {ANSWER_SECONDS} s; going on")
-        return {}
-    return answers
+def own_facts() -> dict[str, Any]:
+    """What a worker answers: its versions, its host, and the shares of its memory limit at which Dask acts."""
+    return {
+        "versions": own_versions(),
+        "host": socket.gethostname(),
+        "shares": (dask.config.get(PAUSE_KEY), dask.config.get(TERMINATE_KEY)),
+    }
 
 
-def _compare(answers: dict[str, Any], reporter: Reporter) -> None:
-    here = own_versions()
-    notes: dict[str, str] = {}
-    for worker, answer in answers.items():
-        if isinstance(answer, ImportError):
-            raise EnvironmentFault(
-                f"the worker at {worker} cannot import teachonce: {answer}",
-                hint="install the same version of teachonce on the workers",
-            )
+def judge(client: Client, answers: Mapping[str, tuple[WorkerFacts, Any]], reporter: Reporter) -> None:
+    """Remember the workers that can be trusted, and say what differs on them.
+
+    Raises:
+        EnvironmentFault: a worker lacks teachonce, or has another version of it.
+    """
+    known, here = acquaintances(client), own_versions()
+    notes: dict[str, WorkerFacts] = {}
+    for address, (worker, answer) in answers.items():
+        if isinstance(answer, OSError) and not isinstance(answer, TimeoutError):
+            continue  # it has left again; a worker that comes back is asked again
+        known.facts[address] = worker
+        if isinstance(answer, PYTHONS):
+            raise _unfit(worker, answer)
         if not isinstance(answer, dict):
             notes[f"a worker does not say its versions: {answer!r}"] = worker
             continue
-        if answer["teachonce"] != here["teachonce"]:
+        there = answer["versions"]
+        if there["teachonce"] != here["teachonce"]:
             raise EnvironmentFault(
-                f"the worker at {worker} has teachonce {answer['teachonce']}; here it is {here['teachonce']}",
+                f"{worker} has teachonce {there['teachonce']}; here it is {here['teachonce']}",
                 hint="install the same version on both sides",
             )
         for name, version in here.items():
-            if answer.get(name) != version:
-                difference = f"{name} is {answer.get(name)} on workers and {version} here: last bits may differ"
-                notes[difference] = worker
+            if there.get(name) != version:
+                notes[f"{name} is {there.get(name)} on workers and {version} here: last bits may differ"] = worker
     for text, worker in notes.items():
-        reporter.note(f"{text} (seen at {worker})")
+        if text not in known.said:
+            known.said.add(text)
+            reporter.note(f"{text} (seen at {worker.address})")
+
+
+def _unfit(worker: WorkerFacts, problem: Exception) -> EnvironmentFault:
+    """The error of a worker that cannot even say its versions."""
+    lacking = isinstance(problem, ImportError) and problem.name == "teachonce"
+    what = "cannot import teachonce" if lacking else "has another version of teachonce, or not all of it"
+    return EnvironmentFault(
+        f"{worker} {what}: {problem}",
+        hint=f"install teachonce {__version__} in the environment of that worker, or end the worker",
+    )

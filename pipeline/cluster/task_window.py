@@ -5,55 +5,31 @@ This module knows nothing of what a task does; a task must be idempotent and ret
 
 from __future__ import annotations
 
-import asyncio
 import queue
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
-from concurrent.futures import Future as Answer
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Any, Generic, TypeVar
 
-import dask
-from dask.utils import parse_timedelta
 from distributed import Client, KilledWorker
 from distributed.client import Future
 
+from teachonce.cluster.carrying import carried
+from teachonce.cluster.scheduler_check import PYTHONS, require_fit_workers
 from teachonce.cluster.worker_memory import trim_memory
+from teachonce.cluster.workers import AGAIN, ANSWER_SECONDS, Workers, lost
 from teachonce.core.devices import device_fault
 from teachonce.core.progress import Reporter, Silent
-from teachonce.errors import IncompleteError, TeachOnceError
+from teachonce.errors import EnvironmentFault, IncompleteError, TeachOnceError
 
 R = TypeVar("R")
 
 
-class Supervisor(Protocol):
-    """What watches where workers come from, such as batch jobs."""
-
-    def news(self) -> Iterable[str]:
-        """Notes that were not given before; raises an error of ours where no worker can be hoped for."""
-
-    def why_none(self) -> str:
-        """Why workers have not joined, in a few words; empty where that is not known."""
-
-
-_SUPERVISORS: WeakKeyDictionary[Any, Supervisor] = WeakKeyDictionary()  # by Dask's cluster
 RETRY_AFTER = (1.0, 10.0)  # seconds before each further try of a task that raised something other than our own errors
 ALLOWED_FAILURES = 10  # a task that merely waited on a worker that died counts as suspicious too; Dask's default is 3
 QUEUED_PER_THREAD = 2
 FEWEST_QUEUED = 4  # tasks that are queued before any worker exists: a cluster grows because tasks wait
-LOOK_EVERY = 1.0  # seconds between looks at the workers
-ANSWER_SECONDS = 20
-NOTE_EVERY = 60.0
-PATIENCE_KEY = "teachonce.patience"
-PATIENCE = "10 minutes"
-AGAIN = "run the same command again: what is committed is kept"
-
-
-def supervise(cluster: Any, supervisor: Supervisor) -> None:
-    """From now on, tasks on this cluster pass on what its supervisor says, and end where it has no hope."""
-    _SUPERVISORS[cluster] = supervisor
 
 
 def run_tasks(
@@ -62,6 +38,7 @@ def run_tasks(
     arguments: Iterable[tuple[Any, ...]],
     name: str,
     reporter: Reporter | None = None,
+    memory: int = 0,
     each_look: Callable[[], None] = lambda: None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[R]:
@@ -75,22 +52,19 @@ def run_tasks(
     worker held is blamed for its death.
 
     Args:
-        client: of the cluster.
-        task: what is computed; it is idempotent and returns something small.
-        arguments: of each call.
-        name: of the tasks, for Dask and in errors.
-        reporter: told about trouble with workers.
         each_look: called at least once a second while tasks are under way, also while none of them ends; what it raises
             ends the run.
         stopping: once it says so, no further task begins; those under way end, unless no worker is there to end them.
+        memory: bytes that a worker is estimated to take, 0 if unknown; workers with a limit below that are refused.
 
     Raises:
         TeachOnceError: the first of our own errors that a task raised, as it was raised, or what the cluster's
             supervisor raises where no worker can be hoped for.
+        EnvironmentFault: a worker lacks teachonce or has another version of it, or its memory limit is too small.
         IncompleteError: some tasks failed on every try (after all others are done), the scheduler is gone, or there has
             been no worker for longer than Dask's setting `teachonce.patience` (10 minutes).
     """
-    window: _Window[R] = _Window(client, task, name, reporter or Silent())
+    window: _Window[R] = _Window(client, task, name, reporter or Silent(), memory)
     todo, exhausted = enumerate(arguments), False
     try:
         while True:
@@ -146,19 +120,20 @@ def _attempt(task: Callable[..., R], *args: Any) -> R | _Refused:
 class _Window(Generic[R]):
     """The tasks under way, the tasks to be tried again, and what is known of the workers."""
 
-    def __init__(self, client: Client, task: Callable[..., R], name: str, reporter: Reporter) -> None:
+    def __init__(self, client: Client, task: Callable[..., R], name: str, reporter: Reporter, memory: int) -> None:
         self.failed: list[str] = []
         self._client, self._task, self._name, self._reporter = client, task, name, reporter
         self._running: dict[str, tuple[_Item, Future]] = {}
         self._waiting: list[_Item] = []
         self._suspects: list[_Item] = []
         self._done: queue.SimpleQueue[Future] = queue.SimpleQueue()
-        self._workers = _Workers(client, reporter)
+        self._workers = Workers(client, reporter, memory)
 
     def look(self) -> None:
         """Notice workers that came and went.
 
         Raises:
+            EnvironmentFault: a worker that came is not fit for the work.
             IncompleteError: no worker is there, or the scheduler is gone.
         """
         self._workers.look()
@@ -186,7 +161,9 @@ class _Window(Generic[R]):
         tries = item.errors + item.deaths + item.alone
         key = f"{self._name}-{item.number}" + (f"-again{tries}" if tries else "")
         # Dask promises no order of tasks that are submitted one by one; an older task must not wait for a newer one.
-        future = self._client.submit(_attempt, self._task, *item.args, key=key, pure=False, priority=-item.number)
+        future = self._client.submit(
+            *carried(_attempt, self._task, *item.args), key=key, pure=False, priority=-item.number
+        )
         self._running[key] = item, future
         future.add_done_callback(self._done.put)
 
@@ -214,12 +191,13 @@ class _Window(Generic[R]):
         except KilledWorker as problem:
             self._blame(item, problem)
         except CancelledError as problem:  # Dask raises this when it has lost the scheduler
-            raise _lost(self._client, problem) from problem
+            raise lost(self._client, problem) from problem
         except Exception as problem:  # noqa: BLE001 - whatever a task raises must be counted, not lost
             self._try_again(item, problem)
         else:
             if isinstance(result, _Refused):
                 raise result.problem
+            self._workers.bring_results()
             yield result
         finally:
             future.release()
@@ -241,6 +219,8 @@ class _Window(Generic[R]):
             future.release()
 
     def _try_again(self, item: _Item, problem: Exception) -> None:
+        if isinstance(problem, PYTHONS):
+            self._explain(problem)
         if item.errors < len(RETRY_AFTER):
             item.due = time.monotonic() + RETRY_AFTER[item.errors]
             item.errors += 1
@@ -248,97 +228,36 @@ class _Window(Generic[R]):
         else:
             self.failed.append(f"{self._name}-{item.number}: {type(problem).__name__}: {problem}")
 
+    def _explain(self, problem: Exception) -> None:
+        """Say which worker has another installation than the driver, if one has.
+
+        Raises:
+            EnvironmentFault: a worker lacks teachonce, has another version of it, or lacks another module.
+        """
+        require_fit_workers(self._client, self._reporter)
+        if isinstance(problem, ImportError):
+            raise EnvironmentFault(
+                f"a worker cannot import {problem.name or 'a module'}, which its tasks need: {problem}",
+                hint="install the same packages on all workers as here",
+            ) from problem
+
     def _blame(self, item: _Item, problem: KilledWorker) -> None:
         if item.alone:
             self.failed.append(
                 f"{self._name}-{item.number}: every worker that held it died, "
-                f"{item.deaths + problem.allowed_failures + 1} in all (out of memory?)"
+                f"{item.deaths + problem.allowed_failures + 1} in all ({self._workers.why_dead()})"
             )
             return
         item.deaths += problem.allowed_failures + 1
         if problem.allowed_failures < ALLOWED_FAILURES:
             self._reporter.note(
-                f"{self._name}-{item.number}: {problem.allowed_failures + 1} workers died while they held it; handed "
-                f"over again. distributed.scheduler.allowed-failures is {problem.allowed_failures} at this scheduler: "
-                f"{ALLOWED_FAILURES} suits clusters that take workers away"
+                f"{self._name}-{item.number}: {problem.allowed_failures + 1} workers died while they held it "
+                f"({self._workers.why_dead()}); handed over again. distributed.scheduler.allowed-failures is "
+                f"{problem.allowed_failures} at this scheduler: {ALLOWED_FAILURES} suits clusters that take workers "
+                "away"
             )
         item.alone = item.deaths > ALLOWED_FAILURES
         if item.alone:
             self._suspects.append(item)
         else:
             self._waiting.append(item)
-
-
-class _Workers:
-    """The number of the cluster's threads, asked for now and then without waiting for the answer."""
-
-    def __init__(self, client: Client, reporter: Reporter) -> None:
-        self.threads = 0
-        self._client, self._reporter = client, reporter
-        self._asked: Answer[dict[str, Any]] | None = None
-        self._asked_at = -LOOK_EVERY
-        self._fine_at = self._noted_at = time.monotonic()
-        self._trouble = "no worker has joined"
-        self._patience = parse_timedelta(dask.config.get(PATIENCE_KEY, PATIENCE))
-        cluster = client.cluster
-        self._supervisor = None if cluster is None else _SUPERVISORS.get(cluster)
-
-    def look_in(self) -> float:
-        """Return the seconds until there may be something new."""
-        return 0.05 if self._asked is not None else LOOK_EVERY
-
-    def look(self) -> None:
-        now = time.monotonic()
-        if self._client.status not in ("running", "connecting"):
-            raise _lost(self._client, None)
-        if self._asked is None and now - self._asked_at >= LOOK_EVERY:
-            self._asked_at = now
-            question = self._client.scheduler.identity(n_workers=0)
-            self._asked = asyncio.run_coroutine_threadsafe(question, self._client.loop.asyncio_loop)
-        elif self._asked is not None and self._asked.done():
-            self._take(self._asked, now)
-            self._asked = None
-        elif self._asked is not None and now - self._asked_at > ANSWER_SECONDS:
-            self._trouble = f"the scheduler at {_address(self._client)} does not answer"
-        for text in self._supervisor.news() if self._supervisor else ():
-            self._reporter.note(text)
-        self._complain(now)
-
-    def _take(self, answer: Answer[dict[str, Any]], now: float) -> None:
-        try:
-            self.threads = answer.result()["total_threads"]
-        except (OSError, CancelledError) as problem:  # the scheduler may be back at the next look
-            self._trouble = f"the scheduler at {_address(self._client)} does not answer: {problem}"
-            return
-        if self.threads:
-            self._fine_at = now
-        else:
-            self._trouble = "there is no worker"
-
-    def _complain(self, now: float) -> None:
-        alone = now - self._fine_at
-        reason = self._supervisor.why_none() if self._supervisor else ""
-        reason = f"; {reason}" if reason else ""
-        if alone > self._patience:
-            raise IncompleteError(
-                f"{self._trouble}, for {alone:.0f} s now{reason}",
-                hint=f"{AGAIN}; DASK_TEACHONCE__PATIENCE='2 hours' waits longer",
-            )
-        if alone > NOTE_EVERY and now - self._noted_at > NOTE_EVERY:
-            self._noted_at = now
-            self._reporter.note(
-                f"{self._trouble}, for {alone:.0f} s now; giving up after {self._patience:.0f} s{reason}"
-            )
-
-
-def _address(client: Client) -> str:
-    return client.scheduler.address if client.scheduler is not None else "its address"
-
-
-def _lost(client: Client, problem: CancelledError | None) -> IncompleteError:
-    if problem is None or getattr(problem, "reason", "") == "scheduler-connection-lost":
-        return IncompleteError(
-            f"the connection to the scheduler at {_address(client)} was lost: it ended, or the network did",
-            hint=f"start a scheduler and {AGAIN}",
-        )
-    return IncompleteError(f"somebody cancelled this run's tasks on the scheduler: {problem}", hint=AGAIN)

@@ -185,6 +185,11 @@ def drafts(folder: Path, name: str | None = None) -> list[Path]:
     return sorted(left)
 
 
+def is_draft(name: str) -> bool:
+    """Whether a file's name is one under which something is written that is not whole yet."""
+    return _DRAFT.fullmatch(name) is not None
+
+
 def clear_drafts(out: Path, reporter: Reporter | None = None) -> None:
     """Remove what killed processes left half made of `out`, and say so."""
     place = out.absolute()

@@ -29,6 +29,7 @@ from teachonce.labels.store import LabelStore
 from teachonce.models.clip import LoadedClip
 from teachonce.models.spec import absolute_spec
 from teachonce.phrases import phrase
+from teachonce.stages.teach.final_check import check
 from teachonce.stages.teach.loading import load_models, say_what_carries, say_where, teach_job
 from teachonce.stages.teach.request import TeachRequest, TeachResult
 from teachonce.teaching import chunk as chunk_tasks
@@ -71,6 +72,9 @@ def complete(
     def heed() -> None:
         stop.heed("no chunk has been begun")
 
+    def heed_in_check() -> None:
+        stop.heed("all chunks are committed, and some of them not read back")
+
     with cluster_client.open_cluster(request.cluster, reporter) as client:
         importing = cluster_client.warm_up(client, chunk_tasks.get_ready)  # while this process prepares
         facts = _device_of_workers(client, request, heed, reporter)
@@ -83,11 +87,11 @@ def complete(
             store = open_or_create(wanted, models, reporter, encode)
             groups = (LABELS, *(group for group in models if group != LABELS))
             tally = _run(client, teach_job(request, wanted, token, models), store, groups, request, stop, reporter)
+            check(client, store, groups, token, reporter, with_workers=tally.written > 0, heed=heed_in_check)
         del importing
     clear_staging(request.labels)
-    result = _finish(request, store, groups, tally, time.monotonic() - began, stop, reporter)
     forget_workers(store.path)
-    return result
+    return _result(request, store, tally, time.monotonic() - began)
 
 
 def _device_of_workers(client: Any, request: TeachRequest, heed: Callable[[], None], reporter: Reporter) -> DeviceFacts:
@@ -290,28 +294,11 @@ def _bottleneck(tally: _Tally) -> str:
     return f"{slowest}: " + ADVICE[slowest]
 
 
-def _finish(
-    request: TeachRequest,
-    store: LabelStore,
-    groups: tuple[str, ...],
-    tally: _Tally,
-    seconds: float,
-    stop: StopWatch,
-    reporter: Reporter,
-) -> TeachResult:
-    """Read every chunk back against its record: exit 0 means that all that was asked for is there and sound."""
-    ok = failed = 0
-    for chunk in range(store.layout.chunks):
-        stop.heed("all chunks are committed, and some of them not read back")
-        for group in groups:
-            store.read_chunk(group, chunk)
-        record = store.record(LABELS, chunk)
-        assert record is not None  # read_chunk has raised otherwise
-        ok, failed = ok + record.rows_ok, failed + record.rows_failed
-        reporter.progress("check", chunk + 1, store.layout.chunks, "chunks")
+def _result(request: TeachRequest, store: LabelStore, tally: _Tally, seconds: float) -> TeachResult:
+    records = [record for record in store.records(LABELS) if record]
     return TeachResult(
-        rows_ok=ok,
-        rows_failed=failed,
+        rows_ok=sum(record.rows_ok for record in records),
+        rows_failed=sum(record.rows_failed for record in records),
         rows_per_second=tally.rows / tally.seconds if tally.seconds else 0.0,
         chunks_written=tally.written,
         chunks_skipped=tally.skipped,

@@ -19,11 +19,13 @@ PIPELINE = ROOT / "pipeline"
 # From the ground floor up: a room may import what stands before it here, never what stands after it.
 ORDER = (
     "core",
+    "objects",
     "watching",
     "data",
     "towers",
     "models",
     "labels",
+    "batch",
     "cluster",
     "teaching",
     "rows",

@@ -22,8 +22,11 @@ if (folder / "refusal").exists():
     with open(folder / "refused", "a") as tries:
         tries.write("x")
     sys.exit("sbatch: error: Batch job submission failed: " + (folder / "refusal").read_text())
+most = int((folder / "most").read_text()) if (folder / "most").exists() else 1000000
 number = 1
 while True:  # several submit at once
+    if number > most:
+        sys.exit("sbatch: error: Batch job submission failed: Job violates the job submit limit")
     try:
         job = folder / f"{number}.sh"
         job.open("x").write(script)
@@ -135,7 +138,8 @@ def stand_in_slurm(folder: Path) -> Iterator[dict[str, str]]:
 
     It refuses the account `nobody`, as SLURM refuses accounts that it does not know. While there is a file `refusal`,
     it refuses every job with the words in it, and counts them in `refused`. While there is a file `waiting`, jobs are
-    taken and wait for the reason in it. `N.state` replaces what `squeue` says of a job: "STATE|REASON".
+    taken and wait for the reason in it. A file `most` says how many jobs are taken in all. `N.state` replaces what
+    `squeue` says of a job: "STATE|REASON".
     """
     programs = folder / "bin"
     programs.mkdir(parents=True)

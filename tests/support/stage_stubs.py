@@ -27,6 +27,7 @@ STAGES = (
     "ablate",
     "cache",
     "cluster_check",
+    "cluster_script",
     "demo",
     "doctor",
     "evaluate",

@@ -121,6 +121,13 @@ class ClusterCheckResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClusterScriptResult:
+    script: str = "#!/usr/bin/env bash\n"
+    workers: int = 8
+    out: str | None = "teach.sh"
+
+
+@dataclass(frozen=True, kw_only=True)
 class RelabelResult:
     rows_ok: int = 1200
     rows_failed: int = 0

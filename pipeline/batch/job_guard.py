@@ -2,7 +2,7 @@
 
 The driver tells it on a pipe which jobs there are. When the driver ends, even by SIGKILL, the system closes the pipe;
 the jobs that are left are cancelled then. A driver that ends in order has closed its jobs itself: none is left.
-It runs as `python -m teachonce.cluster.job_guard PROGRAM [OPTIONS]`, the program being what cancels jobs.
+It runs as `python -m teachonce.batch.job_guard PROGRAM [OPTIONS]`, the program being what cancels jobs.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class JobGuard:
                 if line.startswith(ENDED):
                     return
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "teachonce.cluster.job_guard", *self._cancel],
+                    [sys.executable, "-m", "teachonce.batch.job_guard", *self._cancel],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,

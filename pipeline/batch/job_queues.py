@@ -1,7 +1,6 @@
-"""What batch systems say of jobs: whether they wait and why, whether they can ever start, and where their logs lie.
+"""What SLURM says of jobs: whether they wait and why, whether they can ever start, and where their logs lie.
 
-SLURM's own programs are asked, `squeue` and `scontrol`; the others are only told to cancel jobs. Nothing here imports
-Dask.
+Its own programs are asked, `squeue` and `scontrol`. `other_queues` asks other batch systems. Nothing here imports Dask.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from teachonce.cluster.job_watch import JobLog, JobQueue, JobState
+from teachonce.batch.job_watch import JobLog, JobState
 
 ANSWER_SECONDS = (
     60  # a busy controller takes its time; a look that takes longer is given up, and the next one asks anew
@@ -27,6 +26,7 @@ ENDED = frozenset(
         *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
     }
 )
+TAKEN_AWAY = frozenset({"BOOT_FAIL", "DEADLINE", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"})
 # Reasons of SLURM's list (JOB REASON CODES of squeue's manual) that concern the job alone, whatever other jobs do: a
 # limit of one job, or a name that does not exist. What other jobs, users, nodes, reservations or an administrator may
 # change (Priority, Resources, QOSGrp..., AssocGrp..., ...PerUser, PartitionDown, ReqNodeNotAvail, JobHeld...) may pass.
@@ -39,34 +39,11 @@ _HOPELESS = re.compile(
 _NO_SUCH_JOB = "Invalid job id"
 
 
-CANCEL = {"slurm": ("scancel",), "pbs": ("qdel",), "lsf": ("bkill",), "sge": ("qdel",)}
-
-
-def job_queue(kind: str, name: str, keys: str) -> JobQueue:
-    """The batch system of a `kind`, called `name`, whose descriptions ask for jobs by these `keys`."""
-    return SlurmQueue(keys) if kind == "slurm" else UnaskedQueue(name, CANCEL[kind], keys)
-
-
-class UnaskedQueue:
-    """A batch system that says nothing of its jobs: they count as under way until their workers join."""
-
-    def __init__(self, name: str, cancel_command: tuple[str, ...], asks_for: str) -> None:
-        self.name, self.cancel_command, self.asks_for = name, cancel_command, asks_for
-
-    async def look(self, jobs: Sequence[str]) -> dict[str, JobState] | None:
-        """The jobs are there; more is not known."""
-        return {job: JobState(words="") for job in jobs}
-
-    async def log_of(self, job: str, folders: Sequence[Path]) -> JobLog:
-        """The last lines of a job's log in these folders."""
-        return _first_log(_named_like(job, folders))
-
-
 class SlurmQueue:
     """The jobs of a SLURM cluster, asked by its own programs."""
 
     name = "SLURM"
-    cancel_command = CANCEL["slurm"]
+    cancel_command: tuple[str, ...] = ("scancel",)
 
     def __init__(self, asks_for: str = "") -> None:
         self.asks_for = asks_for
@@ -74,7 +51,7 @@ class SlurmQueue:
     async def look(self, jobs: Sequence[str]) -> dict[str, JobState] | None:
         """The states of jobs; SLURM forgets a job some minutes after its end. None: SLURM does not answer."""
         ids = ",".join(jobs)
-        code, said, complaint = await _output(
+        code, said, complaint = await output_of(
             "squeue", "--noheader", "--states=all", "--format=%i|%T|%r", f"--jobs={ids}"
         )
         if code:
@@ -89,21 +66,23 @@ class SlurmQueue:
                     ended=state in ENDED,
                     cancelled=state == "CANCELLED",
                     hopeless=state in WAITING and is_hopeless(reason),
+                    taken_away=state in TAKEN_AWAY,
                 )
         return states
 
     async def log_of(self, job: str, folders: Sequence[Path]) -> JobLog:
         """The last lines that a job wrote: where SLURM says its output went, else by the usual names in `folders`."""
-        _, said, _ = await _output("scontrol", "--oneliner", "show", "job", job)
+        _, said, _ = await output_of("scontrol", "--oneliner", "show", "job", job)
         named = [Path(path) for path in re.findall(r"\bStd(?:Err|Out)=(\S+)", said)]
-        return _first_log([*named, *_named_like(job, folders)])
+        return first_log([*named, *named_like(folders, f"*-{job}.*")])
 
 
-def _named_like(job: str, folders: Sequence[Path]) -> list[Path]:
-    return [path for folder in folders for path in sorted(folder.glob(f"*-{job}.*"))]
+def named_like(folders: Sequence[Path], pattern: str) -> list[Path]:
+    """Files in these folders whose names are so."""
+    return [path for folder in folders for path in sorted(folder.glob(pattern))]
 
 
-def _first_log(candidates: Sequence[Path]) -> JobLog:
+def first_log(candidates: Sequence[Path]) -> JobLog:
     """The first of these files that says something."""
     for path in dict.fromkeys(candidates):
         lines = last_lines(path)
@@ -129,7 +108,7 @@ def last_lines(path: Path) -> tuple[str, ...]:
     return tuple(line.rstrip() for line in text.splitlines() if line.strip())[-LAST_LINES:]
 
 
-async def _output(*command: str) -> tuple[int, str, str]:
+async def output_of(*command: str) -> tuple[int, str, str]:
     """Exit code, output and complaints of a program; what does not answer in time or is not there has the code 1."""
     try:
         process = await asyncio.create_subprocess_exec(

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import dask
 from dask.utils import parse_timedelta
 
-from teachonce.cluster.job_guard import JobGuard
+from teachonce.batch.job_guard import JobGuard
 from teachonce.errors import EnvironmentFault
 
 LOOK_KEY, LOOK_EVERY = "teachonce.look-at-queue-every", "10s"
@@ -47,6 +47,8 @@ class JobState:
     """It ended because somebody cancelled it."""
     hopeless: bool = False
     """It waits for what can never be."""
+    taken_away: bool = False
+    """The batch system ended it: for its time, its memory, its node, or a job that goes before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,7 @@ class JobWatch:
         """Jobs that were ever taken."""
         self._queue, self._folders, self._guard = jobs, tuple(folders), JobGuard(jobs.cancel_command)
         self._waiting: dict[str, _Watched] = {}  # by the name of the worker
+        self._lost: list[str] = []  # jobs that were closed since the last look, whose workers had joined
         self._refused, self._replaced = _Held(), _Held()
         self._joined = self._early_ends = 0
         self._notes: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -169,6 +172,8 @@ class JobWatch:
         watched = self._waiting.get(job.name)
         if watched is not None and watched.job is job:
             del self._waiting[job.name]
+        elif job.job_id:
+            self._lost.append(job.job_id)
         if job.job_id and cancelled:
             self._guard.ended(job.job_id)
 
@@ -196,10 +201,15 @@ class JobWatch:
 
     async def _look(self, cluster: Any) -> None:
         asked = {watched.job.job_id: watched for watched in self._waiting.values()}
-        states = await self._queue.look(list(asked)) if asked else {}
+        lost, self._lost = self._lost, []
+        states = await self._queue.look([*asked, *lost]) if asked or lost else {}
         if states is None:
             self._words = f"{self._queue.name} does not answer"
             return
+        for number in lost:
+            if number in states and states[number].taken_away:
+                words = states[number].words
+                self._say_once(f"{self._queue.name} ended job {number}: {words}; another takes its place", key=words)
         for number, watched in asked.items():
             state = states.get(number)
             watched.unknown = 0 if state else watched.unknown + 1
@@ -247,9 +257,9 @@ class JobWatch:
     def _summary(self, states: Sequence[JobState]) -> str:
         count = Counter(state.words for state in states if state.words and not state.ended)
         parts = [f"{many} {'job is' if many == 1 else 'jobs are'} {words}" for words, many in count.most_common()]
-        if self._refused.jobs:
-            parts.append(f"{len(self._refused.jobs)} not taken: {self.refusal}")
-        return f"{self._queue.name} says: " + ", ".join(parts) if parts else ""
+        if self.refusal:
+            parts.append(f"no further job is taken: {self.refusal}")
+        return f"{self._queue.name} says: " + "; ".join(parts) if parts else ""
 
     def _say_once(self, text: str, key: str = "") -> None:
         """Note a text unless one with this key, by default the same text but for its numbers, was noted already."""
