@@ -21,7 +21,7 @@ READERS = (
     *("PIL", "pyarrow", "safetensors", "zarr", "numcodecs", "h5py"),
     *("json.decoder", "tomllib", "tarfile", "zipfile", "gzip", "zlib", "bz2", "lzma"),
     *("numpy.lib.format", "numpy.lib._format_impl", "numpy.lib.npyio", "numpy.lib._npyio_impl"),
-    *("fsspec", "s3fs", "upath", "aiobotocore", "botocore", "aiohttp"),
+    *("obstore", "botocore"),
 )
 """Libraries that read what comes from outside: when one of them raises, its input is at fault before we are."""
 _AGAIN = "then run the same command again"

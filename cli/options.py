@@ -17,9 +17,9 @@ import typer
 
 from teachonce.cli.settings import TeachSettings, keys_of
 from teachonce.core.devices import require_device
-from teachonce.core.remote import location
 from teachonce.errors import UsageError
 from teachonce.models.spec import EmbeddingKind
+from teachonce.objects.remote import location
 
 T = TypeVar("T")
 
@@ -119,7 +119,7 @@ Cluster = Annotated[
     typer.Option(
         "--cluster",
         metavar="FILE.toml",
-        help="Start the workers this file describes: SLURM, PBS, LSF, SGE, GPUs, local.",
+        help="Start the workers this file describes: SLURM, PBS, LSF, SGE, Kubernetes, GPUs, local.",
         rich_help_panel=WHERE,
     ),
 ]

@@ -10,7 +10,7 @@ import typer
 from teachonce.cli import options
 from teachonce.cli.jobs import Job, job
 from teachonce.cluster.description import ClusterSpec
-from teachonce.core.remote import location
+from teachonce.objects.remote import location
 from teachonce.stages import ablate as stage
 
 GridFile = Annotated[

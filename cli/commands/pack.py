@@ -9,7 +9,7 @@ import typer
 
 from teachonce.cli import options
 from teachonce.cli.jobs import Job, job
-from teachonce.core.remote import location
+from teachonce.objects.remote import location
 from teachonce.stages import pack as stage
 
 PackSource = Annotated[

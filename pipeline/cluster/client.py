@@ -11,13 +11,14 @@ import re
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import dask
 from distributed import Client, LocalCluster
 from distributed.client import Future
 
+from teachonce.cluster.batch_description import BatchDescription
 from teachonce.cluster.carrying import carried
 from teachonce.cluster.description import (
     BRIEF_MEMORY,
@@ -26,6 +27,7 @@ from teachonce.cluster.description import (
     ClusterSpec,
     CudaDescription,
     Description,
+    KubernetesDescription,
     LocalDescription,
     address_in,
     load_description,
@@ -178,14 +180,24 @@ def open_described(description: Description, reporter: Reporter, threads: int = 
             with local_cluster(*settings, threads, reporter) as client:
                 yield client
         else:
-            from teachonce.cluster.jobs import started  # jobs needs a package that is not always installed
-
-            with dask.config.set(own_settings()), _quiet(), started(description, reporter, threads) as cluster:
+            with dask.config.set(own_settings()), _quiet(), _started(description, reporter, threads) as cluster:
                 client = Client(cluster, set_as_default=False)
                 try:
                     yield client
                 finally:
                     close(client, "connections to the workers", reporter)
+
+
+def _started(
+    description: CudaDescription | BatchDescription | KubernetesDescription, reporter: Reporter, threads: int
+) -> AbstractContextManager[Any]:
+    if isinstance(description, KubernetesDescription):
+        from teachonce.cluster.kubernetes import pods
+
+        return pods(description, reporter, threads)
+    from teachonce.cluster.jobs import started
+
+    return started(description, reporter, threads)
 
 
 @contextmanager

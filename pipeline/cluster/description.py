@@ -1,6 +1,7 @@
 """Which cluster to use: the choice on the command line, and cluster descriptions in TOML. This module imports no Dask.
 
-It only reads and checks: `client` opens what is described, `jobs` starts batch jobs and GPU workers.
+It only reads and checks: `client` opens what is described, `jobs` starts batch jobs and GPU workers,
+`kubernetes` pods.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from teachonce.cluster.batch_description import (
     SgeDescription,
     SlurmDescription,
 )
-from teachonce.cluster.description_parts import Adaptive, Common, one_of
+from teachonce.cluster.description_parts import Adaptive, Common, duration_seconds, one_of
 from teachonce.core.documents import JSON_BYTES, json_in, read_toml
 from teachonce.core.outside import read_plain
 from teachonce.core.strict import decode
@@ -45,6 +46,7 @@ BRIEF_MEMORY: dict[str, Any] = {
     "distributed.diagnostics.computations.max-history": 10,
 }
 _ADDRESS = re.compile(r"[a-z+]+://[^\s/]+/?")
+_KUBERNETES_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 _SCHEDULER_FILE = ".json"
 _WRITING_SECONDS = 10.0  # Dask writes the file in place: whoever looks too early sees a part of it
 
@@ -114,7 +116,67 @@ class CudaDescription(Common):
             raise ValueError(f"devices must be different GPU numbers, found {list(self.devices)}")
 
 
-Description = LocalDescription | CudaDescription | BatchDescription
+@dataclass(frozen=True, kw_only=True)
+class KubernetesDescription(Common):
+    """Pods of a Kubernetes cluster, one worker a pod, started by dask-kubernetes' operator."""
+
+    kind: Literal["kubernetes"]
+    image: str
+    """It holds this version of teachonce, and Dask's programs on its path."""
+    cores: int
+    memory: str
+    workers: int | None = None
+    adaptive: Adaptive | None = None
+    gpus: int = 0
+    """GPUs of a pod: none, or one."""
+    gpu_resource: str = "nvidia.com/gpu"
+    namespace: str | None = None
+    volumes: dict[str, str] = field(default_factory=dict)
+    """Where a volume is mounted in each worker -> the name of the claim: the store, the data and models."""
+    secrets: tuple[str, ...] = ()
+    """Names of Kubernetes' secrets whose keys become variables of the workers."""
+    service_account: str | None = None
+    start_timeout: str = "10 minutes"
+    """How long the scheduler's pod may take to start; fetching a large image takes minutes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of(workers=self.workers, adaptive=self.adaptive, needed=True)
+        duration_seconds(self.start_timeout)
+        if self.cores < 1:
+            raise ValueError(f"cores must be at least 1, found {self.cores}")
+        if self.gpus not in (0, 1):
+            raise ValueError(f"gpus must be 0 or 1, found {self.gpus}: a worker uses one GPU; start more workers")
+        self.memory_quantity()
+        if not re.fullmatch(r"[\x21-\x7e]+", self.image):
+            raise ValueError(f"image must be the name of an image, found {self.image!r}")
+        named = [*filter(None, (self.namespace, self.service_account)), *self.volumes.values(), *self.secrets]
+        for name in named:
+            if not _KUBERNETES_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name in Kubernetes: small letters, digits, '-' and '.'")
+        for place in self.volumes:
+            if not place.startswith("/"):
+                raise ValueError(f"volumes: {place!r} must be an absolute path")
+
+    @property
+    def most_workers(self) -> int:
+        """The largest number of pods with a worker at once."""
+        return self.adaptive.maximum if self.adaptive else self.workers or 1
+
+    def memory_quantity(self) -> str:
+        """The memory as Kubernetes writes it: "48G", "48Gi".
+
+        Raises:
+            ValueError: it is no size.
+        """
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B?", self.memory)
+        if match is None:
+            raise ValueError(f'memory must be a size such as "32 GB", found {self.memory!r}')
+        unit = match[2].lower() if (match[2], match[3]) == ("K", "") else match[2]
+        return f"{match[1]}{unit}{match[3]}"
+
+
+Description = LocalDescription | CudaDescription | BatchDescription | KubernetesDescription
 KINDS: dict[str, type[Any]] = {
     "local": LocalDescription,
     "cuda": CudaDescription,
@@ -122,6 +184,7 @@ KINDS: dict[str, type[Any]] = {
     "pbs": PbsDescription,
     "lsf": LsfDescription,
     "sge": SgeDescription,
+    "kubernetes": KubernetesDescription,
 }
 
 
@@ -151,6 +214,8 @@ def one_worker(description: Description) -> Description:
         return replace(description, workers=1, adaptive=None)
     if isinstance(description, CudaDescription):
         return replace(description, devices=description.devices[:1] or (0,))
+    if isinstance(description, KubernetesDescription):
+        return replace(description, workers=1, adaptive=None)
     return replace(description, jobs=1, adaptive=None)
 
 

@@ -111,7 +111,7 @@ def batch_cluster(
         watch: hears of every job that was taken or refused, which dask-jobqueue only logs.
         threads: number of tasks that a worker runs at once.
     """
-    jobqueue = _package("dask_jobqueue", "slurm", description.kind)
+    jobqueue = optional_package("dask_jobqueue", "slurm", description.kind)
     lifetime, stagger = description.lifetime_seconds()
     variables = calm_waiting(shared=True) | WORKER_ENVIRONMENT | dask_variables(BRIEF_MEMORY) | description.environment
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
@@ -202,7 +202,7 @@ def _job_class(jobqueue: Any, kind: str, watch: JobWatch) -> Any:
 
 def cuda_cluster(description: CudaDescription, threads: int = THREADS_PER_WORKER) -> Any:
     """dask-cuda's LocalCUDACluster: one worker a GPU, which sees its own first and the others behind it."""
-    cuda = _package("dask_cuda", "cuda", "cuda")
+    cuda = optional_package("dask_cuda", "cuda", "cuda")
     options: dict[str, Any] = {"threads_per_worker": threads, "memory_limit": 0, "dashboard_address": DASHBOARD}
     if description.devices:
         options["CUDA_VISIBLE_DEVICES"] = list(description.devices)
@@ -213,11 +213,17 @@ def cuda_cluster(description: CudaDescription, threads: int = THREADS_PER_WORKER
         return cuda.LocalCUDACluster(**options)
 
 
-def _package(name: str, extra: str, kind: str) -> Any:
+def optional_package(name: str, extra: str, kind: str) -> Any:
+    """A module of a package that a kind of cluster needs.
+
+    Raises:
+        EnvironmentFault: it is not installed; names the extra of ours that brings it.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as problem:
+        package = name.partition(".")[0].replace("_", "-")
         raise EnvironmentFault(
-            option("cluster") + f' with kind = "{kind}" needs the package {name.replace("_", "-")}: {problem}',
+            option("cluster") + f' with kind = "{kind}" needs the package {package}: {problem}',
             hint=f"pip install 'teachonce[{extra}]'",
         ) from problem

@@ -164,12 +164,30 @@ def beside(out: Path) -> Path:
     return place.with_name(f".{place.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
 
 
+def is_remote(path: Path) -> bool:
+    """Whether a path is a URL: one of pathlib's kind, which is no path of this machine."""
+    return not isinstance(path, PurePath)
+
+
+def refuse_writes(path: Path) -> None:
+    """Refuse a remote path, where files can be neither renamed nor locked.
+
+    Raises:
+        UsageError: the path is remote.
+    """
+    if is_remote(path):
+        raise UsageError(
+            f"{path}: label stores are read from {str(path).partition(':')[0]}, not written there",
+            hint=f"write to a local or shared disk, then send the finished store: teachonce push {path.name} {path}",
+        )
+
+
 def neighbour(path: Path, ending: str) -> Path:
     """What belongs to a file or folder and lies beside it under its name and an ending, such as its lock.
 
     It lies beside what a link leads to: one thing has one lock, whatever names lead to it.
     """
-    if isinstance(path, PurePath) and path.is_symlink():
+    if not is_remote(path) and path.is_symlink():
         path = Path(os.path.realpath(path))
     return path.with_name(path.name + ending)
 

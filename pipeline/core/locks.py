@@ -26,10 +26,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from teachonce.core.documents import read_object
-from teachonce.core.files import neighbour, write_failed
+from teachonce.core.files import neighbour, refuse_writes, write_failed
 from teachonce.core.machine import ProcessMark, lives, this_process
 from teachonce.core.progress import Reporter
-from teachonce.core.remote import refuse_writes
 from teachonce.core.strict import decode_known
 from teachonce.errors import IncompleteError
 from teachonce.phrases import phrase

@@ -29,7 +29,7 @@ from those who work."""
 
 PACKAGES = ("torch", "open_clip_torch", "timm", "torchvision", "pillow", "zarr", "numcodecs", "numpy", "dask")
 
-PACKAGE_OF = {"PIL": "pillow", "open_clip": "open_clip_torch", "upath": "universal_pathlib", "yaml": "pyyaml"}
+PACKAGE_OF = {"PIL": "pillow", "open_clip": "open_clip_torch", "yaml": "pyyaml"}
 """Modules whose package has another name."""
 
 CLOCK_SLACK_S = 2.0  # two readings of one process's start may differ by so much

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import IO, cast
 
 from teachonce.core.documents import json_in
+from teachonce.core.files import is_remote
 from teachonce.core.outside import Entry, files_below, first_bytes, listing
-from teachonce.core.remote import is_remote, opened
 from teachonce.data.formats import (
     HEAD,
     PLAIN_ENDINGS,
@@ -29,6 +29,7 @@ from teachonce.data.spelling import one_form
 from teachonce.data.tars import Member, Sample, shard_samples, tar_members
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.errors import DataError, did_you_mean
+from teachonce.objects.remote import opened
 
 # Endings of archives that a manifest's path may miss: the same archives compressed, or half fetched.
 ARCHIVES = frozenset({"tar", "tgz", "tbz", "txz", "gz", "xz", "bz2", "zst", "zip", "7z", "rar", "parquet", "part"})

@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from teachonce.core.digests import canonical_digest
 from teachonce.core.documents import read_toml, toml_in
-from teachonce.core.remote import is_folder
 from teachonce.core.strict import decode
 from teachonce.data.vocabulary import require_template
 from teachonce.errors import DataError, UsageError, did_you_mean, neither_file_nor_name
+from teachonce.objects.remote import is_folder
 from teachonce.phrases import phrase
 
 # These keys decide the samples and labels of a split, and so its digest; keys of the second line count only where set.

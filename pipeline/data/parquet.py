@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from teachonce.core.documents import json_in, mapping
-from teachonce.core.outside import open_plain
-from teachonce.core.remote import is_remote
 from teachonce.data.manifests import Split
 from teachonce.data.places import UNKNOWN, ImagePlace, Part, Tally
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.errors import DataError, EnvironmentFault
+from teachonce.objects.remote import open_table
 
 try:
     import pyarrow as pa
@@ -207,7 +206,7 @@ class ParquetRows:
 
 def _opened(path: Path) -> Any:
     """Open a ParquetFile. Close it with `force`, since we opened the file below it ourselves."""
-    stream = path.open("rb") if is_remote(path) else open_plain(path)
+    stream = open_table(path)
     try:
         return _read(path, lambda: pq.ParquetFile(stream))
     except DataError:

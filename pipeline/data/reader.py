@@ -22,12 +22,13 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from teachonce.core.files import is_remote
 from teachonce.core.outside import open_plain
-from teachonce.core.remote import is_folder, is_remote, read_range
 from teachonce.data.formats import in_bytes, is_cut, kind_of, pillow_formats, plugin_for
 from teachonce.data.index import SampleIndex
 from teachonce.data.tars import linked_names
 from teachonce.errors import DataError
+from teachonce.objects.remote import is_folder, read_range
 
 if TYPE_CHECKING:
     from teachonce.data.parquet import ParquetRows

@@ -1,6 +1,7 @@
 """Plain tar archives, read by their headers alone: members, links inside, where archives end, samples of shards.
 
-Nothing is extracted. Archives are opened through `core.remote`, so an archive may lie elsewhere than on a local disk.
+Nothing is extracted. Archives are opened through `objects.remote`, so an archive need not lie on a
+local disk.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from teachonce.core.remote import opened
 from teachonce.data.formats import HEAD, PLAIN_ENDINGS, extension, image_endings, is_leftover
 from teachonce.data.places import Part, Tally
 from teachonce.errors import DataError
+from teachonce.objects.remote import opened
 
 BLOCK = 1 << 20  # bytes that are read at a time behind the end mark
 MOST_IN_A_GROUP = 256  # members of a WebDataset group without an image that are kept until the group ends

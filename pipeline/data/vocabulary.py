@@ -22,12 +22,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from teachonce.core.files import is_remote
 from teachonce.core.outside import read_plain
-from teachonce.core.remote import MOST_TEXT, clear_errors, is_remote
 from teachonce.data import spelling
 from teachonce.data.formats import is_leftover
 from teachonce.data.places import name_bytes, name_of
 from teachonce.errors import DataError, EnvironmentFault, UsageError, did_you_mean
+from teachonce.objects.remote import MOST_TEXT
 from teachonce.phrases import phrase
 
 RULES = ("distinct", "first-lemma")
@@ -161,10 +162,8 @@ def load_vocabulary(spec: str, root: Path | None = None) -> Vocabulary:
     path = Path(spec)
     try:
         if root is not None and not path.is_file():
-            with clear_errors(root):
-                path = root / spec if (root / spec).is_file() else path
-        with clear_errors(path):
-            text = list_text(path)
+            path = root / spec if (root / spec).is_file() else path
+        text = list_text(path)
     except OSError as problem:
         raise DataError(
             f"cannot read the class list {path}: {problem}",

@@ -8,7 +8,7 @@ the layout says. This module does not know what a store holds: `header` says wha
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from typing import Any
 import zarr
 from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import FsspecStore, LocalStore, WrapperStore
+from zarr.storage import LocalStore, WrapperStore
 
 from teachonce.core.documents import json_in
+from teachonce.core.files import is_remote, refuse_writes
 from teachonce.core.outside import read_plain, require_plain
-from teachonce.core.remote import exists, explained, failures, is_remote, read_bytes, refuse_writes
 from teachonce.errors import DataError
+from teachonce.objects.remote import exists, read_bytes
+from teachonce.objects.zarr_store import open_zarr
 from teachonce.phrases import phrase
 
 METADATA = "zarr.json"
@@ -68,7 +70,7 @@ def open_group(path: Path, writable: bool) -> zarr.Group:
 
 def _guarded(path: Path, writable: bool) -> Store:
     if is_remote(path):
-        return _Remote(FsspecStore.from_url(str(path), read_only=True))
+        return _Guarded(open_zarr(path))
     return _Local(LocalStore(path, read_only=not writable))
 
 
@@ -121,7 +123,7 @@ class _Guarded(WrapperStore[Store]):
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         limit = self._limit(key)
         self._require_size(key, MOST_METADATA if limit is None else limit.bytes + BLOSC_HEAD + CHECKSUM)
-        buffer = await self._fetched(key, prototype, byte_range)
+        buffer = await super().get(key, prototype, byte_range)
         if limit is not None:
             _require_declared(key, limit, buffer)
         return buffer
@@ -138,9 +140,6 @@ class _Guarded(WrapperStore[Store]):
     def _require_size(self, key: str, most: int) -> None:
         """Refuse a file that is too large to be read, where asking for its size costs nothing."""
 
-    async def _fetched(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None) -> Buffer | None:
-        return await super().get(key, prototype, byte_range)
-
 
 class _Local(_Guarded):
     """The store in a folder."""
@@ -153,33 +152,6 @@ class _Local(_Guarded):
             return
         if size > most:
             raise ValueError(f"it has {size:,} bytes, more than the {most:,} that it can have")
-
-
-class _Remote(_Guarded):
-    """A store in a bucket, in which a refusal by the network or by a permission is not taken for a missing file."""
-
-    async def _fetched(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None) -> Buffer | None:
-        try:
-            return await super()._fetched(key, prototype, byte_range)
-        except failures() as problem:
-            raise explained(problem, self._name(key)) from problem
-
-    async def exists(self, key: str) -> bool:
-        try:
-            return await super().exists(key)
-        except failures() as problem:
-            raise explained(problem, self._name(key)) from problem
-
-    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        try:
-            async for name in super().list_dir(prefix):
-                yield name
-        except failures() as problem:
-            raise explained(problem, self._name(prefix)) from problem
-
-    def _name(self, key: str) -> str:
-        store: Any = self._store
-        return f"{store.fs.protocol[0]}://{store.path}/{key}"
 
 
 def _require_declared(key: str, limit: ChunkLimit, buffer: Buffer | None) -> None:

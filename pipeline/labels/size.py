@@ -5,9 +5,9 @@ This module measures files; it does not estimate.
 
 from __future__ import annotations
 
-from teachonce.core.remote import tree_size
 from teachonce.labels.format import EMBEDDING, LABELS
 from teachonce.labels.store import LabelStore
+from teachonce.objects.remote import tree_size
 
 
 def bytes_per_row(store: LabelStore) -> dict[str, float]:

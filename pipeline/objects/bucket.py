@@ -7,7 +7,7 @@ that it has won; another one's, that it has lost; the state before, that the wri
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from teachonce.errors import EnvironmentFault
@@ -19,6 +19,7 @@ from teachonce.objects.seam import Entry, Stored, Version, checked_key
 T = TypeVar("T")
 MOST_ROUNDS = 20  # of a conditional write that is neither won nor lost: the server says no and holds nothing
 MOST_AT_ONCE = 64 << 20  # bytes of one request; what is larger goes in parts, which a kill may leave in the bucket
+BEHIND_THE_END = "416"  # the answer for an offset where the object has ended
 LOST = ("AlreadyExistsError", "PreconditionError")  # obstore's errors for a condition that does not hold
 
 
@@ -48,6 +49,42 @@ class BucketObjects:
         except FileNotFoundError:
             return None
 
+    def get_range(self, key: str, offset: int, size: int) -> bytes:
+        """So many bytes of an object; fewer where it ends.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+
+        def read(store: Any) -> bytes:
+            try:
+                return bytes(store.get_range(self._key(key), start=offset, length=size))
+            except Exception as problem:
+                if status_of(problem) == BEHIND_THE_END:
+                    return b""
+                raise
+
+        return self._again(key, read) if size else b""
+
+    def facts(self, key: str) -> Entry | None:
+        """What is known of an object without reading it; None where there is none."""
+        try:
+            return self._entry(self._again(key, lambda store: store.head(self._key(key))))
+        except FileNotFoundError:
+            return None
+
+    def is_folder(self, key: str) -> bool:
+        """Whether anything lies below this name."""
+        top = self._top(key)
+        return self._again(key, lambda store: any(len(page) for page in store.list(top, chunk_size=1)))
+
+    def listing(self, key: str) -> tuple[builtins.list[Entry], builtins.list[str]]:
+        """What lies in a folder: objects, and the keys of folders; both by name."""
+        top = self._top(key)
+        answer = self._again(key, lambda store: store.list_with_delimiter(top))
+        objects = self._entries(answer["objects"])
+        return objects, sorted(str(folder)[self._start :] for folder in answer["common_prefixes"])
+
     def put(self, key: str, data: bytes) -> Version:
         many = len(data) > MOST_AT_ONCE
         return self._again(key, lambda store: self._version(store.put(self._key(key), data, use_multipart=many)))
@@ -71,11 +108,8 @@ class BucketObjects:
         return True
 
     def list(self, folder: str = "") -> builtins.list[Entry]:
-        top = self._key(folder) if folder else self.prefix
-        start = len(self.prefix) + 1 if self.prefix else 0
-        metas = self._again(folder, lambda store: store.list(top or None).collect())
-        entries = (Entry(str(meta["path"])[start:], int(meta["size"])) for meta in metas)
-        return sorted(entries, key=lambda entry: entry.key)
+        top = self._top(folder)
+        return self._entries(self._again(folder, lambda store: store.list(top).collect()))
 
     def delete(self, key: str) -> None:
         try:
@@ -97,12 +131,27 @@ class BucketObjects:
             if (now is None) != (version is None) or (now is not None and now.version != version):
                 return None
         raise EnvironmentFault(
-            f"{self.place}/{key}: the server refuses to write it although nothing stands against it, {MOST_ROUNDS} times"
+            f"{self.place}/{key}: the server refused {MOST_ROUNDS} times to write it, and nothing stands against it"
         )
 
     def _version(self, meta: Any) -> Version:
         """S3's own number of a version is no condition of a write, and not every answer has it."""
         return Version(str(meta["e_tag"]), None if self.scheme == "s3" else meta["version"])
+
+    @property
+    def _start(self) -> int:
+        """Where keys of the seam begin in the bucket's own."""
+        return len(self.prefix) + 1 if self.prefix else 0
+
+    def _top(self, folder: str) -> str | None:
+        return (self._key(folder) if folder else self.prefix) or None
+
+    def _entries(self, metas: Iterable[Any]) -> builtins.list[Entry]:
+        return sorted(map(self._entry, metas), key=lambda entry: entry.key)
+
+    def _entry(self, meta: Any) -> Entry:
+        modified = int(meta["last_modified"].timestamp() * 1e9)
+        return Entry(str(meta["path"])[self._start :], int(meta["size"]), modified)
 
     def _key(self, key: str) -> str:
         return f"{self.prefix}/{checked_key(key)}" if self.prefix else checked_key(key)

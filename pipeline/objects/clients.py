@@ -23,14 +23,14 @@ RETRIES: Any = {"max_retries": 2, "backoff": {"init_backoff": timedelta(seconds=
 TIMES = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "15m"}
 
 
-def client(scheme: str, bucket: str) -> Any:
-    """obstore's client of a bucket.
+def client(scheme: str, bucket: str, prefix: str = "") -> Any:
+    """obstore's client of a bucket, or of a folder in it.
 
     Raises:
         EnvironmentFault: no credentials, or settings of the environment that fit no server.
     """
     settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith(ENVIRONMENT)))
-    return _client(scheme, bucket, settings, os.getpid())
+    return _client(scheme, bucket, prefix, settings, os.getpid())
 
 
 def server(scheme: str, bucket: str) -> str:
@@ -44,18 +44,18 @@ def _endpoint() -> str:
 
 
 @functools.lru_cache(maxsize=32)
-def _client(scheme: str, bucket: str, settings: tuple[tuple[str, str], ...], pid: int) -> Any:
+def _client(scheme: str, bucket: str, prefix: str, settings: tuple[tuple[str, str], ...], pid: int) -> Any:
     from obstore.store import from_url
 
     if scheme == "s3":
-        return _s3(bucket)
+        return _s3(bucket, prefix)
     try:
-        return from_url(f"{scheme}://{bucket}", retry_config=RETRIES, client_options=TIMES)
+        return from_url(f"{scheme}://{bucket}/{prefix}", retry_config=RETRIES, client_options=TIMES)
     except Exception as problem:
         raise EnvironmentFault(f"{scheme}://{bucket} cannot be opened: {problem}") from problem
 
 
-def _s3(bucket: str) -> Any:
+def _s3(bucket: str, prefix: str) -> Any:
     import boto3
     from botocore.exceptions import BotoCoreError
     from obstore.auth.boto3 import Boto3CredentialProvider
@@ -73,6 +73,7 @@ def _s3(bucket: str) -> Any:
     # The provider names the session's region; what is passed here in addition would be refused as a second one.
     provider.config = {"region": session.region_name or DEFAULT_REGION}
     more: Any = {"endpoint": endpoint} if endpoint else {}
+    more["prefix"] = prefix or None
     more["disable_bulk_delete"] = True  # one request an object, which every server knows
     options: Any = {**TIMES, "allow_http": endpoint.startswith("http://")}
     try:

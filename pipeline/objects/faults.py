@@ -79,6 +79,8 @@ def explained(problem: Exception, where: str) -> TeachOnceError:
         )
     if isinstance(problem, FileNotFoundError):
         return DataError(f"{where} does not exist", hint="look at the bucket and the path")
+    if type(problem).__name__ == "InvalidPathError":
+        return DataError(f"{where}: an object there has a name that cannot be read: {words(problem)}", "rename it")
     if code in WRONG_REGION or _names_region(problem):
         return EnvironmentFault(
             f"{where} lies in another region: {words(problem)}", hint="AWS_DEFAULT_REGION must be that of the bucket"

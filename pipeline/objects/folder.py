@@ -82,7 +82,9 @@ class FolderObjects:
                 if is_draft(name):
                     continue
                 with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
-                    entries.append(Entry(file.relative_to(self.folder).as_posix(), file.stat().st_size))
+                    facts = file.stat()
+                    key = file.relative_to(self.folder).as_posix()
+                    entries.append(Entry(key, facts.st_size, facts.st_mtime_ns))
         return sorted(entries, key=lambda entry: entry.key)
 
     def delete(self, key: str) -> None:

@@ -7,11 +7,12 @@ an outage. An outage is said once, and its end once.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 from teachonce.errors import UsageError
@@ -72,25 +73,54 @@ def again(attempt: Callable[[], T], server: str, may_pass: Callable[[Exception],
     Raises:
         Exception: that of the last attempt.
     """
-    start, wait = time.monotonic(), FIRST_WAIT_S
+    tries = _Tries(server, may_pass)
     while True:
         try:
             result = attempt()
-        except Exception as problem:
-            if not may_pass(problem):
-                _heard(server)  # a refusal is an answer
-                raise
-            with _guard:
-                most = patience_s() if server in _reached else min(UNKNOWN_S, patience_s())
-            left = start + most - time.monotonic()
-            if left <= 0:
-                raise
-            _missed(server, start, most)
-            time.sleep(min(wait, left))
-            wait = min(2 * wait, LONGEST_WAIT_S)
+        except Exception as problem:  # noqa: BLE001 - `wait_after` raises what is no outage
+            time.sleep(tries.wait_after(problem))
         else:
             _heard(server)
             return result
+
+
+async def again_async(attempt: Callable[[], Awaitable[T]], server: str, may_pass: Callable[[Exception], bool]) -> T:
+    """`again` for a request that is awaited."""
+    tries = _Tries(server, may_pass)
+    while True:
+        try:
+            result = await attempt()
+        except Exception as problem:  # noqa: BLE001 - `wait_after` raises what is no outage
+            await asyncio.sleep(tries.wait_after(problem))
+        else:
+            _heard(server)
+            return result
+
+
+class _Tries:
+    """The tries of one request."""
+
+    def __init__(self, server: str, may_pass: Callable[[Exception], bool]) -> None:
+        self._server, self._may_pass = server, may_pass
+        self._start, self._wait = time.monotonic(), FIRST_WAIT_S
+
+    def wait_after(self, problem: Exception) -> float:
+        """Seconds to wait before the next try.
+
+        Raises:
+            Exception: the problem, where there is to be none.
+        """
+        if not self._may_pass(problem):
+            _heard(self._server)  # a refusal is an answer
+            raise problem
+        with _guard:
+            most = patience_s() if self._server in _reached else min(UNKNOWN_S, patience_s())
+        left = self._start + most - time.monotonic()
+        if left <= 0:
+            raise problem
+        _missed(self._server, self._start, most)
+        wait, self._wait = min(self._wait, left), min(2 * self._wait, LONGEST_WAIT_S)
+        return wait
 
 
 def _missed(server: str, start: float, most: float) -> None:

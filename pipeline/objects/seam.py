@@ -11,7 +11,7 @@ answer that was lost on the way is replaced by a look: who finds its own content
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from teachonce.errors import UsageError
@@ -40,10 +40,11 @@ class Stored:
 
 @dataclass(frozen=True)
 class Entry:
-    """An object as a listing names it; `size` in bytes."""
+    """An object as a listing names it; `size` in bytes, `modified_ns` since 1970 as its server's clock has it."""
 
     key: str
     size: int
+    modified_ns: int = field(default=0, compare=False)
 
 
 class Objects(Protocol):

@@ -29,12 +29,11 @@ import numpy.typing as npt
 
 from teachonce.core.digests import MIDDLE, canonical_digest
 from teachonce.core.documents import json_in
-from teachonce.core.files import neighbour, whole_folder
+from teachonce.core.files import is_remote, neighbour, whole_folder
 from teachonce.core.locks import exclusive, shared
 from teachonce.core.machine import cache_folder
 from teachonce.core.outside import read_plain, require_plain
 from teachonce.core.progress import Reporter
-from teachonce.core.remote import is_remote
 from teachonce.errors import EnvironmentFault, IntegrityError, TeachOnceError
 
 ABOUT = "about.json"

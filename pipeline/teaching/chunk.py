@@ -5,6 +5,7 @@ It runs in a worker process, is idempotent, and writes only to a staging folder 
 
 from __future__ import annotations
 
+import functools
 import socket
 import time
 from collections.abc import Iterable, Mapping
@@ -22,7 +23,6 @@ from teachonce.cluster.presence import mark_of_this_worker
 from teachonce.core.devices import AUTO, pick_device, take_device
 from teachonce.core.files import write_failed
 from teachonce.core.locks import require_token
-from teachonce.core.remote import exists, location
 from teachonce.data.batches import ImageBatch, ImageBatches, image_batches
 from teachonce.data.index import SampleIndex
 from teachonce.data.reader import ImageFault, ImageReader
@@ -34,6 +34,7 @@ from teachonce.labels.staging import drop_staging, new_staging
 from teachonce.labels.store import Arrays, LabelStore
 from teachonce.models.clip import LoadedClip, embedding_width, tune_process
 from teachonce.models.spec import LOCAL_DIR, Behaviour, Precision, Resize, unlike
+from teachonce.objects.remote import exists, expected, location
 from teachonce.phrases import phrase
 from teachonce.teaching.columns import Column, column
 from teachonce.teaching.delivery import ChunkReport
@@ -132,14 +133,21 @@ def _set_up(job: TeachJob) -> int:
 
 
 def _require_seen(job: TeachJob) -> None:
-    """Check that this worker sees the files: a worker on another machine may lack a disk that the driver has."""
-    models = {spec: spec[len(LOCAL_DIR) :] for _, spec, _ in job.models if spec.startswith(LOCAL_DIR)}
-    for what, path in {
-        "label store": job.store,
-        "data": job.root,
-        **{f"model {s}": p for s, p in models.items()},
-    }.items():
-        if not exists(location(path)):
+    """Check that this worker sees the files: a worker on another machine may lack a disk that the driver has.
+
+    It looks once a run: what a chunk then reads says itself what it lacks.
+    """
+    models = tuple(spec for _, spec, _ in job.models if spec.startswith(LOCAL_DIR))
+    _look(job.store, job.root, models, job.token)
+
+
+@functools.lru_cache(maxsize=4)  # it keeps no look that failed
+def _look(store: str, root: str, models: tuple[str, ...], token: int) -> None:
+    needed = {"label store": store, "data": root} | {f"model {spec}": spec[len(LOCAL_DIR) :] for spec in models}
+    for what, path in needed.items():
+        place = location(path)
+        expected(place)
+        if not exists(place):
             raise EnvironmentFault(
                 f"the worker on {socket.gethostname()} does not see the {what}: {path} does not exist there",
                 hint="the store, the data and models must lie under the same paths on every worker: use a shared disk",

@@ -21,7 +21,6 @@ from PIL import Image
 from teachonce.core.locks import owned
 from teachonce.core.machine import default_threads
 from teachonce.core.progress import Reporter, Silent
-from teachonce.core.remote import absolute
 from teachonce.core.streams import REHEARSAL
 from teachonce.data.batches import image_batches
 from teachonce.data.index import SampleIndex
@@ -33,6 +32,7 @@ from teachonce.labels.size import bytes_per_row
 from teachonce.labels.store import LabelStore
 from teachonce.models.classifier import ensemble_features
 from teachonce.models.clip import LoadedClip, tune_process
+from teachonce.objects.remote import absolute
 from teachonce.teaching.chunk import TeachJob, run_chunk
 from teachonce.teaching.delivery import deliver
 from teachonce.teaching.fingerprints import ORDER_SEED, TEMPERATURES

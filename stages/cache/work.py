@@ -13,8 +13,8 @@ from teachonce.core.files import drafts, remove_draft
 from teachonce.core.machine import CACHE_VARIABLE, cache_folder
 from teachonce.core.outside import NO_ARRAY
 from teachonce.core.progress import Reporter
-from teachonce.core.remote import tree_size
 from teachonce.errors import DataError, EnvironmentFault
+from teachonce.objects.remote import tree_size
 from teachonce.rows.files import clear, clear_locks, folder_beside, folder_in_cache, stored_sets
 from teachonce.stages.cache.request import CacheEntry, CacheRequest, CacheResult
 

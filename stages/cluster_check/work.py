@@ -13,14 +13,15 @@ from pathlib import Path
 from teachonce import __version__
 from teachonce.cluster.batch_description import BatchDescription
 from teachonce.cluster.client import open_cluster, open_described, run_tasks
-from teachonce.cluster.description import Description, load_description, one_worker
+from teachonce.cluster.description import Description, KubernetesDescription, load_description, one_worker
 from teachonce.core.documents import JSON_BYTES, json_in
+from teachonce.core.files import is_remote
 from teachonce.core.machine import package_versions
 from teachonce.core.outside import read_plain
 from teachonce.core.progress import Reporter
-from teachonce.core.remote import absolute, is_remote
 from teachonce.errors import DataError, EnvironmentFault, UsageError
 from teachonce.models.spec import absolute_spec, parse_spec
+from teachonce.objects.remote import absolute
 from teachonce.phrases import option, phrase
 from teachonce.stages.cluster_check.look import TOKEN, Asked, look
 from teachonce.stages.cluster_check.request import ClusterCheckRequest, ClusterCheckResult, WorkerLook
@@ -172,6 +173,8 @@ def _gpu(seen: WorkerLook, description: Description | None) -> list[Finding]:
 
 
 def _asks_for_gpu(description: Description) -> bool:
+    if isinstance(description, KubernetesDescription):
+        return description.gpus > 0
     if not isinstance(description, BatchDescription):
         return description.kind == "cuda"
     asked = [*description.directives(), *filter(None, description.cluster_options().values())]

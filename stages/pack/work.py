@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from teachonce.core.files import require_new
+from teachonce.core.files import is_remote, require_new
 from teachonce.core.progress import Reporter
-from teachonce.core.remote import is_remote
 from teachonce.core.sums import SUMS_FILE, digest_of, is_plain, require_unchanged
 from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
 from teachonce.models.prompt_names import EXPORTED, META_FILE, TENSORS_FILE

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from teachonce.cluster.description import ClusterSpec, CudaDescription, LocalDescription, load_description
+from teachonce.cluster.description import (
+    ClusterSpec,
+    CudaDescription,
+    KubernetesDescription,
+    LocalDescription,
+    load_description,
+)
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.progress import Reporter
 from teachonce.data.index import build_index
@@ -216,7 +222,8 @@ def _workers(spec: ClusterSpec) -> tuple[int, list[str]]:
     if isinstance(description, CudaDescription):
         count = len(description.devices) or 1
         return count, [] if description.devices else ["times are for one GPU: divide by the number of this machine"]
-    return description.most_jobs, ["times are for workers like this machine; a job's cores and GPU may be others"]
+    count = description.most_workers if isinstance(description, KubernetesDescription) else description.most_jobs
+    return count, ["times are for workers like this machine; a job's cores and GPU may be others"]
 
 
 def _memory(probe: Rehearsal | None, workers: int) -> list[Estimate]:

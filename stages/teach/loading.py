@@ -8,13 +8,13 @@ from teachonce.cluster.client import threads_of
 from teachonce.core.devices import DeviceFacts, device_facts
 from teachonce.core.machine import choose_threads
 from teachonce.core.progress import Reporter
-from teachonce.core.remote import absolute
 from teachonce.errors import UnsupportedModelError, UsageError
 from teachonce.labels.format import EMBEDDING, LABELS, student_group
 from teachonce.models import clip as clip_models
 from teachonce.models.carriers import carriers_of
 from teachonce.models.clip import LoadedClip
 from teachonce.models.spec import absolute_spec, unlike
+from teachonce.objects.remote import absolute
 from teachonce.phrases import phrase
 from teachonce.stages.teach.request import TeachRequest
 from teachonce.teaching.chunk import TeachJob

@@ -19,11 +19,11 @@ from hand_cluster import stand_in_slurm
 from patience import seconds
 from worlds import Notes
 
+from teachonce.batch.job_guard import left_over
+from teachonce.batch.job_queues import is_hopeless
+from teachonce.batch.job_watch import AGAIN_KEY, LOOK_KEY, in_its_words
 from teachonce.cluster.client import open_cluster, run_tasks, slurm_index
 from teachonce.cluster.description import ClusterSpec, load_description
-from teachonce.cluster.job_guard import left_over
-from teachonce.cluster.job_queues import is_hopeless
-from teachonce.cluster.job_watch import AGAIN_KEY, LOOK_KEY, in_its_words
 from teachonce.cluster.jobs import batch_cluster
 from teachonce.cluster.workers import PATIENCE_KEY
 from teachonce.core.progress import Silent
@@ -80,12 +80,14 @@ def test_a_run_bears_what_a_queue_does_to_its_jobs(slurm: Path, tmp_path: Path) 
             results.append(result)
             if len(results) == 2:
                 (slurm / "refusal").write_text("Job violates accounting/QOS policy")
+                (slurm / "2.state").write_text("OUT_OF_MEMORY|None")
                 os.killpg(int((slurm / "2.pid").read_text()), signal.SIGKILL)
                 until(lambda: (slurm / "refused").exists() and len((slurm / "refused").read_text()) > 1)
                 (slurm / "refusal").unlink()
     assert sorted(results) == list(range(12))
     early = [line for line in notes.lines if "job 1 ended before its worker joined: FAILED (NonZeroExitCode)" in line]
     assert len(early) == 1 and "a command failed with exit code 1: test -e" in early[0]
+    assert len([line for line in notes.lines if "SLURM ended job 2: OUT_OF_MEMORY" in line]) == 1
     refused = [line for line in notes.lines if "takes no further job" in line]
     assert len(refused) == 1 and "Job violates accounting/QOS policy" in refused[0] and "trying again" in refused[0]
     assert not (slurm / "4.sh").exists(), "one job at a time, and no more than were needed"
@@ -167,7 +169,7 @@ def test_words_of_a_refusal() -> None:
 
 DRIVER = """
 import os, signal, sys
-from teachonce.cluster.job_guard import JobGuard
+from teachonce.batch.job_guard import JobGuard
 guard = JobGuard(["sh", "-c", 'echo "$0" >> cancelled'])
 for job in ("11", "12", "13"):
     guard.begun(job)

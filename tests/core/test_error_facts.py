@@ -21,7 +21,6 @@ from teachonce.cluster.description import load_description
 from teachonce.core.files import atomic_write_bytes, new_folder
 from teachonce.core.locks import owned
 from teachonce.core.progress import Silent
-from teachonce.core.remote import location
 from teachonce.core.sums import read_sums
 from teachonce.data.manifests import load_manifest
 from teachonce.data.vocabulary import load_vocabulary
@@ -31,6 +30,7 @@ from teachonce.labels.ledger import require_fingerprint
 from teachonce.labels.selection import load_selection
 from teachonce.labels.store import LabelStore
 from teachonce.models.prompt_files import load_prompts
+from teachonce.objects.remote import location
 from teachonce.runs.folder import only_writer
 from teachonce.runs.grid import load_grid
 from teachonce.runs.grid_documents import GridDocument

@@ -13,7 +13,7 @@ import pytest
 
 from teachonce.core.documents import read_events, read_json
 from teachonce.core.outside import TensorSpec, open_plain, read_plain, tensor_header
-from teachonce.core.remote import read_bytes
+from teachonce.objects.remote import read_bytes
 
 
 def test_pipes_devices_sockets_and_folders_are_refused_at_once(tmp_path: Path) -> None:

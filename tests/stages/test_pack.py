@@ -20,10 +20,10 @@ from worlds import Notes, World
 
 import teachonce
 from teachonce.core.progress import Silent
-from teachonce.core.remote import location
 from teachonce.core.sums import digest_of
 from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
 from teachonce.labels.store import LabelStore
+from teachonce.objects.remote import location
 from teachonce.stages.export import ExportRequest, export
 from teachonce.stages.pack import PackRequest, PackResult, pack
 

@@ -45,7 +45,9 @@ SCANCEL = """
 import contextlib, os, pathlib, signal, sys
 
 job = pathlib.Path(folder, sys.argv[-1] + ".sh")
-job.with_suffix(".state").write_text("CANCELLED|None")
+state = job.with_suffix(".state")
+if not state.exists() or state.read_text().startswith("PENDING"):  # what has ended keeps how it ended
+    state.write_text("CANCELLED|None")
 if job.with_suffix(".pid").exists():
     with contextlib.suppress(ProcessLookupError):
         os.killpg(int(job.with_suffix(".pid").read_text()), signal.SIGKILL)

@@ -129,7 +129,8 @@ class SeaweedServer(Server):
             except client.exceptions.BucketAlreadyExists:
                 return
             except (BotoCoreError, ClientError):
-                if time.monotonic() > end or self.running.poll() is not None:
+                assert self.running.poll() is None, "SeaweedFS ended while it started"
+                if time.monotonic() > end:
                     raise
                 time.sleep(0.5)
 
@@ -139,6 +140,7 @@ class SeaweedServer(Server):
 
 
 _SEAWEED_PORTS = {"s3.port": 0, "master.port": 1, "volume.port": 2, "filer.port": 3}  # each takes one 10,000 above, too
+_SEAWEED_PORTS |= {"s3.port.iceberg": 4, "s3.port.lance": 5}
 
 
 @contextmanager
@@ -167,7 +169,7 @@ def _started(server: Server) -> Iterator[Server]:
 def _free_ports() -> int:
     """The first of some ports in a row that are free, as are those 10,000 above."""
     for first in range(22000, 30000, 10):
-        if all(_is_free(first + more + high) for more in range(4) for high in (0, 10_000)):
+        if all(_is_free(first + more + high) for more in range(len(_SEAWEED_PORTS)) for high in (0, 10_000)):
             return first
     raise RuntimeError("no free ports")
 
