@@ -330,7 +330,7 @@ def facts_of_a_worker(
     """
     if not client.nthreads():
         reporter.note("waiting for the first worker, whose device decides about the number format")
-    (facts,) = run_tasks(client, _facts, [(asked,)], f"device-{uuid.uuid4().hex}", reporter, each_look)
+    (facts,) = run_tasks(client, _facts, [(asked,)], f"device-{uuid.uuid4().hex}", reporter, each_look=each_look)
     return facts
 
 
