@@ -12,9 +12,7 @@ from pathlib import Path
 
 from teachonce.batch.job_watch import JobLog, JobState
 
-ANSWER_SECONDS = (
-    60  # a busy controller takes its time; a look that takes longer is given up, and the next one asks anew
-)
+ANSWER_SECONDS = 60  # a busy controller takes its time; what takes longer is given up, and asked again at the next look
 LAST_LINES = 8
 LOG_BYTES = 16384  # of a log's end
 WAITING = frozenset(
@@ -58,8 +56,9 @@ class SlurmQueue:
             return {} if _NO_SUCH_JOB in complaint else None
         states = {}
         for line in said.splitlines():
-            job, state, reason = (line.strip().split("|", 2) + ["", ""])[:3]
-            if job:
+            job, *facts = line.strip().split("|", 2)
+            if len(facts) == 2:  # a line without them names a cluster, where SLURM_CLUSTERS is set
+                state, reason = facts
                 states[job] = JobState(
                     words=state if reason in ("", "None") else f"{state} ({reason})",
                     waits=state in WAITING,

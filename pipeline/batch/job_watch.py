@@ -33,6 +33,7 @@ MENDING = (
     "mend what the log says: job_script_prologue, python, memory; look whether compute nodes see the same Python "
     "environment as this machine"
 )
+NOT_JOINED = "they may still import, or not reach this machine; their logs say it, `interface` names the network"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +258,8 @@ class JobWatch:
     def _summary(self, states: Sequence[JobState]) -> str:
         count = Counter(state.words for state in states if state.words and not state.ended)
         parts = [f"{many} {'job is' if many == 1 else 'jobs are'} {words}" for words, many in count.most_common()]
+        if any(state.words and not (state.waits or state.ended) for state in states):
+            parts.append("workers of jobs that run have not joined: " + NOT_JOINED)
         if self.refusal:
             parts.append(f"no further job is taken: {self.refusal}")
         return f"{self._queue.name} says: " + "; ".join(parts) if parts else ""

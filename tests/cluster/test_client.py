@@ -153,7 +153,7 @@ def test_variables_of_a_job_reach_its_worker_as_they_were_written(tmp_path: Path
         script = cluster.job_script()
     exports = script[script.index("export ") : script.index("module load")]
     shown = "; ".join(f'printf "%s\\0" "${name}"' for name in WORDS)
-    said = subprocess.run(["sh", "-c", f"{exports}\n{shown}"], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(["bash", "-c", f"{exports}\n{shown}"], capture_output=True, text=True, check=True).stdout
     assert said.split("\0")[:-1] == list(WORDS.values())
     assert "export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False" in script
 

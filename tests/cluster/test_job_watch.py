@@ -123,12 +123,13 @@ def test_a_job_that_can_never_start_ends_the_run_and_one_that_waits_says_why(slu
         list(run_tasks(client, slowly, [(1,)], "one"))
     assert "walltime" in caught.value.hint
     (slurm / "waiting").write_text("PartitionDown")
-    with (
-        dask.config.set({PATIENCE_KEY: "2s"}),
-        pytest.raises(IncompleteError, match=r"SLURM says: 1 job is PENDING \(PartitionDown\)"),
-        open_cluster(spec(tmp_path), Silent()) as client,
-    ):
-        list(run_tasks(client, slowly, [(1,)], "two"))
+    with dask.config.set({PATIENCE_KEY: "1s"}), open_cluster(spec(tmp_path), Silent()) as client:
+        with pytest.raises(IncompleteError, match=r"SLURM says: 1 job is PENDING \(PartitionDown\)"):
+            list(run_tasks(client, slowly, [(1,)], "two"))
+        (slurm / "2.state").write_text("RUNNING|None")
+        with pytest.raises(IncompleteError, match="1 job is RUNNING; workers of jobs that run have not joined"):
+            list(run_tasks(client, slowly, [(1,)], "three"))
+        (slurm / "2.state").write_text("PENDING|PartitionDown")
     assert [(slurm / f"{number}.state").read_text() for number in (1, 2)] == ["CANCELLED|None"] * 2
 
 
