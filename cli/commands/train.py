@@ -114,8 +114,9 @@ def train(
 ) -> Job:
     """Learn the prompts of a frozen student from a label store; no teacher, and no images for text prompts.
 
-    LABELS.zarr, --student and --out are required, except with --print-config. --manifest, --split, --vocabulary and
-    --root say what the store must belong to; --root is also where prompts in the image tower find their images.
+    LABELS.zarr, --student and --out are required; --print-config needs none of them, --dry-run no --out. --manifest,
+    --split, --vocabulary and --root say what the store must belong to; --root is also where prompts in the image tower
+    find their images.
     """
     ours, overrides = settings.split_overrides(settings.TrainSettings, set_ or ())
     resolved = _resolved(config, overrides, structure=structure, supervision=supervision, seed=seed, steps=steps)
@@ -124,7 +125,7 @@ def train(
     request = stage.TrainRequest(
         labels=options.required(labels, "argument 'LABELS.zarr'", "train"),
         student=options.required(student, "option '--student'", "train"),
-        out=options.required(out, "option '--out'", "train"),
+        out=out if dry_run and not resume else options.required(out, "option '--out'", "train"),
         config=resolved,
         resume=resume,
         threads=settings.settings(settings.TrainSettings, ours).threads,

@@ -113,7 +113,9 @@ def _encoding(client: Any, request: TeachRequest, heed: Callable[[], None], repo
         model = (absolute_spec(teacher.spec), teacher.digest)
         names = wanted.vocabulary.names
         arguments = (model, computing.compiled, computing.device, names, wanted.templates)
-        (features,) = cluster_client.run_tasks(client, encode_names, [arguments], "class-names", reporter, each_look=heed)
+        (features,) = cluster_client.run_tasks(
+            client, encode_names, [arguments], "class-names", reporter, each_look=heed
+        )
         return features
 
     return encode

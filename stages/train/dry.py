@@ -45,7 +45,7 @@ def estimated(request: TrainRequest, store: LabelStore, selection: Selection | N
         least = min([need.peak, *(way.peak for way in smaller if may_shrink and way.key == "class_chunk")])
         fits = free is None or on_a_gpu(least) <= free
         return TrainDryRun(
-            out=str(request.out),
+            out=None if request.out is None else str(request.out),
             rows=len(rows),
             steps=need.steps,
             trainable_parameters=need.parameters,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from teachonce.core.devices import AUTO
+from teachonce.errors import UsageError
+from teachonce.phrases import phrase
 from teachonce.runs.tensorboard import LogTo
 from teachonce.training.config import TrainConfig
 
@@ -16,7 +18,8 @@ class TrainRequest:
 
     labels: Path
     student: str
-    out: Path
+    out: Path | None
+    """The run folder; None: of a dry run that is about no folder."""
     config: TrainConfig
     resume: bool = False
     threads: int | None = None
@@ -34,6 +37,17 @@ class TrainRequest:
     """Run or export whose prompts this run starts from; None: as the config says."""
     log: tuple[LogTo, ...] = ()
     """Where figures are written besides events.jsonl; it is not a part of the run's identity."""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder.
+
+        Raises:
+            UsageError: the request names none.
+        """
+        if self.out is None:
+            raise UsageError(phrase("a run needs a folder: give {out}"))
+        return self.out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +80,7 @@ class SmallerStep:
 class TrainDryRun:
     """What a training run would be, and what it would need of a GPU."""
 
-    out: str
+    out: str | None
     rows: int
     steps: int
     trainable_parameters: int

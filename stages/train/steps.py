@@ -79,20 +79,20 @@ def take_steps(
         with device_explained(SMALLER):
             trainer, identity = _build(request, rows, clip, images, selection, reporter)
         stack.enter_context(own_folder())
-        log = RunFolder(request.out).log(open_sinks(request.log, request.out))
+        log = RunFolder(request.folder).log(open_sinks(request.log, request.folder))
         stack.callback(log.close)
         first = _start(request, trainer, identity, log, reporter)
-        earlier = recorded(request.out, trainer) if first == trainer.steps else None
+        earlier = recorded(request.folder, trainer) if first == trainer.steps else None
         if earlier is not None:
-            reporter.note(f"{request.out} is finished: nothing is left to do")
+            reporter.note(f"{request.folder} is finished: nothing is left to do")
             return earlier
         if request.resume:
             log.rewind(first)
-            reporter.note(f"resuming {request.out} after step {first}")
+            reporter.note(f"resuming {request.folder} after step {first}")
         log.write("pairing", step=first, rows_proved=proved, images_compared=request.root is not None)
         with device_explained(SMALLER):
             _loop(request, trainer, identity, log, first, reporter, began)
-        return finish(request.out, trainer, identity, log)
+        return finish(request.folder, trainer, identity, log)
 
 
 def _settled(config: TrainConfig, device: str) -> TrainConfig:
@@ -180,14 +180,14 @@ def _start_from(folder: Path, trainer: Trainer) -> str:
 
 def _start(request: TrainRequest, trainer: Trainer, identity: Identity, log: RunLog, reporter: Reporter) -> int:
     """Make or reopen the run folder; returns the first step to do."""
-    folder = RunFolder(request.out)
+    folder = RunFolder(request.folder)
     checkpoints = folder.checkpoints.path
     if request.resume:
         step = load_checkpoint(checkpoints, trainer.learners, trainer.optimizer, identity, trainer.average.state())
         if not folder.events.is_file():
             reporter.note(f"{folder.events} is gone: what happened up to step {step} is not known")
         return step
-    run_folder.clear(request.out)
+    run_folder.clear(request.folder)
     log.clear()
     save_checkpoint(checkpoints, 0, trainer.learners, trainer.optimizer, identity, trainer.average.state())
     log.write(
@@ -217,7 +217,7 @@ def _loop(
     reporter: Reporter,
     began: float,
 ) -> None:
-    config, checkpoints, steps = request.config, RunFolder(request.out).checkpoints.path, trainer.steps
+    config, checkpoints, steps = request.config, RunFolder(request.folder).checkpoints.path, trainer.steps
     if first:
         _measure(trainer, log, first)  # a run that stopped right after its checkpoint has not measured this step
     before: StepReport | None = None

@@ -32,8 +32,8 @@ def train(request: TrainRequest, reporter: Reporter) -> TrainResult:
         request = _as_begun(request)
         _check_folder(request)
     else:
-        run_folder.holds_run(request.out)  # refuses a folder of something else before a lock file is made there
-    if not request.out.exists():  # the folder is made when all else is in order
+        run_folder.holds_run(request.folder)  # refuses a folder of something else before a lock file is made there
+    if not request.folder.exists():  # the folder is made when all else is in order
         return _train(request, lambda: _owned(request), began, reporter)
     with _owned(request):
         return _train(request, contextlib.nullcontext, began, reporter)
@@ -42,7 +42,7 @@ def train(request: TrainRequest, reporter: Reporter) -> TrainResult:
 @contextlib.contextmanager
 def _owned(request: TrainRequest) -> Iterator[None]:
     """Hold the run folder as its only writer, and check again that a run may be begun or resumed there."""
-    with run_folder.only_writer(request.out):
+    with run_folder.only_writer(request.folder):
         _check_folder(request)  # checked again, because another process may have begun a run meanwhile
         yield
 
@@ -60,9 +60,10 @@ def _train(
 def dry_run(request: TrainRequest, reporter: Reporter) -> TrainDryRun:
     """Check a run and estimate its memory; the stage's `dry_run` says what is raised."""
     _check_request(request)
-    request = _as_begun(request) if request.resume else request
-    run_folder.holds_run(request.out)
-    _check_folder(request)
+    if request.out is not None or request.resume:
+        request = _as_begun(request) if request.resume else request
+        run_folder.holds_run(request.folder)
+        _check_folder(request)
     store, selection = _opened(request)
 
     from teachonce.stages.train.dry import estimated  # torch and open_clip, when all is in order
@@ -97,12 +98,12 @@ def _as_begun(request: TrainRequest) -> TrainRequest:
     """The request with the number format that the run has, where the device should decide: it has been decided."""
     if request.config.loop.precision != "auto":
         return request
-    stored = run_folder.stored_value(request.out, "precision")
+    stored = run_folder.stored_value(request.folder, "precision")
     return request if stored is None else replace(request, config=request.config.changed(precision=stored))
 
 
 def _check_folder(request: TrainRequest) -> None:
     if request.resume:
-        run_folder.require_same(request.out, request.config.to_dict())
+        run_folder.require_same(request.folder, request.config.to_dict())
     else:
-        run_folder.require_new(request.out)
+        run_folder.require_new(request.folder)

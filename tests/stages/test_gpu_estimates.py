@@ -82,6 +82,20 @@ def test_the_command_prints_it(
     assert document["steps"] == 3 and document["gpu_bytes"] > 0 and "on a GPU a step" in document["memory"]
 
 
+def test_an_estimate_is_about_no_folder_but_a_run_and_what_goes_on_are(
+    finished: Path, student: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from teachonce.cli.app import run
+
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train", str(finished), "--student", student, "--set", "threads=1"]
+    assert run([*arguments, "--dry-run", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["out"] is None and document["gpu_bytes"] > 0 and not list(tmp_path.iterdir())
+    assert run(arguments) == run([*arguments, "--dry-run", "--resume"]) == 2
+    assert capsys.readouterr().err.count("Missing option '--out'") == 2
+
+
 def test_a_plan_estimates_gpu_memory_where_there_is_no_gpu(
     world: World, teacher: str, student: str, tmp_path: Path
 ) -> None:
