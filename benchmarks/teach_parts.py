@@ -42,6 +42,7 @@ from teachonce.stages.teach import work as teach_run
 from teachonce.teaching.chunk import TeachJob, _Images, _row_arrays, _stage
 from teachonce.teaching.delivery import ChunkReport
 from teachonce.teaching.worker import worker_head, worker_models
+from teachonce.watching.stop import heeded
 
 K, TEMPERATURES = 100, (1.0, 2.0, 4.0)
 
@@ -144,9 +145,9 @@ class Bench:
         shutil.rmtree(self.store, ignore_errors=True)
         shutil.copytree(self.template, self.store)
         request = teach.TeachRequest(data=teach.TaughtData(manifest="local-tars"), labels=self.store, teacher=self.spec)
-        with owned(self.store, Silent()) as token:
+        with owned(self.store, Silent()) as token, heeded(self.store, token, Silent()) as stop:
             store = LabelStore.open(self.store, writable=True)
-            tally = teach_run._run(client, self.job(token), store, (LABELS,), request, Silent())
+            tally = teach_run._run(client, self.job(token), store, (LABELS,), request, stop, Silent())
         assert tally.rows == store.layout.rows and not sum(r.rows_failed for r in store.records(LABELS) if r)
         return Run(tally.seconds, tally.phases, tally.rows)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from teachonce.cli.console import Output
+from teachonce.objects.patience import told
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -32,7 +33,7 @@ def job(
     """The job that runs a stage and prints its result; `shown` rearranges the values that a person sees."""
 
     def work(output: Output) -> int:
-        with output.working():
+        with output.working(), told(output.note):
             result = stage(output)
         output.result(result, shown)
         # A stage that ends well may bring bad news: its result then has an exit code of its own.

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 import dask
 from distributed import Client, LocalCluster
 from distributed.client import Future
+from distributed.comm import CommClosedError
 
 from teachonce.cluster.batch_description import BatchDescription
 from teachonce.cluster.carrying import carried
@@ -33,8 +33,10 @@ from teachonce.cluster.description import (
     load_description,
 )
 from teachonce.cluster.description_parts import Adaptive
-from teachonce.cluster.scheduler_check import require_same_version
+from teachonce.cluster.quiet import dask_silenced
+from teachonce.cluster.scheduler_check import expect_memory, require_same_version
 from teachonce.cluster.task_window import ALLOWED_FAILURES, run_tasks
+from teachonce.cluster.tls import PLAIN_HINT, refusal_hint, require_certificates
 from teachonce.cluster.workers import PATIENCE_KEY
 from teachonce.core.devices import DeviceFacts, device_facts, visible_gpus
 from teachonce.core.machine import THREADS_VARIABLE, calm_waiting, choose_threads, default_threads
@@ -48,6 +50,7 @@ __all__ = [
     "open_described",
     "run_tasks",
     "close",
+    "expect_memory",
     "facts_of_a_worker",
     "runs_here",
     "threads_of",
@@ -104,7 +107,7 @@ def local_cluster(
         # Dask applies these settings before a worker process starts:
         "distributed.nanny.pre-spawn-environ": calm_waiting(shared=True) | WORKER_ENVIRONMENT | dict(environment or {}),
     }
-    with dask.config.set(settings), ExitStack() as stack:
+    with dask.config.set(settings), dask_silenced(reporter or Silent()), ExitStack() as stack:
         cluster = LocalCluster(
             n_workers=adaptive.minimum if adaptive else workers,
             threads_per_worker=threads,
@@ -150,14 +153,12 @@ def own_settings() -> dict[str, Any]:
 
 @contextmanager
 def _existing_scheduler(address: str, reporter: Reporter) -> Iterator[Client]:
-    with _quiet():
+    require_certificates(address)
+    with dask_silenced(reporter):
         try:
             client = Client(address, set_as_default=False)
-        except (OSError, TimeoutError) as problem:
-            raise EnvironmentFault(
-                f"nothing answers as a Dask scheduler at {address}: {problem}",
-                hint="is it running, and may this machine reach it? `dask scheduler` prints its address when it starts",
-            ) from problem
+        except (OSError, TimeoutError, AssertionError) as problem:  # Dask asserts that it was not closed meanwhile
+            raise _no_answer(address, problem) from problem
         except ImportError as problem:  # Dask raises ImportError where versions do not fit at all
             raise EnvironmentFault(
                 f"the scheduler at {address} refuses this client: {problem}",
@@ -170,6 +171,16 @@ def _existing_scheduler(address: str, reporter: Reporter) -> Iterator[Client]:
             close(client, f"connections to the scheduler at {address}", reporter)
 
 
+def _no_answer(address: str, problem: Exception) -> EnvironmentFault:
+    reached = refusal_hint(address)
+    if not reached:
+        reached = "is it running, and may this machine reach it? `dask scheduler` prints its address when it starts"
+        reached += f"; {PLAIN_HINT}" if isinstance(problem, ConnectionError | CommClosedError) else ""
+    return EnvironmentFault(
+        f"nothing answers as a Dask scheduler at {address}: {problem or 'the connection was closed'}", hint=reached
+    )
+
+
 @contextmanager
 def open_described(description: Description, reporter: Reporter, threads: int = THREADS_PER_WORKER) -> Iterator[Client]:
     """Open a client of the cluster that a description asks for, as `open_cluster` does."""
@@ -180,7 +191,11 @@ def open_described(description: Description, reporter: Reporter, threads: int = 
             with local_cluster(*settings, threads, reporter) as client:
                 yield client
         else:
-            with dask.config.set(own_settings()), _quiet(), _started(description, reporter, threads) as cluster:
+            with (
+                dask.config.set(own_settings()),
+                dask_silenced(reporter),
+                _started(description, reporter, threads) as cluster,
+            ):
                 client = Client(cluster, set_as_default=False)
                 try:
                     yield client
@@ -198,20 +213,6 @@ def _started(
     from teachonce.cluster.jobs import started
 
     return started(description, reporter, threads)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Dask's log inside the block: our own errors say what goes wrong, and its lines would interrupt."""
-    logger = logging.getLogger("distributed")
-    before = [(handler, handler.level) for handler in logger.handlers]
-    for handler, _ in before:
-        handler.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for handler, level in before:
-            handler.setLevel(level)
 
 
 def warm_up(client: Client, task: Callable[[], None]) -> list[Future]:

@@ -20,6 +20,7 @@ from distributed import Client
 
 from teachonce import __version__
 from teachonce.cluster.carrying import carried
+from teachonce.cluster.worker_memory import memory_limit
 from teachonce.core.machine import package_versions
 from teachonce.core.progress import Reporter
 from teachonce.errors import EnvironmentFault
@@ -29,6 +30,12 @@ WAIT_KEY = "teachonce.wait-for-workers"
 WAIT = "5 minutes"
 TERMINATE_KEY = "distributed.worker.memory.terminate"
 PAUSE_KEY = "distributed.worker.memory.pause"
+OPTION = "--"  # begins the options of Dask's commands
+MEMORY_HINT = (
+    f"give the workers more memory, or start them without Dask's limit (`dask worker {OPTION}memory-limit 0`); smaller "
+    "batch_size and class_tile take less"
+)
+SPREAD = (0.8, 1.3)  # what a worker will take, as a share of an estimate; `plan` has the same
 PYTHONS = (ImportError, AttributeError, TypeError)
 """What Python raises of a function that a worker does not have, or has in another version."""
 
@@ -41,11 +48,11 @@ class WorkerFacts:
     name: str
     host: str = ""
     memory_limit: int = 0
-    """Bytes at which Dask calls the worker full; 0: Dask does not watch its memory."""
+    """Bytes that it may use; 0 where it did not say."""
+    limited_by: str = ""
+    """Who says so."""
     endures: float = 1.0
-    """The share of the limit from which on Dask holds tasks back from the worker, or ends it."""
-    ends: bool = False
-    """Whether Dask ends a worker that has reached its limit."""
+    """The share of the limit that it can use: Dask ends a worker, or gives it no more tasks, before all is used."""
 
     def __str__(self) -> str:
         at = f"{self.host}, {self.address}" if self.host else self.address
@@ -58,6 +65,8 @@ class Acquaintances:
     def __init__(self) -> None:
         self.facts: dict[str, WorkerFacts] = {}
         self.said: set[str] = set()
+        self.memory = 0
+        """Bytes that a worker is expected to take; 0 as long as that is not known."""
 
 
 _KNOWN: WeakKeyDictionary[Client, Acquaintances] = WeakKeyDictionary()
@@ -119,15 +128,12 @@ async def ask(client: Client, addresses: list[str]) -> dict[str, tuple[WorkerFac
 
 def _facts(address: str, worker: Mapping[str, Any], answer: Any) -> WorkerFacts:
     said = answer if isinstance(answer, Mapping) else {}
-    shares = [share for share in said.get("shares", ()) if share]
-    return WorkerFacts(
-        address=address,
-        name=str(worker.get("name", "")),
-        host=said.get("host", ""),
-        memory_limit=int(worker.get("memory_limit") or 0) if shares else 0,
-        endures=min(shares, default=1.0),
-        ends=bool(worker.get("nanny")) and bool(said.get("shares", (0, 0))[1]),
-    )
+    limits = [(*said["memory"], 1.0)] if "memory" in said else []
+    by_dask, shares = int(worker.get("memory_limit") or 0), [share for share in said.get("shares", ()) if share]
+    if by_dask and shares:
+        limits.append((by_dask, "Dask's memory limit", min(shares)))
+    limit, by, endures = min(limits, key=lambda limit: limit[0] * limit[2], default=(0, "", 1.0))
+    return WorkerFacts(address, str(worker.get("name", "")), said.get("host", ""), limit, by, endures)
 
 
 def own_versions() -> dict[str, str]:
@@ -136,19 +142,57 @@ def own_versions() -> dict[str, str]:
 
 
 def own_facts() -> dict[str, Any]:
-    """What a worker answers: its versions, its host, and the shares of its memory limit at which Dask acts."""
+    """What a worker answers: versions, host, the memory that it may use, and the shares of it at which Dask acts."""
     return {
         "versions": own_versions(),
         "host": socket.gethostname(),
+        "memory": memory_limit(),
         "shares": (dask.config.get(PAUSE_KEY), dask.config.get(TERMINATE_KEY)),
     }
+
+
+def expect_memory(client: Client, memory: int, reporter: Reporter) -> None:
+    """Ask all workers how much memory they may use, also those that join later, and refuse those that have too little.
+
+    Args:
+        client: of the cluster.
+        memory: bytes that a worker is estimated to take.
+        reporter: is told of workers that may have too little.
+
+    Raises:
+        EnvironmentFault: a worker may use less than it will take, or is not fit for another reason.
+    """
+    known = acquaintances(client)
+    known.memory = memory
+    for worker in known.facts.values():
+        _require_memory(worker, memory, reporter)
+    require_fit_workers(client, reporter)
+
+
+def gigabytes(size: float) -> str:
+    """A size in words, of three digits."""
+    return f"{size / 1e9:.3g} GB"
+
+
+def _require_memory(worker: WorkerFacts, memory: int, reporter: Reporter) -> None:
+    room = worker.memory_limit * worker.endures
+    if not room or not memory or room > SPREAD[1] * memory:
+        return
+    share = f", and Dask lets it use {worker.endures:.0%} of that" if worker.endures < 1 else ""
+    text = (
+        f"{worker} may use {gigabytes(worker.memory_limit)} ({worker.limited_by}){share}; it will take about "
+        f"{gigabytes(memory)}"
+    )
+    if room < SPREAD[0] * memory:
+        raise EnvironmentFault(text, hint=MEMORY_HINT)
+    reporter.note(text + ", which may not suffice")
 
 
 def judge(client: Client, answers: Mapping[str, tuple[WorkerFacts, Any]], reporter: Reporter) -> None:
     """Remember the workers that can be trusted, and say what differs on them.
 
     Raises:
-        EnvironmentFault: a worker lacks teachonce, or has another version of it.
+        EnvironmentFault: a worker lacks teachonce or memory, or has another version of teachonce.
     """
     known, here = acquaintances(client), own_versions()
     notes: dict[str, WorkerFacts] = {}
@@ -156,6 +200,7 @@ def judge(client: Client, answers: Mapping[str, tuple[WorkerFacts, Any]], report
         if isinstance(answer, OSError) and not isinstance(answer, TimeoutError):
             continue  # it has left again; a worker that comes back is asked again
         known.facts[address] = worker
+        _require_memory(worker, known.memory, reporter)
         if isinstance(answer, PYTHONS):
             raise _unfit(worker, answer)
         if not isinstance(answer, dict):

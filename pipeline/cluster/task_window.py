@@ -38,13 +38,10 @@ def run_tasks(
     arguments: Iterable[tuple[Any, ...]],
     name: str,
     reporter: Reporter | None = None,
-    memory: int = 0,
     each_look: Callable[[], None] = lambda: None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[R]:
     """Yield the results of `task(*a)` for every `a`: tasks begin in their order, results come as they are ready.
-
-    A future is released once the caller has taken its result.
 
     At any time twice as many tasks as the cluster has threads are under way, while workers come and go. If a worker
     dies, other workers run its tasks again. A task that raised is tried again after a while. A task whose workers died
@@ -55,16 +52,15 @@ def run_tasks(
         each_look: called at least once a second while tasks are under way, also while none of them ends; what it raises
             ends the run.
         stopping: once it says so, no further task begins; those under way end, unless no worker is there to end them.
-        memory: bytes that a worker is estimated to take, 0 if unknown; workers with a limit below that are refused.
 
     Raises:
         TeachOnceError: the first of our own errors that a task raised, as it was raised, or what the cluster's
             supervisor raises where no worker can be hoped for.
-        EnvironmentFault: a worker lacks teachonce or has another version of it, or its memory limit is too small.
+        EnvironmentFault: a worker lacks teachonce or has another version of it, or may use less memory than it takes.
         IncompleteError: some tasks failed on every try (after all others are done), the scheduler is gone, or there has
             been no worker for longer than Dask's setting `teachonce.patience` (10 minutes).
     """
-    window: _Window[R] = _Window(client, task, name, reporter or Silent(), memory)
+    window: _Window[R] = _Window(client, task, name, reporter or Silent())
     todo, exhausted = enumerate(arguments), False
     try:
         while True:
@@ -120,14 +116,14 @@ def _attempt(task: Callable[..., R], *args: Any) -> R | _Refused:
 class _Window(Generic[R]):
     """The tasks under way, the tasks to be tried again, and what is known of the workers."""
 
-    def __init__(self, client: Client, task: Callable[..., R], name: str, reporter: Reporter, memory: int) -> None:
+    def __init__(self, client: Client, task: Callable[..., R], name: str, reporter: Reporter) -> None:
         self.failed: list[str] = []
         self._client, self._task, self._name, self._reporter = client, task, name, reporter
         self._running: dict[str, tuple[_Item, Future]] = {}
         self._waiting: list[_Item] = []
         self._suspects: list[_Item] = []
         self._done: queue.SimpleQueue[Future] = queue.SimpleQueue()
-        self._workers = Workers(client, reporter, memory)
+        self._workers = Workers(client, reporter)
 
     def look(self) -> None:
         """Notice workers that came and went.

@@ -18,7 +18,7 @@ import dask
 from dask.utils import parse_timedelta
 from distributed import Client
 
-from teachonce.cluster.scheduler_check import WorkerFacts, acquaintances, ask, judge
+from teachonce.cluster.scheduler_check import MEMORY_HINT, WorkerFacts, acquaintances, ask, gigabytes, judge
 from teachonce.core.progress import Reporter
 from teachonce.errors import EnvironmentFault, IncompleteError
 
@@ -30,13 +30,7 @@ MOST_ENDED = 3  # workers that Dask ends for their memory without a single resul
 PATIENCE_KEY = "teachonce.patience"
 PATIENCE = "10 minutes"
 AGAIN = "run the same command again: what is committed is kept"
-OPTION = "--"  # begins the options of Dask's commands
-MEMORY_HINT = (
-    f"give the workers more memory, or start them without a limit (`dask worker {OPTION}memory-limit 0`); smaller "
-    "batch_size and class_tile take less"
-)
 ENDED_TOPIC = "worker-restart-memory"  # under which Dask's nannies log that they ended a worker
-SPREAD = (0.8, 1.3)  # what a worker will take, as a share of an estimate
 
 
 class Supervisor(Protocol):
@@ -63,17 +57,15 @@ class Workers:
     Args:
         client: of the cluster.
         reporter: receives what a person should know.
-        memory: bytes that a worker is estimated to take; 0: not known.
     """
 
-    def __init__(self, client: Client, reporter: Reporter, memory: int = 0) -> None:
+    def __init__(self, client: Client, reporter: Reporter) -> None:
         self.threads = 0
         self._here = 0
-        self._client, self._reporter, self._memory = client, reporter, memory
+        self._client, self._reporter = client, reporter
         self._asked: Answer[tuple[dict[str, int], list[str]]] | None = None
         self._asked_at = -LOOK_EVERY
         self._greeted: Answer[dict[str, tuple[WorkerFacts, Any]]] | None = None
-        self._measured: set[str] = set()
         self._ended: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
         self._last_ended, self._in_vain = "", 0
         self._held: dict[str, float] = {}
@@ -141,9 +133,6 @@ class Workers:
         new = [address for address in threads if address not in known]
         if new and self._greeted is None:
             self._greeted = self._begun(ask(self._client, new))
-        for address in threads.keys() & known.keys() - self._measured:
-            self._measured.add(address)
-            self._require_memory(known[address])
 
     def _meet(self) -> None:
         """Judge the workers that have answered since they joined."""
@@ -156,19 +145,6 @@ class Workers:
             return
         judge(self._client, answers, self._reporter)
 
-    def _require_memory(self, worker: WorkerFacts) -> None:
-        room = worker.memory_limit * worker.endures
-        if not worker.memory_limit or not self._memory or room > SPREAD[1] * self._memory:
-            return
-        does = "ends it" if worker.ends else "gives it no more tasks"
-        text = (
-            f"{worker} has a memory limit of {worker.memory_limit / 1e9:.1f} GB, and Dask {does} from "
-            f"{worker.endures:.0%} of it on; a worker takes about {self._memory / 1e9:.1f} GB here"
-        )
-        if room < SPREAD[0] * self._memory:
-            raise EnvironmentFault(text, hint=MEMORY_HINT)
-        self._reporter.note(text + ": it may not suffice")
-
     def _note_ended(self, event: tuple[float, dict[str, Any]]) -> None:
         """Dask's client calls this in its own thread."""
         self._ended.put((str(event[1].get("worker")), int(event[1].get("rss", 0))))
@@ -177,8 +153,8 @@ class Workers:
         while not self._ended.empty():
             address, held = self._ended.get()
             worker = acquaintances(self._client).facts.get(address, WorkerFacts(address, ""))
-            limit = f" of its limit of {worker.memory_limit / 1e9:.1f} GB" if worker.memory_limit else ""
-            self._last_ended = f"Dask ended {worker} for its memory: it held {held / 1e9:.1f} GB{limit}"
+            limit = f" of {gigabytes(worker.memory_limit)}" if worker.memory_limit else ""
+            self._last_ended = f"Dask ended {worker} for its memory: it held {gigabytes(held)}{limit}"
             self._in_vain += 1
             if self._in_vain >= MOST_ENDED:
                 raise EnvironmentFault(
@@ -199,7 +175,7 @@ class Workers:
             self._held_said.add(address)
             worker = known.get(address, WorkerFacts(address, ""))
             text = f"Dask gives no tasks to {worker}, because its memory is nearly full"
-            self._reporter.note(text + (f": {worker.memory_limit / 1e9:.1f} GB" if worker.memory_limit else ""))
+            self._reporter.note(text + (f": {gigabytes(worker.memory_limit)}" if worker.memory_limit else ""))
         longest = min((now - since for since in self._held.values()), default=0.0)
         if longest > HELD_BACK and len(self._held) == self._here:
             raise EnvironmentFault(

@@ -106,13 +106,15 @@ def process_start(pid: int) -> float:
 
 def package_versions() -> dict[str, str]:
     """Package -> installed version, and Python's own."""
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
+    return {"python": platform.python_version()} | {name: installed_version(name) for name in PACKAGES}
+
+
+def installed_version(package: str) -> str:
+    """The version of a package, or the words `not installed`."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def pip_line(module: str) -> str:

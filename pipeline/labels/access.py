@@ -205,3 +205,12 @@ def chunk_files(root: zarr.Group, path: Path, name: str) -> int:
         names = os.scandir(folder) if not is_remote(path) and folder.is_dir() else ()
         counted[name] = sum(1 for _ in (folder.iterdir() if is_remote(path) and exists(folder) else names))
     return counted[name]
+
+
+def whole_chunks(array: zarr.Array[Any]) -> zarr.Array[Any]:
+    """The array, writing chunks that equal the fill value too; Zarr would drop one in which every image failed.
+
+    The setting is not stored with an array. `with_config` would say it, but came after Zarr 3.1.3.
+    """
+    metadata: Any = array.metadata  # of either format of Zarr
+    return zarr.Array(zarr.AsyncArray(metadata, array.store_path, config={"write_empty_chunks": True}))

@@ -135,6 +135,11 @@ def ledger_path(group: str) -> str:
     return "ledger/" + group.replace("/", "-")
 
 
+def record_file(store: Path, group: str, chunk: int) -> Path:
+    """The file that holds the record of a chunk."""
+    return store / ledger_path(group) / "c" / str(chunk) / "0"
+
+
 def ledger_form(chunks: int, arrays: int, version: int = FORMAT_VERSION) -> ArrayForm:
     """The form of the ledger of a column group with so many arrays, in a store of this format version."""
     width = (HEAD if version > 2 else PLAIN_HEAD) + 2 * arrays

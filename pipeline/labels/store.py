@@ -6,6 +6,7 @@ Order of a commit: arrays written -> fsync -> read back and compared -> ledger r
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -18,17 +19,17 @@ import numpy.typing as npt
 import zarr
 
 from teachonce.core.digests import MIDDLE, canonical_digest
-from teachonce.core.files import sync, sync_up, write_failed
+from teachonce.core.files import is_remote, sync, sync_up, write_failed
 from teachonce.data.index import SampleIndex
 from teachonce.data.places import name_of
 from teachonce.data.vocabulary import Vocabulary, parse_tsv
 from teachonce.errors import DataError, IncompleteError, IntegrityError
 from teachonce.labels import codec as label_codec
-from teachonce.labels.access import allow, array_of, open_group
+from teachonce.labels.access import allow, array_of, open_group, whole_chunks
 from teachonce.labels.codec import CodecTables, CodedTopK, FloatArray, IdArray, TopK, decode_embeddings
 from teachonce.labels.format import EMBEDDING, LABELS, ArraySpec, Layout, chunk_file, chunk_folder
 from teachonce.labels.header import READ_ERRORS, proved_static, read_header, read_index, read_static, static_faults
-from teachonce.labels.ledger import Record, chunk_digest, from_row, ledger_path, to_row
+from teachonce.labels.ledger import Record, chunk_digest, from_row, ledger_path, record_file, to_row
 from teachonce.labels.metadata import (
     NO_STORE,
     Group,
@@ -230,7 +231,7 @@ class LabelStore:
                     stage_array(self.path, staging, spec.path)
                 array = arrays[spec.path] = zarr.open_array(str(place / spec.path), mode="r+", zarr_format=3)
                 start, stop = spec.bounds(self.layout, chunk)
-                _whole_chunks(array)[start:stop] = data[spec.path].astype(spec.dtype, copy=False)
+                whole_chunks(array)[start:stop] = data[spec.path].astype(spec.dtype, copy=False)
             for spec in specs:  # what is staged is moved out of its folder `c`, whose names need not last
                 top = place / spec.path if staging is None else chunk_folder(place, spec) / str(chunk)
                 sync_up(chunk_file(place, spec, chunk), top)
@@ -274,7 +275,7 @@ class LabelStore:
         row = to_row(token, rows_ok, rows_failed, digests, phases)
         try:
             array_of(self.root, path)[chunk : chunk + 1] = row[None]
-            record = self.path / path / "c" / str(chunk) / "0"
+            record = record_file(self.path, group, chunk)
             sync_up(record, record.parent)
             self._folders.sync([record.parents[1]])
         except OSError as problem:
@@ -300,6 +301,8 @@ class LabelStore:
         Raises:
             IntegrityError: the record itself is damaged.
         """
+        if not is_remote(self.path) and not os.path.lexists(record_file(self.path, group, chunk)):
+            return None  # Zarr would say so in several milliseconds, three times a delivery
         try:
             row = np.asarray(array_of(self.root, ledger_path(group))[chunk])
         except READ_ERRORS as problem:
@@ -387,12 +390,3 @@ class LabelStore:
 
 def _coded(data: Arrays) -> CodedTopK:
     return CodedTopK(data["class_ids"], data["gaps"], data["top_log_prob"], data["log_residual"])
-
-
-def _whole_chunks(array: zarr.Array[Any]) -> zarr.Array[Any]:
-    """The array, writing chunks that equal the fill value too; Zarr would drop one in which every image failed.
-
-    The setting is not stored with an array. `with_config` would say it, but came after Zarr 3.1.3.
-    """
-    metadata: Any = array.metadata  # of either format of Zarr
-    return zarr.Array(zarr.AsyncArray(metadata, array.store_path, config={"write_empty_chunks": True}))

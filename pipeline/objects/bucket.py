@@ -14,7 +14,7 @@ from teachonce.errors import EnvironmentFault
 from teachonce.objects.clients import client, server
 from teachonce.objects.faults import explained, is_missing, may_pass, status_of
 from teachonce.objects.patience import again
-from teachonce.objects.seam import Entry, Stored, Version, checked_key
+from teachonce.objects.seam import Entry, Stored, Version, checked_key, md5_in
 
 T = TypeVar("T")
 MOST_ROUNDS = 20  # of a conditional write that is neither won nor lost: the server says no and holds nothing
@@ -151,7 +151,7 @@ class BucketObjects:
 
     def _entry(self, meta: Any) -> Entry:
         modified = int(meta["last_modified"].timestamp() * 1e9)
-        return Entry(str(meta["path"])[self._start :], int(meta["size"]), modified)
+        return Entry(str(meta["path"])[self._start :], int(meta["size"]), modified, md5_in(str(meta["e_tag"])))
 
     def _key(self, key: str) -> str:
         return f"{self.prefix}/{checked_key(key)}" if self.prefix else checked_key(key)

@@ -127,4 +127,4 @@ class FolderObjects:
 
 
 def _version(data: bytes) -> Version:
-    return Version(hashlib.blake2b(data, digest_size=16).hexdigest())
+    return Version("blake2b:" + hashlib.blake2b(data, digest_size=16).hexdigest())

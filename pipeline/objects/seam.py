@@ -11,10 +11,13 @@ answer that was lost on the way is replaced by a look: who finds its own content
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from teachonce.errors import UsageError
+
+_MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,11 @@ class Version:
     mark: str
     generation: str | None = None
 
+    @property
+    def md5(self) -> str:
+        """The MD5 of the content in hex, as far as the mark looks like one; a server may give something alike."""
+        return md5_in(self.mark)
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -40,11 +48,15 @@ class Stored:
 
 @dataclass(frozen=True)
 class Entry:
-    """An object as a listing names it; `size` in bytes, `modified_ns` since 1970 as its server's clock has it."""
+    """An object as a listing names it; `size` in bytes, `modified_ns` since 1970 as its server's clock has it.
+
+    `md5` is that of the content where it looks like it, as in `Version.md5`, and otherwise empty.
+    """
 
     key: str
     size: int
     modified_ns: int = field(default=0, compare=False)
+    md5: str = field(default="", compare=False)
 
 
 class Objects(Protocol):
@@ -79,6 +91,12 @@ class Objects(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object; where there is none this is no error."""
+
+
+def md5_in(mark: str) -> str:
+    """The MD5 in an ETag; empty where it holds something else."""
+    match = _MD5.fullmatch(mark)
+    return match[1] if match else ""
 
 
 def checked_key(key: str) -> str:

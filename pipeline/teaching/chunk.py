@@ -40,7 +40,7 @@ from teachonce.teaching.columns import Column, column
 from teachonce.teaching.delivery import ChunkReport
 from teachonce.teaching.made_up import MadeUpBatches
 from teachonce.teaching.trial import require_unit
-from teachonce.teaching.worker import MODEL_TURN, PhaseClock, worker_models, worker_store
+from teachonce.teaching.worker import MODEL_TURN, PhaseClock, require_writable, worker_models, worker_store
 from teachonce.watching.stop import stop_request
 
 
@@ -78,7 +78,7 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
     Raises:
         IncompleteError: this run no longer owns the store, or a write failed.
         DataError: an archive is gone, or shorter than when it was indexed, or holds other images than were labelled.
-        EnvironmentFault: this worker does not see the store, the data or a model.
+        EnvironmentFault: this worker does not see the store, the data or a model, or may not write beside the store.
     """
     began = time.perf_counter()
     _require_seen(job)
@@ -87,6 +87,7 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
     if not missing or stop_request(store.path, job.token) is not None:
         return ChunkReport(chunk)
     require_token(store.path, job.token)
+    require_writable(store.path, job.token)
     threads = _set_up(job)
     start, stop = store.layout.bounds(chunk)
     index, rows = store.index_of_chunk(chunk), stop - start

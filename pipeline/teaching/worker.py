@@ -1,11 +1,15 @@
 """What a worker process keeps (models, the store's tables, the teacher's text side), and whose turn it is to use it.
 
-Nothing here runs a model or writes.
+Nothing here runs a model, or writes more than a trial whether it may.
 """
 
 from __future__ import annotations
 
 import functools
+import os
+import pwd
+import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +22,10 @@ import torch
 
 from teachonce.cluster.client import worker_index
 from teachonce.core.devices import pick_device, take_device
-from teachonce.errors import FingerprintError
+from teachonce.core.files import write_failed
+from teachonce.core.machine import installed_version
+from teachonce.errors import EnvironmentFault, FingerprintError
+from teachonce.labels.staging import new_staging
 from teachonce.labels.store import LabelStore
 from teachonce.models.classifier import ensemble_features
 from teachonce.models.clip import LoadedClip, load_clip
@@ -26,6 +33,7 @@ from teachonce.models.spec import Resize
 from teachonce.teaching.teacher import TeacherHead, head_of
 
 # A worker runs two tasks: while one task is in the models, the other decodes its first images or writes its chunk.
+BUILDERS = ("torch", "open_clip_torch", "timm", "transformers")
 MODEL_TURN = threading.Lock()
 _LOADING = threading.Lock()
 _LENT: dict[str, LoadedClip] = {}
@@ -66,10 +74,49 @@ def _model(spec: str, digest: str, compiled: bool, resize: Resize, device: str) 
     loaded = _LENT.get(digest) or load_clip(spec, device)
     if loaded.digest != digest:
         raise FingerprintError(
-            f"'{spec}' has weights {loaded.digest[:16]} here and {digest[:16]} where teach was started"
+            f"'{spec}' is the model {loaded.digest[:16]} on {socket.gethostname()} and {digest[:16]} where teach was "
+            f"started: other weights, or the same weights in other modules of the libraries that build it, which are "
+            f"here {_builders()}",
+            hint="compare these versions with those of the driver (`pip list`), and install the same; then the files",
         )
     loaded = loaded.resized_by(resize)
     return loaded.compiled() if compiled else loaded
+
+
+def _builders() -> str:
+    """The libraries whose versions decide which modules a model is made of: their text is part of its digest."""
+    return ", ".join(
+        f"{name} {installed_version(name)}" for name in ("torch", "open_clip_torch", "timm", "transformers")
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def require_writable(store: Path, token: int) -> None:
+    """Refuse to compute what this worker could not hand over: it tries once a run whether it may write there.
+
+    Raises:
+        EnvironmentFault: it may not, such as under another user than the driver's.
+        IncompleteError: the write failed for another reason, such as a full disk.
+    """
+    try:
+        shutil.rmtree(new_staging(store, token, 0))
+    except OSError as problem:
+        failed = write_failed(store, problem)
+        if not isinstance(failed, EnvironmentFault):
+            raise failed from problem
+        raise failed.reworded(
+            f"the worker on {socket.gethostname()} cannot write beside the label store, as user {_user()}: "
+            + failed.message,
+            "start the workers under a user who may write there, or let them: the folder of the store, and what is "
+            f"called {store.name}.staging in it",
+        ) from problem
+
+
+def _user() -> str:
+    try:
+        return f"{pwd.getpwuid(os.geteuid()).pw_name} (uid {os.geteuid()})"
+    except KeyError:  # containers run as numbers without a name
+        return f"{os.geteuid()}"
 
 
 def worker_store(path: Path, token: int) -> LabelStore:

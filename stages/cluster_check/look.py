@@ -18,10 +18,12 @@ import psutil
 
 from teachonce import __version__
 from teachonce.cluster.worker_memory import memory_limit
-from teachonce.core import remote
+from teachonce.core.files import is_remote
 from teachonce.core.machine import allowed_cores, package_versions
 from teachonce.core.outside import open_plain
 from teachonce.errors import TeachOnceError
+from teachonce.objects.places import open_objects
+from teachonce.objects.remote import is_folder, location, read_range
 from teachonce.stages.cluster_check.request import WorkerLook
 from teachonce.stages.doctor import machine, software
 from teachonce.stages.doctor.request import Finding
@@ -41,7 +43,7 @@ class Asked:
     """What the worker shall try; all paths are absolute."""
 
     trial: str | None
-    """A folder beside the store that the driver has made, with the file TOKEN in it."""
+    """A folder beside the store that the driver has made, with the file TOKEN in it; or its URL."""
     token: str
     root: str | None
     models: tuple[str, ...]
@@ -52,7 +54,8 @@ def look(asked: Asked) -> WorkerLook:
     findings = [machine.cores(), machine.open_files()]
     fsync = rate = None
     if asked.trial is not None:
-        found, fsync = store_disk(Path(asked.trial), asked.token)
+        store = location(asked.trial)
+        found, fsync = (store_bucket if is_remote(store) else store_disk)(store, asked.token)
         findings += found
     if asked.root is not None:
         finding, rate = data(asked.root)
@@ -98,6 +101,26 @@ def store_disk(trial: Path, token: str) -> tuple[list[Finding], float | None]:
     return [seen, machine.space(folder), machine.speed(trial), machine.locks(trial)], fsync
 
 
+def store_bucket(trial: Path, token: str) -> tuple[list[Finding], float | None]:
+    """Whether this is the bucket that the driver sees, may be written to, and how long a small object takes."""
+    try:
+        bucket = open_objects(trial)
+        there = bucket.get(TOKEN)
+        if there is None or there.data != token.encode():
+            text = f"{trial} is not what the command wrote there: {socket.gethostname()} asks another server"
+            return [_fail("store", text, "AWS_ENDPOINT_URL and AWS_PROFILE must be the same on workers")], None
+        took = []
+        for _ in range(SYNCS):
+            began = time.monotonic()
+            bucket.put(socket.gethostname(), token.encode())
+            took.append(1000 * (time.monotonic() - began))
+    except TeachOnceError as problem:
+        return [_fail("store", problem.message, str(problem.hint))], None
+    put = statistics.median(took)
+    text = f"{trial.parent} is seen and written; {put:.1f} ms until a small object is there"
+    return [Finding(what="store", standing="OK", found=text)], put
+
+
 def sync_ms(folder: Path) -> float:
     """Milliseconds until a small new file is on the disk, in the median.
 
@@ -120,8 +143,8 @@ def sync_ms(folder: Path) -> float:
 def data(root: str) -> tuple[Finding, float | None]:
     """Whether the data is there, and the megabytes a second that come of it in small ranges."""
     try:
-        path = remote.location(root)
-        if not remote.is_folder(path):
+        path = location(root)
+        if not is_folder(path):
             return _fail("data", f"{root} is not there on {socket.gethostname()}", "mount the data there, too"), None
         files = some_files(path)
         if not files:
@@ -174,8 +197,8 @@ def read_rate(files: list[tuple[Path, int]]) -> tuple[float, float]:
 
 
 def _range(path: Path, offset: int) -> bytes:
-    if remote.is_remote(path):
-        return remote.read_range(path, offset, RANGE_BYTES)
+    if is_remote(path):
+        return read_range(path, offset, RANGE_BYTES)
     with open_plain(path) as file:
         if hasattr(os, "posix_fadvise"):  # what this machine still has in its memory says nothing of the disk
             os.posix_fadvise(file.fileno(), offset, RANGE_BYTES, os.POSIX_FADV_DONTNEED)

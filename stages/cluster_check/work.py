@@ -21,6 +21,7 @@ from teachonce.core.outside import read_plain
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, EnvironmentFault, UsageError
 from teachonce.models.spec import absolute_spec, parse_spec
+from teachonce.objects.places import open_objects
 from teachonce.objects.remote import absolute
 from teachonce.phrases import option, phrase
 from teachonce.stages.cluster_check.look import TOKEN, Asked, look
@@ -80,10 +81,15 @@ def _trial_folder(labels: Path | None) -> Iterator[tuple[Path | None, str]]:
         yield None, token
         return
     if is_remote(labels):
-        raise UsageError(
-            option("labels") + f" {labels}: the disk of a store is tried, and this is a bucket",
-            hint="teach tries a bucket itself before it begins",
-        )
+        trial = labels.with_name(f"{labels.name}.check-{token}")
+        bucket = open_objects(trial)
+        bucket.put(TOKEN, token.encode())
+        try:
+            yield trial, token
+        finally:
+            for entry in bucket.list():
+                bucket.delete(entry.key)
+        return
     try:
         folder = tempfile.TemporaryDirectory(prefix=".teachonce-check-", dir=labels.resolve().parent)
     except OSError as problem:
@@ -105,7 +111,8 @@ def _written_here(trial: Path, token: str, seen: WorkerLook) -> list[Finding]:
     until = time.monotonic() + SEEN_SECONDS
     while True:
         with contextlib.suppress(OSError):
-            if (trial / seen.host).read_text(encoding="ascii") == token:
+            stored = open_objects(trial).get(seen.host)
+            if stored is not None and stored.data == token.encode():
                 return []
         if time.monotonic() > until:
             text = f"what {seen.host} writes to {trial.parent} is not seen here within {SEEN_SECONDS:.0f} s"

@@ -42,9 +42,9 @@ command=
 
 finish() {{
     trap - EXIT TERM
+    rm -rf "$folder"  # first: SLURM may kill what takes longer
     if [ -n "$command" ] && kill -TERM "$command" 2>/dev/null; then wait "$command" || true; fi
     for process in "${{started[@]}}"; do kill "$process" 2>/dev/null || true; done
-    rm -rf "$folder"
 }}
 stop() {{  # SLURM's warning {grace} s before the time limit, or scancel -b: chunks that are committed stay
     echo "teach is told to stop; sbatch the same line again to go on" >&2

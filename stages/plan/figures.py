@@ -26,6 +26,7 @@ from teachonce.labels.ledger import IN_TURN, require_fingerprint
 from teachonce.labels.selection import few_shot_samples
 from teachonce.labels.store import LabelStore
 from teachonce.phrases import Phrase, option, phrase, setting
+from teachonce.stages.plan.idle import idle_advice
 from teachonce.stages.plan.outcome import KIND, SCHEMA
 from teachonce.stages.plan.request import PlanRequest, PlanResult
 from teachonce.stages.teach.request import TeachRequest
@@ -135,6 +136,7 @@ def _result(
     free = _memory_free(probe)
     advice = [*unknown, *_disk_advice(total, disk, wanted), *_memory_advice(estimates, free, probe)]
     advice += [] if gpu is None or gpu.fits else [gpu.sentence]
+    advice += idle_advice(layout, layout.chunks - len(there), left, workers, is_new=not wanted.path.exists())
     fits = total.high <= disk and not any(e.what == "memory" and e.low > free for e in estimates)
     fits = fits and (gpu is None or gpu.fits)
     return PlanResult(

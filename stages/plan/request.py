@@ -48,7 +48,7 @@ class PlanResult:
     gpu: str
     """What a worker needs of a GPU's memory, in one sentence: which GPUs have it, and which keys make it less."""
     advice: tuple[str, ...]
-    """Why the run does not fit on disk or in memory, and which option would make it fit."""
+    """Why the run does not fit on disk or in memory, or leaves workers idle, and which option would mend that."""
     fits: bool
     exit_code: int
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 from teachonce.cluster import client as cluster_client
 from teachonce.cluster.presence import present_workers
@@ -80,6 +81,7 @@ def complete(
         facts = _device_of_workers(client, request, heed, reporter)
         wanted = wanted.settled(facts.bf16)
         models = load_models(request, reporter, "cpu")  # a GPU belongs to the workers
+        cluster_client.expect_memory(client, psutil.Process().memory_info().rss, reporter)  # workers load the same
         say_what_carries(models, reporter, request.features_only)
         say_where(facts, wanted, request.computing.threads or cluster_client.threads_of(request.cluster), reporter)
         with device_explained(SMALLER):

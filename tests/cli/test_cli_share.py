@@ -10,8 +10,11 @@ import pytest
 import stage_stubs
 
 from teachonce.errors import EnvironmentFault, IncompleteError, IntegrityError
+from teachonce.objects.remote import location
 from teachonce.stages.export import ExportRequest
 from teachonce.stages.pack import PackRequest
+from teachonce.stages.pull import PullRequest
+from teachonce.stages.push import PushRequest
 
 Command = Callable[..., Any]
 
@@ -44,6 +47,15 @@ def test_all_options_of_pack_reach_the_stage(
     ended = teachonce_here("pack", "labels.zarr", *options, "--json")
     assert stubs.requests[-1] == PackRequest(source=Path("labels.zarr"), **wanted)
     assert ended.document["command"] == "pack" and ended.document["digest"] == "f00d"
+
+
+def test_push_and_pull_hand_both_places_to_their_stages(teachonce_here: Command, stubs: stage_stubs.Stubs) -> None:
+    ended = teachonce_here("push", "labels.zarr", "s3://bucket/labels.zarr", "--json")
+    assert stubs.requests[-1] == PushRequest(labels=Path("labels.zarr"), target=location("s3://bucket/labels.zarr"))
+    assert ended.document["command"] == "push" and ended.document["sent_files"] == 90
+    ended = teachonce_here("pull", "s3://bucket/labels.zarr", "labels.zarr", "--json")
+    assert stubs.requests[-1] == PullRequest(source=location("s3://bucket/labels.zarr"), labels=Path("labels.zarr"))
+    assert ended.document["command"] == "pull" and ended.document["fetched_files"] == 90
 
 
 @pytest.mark.parametrize(

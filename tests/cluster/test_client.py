@@ -29,7 +29,7 @@ from teachonce.cluster.client import (
     warm_up,
     worker_index,
 )
-from teachonce.cluster.description import BRIEF_MEMORY, ClusterSpec, CudaDescription, load_description
+from teachonce.cluster.description import BRIEF_MEMORY, KINDS, ClusterSpec, CudaDescription, load_description
 from teachonce.cluster.jobs import batch_cluster, cuda_cluster, started
 from teachonce.core.machine import default_threads
 from teachonce.core.progress import Silent
@@ -214,7 +214,7 @@ def test_descriptions_of_the_page(project: Path, tmp_path: Path) -> None:
     """Every TOML block of docs/cluster.md is a description, one at least of each kind."""
     page = (project / "docs/cluster.md").read_text(encoding="utf-8")
     descriptions = [description(tmp_path, block) for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL)]
-    assert {one.kind for one in descriptions} == {"cuda", "local", "slurm"}
+    assert {one.kind for one in descriptions} == set(KINDS)
 
 
 def test_threads_of_a_worker(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from teachonce.cluster.description import ClusterSpec
 from teachonce.core.machine import package_versions
 from teachonce.core.progress import Silent
 from teachonce.errors import DataError, EnvironmentFault, UsageError
+from teachonce.objects.folder import FolderObjects
+from teachonce.objects.remote import location
 from teachonce.stages.cluster_check import ClusterCheckRequest, WorkerLook, cluster_check, look, work
 
 SLURM = """
@@ -179,3 +182,19 @@ def test_what_cannot_be_tried_is_refused(tmp_path: Path) -> None:
     spec = ClusterSpec(file=tmp_path / "slurm.toml")
     with pytest.raises(EnvironmentFault, match="cannot be written"):
         cluster_check(ClusterCheckRequest(cluster=spec, labels=tmp_path / "no/a.zarr"), Silent())
+
+
+def test_a_store_in_a_bucket_is_tried_by_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A word that the command put there, an answer of the worker, and nothing left; a folder plays the bucket."""
+    for module in (look, work):
+        monkeypatch.setattr(module, "open_objects", lambda place: FolderObjects(tmp_path / place.name))
+    labels = location("s3://stores/a.zarr")
+    with work._trial_folder(labels) as (trial, token):
+        assert trial is not None and str(trial).startswith("s3://stores/a.zarr.check-")
+        (seen,), put_ms = look.store_bucket(trial, token)
+        assert seen.standing == "OK" and "s3://stores" in seen.found and put_ms is not None
+        here = dataclasses.replace(SEEN, host=socket.gethostname(), fsync_ms=put_ms)
+        assert work._written_here(trial, token, here) == []
+        (other,), nothing = look.store_bucket(trial, "another word")
+        assert other.standing == "FAIL" and "another server" in other.found and nothing is None
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == []

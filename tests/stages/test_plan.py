@@ -16,9 +16,11 @@ from worlds import CHUNK_ROWS, CHUNKS, PHOTOS, World, files_of, request_for, tea
 from teachonce.core.progress import Silent
 from teachonce.data.view_policy import ViewPolicy
 from teachonce.errors import DataError, FingerprintError, UsageError
+from teachonce.labels.format import new_layout
 from teachonce.labels.size import bytes_per_row
 from teachonce.stages.plan import PlanRequest, PlanResult, compare, plan, probe
 from teachonce.stages.plan import figures as plan_figures
+from teachonce.stages.plan.idle import idle_advice
 from teachonce.stages.teach import RehearseResult, rehearse_half
 
 
@@ -139,8 +141,36 @@ def test_workers_of_a_described_cluster(
     """As many as the file says; what is not known is said."""
     (tmp_path / "c.toml").write_text(text)
     result = planned(world, tmp_path / "a.zarr", teacher, rate=7.0, cluster=tmp_path / "c.toml")
-    assert result.workers == workers and (said is None) == (result.advice == ())
-    assert said is None or said in result.advice[0]
+    advice = [sentence for sentence in result.advice if "chunks are few" not in sentence]
+    assert result.workers == workers and (said is None) == (advice == [])
+    assert said is None or said in advice[0]
+
+
+def test_a_plan_says_what_would_be_idle(world: World, teacher: str, finished: Path, tmp_path: Path) -> None:
+    """Five chunks for two workers; in a store that is there, only the two chunks that are left count."""
+    result = planned(world, tmp_path / "a.zarr", teacher, rate=7.0, workers=2)
+    assert result.fits and "5 chunks are few for 2 workers: up to 29% of their time" in result.advice[0]
+    assert planned(world, tmp_path / "a.zarr", teacher, rate=7.0, workers=1).advice == ()
+    assert planned(world, finished, teacher, rate=7.0, workers=2).advice == ()
+
+
+def test_smaller_chunks_are_proposed_where_workers_would_be_idle() -> None:
+    """8 chunks for each worker, in rows that hold whole images; none too small; nothing where chunks suffice."""
+    layout = new_layout(131_072, 100, 5, (1.0,), 16_384)
+    (said,) = idle_advice(layout, 8, 131_072, 16, is_new=True)
+    assert "up to 67% of their time" in said and "`chunk_rows` 1024 makes 128 chunks" in said
+    assert "`workers`: 2 would be as busy" in idle_advice(layout, 8, 131_072, 16, is_new=False)[0]
+    assert idle_advice(layout, 8, 131_072, 2, is_new=True) == idle_advice(layout, 0, 0, 9, is_new=False) == []
+    three = new_layout(3 * 40_000, 100, 5, (1.0,), 16_383, views=3)
+    assert "`chunk_rows` 1794 makes 67 chunks" in idle_advice(three, 8, 120_000, 8, is_new=True)[0]
+    assert "`workers`: 1 " in idle_advice(new_layout(2_048, 9, 5, (1.0,), 512), 4, 2_048, 64, is_new=False)[0]
+
+
+@pytest.mark.parametrize(("chunks", "workers"), [(8, 16), (5, 2), (30, 8), (31, 8), (200, 64)])
+def test_no_more_is_idle_than_a_plan_says(chunks: int, workers: int) -> None:
+    """Chunks of equal length, in rounds: the last round may have one chunk only."""
+    rounds = -(-chunks // workers)
+    assert 1 - chunks / (rounds * workers) <= workers / (chunks + workers)
 
 
 def test_workers_of_a_scheduler_are_not_known(world: World, teacher: str, tmp_path: Path) -> None:

@@ -77,7 +77,12 @@ PROGRAMS = (("sbatch", SBATCH), ("scancel", SCANCEL), ("squeue", SQUEUE), ("scon
 
 @contextmanager
 def by_hand(
-    folder: Path, port: int, workers: int, options: tuple[str, ...] = (), environment: Mapping[str, str] | None = None
+    folder: Path,
+    port: int,
+    workers: int,
+    options: tuple[str, ...] = (),
+    environment: Mapping[str, str] | None = None,
+    protocol: str = "tcp",
 ) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
     """Its address, and its processes: the scheduler first, then the workers, which all run in `folder`.
 
@@ -86,15 +91,18 @@ def by_hand(
         port: where the scheduler listens.
         workers: how many.
         options: more of them for `dask worker`.
-        environment: more variables of the workers.
+        environment: more variables of the scheduler and the workers.
+        protocol: tcp, or tls, whose certificates stand in the environment.
     """
-    address = f"tcp://127.0.0.1:{port}"
+    address = f"{protocol}://127.0.0.1:{port}"
     command = [
         sys.executable,
         "-m",
         "distributed.cli.dask_scheduler",
         "--host",
         "127.0.0.1",
+        "--protocol",
+        protocol,
         "--port",
         str(port),
         "--no-dashboard",

@@ -40,6 +40,8 @@ STAGES = (
     "models",
     "pack",
     "plan",
+    "pull",
+    "push",
     "relabel",
     "report",
     "show",

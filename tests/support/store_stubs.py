@@ -215,3 +215,27 @@ class PlanResult:
     estimates: tuple[dict[str, Any], ...] = ({"what": "bytes", "low": 1.0, "high": 2.0, "unit": "bytes"},)
     fits: bool = True
     exit_code: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushResult:
+    labels: str = "labels.zarr"
+    target: str = "s3://bucket/labels.zarr"
+    store_id: str = "f00d"
+    files: int = 90
+    bytes: int = 1_000_000
+    sent_files: int = 90
+    sent_bytes: int = 1_000_000
+    seconds: float = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullResult:
+    source: str = "s3://bucket/labels.zarr"
+    labels: str = "labels.zarr"
+    store_id: str = "f00d"
+    files: int = 90
+    bytes: int = 1_000_000
+    fetched_files: int = 90
+    fetched_bytes: int = 1_000_000
+    seconds: float = 2.0

@@ -182,6 +182,10 @@ class _InlineClient:
     def submit(self, task: Callable[..., object], *args: object, **options: object) -> None:
         """Nothing: only `warm_up` comes here."""
 
+    def nthreads(self) -> dict[str, int]:
+        """No worker has to be asked about itself."""
+        return {}
+
 
 @functools.lru_cache(maxsize=8)
 def loaded_once(spec: str, device: str = "cpu") -> Any:
