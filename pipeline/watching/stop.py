@@ -11,14 +11,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from teachonce.core.progress import Reporter
 from teachonce.core.strict import decode_known
-from teachonce.errors import IncompleteError
+from teachonce.errors import IncompleteError, TeachOnceError
 from teachonce.watching.beside import STOP, read_beside, remove_beside, write_beside
 
 LOOK_EVERY_S = 1.0
@@ -119,8 +119,11 @@ def heeded(store: Path, token: int, reporter: Reporter) -> Iterator[StopWatch]:
     watch, ended = StopWatch(store, token, reporter), threading.Event()
 
     def keep_looking() -> None:
-        while not watch.look() and not ended.wait(LOOK_EVERY_S):
-            pass
+        while not watch.asked():
+            with suppress(TeachOnceError):  # the place does not answer; the work itself says so
+                watch.look()
+            if ended.wait(LOOK_EVERY_S):
+                return
 
     thread = threading.Thread(target=keep_looking, daemon=True, name="stop-requests")
     thread.start()
@@ -129,8 +132,9 @@ def heeded(store: Path, token: int, reporter: Reporter) -> Iterator[StopWatch]:
     finally:
         ended.set()
         thread.join()
-        if stop_request(store, token) is not None:
-            withdraw_stop(store)
+        if watch.asked():
+            with suppress(TeachOnceError):
+                withdraw_stop(store)
 
 
 def _user() -> str:
