@@ -54,6 +54,7 @@ from teachonce.cli.words import spelled
 from teachonce.core.documents import visible
 from teachonce.core.machine import calm_waiting
 from teachonce.errors import TeachOnceError, UsageError
+from teachonce.objects.patience import give_up, wait_again
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 TERMINATED = 143  # 128 + SIGTERM
@@ -253,12 +254,25 @@ def _sigterm_raises() -> Iterator[None]:
         yield
         return
     previous = signal.signal(signal.SIGTERM, _raise_terminated)
+    waits_are_cut = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if waits_are_cut:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
+        if waits_are_cut:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        wait_again()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C: threads that wait for a server of S3 must not hold up the end."""
+    give_up()
+    signal.default_int_handler(number, frame)
 
 
 def _raise_terminated(number: int, frame: FrameType | None) -> None:
+    give_up()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break the clean-up that the first starts
     raise Terminated

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from teachonce.cli.console import Output
-from teachonce.objects.patience import told
+from teachonce.objects.patience import outages_noted
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -33,7 +33,7 @@ def job(
     """The job that runs a stage and prints its result; `shown` rearranges the values that a person sees."""
 
     def work(output: Output) -> int:
-        with output.working(), told(output.note):
+        with output.working(), outages_noted(output.note):
             result = stage(output)
         output.result(result, shown)
         # A stage that ends well may bring bad news: its result then has an exit code of its own.

@@ -37,7 +37,7 @@ from teachonce.cluster.quiet import dask_silenced
 from teachonce.cluster.scheduler_check import expect_memory, require_same_version
 from teachonce.cluster.task_window import ALLOWED_FAILURES, run_tasks
 from teachonce.cluster.tls import PLAIN_HINT, refusal_hint, require_certificates
-from teachonce.cluster.workers import PATIENCE_KEY
+from teachonce.cluster.workers import PATIENCE_KEY, lost
 from teachonce.core.devices import DeviceFacts, device_facts, visible_gpus
 from teachonce.core.machine import THREADS_VARIABLE, calm_waiting, choose_threads, default_threads
 from teachonce.core.progress import Reporter, Silent
@@ -167,6 +167,8 @@ def _existing_scheduler(address: str, reporter: Reporter) -> Iterator[Client]:
         try:
             require_same_version(client, address, reporter)
             yield client
+        except CommClosedError as problem:  # a look at the workers, at the instant when the scheduler ended
+            raise lost(client, None) from problem
         finally:
             close(client, f"connections to the scheduler at {address}", reporter)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import socket
 from concurrent.futures import CancelledError
 from typing import Any
@@ -49,3 +50,10 @@ def mark_of_this_worker(device: str) -> WorkerMark:
         device=device_words(device),
         memory_bytes=psutil.Process().memory_info().rss,
     )
+
+
+def messages(client: Client, topic: str) -> queue.SimpleQueue[dict[str, Any]]:
+    """What workers log under a topic from now on; Dask's client puts it there in a thread of its own."""
+    came: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    client.subscribe_topic(topic, lambda event: came.put(event[1]))
+    return came

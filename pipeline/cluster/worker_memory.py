@@ -78,8 +78,8 @@ def _control_group_limits() -> list[int]:
         top, name = (
             (CONTROL_GROUP / "memory", "memory.limit_in_bytes") if controllers else (CONTROL_GROUP, "memory.max")
         )
-        own = Path(top, group.lstrip("/"))
-        for folder in (own, *own.parents):
+        innermost = Path(top, group.lstrip("/"))
+        for folder in (innermost, *innermost.parents):
             if not folder.is_relative_to(top):
                 break
             with contextlib.suppress(OSError, ValueError):  # no such group here, or the word `max`

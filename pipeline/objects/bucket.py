@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from teachonce.errors import EnvironmentFault
 from teachonce.objects.clients import client, server
-from teachonce.objects.faults import explained, is_missing, may_pass, status_of
+from teachonce.objects.faults import code_of, explained, is_missing, may_pass, status_of
 from teachonce.objects.patience import again
 from teachonce.objects.seam import Entry, Stored, Version, checked_key, md5_in
 
@@ -68,8 +68,17 @@ class BucketObjects:
 
     def facts(self, key: str) -> Entry | None:
         """What is known of an object without reading it; None where there is none."""
+
+        def ask(store: Any) -> Any:
+            try:
+                return store.head(self._key(key))
+            except Exception as problem:
+                if status_of(problem) not in ("", "404") and not code_of(problem):
+                    store.get_range(self._key(key), start=0, length=1)  # its answer has words, which this one lacks
+                raise
+
         try:
-            return self._entry(self._again(key, lambda store: store.head(self._key(key))))
+            return self._entry(self._again(key, ask))
         except FileNotFoundError:
             return None
 

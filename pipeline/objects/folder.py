@@ -8,12 +8,13 @@ between its look and its write.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from teachonce.core.files import beside, is_draft, sync, sync_up, write_failed
+from teachonce.core.files import beside, drafts, is_draft, remove_draft, sync, sync_up, write_failed
 from teachonce.core.locks import exclusive
 from teachonce.objects.seam import Entry, Stored, Version, checked_key
 
@@ -97,6 +98,13 @@ class FolderObjects:
         except OSError as problem:
             raise write_failed(path, problem) from problem
 
+    def clear_drafts(self) -> None:
+        """Remove what killed writers had left half made."""
+        for parent, _, names in os.walk(self.folder):
+            if any(map(is_draft, names)):
+                for left in drafts(Path(parent)):
+                    remove_draft(left)
+
     def _path(self, key: str) -> Path:
         return self.folder / checked_key(key)
 
@@ -108,10 +116,12 @@ class FolderObjects:
         try:
             self._make_parents(path)
             with open(draft, "xb") as file:
+                with contextlib.suppress(OSError):  # on a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX)  # `clear_drafts` of another process leaves it alone
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            yield draft, path
+                yield draft, path
         except OSError as problem:
             raise write_failed(path, problem) from problem
         finally:

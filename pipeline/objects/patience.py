@@ -7,12 +7,12 @@ an outage. An outage is said once, and its end once.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 from teachonce.errors import UsageError
@@ -21,13 +21,30 @@ T = TypeVar("T")
 SETTING = "TEACHONCE_PATIENCE"  # environment variable: seconds for which a server that has answered may be away
 DEFAULT_S = 600.0
 UNKNOWN_S = 10.0  # ... and one that never has
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0
 Say = Callable[[str], None]
 
+
+@dataclass(frozen=True)
+class Outage:
+    """That a server went away, or came back.
+
+    Attributes:
+        server: which.
+        over: whether it answers again.
+        text: one line for a person.
+    """
+
+    server: str
+    over: bool
+    text: str
+
+
 _guard = threading.Lock()
+_given_up = threading.Event()
 _reached: set[str] = set()  # servers that have answered
 _away: dict[str, float] = {}  # when an outage that was said began
-_listeners: list[Say] = []
+_listeners: list[Callable[[Outage], None]] = []
 
 
 def patience_s() -> float:
@@ -53,13 +70,32 @@ def expect(server: str) -> None:
 
 
 @contextlib.contextmanager
-def told(say: Say) -> Iterator[None]:
+def outages_noted(say: Say) -> Iterator[None]:
     """Inside, outages and their ends are said to `say`."""
-    _listeners.append(say)
+
+    def hear(outage: Outage) -> None:
+        say(outage.text)
+
+    _listeners.append(hear)
     try:
         yield
     finally:
-        _listeners.remove(say)
+        _listeners.remove(hear)
+
+
+def tell_all(hear: Callable[[Outage], None]) -> None:
+    """From now on `hear` is called for every outage and its end, for as long as this process lives."""
+    _listeners.append(hear)
+
+
+def give_up() -> None:
+    """Let every request that waits fail now, and wait for none from now on: this process is asked to end."""
+    _given_up.set()
+
+
+def wait_again() -> None:
+    """Have patience again, for a process that goes on with something else."""
+    _given_up.clear()
 
 
 def again(attempt: Callable[[], T], server: str, may_pass: Callable[[Exception], bool]) -> T:
@@ -78,7 +114,8 @@ def again(attempt: Callable[[], T], server: str, may_pass: Callable[[Exception],
         try:
             result = attempt()
         except Exception as problem:  # noqa: BLE001 - `wait_after` raises what is no outage
-            time.sleep(tries.wait_after(problem))
+            if _given_up.wait(tries.wait_after(problem)):
+                raise
         else:
             _heard(server)
             return result
@@ -86,12 +123,16 @@ def again(attempt: Callable[[], T], server: str, may_pass: Callable[[Exception],
 
 async def again_async(attempt: Callable[[], Awaitable[T]], server: str, may_pass: Callable[[Exception], bool]) -> T:
     """`again` for a request that is awaited."""
+    import asyncio  # its import takes longer than a command's help may
+
     tries = _Tries(server, may_pass)
     while True:
         try:
             result = await attempt()
         except Exception as problem:  # noqa: BLE001 - `wait_after` raises what is no outage
             await asyncio.sleep(tries.wait_after(problem))
+            if _given_up.is_set():
+                raise
         else:
             _heard(server)
             return result
@@ -128,7 +169,7 @@ def _missed(server: str, start: float, most: float) -> None:
         if server in _away:
             return
         _away[server] = start
-    _say(f"{server} does not answer; it is asked again for {most:.0f} s ({SETTING})")
+    _say(Outage(server, False, f"{server} does not answer; it is asked again for {most:.0f} s ({SETTING})"))
 
 
 def _heard(server: str) -> None:
@@ -136,9 +177,9 @@ def _heard(server: str) -> None:
         _reached.add(server)
         since = _away.pop(server, None)
     if since is not None:
-        _say(f"{server} answers again after {time.monotonic() - since:.0f} s")
+        _say(Outage(server, True, f"{server} answers again after {time.monotonic() - since:.0f} s"))
 
 
-def _say(text: str) -> None:
-    for say in list(_listeners):
-        say(text)
+def _say(outage: Outage) -> None:
+    for hear in list(_listeners):
+        hear(outage)

@@ -84,8 +84,9 @@ def send(
                 for future in ended:
                     done += future.result()
                 reporter.progress("send", done.objects, total, "objects", sent=done.sent)
-        finally:
-            stop.set()  # what has not begun does not begin, whatever ended this
+        except BaseException:
+            stop.set()  # what has not begun does not begin
+            raise
 
 
 def _send_one(source: Objects, target: Objects, entry: Entry, there: Entry | None) -> Sent:

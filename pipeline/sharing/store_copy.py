@@ -18,6 +18,7 @@ from teachonce.core.strict import decode_known
 from teachonce.errors import DataError, FingerprintError, IncompleteError, UsageError
 from teachonce.labels.access import METADATA
 from teachonce.labels.store import LabelStore
+from teachonce.objects.folder import FolderObjects
 from teachonce.objects.places import open_objects
 from teachonce.objects.seam import Entry, Objects
 from teachonce.objects.transfer import Sent, send
@@ -49,6 +50,8 @@ def copy_store(source: Path, target: Path, reporter: Reporter) -> tuple[str, Sen
     beside, note = open_objects(target.parent), target.name + NOTE
     if str(target.parent) == str(target):
         raise UsageError(f"{target} is a whole bucket", hint=f"give the store a name in it: {target}/{source.name}")
+    if isinstance(places[1], FolderObjects):
+        places[1].clear_drafts()
     there = {entry.key: entry for entry in places[1].list()}
     entries = store_files(places[0])
     _require_place(source, target, store_id, entries, there, beside.get(note) if there else None)

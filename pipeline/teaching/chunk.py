@@ -40,7 +40,14 @@ from teachonce.teaching.columns import Column, column
 from teachonce.teaching.delivery import ChunkReport
 from teachonce.teaching.made_up import MadeUpBatches
 from teachonce.teaching.trial import require_unit
-from teachonce.teaching.worker import MODEL_TURN, PhaseClock, require_writable, worker_models, worker_store
+from teachonce.teaching.worker import (
+    MODEL_TURN,
+    PhaseClock,
+    report_outages,
+    require_writable,
+    worker_models,
+    worker_store,
+)
 from teachonce.watching.stop import stop_request
 
 
@@ -144,6 +151,7 @@ def _require_seen(job: TeachJob) -> None:
 
 @functools.lru_cache(maxsize=4)  # it keeps no look that failed
 def _look(store: str, root: str, models: tuple[str, ...], token: int) -> None:
+    report_outages()
     needed = {"label store": store, "data": root} | {f"model {spec}": spec[len(LOCAL_DIR) :] for spec in models}
     for what, path in needed.items():
         place = location(path)

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,11 @@ from teachonce.labels.store import LabelStore
 from teachonce.models.classifier import ensemble_features
 from teachonce.models.clip import LoadedClip, load_clip
 from teachonce.models.spec import Resize
+from teachonce.objects.patience import tell_all
 from teachonce.teaching.teacher import TeacherHead, head_of
 
 # A worker runs two tasks: while one task is in the models, the other decodes its first images or writes its chunk.
+OUTAGES = "teachonce-outages"  # the topic under which workers log that a server is away
 BUILDERS = ("torch", "open_clip_torch", "timm", "transformers")
 MODEL_TURN = threading.Lock()
 _LOADING = threading.Lock()
@@ -197,3 +200,16 @@ class PhaseClock:
             self.add(phase, first.elapsed_time(last) / 1000)  # elapsed_time is in milliseconds
         self._events.clear()
         return dict(self._seconds)
+
+
+@functools.cache
+def report_outages() -> None:
+    """From now on, this worker's driver hears of servers that do not answer it; in a process without Dask nobody."""
+    from distributed import get_worker
+
+    try:
+        worker = get_worker()
+    except ValueError:
+        return
+    name = f"{worker.name} on {socket.gethostname()}"
+    tell_all(lambda outage: worker.log_event(OUTAGES, {"who": name, **asdict(outage)}))

@@ -55,8 +55,8 @@ def look(asked: Asked) -> WorkerLook:
     fsync = rate = None
     if asked.trial is not None:
         store = location(asked.trial)
-        found, fsync = (store_bucket if is_remote(store) else store_disk)(store, asked.token)
-        findings += found
+        tried, fsync = (store_bucket if is_remote(store) else store_disk)(store, asked.token)
+        findings += tried
     if asked.root is not None:
         finding, rate = data(asked.root)
         findings.append(finding)

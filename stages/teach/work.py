@@ -32,6 +32,7 @@ from teachonce.models.spec import absolute_spec
 from teachonce.phrases import phrase
 from teachonce.stages.teach.final_check import check
 from teachonce.stages.teach.loading import load_models, say_what_carries, say_where, teach_job
+from teachonce.stages.teach.outages import Outages
 from teachonce.stages.teach.request import TeachRequest, TeachResult
 from teachonce.teaching import chunk as chunk_tasks
 from teachonce.teaching.chunk import TeachJob
@@ -158,7 +159,7 @@ def _run(
         if (missing := tuple(g for g in groups if c not in done[g]))
     ]
     # Failures of earlier runs count too: the limit holds for the store, and a second call must not forget them.
-    failed = {c: record.rows_failed for c in done[LABELS] if (record := store.record(LABELS, c))}
+    failed = {c: record.rows_failed for c, record in enumerate(store.records(LABELS)) if record}
     excused = _known_bad(request, store)
     _require_few_failures(sum(failed.values()) - excused, request, store)
     tally = _Tally(skipped=store.layout.chunks - len(work), phases=dict.fromkeys(PHASES, 0.0))
@@ -195,8 +196,10 @@ def _compute(
         _watched(client, job, store, tally, len(work), reporter),
         Deliveries(store, job.token) as deliveries,
     ):
+        outages = Outages(client, reporter)
 
         def take(all_of_them: bool = False) -> None:
+            outages.pass_on()
             for report, brought in deliveries.ended(all_of_them=all_of_them):
                 _count(tally, report, brought, store)
                 if LABELS in brought:  # other groups bring no new failures, nor does a task that ran twice

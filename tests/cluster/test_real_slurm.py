@@ -172,8 +172,9 @@ def require_equal(store: Path, other: Path) -> None:
 
 
 def node(state: str) -> None:
-    """Set the node's state."""
-    said("scontrol", "update", f"nodename={NODE}", f"state={state}", "reason=trial")
+    """Set the node's state; a node that came back by itself cannot be resumed."""
+    command = ["scontrol", "update", f"nodename={NODE}", f"state={state}", "reason=trial"]
+    subprocess.run(command, check=state != "resume", timeout=60)
 
 
 def a_job_is_cancelled(trial: Trial) -> None:
@@ -209,10 +210,10 @@ def a_step_is_killed(trial: Trial) -> None:
 
 
 def the_controller_restarts(trial: Trial) -> None:
-    """The controller is away for 25 seconds, and a job ends meanwhile: no other is taken until it is back."""
+    """The controller is away for 90 seconds, and a job ends meanwhile: no other is taken until it is back."""
     subprocess.run([RESTART, "stop"], check=True, timeout=60)
     a_step_is_killed(trial)
-    time.sleep(25)
+    time.sleep(90)
     subprocess.run([RESTART, "start"], check=True, timeout=60)
 
 

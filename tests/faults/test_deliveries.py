@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from worlds import synthetic_store
+from worlds import copy_store, synthetic_store
 
 from teachonce.core.locks import owned
 from teachonce.core.progress import Silent
@@ -29,10 +29,10 @@ MOST_SYNCS = 25  # of a delivery with labels, embeddings and the features of one
 STUDENT = "ef" * 32
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> LabelStore:
-    """Four chunks of labels, with embeddings and a student, as a run opens it."""
-    made, _ = synthetic_store(tmp_path / "a.zarr")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four chunks of labels, with embeddings and a student; to be copied."""
+    made, _ = synthetic_store(tmp_path_factory.mktemp("whole") / "a.zarr")
     add_student(made, STUDENT, 6, {"student_digest": STUDENT, "about": {}})
     add_embedding(made, "int8", 6, {"about": {}})
     made = LabelStore.open(made.path, writable=True)
@@ -40,7 +40,13 @@ def store(tmp_path: Path) -> LabelStore:
         for group in made.groups:
             if group != LABELS:
                 made.commit(group, chunk, 7, 10, 0, made.write_chunk(group, chunk, _features(made, group, chunk)))
-    return LabelStore.open(made.path, writable=True)
+    return made.path
+
+
+@pytest.fixture
+def store(whole: Path, tmp_path: Path) -> LabelStore:
+    """Four chunks of three groups, as a run opens it."""
+    return LabelStore.open(copy_store(whole, tmp_path), writable=True)
 
 
 def _features(store: LabelStore, group: str, chunk: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds import synthetic_store
+from worlds import copy_store, synthetic_store
 
 from teachonce.cluster import client as cluster_client
 from teachonce.core.progress import Silent
@@ -38,11 +38,17 @@ class Notes(Silent):
         self.checked = done
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty committed chunks; to be copied."""
+    made, _ = synthetic_store(tmp_path_factory.mktemp("whole") / "a.zarr", rows=2 * CHUNKS, chunk_rows=2)
+    return Path(made.path)
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> LabelStore:
+def store(whole: Path, tmp_path: Path) -> LabelStore:
     """Twenty committed chunks."""
-    made, _ = synthetic_store(tmp_path / "a.zarr", rows=2 * CHUNKS, chunk_rows=2)
-    return LabelStore.open(made.path, writable=True)
+    return LabelStore.open(copy_store(whole, tmp_path), writable=True)
 
 
 @pytest.fixture

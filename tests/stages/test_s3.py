@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import threading
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,14 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from object_servers import Server, moto_server
 from requests_of import evaluate_request
 from worlds import PHOTOS, Notes, World, all_arrays, files_of, inline_tasks, request_for
 
 import teachonce.objects.remote as remote
+import teachonce.teaching.chunk as chunk_tasks
 from teachonce.core.files import is_remote
 from teachonce.core.progress import Silent
 from teachonce.errors import DataError, EnvironmentFault, UsageError
 from teachonce.labels.store import LabelStore
+from teachonce.objects import patience
 from teachonce.objects.remote import location
 from teachonce.stages.evaluate import evaluate
 from teachonce.stages.inspect import InspectRequest, inspect
@@ -28,40 +31,26 @@ from teachonce.stages.verify import VerifyRequest, verify
 from teachonce.training.config import TrainConfig
 
 BUCKET = "s3://photos"
-NO_PLACES = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "AWS_REGION")
 
 
 @pytest.fixture(scope="module")
-def s3(world: World, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A client of an S3 on this machine that holds the photos and a finished store."""
-    import boto3
-    from moto.server import ThreadedMotoServer
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An S3 on this machine, which this process and its children use."""
+    with pytest.MonkeyPatch.context() as patch, moto_server(tmp_path_factory.mktemp("server")) as running:
+        running.use(patch)
+        yield running
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in NO_PLACES:
-            patch.delenv(name, raising=False)
-        nothing = str(tmp_path_factory.mktemp("aws") / "none")
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_CONFIG_FILE": nothing,
-            "AWS_SHARED_CREDENTIALS_FILE": nothing,
-        }.items():
-            patch.setenv(name, value)
-        client = boto3.client("s3", region_name="us-east-1")
-        client.create_bucket(Bucket="photos")
-        for folder, to in ((world.root, "data"), (finished, "done.zarr")):
-            for file in files_of(folder):
-                client.put_object(Bucket="photos", Key=f"{to}/{file.relative_to(folder)}", Body=file.read_bytes())
-        yield client
-        client.close()
-    server.stop()
+
+@pytest.fixture(scope="module")
+def s3(server: Server, world: World, finished: Path) -> Iterator[Any]:
+    """A client of the server, which holds the photos and a finished store."""
+    client = server.client()
+    client.create_bucket(Bucket="photos")
+    for folder, to in ((world.root, "data"), (finished, "done.zarr")):
+        for file in files_of(folder):
+            client.put_object(Bucket="photos", Key=f"{to}/{file.relative_to(folder)}", Body=file.read_bytes())
+    yield client
+    client.close()
 
 
 @pytest.fixture
@@ -107,6 +96,38 @@ def test_images_on_s3(layout: str, s3: Any, world: World, teacher: str, student:
     assert all(
         np.array_equal(made[1][1][name], data, equal_nan=data.dtype.kind == "f") for name, data in made[0][1].items()
     )
+
+
+def test_a_server_that_is_killed_in_the_middle_of_teach(
+    server: Server, s3: Any, world: World, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes back after a while: the store is that of the disk, nothing was lost, and one note says it.
+
+    Each worker looks once whether it sees the data, and not once a chunk.
+    """
+    monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.1)
+    looks: list[Path] = []
+    monkeypatch.setattr(chunk_tasks, "exists", lambda path: looks.append(path) or remote.exists(path))
+
+    def killed_at_the_second(tasks: list[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+        for number, task in enumerate(tasks):
+            if number == 1:
+                server.stop()
+                threading.Timer(1.0, server.start).start()
+            yield task
+
+    ids, notes = [], Notes()
+    for root in (world.root, location(f"{BUCKET}/data")):
+        looks.clear()
+        store = tmp_path / f"{len(ids)}.zarr"
+        with inline_tasks(killed_at_the_second if ids else list), patience.outages_noted(notes.note):
+            ids.append(teach(request_for(world, store, teacher, root=root, top_k=5), Silent()).store_id)
+    assert ids[0] == ids[1]
+    assert [("does not answer" in line, "answers again" in line) for line in notes.lines] == [
+        (True, False),
+        (False, True),
+    ]
+    assert sorted(map(str, looks)) == sorted(set(map(str, looks))), "a place was looked at twice"
 
 
 @pytest.mark.slow
@@ -207,7 +228,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "teachonce[s3]" in caught.value.hint
 
 
-@pytest.mark.parametrize("layout", ["wds", "tars", "folders"])
+@pytest.mark.parametrize("layout", ["wds", *SLOW_LAYOUTS])
 def test_evaluation_on_s3(
     layout: str, s3: Any, world: World, student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,6 +186,9 @@ class _InlineClient:
         """No worker has to be asked about itself."""
         return {}
 
+    def subscribe_topic(self, topic: str, handler: Callable[..., None]) -> None:
+        """Nothing: no worker says anything."""
+
 
 @functools.lru_cache(maxsize=8)
 def loaded_once(spec: str, device: str = "cpu") -> Any:
