@@ -26,9 +26,9 @@ from teachonce.cluster.client import local_cluster, run_tasks
 from teachonce.core.locks import owned
 from teachonce.core.progress import Silent
 from teachonce.data.vocabulary import Vocabulary
+from teachonce.keeping.staging import new_staging, stage_array
 from teachonce.labels.create import add_embedding, add_student
 from teachonce.labels.format import LABELS, chunk_file
-from teachonce.labels.staging import new_staging, stage_array
 from teachonce.labels.store import LabelStore
 from teachonce.stages import teach
 from teachonce.stages.teach import final_check

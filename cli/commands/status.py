@@ -19,6 +19,7 @@ from teachonce.cli.views import status as status_view
 from teachonce.cli.views.printed import print_view
 from teachonce.core.documents import plain
 from teachonce.core.status import State
+from teachonce.objects.remote import location
 from teachonce.stages import status as stage
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 OVER: tuple[State, ...] = ("finished", "stopped", "damaged")  # states that do not change by themselves
 SHORTEST_S = 0.2  # between two looks
 Folder = Annotated[
-    Path, typer.Argument(metavar="DIR", help="A label store, a run folder of train or a grid folder of ablate.")
+    Path,
+    typer.Argument(
+        metavar="DIR", parser=location, help="A label store, a run folder of train or a grid folder of ablate."
+    ),
 ]
 Watch = Annotated[
     float | None,

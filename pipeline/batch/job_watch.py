@@ -282,7 +282,7 @@ def joining(watch: JobWatch) -> Any:
     """A plugin of Dask's scheduler that tells of every worker that joins."""
     from distributed import SchedulerPlugin
 
-    class Joining(SchedulerPlugin):
+    class Joining(SchedulerPlugin):  # type: ignore[misc]
         def add_worker(self, scheduler: Any, worker: str) -> None:
             watch.joined(str(scheduler.workers[worker].name))
 

@@ -19,7 +19,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore
 
 from teachonce.core.documents import json_in
-from teachonce.core.files import is_remote, refuse_writes
+from teachonce.core.files import is_remote
 from teachonce.core.outside import read_plain, require_plain
 from teachonce.errors import DataError
 from teachonce.objects.remote import exists, read_bytes
@@ -49,12 +49,9 @@ def open_group(path: Path, writable: bool) -> zarr.Group:
 
     Raises:
         DataError: there is nothing at this path.
-        UsageError: it is remote and is to be written.
         EnvironmentFault: it is remote, and the network or a permission is missing.
         OSError, ValueError, KeyError: it is no Zarr group.
     """
-    if writable:
-        refuse_writes(path)
     if not exists(path):
         raise DataError(
             f"{path} does not exist",
@@ -63,7 +60,8 @@ def open_group(path: Path, writable: bool) -> zarr.Group:
             else "look at the bucket and the path",
         )
     document_in(read_metadata(path, METADATA))
-    mode, store = ("r+" if writable else "r"), _guarded(path, writable)
+    # In a bucket nothing is written through Zarr, which knows no conditions.
+    mode, store = ("r+" if writable and not is_remote(path) else "r"), _guarded(path, writable)
     # Consolidated metadata are a second copy of what the files of the arrays say, and nobody checks that they agree.
     return zarr.open_group(store, mode=mode, zarr_format=3, use_consolidated=False)  # type: ignore[arg-type]
 

@@ -10,23 +10,26 @@ import glob
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 
-from teachonce.core.files import neighbour, sync_tree, sync_up, whole_folder, write_failed
+from teachonce.core.files import is_remote, neighbour, sync_tree, sync_up, whole_folder, write_failed
 from teachonce.core.progress import Reporter
 from teachonce.core.streams import ROW_ORDER
 from teachonce.data.index import SampleIndex
 from teachonce.data.places import name_bytes
 from teachonce.data.vocabulary import Vocabulary
+from teachonce.keeping.bucket import BucketKeeper
 from teachonce.labels import format as store_format
 from teachonce.labels.access import METADATA
 from teachonce.labels.codec import class_dtype, class_order, default_gap_levels
+from teachonce.labels.direct import Skeleton
 from teachonce.labels.format import EMBEDDING, LABELS, ArraySpec, Layout
-from teachonce.labels.header import read_header, write_header
+from teachonce.labels.header import Header, read_header, write_header
 from teachonce.labels.ledger import create_ledger, ledger_path, require_fingerprint
 from teachonce.labels.metadata import Fingerprint, Group, group_arrays
 from teachonce.labels.store import Arrays, LabelStore
@@ -131,53 +134,78 @@ def _create(
     if layout.top_k:
         static["class_order"] = class_order(class_embeddings, layout.classes).astype(class_dtype(layout.classes))
         static["gap_levels"] = default_gap_levels()
+    if is_remote(path):
+        with TemporaryDirectory(prefix="teachonce-") as folder:
+            draft = Path(folder)
+            try:
+                _fill(draft, layout, fingerprint, static)
+            except OSError as problem:
+                raise write_failed(draft, problem) from problem
+            BucketKeeper(path).create(draft)
+        return LabelStore.open(path, writable=True)
     place = neighbour(path, "")  # a link that leads nowhere yet stays a link
     try:
         # Killed runs of earlier versions left these drafts: the lock keeps two living runs apart.
         for left in place.parent.glob(f"{glob.escape(place.name)}.creating-*"):
             shutil.rmtree(left, ignore_errors=True)
         with whole_folder(place, reporter=reporter) as draft:
-            root = zarr.create_group(str(draft), zarr_format=3)
-            root.attrs["teachonce"] = {
-                "format": store_format.FORMAT,
-                "version": store_format.FORMAT_VERSION,
-                "layout": dataclasses.asdict(layout),
-                "fingerprint": dict(fingerprint),
-            }
-            for name, data in static.items():
-                store_format.create_static_array(root, name, data)
-            _create_arrays(root, LABELS, store_format.label_arrays(layout), layout)
-            write_header(draft, root)
+            _fill(draft, layout, fingerprint, static)
     except OSError as problem:
         raise write_failed(path, problem) from problem
     return LabelStore.open(path, writable=True)
+
+
+def _fill(draft: Path, layout: Layout, fingerprint: Mapping[str, Any], static: Arrays) -> None:
+    """Write the metadata and the arrays of an empty store into a folder."""
+    root = zarr.create_group(str(draft), zarr_format=3)
+    root.attrs["teachonce"] = {
+        "format": store_format.FORMAT,
+        "version": store_format.FORMAT_VERSION,
+        "layout": dataclasses.asdict(layout),
+        "fingerprint": dict(fingerprint),
+    }
+    for name, data in static.items():
+        store_format.create_static_array(root, name, data)
+    _create_arrays(root, LABELS, store_format.label_arrays(layout), layout)
+    write_header(draft, root)
 
 
 def _add_group(store: LabelStore, name: str, width: int, fingerprint: Mapping[str, Any]) -> str:
     if name in store.groups:
         require_fingerprint(store.path, name, store.groups[name].fingerprint, fingerprint)
         return name
-    # A run that died before it wrote the header may have left these folders.
-    shutil.rmtree(store.path / name, ignore_errors=True)
-    shutil.rmtree(store.path / ledger_path(name), ignore_errors=True)
     former, top = read_header(store.path), name.partition("/")[0]
     body: dict[str, Any] = {"width": width, "fingerprint": dict(fingerprint)}
     specs = group_arrays(name, body, store.layout)
     try:
-        if "/" in name:
-            store.root.require_group(top)
-        group = store.root.create_group(name)
-        group.attrs["teachonce"] = body
-        _create_arrays(store.root, name, specs, store.layout)
-        write_header(store.path, store.root, former, (f"{top}/{METADATA}", f"{name}/", f"{ledger_path(name)}/"))
-        sync_tree(store.path / top)
-        sync_tree(store.path / ledger_path(name))
-        sync_up(store.path / "ledger" / "zarr.json", store.path)
+        if is_remote(store.path):
+            with Skeleton(store, former["files"]) as skeleton:
+                _make_group(skeleton.path, skeleton.root, store.layout, former, name, body)
+                skeleton.send()
+        else:
+            # A run that died before it wrote the header may have left these folders.
+            shutil.rmtree(store.path / name, ignore_errors=True)
+            shutil.rmtree(store.path / ledger_path(name), ignore_errors=True)
+            _make_group(store.path, store.root, store.layout, former, name, body)
+            sync_tree(store.path / top)
+            sync_tree(store.path / ledger_path(name))
+            sync_up(store.path / "ledger" / "zarr.json", store.path)
     except OSError as problem:
         raise write_failed(store.path, problem) from problem
     store.groups[name] = Group(name, Fingerprint(fingerprint), specs)
     store.admit()
     return name
+
+
+def _make_group(path: Path, root: zarr.Group, layout: Layout, former: Header, name: str, body: dict[str, Any]) -> None:
+    """Make the empty arrays of a column group in a folder, and extend the header by them."""
+    top = name.partition("/")[0]
+    if "/" in name:
+        root.require_group(top)
+    group = root.create_group(name)
+    group.attrs["teachonce"] = body
+    _create_arrays(root, name, group_arrays(name, body, layout), layout)
+    write_header(path, root, former, (f"{top}/{METADATA}", f"{name}/", f"{ledger_path(name)}/"))
 
 
 def _create_arrays(root: zarr.Group, name: str, specs: tuple[ArraySpec, ...], layout: Layout) -> None:

@@ -18,10 +18,10 @@ from teachonce.core.digests import MIDDLE, canonical_digest
 from teachonce.core.locks import require_token
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
+from teachonce.keeping.staging import clear_partials
 from teachonce.labels.create import add_group_like
 from teachonce.labels.format import EMBEDDING, LABELS
 from teachonce.labels.ledger import require_fingerprint
-from teachonce.labels.staging import clear_partials
 from teachonce.labels.store import Arrays, LabelStore
 from teachonce.phrases import option
 from teachonce.watching.stop import StopWatch, heeded

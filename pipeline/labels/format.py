@@ -345,7 +345,12 @@ def codecs(itemsize: int, shuffle: Shuffle, level: int = 3) -> tuple[BloscCodec,
 
 def chunk_file(store: Path, spec: ArraySpec, chunk: int) -> Path:
     """The file that holds a chunk of an array."""
-    return chunk_folder(store, spec) / "/".join([str(chunk)] + ["0"] * len(spec.tail))
+    return store / chunk_key(spec, chunk)
+
+
+def chunk_key(spec: ArraySpec, chunk: int) -> str:
+    """The path below a store of the file that holds a chunk of an array."""
+    return "/".join([spec.path, "c", str(chunk)] + ["0"] * len(spec.tail))
 
 
 def chunk_folder(store: Path, spec: ArraySpec) -> Path:

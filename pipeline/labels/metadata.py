@@ -18,9 +18,10 @@ from typing import Any
 import zarr
 
 from teachonce.core.digests import canonical_digest
-from teachonce.core.files import atomic_write_bytes
+from teachonce.core.files import atomic_write_bytes, is_remote
 from teachonce.core.strict import decode
 from teachonce.errors import DataError, IntegrityError
+from teachonce.keeping.bucket import BucketKeeper
 from teachonce.labels import format as store_format
 from teachonce.labels.access import HEADER_FILE, METADATA, ChunkLimit, chunk_files, document_in, read_metadata
 from teachonce.labels.format import EMBEDDING, INDEX_CHUNK, LABELS, ArraySpec, Layout
@@ -168,7 +169,11 @@ def take_out_additions(path: Path, metadata: Metadata) -> None:
         IncompleteError, EnvironmentFault: a file cannot be written.
     """
     for name in metadata.added:
-        atomic_write_bytes(path / name, without_additions(read_metadata(path, name))[0])
+        mended = without_additions(read_metadata(path, name))[0]
+        if is_remote(path):
+            BucketKeeper(path).write(name, mended)
+        else:
+            atomic_write_bytes(path / name, mended)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from teachonce.core.digests import canonical_digest
 from teachonce.core.documents import json_in, readable
-from teachonce.core.files import atomic_write_bytes
+from teachonce.core.files import is_remote
 from teachonce.core.outside import read_plain
 from teachonce.core.progress import Reporter
 from teachonce.core.strict import decode
@@ -28,6 +28,7 @@ from teachonce.data.spelling import Places
 from teachonce.data.views import sample_name
 from teachonce.data.vocabulary import require_classes
 from teachonce.errors import DataError, FingerprintError, IntegrityError, UsageError
+from teachonce.keeping.beside import read_beside, write_beside
 from teachonce.labels.format import LABELS
 from teachonce.labels.store import LabelStore
 from teachonce.phrases import option, phrase
@@ -266,9 +267,10 @@ def _write_once(path: Path, document: dict[str, Any], reporter: Reporter | None 
     document = json.loads(json.dumps(document))  # the document as a reader gets it, in which tuples are lists
     document["digest"] = canonical_digest(document)
     content = (json.dumps(document, indent=1) + "\n").encode()
-    if not path.exists():
-        atomic_write_bytes(path, content, reporter)
-    elif not path.is_file() or path.read_bytes() != content:
+    former = read_beside(path) if is_remote(path) else None
+    if former is None and (is_remote(path) or not path.exists()):
+        write_beside(path, content, reporter)
+    elif former != content and (is_remote(path) or not path.is_file() or path.read_bytes() != content):
         raise UsageError(
             f"{path} exists and is not what this command would write; runs may depend on it",
             hint=phrase("{another out}, or delete that file first"),

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from teachonce.core.locks import lock_path, read_owner
-from teachonce.core.status import State, Worker, ending, iso, newest, state_of, worker_of
+from teachonce.core.files import is_remote
+from teachonce.core.locks import lock_path
+from teachonce.core.status import State, Worker, ending, iso, state_of, worker_of
 from teachonce.errors import IntegrityError
+from teachonce.keeping.owners import last_sign
+from teachonce.objects.remote import exists
 from teachonce.watching.stop import stop_request
 from teachonce.watching.watch import workers_of
 from teachonce.watching.workers import WorkerPace
@@ -81,6 +84,8 @@ class _Commits:
 
 def is_store(path: Path) -> bool:
     """Whether this is a label store, even if nothing but its lock is there yet."""
+    if is_remote(path):
+        return exists(path / "zarr.json") or last_sign(path).owner is not None
     return (path / "zarr.json").is_file() or (not path.exists() and lock_path(path).is_file())
 
 
@@ -95,10 +100,9 @@ def store_status(path: Path, now: float) -> StoreStatus:
         DataError: it is a Zarr group of something else.
         IntegrityError: a metadata file is damaged, or a newer version wrote the store.
     """
-    lock, owner = lock_path(path), read_owner(path)
-    worker, token = worker_of(owner), None if owner is None else owner.token
-    sign = newest([lock])
-    if not path.exists():
+    lock = last_sign(path)
+    worker, token, sign = worker_of(lock.owner), None if lock.owner is None else lock.owner.token, lock.time
+    if not exists(path / "zarr.json" if is_remote(path) else path):
         return _only_a_lock(path, worker, token, sign, now)
     store = _opened(path)
     commits = _commits(store)

@@ -24,6 +24,8 @@ from teachonce.data.index import SampleIndex
 from teachonce.data.places import name_of
 from teachonce.data.vocabulary import Vocabulary, parse_tsv
 from teachonce.errors import DataError, IncompleteError, IntegrityError
+from teachonce.keeping.bucket import BucketKeeper
+from teachonce.keeping.staging import ChunkFolders, stage_array
 from teachonce.labels import codec as label_codec
 from teachonce.labels.access import allow, array_of, open_group, whole_chunks
 from teachonce.labels.codec import CodecTables, CodedTopK, FloatArray, IdArray, TopK, decode_embeddings
@@ -40,7 +42,6 @@ from teachonce.labels.metadata import (
     require_rows,
     require_version,
 )
-from teachonce.labels.staging import ChunkFolders, stage_array
 from teachonce.phrases import option, phrase
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -63,7 +64,6 @@ class LabelStore:
 
         Raises:
             DataError: no such folder, or it is no label store.
-            UsageError: the path is a URL and is to be written.
             EnvironmentFault: the path is a URL, and the network or a permission is missing.
             IntegrityError: a metadata file is not what the header says, or a newer version wrote the store.
             DataError: the store is of an older version, which is read but not written.
@@ -237,9 +237,9 @@ class LabelStore:
                 sync_up(chunk_file(place, spec, chunk), top)
         except OSError as problem:
             raise write_failed(place, problem) from problem
-        wanted = tuple(self._digest(group, spec, chunk, data[spec.path]) for spec in specs)
+        wanted = tuple(self.digest_of(group, spec, chunk, data[spec.path]) for spec in specs)
         proved = (self._read(spec, chunk, arrays[spec.path], place) for spec in specs)
-        if tuple(self._digest(group, spec, chunk, part) for spec, part in zip(specs, proved, strict=True)) != wanted:
+        if tuple(self.digest_of(group, spec, chunk, part) for spec, part in zip(specs, proved, strict=True)) != wanted:
             raise IntegrityError(
                 f"{place}: chunk {chunk} of {group} reads back different from what was written",
                 hint="the disk or its memory is faulty",
@@ -288,6 +288,9 @@ class LabelStore:
             IncompleteError, EnvironmentFault: the folder cannot be written.
         """
         path = ledger_path(group)
+        if is_remote(self.path):
+            BucketKeeper(self.path).remove(f"{path}/c/{chunk}/0")
+            return
         try:
             with suppress(FileNotFoundError):
                 shutil.rmtree(self.path / path / "c" / str(chunk))
@@ -356,7 +359,7 @@ class LabelStore:
             if only and spec.path not in only:
                 continue
             data[spec.path] = self._read(spec, chunk)
-            digest = self._digest(group, spec, chunk, data[spec.path])
+            digest = self.digest_of(group, spec, chunk, data[spec.path])
             if digest != wanted:
                 raise IntegrityError(
                     f"{chunk_file(self.path, spec, chunk)}: expected digest {wanted.hex()}, found {digest.hex()}",
@@ -376,7 +379,8 @@ class LabelStore:
             file = chunk_file(place or self.path, spec, chunk)
             raise IntegrityError(f"{file}: damaged: {problem}", hint=self._mend) from problem
 
-    def _digest(self, group: str, spec: ArraySpec, chunk: int, data: npt.NDArray[Any]) -> bytes:
+    def digest_of(self, group: str, spec: ArraySpec, chunk: int, data: npt.NDArray[Any]) -> bytes:
+        """The digest that a record holds of a chunk of an array of a group."""
         return chunk_digest(self.groups[group].digest, spec.path, chunk, data.astype(spec.dtype, copy=False))
 
     def store_id(self) -> str:

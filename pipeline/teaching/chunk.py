@@ -10,7 +10,6 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numcodecs
 import numpy as np
@@ -21,16 +20,18 @@ from torch import Tensor
 from teachonce.cluster.client import worker_index, worker_threads
 from teachonce.cluster.presence import mark_of_this_worker
 from teachonce.core.devices import AUTO, pick_device, take_device
-from teachonce.core.files import write_failed
-from teachonce.core.locks import require_token
+from teachonce.core.files import is_remote, write_failed
 from teachonce.data.batches import ImageBatch, ImageBatches, image_batches
 from teachonce.data.index import SampleIndex
 from teachonce.data.reader import ImageFault, ImageReader
 from teachonce.data.view_policy import ViewPolicy
 from teachonce.errors import DataError, EnvironmentFault, FingerprintError, ImageChangedError
+from teachonce.keeping.claims import StagedFile
+from teachonce.keeping.owners import require_token
+from teachonce.keeping.staging import drop_staging, new_staging
+from teachonce.labels.direct import hand_over
 from teachonce.labels.format import LABELS
 from teachonce.labels.ledger import key_digest
-from teachonce.labels.staging import drop_staging, new_staging
 from teachonce.labels.store import Arrays, LabelStore
 from teachonce.models.clip import LoadedClip, embedding_width, tune_process
 from teachonce.models.spec import LOCAL_DIR, Behaviour, Precision, Resize, unlike
@@ -89,7 +90,7 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
     """
     began = time.perf_counter()
     _require_seen(job)
-    store = worker_store(Path(job.store), job.token)
+    store = worker_store(location(job.store), job.token)
     missing = tuple(group for group in groups if store.record(group, chunk) is None)
     if not missing or stop_request(store.path, job.token) is not None:
         return ChunkReport(chunk)
@@ -113,12 +114,12 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
     data = {group: columns[group].finish(images.status, labels) if group in columns else {} for group in missing}
     if LABELS in missing:
         data[LABELS] |= _row_arrays(store, chunk, index, images)
-    staging, digests = _stage(store, job.token, chunk, data)
+    staging, digests, staged = _stage(store, job.token, chunk, data)
     phases["write"] = time.perf_counter() - coding
     reasons = tuple((index.key(row // job.views.views), fault.reason) for row, fault in faults)
     return ChunkReport(
         chunk,
-        str(staging),
+        staging,
         digests,
         rows - len(faults),
         len(faults),
@@ -128,6 +129,7 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
         image_bytes,
         time.perf_counter() - began,
         mark_of_this_worker(pick_device()),
+        staged,
     )
 
 
@@ -165,17 +167,22 @@ def _look(store: str, root: str, models: tuple[str, ...], token: int) -> None:
 
 def _stage(
     store: LabelStore, token: int, chunk: int, data: dict[str, Arrays]
-) -> tuple[Path, tuple[tuple[str, tuple[bytes, ...]], ...]]:
-    """Write all groups of a chunk where the driver will fetch them; returns the folder and the groups' digests."""
+) -> tuple[str, tuple[tuple[str, tuple[bytes, ...]], ...], tuple[tuple[str, tuple[StagedFile, ...]], ...]]:
+    """Write all groups of a chunk where the driver will fetch them.
+
+    Returns:
+        The folder, each group's digests, and in a bucket each group's files.
+    """
     require_token(store.path, token)
+    if is_remote(store.path):
+        return hand_over(store, token, chunk, data)
     try:
         staging = new_staging(store.path, token, chunk)
     except OSError as problem:
         raise write_failed(store.path, problem) from problem
     try:
-        return staging, tuple(
-            (group, store.write_chunk(group, chunk, arrays, staging)) for group, arrays in data.items()
-        )
+        digests = tuple((group, store.write_chunk(group, chunk, arrays, staging)) for group, arrays in data.items())
+        return str(staging), digests, ()
     except BaseException:
         drop_staging(staging)
         raise

@@ -11,8 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from teachonce.core.locks import require_token
-from teachonce.labels.staging import drop_staging
+from teachonce.core.files import is_remote
+from teachonce.keeping.bucket import BucketKeeper
+from teachonce.keeping.claims import StagedFile
+from teachonce.keeping.owners import require_token
+from teachonce.keeping.staging import drop_staging
+from teachonce.labels.direct import enter
+from teachonce.labels.ledger import to_row
 from teachonce.labels.store import LabelStore
 from teachonce.watching.workers import WorkerMark
 
@@ -25,7 +30,8 @@ class ChunkReport:
 
     chunk: int
     staging: str = ""
-    """The folder that holds the chunk; empty when all requested groups had been committed before."""
+    """The folder that holds the chunk, or its name in a bucket; empty when all requested groups had been committed
+    before."""
     digests: tuple[tuple[str, tuple[bytes, ...]], ...] = ()
     """Each column group in the folder, with the digests of its arrays."""
     rows_ok: int = 0
@@ -40,6 +46,8 @@ class ChunkReport:
     """Seconds from the start of the task to its end; other tasks of the worker share this time."""
     worker: WorkerMark | None = None
     """Who computed the chunk; None where nothing was computed."""
+    staged: tuple[tuple[str, tuple[StagedFile, ...]], ...] = ()
+    """Where the store lies in a bucket: what was left there of each column group."""
 
 
 def deliver(store: LabelStore, report: ChunkReport, token: int) -> tuple[str, ...]:
@@ -53,6 +61,8 @@ def deliver(store: LabelStore, report: ChunkReport, token: int) -> tuple[str, ..
     """
     if not report.staging:
         return ()
+    if is_remote(store.path):
+        return _enter(store, report, token)
     try:
         new = {group: digests for group, digests in report.digests if store.record(group, report.chunk) is None}
         if new:
@@ -64,6 +74,22 @@ def deliver(store: LabelStore, report: ChunkReport, token: int) -> tuple[str, ..
     finally:
         drop_staging(Path(report.staging))
     return tuple(new)
+
+
+def _enter(store: LabelStore, report: ChunkReport, token: int) -> tuple[str, ...]:
+    """Deliver a chunk that lies in the store's bucket; a claim decides, and no lock.
+
+    Where this fails, what was staged stays: the next run finishes what was claimed, and removes the rest.
+    """
+    staged, brought = dict(report.staged), []
+    for group, digests in report.digests:
+        require_token(store.path, token)
+        row = to_row(token, report.rows_ok, report.rows_failed, digests, report.phases)
+        if enter(store, group, report.chunk, token, row, staged[group]):
+            brought.append(group)
+    if len(brought) < len(report.digests):
+        BucketKeeper(store.path).discard(report.staging)
+    return tuple(brought)
 
 
 class Deliveries:

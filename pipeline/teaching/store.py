@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from teachonce.core.files import neighbour
+from teachonce.core.files import is_remote, neighbour
 from teachonce.core.progress import Reporter
 from teachonce.data.index import SampleIndex, collect_sound, unseen_remark
 from teachonce.data.manifests import Manifest
@@ -21,13 +21,15 @@ from teachonce.data.reader import ImageReader
 from teachonce.data.view_policy import ViewPolicy
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
+from teachonce.keeping.staging import clear_partials
 from teachonce.labels.create import add_embedding, add_student, create_store, row_order
+from teachonce.labels.direct import settle
 from teachonce.labels.format import EMBEDDING, LABELS, new_layout
 from teachonce.labels.ledger import require_fingerprint
 from teachonce.labels.selection import few_shot_samples, save_shots
-from teachonce.labels.staging import clear_partials
 from teachonce.labels.store import LabelStore
 from teachonce.models.spec import AskedPrecision, EmbeddingKind, Precision, Resize
+from teachonce.objects.remote import exists
 from teachonce.phrases import option, phrase
 from teachonce.teaching.fingerprints import (
     ORDER_SEED,
@@ -100,7 +102,7 @@ def stored_precision(path: Path) -> Precision | None:
     Raises:
         DataError, IntegrityError: what is at the path is no store.
     """
-    if not path.exists():
+    if not exists(path):
         return None
     groups = LabelStore.open(path).groups
     stored = [group.fingerprint.get("precision") for group in (groups[LABELS], *groups.values())]
@@ -124,7 +126,7 @@ def open_or_create(
         IncompleteError: a student is to be added, and the teacher has not finished.
     """
     fingerprint = fingerprint_of(wanted, models)
-    if wanted.path.exists():
+    if exists(wanted.path):
         store = _continue(wanted, fingerprint, LABELS in models, reporter)
         _try_on_missing(store, wanted, models)
     else:
@@ -169,7 +171,10 @@ def _continue(wanted: WantedStore, fingerprint: dict[str, Any], taught: bool, re
             + option("chunk_rows")
             + " is fixed at creation"
         )
-    clear_partials(wanted.path, reporter)
+    if not is_remote(wanted.path):
+        clear_partials(wanted.path, reporter)
+    elif entered := settle(store):
+        reporter.note(f"entered {entered} chunks that an earlier run had handed over")
     reporter.note(f"continuing {wanted.path}: {len(store.committed(LABELS))} of {store.layout.chunks} chunks are there")
     return store
 

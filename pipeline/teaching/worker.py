@@ -23,10 +23,11 @@ import torch
 
 from teachonce.cluster.client import worker_index
 from teachonce.core.devices import pick_device, take_device
-from teachonce.core.files import write_failed
+from teachonce.core.files import is_remote, write_failed
 from teachonce.core.machine import installed_version
 from teachonce.errors import EnvironmentFault, FingerprintError
-from teachonce.labels.staging import new_staging
+from teachonce.keeping.bucket import BucketKeeper
+from teachonce.keeping.staging import new_staging
 from teachonce.labels.store import LabelStore
 from teachonce.models.classifier import ensemble_features
 from teachonce.models.clip import LoadedClip, load_clip
@@ -101,6 +102,10 @@ def require_writable(store: Path, token: int) -> None:
         EnvironmentFault: it may not, such as under another user than the driver's.
         IncompleteError: the write failed for another reason, such as a full disk.
     """
+    if is_remote(store):
+        keeper = BucketKeeper(store)
+        keeper.discard(keeper.hand_over(token, 0, {"tried": b""})[0])
+        return
     try:
         shutil.rmtree(new_staging(store, token, 0))
     except OSError as problem:
@@ -129,8 +134,9 @@ def worker_store(path: Path, token: int) -> LabelStore:
         DataError, IntegrityError: as `LabelStore.open` raises them.
     """
     header = path / "zarr.json"
+    changed = header.stat().st_mtime_ns if not is_remote(path) and header.exists() else 0
     with _LOADING:
-        return _store(path, token, header.stat().st_mtime_ns if header.exists() else 0)
+        return _store(path, token, changed)
 
 
 @functools.lru_cache(maxsize=2)

@@ -22,6 +22,7 @@ from teachonce.errors import IncompleteError, TeachOnceError
 from teachonce.watching.beside import STOP, read_beside, remove_beside, write_beside
 
 LOOK_EVERY_S = 1.0
+GIVE_UP_S = 20.0  # the most that the end of a command waits for a look under way: a server may be away
 AGAIN = "the same command goes on from here"
 T = TypeVar("T")
 
@@ -131,7 +132,7 @@ def heeded(store: Path, token: int, reporter: Reporter) -> Iterator[StopWatch]:
         yield watch
     finally:
         ended.set()
-        thread.join()
+        thread.join(GIVE_UP_S)
         if watch.asked():
             with suppress(TeachOnceError):
                 withdraw_stop(store)

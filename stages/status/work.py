@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from teachonce.core.files import is_remote
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError
 from teachonce.labels.status import StoreStatus, is_store, store_status
+from teachonce.objects.remote import exists
 from teachonce.phrases import phrase
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.grid_status import GridStatus, grid_status, is_grid
@@ -36,15 +38,19 @@ def status(request: StatusRequest, reporter: Reporter) -> Status:
 
 
 def _look_of(folder: Path) -> Look | None:
+    if is_remote(folder):  # runs and grids lie in folders only
+        return store_status if is_store(folder) else None
     return next((look for is_one, look in KINDS if is_one(folder)), None)
 
 
 def _unknown(folder: Path) -> DataError:
-    if not folder.exists():
+    if not exists(folder):
         return DataError(
             f"{folder} does not exist; expected " + EXPECTED,
             hint="check the path; a run makes its folder once its model is loaded",
         )
+    if is_remote(folder):
+        return DataError(f"{folder} is no label store", hint="runs and grids are looked at in their folders only")
     if not folder.is_dir():
         return DataError(f"{folder} is a file; expected " + EXPECTED, hint=f"teachonce status {folder.parent}")
     inside = list(itertools.islice(_inside(folder), NAMED))

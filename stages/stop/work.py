@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from teachonce.core.locks import HEARTBEAT_S, SILENT_BEATS, LockOwner, lock_path, read_owner
+from teachonce.core.locks import HEARTBEAT_S, SILENT_BEATS, LockOwner
 from teachonce.core.machine import lives
 from teachonce.core.progress import Reporter
-from teachonce.core.status import Worker, newest
+from teachonce.core.status import Worker
 from teachonce.errors import DataError, IncompleteError, UsageError
+from teachonce.keeping.owners import last_sign, read_owner
 from teachonce.labels.status import StoreStatus, is_store, store_status
+from teachonce.objects.remote import exists
 from teachonce.phrases import option
 from teachonce.stages.stop.request import StopRequest, StopResult
 from teachonce.watching.stop import ask_to_stop, withdraw_stop
@@ -22,7 +24,7 @@ SILENT_S = SILENT_BEATS * HEARTBEAT_S  # after which an owner that cannot be see
 def stop(request: StopRequest, reporter: Reporter) -> StopResult:
     """Ask for it, and wait for the end if that is wanted. The stage's `stop` says what is raised."""
     began, store = time.monotonic(), request.labels
-    if store.exists() and not is_store(store):
+    if exists(store) and not is_store(store):
         raise DataError(f"{store} is no label store", hint="teachonce stop labels.zarr")
     owner = _living_owner(store)
     ask_to_stop(store, owner.token)
@@ -83,9 +85,9 @@ def _wait(store: Path, owner: LockOwner, reporter: Reporter) -> None:
         IncompleteError: it gives no sign of life.
     """
     reporter.note(f"waiting for process {owner.pid} on {owner.host} to end")
-    sign, seen = newest([lock_path(store)]), time.monotonic()
+    sign, seen = last_sign(store).time, time.monotonic()
     while _still_owns(store, owner) and (alive := lives(owner)) is not False:
-        if (now := newest([lock_path(store)])) != sign:  # a change is a sign, whatever the clocks of two machines say
+        if (now := last_sign(store).time) != sign:  # a change is a sign, whatever the clocks of two machines say
             sign, seen = now, time.monotonic()
         silent = time.monotonic() - seen
         if alive is None and silent > SILENT_S:

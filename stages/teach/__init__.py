@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 
-from teachonce.core.locks import owned
 from teachonce.core.progress import Reporter
 from teachonce.errors import UsageError
+from teachonce.keeping.owners import owned
 from teachonce.stages.teach.request import (
     Computing,
     Half,

@@ -99,7 +99,7 @@ def teach_job(request: TeachRequest, wanted: WantedStore, token: int, models: Ma
     """What the chunk tasks of a request have in common; a rehearsal sets a store, a root and a token of its own."""
     computing = request.computing
     return TeachJob(
-        store=str(request.labels.resolve()),
+        store=absolute(request.labels),
         root=absolute(wanted.root),
         token=token,
         models=tuple((group, absolute_spec(clip.spec), clip.digest) for group, clip in models.items()),

@@ -18,17 +18,20 @@ from teachonce.cluster import client as cluster_client
 from teachonce.cluster.presence import present_workers
 from teachonce.core.devices import DeviceFacts, device_explained, device_facts
 from teachonce.core.documents import readable
-from teachonce.core.files import neighbour
+from teachonce.core.files import is_remote, neighbour
 from teachonce.core.progress import Reporter
 from teachonce.data.manifests import load_manifest
 from teachonce.errors import DataError
+from teachonce.keeping.beside import append_beside
+from teachonce.keeping.staging import clear_staging
+from teachonce.labels.direct import settle
 from teachonce.labels.format import LABELS
 from teachonce.labels.ledger import IN_TURN, PHASES
 from teachonce.labels.size import bytes_per_row
-from teachonce.labels.staging import clear_staging
 from teachonce.labels.store import LabelStore
 from teachonce.models.clip import LoadedClip
 from teachonce.models.spec import absolute_spec
+from teachonce.objects.remote import exists
 from teachonce.phrases import phrase
 from teachonce.stages.teach.final_check import check
 from teachonce.stages.teach.loading import load_models, say_what_carries, say_where, teach_job
@@ -69,7 +72,8 @@ def complete(
         FingerprintError: the store at this path was made from something else.
         IncompleteError: chunks are missing at the end, or somebody asked this run to stop.
     """
-    clear_staging(request.labels)
+    if not is_remote(request.labels):  # in a bucket, claims are settled first, when the store is opened
+        clear_staging(request.labels)
 
     def heed() -> None:
         stop.heed("no chunk has been begun")
@@ -92,7 +96,10 @@ def complete(
             tally = _run(client, teach_job(request, wanted, token, models), store, groups, request, stop, reporter)
             check(client, store, groups, token, reporter, with_workers=tally.written > 0, heed=heed_in_check)
         del importing
-    clear_staging(request.labels)
+    if is_remote(request.labels):
+        settle(store)
+    else:
+        clear_staging(request.labels)
     forget_workers(store.path)
     return _result(request, store, tally, time.monotonic() - began)
 
@@ -103,7 +110,7 @@ def _device_of_workers(client: Any, request: TeachRequest, heed: Callable[[], No
     if cluster_client.runs_here(request.cluster):
         facts = device_facts(asked)
         return cluster_client.facts_of_a_worker(client, asked, reporter, heed) if facts.is_gpu else facts
-    if asked == "cpu" or request.labels.exists():
+    if asked == "cpu" or exists(request.labels):
         return DeviceFacts(device=asked, bf16=False)  # nothing depends on more: the store has a number format
     return cluster_client.facts_of_a_worker(client, asked, reporter, heed)
 
@@ -276,9 +283,10 @@ def _count(tally: _Tally, report: ChunkReport, brought: tuple[str, ...], store: 
     for phase, seconds in report.phases.items():
         tally.phases[phase] += seconds
     if report.faults and LABELS in brought:
-        with open(_failure_log(store), "a", encoding="utf-8") as log:
-            for key, reason in report.faults:
-                log.write(json.dumps({"chunk": report.chunk, "key": readable(key), "reason": reason}) + "\n")
+        lines = (
+            json.dumps({"chunk": report.chunk, "key": readable(key), "reason": reason}) for key, reason in report.faults
+        )
+        append_beside(_failure_log(store), "".join(f"{line}\n" for line in lines))
 
 
 def _failure_log(store: LabelStore) -> Path:

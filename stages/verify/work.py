@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from teachonce.core.devices import pick_device
-from teachonce.core.locks import owned
 from teachonce.core.machine import default_threads
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
+from teachonce.keeping.owners import owned
 from teachonce.labels.codec import GAP_FILL, decode_embeddings
 from teachonce.labels.format import EMBEDDING, LABELS, STATUS_FILL
 from teachonce.labels.ledger import key_digest

@@ -130,6 +130,9 @@ def begin(tmp_path: Path) -> Iterator[Callable[..., Trial]]:
             assert old in text
             text = text.replace(old, new)
         (tmp_path / "slurm.toml").write_text(text)
+        signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # a shell's background job ignores it, and its children
         variables = os.environ | QUICK | {"PATH": path + os.environ["PATH"]}
         with open(tmp_path / "notes", "w") as notes, open(tmp_path / "result", "w") as result:
             process = subprocess.Popen(

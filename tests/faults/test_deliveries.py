@@ -17,10 +17,10 @@ from worlds import copy_store, synthetic_store
 from teachonce.core.locks import owned
 from teachonce.core.progress import Silent
 from teachonce.errors import IncompleteError
+from teachonce.keeping.staging import new_staging, staging_root
 from teachonce.labels.create import add_embedding, add_student
 from teachonce.labels.format import LABELS, chunk_file
 from teachonce.labels.ledger import ledger_path
-from teachonce.labels.staging import new_staging, staging_root
 from teachonce.labels.store import LabelStore
 from teachonce.teaching import delivery
 from teachonce.teaching.delivery import ChunkReport, Deliveries, deliver

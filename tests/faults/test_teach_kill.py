@@ -28,8 +28,8 @@ from worlds import PHOTOS, World, all_arrays
 from teachonce.core.locks import owned
 from teachonce.core.progress import Silent
 from teachonce.errors import IncompleteError
+from teachonce.keeping.staging import staging_root
 from teachonce.labels.format import LABELS
-from teachonce.labels.staging import staging_root
 from teachonce.labels.store import LabelStore
 from teachonce.stages.verify import VerifyRequest, verify
 

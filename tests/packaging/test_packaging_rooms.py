@@ -24,6 +24,7 @@ ORDER = (
     "data",
     "towers",
     "models",
+    "keeping",
     "labels",
     "batch",
     "cluster",
