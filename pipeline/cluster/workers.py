@@ -1,12 +1,15 @@
 """The workers of a running cluster as its driver sees them: how many, who joined, who is held back or ended by Dask.
 
-Everything is asked without waiting for the answer: the driver has chunks to deliver meanwhile.
+Its loop asks without waiting for the answer: the driver has chunks to deliver meanwhile. At the end of the module is
+what the board of a run is told: who is there, and what a worker says of itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
+import socket
 import time
 from collections.abc import Coroutine, Iterable
 from concurrent.futures import CancelledError
@@ -15,15 +18,19 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import dask
+import psutil
 from dask.utils import parse_timedelta
-from distributed import Client
+from distributed import Client, get_worker
 
 from teachonce.cluster.scheduler_check import MEMORY_HINT, WorkerFacts, acquaintances, ask, gigabytes, judge
+from teachonce.core.devices import device_words
 from teachonce.core.progress import Reporter
 from teachonce.errors import EnvironmentFault, IncompleteError
+from teachonce.watching.workers import Presence, WorkerMark
 
 LOOK_EVERY = 1.0  # seconds between looks at the workers
 ANSWER_SECONDS = 20
+PRESENCE_SECONDS = 5.0  # the board of a run waits no longer for the scheduler
 NOTE_EVERY = 60.0
 HELD_BACK = 60.0  # seconds in which Dask gives no task to any worker, before the run ends
 MOST_ENDED = 3  # workers that Dask ends for their memory without a single result in between, before the run ends
@@ -223,3 +230,44 @@ def lost(client: Client, problem: CancelledError | None) -> IncompleteError:
             hint=f"start a scheduler and {AGAIN}",
         )
     return IncompleteError(f"somebody cancelled this run's tasks on the scheduler: {problem}", hint=AGAIN)
+
+
+def present_workers(client: Client) -> dict[str, Presence] | None:
+    """The workers by name, for any thread; None where the scheduler does not answer within seconds."""
+    try:
+        question = client.scheduler.identity(n_workers=-1)
+        answer = asyncio.run_coroutine_threadsafe(question, client.loop.asyncio_loop).result(PRESENCE_SECONDS)
+    except (OSError, TimeoutError, CancelledError, AttributeError, RuntimeError):  # a client that is being closed
+        return None
+    return {str(worker["name"]): _presence(worker) for worker in answer["workers"].values()}
+
+
+def _presence(worker: dict[str, Any]) -> Presence:
+    memory = (worker.get("metrics") or {}).get("memory")
+    return Presence(host=str(worker.get("host", "")), memory_bytes=memory, beat=float(worker.get("last_seen") or 0.0))
+
+
+def mark_of_this_worker(device: str) -> WorkerMark:
+    """Who runs the task that asks; outside Dask, this process.
+
+    Args:
+        device: what the task computed on, as torch names it.
+    """
+    try:
+        name = str(get_worker().name)
+    except ValueError:  # the caller is no Dask worker
+        name = f"process {os.getpid()}"
+    return WorkerMark(
+        name=name,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        device=device_words(device),
+        memory_bytes=psutil.Process().memory_info().rss,
+    )
+
+
+def messages(client: Client, topic: str) -> queue.SimpleQueue[dict[str, Any]]:
+    """What workers log under a topic from now on; Dask's client puts it there in a thread of its own."""
+    came: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    client.subscribe_topic(topic, lambda event: came.put(event[1]))
+    return came

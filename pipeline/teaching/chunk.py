@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from teachonce.cluster.client import worker_index, worker_threads
-from teachonce.cluster.presence import mark_of_this_worker
+from teachonce.cluster.workers import mark_of_this_worker
 from teachonce.core.devices import AUTO, pick_device, take_device
 from teachonce.core.files import is_remote, write_failed
 from teachonce.data.batches import ImageBatch, ImageBatches, image_batches

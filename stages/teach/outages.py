@@ -8,7 +8,7 @@ from typing import Any
 
 from distributed import Client
 
-from teachonce.cluster.presence import messages
+from teachonce.cluster.workers import messages
 from teachonce.core.progress import Reporter
 from teachonce.teaching.worker import OUTAGES
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import psutil
 
 from teachonce.cluster import client as cluster_client
-from teachonce.cluster.presence import present_workers
+from teachonce.cluster.workers import present_workers
 from teachonce.core.devices import DeviceFacts, device_explained, device_facts
 from teachonce.core.documents import readable
 from teachonce.core.files import is_remote, neighbour

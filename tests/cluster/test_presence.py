@@ -9,7 +9,7 @@ import types
 from pathlib import Path
 
 from teachonce.cluster.client import local_cluster, run_tasks
-from teachonce.cluster.presence import mark_of_this_worker, present_workers
+from teachonce.cluster.workers import mark_of_this_worker, present_workers
 from teachonce.watching.workers import WorkerMark
 
 
