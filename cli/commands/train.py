@@ -114,9 +114,8 @@ def train(
 ) -> Job:
     """Learn the prompts of a frozen student from a label store; no teacher, and no images for text prompts.
 
-    LABELS.zarr, --student and --out are required; --print-config needs none of them, --dry-run no --out. --manifest,
-    --split, --vocabulary and --root say what the store must belong to; --root is also where prompts in the image tower
-    find their images.
+    LABELS.zarr, --student and --out are required; --print-config needs none, --dry-run no --out. --manifest, --split,
+    --vocabulary and --root say what the store must belong to; --root is also where image prompts find their images.
     """
     ours, overrides = settings.split_overrides(settings.TrainSettings, set_ or ())
     resolved = _resolved(config, overrides, structure=structure, supervision=supervision, seed=seed, steps=steps)

@@ -116,14 +116,13 @@ def run_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport
         data[LABELS] |= _row_arrays(store, chunk, index, images)
     staging, digests, staged = _stage(store, job.token, chunk, data)
     phases["write"] = time.perf_counter() - coding
-    reasons = tuple((index.key(row // job.views.views), fault.reason) for row, fault in faults)
     return ChunkReport(
         chunk,
         staging,
         digests,
         rows - len(faults),
         len(faults),
-        reasons,
+        tuple((index.key(row // job.views.views), fault.reason) for row, fault in faults),
         phases,
         len(index),
         image_bytes,
