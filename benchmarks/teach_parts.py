@@ -235,9 +235,9 @@ def fake_chunk(job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkRepor
     )
     data = {name: array[pick] for name, array in coded.items()} | _row_arrays(store, chunk, index, images)
     data["fidelity"] = np.full((spec.per_chunk, *spec.tail), 0.1, np.float16)
-    staging, digests = _stage(store, job.token, chunk, {LABELS: data})
+    staging, digests, _ = _stage(store, job.token, chunk, {LABELS: data})
     seconds = time.perf_counter() - began
-    return ChunkReport(chunk, str(staging), digests, rows, 0, (), {"write": seconds}, rows, 0, seconds)
+    return ChunkReport(chunk, staging, digests, rows, 0, (), {"write": seconds}, rows, 0, seconds)
 
 
 def paced_chunk(seconds: float, job: TeachJob, chunk: int, groups: tuple[str, ...]) -> ChunkReport:

@@ -49,9 +49,7 @@ class SlurmQueue:
     async def look(self, jobs: Sequence[str]) -> dict[str, JobState] | None:
         """The states of jobs; SLURM forgets a job some minutes after its end. None: SLURM does not answer."""
         ids = ",".join(jobs)
-        code, said, complaint = await output_of(
-            "squeue", "--noheader", "--states=all", "--format=%i|%T|%r", f"--jobs={ids}"
-        )
+        code, said, complaint = await output_of("squeue", "-h", "-t", "all", "-o", "%i|%T|%r", "-j", ids)
         if code:
             return {} if _NO_SUCH_JOB in complaint else None
         states = {}
@@ -71,7 +69,7 @@ class SlurmQueue:
 
     async def log_of(self, job: str, folders: Sequence[Path]) -> JobLog:
         """The last lines that a job wrote: where SLURM says its output went, else by the usual names in `folders`."""
-        _, said, _ = await output_of("scontrol", "--oneliner", "show", "job", job)
+        _, said, _ = await output_of("scontrol", "-o", "show", "job", job)
         named = [Path(path) for path in re.findall(r"\bStd(?:Err|Out)=(\S+)", said)]
         return first_log([*named, *named_like(folders, f"*-{job}.*")])
 

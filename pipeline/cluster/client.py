@@ -268,12 +268,12 @@ def slurm_index(variables: Mapping[str, str]) -> int | None:
         variables: the worker's environment.
     """
     tasks, task = variables.get("SLURM_STEP_NUM_TASKS", ""), variables.get("SLURM_LOCALID", "")
-    own = int(task) if tasks.isdigit() and int(tasks) > 1 and task.isdigit() else None
+    place = int(task) if tasks.isdigit() and int(tasks) > 1 and task.isdigit() else None
     listed = variables.get("SLURM_STEP_GPUS") or variables.get("SLURM_JOB_GPUS") or ""
     gpus = [int(number) for number in listed.split(",") if number.strip().isdigit()]
     if gpus and variables.get("CUDA_VISIBLE_DEVICES") is None:
-        return gpus[(own or 0) % len(gpus)]
-    return own
+        return gpus[(place or 0) % len(gpus)]
+    return place
 
 
 def threads_of(spec: ClusterSpec) -> int | None:

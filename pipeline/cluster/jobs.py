@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import importlib
 import shlex
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,7 +23,7 @@ from teachonce.cluster.description import BRIEF_MEMORY, THREADS_PER_WORKER, WORK
 from teachonce.cluster.description_parts import Adaptive, duration_seconds
 from teachonce.cluster.workers import supervise
 from teachonce.core.machine import calm_waiting
-from teachonce.core.progress import Reporter
+from teachonce.core.progress import SIGNALS, Reporter
 from teachonce.errors import EnvironmentFault
 from teachonce.phrases import option
 
@@ -214,11 +216,14 @@ def cuda_cluster(description: CudaDescription, threads: int = THREADS_PER_WORKER
 
 
 def optional_package(name: str, extra: str, kind: str) -> Any:
-    """A module of a package that a kind of cluster needs.
+    """A module of a package that a kind of cluster needs; what Ctrl-C and SIGTERM mean stays as it was.
+
+    dask-jobqueue lets Ctrl-C end its importer's process with exit code 0 and without a word.
 
     Raises:
         EnvironmentFault: it is not installed; names the extra of ours that brings it.
     """
+    handlers = {number: handler for number in SIGNALS if (handler := signal.getsignal(number)) is not None}
     try:
         return importlib.import_module(name)
     except ImportError as problem:
@@ -227,3 +232,7 @@ def optional_package(name: str, extra: str, kind: str) -> Any:
             option("cluster") + f' with kind = "{kind}" needs the package {package}: {problem}',
             hint=f"pip install 'teachonce[{extra}]'",
         ) from problem
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)

@@ -123,7 +123,7 @@ def test_a_job_that_can_never_start_ends_the_run_and_one_that_waits_says_why(slu
         list(run_tasks(client, slowly, [(1,)], "one"))
     assert "walltime" in caught.value.hint
     (slurm / "waiting").write_text("PartitionDown")
-    with dask.config.set({PATIENCE_KEY: "1s"}), open_cluster(spec(tmp_path), Silent()) as client:
+    with dask.config.set({PATIENCE_KEY: "4s"}), open_cluster(spec(tmp_path), Silent()) as client:
         with pytest.raises(IncompleteError, match=r"SLURM says: 1 job is PENDING \(PartitionDown\)"):
             list(run_tasks(client, slowly, [(1,)], "two"))
         (slurm / "2.state").write_text("RUNNING|None")
@@ -138,7 +138,7 @@ def test_some_jobs_are_taken_and_others_are_not(slurm: Path, tmp_path: Path) -> 
     (slurm / "waiting").write_text("Priority")
     (slurm / "most").write_text("1")
     with (
-        dask.config.set({PATIENCE_KEY: "1s"}),
+        dask.config.set({PATIENCE_KEY: "4s"}),
         pytest.raises(IncompleteError, match=r"1 job is PENDING \(Priority\); no further job is taken: .*submit limit"),
         open_cluster(spec(tmp_path, jobs=2), Silent()) as client,
     ):
@@ -189,6 +189,21 @@ def test_jobs_of_a_driver_that_is_gone_are_cancelled(how: str, cancelled: list[s
     with seconds(30):
         until(lambda: (tmp_path / "cancelled").exists())
         until(lambda: (tmp_path / "cancelled").read_text().split() == cancelled)
+
+
+def test_ctrl_c_means_what_it_meant_once_jobs_are_described() -> None:
+    """dask-jobqueue sets a handler of its own when it is imported: Ctrl-C would end `teach` with exit code 0."""
+    code = """
+import signal
+from teachonce.cluster.jobs import optional_package
+optional_package("dask_jobqueue", "slurm", "slurm")
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, signal.getsignal(signal.SIGINT)
+"""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        subprocess.run([sys.executable, "-c", code], check=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_lines_of_a_guard() -> None:

@@ -55,7 +55,7 @@ if job.with_suffix(".pid").exists():
 SQUEUE = """
 import pathlib, sys
 
-for number in sys.argv[-1].partition("=")[2].split(","):
+for number in sys.argv[-1].split(","):
     job = pathlib.Path(folder, number + ".sh")
     state = job.with_suffix(".state")
     if state.exists():
