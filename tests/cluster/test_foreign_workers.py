@@ -71,10 +71,10 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict
     """The address of a scheduler that speaks TLS, this side's settings, and the folder of its processes."""
     folder = tmp_path_factory.mktemp("secure")
     settings = certificates(folder, "ours")
-    own = {variable(setting): file for setting, file in settings.items()}
-    roles = {name.replace("CLIENT", role): file for name, file in own.items() for role in ("SCHEDULER", "WORKER")}
+    driver = {variable(setting): file for setting, file in settings.items()}
+    roles = {name.replace("CLIENT", role): file for name, file in driver.items() for role in ("SCHEDULER", "WORKER")}
     options = ("--memory-limit", str(LIMIT))
-    with by_hand(folder, free_port(), 1, options, own | roles, "tls") as (address, _):
+    with by_hand(folder, free_port(), 1, options, driver | roles, "tls") as (address, _):
         yield address, settings, folder
 
 
@@ -82,11 +82,11 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict
 def another_worker(address: str, folder: Path, settings: dict[str, str], preload: str) -> Iterator[None]:
     """One more worker, which loads a file of this text first."""
     (folder / "first.py").write_text(preload)
-    own = {variable(setting).replace("CLIENT", "WORKER"): file for setting, file in settings.items()}
+    variables = {variable(setting).replace("CLIENT", "WORKER"): file for setting, file in settings.items()}
     command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny"]
     command += ["--no-dashboard", "--name", "stranger", "--preload", "first.py"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, cwd=folder, env=os.environ | own, **quiet) as process:  # type: ignore[call-overload]
+    with subprocess.Popen(command, cwd=folder, env=os.environ | variables, **quiet) as process:  # type: ignore[call-overload]
         try:
             yield
         finally:
