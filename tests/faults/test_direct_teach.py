@@ -1,6 +1,7 @@
 """`teach` into a bucket: the same store as in a folder, whoever is killed, late or second.
 
-The server lies in this process. "The same store" means an equal id and no differing file outside the ledger, whose records hold times.
+The server lies in this process. "The same store" means an equal id and no differing file outside the ledger, whose
+records hold times.
 """
 
 from __future__ import annotations
