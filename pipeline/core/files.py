@@ -177,7 +177,7 @@ def refuse_writes(path: Path) -> None:
     """
     if is_remote(path):
         raise UsageError(
-            f"{path}: label stores are read from {str(path).partition(':')[0]}, not written there",
+            f"{path}: relabel and merge write to a disk, not to {str(path).partition(':')[0]}; teach writes there",
             hint=f"write to a local or shared disk, then send the finished store: teachonce push {path.name} {path}",
         )
 

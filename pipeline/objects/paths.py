@@ -99,6 +99,10 @@ class RemotePath:
         """The bucket's URL, then the parts of the key."""
         return f"{self.scheme}://{self.bucket}", *PurePosixPath(self.key).parts
 
+    def resolve(self) -> RemotePath:
+        """The place itself: a URL is absolute, and a bucket has no links."""
+        return self
+
     def with_name(self, name: str) -> RemotePath:
         """Another name in the same folder."""
         return self.parent / name

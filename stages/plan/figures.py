@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -17,7 +18,7 @@ from teachonce.cluster.description import (
     LocalDescription,
     load_description,
 )
-from teachonce.core.files import atomic_write_bytes
+from teachonce.core.files import atomic_write_bytes, is_remote
 from teachonce.core.progress import Reporter
 from teachonce.data.index import build_index
 from teachonce.errors import EnvironmentFault
@@ -25,6 +26,7 @@ from teachonce.labels.format import LABELS, Layout, new_layout
 from teachonce.labels.ledger import IN_TURN, require_fingerprint
 from teachonce.labels.selection import few_shot_samples
 from teachonce.labels.store import LabelStore
+from teachonce.objects.remote import exists
 from teachonce.phrases import Phrase, option, phrase, setting
 from teachonce.stages.plan.idle import idle_advice
 from teachonce.stages.plan.outcome import KIND, SCHEMA
@@ -97,7 +99,7 @@ def _samples(wanted: WantedStore, reporter: Reporter) -> tuple[int, str]:
 
 def _there(wanted: WantedStore, layout: Layout, models: dict[str, LoadedClip]) -> tuple[Layout, set[int]]:
     """The layout that holds, and the chunks that have all that is asked for."""
-    if not wanted.path.exists():
+    if not exists(wanted.path):
         return layout, set()
     store = LabelStore.open(wanted.path)
     stored = store.groups[LABELS].fingerprint
@@ -132,12 +134,12 @@ def _result(
         *_memory(probe, workers),
         *([] if gpu is None else [gpu.estimate]),
     ]
-    disk = shutil.disk_usage(next(p for p in (wanted.path, *wanted.path.resolve().parents) if p.exists())).free
+    disk = _disk_free(wanted.path)
     free = _memory_free(probe)
     advice = [*unknown, *_disk_advice(total, disk, wanted), *_memory_advice(estimates, free, probe)]
     advice += [] if gpu is None or gpu.fits else [gpu.sentence]
-    advice += idle_advice(layout, layout.chunks - len(there), left, workers, is_new=not wanted.path.exists())
-    fits = total.high <= disk and not any(e.what == "memory" and e.low > free for e in estimates)
+    advice += idle_advice(layout, layout.chunks - len(there), left, workers, is_new=not exists(wanted.path))
+    fits = (disk is None or total.high <= disk) and not any(e.what == "memory" and e.low > free for e in estimates)
     fits = fits and (gpu is None or gpu.fits)
     return PlanResult(
         manifest=wanted.manifest.name,
@@ -239,8 +241,15 @@ def _memory_free(probe: Rehearsal | None) -> int:
     return int(psutil.virtual_memory().available) + (probe.worker_bytes if probe else 0)
 
 
-def _disk_advice(total: Estimate, free: int, wanted: WantedStore) -> list[str]:
-    if total.high <= free:
+def _disk_free(store: Path) -> int | None:
+    """Bytes that are free where the store will lie; None for a bucket, which has no limit that can be asked for."""
+    if is_remote(store):
+        return None
+    return shutil.disk_usage(next(place for place in (store, *store.resolve().parents) if place.exists())).free
+
+
+def _disk_advice(total: Estimate, free: int | None, wanted: WantedStore) -> list[str]:
+    if free is None or total.high <= free:
         return []
     ways = [option("labels") + f" on a disk with {total.high / 1e9:.1f} GB free"]
     if wanted.top_k > 16:

@@ -43,7 +43,8 @@ class PlanResult:
     """The sentence that says whether rates were measured here or stated by the person."""
     bottleneck: str
     estimates: tuple[Estimate, ...]
-    disk_free: int
+    disk_free: int | None
+    """Bytes; None where the store will lie in a bucket."""
     memory_free: int
     gpu: str
     """What a worker needs of a GPU's memory, in one sentence: which GPUs have it, and which keys make it less."""

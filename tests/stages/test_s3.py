@@ -25,6 +25,8 @@ from teachonce.objects import patience
 from teachonce.objects.remote import location
 from teachonce.stages.evaluate import evaluate
 from teachonce.stages.inspect import InspectRequest, inspect
+from teachonce.stages.merge import MergeRequest, merge
+from teachonce.stages.relabel import RelabelRequest, relabel
 from teachonce.stages.teach import teach
 from teachonce.stages.train import TrainRequest, train
 from teachonce.stages.verify import VerifyRequest, verify
@@ -168,15 +170,16 @@ def test_damage_on_s3_is_found(s3: Any, copied: Path) -> None:
     assert verify(VerifyRequest(labels=copied), Silent()).ok
 
 
-def test_nothing_is_written_to_s3(copied: Path, world: World, teacher: str) -> None:
-    """`teach` and `verify --repair` refuse, and say how a store gets there."""
-    with pytest.raises(UsageError, match="not written there") as caught:
-        teach(request_for(world, location(f"{BUCKET}/new.zarr"), teacher), Silent())
-    assert "teachonce push" in caught.value.hint
-    with pytest.raises(UsageError, match="not written there"):
-        verify(VerifyRequest(labels=copied, repair=True), Silent())
-    with pytest.raises(UsageError, match="not written there"):
-        LabelStore.open(copied, writable=True)
+def test_relabel_and_merge_write_to_disks_only(copied: Path, finished: Path) -> None:
+    """Both read a store on S3, refuse to write one there, and say how it gets there; nothing is left."""
+    for work in (
+        lambda: relabel(RelabelRequest(parent=finished, labels=location(f"{BUCKET}/new.zarr"), top_k=3), Silent()),
+        lambda: merge(MergeRequest(parents=(copied, finished), labels=location(f"{BUCKET}/new.zarr")), Silent()),
+    ):
+        with pytest.raises(UsageError, match="write to a disk, not to s3") as caught:
+            work()
+        assert "teachonce push new.zarr" in caught.value.hint
+    assert not remote.exists(location(f"{BUCKET}/new.zarr"))
 
 
 def test_what_is_missing_on_s3(s3: Any, world: World, teacher: str, tmp_path: Path) -> None:
