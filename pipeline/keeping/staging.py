@@ -18,6 +18,7 @@ from pathlib import Path
 from teachonce.core.files import neighbour, sync
 from teachonce.core.progress import Reporter
 
+TRIES = 20  # of making a folder whose parents others remove as soon as they are empty
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")  # as Zarr calls a file until it is whole
 
 
@@ -33,7 +34,13 @@ def new_staging(store: Path, token: int, chunk: int) -> Path:
         OSError: it cannot be made.
     """
     folder = staging_root(store) / f"{token:x}" / f"{chunk}-{secrets.token_hex(4)}"
-    folder.mkdir(parents=True)
+    for others in reversed(range(TRIES)):
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileNotFoundError:  # another attempt has just ended, and has removed the parents, which were empty
+            if not others:
+                raise
     shutil.copyfile(store / "zarr.json", folder / "zarr.json")
     return folder
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import os
 import pwd
-import shutil
 import socket
 import threading
 import time
@@ -27,7 +26,7 @@ from teachonce.core.files import is_remote, write_failed
 from teachonce.core.machine import installed_version
 from teachonce.errors import EnvironmentFault, FingerprintError
 from teachonce.keeping.bucket import BucketKeeper
-from teachonce.keeping.staging import new_staging
+from teachonce.keeping.staging import drop_staging, new_staging
 from teachonce.labels.store import LabelStore
 from teachonce.models.classifier import ensemble_features
 from teachonce.models.clip import LoadedClip, load_clip
@@ -107,7 +106,7 @@ def require_writable(store: Path, token: int) -> None:
         keeper.discard(keeper.hand_over(token, 0, {"tried": b""})[0])
         return
     try:
-        shutil.rmtree(new_staging(store, token, 0))
+        drop_staging(new_staging(store, token, 0))
     except OSError as problem:
         failed = write_failed(store, problem)
         if not isinstance(failed, EnvironmentFault):

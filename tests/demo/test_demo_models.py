@@ -76,11 +76,13 @@ def test_together_under_five_megabytes() -> None:
 
 
 # On 320 images the standard error is at most 0.028; the bounds are about three of them from the measured values.
+@pytest.mark.slow
 @pytest.mark.parametrize(("seen", "low", "high"), [(True, 0.78, 0.94), (False, 0.71, 0.92)])
 def test_the_teacher_is_good(models: DemoModels, seen: bool, low: float, high: float) -> None:
     assert low < top1(models.teacher, seen=seen) < high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seen", "low", "high"), [(True, 0.42, 0.65), (False, 0.38, 0.59)])
 def test_the_student_is_much_weaker_but_far_above_chance(
     models: DemoModels, seen: bool, low: float, high: float
