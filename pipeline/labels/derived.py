@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from teachonce.core.digests import MIDDLE, canonical_digest
+from teachonce.core.files import refuse_writes
 from teachonce.core.locks import require_token
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
@@ -85,13 +86,14 @@ def open_parent(path: Path, child: Path) -> LabelStore:
     """A store to derive another from: whole, sound, with the teacher's image features.
 
     Raises:
-        UsageError: parent and child are the same, or the child's name does not end in .zarr.
+        UsageError: parent and child are the same, the child is a URL, or its name does not end in .zarr.
         DataError: no label store, or one without embeddings.
         IncompleteError: chunks are missing.
         IntegrityError: its index or class lists are damaged.
     """
     if not child.name.endswith(".zarr"):
         raise UsageError(option("labels") + f" {child}: the name of a label store ends in .zarr")
+    refuse_writes(child)
     if path.resolve() == child.resolve():
         raise UsageError(option("labels") + f" {child} is the store to read; a derived store needs a path of its own")
     store = LabelStore.open(path)
