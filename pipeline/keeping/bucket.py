@@ -13,9 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from teachonce.errors import IncompleteError, IntegrityError
-from teachonce.keeping.claims import CLAIMS, PROBE, Claim, StagedFile, claim_key, digest_of, staging_key
+from teachonce.core.files import is_remote
+from teachonce.errors import DataError, IncompleteError, IntegrityError
+from teachonce.keeping.claims import CLAIMS, CREATING, PROBE, Claim, StagedFile, claim_key, digest_of, staging_key
 from teachonce.objects.places import open_objects
+from teachonce.objects.remote import exists
 from teachonce.objects.seam import Objects, Stored, Version
 
 T = TypeVar("T")
@@ -24,6 +26,16 @@ PARALLEL = 16  # requests at a time of one delivery; each mostly waits for the s
 MOST_ROUNDS = 20  # in which a claim is neither won nor finished, because others come and go
 ROOT = "zarr.json"
 GO_ON = "run the same command again"
+
+
+def is_made(store: Path) -> bool:
+    """Whether there is a store, or anything else in a folder's place; a killed creation leaves no store in a bucket.
+
+    Raises:
+        DataError: there is no such bucket.
+        EnvironmentFault: no answer, or no permission to ask.
+    """
+    return exists(store / ROOT if is_remote(store) else store)
 
 
 def parallel(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
@@ -147,7 +159,7 @@ class BucketKeeper:
         return finished
 
     def clear(self, is_done: Callable[[int], bool]) -> None:
-        """Remove what workers left of chunks that have their records, and what was withdrawn of them.
+        """Remove what workers left of chunks that have records, what was withdrawn of them, and a creation's mark.
 
         Anything else stays: a driver that stands still may have claimed it, and would find a part of it only.
 
@@ -163,7 +175,7 @@ class BucketKeeper:
                 claim = None if stored is None else _claim_in(stored)
                 if claim is not None and claim.is_withdrawn and self._is_recorded(claim):
                     self.objects.delete(entry.key)
-            elif number.isdecimal() and is_done(int(number)):
+            elif head == CREATING or (number.isdecimal() and is_done(int(number))):
                 self.objects.delete(entry.key)
 
     def read(self, name: str) -> Stored | None:
@@ -190,19 +202,33 @@ class BucketKeeper:
     def create(self, folder: Path) -> None:
         """Send a whole store that lies in a folder of this machine; its root metadata come last.
 
-        What a killed creation has left is removed. Whoever still sends such a store, late, writes the same bytes or
-        loses.
+        What a killed creation has left is removed: an object in the staging folder says that there was one. Whoever
+        still sends such a store, late, writes the same bytes or loses.
 
         Raises:
+            DataError: there is something else.
             IncompleteError: there is a store, or another process makes one.
         """
         if self.read(ROOT) is not None:
             raise IncompleteError(f"{self.store}: another process has made the store meanwhile", hint=GO_ON)
-        left = [entry.key for entry in (*self.objects.list(self.name), *self.objects.list(staging_key(self.name)))]
-        self._remove(key for key in left if not key.startswith(staging_key(self.name, PROBE)))
+        mark = staging_key(self.name, CREATING)
+        left = [entry.key for entry in self.objects.list(self.name)]
+        if left and self.objects.get(mark) is None:
+            raise DataError(
+                f"{self.store} is not a label store: {self.objects.place}/{left[0]} lies there",
+                hint="give the new store a place of its own",
+            )
+        mine = self.objects.put(mark, secrets.token_hex(16).encode())
+        kept = (mark, staging_key(self.name, PROBE))
+        left += [entry.key for entry in self.objects.list(staging_key(self.name)) if not entry.key.startswith(kept)]
+        self._remove(left)
         names = [file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file()]
         parallel(lambda name: self._send(folder, name), (name for name in names if name != ROOT))
+        now = self.objects.get(mark)
+        if now is None or now.version != mine:
+            raise IncompleteError(f"{self.store}: another process makes a store here", hint=GO_ON)
         self._send(folder, ROOT)
+        self.objects.delete(mark)
 
     def _send(self, folder: Path, name: str) -> None:
         key, data = f"{self.name}/{name}", (folder / name).read_bytes()

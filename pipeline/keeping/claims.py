@@ -25,6 +25,7 @@ from teachonce.core.strict import decode_known
 STAGING = ".staging"
 CLAIMS = "claims"
 PROBE = "probe-"
+CREATING = "creating"  # is there from before the first file of a new store until after its last
 MOST_CLAIM = 1 << 20  # bytes; a chunk with ten groups has a thousandth of it
 
 

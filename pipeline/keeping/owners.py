@@ -185,8 +185,11 @@ class _Beats:
             number += 1
             with suppress(TeachOnceError):  # the server is away; the work itself says so
                 version = self._objects.put_if(self._key, _document(self._owner, number), self._version)
-                if version is None:
-                    return
+                if version is None:  # robbed, unless only the answer to an earlier sign was lost
+                    stored = self._objects.get(self._key)
+                    if stored is None or _sign(stored).owner != self._owner:
+                        return
+                    version = stored.version
                 self._version = version
 
     def _release(self) -> None:

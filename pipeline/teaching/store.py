@@ -21,6 +21,7 @@ from teachonce.data.reader import ImageReader
 from teachonce.data.view_policy import ViewPolicy
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.errors import DataError, IncompleteError, IntegrityError, UsageError
+from teachonce.keeping.bucket import is_made
 from teachonce.keeping.staging import clear_partials
 from teachonce.labels.create import add_embedding, add_student, create_store, row_order
 from teachonce.labels.direct import settle
@@ -29,7 +30,6 @@ from teachonce.labels.ledger import require_fingerprint
 from teachonce.labels.selection import few_shot_samples, save_shots
 from teachonce.labels.store import LabelStore
 from teachonce.models.spec import AskedPrecision, EmbeddingKind, Precision, Resize
-from teachonce.objects.remote import exists
 from teachonce.phrases import option, phrase
 from teachonce.teaching.fingerprints import (
     ORDER_SEED,
@@ -102,7 +102,7 @@ def stored_precision(path: Path) -> Precision | None:
     Raises:
         DataError, IntegrityError: what is at the path is no store.
     """
-    if not exists(path):
+    if not is_made(path):
         return None
     groups = LabelStore.open(path).groups
     stored = [group.fingerprint.get("precision") for group in (groups[LABELS], *groups.values())]
@@ -126,7 +126,7 @@ def open_or_create(
         IncompleteError: a student is to be added, and the teacher has not finished.
     """
     fingerprint = fingerprint_of(wanted, models)
-    if exists(wanted.path):
+    if is_made(wanted.path):
         store = _continue(wanted, fingerprint, LABELS in models, reporter)
         _try_on_missing(store, wanted, models)
     else:

@@ -23,6 +23,7 @@ from teachonce.core.progress import Reporter
 from teachonce.data.manifests import load_manifest
 from teachonce.errors import DataError
 from teachonce.keeping.beside import append_beside
+from teachonce.keeping.bucket import is_made
 from teachonce.keeping.staging import clear_staging
 from teachonce.labels.direct import settle
 from teachonce.labels.format import LABELS
@@ -31,7 +32,6 @@ from teachonce.labels.size import bytes_per_row
 from teachonce.labels.store import LabelStore
 from teachonce.models.clip import LoadedClip
 from teachonce.models.spec import absolute_spec
-from teachonce.objects.remote import exists
 from teachonce.phrases import phrase
 from teachonce.stages.teach.final_check import check
 from teachonce.stages.teach.loading import load_models, say_what_carries, say_where, teach_job
@@ -110,7 +110,7 @@ def _device_of_workers(client: Any, request: TeachRequest, heed: Callable[[], No
     if cluster_client.runs_here(request.cluster):
         facts = device_facts(asked)
         return cluster_client.facts_of_a_worker(client, asked, reporter, heed) if facts.is_gpu else facts
-    if asked == "cpu" or exists(request.labels):
+    if asked == "cpu" or is_made(request.labels):
         return DeviceFacts(device=asked, bf16=False)  # nothing depends on more: the store has a number format
     return cluster_client.facts_of_a_worker(client, asked, reporter, heed)
 

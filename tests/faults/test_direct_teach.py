@@ -14,18 +14,17 @@ import numpy as np
 import pytest
 import worlds
 import zarr
-from object_servers import moto_server
+from bucket_stores import moto_bucket, require_same
 from worlds import World
 from zarr.storage import ObjectStore
 
 import teachonce.keeping.owners as owners
 import teachonce.teaching.chunk as chunk_tasks
 from teachonce.core.progress import Silent
-from teachonce.errors import EnvironmentFault, IncompleteError
+from teachonce.errors import IncompleteError
 from teachonce.keeping.bucket import BucketKeeper
 from teachonce.keeping.claims import Claim
 from teachonce.keeping.owners import owned, read_owner
-from teachonce.keeping.probe import require_conditions
 from teachonce.labels.store import LabelStore
 from teachonce.objects.bucket import BucketObjects
 from teachonce.objects.clients import client
@@ -40,10 +39,8 @@ OPTIONS: dict[str, Any] = {"top_k": 5, "chunk_rows": 24}
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BucketObjects]:
     """An empty bucket of a server inside this process."""
-    with pytest.MonkeyPatch.context() as patch, moto_server(tmp_path_factory.mktemp("server")) as server:
-        server.use(patch)
-        server.make_bucket("stores")
-        yield BucketObjects("s3", "stores")
+    with moto_bucket(tmp_path_factory.mktemp("server")) as empty:
+        yield empty
 
 
 @pytest.fixture(scope="module")
@@ -52,28 +49,6 @@ def whole(world: World, teacher: str, student: str, tmp_path_factory: pytest.Tem
     path = tmp_path_factory.mktemp("whole") / "whole.zarr"
     worlds.teach_inline(world, path, teacher, students=(student,), **OPTIONS)
     return path
-
-
-def differing(bucket: BucketObjects, name: str, whole: Path) -> list[str]:
-    """Files outside the ledger's records that the two stores have not in common."""
-    there = {entry.key.partition("/")[2] for entry in bucket.list(name)}
-    here = {file.relative_to(whole).as_posix() for file in worlds.files_of(whole)}
-    names = {key for key in there | here if not ("ledger/" in key and "/c/" in key)}
-    other = []
-    for key in names:
-        stored = bucket.get(f"{name}/{key}")
-        if stored is None or not (whole / key).is_file() or stored.data != (whole / key).read_bytes():
-            other.append(key)
-    return sorted(other)
-
-
-def require_same(bucket: BucketObjects, name: str, whole: Path) -> None:
-    """Equal ids, equal files, sound, and nothing left beside the store."""
-    store = LabelStore.open(location(f"{bucket.place}/{name}"))
-    assert store.store_id() == LabelStore.open(whole).store_id()
-    assert differing(bucket, name, whole) == []
-    assert verify(VerifyRequest(labels=store.path), Silent()).ok
-    assert [entry.key for entry in bucket.list() if entry.key.startswith(f"{name}.")] == []
 
 
 class _Stopped(BaseException):
@@ -136,17 +111,6 @@ def test_a_damaged_chunk_in_a_bucket_is_taken_out_and_taught_again(
     worlds.teach_inline(world, store, teacher, students=(student,), **OPTIONS)
     require_same(bucket, name, whole)
     assert status(StatusRequest(folder=store), Silent()).state == "finished"
-
-
-def test_a_server_that_passes_over_conditions_is_refused(
-    bucket: BucketObjects, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Several writers of one race win: exit 6, and `push` is named."""
-    monkeypatch.setattr(BucketObjects, "put_new", BucketObjects.put)
-    place = BucketObjects("s3", "stores", "unproved")
-    with pytest.raises(EnvironmentFault, match="If-None-Match") as caught:
-        require_conditions(place, location("s3://stores/unproved/x.zarr"))
-    assert caught.value.exit_code == 6 and "teachonce push x.zarr" in caught.value.hint
 
 
 def stopping(keeper: BucketKeeper, claim: Claim) -> bool:
