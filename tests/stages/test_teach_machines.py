@@ -68,8 +68,8 @@ def processes(*commands: tuple[list[str], Path]) -> Iterator[list[subprocess.Pop
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
         for command, folder in commands:
-            log = (folder / "log").open("wb")
-            started.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log))
+            with (folder / "log").open("wb") as log:
+                started.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log))
         yield started
     finally:
         for process in started:
@@ -90,10 +90,8 @@ def teach_command(world: World, teacher: str, address: str, store: Path) -> list
 
 
 @pytest.mark.slow  # a scheduler and two workers in networks of their own
-def test_workers_in_other_networks_folders_and_users(
-    world: World, teacher: str, finished: Path, tmp_path: Path
-) -> None:
-    """What only an address, a shared disk and its rights connect teaches the same bits."""
+def test_workers_in_other_networks_and_folders(world: World, teacher: str, finished: Path, tmp_path: Path) -> None:
+    """What only an address and a shared disk connect teaches the same bits."""
     opened(tmp_path)
     places = {name: tmp_path / name for name in ("scheduler", "one", "two", "shared")}
     for place in places.values():
@@ -134,19 +132,19 @@ def test_a_worker_that_may_not_write_beside_the_store(world: World, teacher: str
     """Exit 6 before the first chunk, with host, user and path; nothing is committed."""
     if os.geteuid() or not shutil.which("setpriv"):
         pytest.skip("another user needs root and `setpriv`")
-    for path in (tmp_path, world.root, Path(teacher.partition(":")[2])):
-        opened(path)
-    readable = subprocess.run(["setpriv", "--reuid", NOBODY, "--clear-groups", "ls", str(world.root)], check=False)
-    python = subprocess.run(["setpriv", "--reuid", NOBODY, "--clear-groups", sys.executable, "-c", ""], check=False)
-    if readable.returncode or python.returncode:
-        pytest.skip("another user may not read the photos or start this Python")
+    # Another user who reads everything, as on a shared disk, wherever this Python and the photos lie.
+    reading = ["--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"]
+    nobody = ["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", *reading]
+    imports = [*nobody, sys.executable, "-c", "import distributed, teachonce"]
+    if subprocess.run(imports, check=False, capture_output=True, timeout=60).returncode:
+        pytest.skip("another user may not start this Python")
     folder, shared = tmp_path / "nobody", tmp_path / "shared"
     folder.mkdir()
     folder.chmod(0o777)
     shared.mkdir()
     with by_hand(tmp_path, free_port(), 0) as (address, _):
         worker = dask("worker", address, "--nthreads", "1", "--no-nanny", "--local-directory", ".")
-        as_nobody = ["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "env", "HOME=/nowhere", *worker]
+        as_nobody = [*nobody, "env", "HOME=/nowhere", *worker]
         with processes((as_nobody, folder)):
             began = time.monotonic()
             command = teach_command(world, teacher, address, shared / "a.zarr")
