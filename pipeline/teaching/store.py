@@ -174,7 +174,8 @@ def _continue(wanted: WantedStore, fingerprint: dict[str, Any], taught: bool, re
     if not is_remote(wanted.path):
         clear_partials(wanted.path, reporter)
     elif entered := settle(store):
-        reporter.note(f"entered {entered} chunks that an earlier run had handed over")
+        chunks = "a chunk" if entered == 1 else f"{entered} chunks"
+        reporter.note(f"entered {chunks} that an earlier run had handed over")
     reporter.note(f"continuing {wanted.path}: {len(store.committed(LABELS))} of {store.layout.chunks} chunks are there")
     return store
 
