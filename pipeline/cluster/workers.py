@@ -198,7 +198,8 @@ class Workers:
         if alone > self._patience:
             raise IncompleteError(
                 f"{self._trouble}, for {alone:.0f} s now{reason}",
-                hint=f"{AGAIN}; DASK_TEACHONCE__PATIENCE='2 hours' waits longer",
+                hint=f"{AGAIN}; patience = '2 hours' in the cluster's description waits longer, "
+                "and so does DASK_TEACHONCE__PATIENCE='2 hours'",
             )
         if alone > NOTE_EVERY and now - self._noted_at > NOTE_EVERY:
             self._noted_at = now

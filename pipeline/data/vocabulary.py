@@ -165,9 +165,13 @@ def load_vocabulary(spec: str, root: Path | None = None) -> Vocabulary:
             path = root / spec if (root / spec).is_file() else path
         text = list_text(path)
     except OSError as problem:
+        missing = isinstance(problem, FileNotFoundError) and root is not None and not path.is_absolute()
         raise DataError(
-            f"cannot read the class list {path}: {problem}",
-            hint="a class list is a TSV file (id TAB name) or timm:NAME, e.g. timm:imagenet22k",
+            f"there is no class list {path}, neither below {root} nor in {Path.cwd()}"
+            if missing
+            else f"cannot read the class list {path}: {problem}",
+            hint="a class list is a TSV file (id TAB name) or timm:NAME, e.g. timm:imagenet22k"
+            + ("; the data's folder is the one that holds its list" if missing else ""),
         ) from problem
     refuse_header(text, str(path))
     return _told_apart(parse_tsv(text, str(path)), str(path))

@@ -45,13 +45,15 @@ class _Worker:
     memory: int | None = None
     beat: float | None = None
     gone: bool = False
+    fresh: int = 0
+    """Chunks of the process that has the name now."""
     chunks: int = 0
     rows: int = 0
     recent: deque[_Chunk] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     def measured(self) -> list[_Chunk]:
         """The chunks that its pace is made of."""
-        early = max(0, LOADING - (self.chunks - len(self.recent)))  # how many of `recent` waited for the models
+        early = max(0, LOADING - (self.fresh - len(self.recent)))  # how many of `recent` waited for the models
         return list(self.recent)[early:] or list(self.recent)
 
     def rate(self) -> float | None:
@@ -97,8 +99,11 @@ class Board:
         with self._lock:
             now = self._clock()
             worker = self._workers.setdefault(mark.name, _Worker(mark.name, mark.host, now, now))
+            if worker.mark is not None and (worker.mark.host, worker.mark.pid) != (mark.host, mark.pid):
+                worker.recent.clear()  # another process has the name of one that ended: the time between is nobody's
+                worker.fresh = 0
             worker.mark, worker.host, worker.memory, worker.sign = mark, mark.host, mark.memory_bytes, now
-            worker.chunks, worker.rows = worker.chunks + 1, worker.rows + rows
+            worker.chunks, worker.rows, worker.fresh = worker.chunks + 1, worker.rows + rows, worker.fresh + 1
             worker.recent.append(_Chunk(now, seconds, rows, dict(phases)))
 
     def see(self, present: Mapping[str, Presence] | None) -> None:
@@ -145,7 +150,7 @@ class Board:
 
     @staticmethod
     def _comparable(worker: _Worker) -> float | None:
-        return worker.rate() if worker.chunks >= LOADING + ENOUGH and not worker.gone else None
+        return worker.rate() if worker.fresh >= LOADING + ENOUGH and not worker.gone else None
 
     def _is_slow(self, worker: _Worker, median: float | None) -> bool:
         rate = self._comparable(worker)

@@ -6,11 +6,12 @@ import re
 import shlex
 import sys
 from math import ceil
+from pathlib import Path
 
 from teachonce.cluster.batch_description import OPTION, SlurmDescription
 from teachonce.cluster.description import BRIEF_MEMORY, THREADS_PER_WORKER, WORKER_ENVIRONMENT, load_description
 from teachonce.cluster.description_parts import duration_seconds
-from teachonce.core.files import atomic_write_bytes
+from teachonce.core.files import atomic_write_bytes, write_failed
 from teachonce.core.machine import calm_waiting
 from teachonce.errors import UsageError
 from teachonce.stages.cluster_script.request import ClusterScriptRequest, ClusterScriptResult
@@ -92,10 +93,25 @@ def cluster_script(request: ClusterScriptRequest) -> ClusterScriptResult:
         )
     script = script_of(description)
     if request.out is not None:
+        _make_log_folder(description)
         atomic_write_bytes(request.out, script.encode())
     return ClusterScriptResult(
         script=script, workers=description.most_jobs, out=None if request.out is None else str(request.out)
     )
+
+
+def _make_log_folder(description: SlurmDescription) -> None:
+    """Make the folder of the job's logs: SLURM makes none, and a job that cannot write its log ends without a word.
+
+    Raises:
+        EnvironmentFault, IncompleteError: it cannot be made.
+    """
+    if description.log_directory is not None:
+        folder = Path(description.log_directory)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise write_failed(folder, problem) from problem
 
 
 def script_of(description: SlurmDescription) -> str:

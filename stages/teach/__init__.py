@@ -47,11 +47,12 @@ def teach(request: TeachRequest, reporter: Reporter) -> TeachResult:
         IncompleteError: another process writes the store, somebody asked this run to stop, or chunks are missing at
             the end.
     """
-    from teachonce.stages.teach.checks import check_request, wanted_store
+    from teachonce.stages.teach.checks import check_request, require_data, wanted_store
 
     began = time.monotonic()
     check_request(request)
     wanted = wanted_store(request, reporter)
+    require_data(request, wanted)
     with (
         owned(request.labels, reporter, request.force_unlock) as token,
         heeded(request.labels, token, reporter) as stop,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from teachonce.core.progress import Reporter
 from teachonce.data.index import split_classes
+from teachonce.data.layouts import archive_parts
 from teachonce.data.manifests import load_manifest, require_root
+from teachonce.data.places import Tally
 from teachonce.data.vocabulary import Vocabulary, load_vocabulary, require_template
 from teachonce.errors import UsageError
 from teachonce.models.spec import require_model
+from teachonce.objects.remote import exists
 from teachonce.phrases import option, phrase
 from teachonce.stages.teach.request import TeachRequest
 from teachonce.teaching.store import WantedStore
@@ -84,6 +87,20 @@ def wanted_store(request: TeachRequest, reporter: Reporter) -> WantedStore:
         seed=data.seed,
         resize=kept.resize,
     )
+
+
+def require_data(request: TeachRequest, wanted: WantedStore) -> None:
+    """Refuse a folder without any archive of the split before jobs are submitted that may wait for hours.
+
+    Only where workers come from elsewhere: a run on this machine soon meets its archives itself.
+
+    Raises:
+        DataError: nothing matches the split's path.
+    """
+    if (request.cluster.file is None and request.cluster.scheduler is None) or exists(request.labels):
+        return
+    split = wanted.manifest.split(request.data.split)
+    next(archive_parts(wanted.manifest, split, wanted.root, wanted.own_classes, Tally()), None)
 
 
 def _top_k(request: TeachRequest, vocabulary: Vocabulary) -> int:

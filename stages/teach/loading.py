@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from teachonce.cluster.client import threads_of
-from teachonce.core.devices import DeviceFacts, device_facts
+from teachonce.core.devices import AUTO, DeviceFacts, device_facts
 from teachonce.core.machine import choose_threads
 from teachonce.core.progress import Reporter
 from teachonce.errors import UnsupportedModelError, UsageError
@@ -92,7 +92,8 @@ def here(request: TeachRequest, wanted: WantedStore, reporter: Reporter) -> tupl
 def say_where(facts: DeviceFacts, wanted: WantedStore, asked: int | None, reporter: Reporter) -> None:
     """One line: what computes, in which number format, with how many threads, and why so many."""
     threads = choose_threads(asked)
-    reporter.note(f"computing on {facts.device} in {wanted.precision}; threads: {threads.count} ({threads.why})")
+    where = "the device of each worker" if facts.device == AUTO else facts.device
+    reporter.note(f"computing on {where} in {wanted.precision}; threads: {threads.count} ({threads.why})")
 
 
 def teach_job(request: TeachRequest, wanted: WantedStore, token: int, models: Mapping[str, LoadedClip]) -> TeachJob:

@@ -131,6 +131,15 @@ def test_the_script_asks_for_the_whole_allocation(tmp_path: Path) -> None:
     assert subprocess.run(["bash", "-n", tmp_path / "teach.sh"], check=False).returncode == 0
 
 
+def test_the_folder_of_logs_is_made_with_the_script(tmp_path: Path) -> None:
+    """SLURM makes none, and a job without it ends before its first line; one that is printed makes none."""
+    text = SLURM + f'log_directory = "{tmp_path}/logs/teach"\n'
+    assert made(tmp_path, text, out=None).out is None and not (tmp_path / "logs").exists()
+    made(tmp_path, text)
+    assert (tmp_path / "logs" / "teach").is_dir()
+    assert f"#SBATCH -o {tmp_path}/logs/teach/teachonce-%j.out" in (tmp_path / "teach.sh").read_text().splitlines()
+
+
 def test_the_script_runs_scheduler_workers_and_command_and_ends_them_all(tmp_path: Path) -> None:
     """Arguments come through as they were, both workers take part, and the job's exit code is the command's."""
     driver, python = tmp_path / "driver.py", tmp_path / "python"

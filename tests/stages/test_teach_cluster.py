@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +23,9 @@ import worlds
 from hand_cluster import by_hand, free_port, stand_in_slurm
 from worlds import CHUNKS, PHOTOS, World, all_arrays, request_for
 
+from teachonce.cluster.description import ClusterSpec
 from teachonce.core.progress import Silent
-from teachonce.errors import EnvironmentFault
+from teachonce.errors import DataError, EnvironmentFault
 from teachonce.labels.store import LabelStore
 from teachonce.stages.teach import teach
 
@@ -183,6 +186,22 @@ def blind_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str
     hidden.write_text("/nothing")
     with by_hand(folder, free_port(), 1, ("--preload", "blind.py"), {"HIDDEN": str(hidden)}) as (address, _):
         yield address, hidden
+
+
+def test_data_that_are_not_there_are_said_before_a_job_is_asked_for(world: World, teacher: str, tmp_path: Path) -> None:
+    """A folder without any archive of the split would be noticed when the first job runs, hours later in a queue."""
+    (tmp_path / "empty").mkdir()
+    shutil.copy(world.root / "classes.tsv", tmp_path / "empty")
+    (tmp_path / "slurm.toml").write_text(
+        'kind = "slurm"\njobs = 1\ncores = 1\nmemory = "1 GB"\nwalltime = "01:00:00"\n'
+    )
+    request = replace(
+        request_for(world, tmp_path / "a.zarr", teacher, root=tmp_path / "empty"),
+        cluster=ClusterSpec(file=tmp_path / "slurm.toml"),
+    )
+    with pytest.raises(DataError, match="no archive matches"):
+        teach(request, Silent())
+    assert not (tmp_path / "a.zarr.lock").exists()
 
 
 @pytest.mark.slow  # a scheduler and a worker start for each disk

@@ -20,8 +20,8 @@ class Clock:
         return self.now
 
 
-def mark(name: str, memory: int = 100) -> WorkerMark:
-    return WorkerMark(name=name, host=f"host-of-{name}", pid=7, device="cpu", memory_bytes=memory)
+def mark(name: str, memory: int = 100, pid: int = 7) -> WorkerMark:
+    return WorkerMark(name=name, host=f"host-of-{name}", pid=pid, device="cpu", memory_bytes=memory)
 
 
 def deliver(board: Board, clock: Clock, name: str, chunks: int, seconds: float, rows: int = 10) -> None:
@@ -101,6 +101,23 @@ def test_a_worker_that_delivers_nothing_is_named_while_there_is_work_for_all() -
         ("a", "working", 0.0),
         ("stuck", "preparing", 0.0),
     ]
+
+
+def test_the_time_between_two_processes_of_one_name_is_nobodys() -> None:
+    """A cancelled job's worker comes back under its name, minutes later: its pace is that of the new process."""
+    clock = Clock()
+    board = Board(PHASES, clock)
+    for _ in range(LOADING + ENOUGH + 2):
+        deliver(board, clock, "steady", 1, 1.0)
+        board.take(mark("replaced"), 10, 1.0, {"forward": 1.0})
+    clock.now += 300.0
+    for _ in range(LOADING + ENOUGH):
+        deliver(board, clock, "steady", 1, 1.0)
+        board.take(mark("replaced", pid=8), 10, 1.0, {"forward": 1.0})
+        assert not [text for text in board.remarks(100) if "worker replaced" in text]
+    pace = {pace.name: pace for pace in board.paces()}["replaced"]
+    assert pace.rows_per_second == pytest.approx(10.0) and not pace.slow
+    assert pace.chunks == 2 * (LOADING + ENOUGH) + 2
 
 
 def test_who_has_left_is_gone_and_not_compared() -> None:
