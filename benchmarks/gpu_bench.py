@@ -14,7 +14,7 @@ import torch
 from train_parts import made_up_clip
 
 from teachonce.models.clip import LoadedClip
-from teachonce.training.config import TrainConfig
+from teachonce.recipe.config import TrainConfig
 
 Row = Sequence[str]
 

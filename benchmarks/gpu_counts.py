@@ -23,7 +23,7 @@ from fake_gpu import FakeGpu, Kind, is_tried, moved
 from tally import Tally
 from train_parts import made_up_clip, made_up_trainer, say, some_names, table
 
-from teachonce.training.config import TrainConfig
+from teachonce.recipe.config import TrainConfig
 
 CONTEXT = " ".join(["a"] * 16)
 BASE: dict[str, Any] = {"structure": "unshared", "context": CONTEXT, "length": 16, "batch_size": 1024, "steps": 10}

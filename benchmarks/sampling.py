@@ -25,15 +25,15 @@ from torch import Tensor
 from teachonce.core.devices import pick_device
 from teachonce.core.progress import Silent
 from teachonce.labels.store import LabelStore
+from teachonce.losses.candidates import Candidates, Correction, all_candidates, sampled_candidates
+from teachonce.losses.row_losses import dense_rows, hard_rows
+from teachonce.losses.targets import embedding_columns
 from teachonce.models.clip import load_clip
 from teachonce.models.learner import SlotLearner, text_learner
 from teachonce.models.prompts import Prompts
 from teachonce.rows.working_set import open_working_set
 from teachonce.towers.text_tower import TextTower
 from teachonce.towers.tokens import NameTokens
-from teachonce.training.candidates import Candidates, Correction, all_candidates, sampled_candidates
-from teachonce.training.losses import dense_rows, hard_rows
-from teachonce.training.targets import embedding_columns
 from teachonce.training.two_pass import PoissonSample, TextPass
 
 LOSSES = ("hard", "soft")

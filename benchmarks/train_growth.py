@@ -33,7 +33,7 @@ from train_parts import (
 
 from teachonce.core.devices import pick_device
 from teachonce.models.clip import LoadedClip, load_clip, tune_process
-from teachonce.training.config import TrainConfig
+from teachonce.recipe.config import TrainConfig
 from teachonce.training.trainer import Trainer
 
 Kind = Literal["all", "all-sampled", "sampled"]

@@ -24,8 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from teachonce.data.vocabulary import Vocabulary, load_vocabulary
 from teachonce.models.clip import LoadedClip
+from teachonce.recipe.config import TrainConfig
 from teachonce.rows.working_set import Batch, WorkingSet
-from teachonce.training.config import TrainConfig
 from teachonce.training.trainer import Trainer
 
 NAMES = "timm:imagenet22k/first-lemma"

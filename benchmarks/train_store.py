@@ -30,10 +30,10 @@ from teachonce.labels.format import LABELS
 from teachonce.labels.store import LabelStore
 from teachonce.models.clip import LoadedClip, load_clip
 from teachonce.models.spec import EmbeddingKind
+from teachonce.recipe.config import TrainConfig
 from teachonce.rows.images import ViewImages
 from teachonce.rows.working_set import Batch, WorkingSet, open_working_set
 from teachonce.teaching.teacher import head_of, soft_labels
-from teachonce.training.config import TrainConfig
 from teachonce.training.held_out import measure
 from teachonce.training.trainer import Trainer
 

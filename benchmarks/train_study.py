@@ -33,9 +33,9 @@ from teachonce.evaluation.features import image_features
 from teachonce.labels.store import LabelStore
 from teachonce.models.classifier import equal_rows, score
 from teachonce.models.clip import LoadedClip, load_clip, tune_process
+from teachonce.recipe.config_file import load_train_config
+from teachonce.recipe.requirements import requirements
 from teachonce.rows.working_set import open_working_set
-from teachonce.training.config_file import load_train_config
-from teachonce.training.requirements import requirements
 from teachonce.training.trainer import Trainer
 
 BASE = ("anchor_weight=0",)  # docs/training.md's tables were made so

@@ -14,8 +14,8 @@ from teachonce.core.strict import Above, AtLeast, AtMost, Table, decode, toml_va
 from teachonce.data.view_policy import ViewPolicy
 from teachonce.errors import UsageError, did_you_mean
 from teachonce.models.spec import AskedPrecision, Resize
+from teachonce.recipe.config_file import flat_key
 from teachonce.stages.teach import Computing
-from teachonce.training.config_file import flat_key
 
 T = TypeVar("T")
 Count = Annotated[int, AtLeast(1)]

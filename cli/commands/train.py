@@ -11,10 +11,10 @@ import typer
 from teachonce.cli import options, settings
 from teachonce.cli.console import Output
 from teachonce.cli.jobs import Job, job
+from teachonce.recipe.config import TrainConfig, key_types
+from teachonce.recipe.config_file import config_text, load_train_config
 from teachonce.runs.tensorboard import LogTo
 from teachonce.stages import train as stage
-from teachonce.training.config import TrainConfig, key_types
-from teachonce.training.config_file import config_text, load_train_config
 
 
 def _choices(key: str) -> str:

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from teachonce.memory.tally import LiveBytes, as_on_a_gpu
 from teachonce.models.clip import LoadedClip
+from teachonce.recipe.config import TrainConfig
 from teachonce.rows.images import ViewImages
 from teachonce.rows.resident import StepRows
 from teachonce.rows.working_set import WorkingSet
 from teachonce.towers.slots import SlotPrompts
 from teachonce.towers.text_tower import TextTower
 from teachonce.towers.tokens import NameTokens
-from teachonce.training.config import TrainConfig
 from teachonce.training.trainer import Trainer, _StepNames
 
 FEWEST = 64

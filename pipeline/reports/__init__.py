@@ -2,6 +2,6 @@
 
 The room computes what a reader sees from finished runs, and writes HTML, CSV and SVG.
 
-May import: core, data, models, labels, rows, training, evaluation, runs.
+May import: core, data, models, labels, rows, recipe, evaluation, runs.
 Begin with: `folder` (what is reported), then `tables` and `page`.
 """

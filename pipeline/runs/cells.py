@@ -14,9 +14,9 @@ from typing import Any
 from teachonce.data.vocabulary import HALVES
 from teachonce.errors import DataError, UsageError, did_you_mean
 from teachonce.phrases import phrase
+from teachonce.recipe.config import TrainConfig
+from teachonce.recipe.config_file import train_config
 from teachonce.runs.grid import DATA, INIT, SEED, WORDS, DataKeys, Grid, Values, beside
-from teachonce.training.config import TrainConfig
-from teachonce.training.config_file import train_config
 
 
 @dataclass(frozen=True, kw_only=True)

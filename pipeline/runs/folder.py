@@ -35,11 +35,11 @@ from teachonce.core.outside import open_plain
 from teachonce.errors import FingerprintError, IncompleteError, IntegrityError, UsageError
 from teachonce.models.prompt_names import CHECKPOINTS_FOLDER, CONFIG_FILE, META_FILE, TENSORS_FILE
 from teachonce.phrases import another, option, phrase
+from teachonce.recipe.config import table_of
+from teachonce.recipe.config_file import flat
 from teachonce.runs.log import RunLog
 from teachonce.runs.results import RunResults, decode_results
 from teachonce.runs.tensorboard import Sink
-from teachonce.training.config import table_of
-from teachonce.training.config_file import flat
 
 LOG, RESULTS, EVALUATIONS = "events.jsonl", "results.json", "evaluations"
 LOCK, CELL, FAILURE = ".teachonce.lock", "cell.json", "failure.json"

@@ -18,9 +18,9 @@ from teachonce.core.documents import read_toml, toml_in
 from teachonce.core.strict import AtLeast, AtMost, Table, decode
 from teachonce.data.vocabulary import require_template
 from teachonce.errors import UsageError, did_you_mean
+from teachonce.recipe.config import TrainConfig, key_types
+from teachonce.recipe.config_file import flat, nearest, shipped_config
 from teachonce.towers.structures import Init
-from teachonce.training.config import TrainConfig, key_types
-from teachonce.training.config_file import flat, nearest, shipped_config
 
 DATA = "data."
 SEED = "seed"

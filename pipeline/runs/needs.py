@@ -18,9 +18,9 @@ from teachonce.labels.selection import Rule
 from teachonce.labels.store import LabelStore
 from teachonce.models.spec import parse_spec
 from teachonce.phrases import Phrase, option, phrase
+from teachonce.recipe.requirements import Holdings, requirements
 from teachonce.runs.cells import Cell
 from teachonce.runs.grid import DataKeys
-from teachonce.training.requirements import Holdings, requirements
 
 CLASSES_TAKES = "takes a file of ids that the class list has, one a line; `base`, `novel` or timm:NAME"
 

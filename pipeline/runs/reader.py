@@ -22,11 +22,11 @@ from teachonce.core.sums import digest_of
 from teachonce.errors import IntegrityError, UsageError
 from teachonce.evaluation.result import EvaluateResult, decode_result
 from teachonce.models.prompt_names import CONFIG_FILE
+from teachonce.recipe.config import config_digest
+from teachonce.recipe.config_file import flat
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.grid_folder import CellFolder
 from teachonce.runs.results import RunResults
-from teachonce.training.config import config_digest
-from teachonce.training.config_file import flat
 
 ROUNDING = 1e-6  # tolerated in the mean of credits, since files hold credits as float32
 BESIDE = {"per_class": ".csv", "credits": ".top1.npy", "template_credits": ".template.top1.npy"}

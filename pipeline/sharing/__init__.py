@@ -3,6 +3,6 @@ interface.
 
 It writes nothing that it has not read back and compared.
 
-May import: core, objects, data, towers, models, labels, training, evaluation, runs.
+May import: core, objects, data, towers, models, labels, recipe, evaluation, runs.
 Begin with: `facts` (what an export says of a run), then `packing` and `adapter`.
 """

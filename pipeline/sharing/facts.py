@@ -23,10 +23,10 @@ from teachonce.labels.store import LabelStore
 from teachonce.models.prompt_files import LoadedPrompts
 from teachonce.models.spec import LOCAL_DIR
 from teachonce.phrases import another, option, phrase
+from teachonce.recipe.config import config_digest
+from teachonce.recipe.config_file import flat
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.log import RunLog
-from teachonce.training.config import config_digest
-from teachonce.training.config_file import flat
 
 FACTS_FILE = "export.json"
 _RUN_KEYS = ("steps", "trainable_parameters", "final_loss", "held_out_top1", "selection_digest", "start")

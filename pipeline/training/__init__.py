@@ -1,8 +1,8 @@
 """Stage two at work: prompts of a frozen student learn from the rows of a label store.
 
-It holds the configuration, the candidates of a step, the targets, the losses, the exact gradient in bounded memory, and
-the trainer. It does not know how the labels were taught.
+It holds the objective of a step, the exact gradient in bounded memory, and the trainer. It does not know how the labels
+were taught.
 
-May import: core, towers, models, rows.
-Begin with: `config` (what may vary), then `trainer` (a run) and `objective` (what a step minimises) with `losses`.
+May import: core, towers, models, rows, recipe, losses.
+Begin with: `trainer` (a run), then `objective` (what a step minimises) and `two_pass` (its gradient).
 """

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from teachonce.errors import DataError, UsageError
+from teachonce.losses.candidates import Candidates
+from teachonce.losses.regularisers import anchor
+from teachonce.losses.row_losses import dense_rows, ghost_rows, hard_rows, renormalise_rows
+from teachonce.losses.targets import SoftTargets, embedding_columns, top_k_columns
+from teachonce.recipe.config import TrainConfig
 from teachonce.rows.resident import Columns
 from teachonce.towers.packing import to_device
-from teachonce.training.candidates import Candidates
-from teachonce.training.config import TrainConfig
-from teachonce.training.losses import dense_rows, ghost_rows, hard_rows, renormalise_rows
-from teachonce.training.regularisers import anchor
-from teachonce.training.targets import SoftTargets, embedding_columns, top_k_columns
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from teachonce.training.config import TrainConfig
+from teachonce.recipe.config import TrainConfig
 from teachonce.training.student import PromptedStudent
 
 

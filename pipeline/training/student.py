@@ -19,13 +19,13 @@ from teachonce.models.classifier import name_groups, prompted_features, template
 from teachonce.models.clip import LoadedClip, autocast
 from teachonce.models.learner import SlotLearner, image_learner, text_learner
 from teachonce.models.prompts import PromptMeta
+from teachonce.recipe.config import CHUNK_OF_CPU, TrainConfig
 from teachonce.rows.resident import free_bytes
 from teachonce.towers.image_tower import ImageTower
 from teachonce.towers.slots import SlotPrompts
 from teachonce.towers.structures import written
 from teachonce.towers.text_tower import TextTower
 from teachonce.towers.tokens import NameTokens
-from teachonce.training.config import CHUNK_OF_CPU, TrainConfig
 from teachonce.training.two_pass import names_that_fit
 
 _SHARE_OF_MEMORY = 0.6  # of what is free: the backward pass and the allocator need some beside the graph

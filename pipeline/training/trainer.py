@@ -18,17 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from teachonce.errors import DataError, UsageError
+from teachonce.losses.candidates import Candidates, all_candidates, sampled_candidates
+from teachonce.losses.regularisers import project
 from teachonce.models.clip import LoadedClip, exact_products
+from teachonce.recipe.config import TrainConfig
+from teachonce.recipe.requirements import requirements
 from teachonce.rows.images import ViewImages
 from teachonce.rows.order import TrainingOrder
 from teachonce.rows.resident import RowSource, StepRows, Wanted, source_of
 from teachonce.rows.working_set import WorkingSet
 from teachonce.training.averaging import PromptAverage
-from teachonce.training.candidates import Candidates, all_candidates, sampled_candidates
-from teachonce.training.config import TrainConfig
 from teachonce.training.objective import Counts, Judge, Objective, StepClasses, StepReport, Teacher, block_of
-from teachonce.training.regularisers import project
-from teachonce.training.requirements import requirements
 from teachonce.training.schedule import learning_rate, optimizer_of, soft_weight
 from teachonce.training.student import PromptedStudent
 from teachonce.training.two_pass import (

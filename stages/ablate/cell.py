@@ -27,6 +27,7 @@ from teachonce.errors import IncompleteError, TeachOnceError
 from teachonce.evaluation.contender import load_contender
 from teachonce.evaluation.sets import open_set
 from teachonce.phrases import phrase
+from teachonce.recipe.config import TrainConfig
 from teachonce.runs.grid import Evaluation
 from teachonce.runs.grid_documents import SCHEMA
 from teachonce.runs.grid_folder import CellFolder, GridFolder, read_document, write_document
@@ -35,7 +36,6 @@ from teachonce.stages.ablate.sets import evaluate_request
 from teachonce.stages.evaluate.checks import check
 from teachonce.stages.evaluate.scoring import score_set
 from teachonce.stages.train import TrainRequest
-from teachonce.training.config import TrainConfig
 
 LOOK_EVERY = 0.5  # seconds between two checks whether this cell is still wanted
 MOST_DEATHS = 3  # workers that may die in a cell without a step of progress

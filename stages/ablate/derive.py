@@ -14,12 +14,12 @@ from teachonce.core.progress import Reporter
 from teachonce.errors import TeachOnceError, UsageError
 from teachonce.labels.selection import Selection, choose, load_selection, save_selection
 from teachonce.labels.store import LabelStore
+from teachonce.recipe.requirements import Requirements, requirements
 from teachonce.rows.working_set import WorkingSet, open_working_set
 from teachonce.runs.grid_folder import GridFolder
 from teachonce.runs.needs import Derivation
 from teachonce.stages.ablate.prepare import Planned, Prepared
 from teachonce.stages.relabel import RelabelRequest, relabel
-from teachonce.training.requirements import Requirements, requirements
 from teachonce.training.trainer import Trainer
 
 MOST_NAMES = 4096  # a cell with a larger vocabulary is not tried: encoding it takes as long as the cell

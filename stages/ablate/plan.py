@@ -23,6 +23,8 @@ from teachonce.core.status import cell_word
 from teachonce.errors import TeachOnceError
 from teachonce.labels.selection import Selection, choose, load_selection, save_selection
 from teachonce.models.clip import load_clip, tune_process
+from teachonce.recipe.config import TrainConfig
+from teachonce.recipe.requirements import requirements
 from teachonce.rows import files as working_files
 from teachonce.rows.build import RECORDS, make_plan, rows_of_chunk
 from teachonce.rows.images import ViewImages
@@ -31,8 +33,6 @@ from teachonce.runs.grid_folder import GridFolder, count_states
 from teachonce.stages.ablate.derive import wanted
 from teachonce.stages.ablate.prepare import Planned, Prepared, states
 from teachonce.stages.ablate.request import AblatePlan, AblateRequest
-from teachonce.training.config import TrainConfig
-from teachonce.training.requirements import requirements
 from teachonce.training.trainer import Trainer
 
 TIMED_STEPS = 3

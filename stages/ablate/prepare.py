@@ -21,6 +21,8 @@ from teachonce.labels.ledger import require_behaviour
 from teachonce.labels.store import LabelStore
 from teachonce.models.spec import absolute_spec, require_model
 from teachonce.phrases import Phrase
+from teachonce.recipe.config import TrainConfig
+from teachonce.recipe.requirements import requirements
 from teachonce.runs.cells import Cell, expand, located
 from teachonce.runs.grid import HELD_OUT, Evaluation, Grid, beside, load_grid
 from teachonce.runs.grid_documents import CellDocument, GridDocument
@@ -28,8 +30,6 @@ from teachonce.runs.grid_folder import GridFolder
 from teachonce.runs.needs import Need, cell_digest, need_of, student_command
 from teachonce.stages.ablate.request import AblateRequest
 from teachonce.stages.ablate.sets import open_sets, require_measured_so
-from teachonce.training.config import TrainConfig
-from teachonce.training.requirements import requirements
 
 if TYPE_CHECKING:
     from teachonce.models.clip import LoadedClip

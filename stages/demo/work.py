@@ -19,6 +19,7 @@ from teachonce.demo.models import DemoModels, unpack_models
 from teachonce.errors import IntegrityError, UsageError
 from teachonce.evaluation.choice import Entrant, SetChoice
 from teachonce.phrases import another, option, phrase
+from teachonce.recipe.config_file import load_train_config
 from teachonce.runs.folder import RESULTS, RunFolder
 from teachonce.runs.results import RunResults
 from teachonce.stages.demo.request import DemoRequest, DemoResult
@@ -27,7 +28,6 @@ from teachonce.stages.report import ReportRequest, report
 from teachonce.stages.teach import TaughtData, TeachRequest, teach
 from teachonce.stages.train import TrainRequest, train
 from teachonce.stages.verify import VerifyRequest, verify
-from teachonce.training.config_file import load_train_config
 
 STEPS, BATCH = 300, 256  # enough for the curves to flatten on this small world
 STRUCTURES, SUPERVISIONS = ("shared", "unshared"), ("hard", "hard+soft")

@@ -11,6 +11,7 @@ from teachonce.core.documents import SEAL, fault_of, read_json, read_object
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, IntegrityError
 from teachonce.phrases import option
+from teachonce.recipe.config import TrainConfig
 from teachonce.reports.curves import band
 from teachonce.reports.folder import EMPTY_HINT, SEED, Folder, Group, read_folder
 from teachonce.reports.tables import Line, Measure, best_group, measures
@@ -18,7 +19,6 @@ from teachonce.reports.words import headline
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.grid_folder import GridFolder
 from teachonce.stages.show.request import ShowRequest, ShowResult
-from teachonce.training.config import TrainConfig
 
 POINTS = 16  # a loss curve in a line of text has at most so many
 

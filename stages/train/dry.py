@@ -16,11 +16,11 @@ from teachonce.memory.gpus import AUTO_SHARE, BESIDE, free_of, in_gib, on_a_gpu,
 from teachonce.memory.step import Smaller, StepNeed, smaller_needs, step_need
 from teachonce.models.clip import load_clip, tune_process
 from teachonce.phrases import Phrase, phrase, setting
+from teachonce.recipe.config import TrainConfig
+from teachonce.recipe.requirements import requirements
 from teachonce.rows.working_set import open_working_set
 from teachonce.stages.train.request import SmallerStep, TrainDryRun, TrainRequest
 from teachonce.stages.train.steps import require_labels
-from teachonce.training.config import TrainConfig
-from teachonce.training.requirements import requirements
 
 
 def estimated(request: TrainRequest, store: LabelStore, selection: Selection | None, reporter: Reporter) -> TrainDryRun:

@@ -8,8 +8,8 @@ from pathlib import Path
 from teachonce.core.devices import AUTO
 from teachonce.errors import UsageError
 from teachonce.phrases import phrase
+from teachonce.recipe.config import TrainConfig
 from teachonce.runs.tensorboard import LogTo
-from teachonce.training.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from teachonce.labels.format import EMBEDDING
 from teachonce.labels.selection import Selection
 from teachonce.labels.store import LabelStore
 from teachonce.phrases import option, phrase, setting
-from teachonce.training.config import TrainConfig
-from teachonce.training.requirements import Holdings, Lack, requirements
+from teachonce.recipe.config import TrainConfig
+from teachonce.recipe.requirements import Holdings, Lack, requirements
 
 
 def holdings(store: LabelStore, selection: Selection | None = None) -> Holdings:

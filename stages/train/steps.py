@@ -22,6 +22,9 @@ from teachonce.labels.store import LabelStore
 from teachonce.models.clip import LoadedClip, allow_tf32, load_clip, resolved_precision, tune_process
 from teachonce.models.prompt_files import load_prompts
 from teachonce.phrases import option, phrase, setting
+from teachonce.recipe.config import TrainConfig
+from teachonce.recipe.config_file import config_text
+from teachonce.recipe.requirements import requirements
 from teachonce.rows.images import ViewImages
 from teachonce.rows.pairing import prove_pairing
 from teachonce.rows.working_set import WorkingSet, open_working_set
@@ -32,11 +35,8 @@ from teachonce.runs.log import RunLog
 from teachonce.runs.tensorboard import open_sinks
 from teachonce.stages.train.outcome import finish, recorded
 from teachonce.stages.train.request import TrainRequest, TrainResult
-from teachonce.training.config import TrainConfig
-from teachonce.training.config_file import config_text
 from teachonce.training.held_out import measure
 from teachonce.training.objective import StepReport
-from teachonce.training.requirements import requirements
 from teachonce.training.trainer import Trainer
 
 SMALLER = phrase(

@@ -20,11 +20,11 @@ import store_stubs
 from requests_of import evaluate_request, protocol_request, teach_request
 
 from teachonce.core.documents import SEAL, is_as_written
+from teachonce.recipe.config import TrainConfig
+from teachonce.recipe.config_file import flat
 from teachonce.stages.cache import CacheRequest
 from teachonce.stages.demo import DemoRequest
 from teachonce.stages.plan import PlanRequest
-from teachonce.training.config import TrainConfig
-from teachonce.training.config_file import flat
 
 Command = Callable[..., Any]
 

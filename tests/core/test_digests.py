@@ -8,7 +8,7 @@ import pytest
 from teachonce.core.digests import MIDDLE, SHORT, canonical_digest, canonical_json
 from teachonce.data.manifests import load_manifest
 from teachonce.evaluation.cache import digest_key
-from teachonce.training.config import TrainConfig, config_digest
+from teachonce.recipe.config import TrainConfig, config_digest
 
 DOCUMENT: dict[str, Any] = {"b": [1, 2.5, None, True], "a": {"z": "ü", "y": 1e-07}}
 COMPACT = "2a22c93631e61ddd043e1b37db3a3fd55d2fe517e13fb0d77fb16f2b829fce6d"

@@ -31,12 +31,12 @@ from teachonce.labels.selection import load_selection
 from teachonce.labels.store import LabelStore
 from teachonce.models.prompt_files import load_prompts
 from teachonce.objects.remote import location
+from teachonce.recipe.config_file import load_train_config
 from teachonce.runs.folder import only_writer
 from teachonce.runs.grid import load_grid
 from teachonce.runs.grid_documents import GridDocument
 from teachonce.runs.grid_folder import GridFolder, write_document
 from teachonce.runs.tensorboard import require_packages
-from teachonce.training.config_file import load_train_config
 
 SIZES = WorldSizes(train=1, train_archives=1, val_per_class=1, unseen_per_class=1)
 Place = Callable[[Path], Any]

@@ -15,8 +15,8 @@ from teachonce.cli.settings import EvaluateSettings, settings
 from teachonce.core.strict import decode, toml_value
 from teachonce.data.manifests import Manifest, Split, load_manifest
 from teachonce.errors import DataError, UsageError, did_you_mean
-from teachonce.training.config import TABLES, TrainConfig, key_types
-from teachonce.training.config_file import load_train_config, train_config
+from teachonce.recipe.config import TABLES, TrainConfig, key_types
+from teachonce.recipe.config_file import load_train_config, train_config
 
 SPLIT = {
     "format": "webdataset",

@@ -28,6 +28,7 @@ from teachonce.core.sums import CARD_FILE
 from teachonce.errors import FingerprintError, TeachOnceError
 from teachonce.labels.store import LabelStore
 from teachonce.models.prompt_files import load_prompts
+from teachonce.recipe.config_file import load_train_config
 from teachonce.reports.folder import read_folder
 from teachonce.rows.working_set import open_working_set
 from teachonce.runs.checkpoint import Identity, load_checkpoint
@@ -36,7 +37,6 @@ from teachonce.stages.export import ExportRequest, export
 from teachonce.stages.pack import PackRequest, pack
 from teachonce.stages.show import ShowRequest, show
 from teachonce.stages.train import TrainRequest, train
-from teachonce.training.config_file import load_train_config
 
 pytestmark = pytest.mark.slow  # a thousand flips of each kind
 FLIPS = 1000

@@ -15,10 +15,10 @@ import pytest
 
 from teachonce.core.documents import read_events
 from teachonce.core.progress import Silent
+from teachonce.recipe.config_file import load_train_config
 from teachonce.runs.folder import LOCK
 from teachonce.stages.train import TrainRequest, train
 from teachonce.training import held_out
-from teachonce.training.config_file import load_train_config
 from teachonce.training.held_out import HeldOutScore
 from teachonce.training.trainer import Trainer
 

@@ -28,10 +28,10 @@ from teachonce.evaluation.choice import Work
 from teachonce.evaluation.features import encode_all
 from teachonce.models.classifier import template_features
 from teachonce.models.prompt_files import LoadedPrompts, load_prompts, save_prompts
+from teachonce.recipe.config import TrainConfig
 from teachonce.teaching import recheck
 from teachonce.teaching.ensemble import calibrate, merged_log_probs
 from teachonce.teaching.teacher import TeacherHead, begin_soft_labels, begin_tiled_soft_labels, head_of
-from teachonce.training.config import TrainConfig
 from teachonce.training.student import PromptedStudent
 
 pytestmark = pytest.mark.skipif(not is_tried(), reason=f"the guard was tried with PyTorch {', '.join(TESTED)} only")

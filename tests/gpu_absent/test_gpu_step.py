@@ -23,11 +23,11 @@ from teachonce.data.view_policy import ViewPolicy
 from teachonce.errors import UsageError
 from teachonce.labels.store import LabelStore
 from teachonce.models.clip import LoadedClip
+from teachonce.recipe.config import TrainConfig
 from teachonce.rows import resident
 from teachonce.rows.images import ViewImages
 from teachonce.rows.working_set import WorkingSet, open_working_set
 from teachonce.towers.text_parts import TextParts
-from teachonce.training.config import TrainConfig
 from teachonce.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not is_tried(), reason=f"the guard was tried with PyTorch {', '.join(TESTED)} only")

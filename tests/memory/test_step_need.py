@@ -19,10 +19,10 @@ from teachonce.data.view_policy import ViewPolicy
 from teachonce.labels.store import LabelStore
 from teachonce.memory.step import StepNeed, step_need
 from teachonce.models.clip import LoadedClip
+from teachonce.recipe.config import TrainConfig
 from teachonce.rows.images import ViewImages
 from teachonce.rows.working_set import WorkingSet, open_working_set
 from teachonce.towers import packing, text_parts
-from teachonce.training.config import TrainConfig
 from teachonce.training.trainer import Trainer
 
 LOW, HIGH = 0.9, 1.3  # of what a real step holds beside its weights

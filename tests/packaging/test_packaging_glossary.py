@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pytest
 
 from teachonce.labels.format import embedding_arrays, label_arrays, new_layout, student_arrays
-from teachonce.training.config import TrainConfig
+from teachonce.recipe.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")

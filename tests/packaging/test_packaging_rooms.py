@@ -30,6 +30,8 @@ ORDER = (
     "cluster",
     "teaching",
     "rows",
+    "recipe",
+    "losses",
     "training",
     "memory",
     "evaluation",
@@ -158,12 +160,12 @@ def test_no_import_is_relative() -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "import teachonce.training.config",
+        "import teachonce.training.trainer",
         "from teachonce import training",
-        "from teachonce.training import config",
-        "from teachonce.training.config import TrainConfig",
-        "def late():\n    from teachonce.training.config import TrainConfig",
-        "if TYPE_CHECKING:\n    from teachonce.training.config import TrainConfig",
+        "from teachonce.training import trainer",
+        "from teachonce.training.trainer import Trainer",
+        "def late():\n    from teachonce.training.trainer import Trainer",
+        "if TYPE_CHECKING:\n    from teachonce.training.trainer import Trainer",
     ],
 )
 def test_the_rule_sees_every_form_of_import(code: str) -> None:

@@ -102,7 +102,7 @@ def test_the_installed_data_is_read_as_resources(installed: Path) -> None:
 SPAWNED = """
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from teachonce.training.config_file import load_train_config
+from teachonce.recipe.config_file import load_train_config
 from teachonce.errors import UsageError, did_you_mean
 
 if __name__ == "__main__":

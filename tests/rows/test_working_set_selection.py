@@ -16,9 +16,9 @@ from teachonce.errors import IncompleteError
 from teachonce.labels.format import LABELS
 from teachonce.labels.selection import Selection
 from teachonce.labels.store import LabelStore
+from teachonce.losses.row_losses import ghost_rows, renormalise_rows
+from teachonce.losses.targets import SoftTargets
 from teachonce.rows.working_set import WorkingSet, open_working_set
-from teachonce.training.losses import ghost_rows, renormalise_rows
-from teachonce.training.targets import SoftTargets
 
 CLASSES = ("c00002", "c00011", "c00003", "c00007")  # not in the vocabulary's order
 IN_ORDER = ("c00002", "c00003", "c00007", "c00011")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from teachonce.errors import UsageError
+from teachonce.recipe.config import TrainConfig
+from teachonce.recipe.config_file import config_text, flat, load_train_config, train_config
 from teachonce.runs.cells import expand
 from teachonce.runs.grid import load_grid
-from teachonce.training.config import TrainConfig
-from teachonce.training.config_file import config_text, flat, load_train_config, train_config
 
 
 def test_the_default_recipe_lists_every_key_with_its_default() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from teachonce.errors import DataError, TeachOnceError, UsageError
+from teachonce.recipe.config import TrainConfig
 from teachonce.runs.cells import Cell, expand
 from teachonce.runs.grid import Grid, load_grid
-from teachonce.training.config import TrainConfig
 
 HEAD = 'schema = 1\ntitle = "t"\n'
 

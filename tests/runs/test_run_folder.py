@@ -13,8 +13,8 @@ import pytest
 import tomli_w
 
 from teachonce.errors import FingerprintError, IncompleteError, IntegrityError, TeachOnceError, UsageError
+from teachonce.recipe.config import TrainConfig
 from teachonce.runs import folder as run_folder
-from teachonce.training.config import TrainConfig
 
 WANTED = TrainConfig().to_dict()
 

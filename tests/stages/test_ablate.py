@@ -20,12 +20,12 @@ from teachonce.core.documents import read_events, sealed
 from teachonce.core.locks import owned
 from teachonce.errors import DataError, FingerprintError, IncompleteError, IntegrityError, UsageError
 from teachonce.models.prompt_files import load_prompts
+from teachonce.recipe.config_file import load_train_config
 from teachonce.reports.folder import read_folder
 from teachonce.runs.grid_folder import GridFolder
 from teachonce.stages import train as train_stage
 from teachonce.stages.ablate import ablate
 from teachonce.stages.ablate import work as ablate_stage
-from teachonce.training.config_file import load_train_config
 
 
 def document(file: Path) -> Any:

@@ -15,10 +15,10 @@ from teachonce.core.documents import read_events
 from teachonce.core.locks import exclusive, owned
 from teachonce.core.progress import deferred_signals, stopped_by
 from teachonce.errors import IncompleteError
+from teachonce.recipe.config import TrainConfig
 from teachonce.runs.grid_folder import GridFolder
 from teachonce.stages.ablate import cell as ablate_cell
 from teachonce.stages.ablate.cell import CellJob, CellReport, run_cell
-from teachonce.training.config import TrainConfig
 
 
 @pytest.fixture

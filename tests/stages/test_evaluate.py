@@ -25,8 +25,8 @@ from teachonce.evaluation import contender
 from teachonce.models.classifier import template_features
 from teachonce.models.clip import load_clip
 from teachonce.models.prompt_files import LoadedPrompts, load_prompts, save_prompts
+from teachonce.recipe.config import TrainConfig
 from teachonce.stages.evaluate import EvaluateResult, evaluate
-from teachonce.training.config import TrainConfig
 from teachonce.training.student import PromptedStudent
 
 

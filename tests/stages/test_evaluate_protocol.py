@@ -19,11 +19,11 @@ from worlds import Notes, World
 from teachonce.core.progress import Silent
 from teachonce.errors import DataError, UsageError
 from teachonce.evaluation.protocols import harmonic
+from teachonce.recipe.config import TrainConfig
 from teachonce.stages.evaluate import ProtocolResult, evaluate, evaluate_protocol
 from teachonce.stages.subset import SubsetRequest, subset
 from teachonce.stages.teach import teach
 from teachonce.stages.train import TrainRequest, train
-from teachonce.training.config import TrainConfig
 
 
 @pytest.fixture(autouse=True)

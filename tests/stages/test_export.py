@@ -27,10 +27,10 @@ from teachonce.core.sums import digest_of
 from teachonce.errors import DataError, EnvironmentFault, FingerprintError, IncompleteError, IntegrityError, UsageError
 from teachonce.models.clip import load_clip
 from teachonce.models.prompt_files import LoadedPrompts
+from teachonce.recipe.config_file import load_train_config
 from teachonce.stages.evaluate import evaluate
 from teachonce.stages.export import ExportRequest, ExportResult, export
 from teachonce.stages.import_ import ImportRequest, import_
-from teachonce.training.config_file import load_train_config
 
 FILES = (
     "README.md",

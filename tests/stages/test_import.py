@@ -27,10 +27,10 @@ from teachonce.errors import (
     UsageError,
 )
 from teachonce.models.clip import load_clip
+from teachonce.recipe.config_file import load_train_config
 from teachonce.stages.evaluate import evaluate
 from teachonce.stages.import_ import ImportRequest, ImportResult, import_
 from teachonce.stages.train import TrainRequest, train
-from teachonce.training.config_file import load_train_config
 
 NAMES = ("red fox", "blue jay", "green snake", "crane")
 SLOTS = 5  # an odd number: CoOp's middle rounds down

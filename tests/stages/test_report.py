@@ -19,11 +19,11 @@ from grid_folders import BASE, BETTER, ODD_NAMES, Setting, write_grid, write_run
 from teachonce.core.documents import LogSeal, sealed
 from teachonce.core.progress import Silent
 from teachonce.errors import DataError, IntegrityError, UsageError
+from teachonce.recipe.config_file import load_train_config
 from teachonce.runs.grid_folder import GridFolder, write_document
 from teachonce.stages.report import ReportRequest, ReportResult, report
 from teachonce.stages.show import ShowRequest, show
 from teachonce.stages.train import TrainRequest, train
-from teachonce.training.config_file import load_train_config
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: pages are not opened")

@@ -23,6 +23,7 @@ from teachonce.errors import DataError, EnvironmentFault, UsageError
 from teachonce.labels.store import LabelStore
 from teachonce.objects import patience
 from teachonce.objects.remote import location
+from teachonce.recipe.config import TrainConfig
 from teachonce.stages.evaluate import evaluate
 from teachonce.stages.inspect import InspectRequest, inspect
 from teachonce.stages.merge import MergeRequest, merge
@@ -30,7 +31,6 @@ from teachonce.stages.relabel import RelabelRequest, relabel
 from teachonce.stages.teach import teach
 from teachonce.stages.train import TrainRequest, train
 from teachonce.stages.verify import VerifyRequest, verify
-from teachonce.training.config import TrainConfig
 
 BUCKET = "s3://photos"
 

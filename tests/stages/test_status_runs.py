@@ -97,8 +97,8 @@ def test_a_run_that_has_only_begun_is_seen(held: tuple[str, ...], tmp_path: Path
 
 def test_a_real_run_that_ended(finished: Path, student: str, tmp_path: Path) -> None:
     """What train itself leaves: finished, with all its figures."""
+    from teachonce.recipe.config_file import load_train_config
     from teachonce.stages.train import TrainRequest, train
-    from teachonce.training.config_file import load_train_config
 
     config = load_train_config(None, ["steps=12", "batch_size=16", "log_every=2", "held_out=0.3", "evaluate_every=4"])
     request = TrainRequest(labels=finished, student=student, out=tmp_path / "run", config=config, threads=1)

@@ -23,9 +23,9 @@ from teachonce.core.progress import Silent
 from teachonce.errors import DataError, FingerprintError, IncompleteError, IntegrityError, UsageError
 from teachonce.labels.format import student_group
 from teachonce.labels.store import LabelStore
+from teachonce.recipe.config_file import load_train_config
 from teachonce.runs import folder as run_folder
 from teachonce.stages.train import TrainRequest, train
-from teachonce.training.config_file import load_train_config
 
 
 def prompts_bytes(out: Path) -> str:
@@ -115,7 +115,7 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(
 
 def test_an_infinite_loss_updates_nothing(finished: Path, student: str, tmp_path: Path) -> None:
     """NaN in the loss: the parameters and the optimiser keep their bits, whether the step is logged or not."""
-    from teachonce.training.losses import hard_rows
+    from teachonce.losses.row_losses import hard_rows
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UsageError, match="nothing was updated"):
         calls = []

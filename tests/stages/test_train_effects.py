@@ -13,9 +13,9 @@ from teachonce.core.documents import read_events
 from teachonce.core.progress import Silent
 from teachonce.core.strict import Idle
 from teachonce.errors import UsageError
+from teachonce.recipe.config import marks
+from teachonce.recipe.config_file import load_train_config
 from teachonce.stages.train import TrainRequest, train
-from teachonce.training.config import marks
-from teachonce.training.config_file import load_train_config
 
 BASE = ("steps=3", "batch_size=24", "checkpoint_every=100", "log_every=1", "warmup_steps=1")
 SOFT = ("soft_schedule=rise", "temperature=2", "teacher_temperature=2", "targets=embedding", "tail=to-label")

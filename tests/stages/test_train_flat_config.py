@@ -14,9 +14,9 @@ from worlds import Notes
 
 from teachonce.core.progress import Silent
 from teachonce.errors import FingerprintError
+from teachonce.recipe.config_file import load_train_config
 from teachonce.reports.folder import read_folder
 from teachonce.stages.train import TrainRequest, train
-from teachonce.training.config_file import load_train_config
 
 SETTINGS = ("steps=6", "batch_size=16", "checkpoint_every=3", "log_every=1", "warmup_steps=2", "tail=to-label")
 

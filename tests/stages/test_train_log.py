@@ -12,8 +12,8 @@ from train_runs import killed_before
 from teachonce.core.documents import read_events
 from teachonce.core.progress import Silent
 from teachonce.errors import EnvironmentFault
+from teachonce.recipe.config_file import load_train_config
 from teachonce.stages.train import TrainRequest, train
-from teachonce.training.config_file import load_train_config
 
 SETTINGS = ["steps=12", "batch_size=16", "checkpoint_every=4", "log_every=1", "held_out=0.3", "evaluate_every=3"]
 

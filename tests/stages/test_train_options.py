@@ -25,10 +25,10 @@ from teachonce.data.view_policy import ViewPolicy
 from teachonce.errors import DataError, FingerprintError, TeachOnceError, UsageError
 from teachonce.labels.store import LabelStore
 from teachonce.models.prompt_files import load_prompts
+from teachonce.recipe.config import key_types
+from teachonce.recipe.config_file import load_train_config
 from teachonce.stages.train import TrainRequest, train
 from teachonce.stages.train.outcome import TrainResult
-from teachonce.training.config import key_types
-from teachonce.training.config_file import load_train_config
 
 STEPS = 4
 BASE = (

@@ -18,11 +18,11 @@ from teachonce.errors import FingerprintError, ImageChangedError, UsageError
 from teachonce.labels.format import LABELS
 from teachonce.labels.selection import Rule, choose, save_selection
 from teachonce.labels.store import LabelStore
+from teachonce.recipe.config_file import load_train_config
 from teachonce.rows import build as working_build
 from teachonce.rows.resident import ResidentRows, RowsAhead
 from teachonce.rows.working_set import Batch, WorkingSet
 from teachonce.stages.train import TrainRequest, train
-from teachonce.training.config_file import load_train_config
 
 BASE = ("steps=12", "batch_size=16", "checkpoint_every=4", "log_every=1")
 

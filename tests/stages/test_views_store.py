@@ -32,13 +32,13 @@ from teachonce.labels.format import LABELS
 from teachonce.labels.selection import load_selection
 from teachonce.labels.store import LabelStore
 from teachonce.models.clip import load_clip
+from teachonce.recipe.config_file import load_train_config
 from teachonce.rows.working_set import open_working_set
 from teachonce.stages.subset import SubsetRequest, subset
 from teachonce.stages.teach import teach
 from teachonce.stages.train import TrainRequest, train
 from teachonce.stages.verify import VerifyRequest, verify
 from teachonce.teaching.recheck import recheck_rows
-from teachonce.training.config_file import load_train_config
 
 V = 3
 ROWS = V * PHOTOS

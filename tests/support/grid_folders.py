@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tomli_w
 
-from teachonce.training.config import TrainConfig
+from teachonce.recipe.config import TrainConfig
 
 START = 1_790_000_000.0  # seconds since 1970: every folder is the same to the byte, whenever it is made
 PHOTOS = 240

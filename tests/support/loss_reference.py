@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from teachonce.training.targets import SoftTargets
+from teachonce.losses.targets import SoftTargets
 
 INF = math.inf
 ROWS = 5

@@ -8,7 +8,7 @@ import torch
 
 from teachonce.models.clip import load_clip
 from teachonce.models.prompt_files import save_prompts
-from teachonce.training.config import TrainConfig
+from teachonce.recipe.config import TrainConfig
 from teachonce.training.student import PromptedStudent
 
 

@@ -17,7 +17,7 @@ def make_run(folder: Path, student: str, **config: Any) -> Path:
 
     from teachonce.models.clip import load_clip
     from teachonce.models.prompt_files import load_prompts, save_prompts
-    from teachonce.training.config import TrainConfig
+    from teachonce.recipe.config import TrainConfig
     from teachonce.training.student import PromptedStudent
 
     settings = TrainConfig.of(**({"image_length": 2} | config))

@@ -22,14 +22,14 @@ import torch
 import tower_reference
 from torch import Tensor, nn
 
+from teachonce.losses.candidates import sampled_candidates
 from teachonce.models.clip import LoadedClip
+from teachonce.recipe.config import TrainConfig
 from teachonce.rows.working_set import Batch, WorkingSet
 from teachonce.towers.image_tower import ImageTower
 from teachonce.towers.slots import SlotPrompts
 from teachonce.towers.structures import Letter
 from teachonce.towers.text_tower import TextTower
-from teachonce.training.candidates import sampled_candidates
-from teachonce.training.config import TrainConfig
 from teachonce.training.two_pass import PoissonSample
 
 Gradients = dict[str, Tensor]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from teachonce.core.progress import Silent
+from teachonce.recipe.config import TrainConfig
+from teachonce.recipe.config_file import load_train_config
 from teachonce.runs.log import read_events
 from teachonce.stages.train import TrainRequest, train
 from teachonce.stages.train.outcome import TrainResult
-from teachonce.training.config import TrainConfig
-from teachonce.training.config_file import load_train_config
 
 STEPS = 18
 BASE = (f"steps={STEPS}", "batch_size=16", "checkpoint_every=4", "log_every=1", "warmup_steps=3")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from teachonce.training.config import TrainConfig
+from teachonce.recipe.config import TrainConfig
 from teachonce.training.schedule import learning_rate, soft_weight
 
 PEAK = 0.5

@@ -24,12 +24,12 @@ from worlds import World
 from teachonce.core.progress import Silent
 from teachonce.data.view_policy import ViewPolicy
 from teachonce.labels.store import LabelStore
+from teachonce.losses.candidates import sampled_candidates
 from teachonce.models.clip import LoadedClip
+from teachonce.recipe.config import TrainConfig
 from teachonce.rows.images import ViewImages
 from teachonce.rows.order import TrainingOrder
 from teachonce.rows.working_set import Batch, WorkingSet, open_working_set
-from teachonce.training.candidates import sampled_candidates
-from teachonce.training.config import TrainConfig
 from teachonce.training.schedule import optimizer_of
 from teachonce.training.trainer import Trainer
 from teachonce.training.two_pass import PoissonSample

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from teachonce.training.config import TrainConfig
+from teachonce.recipe.config import TrainConfig
 
 Lack = Literal["views", "teacher", "embeddings", "temperature", "soft_classes", "sampled_top"]
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from teachonce.errors import TeachOnceError, UsageError
-from teachonce.training.candidates import Candidates, all_candidates, sampled_candidates
-from teachonce.training.losses import dense_rows, hard_rows
+from teachonce.losses.candidates import Candidates, all_candidates, sampled_candidates
+from teachonce.losses.row_losses import dense_rows, hard_rows
 
 LABELS = np.array([3, 3, 40, -1])
 TOP = np.array([[3, 7], [8, 3], [40, 41], [-1, 60]])

@@ -11,8 +11,8 @@ import pytest
 
 from teachonce.core.strict import Idle
 from teachonce.errors import UsageError
-from teachonce.training.config import TrainConfig, marks
-from teachonce.training.config_file import train_config
+from teachonce.recipe.config import TrainConfig, marks
+from teachonce.recipe.config_file import train_config
 
 IDLE = [(key, mark) for key, marks_of_key in marks().items() for mark in marks_of_key if isinstance(mark, Idle)]
 

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from teachonce.errors import UsageError
 from teachonce.evaluation.contender import wise
-from teachonce.training.candidates import all_candidates, sampled_candidates
-from teachonce.training.regularisers import anchor, project
+from teachonce.losses.candidates import all_candidates, sampled_candidates
+from teachonce.losses.regularisers import anchor, project
 
 
 def unit(seed: int, count: int = 60, width: int = 8) -> Tensor:

@@ -10,7 +10,7 @@ from loss_reference import INF, ROWS, Case, make_case, plain_teacher
 from torch import Tensor
 from torch.nn import functional as F
 
-from teachonce.training.targets import SoftTargets, embedding_columns, top_k_columns
+from teachonce.losses.targets import SoftTargets, embedding_columns, top_k_columns
 
 RULES = ("residual-uniform", "to-label")
 

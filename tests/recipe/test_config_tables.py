@@ -12,10 +12,10 @@ import tomli_w
 
 from teachonce.core.strict import Range, Source
 from teachonce.errors import UsageError
+from teachonce.recipe.config import TABLES, TrainConfig, config_digest, key_types, marks, table_of
+from teachonce.recipe.config_file import config_text, flat, load_train_config, train_config
 from teachonce.runs.cells import expand
 from teachonce.runs.grid import load_grid
-from teachonce.training.config import TABLES, TrainConfig, config_digest, key_types, marks, table_of
-from teachonce.training.config_file import config_text, flat, load_train_config, train_config
 
 # Of the version that had no tables: checkpoints, logs and the names of a grid's cells hold such digests.
 DIGESTS = {

@@ -21,9 +21,9 @@ from loss_reference import (
 from torch import Tensor
 from torch.nn import functional as F
 
-from teachonce.training.candidates import sampled_candidates
-from teachonce.training.losses import dense_rows, ghost_rows, hard_rows, renormalise_rows
-from teachonce.training.targets import SoftTargets, top_k_columns
+from teachonce.losses.candidates import sampled_candidates
+from teachonce.losses.row_losses import dense_rows, ghost_rows, hard_rows, renormalise_rows
+from teachonce.losses.targets import SoftTargets, top_k_columns
 
 RULES = ("ghost", "renormalise", "residual-uniform", "to-label")
 

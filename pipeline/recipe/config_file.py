@@ -15,7 +15,7 @@ from teachonce.core.documents import read_toml
 from teachonce.core.strict import Idle, Source, decode, toml_text, toml_value
 from teachonce.errors import UsageError, did_you_mean
 from teachonce.phrases import option, phrase
-from teachonce.training.config import TABLES, TrainConfig, marks, table_of
+from teachonce.recipe.config import TABLES, TrainConfig, marks, table_of
 
 NEXT = phrase(
     "{KEY=VALUE} changes one key; `teachonce train {print_config}` lists them all, docs/training.md explains them"

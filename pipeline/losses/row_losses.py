@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from teachonce.training.targets import SoftTargets
+from teachonce.losses.targets import SoftTargets
 
 _NONE = -torch.inf  # the log of a mass of zero
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from teachonce.training.config import TrainConfig
-from teachonce.training.requirements import Holdings, Requirements, requirements
+from teachonce.recipe.config import TrainConfig
+from teachonce.recipe.requirements import Holdings, Requirements, requirements
 
 HELD = Holdings(views=2, top_k=4, temperatures=(1.0, 2.0), embeddings=True)
 DEFAULT = Requirements(
