@@ -117,6 +117,14 @@ OURS = Source("ours")
 
 
 @dataclass(frozen=True)
+class Later:
+    """The field came after files that people keep: what lacks it means its default, which no digest of them has."""
+
+
+LATER = Later()
+
+
+@dataclass(frozen=True)
 class Idle:
     """When a field does nothing: its value is not read, or changes no result."""
 

@@ -1,4 +1,4 @@
-"""What keeps classes that training never sees: an anchor, interpolation with the frozen student, projected gradients.
+"""What keeps classes that training never sees: anchors, interpolation with the frozen student, projected gradients.
 
 This module knows neither prompts nor rows. Self-consistency needs no function here: it is `targets.embedding_columns`
 with the frozen student's features, and `losses.dense_rows`.
@@ -27,6 +27,16 @@ def anchor(features: Tensor, frozen: Tensor, stands_for: Tensor, vocabulary: int
         A scalar, between 0 and 4 when all classes are candidates.
     """
     distance = (features.float() - frozen.float()).square().sum(1)
+    return (stands_for.exp() * distance).sum() / vocabulary
+
+
+def absolute_anchor(features: Tensor, frozen: Tensor, stands_for: Tensor, vocabulary: int) -> Tensor:
+    """The mean over the vocabulary and the dimensions of |f - f0| (PromptSRC, arXiv 2307.06948, as its code has it).
+
+    The paper's L_SCL-text (equation 2) is the sum over the E dimensions, E times as much; the weight of 25 that its
+    settings give belongs to the mean. Arguments as of `anchor`.
+    """
+    distance = (features.float() - frozen.float()).abs().mean(1)
     return (stands_for.exp() * distance).sum() / vocabulary
 
 

@@ -177,7 +177,8 @@ class _FakeTrainer(Trainer):
             width = self.student.clip.model.encode_text(self.student.clip.tokenizer(["a"])).shape[1]  # type: ignore[operator]
         self._width = int(width)
         if self.student.text is None or self.config.loss.uses_frozen or self.config.anchors:
-            self.student.__dict__["frozen_classes"] = self._tally.empty(len(self.rows.vocabulary), self._width)
+            empty = self._tally.empty(len(self.rows.vocabulary), self._width)
+            self.student.__dict__.update(frozen_classes=empty, bare_classes=empty)
         return super()._frozen()
 
     def _step(self, rows: StepRows, step: int) -> _StepNames:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from teachonce.core.digests import SHORT, canonical_digest
-from teachonce.core.strict import idle_sentences, marks_of
+from teachonce.core.strict import Later, idle_sentences, marks_of
 from teachonce.models.prompts import Prompts
 from teachonce.recipe.loss_table import Loss
 from teachonce.recipe.tables import Candidates, Loop, Optimiser
@@ -82,6 +82,9 @@ class TrainConfig:
             raise ValueError("prograd changes the gradient of the hard loss; supervision = 'soft' has none")
         if loss.prograd and candidates.candidates == "all-sampled":
             raise ValueError("prograd compares exact gradients; candidates = 'all-sampled' has estimates")
+        for template in loss.bare_sentences:
+            if template.count("{}") != 1:
+                raise ValueError(f"bare_templates must have one {{}} in each template, found {template!r}")
         if sampled and candidates.correction == "log10" and loss.uses_frozen:
             raise ValueError("correction = 'log10' is no estimate of a sum over all classes, as self-consistency needs")
 
@@ -170,12 +173,24 @@ def key_types() -> dict[str, Any]:
     return {key: hint for kind in TABLES.values() for key, hint in typing.get_type_hints(kind).items()}
 
 
+@functools.cache
+def later_defaults() -> dict[str, Any]:
+    """Key -> its default, of the keys that came after runs and grids that people keep.
+
+    A new key is marked `LATER`: what was written without it is a config with its default, and has the same digest.
+    """
+    defaults = TrainConfig().to_dict()
+    return {key: defaults[key] for key, found in marks().items() if any(isinstance(mark, Later) for mark in found)}
+
+
 def config_digest(values: Mapping[str, Any]) -> str:
     """`TrainConfig.digest` of values as a file holds them, without tables, whichever version wrote them.
 
     Two defaults count as what they are on a CPU, which early versions wrote, so that runs which began then go on. A run
-    takes its digest when it knows what `precision = "auto"` became.
+    takes its digest when it knows what `precision = "auto"` became. A later key at its default does not count.
     """
+    later = later_defaults()
+    values = {key: value for key, value in values.items() if key not in later or value != later[key]}
     if values.get("class_chunk") == "auto":
         values = {**values, "class_chunk": CHUNK_OF_CPU}
     if values.get("precision") == "auto":

@@ -9,7 +9,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from teachonce.core.strict import OURS, Above, AtLeast, AtMost, Below, Between, Idle, Source, Table, idle, idle_unless
+from teachonce.core.strict import (
+    LATER,
+    OURS,
+    Above,
+    AtLeast,
+    AtMost,
+    Below,
+    Between,
+    Idle,
+    Source,
+    Table,
+    idle,
+    idle_unless,
+)
 from teachonce.models.prompts import IMAGES, NOT_IMAGE
 from teachonce.models.spec import AskedPrecision
 
@@ -19,7 +32,19 @@ ONLY_GAUSSIAN = idle_unless(averaging="gaussian")
 
 
 def _never_beyond_warmup(values: Mapping[str, Any]) -> bool:
-    return not values["epochs"] and bool(values["warmup_steps"] >= values["steps"])
+    by_steps = not (values["epochs"] or values["warmup_epochs"])
+    return by_steps and bool(values["warmup_steps"] >= values["steps"])
+
+
+def _counts_epochs(values: Mapping[str, Any]) -> bool:
+    return bool(values["warmup_epochs"] > 0)
+
+
+def _no_warmup(values: Mapping[str, Any]) -> bool:
+    return not (values["warmup_steps"] or values["warmup_epochs"])
+
+
+NO_WARMUP = Idle(("warmup_steps", "warmup_epochs"), _no_warmup)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +96,12 @@ class Optimiser(Table):
     schedule: Annotated[
         Literal["cosine", "constant"], Idle(("warmup_steps", "steps"), _never_beyond_warmup), Source("POMP")
     ] = "cosine"
-    warmup: Annotated[Literal["linear", "constant"], idle(warmup_steps=0), OURS] = "linear"
+    warmup: Annotated[Literal["linear", "constant"], NO_WARMUP, OURS] = "linear"
     """linear: up to the learning rate. constant: `warmup_rate` throughout (POMP)."""
-    warmup_steps: Annotated[int, AtLeast(0), OURS] = 20
-    warmup_rate: Annotated[float, AtLeast(0), idle_unless(warmup="constant"), idle(warmup_steps=0), Source("POMP")] = (
-        1e-5
-    )
+    warmup_steps: Annotated[int, AtLeast(0), Idle(("warmup_epochs",), _counts_epochs), OURS] = 20
+    warmup_epochs: Annotated[float, AtLeast(0), Source("ours: steps decide; CoOp and its kin: 1"), LATER] = 0.0
+    """Passes over the samples, of the warm-up; above 0 it decides its steps (rounded up), whatever the store's size."""
+    warmup_rate: Annotated[float, AtLeast(0), idle_unless(warmup="constant"), NO_WARMUP, Source("POMP")] = 1e-5
     """warmup = constant only."""
     averaging: Annotated[Literal["none", "ema", "gaussian"], OURS] = "none"
     """Which prompts are the result: the last, their moving average, or PromptSRC's Gaussian-weighted mean."""

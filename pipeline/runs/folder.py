@@ -35,7 +35,7 @@ from teachonce.core.outside import open_plain
 from teachonce.errors import FingerprintError, IncompleteError, IntegrityError, UsageError
 from teachonce.models.prompt_names import CHECKPOINTS_FOLDER, CONFIG_FILE, META_FILE, TENSORS_FILE
 from teachonce.phrases import another, option, phrase
-from teachonce.recipe.config import table_of
+from teachonce.recipe.config import later_defaults, table_of
 from teachonce.recipe.config_file import flat
 from teachonce.runs.log import RunLog
 from teachonce.runs.results import RunResults, decode_results
@@ -274,10 +274,10 @@ def clear(out: Path) -> None:
 
 
 def _stored(out: Path) -> dict[str, Any]:
-    """config.toml, with exactly the keys of a config."""
+    """config.toml, with exactly the keys of a config; later keys that it lacks are at their defaults."""
     file = RunFolder(out).config
     try:
-        stored = flat(read_toml(file), str(file))
+        stored = later_defaults() | flat(read_toml(file), str(file))
     except ValueError as problem:
         raise IntegrityError(f"{file} is damaged: {problem}", hint=phrase("restore it, or {another out}")) from problem
     known = list(table_of())

@@ -22,7 +22,7 @@ from teachonce.core.sums import digest_of
 from teachonce.errors import IntegrityError, UsageError
 from teachonce.evaluation.result import EvaluateResult, decode_result
 from teachonce.models.prompt_names import CONFIG_FILE
-from teachonce.recipe.config import config_digest
+from teachonce.recipe.config import config_digest, later_defaults
 from teachonce.recipe.config_file import flat
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.grid_folder import CellFolder
@@ -212,7 +212,7 @@ def _config(run: RunFolder) -> dict[str, Any]:
     if not file.is_file():
         raise _NoRun("unfinished", "config.toml is missing: the run ended before its first step")
     try:
-        return flat(read_toml(file), CONFIG_FILE)
+        return later_defaults() | flat(read_toml(file), CONFIG_FILE)
     except ValueError as problem:
         raise _NoRun("damaged", f"config.toml is not TOML: {problem}") from problem
     except UsageError as problem:  # a key in its table and without it

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from teachonce.errors import DataError, UsageError
 from teachonce.losses.candidates import Candidates
-from teachonce.losses.regularisers import anchor
+from teachonce.losses.regularisers import absolute_anchor, anchor
 from teachonce.losses.row_losses import dense_rows, ghost_rows, hard_rows, renormalise_rows
 from teachonce.losses.targets import SoftTargets, embedding_columns, top_k_columns
 from teachonce.recipe.config import TrainConfig
@@ -189,11 +189,13 @@ class Objective:
 
         Returns:
             hard: cross-entropy, mean over the step's labelled rows. soft: tau^2 KL to the teacher, mean over its rows.
-            consistency: KL from the bare student, mean over its rows. Only what the config asks for.
+            consistency: KL from the bare student, mean over its rows. Only what the config asks
+            for; with kl_mean = "rows-and-classes" the two divergences are divided by the number of candidates besides.
         """
         logits_BK = self.scale * images_BE @ features_KE.T
         log_weight = classes.of_rows(block.rows)
         losses: dict[str, Tensor] = {}
+        divisor = counts.rows * (len(classes.classes) if self.config.loss.kl_mean == "rows-and-classes" else 1)
         if self.config.loss.supervision != "soft":
             place = torch.where(block.label >= 0, classes.columns[block.label], -1)
             compete = log_weight
@@ -204,16 +206,17 @@ class Objective:
             )
             losses["hard"] = hard.sum() / max(1, counts.labelled)
         if self.config.loss.supervision != "hard":
-            losses["soft"] = self._soft(logits_BK, log_weight, block, classes).sum() / counts.rows
+            losses["soft"] = self._soft(logits_BK, log_weight, block, classes).sum() / divisor
         if self.config.loss.uses_frozen:
-            losses["consistency"] = self._consistency(logits_BK, log_weight, block, classes).sum() / counts.rows
+            losses["consistency"] = self._consistency(logits_BK, log_weight, block, classes).sum() / divisor
         return losses
 
     def anchor(self, features_KE: Tensor, classes: StepClasses) -> Tensor:
-        """How far class features are from the hand-written template's: mean squared distance over the vocabulary."""
+        """How far class features are from the bare student's, a mean over the vocabulary."""
         if self.frozen is None:
             raise DataError("the anchor needs the class features of the hand-written template")
-        return anchor(features_KE, self.frozen[classes.classes], classes.stands_for, len(classes.columns))
+        distance = absolute_anchor if self.config.loss.anchor_form == "l1" else anchor
+        return distance(features_KE, self.frozen[classes.classes], classes.stands_for, len(classes.columns))
 
     def weights(self, soft_weight: float) -> dict[str, float]:
         """How much each loss counts, with the weight of the soft loss at this step."""

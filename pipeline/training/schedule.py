@@ -13,21 +13,29 @@ from teachonce.recipe.config import TrainConfig
 from teachonce.training.student import PromptedStudent
 
 
-def learning_rate(config: TrainConfig, steps: int, step: int) -> float:
-    """Warm-up for `warmup_steps`, then constant or a half cosine that would be zero one step after the last.
+def warmup_steps(config: TrainConfig, steps_per_epoch: int) -> int:
+    """How many steps the warm-up has, said in steps or in passes over the samples."""
+    moves = config.optimiser
+    return math.ceil(moves.warmup_epochs * steps_per_epoch) or moves.warmup_steps
+
+
+def learning_rate(config: TrainConfig, steps: int, step: int, warmup: int | None = None) -> float:
+    """A warm-up, then constant or a half cosine that would be zero one step after the last.
 
     Args:
         steps: of the whole run.
         step: from 0.
+        warmup: as of `warmup_steps`; None: the config's own number of steps.
     """
     moves = config.optimiser
-    if step < moves.warmup_steps:
+    rising = moves.warmup_steps if warmup is None else warmup
+    if step < rising:
         if moves.warmup == "constant":
             return moves.warmup_rate
-        return moves.learning_rate * (step + 1) / moves.warmup_steps
+        return moves.learning_rate * (step + 1) / rising
     if moves.schedule == "constant":
         return moves.learning_rate
-    share = (step - moves.warmup_steps) / max(1, steps - moves.warmup_steps)
+    share = (step - rising) / max(1, steps - rising)
     return moves.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
 

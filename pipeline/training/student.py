@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from teachonce.models.classifier import name_groups, prompted_features, template_features
+from teachonce.models.classifier import ensemble_features, name_groups, prompted_features, template_features
 from teachonce.models.clip import LoadedClip, autocast
 from teachonce.models.learner import SlotLearner, image_learner, text_learner
 from teachonce.models.prompts import PromptMeta
@@ -104,6 +104,15 @@ class PromptedStudent:
         """Unit text features of all classes in the hand-written template, [V, E] float32."""
         with torch.no_grad(), self.autocast():
             return template_features(self.clip, self._given, self._template).clone()
+
+    @cached_property
+    def bare_classes(self) -> Tensor:
+        """What the regularisers hold prompts near: the template's features, or their mean over `bare_templates`."""
+        templates = self.config.loss.bare_sentences
+        if not templates:
+            return self.frozen_classes
+        with torch.no_grad(), self.autocast():
+            return ensemble_features(self.clip, self._given, templates).clone()
 
     @torch.no_grad()
     def class_features(self) -> Tensor:

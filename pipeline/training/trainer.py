@@ -29,7 +29,7 @@ from teachonce.rows.resident import RowSource, StepRows, Wanted, source_of
 from teachonce.rows.working_set import WorkingSet
 from teachonce.training.averaging import PromptAverage
 from teachonce.training.objective import Counts, Judge, Objective, StepClasses, StepReport, Teacher, block_of
-from teachonce.training.schedule import learning_rate, optimizer_of, soft_weight
+from teachonce.training.schedule import learning_rate, optimizer_of, soft_weight, warmup_steps
 from teachonce.training.student import PromptedStudent
 from teachonce.training.two_pass import (
     FixedPass,
@@ -95,10 +95,10 @@ class Trainer:
                 f"soft_schedule = '{config.loss.soft_schedule}' needs more than the one step of this run",
                 hint="raise steps or epochs, or set soft_schedule = 'constant'",
             )
-        if config.optimiser.warmup == "constant" and config.optimiser.warmup_steps >= self.steps:
+        self.warmup = warmup_steps(config, self.order.steps_per_epoch)
+        if config.optimiser.warmup == "constant" and self.warmup >= self.steps:
             raise UsageError(
-                f"warmup_steps = {config.optimiser.warmup_steps}: all {self.steps} steps of the run would be at the "
-                f"warm-up's rate",
+                f"warmup_steps = {self.warmup}: all {self.steps} steps of the run would be at the warm-up's rate",
                 hint=f"an epoch has {self.order.steps_per_epoch} steps",
             )
         self.learners = self.student.learners
@@ -164,7 +164,8 @@ class Trainer:
         named = dict(self.learners.named_parameters())
         gradient = self._combined(text, gradients, step)
         norm = torch.stack([part.double().square().sum() for part in gradient]).sum().sqrt()
-        rate, chosen, late = learning_rate(self.config, self.steps, step), drawn.candidates, self.device.type == "cuda"
+        rate = learning_rate(self.config, self.steps, step, self.warmup)
+        chosen, late = drawn.candidates, self.device.type == "cuda"
         judge = Judge(
             step=step,
             weights=weights,
@@ -256,9 +257,9 @@ class Trainer:
     def warnings(self) -> list[str]:
         """What a user should know although it is no error: one sentence each."""
         config = self.config
-        if config.optimiser.warmup == "linear" and config.optimiser.warmup_steps > self.steps:
+        if config.optimiser.warmup == "linear" and self.warmup > self.steps:
             return [
-                f"the learning rate rises for {config.optimiser.warmup_steps} steps and this run has {self.steps}: "
+                f"the learning rate rises for {self.warmup} steps and this run has {self.steps}: "
                 f"it never reaches {config.optimiser.learning_rate:g}"
             ]
         return []
@@ -376,7 +377,7 @@ class Trainer:
         return Teacher(torch.from_numpy(self.rows.class_embeddings).to(self.device), self.rows.teacher_scale)
 
     def _frozen(self) -> Tensor | None:
-        return self.student.frozen_classes if self.config.loss.uses_frozen or self.config.anchors else None
+        return self.student.bare_classes if self.config.loss.uses_frozen or self.config.anchors else None
 
     def _seen(self) -> Tensor | None:
         if self.config.loss.hard_over == "all":

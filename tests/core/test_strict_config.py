@@ -120,6 +120,9 @@ def test_every_value_of_a_choice_is_accepted_and_others_are_not(name: str) -> No
         ("sampled_fill", -1),
         ("sampled_top", -1),
         ("weight_decay", -1.0),
+        ("warmup_epochs", -1.0),
+        ("bare_templates", "a photo"),
+        ("bare_templates", "the {}. | a {} and a {}"),
         ("warmup_steps", -1),
         ("seed", -1),
         ("momentum", 1.0),
@@ -240,7 +243,7 @@ def test_the_digest_depends_on_every_value() -> None:
         if typing.get_origin(hint) is Literal:
             other: object = next(v for v in typing.get_args(hint) if v not in (value, "auto"))
         elif isinstance(value, str):
-            other = value + " x"
+            other = value + (" x {}" if name == "bare_templates" else " x")
         elif isinstance(value, bool):
             other = not value
         else:

@@ -13,7 +13,7 @@ import pytest
 import tomli_w
 
 from teachonce.errors import FingerprintError, IncompleteError, IntegrityError, TeachOnceError, UsageError
-from teachonce.recipe.config import TrainConfig
+from teachonce.recipe.config import TrainConfig, config_digest, later_defaults
 from teachonce.runs import folder as run_folder
 
 WANTED = TrainConfig().to_dict()
@@ -85,7 +85,10 @@ def test_a_config_that_is_not_whole_is_told_in_one_line(kept: int, tmp_path: Pat
     part = dict(list(WANTED.items())[:kept])
     for problem in refusals(a_folder(tmp_path / "run", 4, tomli_w.dumps(part))):
         assert isinstance(problem, IntegrityError) and "is not the whole config of a run: it lacks" in problem.message
-        assert f"and {len(WANTED) - kept - 5} more" in problem.message and "\n" not in problem.message
+        assert (
+            f"and {len(WANTED) - len(later_defaults()) - kept - 5} more" in problem.message
+            and "\n" not in problem.message
+        )
 
 
 def test_a_damaged_config_is_named(tmp_path: Path) -> None:
@@ -102,6 +105,18 @@ def test_a_run_goes_on_with_its_own_config_only(tmp_path: Path) -> None:
         run_folder.require_same(out, WANTED | {"seed": 9})
     with pytest.raises(UsageError, match="holds a run"):
         run_folder.require_new(out)
+
+
+def test_a_config_from_before_a_key_came_goes_on_with_that_keys_default(tmp_path: Path) -> None:
+    """It is the same run as with the key written at its default, and another with another value."""
+    later = later_defaults()
+    assert later
+    before = {key: value for key, value in WANTED.items() if key not in later}
+    assert config_digest(before) == config_digest(WANTED) == TrainConfig().digest()
+    out = a_folder(tmp_path / "run", 4, tomli_w.dumps(before))
+    run_folder.require_same(out, WANTED)
+    with pytest.raises(FingerprintError, match="anchor_form: there 'squared', here 'l1'"):
+        run_folder.require_same(out, WANTED | {"anchor_form": "l1"})
 
 
 def test_the_lock_names_its_owner_and_leaves_nothing(tmp_path: Path) -> None:

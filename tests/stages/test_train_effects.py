@@ -32,10 +32,11 @@ class Case(NamedTuple):
 
 
 CASES = (
-    Case("supervision=hard", "", ("soft_weight=0.5", *SOFT)),
+    Case("supervision=hard", "", ("soft_weight=0.5", "kl_mean=rows-and-classes", *SOFT)),
     Case("soft_weight=0", "", SOFT),
     Case("supervision=soft", "", ("hard_over=seen",)),
-    Case("tower=image", "", ("anchor_weight=1",)),
+    Case("tower=image", "", ("anchor_weight=1", "anchor_form=l1", "bare_templates=the-{}")),
+    Case("anchor_weight=0", "", ("anchor_form=l1", "bare_templates=the-{}")),
     Case("targets=embedding", "", ("tail=to-label",)),
     Case("", f"{FEW} sampled_fill=2", ("correction=none", "sampled_fill=3", "sampled_top=3")),
     Case(f"{FEW} sampled_fill=0", f"{FEW} sampled_fill=2", ("correction=none",)),
@@ -48,6 +49,7 @@ CASES = (
     Case("", "warmup=constant", ("warmup_rate=0.01",)),
     Case("warmup_steps=0", "warmup_steps=1", ("warmup=constant",)),
     Case("warmup=constant warmup_steps=0", "warmup=constant", ("warmup_rate=0.01",)),
+    Case("warmup_epochs=1", "", ("warmup_steps=3",)),
     Case("warmup_steps=3", "warmup_steps=0", ("schedule=constant",)),
     Case("", "averaging=ema", ("average_decay=0.5",)),
     Case("", "averaging=gaussian", ("average_mean=0.2", "average_deviation=0.5")),

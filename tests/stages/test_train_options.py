@@ -50,6 +50,7 @@ BESIDE = {
     ("warmup", "constant"): ["warmup_rate=0.01"],
     ("soft_schedule", "*"): ["supervision=soft"],
     ("prograd", "*"): ["supervision=hard"],
+    ("kl_mean", "*"): ["supervision=soft"],
 }
 NUMBERS = (
     "length=6 init=words",
@@ -73,6 +74,8 @@ NUMBERS = (
     "weight_decay=0.1",
     "clip_gradient=0.01",
     "warmup_steps=0",
+    "warmup_epochs=0.5",
+    "bare_templates=the-{}",
     "average_decay=0.5 averaging=ema",
     "average_mean=0.5 average_deviation=1 averaging=gaussian",
     "epochs=0.5",

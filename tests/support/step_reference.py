@@ -84,9 +84,17 @@ class PlainStep:
         lengths = [len(tower_reference.tokenizer().encode(f"{name}.")) for name in first]
         self.by_length = sorted(range(len(first)), key=lengths.__getitem__)  # the order in which names are drawn
         with torch.no_grad():
-            self.frozen: Tensor = self.model.encode_text(
-                tower_reference.full_tokens(self.model, self.names, f"{config.prompts.context} {{}}."), normalize=True
-            )
+            self.frozen = self.encoded(f"{config.prompts.context} {{}}.")
+            given = [part.strip() for part in config.loss.bare_templates.split("|") if part.strip()]
+            of_each = torch.stack([self.encoded(template) for template in given] or [self.frozen])
+            self.bare: Tensor = nn.functional.normalize(of_each.mean(0), dim=-1)
+
+    def encoded(self, template: str) -> Tensor:
+        """Unit features of all names in a template, by the model's own tower, [V, E]."""
+        features: Tensor = self.model.encode_text(
+            tower_reference.full_tokens(self.model, self.names, template), normalize=True
+        )
+        return features
 
     def at(self, parameters: Mapping[str, Tensor], batch: Batch, step: int, steps: int) -> Told:
         """The losses and gradients of `step` (from 0) with these parameters."""
@@ -185,16 +193,20 @@ class PlainStep:
         """The means over the step of everything that the config asks for."""
         config, logits, parts = self.config, self.scale * images @ text.T, {}
         label, log_weight = torch.from_numpy(batch.label), drawn.log_weight.expand(len(batch.label), -1)
+        candidates = int((drawn.stands_for > 0).sum())
+        per_class = {"rows": 1, "rows-and-classes": candidates}[config.loss.kl_mean]
         if config.loss.supervision != "soft":
             parts["hard"] = self.hard(logits, log_weight, label)
         if config.loss.supervision != "hard":
-            parts["soft"] = self.soft(logits, log_weight, label, batch).mean()
+            parts["soft"] = self.soft(logits, log_weight, label, batch).mean() / per_class
         if config.loss.consistency_weight or config.loss.prograd:
             assert batch.features is not None
-            frozen = (self.scale * torch.from_numpy(batch.features).double() @ self.frozen.T).softmax(1)
-            parts["consistency"] = divergence(frozen, logits, log_weight, 1.0).mean()
+            frozen = (self.scale * torch.from_numpy(batch.features).double() @ self.bare.T).softmax(1)
+            parts["consistency"] = divergence(frozen, logits, log_weight, 1.0).mean() / per_class
         if config.loss.anchor_weight and config.prompts.tower != "image":
-            parts["anchor"] = (drawn.stands_for * (text - self.frozen).square().sum(1)).sum() / len(self.names)
+            off = text - self.bare
+            apart = {"squared": off.square().sum(1), "l1": off.abs().mean(1)}[config.loss.anchor_form]
+            parts["anchor"] = (drawn.stands_for * apart).sum() / len(self.names)
         return parts
 
     def hard(self, logits: Tensor, log_weight: Tensor, label: Tensor) -> Tensor:

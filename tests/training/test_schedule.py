@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from teachonce.recipe.config import TrainConfig
-from teachonce.training.schedule import learning_rate, soft_weight
+from teachonce.training.schedule import learning_rate, soft_weight, warmup_steps
 
 PEAK = 0.5
 STEPS, WARM = 100, 10
@@ -59,6 +59,14 @@ def test_without_warm_up_the_first_step_has_the_full_rate(warmup: str) -> None:
     rates = [rate(step, steps=4, schedule="cosine", warmup=warmup, warmup_steps=0) for step in range(4)]
     expected = [1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]
     assert rates == pytest.approx([PEAK * share for share in expected])
+
+
+def test_a_warm_up_in_passes_over_the_samples_has_the_steps_of_the_store() -> None:
+    """One pass of 37 steps, a part of one rounded up; without passes the number of steps counts."""
+    counted = [warmup_steps(TrainConfig.of(warmup_epochs=epochs, warmup_steps=WARM), 37) for epochs in (1.0, 0.1, 0.0)]
+    assert counted == [37, 4, WARM]
+    config = TrainConfig.of(learning_rate=PEAK, warmup="constant", warmup_rate=0.002, warmup_epochs=1.0)
+    assert [learning_rate(config, STEPS, step, 37) for step in (0, 36, 37)] == [0.002, 0.002, PEAK]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
