@@ -97,6 +97,50 @@ def sampled_candidates(
     return Candidates(torch.from_numpy(classes), log_weight, stands_for, int(forced.sum()), vocabulary)
 
 
+def teacher_candidates(
+    labels: npt.ArrayLike,
+    classes: npt.ArrayLike,
+    log_probs: npt.ArrayLike,
+    most: int,
+    vocabulary: int,
+    names: npt.ArrayLike | None = None,
+) -> Candidates:
+    """The classes that the teacher gives most to in the mean over a step's rows (KDPL, arXiv 2407.03056, section 3.3).
+
+    The mean is over what is stored of the rows; classes that no row stores are no candidates, so there may be fewer.
+    Of classes with equal means those of lower number are taken. Each candidate stands for itself (ln w = 0): losses are
+    over the candidates alone, as KDPL's are. A pure function of its arguments.
+
+    Args:
+        labels: [B]; these classes, and those that share a name with one, are candidates besides; -1 for none.
+        classes: [B, k] stored classes of each row; -1 is ignored.
+        log_probs: [B, k] ln p of them, at the teacher's own temperature.
+        most: how many classes, the labels not counted.
+        vocabulary: V.
+        names: [V], equal for classes with the same name.
+
+    Raises:
+        UsageError: there is no candidate at all.
+    """
+    stored = np.asarray(classes, np.int64)
+    share = np.exp(np.asarray(log_probs, np.float64))
+    mass = np.bincount(stored[stored >= 0], share[stored >= 0], minlength=vocabulary)
+    chosen = np.zeros(vocabulary, bool)
+    chosen[np.argsort(-mass, kind="stable")[:most]] = True
+    chosen &= mass > 0
+    label = np.asarray(labels, np.int64)
+    if names is None:
+        chosen[label[label >= 0]] = True
+    else:
+        name = np.asarray(names, np.int64)
+        chosen |= np.isin(name, name[label[label >= 0]])
+    if not chosen.any():
+        raise UsageError("there is no candidate: no row of a step has a stored class", hint="set candidates = 'all'")
+    ids = torch.from_numpy(np.flatnonzero(chosen))
+    nothing = torch.zeros(len(ids))
+    return Candidates(ids, nothing, nothing, len(ids), vocabulary)
+
+
 def _own_classes(
     labels: npt.ArrayLike, top_classes: npt.ArrayLike, vocabulary: int, step: int, fill: int
 ) -> npt.NDArray[np.int64]:

@@ -78,6 +78,8 @@ class TrainConfig:
             raise ValueError("label_smoothing is a mean over the vocabulary, which only correction = 'ln' estimates")
         if loss.label_smoothing and loss.hard_over == "seen":
             raise ValueError("label_smoothing spreads over the whole vocabulary; hard_over = 'seen' leaves some out")
+        if candidates.candidates == "teacher":
+            self._check_teacher_classes()
         if loss.prograd and loss.supervision == "soft":
             raise ValueError("prograd changes the gradient of the hard loss; supervision = 'soft' has none")
         if loss.prograd and candidates.candidates == "all-sampled":
@@ -87,6 +89,19 @@ class TrainConfig:
                 raise ValueError(f"bare_templates must have one {{}} in each template, found {template!r}")
         if sampled and candidates.correction == "log10" and loss.uses_frozen:
             raise ValueError("correction = 'log10' is no estimate of a sum over all classes, as self-consistency needs")
+
+    def _check_teacher_classes(self) -> None:
+        loss = self.loss
+        if loss.supervision == "hard":
+            raise ValueError("candidates = 'teacher' are the teacher's classes; supervision = 'hard' reads no teacher")
+        if loss.label_smoothing:
+            raise ValueError(
+                "label_smoothing is a mean over the vocabulary, of which candidates = 'teacher' is no sample"
+            )
+        if loss.uses_frozen:
+            raise ValueError(
+                "candidates = 'teacher' is no estimate of a sum over all classes, as self-consistency needs"
+            )
 
     def _check_towers(self) -> None:
         tower = self.prompts.tower

@@ -52,9 +52,13 @@ class Candidates(Table):
     """Which classes compete in the softmax of a step."""
 
     candidates: Annotated[
-        Literal["all", "sampled", "all-sampled"], Source("ours: the exact softmax; POMP samples 1,000 classes")
+        Literal["all", "sampled", "all-sampled", "teacher"],
+        Source("ours: the exact softmax; POMP samples 1,000 classes"),
     ] = "all"
-    """Classes in the softmax of a step: all; some; or all, of which a weighted sample carries the gradient."""
+    """Classes in the softmax of a step: all; some; all, of which a weighted sample carries the gradient; or those to
+    which the teacher gives most over the step's rows (KDPL without class names, arXiv 2407.03056)."""
+    teacher_names: Annotated[int, Above(0), idle_unless(candidates="teacher"), Source("KDPL"), LATER] = 1000
+    """teacher: how many classes, labels not counted. The teacher, where it is exact, is renormalised over them."""
     sampled_fill: Annotated[int, AtLeast(0), ONLY_SAMPLED, Source("ours; POMP: 999")] = 256
     """sampled: classes drawn uniformly besides the labels and the teacher's best."""
     sampled_top: Annotated[
@@ -74,6 +78,11 @@ class Candidates(Table):
     log10: POMP's rule, in which other rows' labels do not count. none: nothing."""
     sampled_backward: Annotated[int, Above(0), idle_unless(candidates="all-sampled"), OURS] = 1024
     """all-sampled: expected number of names whose features are computed with gradient."""
+
+    @property
+    def vary(self) -> bool:
+        """Whether each step has classes of its own."""
+        return self.candidates in ("sampled", "teacher")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,8 @@ class Wanted:
     """The teacher's image embeddings."""
     best: int = 0
     """How many of each row's best classes the host looks at."""
+    best_probs: bool = False
+    """Whether the host looks at their probabilities, and at all classes that are stored."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +102,7 @@ class StepRows:
     best: npt.NDArray[np.signedinteger]  # [B, m] the teacher's best classes, -1 for none
     row: npt.NDArray[np.int64]  # [B] row of the store
     columns: Columns
+    best_probs: npt.NDArray[np.float32] | None = None  # [B, m] ln p of the best classes, where that was asked for
 
 
 class RowSource:
@@ -122,8 +125,9 @@ class RowSource:
 
     def _read(self, places: Places) -> StepRows:
         batch = self._rows.batch(places)
-        best = batch.class_ids[:, : self._wanted.best]
-        return StepRows(batch.label, best, batch.row, Columns.of(batch, self._wanted))
+        best = batch.class_ids if self._wanted.best_probs else batch.class_ids[:, : self._wanted.best]
+        probs = batch.log_probs if self._wanted.best_probs else None
+        return StepRows(batch.label, best, batch.row, Columns.of(batch, self._wanted), probs)
 
     def _moved(self, read: StepRows) -> StepRows:
         return replace(read, columns=read.columns.changed(lambda x: _sent(x, self._device)))
@@ -169,28 +173,32 @@ class ResidentRows(RowSource):
         self._row = np.array(rows.records["row"], np.int64)
         one = self._read(np.zeros(1, np.int64)).columns.narrow(len(rows.vocabulary))
         self._columns = one.changed(lambda x: torch.empty((len(rows), *x.shape[1:]), dtype=x.dtype, device=device))
-        self._best = np.concatenate([self._place(start) for start in range(0, len(rows), _ROWS_AT_ONCE)])
+        placed = [self._place(start) for start in range(0, len(rows), _ROWS_AT_ONCE)]
+        self._best = np.concatenate([best for best, _ in placed])
+        self._probs = np.concatenate([probs for _, probs in placed if probs is not None]) if wanted.best_probs else None
 
     def take(self, places: Places) -> StepRows:
         """The rows with these numbers in the set, in this order."""
         index = _sent(pinned(torch.from_numpy(places), self._device), self._device)
         columns = self._columns.changed(lambda x: x.index_select(0, index))
-        return StepRows(self._label.take(places), self._best.take(places, axis=0), self._row.take(places), columns)
+        probs = None if self._probs is None else self._probs.take(places, axis=0)
+        best = self._best.take(places, axis=0)
+        return StepRows(self._label.take(places), best, self._row.take(places), columns, probs)
 
     @property
     def whereabouts(self) -> str:
         """Where the rows are, for a note."""
         return f"all {len(self._row)} rows stay on the GPU: {self._columns.bytes / _GB:.1f} GB"
 
-    def _place(self, start: int) -> npt.NDArray[np.signedinteger]:
-        """Copy the columns of some rows to the device; returns the rows' best classes."""
+    def _place(self, start: int) -> tuple[npt.NDArray[np.signedinteger], npt.NDArray[np.float32] | None]:
+        """Copy the columns of some rows to the device; returns the rows' best classes, and their ln p where asked."""
         read = self._read(np.arange(start, min(start + _ROWS_AT_ONCE, len(self._row))))
         part = read.columns.narrow(len(self._rows.vocabulary))
         for target, source in zip(vars(self._columns).values(), vars(part).values(), strict=True):
             if target is not None and source is not None:
                 copied = pinned(source, self._device)
                 target[start : start + len(source)].copy_(copied, non_blocking=_never_waits(self._device))
-        return read.best.copy()
+        return read.best.copy(), None if read.best_probs is None else read.best_probs.copy()
 
 
 def source_of(rows: WorkingSet, wanted: Wanted, device: torch.device, taken: int) -> RowSource:

@@ -248,6 +248,8 @@ class Objective:
             log_p = embedding_columns(
                 block.embedding, self.teacher.classes, self.teacher.scale, loss.tau_teacher, classes.classes
             )
+            if self.config.candidates.candidates == "teacher":
+                log_p = log_p.log_softmax(1)
             return dense_rows(log_p, logits_BK, log_weight, tau)
         if block.targets is None:
             raise DataError("the soft loss needs the teacher's stored top k")

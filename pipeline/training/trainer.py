@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from teachonce.errors import DataError, UsageError
-from teachonce.losses.candidates import Candidates, all_candidates, sampled_candidates
+from teachonce.losses.candidates import Candidates, all_candidates, sampled_candidates, teacher_candidates
 from teachonce.losses.regularisers import project
 from teachonce.models.clip import LoadedClip, exact_products
 from teachonce.recipe.config import TrainConfig
@@ -129,6 +129,7 @@ class Trainer:
             temperature=self._temperature,
             embedding=self.needs.embeddings,
             best=self.config.candidates.sampled_top if self.config.candidates.candidates == "sampled" else 0,
+            best_probs=self.config.candidates.candidates == "teacher",
         )
         return source_of(self.rows, wanted, self.device, taken)
 
@@ -340,9 +341,12 @@ class Trainer:
 
     def _candidates(self, rows: StepRows, step: int) -> Candidates:
         drawn, vocabulary, seed = self.config.candidates, len(self.rows.vocabulary), self.config.loop.seed
+        names, fill = self.student.groups.numpy(), drawn.sampled_fill
+        if drawn.candidates == "teacher" and rows.best_probs is not None:
+            labels = rows.label if self.needs.hard_labels else np.full_like(rows.label, -1)
+            return teacher_candidates(labels, rows.best, rows.best_probs, drawn.teacher_names, vocabulary, names)
         if drawn.candidates != "sampled":
             return all_candidates(vocabulary)
-        names, fill = self.student.groups.numpy(), drawn.sampled_fill
         return sampled_candidates(rows.label, rows.best, fill, vocabulary, seed, step, drawn.correction, names)
 
     def _step(self, rows: StepRows, step: int) -> _StepNames:
@@ -355,7 +359,7 @@ class Trainer:
         if names is not None:
             plan = NamePlan.of(names, candidates.classes, self.class_chunk, self.device)
         drawn = _StepNames(candidates, classes, plan)
-        if self.config.candidates.candidates != "sampled":
+        if not self.config.candidates.vary:
             self._every = drawn
         return drawn
 

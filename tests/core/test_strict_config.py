@@ -119,6 +119,7 @@ def test_every_value_of_a_choice_is_accepted_and_others_are_not(name: str) -> No
         ("soft_weight", float("nan")),
         ("sampled_fill", -1),
         ("sampled_top", -1),
+        ("teacher_names", 0),
         ("weight_decay", -1.0),
         ("warmup_epochs", -1.0),
         ("bare_templates", "a photo"),
@@ -168,6 +169,9 @@ def test_a_number_out_of_range_is_refused_with_its_name(name: str, value: object
         ({"weight_decay": 0.1, "structure": "unshared-replace"}, "weight_decay"),
         ({"prograd": True, "candidates": "all-sampled"}, "exact gradients"),
         ({"candidates": "sampled", "correction": "log10", "consistency_weight": 1.0}, "log10"),
+        ({"candidates": "teacher", "supervision": "hard"}, "reads no teacher"),
+        ({"candidates": "teacher", "label_smoothing": 0.1}, "label_smoothing"),
+        ({"candidates": "teacher", "consistency_weight": 1.0}, "no estimate of a sum over all classes"),
     ],
 )
 def test_values_that_make_no_sense_together_are_refused(given: dict[str, object], words: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from teachonce.errors import TeachOnceError, UsageError
-from teachonce.losses.candidates import Candidates, all_candidates, sampled_candidates
+from teachonce.losses.candidates import Candidates, all_candidates, sampled_candidates, teacher_candidates
 from teachonce.losses.row_losses import dense_rows, hard_rows
 
 LABELS = np.array([3, 3, 40, -1])
@@ -235,3 +235,28 @@ def test_a_step_without_any_candidate_is_refused_with_the_keys_that_help(correct
     """No row has a label, none has a best class that counts, and nothing is drawn."""
     with pytest.raises(UsageError, match="step 7: there is no candidate.* sampled_top = 1 and sampled_fill = 0"):
         sampled_candidates([-1, -1], [[-1], [-1]], 0, 50, 0, 7, correction)
+
+
+def test_the_teachers_classes_are_those_with_most_of_its_mass_over_the_rows() -> None:
+    """Against a plain sum; unstored classes, ties and labels by the rule; few stored classes give few candidates."""
+    random = np.random.default_rng(3)
+    classes = np.stack([random.choice(50, 6, replace=False) for _ in range(8)])
+    probs = random.random((8, 6))
+    classes[2, 4:], probs[2, 4:] = -1, 0.0
+    mass = {c: float(probs[classes == c].sum()) for c in range(50) if (classes == c).any()}
+    wanted = sorted(sorted(mass, key=lambda c: (-mass[c], c))[:9])
+    with np.errstate(divide="ignore"):
+        stored = np.log(probs)
+    chosen = teacher_candidates(np.full(8, -1), classes, stored, 9, 50)
+    assert chosen.classes.tolist() == wanted and chosen.forced == 9 and not chosen.log_weight.any()
+    missing = next(c for c in range(50) if c not in wanted)
+    labels = np.array([missing, -1, *wanted[:1] * 6])
+    assert teacher_candidates(labels, classes, stored, 9, 50).classes.tolist() == sorted([*wanted, missing])
+    names = np.arange(50)
+    names[49 if missing != 49 else 48] = missing  # another class of the label's name
+    assert len(teacher_candidates(labels, classes, stored, 9, 50, names).classes) >= 10
+    assert teacher_candidates(labels[:0], classes, stored, 99, 50).classes.tolist() == sorted(mass)
+    tied = teacher_candidates(np.array([-1]), np.array([[7, 3, 5]]), np.zeros((1, 3)), 2, 9)
+    assert tied.classes.tolist() == [3, 5]
+    with pytest.raises(UsageError, match="there is no candidate"):
+        teacher_candidates(np.array([-1]), np.array([[-1]]), np.array([[-np.inf]]), 2, 9)

@@ -104,6 +104,7 @@ def test_rules_hold_for_plain_values_only() -> None:
             config.to_dict() | {"candidates": "sampled", "averaging": "gaussian"},
             config.to_dict() | {"warmup_steps": 9, "steps": 9, "epochs": 0.0},
             config.to_dict() | {"anchor_weight": 0.0, "warmup_epochs": 1.0},
+            config.to_dict() | {"candidates": "teacher"},
         ):
             for number, (_, rule) in enumerate(IDLE):
                 (somewhere if rule.holds(values) else elsewhere).add(number)

@@ -40,6 +40,7 @@ CASES = (
     Case("targets=embedding", "", ("tail=to-label",)),
     Case("", f"{FEW} sampled_fill=2", ("correction=none", "sampled_fill=3", "sampled_top=3")),
     Case(f"{FEW} sampled_fill=0", f"{FEW} sampled_fill=2", ("correction=none",)),
+    Case("", "candidates=teacher batch_size=2", ("teacher_names=3",)),
     Case("", "candidates=all-sampled class_chunk=2", ("sampled_backward=1",)),
     Case("", "tower=both", ("image_length=2", "image_depth=1")),
     Case("tower=image", "", ("length=6", "depth=1", "position=after", "class_chunk=3")),

@@ -47,6 +47,7 @@ BASE = (
 BESIDE = {
     ("correction", "*"): ["candidates=sampled"],
     ("candidates", "all-sampled"): ["class_chunk=2"],
+    ("candidates", "teacher"): ["teacher_names=3", "batch_size=3"],
     ("warmup", "constant"): ["warmup_rate=0.01"],
     ("soft_schedule", "*"): ["supervision=soft"],
     ("prograd", "*"): ["supervision=hard"],

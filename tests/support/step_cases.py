@@ -8,6 +8,7 @@ STEP, STEPS = 5, 8
 BASE = {"steps": STEPS, "batch_size": 24, "seed": 3, "warmup_steps": 2, "image_length": 2, "learning_rate": 0.1}
 # Three samples: their labels and best classes leave some of the eight classes out, so that a draw decides something.
 DRAWN = {"candidates": "sampled", "batch_size": 3, "sampled_top": 1, "sampled_fill": 2}
+TEACHER = {"candidates": "teacher", "batch_size": 3, "teacher_names": 4}
 ALL_SAMPLED = {"candidates": "all-sampled", "class_chunk": 2, "sampled_backward": 3}
 EVERYTHING = {
     "label_smoothing": 0.2,
@@ -69,6 +70,9 @@ CASES: dict[str, dict[str, Any]] = {
     "sampled log10": {**DRAWN, "correction": "log10", "anchor_weight": 3.0, "micro_batch": 1},
     "sampled log10 with embeddings": {**DRAWN, "correction": "log10", "targets": "embedding", "temperature": 2.0},
     "sampled for the image tower": {**DRAWN, "tower": "image"},
+    "the teacher's classes": {**TEACHER, "anchor_weight": 3.0, "temperature": 2.0, "micro_batch": 2},
+    "the teacher's classes with embeddings": {**TEACHER, "targets": "embedding", "temperature": 2.0},
+    "the teacher's classes without labels": {**TEACHER, "supervision": "soft", "targets": "embedding"},
     "all-sampled": {**ALL_SAMPLED, **EVERYTHING},
     "all-sampled in both towers": {**ALL_SAMPLED, "tower": "both", "micro_batch": 10},
 }

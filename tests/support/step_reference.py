@@ -146,6 +146,8 @@ class PlainStep:
     def candidates(self, batch: Batch, step: int) -> Drawn:
         """All classes, or those that are drawn."""
         config, classes = self.config, len(self.names)
+        if config.candidates.candidates == "teacher":
+            return self.of_the_teacher(batch)
         if config.candidates.candidates != "sampled":
             return Drawn(torch.zeros(1, classes).double(), torch.ones(classes).double())
         drawn = sampled_candidates(
@@ -163,6 +165,21 @@ class PlainStep:
         stands_for = torch.zeros(classes).double()
         stands_for[drawn.classes] = drawn.stands_for.double().exp()
         return Drawn(log_weight, stands_for)
+
+    def of_the_teacher(self, batch: Batch) -> Drawn:
+        """The classes with most of the teacher's mass over the rows; the labels' names where there is a hard loss."""
+        mass = torch.zeros(len(self.names)).double()
+        for ids, log_probs in zip(batch.class_ids.tolist(), batch.log_probs.tolist(), strict=True):
+            for class_id, log_p in zip(ids, log_probs, strict=True):
+                mass[class_id] += math.exp(log_p)
+        ranked = sorted(range(len(self.names)), key=lambda c: (-float(mass[c]), c))
+        chosen = {c for c in ranked[: self.config.candidates.teacher_names] if mass[c] > 0}
+        if self.config.loss.supervision != "soft":
+            of_labels = {int(self.name_of[label]) for label in batch.label.tolist() if label >= 0}
+            chosen |= {c for c in range(len(self.names)) if int(self.name_of[c]) in of_labels}
+        present = torch.tensor([c in chosen for c in range(len(self.names))])
+        log_weight = torch.zeros(1, len(self.names)).double().masked_fill(~present, -torch.inf)
+        return Drawn(log_weight, present.double())
 
     def prompts(self, tower: str, leaves: Gradients) -> SlotPrompts:
         """start + unit * parameter."""
@@ -232,7 +249,10 @@ class PlainStep:
         softened = config.loss.teacher_temperature or tau
         if config.loss.targets == "embedding":
             cosines = torch.from_numpy(batch.embedding @ self.rows.class_embeddings.T).double()
-            teacher = (self.rows.teacher_scale * cosines / softened).softmax(1)
+            scores = self.rows.teacher_scale * cosines / softened
+            if config.candidates.candidates == "teacher":  # over these alone
+                scores = scores + log_weight
+            teacher = scores.softmax(1)
             return divergence(teacher, logits, log_weight, tau)
         ids = torch.from_numpy(batch.class_ids).long()  # every row has as many classes
         mass = torch.zeros_like(logits).scatter(1, ids, (torch.from_numpy(batch.log_probs).double() / softened).exp())
