@@ -22,6 +22,26 @@ Temperatures = Annotated[
 ClassFile = Annotated[
     Path | None, typer.Option("--classes", metavar="FILE", help="Only these classes: one class id a line.")
 ]
+Prompts = Annotated[
+    Path | None,
+    typer.Option("--prompts", metavar="RUN", help="Class vectors from prompts that were trained for the teacher."),
+]
+PerSampleTemperature = Annotated[
+    float | None,
+    typer.Option(
+        "--per-sample-temperature",
+        metavar="H",
+        help="Give each row the temperature at which its soft label has an entropy of H nats.",
+    ),
+]
+Prior = Annotated[
+    str | None,
+    typer.Option(
+        "--prior",
+        metavar="P",
+        help="Take the teacher's preference for classes back: balanced, or a FILE of wanted shares (id, tab, share).",
+    ),
+]
 RelabelTeacher = Annotated[
     str | None,
     typer.Option(
@@ -41,6 +61,9 @@ def relabel(
     out: options.LabelsOption,
     vocabulary: options.Vocabulary = None,
     template: NewTemplates = None,
+    prompts: Prompts = None,
+    per_sample_temperature: PerSampleTemperature = None,
+    prior: Prior = None,
     top_k: options.TopK = None,
     temperatures: Temperatures = None,
     classes: ClassFile = None,
@@ -52,7 +75,7 @@ def relabel(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:
-    """Make new soft labels from stored image embeddings: other names, templates, k, temperatures or classes.
+    """Make new soft labels from stored image embeddings: other names, a better teacher, other temperatures, a prior.
 
     No image is read. The same command continues a store that is not complete.
     """
@@ -64,6 +87,9 @@ def relabel(
         labels=out,
         vocabulary=vocabulary,
         templates=tuple(template) if template else None,
+        prompts=prompts,
+        entropy=per_sample_temperature,
+        prior=prior,
         top_k=top_k,
         temperatures=taus,
         classes=classes,

@@ -104,6 +104,8 @@ class LabelStore:
         """How to come by embeddings that this store lacks."""
         if self.maker == "teachonce merge":
             return "a merged store has none: relabel its parents, then merge again"
+        if self.maker == "teachonce relabel":
+            return "its labels are no function of embeddings alone: relabel its parent, with all that is wanted at once"
         added = phrase("{embeddings} int8: only the teacher's image tower runs")
         added = added if self.layout.top_k else phrase("{teacher} MODEL ") + added
         return "run the command that made it again with " + added

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from teachonce.core.devices import AUTO
 
@@ -16,6 +17,12 @@ class RelabelRequest:
     labels: Path
     vocabulary: str | None = None
     templates: tuple[str, ...] | None = None
+    prompts: Path | None = None
+    """A run, or an export, whose student is the teacher of the store: its prompts make the class vectors."""
+    entropy: float | None = None
+    """Of each row's soft label, in nats; each row gets the temperature that gives it."""
+    prior: str | None = None
+    """`balanced`, or a file of wanted shares, a class a line."""
     top_k: int | None = None
     temperatures: tuple[float, ...] | None = None
     classes: Path | None = None
@@ -44,3 +51,15 @@ class RelabelResult:
     parent: str
     labels: str
     store_id: str
+    prompts: str | None = None
+    """The run whose prompts made the class vectors."""
+    row_temperatures: dict[str, Any] = field(default_factory=dict)
+    """Of the rows that this call labelled: the entropy asked for, how many rows, the 5 %, 50 % and 95 % quantiles of
+    their temperatures relative to the teacher's own, and how many rows cannot have that entropy: `too_flat`,
+    `too_sharp`. Empty where no entropy was asked for."""
+    prior: dict[str, Any] = field(default_factory=dict)
+    """How many classes the wanted prior speaks of, the mass that the teacher gives them, and which it names most above
+    and most below what is wanted, as (id, predicted, wanted). Empty where none was asked for, or nothing was left to
+    do."""
+    embeddings_kept: bool = True
+    """Whether the store keeps the teacher's embeddings: not where its labels are more than a function of these."""

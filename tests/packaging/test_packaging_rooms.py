@@ -28,6 +28,7 @@ ORDER = (
     "labels",
     "batch",
     "cluster",
+    "softening",
     "teaching",
     "rows",
     "recipe",

@@ -1,0 +1,218 @@
+"""What `relabel` is going to make: the request checked, and the layout and the fingerprint of the new store.
+
+Nothing is computed here and no model is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from teachonce import __version__
+from teachonce.core.digests import MIDDLE, canonical_digest
+from teachonce.core.machine import package_versions
+from teachonce.data.vocabulary import Vocabulary, load_vocabulary, read_class_ids, require_template, take_classes
+from teachonce.errors import FingerprintError, UsageError
+from teachonce.labels.codec import CODEC_VERSION
+from teachonce.labels.derived import content_id
+from teachonce.labels.format import EMBEDDING, LABELS, Layout, new_layout
+from teachonce.labels.store import LabelStore
+from teachonce.models.spec import parse_spec
+from teachonce.phrases import option, phrase
+from teachonce.softening.prior import BALANCED, balanced, read_prior
+from teachonce.stages.relabel.request import RelabelRequest
+
+if TYPE_CHECKING:
+    from teachonce.models.prompt_files import LoadedPrompts
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The new store, as far as it is known without computing anything."""
+
+    layout: Layout
+    fingerprint: dict[str, Any]
+    vocabulary: Vocabulary
+    templates: tuple[str, ...]
+    prompts: LoadedPrompts | None
+    """Those that make the class vectors; None: the templates, or the parent's vectors, do."""
+    wanted: dict[int, float]
+    """Class -> share of the wanted prior; empty: the prior stays."""
+    entropy: float | None
+
+    @property
+    def keeps_embeddings(self) -> bool:
+        """Whether softmax(scale * embedding @ class vectors) is what the new labels are, in every row."""
+        return not self.wanted and self.entropy is None
+
+
+def check(request: RelabelRequest) -> None:
+    """Refuse what can be known to be wrong without opening a store.
+
+    Raises:
+        UsageError: names the option.
+    """
+    for name, value in ((option("top_k"), request.top_k), ("threads", request.threads)):
+        if value is not None and value < 1:
+            raise UsageError(name + f" must be at least 1, found {value}")
+    for template in request.templates or ():
+        require_template(template)
+    if request.templates is not None and not request.templates:
+        raise UsageError("at least one template is needed", hint=phrase('for example {template} "a photo of a {{}}."'))
+    if request.templates is not None and request.prompts is not None:
+        raise UsageError(phrase("{template} and {prompts} both say how names become class vectors: give one of them"))
+    taus = request.temperatures
+    if taus is not None and (not taus or taus[0] != 1 or len(set(taus)) < len(taus)):
+        raise UsageError(
+            option("temperatures") + f" must begin with 1 and name each once, found {_listed(taus)}",
+            hint=phrase("for example {temperatures} 1,2,4"),
+        )
+    for tau in taus or ():
+        if not (math.isfinite(tau) and tau > 0):
+            raise UsageError(option("temperatures") + f" must be positive numbers, found {tau:g}")
+    entropy = request.entropy
+    if entropy is not None and not (math.isfinite(entropy) and entropy > 0):
+        raise UsageError(option("per_sample_temperature") + f" must be a positive number of nats, found {entropy:g}")
+    if request.teacher is not None:
+        parse_spec(request.teacher)
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values) or "none"
+
+
+def make_plan(request: RelabelRequest, parent: LabelStore) -> Plan:
+    """Say what the new store is.
+
+    Raises:
+        UsageError: an option does not go with the store, or nothing is to be changed.
+        DataError: a class list, a prior or a folder of prompts is not what it should be.
+        FingerprintError: the prompts belong to another model than the teacher.
+    """
+    stored = parent.groups[LABELS].fingerprint
+    vocabulary = load_vocabulary(request.vocabulary, request.root) if request.vocabulary else parent.vocabulary()
+    if request.classes is not None:
+        vocabulary = take_classes(vocabulary, read_class_ids(request.classes, vocabulary))
+    top_k = min(parent.layout.top_k, len(vocabulary)) if request.top_k is None else request.top_k
+    if top_k > len(vocabulary):
+        raise UsageError(option("top_k") + f" {top_k} is larger than the vocabulary of {len(vocabulary)} classes")
+    if request.entropy is not None and request.entropy >= math.log(len(vocabulary)):
+        raise UsageError(
+            option("per_sample_temperature") + f" {request.entropy:g} nats cannot be had: the largest entropy over "
+            f"{len(vocabulary)} classes is {math.log(len(vocabulary)):.4g}"
+        )
+    temperatures = request.temperatures or parent.layout.temperatures
+    prompts = None if request.prompts is None else _prompts(request.prompts, request.teacher, parent)
+    templates = request.templates or tuple(stored["templates"])
+    made_by = _made_by(request, stored, prompts)
+    present = (parent.vocabulary().digest, tuple(stored["templates"]), parent.layout.top_k, parent.layout.temperatures)
+    asked = (vocabulary.digest, templates, top_k, temperatures)
+    wanted = {} if request.prior is None else _wanted(request.prior, vocabulary, parent)
+    same_vectors = made_by.get("prompts") == stored.get("prompts")
+    if present == asked and same_vectors and not wanted and request.entropy is None:
+        raise UsageError(
+            f"nothing to change: {parent.path} has these classes, templates, top k and temperatures already",
+            hint=phrase(
+                "give {vocabulary}, {template}, {prompts}, {per_sample_temperature}, {prior}, {top_k}, {temperatures} "
+                "or {classes}"
+            ),
+        )
+    layout = new_layout(parent.layout.rows, len(vocabulary), top_k, temperatures, parent.layout.chunk_rows)
+    kept = {key: value for key, value in stored.items() if key != "prompts"}
+    about = kept.pop("about")
+    fingerprint = (
+        kept
+        | {
+            "vocabulary_digest": vocabulary.digest,
+            "templates": list(templates),
+            "top_k": top_k,
+            "temperatures": list(temperatures),
+            "codec_version": CODEC_VERSION,
+            "derivation": "relabel",
+            "parent": content_id(parent),
+            "embedding_kind": parent.groups[EMBEDDING].fingerprint["kind"],
+        }
+        | made_by
+        | _adjusted(request, wanted, vocabulary)
+        | {"about": _facts(request, parent, about)}
+    )
+    layout = replace(layout, views=parent.layout.views)
+    return Plan(layout, fingerprint, vocabulary, templates, prompts, wanted, request.entropy)
+
+
+def _facts(request: RelabelRequest, parent: LabelStore, stored: dict[str, Any]) -> dict[str, Any]:
+    """What people may want to know of the new store; nothing is compared with it."""
+    given = {
+        "prompts": None if request.prompts is None else str(request.prompts),
+        "prior": request.prior,
+    }
+    return {
+        "teachonce": __version__,
+        "versions": package_versions(),
+        "vocabulary": request.vocabulary or stored.get("vocabulary"),
+        "teacher": stored.get("teacher"),
+        **{key: stored[key] for key in ("logit_bias",) if key in stored},
+        "parent": {"name": parent.path.name, "store_id": parent.store_id()},
+        **{key: value for key, value in given.items() if value is not None},
+    }
+
+
+def _made_by(request: RelabelRequest, stored: dict[str, Any], prompts: LoadedPrompts | None) -> dict[str, Any]:
+    """What of the class vectors is not said by templates: the digest of the prompts that made them."""
+    if prompts is not None:
+        return {"prompts": prompts.tensors_digest}
+    return {"prompts": stored["prompts"]} if "prompts" in stored and request.templates is None else {}
+
+
+def _adjusted(request: RelabelRequest, wanted: dict[int, float], vocabulary: Vocabulary) -> dict[str, Any]:
+    """The fields for what was done to the logits; none where nothing was."""
+    fields: dict[str, Any] = {}
+    if wanted:
+        shares = sorted((vocabulary.ids[place], share) for place, share in wanted.items())
+        fields["prior"] = {
+            "wanted": BALANCED if request.prior == BALANCED else "file",
+            "classes": len(shares),
+            "digest": canonical_digest({"shares": shares}, MIDDLE),
+        }
+    if request.entropy is not None:
+        fields["entropy"] = request.entropy
+    return fields
+
+
+def _prompts(folder: Path, teacher: str | None, parent: LabelStore) -> LoadedPrompts:
+    """The prompts of a run that was trained on the teacher of the store.
+
+    Raises:
+        UsageError: image prompts, under which stored embeddings do not hold.
+        FingerprintError: they belong to another model.
+    """
+    from teachonce.models.prompt_files import load_prompts
+
+    loaded = load_prompts(folder, teacher)
+    stored = parent.groups[LABELS].fingerprint
+    if loaded.meta.student_digest != stored["teacher_digest"]:
+        raise FingerprintError(
+            f"the prompts in {folder} belong to another model than the teacher of {parent.path}:\n  teacher_digest: "
+            f"stored {stored['teacher_digest']!r}, the prompts' model has {loaded.meta.student_digest!r} "
+            f"({loaded.meta.student})",
+            hint=phrase("train prompts for the teacher itself: `teachonce train ... ")
+            + option("student")
+            + f" {stored['about'].get('teacher') or 'TEACHER'}`",
+        )
+    if loaded.image is not None:
+        raise UsageError(
+            f"the prompts in {folder} are of tower = '{loaded.meta.tower}': with image prompts the teacher would see "
+            "other images than those whose embeddings are stored",
+            hint="train prompts of the text tower: tower = 'text'",
+        )
+    return loaded
+
+
+def _wanted(prior: str, vocabulary: Vocabulary, parent: LabelStore) -> dict[int, float]:
+    if prior != BALANCED:
+        return read_prior(Path(prior), vocabulary)
+    places = [vocabulary.index.get(class_id, -1) for class_id in parent.label_classes().ids]
+    labels = parent.static("index/label")
+    return balanced([places[label] for label in set(labels.tolist()) if label >= 0], len(vocabulary))
