@@ -22,6 +22,7 @@ WANTED = {
     "soft labels without a tail": Wanted(features=True, soft=True),
     "labels alone": Wanted(),
     "embeddings": Wanted(features=True, embedding=True, best=3),
+    "all stored classes with their probabilities": Wanted(features=True, best_probs=True),
 }
 WAYS = [ResidentRows, RowsAhead]
 
@@ -56,7 +57,7 @@ def some_rows(classes: int = 100, k: int = 4) -> WorkingSet:
 
 def require_same(ours: StepRows, plain: StepRows) -> None:
     """The same numbers: whole numbers as int64, all others in their type and to the bit."""
-    for name in ("label", "best", "row"):
+    for name in ("label", "best", "row", "best_probs"):
         np.testing.assert_array_equal(getattr(ours, name), getattr(plain, name))
     for name, column in vars(plain.columns).items():
         read = getattr(ours.columns, name)
