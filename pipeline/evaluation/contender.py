@@ -43,13 +43,17 @@ class Contender:
     prompts: LoadedPrompts | None
     share: float
     """The share of the prompts in class features; the rest is the template's."""
+    linear: Contender | None = None
+    """The linear reference of the run; None where it has none, and without prompts."""
+    linear_why: str = ""
+    """Why a run has none."""
     known: dict[str, tuple[dict[str, int], npt.NDArray[np.float32]]] = field(default_factory=dict)
     """Names and their features by identity, as they were encoded last: sets of a protocol share many names."""
 
     @property
     def bare(self) -> Contender:
         """The same student without prompts."""
-        return dataclasses.replace(self, prompts=None)
+        return dataclasses.replace(self, prompts=None, linear=None, linear_why="")
 
     def identity(self, templates: Sequence[str]) -> list[Any]:
         """What the contender's class features depend on besides the student's weights and the names."""

@@ -23,7 +23,7 @@ OPTION = "--"  # begins a value such as "--manifest", which is replaced by the v
 DEFAULTS = {"split": "val"}
 MAY_LACK = ("vocabulary",)  # without this option, the manifest's own names are used
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_AVERAGED = ("top1", "top5", "macro", "ece", "nll", "template_top1", "gain")
+_AVERAGED = ("top1", "top5", "macro", "ece", "nll", "template_top1", "gain", "linear_top1", "linear_gain")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +174,7 @@ def harmonic_means(means: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if base is None or novel is None:
             continue
         line: dict[str, Any] = {"names": names}
-        for side in ("", "template_"):
+        for side in ("", "template_", "linear_"):
             b, n = base[f"{side}top1"], novel[f"{side}top1"]
             whole = None if b is None or n is None else harmonic(b, n)
             line |= {f"{side}top1_base": b, f"{side}top1_novel": n, f"{side}top1_h": whole}

@@ -58,6 +58,12 @@ class EvaluateResult:
     """With prompts: top1, top5, macro, ece, nll and the template of the bare student on the same images."""
     paired: dict[str, Any] | None = None
     """With prompts: images that only they, or only the template, got right, and McNemar's exact p."""
+    linear: dict[str, Any] | None = None
+    """With the prompts of a run: the figures of the linear reference beside them (`training.linear_reference`) on the
+    same images. `names` of the competing names have a vector of its own. `gain` and `paired` compare it with the
+    template, `prompts_gain` and `prompts_paired` compare the prompts with it."""
+    linear_why: str = ""
+    """Why there is no linear reference; empty where there is one, and without prompts."""
     protocol: str | None = None
     manifest: str = ""
     split: str = ""
@@ -83,6 +89,11 @@ class EvaluateResult:
     def template_figures(self) -> dict[str, float]:
         """The same of the bare student with the hand-written template; empty without prompts."""
         return known_figures(self.baseline or {})
+
+    @property
+    def linear_figures(self) -> dict[str, float]:
+        """The same of the linear reference; empty where there is none."""
+        return known_figures(self.linear or {})
 
 
 def known_figures(values: Mapping[str, Any]) -> dict[str, float]:

@@ -85,19 +85,22 @@ def macro_accuracy(credit: Floats, labels: Labels) -> float:
     return float((np.bincount(class_number, weights=credit) / np.bincount(class_number)).mean())
 
 
-def paired(prompts: Outcomes, template: Outcomes) -> dict[str, float | int]:
-    """Test the prompts against the template by McNemar's exact test, on images where neither shares its credit."""
-    whole = np.isin(prompts.top1, (0, 1)) & np.isin(template.top1, (0, 1))
-    prompts_right, template_right = prompts.top1[whole] == 1, template.top1[whole] == 1
-    only_prompts, only_template = (
-        int((prompts_right & ~template_right).sum()),
-        int((template_right & ~prompts_right).sum()),
-    )
+def paired(
+    first: Outcomes, second: Outcomes, names: tuple[str, str] = ("prompts", "template")
+) -> dict[str, float | int]:
+    """Test one classifier against another by McNemar's exact test, on images where neither shares its credit.
+
+    Args:
+        names: of the two, as the keys `only_NAME` bear them.
+    """
+    whole = np.isin(first.top1, (0, 1)) & np.isin(second.top1, (0, 1))
+    first_right, second_right = first.top1[whole] == 1, second.top1[whole] == 1
+    only_first, only_second = int((first_right & ~second_right).sum()), int((second_right & ~first_right).sum())
     return {
-        "only_prompts": only_prompts,
-        "only_template": only_template,
+        f"only_{names[0]}": only_first,
+        f"only_{names[1]}": only_second,
         "n": int(whole.sum()),
-        "p": mcnemar(only_prompts, only_template),
+        "p": mcnemar(only_first, only_second),
     }
 
 

@@ -6,6 +6,8 @@ TENSORS_FILE = "prompts.safetensors"
 META_FILE = "prompts.json"
 CONFIG_FILE = "config.toml"
 """The training config. It lies beside the prompts of a run and of an export."""
+LINEAR_FOLDER = "linear"
+"""The folder in a run that keeps its linear reference, as prompts are kept: a head alone."""
 CHECKPOINTS_FOLDER = "checkpoints"
 """A folder that has this one and `CONFIG_FILE`, and no `META_FILE`, is a run that has not come to its end."""
 

@@ -29,7 +29,12 @@ from teachonce.runs.grid_folder import CellFolder
 from teachonce.runs.results import RunResults
 
 ROUNDING = 1e-6  # tolerated in the mean of credits, since files hold credits as float32
-BESIDE = {"per_class": ".csv", "credits": ".top1.npy", "template_credits": ".template.top1.npy"}
+BESIDE = {
+    "per_class": ".csv",
+    "credits": ".top1.npy",
+    "template_credits": ".template.top1.npy",
+    "linear_credits": ".linear.top1.npy",
+}
 """The files beside NAME.json, by the key of their digest in it."""
 MOST_IMAGES = 1 << 53  # whole numbers below it are exact as floats, too
 IDLE = "pairing"  # the event with which every call of `train` begins its work
@@ -81,12 +86,15 @@ class Evaluation:
     """Those of `FIGURES` that are there, as fractions."""
     template: Mapping[str, float]
     """The same of the bare student with the hand-written template; empty if not there."""
+    linear: Mapping[str, float] = field(default_factory=dict)
+    """The same of the linear reference of the run; empty if not there."""
     n: int
     measured_on: MeasuredOn
     classes: tuple[ClassFigures, ...] = ()
     credits: npt.NDArray[np.float32] | None = None
     """[n] credit of each image."""
     template_credits: npt.NDArray[np.float32] | None = None
+    linear_credits: npt.NDArray[np.float32] | None = None
     foreign: tuple[str, ...] = ()
     """Files beside it that are damaged or not its own, a sentence each; they are not read."""
 
@@ -303,8 +311,10 @@ def read_evaluation(file: Path, name: str) -> Evaluation | None:
     credits, foreign = _credits(files["credits"], n, figures["top1"])
     template_credits, more = _credits(files["template_credits"], n, template.get("top1"))
     classes = () if "per_class" in changed else _class_figures(files["per_class"])
-    foreign += more + tuple(
-        f"{files[key].name} is not what was written: its digest differs" for key in changed if not (foreign + more)
+    linear_credits, of_linear = _credits(files["linear_credits"], n, result.linear_figures.get("top1"))
+    foreign += more + of_linear
+    foreign += tuple(
+        f"{files[key].name} is not what was written: its digest differs" for key in changed if not foreign
     )
     if classes is None:
         foreign += (f"{files['per_class'].name} is no table of classes: classes are not shown",)
@@ -312,11 +322,13 @@ def read_evaluation(file: Path, name: str) -> Evaluation | None:
         name=name,
         figures=figures,
         template=template,
+        linear=result.linear_figures,
         n=n,
         measured_on=_measured_on(result),
         classes=classes or (),
         credits=None if "credits" in changed else credits,
         template_credits=None if "template_credits" in changed else template_credits,
+        linear_credits=None if "linear_credits" in changed else linear_credits,
         foreign=foreign,
     )
 

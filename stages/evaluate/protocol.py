@@ -77,6 +77,9 @@ def _line(name: str, result: EvaluateResult) -> SetLine:
         template_top1=figures["template_top1"],
         gain=figures["gain"],
         p=None if result.paired is None else result.paired["p"],
+        linear_top1=figures["linear_top1"],
+        linear_gain=figures["linear_gain"],
+        linear_p=None if result.linear is None else result.linear["paired"]["p"],
         macro=result.macro,
         ece=result.ece,
         nll=result.nll,
@@ -87,4 +90,6 @@ def _figures(result: EvaluateResult) -> dict[str, Any]:
     template = None if result.baseline is None else result.baseline["top1"]
     gain = None if template is None else result.top1 - template
     measures = {key: getattr(result, key) for key in FIGURES}
-    return {**measures, "template_top1": template, "gain": gain}
+    linear = result.linear or {}
+    beside = {"linear_top1": linear.get("top1"), "linear_gain": linear.get("gain")}
+    return {**measures, "template_top1": template, "gain": gain, **beside}

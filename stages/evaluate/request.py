@@ -17,8 +17,8 @@ class Files:
     per_class: Path | None = None
     """A table of classes; under a protocol a folder for a SET.csv of each set."""
     credits: Path | None = None
-    """Each image's credit, NAME.top1.npy, with prompts also the template's, NAME.template.top1.npy; under a protocol a
-    folder for those of each set."""
+    """Each image's credit, NAME.top1.npy, with prompts also the template's and the linear reference's,
+    NAME.template.top1.npy and NAME.linear.top1.npy; under a protocol a folder for those of each set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,12 @@ class SetLine:
     gain: float | None
     p: float | None
     """McNemar, exact."""
+    linear_top1: float | None
+    """The top-1 of the linear reference of the run; None where it has none."""
+    linear_gain: float | None
+    """The linear reference's difference to the template."""
+    linear_p: float | None
+    """McNemar between the linear reference and the template, exact."""
     macro: float
     ece: float
     nll: float
