@@ -1,4 +1,4 @@
-"""The command `import`: prompts of a CoOp or POMP checkpoint."""
+"""The command `import`: prompts of another project's checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from teachonce.stages import import_ as stage
 from teachonce.towers.structures import Position
 
 Checkpoint = Annotated[
-    Path, typer.Argument(metavar="CHECKPOINT", help="A file of CoOp or POMP: .../prompt_learner/model.pth.tar-50.")
+    Path, typer.Argument(metavar="CHECKPOINT", help="A file of Dassl, such as .../prompt_learner/model.pth.tar-50.")
 ]
 ImportOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; new or empty.")]
 SlotPosition = Annotated[
@@ -21,7 +21,7 @@ SlotPosition = Annotated[
     typer.Option(
         "--position",
         help="Where the context stands, seen from the name: CoOp's end, middle or front. "
-        "The file does not say; POMP's is before.",
+        "The file does not say; POMP's, MaPLe's and PromptSRC's are before.",
     ),
 ]
 
@@ -34,9 +34,10 @@ def import_(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:
-    """Make prompts out of a CoOp or POMP checkpoint, for evaluate and for train --init.
+    """Make prompts out of a checkpoint of CoOp, POMP, KgCoOp, ProGrad, MaPLe or PromptSRC.
 
-    Nothing in the file is run: only tensors are read. The student must be the one it was trained on.
+    For evaluate and for train --init. Nothing in the file is run: only tensors are read.
+    The student must be the one it was trained on.
     """
     request = stage.ImportRequest(checkpoint=checkpoint, student=student, out=out, position=position)
     return job("import", json, quiet, lambda output: stage.import_(request, output))

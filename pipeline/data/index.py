@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -81,6 +82,23 @@ class SampleIndex:
             key_bytes,
             new_ends.astype(np.uint64),
         )
+
+
+def joined(parts: Sequence[SampleIndex]) -> SampleIndex:
+    """Return one index of parts that have the same archives, in their order."""
+    ends, before = [], 0
+    for part in parts:
+        ends.append(part.key_ends + np.uint64(before))
+        before += len(part.key_bytes)
+    return SampleIndex(
+        parts[0].archives,
+        np.concatenate([part.archive for part in parts]),
+        np.concatenate([part.offset for part in parts]),
+        np.concatenate([part.size for part in parts]),
+        np.concatenate([part.label for part in parts]),
+        np.concatenate([part.key_bytes for part in parts]),
+        np.concatenate(ends),
+    )
 
 
 class _Columns:

@@ -3,6 +3,6 @@
 The room compares prompts with the hand-written template on any data set, and keeps image features in a cache. It does
 not know training.
 
-May import: core, data, models.
+May import: core, data, models, labels, rows.
 Begin with: `contender` (who is scored), then `scores` and `statistics`.
 """

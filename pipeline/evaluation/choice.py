@@ -48,6 +48,38 @@ class SetChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainedOn:
+    """What a run has trained on, so that none of its photos are counted."""
+
+    store: Path
+    classes: tuple[str, ...] | None
+    """Ids of the classes of which it saw photos; None: all."""
+    seed: int
+    held_out: float
+    """Share of the samples that the seed keeps apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredChoice:
+    """Which rows of a label store are classified, by the features of the student that the store keeps.
+
+    Of a sample with several views the first counts, the whole image.
+    """
+
+    store: Path
+    classes: tuple[str, ...] | None = None
+    """Ids of the classes whose images are classified; None: all classes of the data."""
+    names: tuple[str, ...] | None = None
+    """Ids whose names compete; None: the whole vocabulary of the store."""
+    without: Path | None = None
+    """As in `SetChoice`."""
+    trained: TrainedOn | None = None
+    """Of classes that the run has trained on only the samples count that its seed keeps apart; None: all count."""
+    in_words: str = ""
+    """Which classes, among whose names, as results say it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Entrant:
     """Who is evaluated: a student with the prompts of a run, or with a hand-written template alone."""
 

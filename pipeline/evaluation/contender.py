@@ -21,9 +21,9 @@ from teachonce.core.devices import AUTO, pick_device
 from teachonce.core.machine import CACHE_VARIABLE, cache_problem, default_threads, package_versions
 from teachonce.core.progress import Reporter
 from teachonce.errors import DataError, UsageError
-from teachonce.evaluation.cache import digest_key, feature_key, keep_arrays, kept_arrays
+from teachonce.evaluation.cache import digest_key, keep_arrays, kept_arrays
 from teachonce.evaluation.choice import Entrant, Work
-from teachonce.evaluation.features import image_identity, set_features
+from teachonce.evaluation.features import features_identity, image_identity, set_features
 from teachonce.evaluation.scores import Outcomes, outcomes
 from teachonce.evaluation.sets import EvaluationSet
 from teachonce.models.classifier import ensemble_features
@@ -170,7 +170,7 @@ def _kept(key: str) -> Judged | None:
 
 def _key(side: Contender, data: EvaluationSet, templates: Sequence[str]) -> str:
     """Everything that outcomes depend on, by digest."""
-    images = feature_key(data.index, data.root, *image_identity(side.clip, side.prompts))
+    images = features_identity(data, side.clip, side.prompts)
     chosen = [data.samples.digest, data.candidates.digest, data.labels.tolist()]
     versions = {"teachonce": teachonce.__version__, **package_versions()}
     return digest_key(_FORM, images, chosen, side.identity(templates), versions)

@@ -17,12 +17,19 @@ from teachonce.core.progress import Reporter
 from teachonce.data.batches import image_batches
 from teachonce.data.index import SampleIndex
 from teachonce.data.reader import ImageReader
-from teachonce.errors import DataError
-from teachonce.evaluation.cache import SplitFeatures, cached_features, feature_key, kept_features
+from teachonce.errors import DataError, UsageError
+from teachonce.evaluation.cache import SplitFeatures, cached_features, digest_key, feature_key, kept_features
 from teachonce.evaluation.choice import Work
 from teachonce.evaluation.sets import EvaluationSet
 from teachonce.models.clip import LoadedClip, embedding_width
 from teachonce.models.prompt_files import LoadedPrompts
+
+
+def features_identity(data: EvaluationSet, clip: LoadedClip, prompts: LoadedPrompts | None) -> str:
+    """Return a name of the features of a set, which other images, another student or image prompts change."""
+    if data.stored is not None:
+        return digest_key("stored", data.stored.digest, str(clip.device.type))
+    return feature_key(data.index, data.root, *image_identity(clip, prompts))
 
 
 def image_identity(clip: LoadedClip, prompts: LoadedPrompts | None) -> list[str]:
@@ -36,7 +43,18 @@ def image_identity(clip: LoadedClip, prompts: LoadedPrompts | None) -> list[str]
 def set_features(
     data: EvaluationSet, clip: LoadedClip, prompts: LoadedPrompts | None, work: Work, reporter: Reporter
 ) -> npt.NDArray[np.float32]:
-    """Compute unit features of the classified images, [n, E]; cached features of a split serve each part of it."""
+    """Compute unit features of the classified images, [n, E]; cached features of a split serve each part of it.
+
+    Raises:
+        UsageError: the set is of stored features, and the prompts change images.
+    """
+    if data.stored is not None:
+        if prompts is not None and prompts.image is not None:
+            raise UsageError(
+                f"{data.root} keeps features of the bare student, and these prompts change images",
+                hint="evaluate on images: set manifest = ... and root = ... in that [[evaluate]]",
+            )
+        return data.stored.features.astype(np.float32)
     if work.cache and len(data.rows) < len(data.index):
         whole = kept_features(feature_key(data.index, data.root, *image_identity(clip, prompts)))
         if whole is not None:

@@ -23,6 +23,16 @@ from teachonce.phrases import option, phrase
 
 
 @dataclass(frozen=True, eq=False)
+class StoredFeatures:
+    """What a label store keeps of the classified images."""
+
+    features: npt.NDArray[np.float16]
+    """[n, E] unit."""
+    digest: str
+    """Of the features."""
+
+
+@dataclass(frozen=True, eq=False)
 class EvaluationSet:
     """Images with their classes, and the names that compete."""
 
@@ -41,6 +51,8 @@ class EvaluationSet:
     """Samples of the split that are not classified: of other classes, of names taken out, or without a class."""
     in_words: str
     """A sentence part that says which classes are classified, and among which names."""
+    stored: StoredFeatures | None = None
+    """Features of the classified images; None: they are computed from the images."""
 
     @property
     def samples(self) -> SampleIndex:
@@ -72,10 +84,10 @@ def open_set(choice: SetChoice, reporter: Reporter) -> EvaluationSet:
     index = build_index(manifest, choice.split, root, reporter)
     _require_names(index, split_list, chosen, vocabulary)
     names = vocabulary if everything or choice.among == "all" else take_classes(vocabulary, chosen)
-    candidates = names if choice.without is None else _without(names, choice.without, vocabulary)
+    candidates = names if choice.without is None else without_classes(names, choice.without, vocabulary)
     for remark in candidates.remarks(ties=False):  # the result counts ties
         reporter.note(remark)
-    labels = _labels(index, split_list, Places(chosen), candidates)
+    labels = labels_among(index, split_list, Places(chosen), candidates)
     rows = np.flatnonzero(labels >= 0)
     if not len(rows):
         raise DataError(
@@ -134,7 +146,7 @@ def class_ids(spec: Path | str | None, split_list: Vocabulary, vocabulary: Vocab
     return tuple(vocabulary.ids[place] for place in sorted(map(vocabulary.index.__getitem__, ids)))
 
 
-def _without(names: Vocabulary, file: Path, vocabulary: Vocabulary) -> Vocabulary:
+def without_classes(names: Vocabulary, file: Path, vocabulary: Vocabulary) -> Vocabulary:
     """Return the names without those of the file's classes, and without names that sound like one of them."""
     out = {spoken(vocabulary.names[vocabulary.index[class_id]]) for class_id in read_class_ids(file, vocabulary)}
     remaining = [class_id for class_id, name in zip(names.ids, names.names, strict=True) if spoken(name) not in out]
@@ -154,7 +166,7 @@ def _require_names(index: SampleIndex, split_list: Vocabulary, chosen: Sequence[
         )
 
 
-def _labels(
+def labels_among(
     index: SampleIndex, split_list: Vocabulary, chosen: Places, candidates: Vocabulary
 ) -> npt.NDArray[np.int64]:
     """Return the place among the candidates of every sample's class, [N]; -1 where a sample is not classified."""

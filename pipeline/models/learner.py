@@ -23,6 +23,8 @@ from teachonce.towers.text_tower import TextTower
 
 NOISE = 0.02
 """Standard deviation of context vectors that start at random (CoOp, arXiv 2109.01134)."""
+STATE = "state"
+"""The parameter of `shared-replace`: the slot states of its blocks, of which all letters are made."""
 _LETTERS: tuple[Letter, ...] = get_args(Letter)
 
 
@@ -58,18 +60,22 @@ class SlotLearner(nn.Module):
         self._names: list[str] = []
         width = (start.key if start.context is None else start.context).shape[-1]  # type: ignore[union-attr]
         zeros = scales.new_zeros(self.slots, width)
+        if allocation.tied:
+            every = allocation.blocks["key"]
+            self._add(STATE, start.key, zeros.expand(len(every), -1, -1), scales[: len(every), None, None])
         if allocation.context:
             self._add("context", start.context, zeros, scales[0])
         for letter in _LETTERS:
             blocks = allocation.blocks.get(letter)
-            if blocks is not None:
+            if blocks is not None and not allocation.tied:
                 empty = zeros.expand(len(blocks), -1, -1)
                 self._add(letter, getattr(start, letter), empty, scales[blocks.start : blocks.stop, None, None])
         if start.gate is not None:
             self._add("gate", start.gate, torch.zeros_like(start.gate), scales.new_ones(()))
         gates = 0 if start.gate is None else start.gate.numel()
         expected = allocation.parameters(self.slots, width) + gates
-        if self.trainable_parameters() != expected or set(start.tensors()) - set(self._names):
+        unknown = set(start.tensors()) - set(self.forward().tensors())
+        if self.trainable_parameters() != expected or unknown:
             raise TeachOnceError(
                 f"{self._names} with {self.trainable_parameters()} parameters were made where {expected} were expected "
                 f"for {allocation} from {sorted(start.tensors())}"
@@ -90,6 +96,10 @@ class SlotLearner(nn.Module):
             name: self.get_buffer(f"start_{name}") + self.get_buffer(f"scale_{name}") * self.get_parameter(name)
             for name in self._names
         }
+        state = values.pop(STATE, None)
+        if state is not None:
+            letters = self.allocation.blocks.items()
+            values |= {letter: state[blocks.start : blocks.stop] for letter, blocks in letters}
         return SlotPrompts(**{"context": None, **values}, replace=self.allocation.replace)
 
     def trainable_parameters(self) -> int:
@@ -105,16 +115,19 @@ class SlotLearner(nn.Module):
         the block inputs that carried prompts lead to (`replacing`).
 
         Raises:
-            UsageError: prompts of another size, or with something that this structure does not train.
+            UsageError: prompts of another size, with something that this structure does not train, or with letters
+                that differ where this structure has one state.
         """
         start = self._replacing(prompts) if self.allocation.replace and not prompts.replace else prompts
         given = start.tensors()
         if start.replace != self.allocation.replace or not self._has_room(given):
-            given_sizes, own_sizes = _sizes(prompts.tensors()), _sizes(dict(self.named_parameters()))
+            given_sizes, own_sizes = _sizes(prompts.tensors()), _sizes(self().tensors())
             raise UsageError(
                 f"the given prompts hold {given_sizes}, which cannot start prompts of {own_sizes}",
                 hint="train the same structure with the same length and depth, or start from `shared` prompts",
             )
+        if self.allocation.tied:
+            given = self._as_states(given)
         for name in self._names:
             base = self.get_buffer(f"start_{name}")
             value = torch.zeros_like(base)
@@ -122,9 +135,20 @@ class SlotLearner(nn.Module):
                 value[: len(given[name])] = given[name].to(base)
             self.get_parameter(name).copy_((value - base) / self.get_buffer(f"scale_{name}"))
 
+    def _as_states(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The one state of each block, given the letters that are made of it, and what else is there."""
+        key = given["key"]
+        for letter, blocks in self.allocation.blocks.items():
+            if not torch.equal(given[letter], key[blocks.start : blocks.stop]):
+                raise UsageError(
+                    f"the given prompts have a {letter} that is not their key, and this structure makes both of one",
+                    hint="train structure = 'unshared-replace', or start from prompts of one state a slot",
+                )
+        return {STATE: key, **{name: x for name, x in given.items() if name not in _LETTERS}}
+
     def _has_room(self, given: dict[str, Tensor]) -> bool:
         """Whether the tensors fit. All must be there in full, but carried letters may lack blocks or be absent."""
-        here = dict(self.named_parameters())
+        here = self().tensors()
         partial: set[str] = set() if self.allocation.replace else set(_LETTERS)
         if not set(here) - partial <= set(given) <= set(here):
             return False
@@ -136,7 +160,7 @@ class SlotLearner(nn.Module):
 
     def _replacing(self, prompts: SlotPrompts) -> SlotPrompts:
         """Carried prompts as replacing ones with the same features; themselves where there are none."""
-        key = self.get_buffer("start_key")
+        key = self.get_buffer(f"start_{STATE if self.allocation.tied else 'key'}")
         letters = (prompts.query, prompts.key, prompts.value, prompts.residual)
         beyond = any(x is not None and len(x) > len(key) for x in letters)
         fits = prompts.context is not None and prompts.context.shape == key.shape[1:]
@@ -151,7 +175,7 @@ def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def replacing(allocation: Allocation, carried: SlotPrompts, states_LMD: Tensor) -> SlotPrompts:
-    """The prompts of `unshared-replace` that stand for carried ones: P'[l] = h[l] + P[l].
+    """The replacing prompts that stand for carried ones: P'[l] = h[l] + P[l].
 
     A text tower gives both the same features if the slots stand before the name and no carried letter lies beyond the
     replaced blocks. So at depth = L all carried structures with both keys and values, and replace, are one class of
@@ -209,7 +233,7 @@ def text_learner(tower: TextTower, prompts: Prompts, seed: int = 0) -> SlotLearn
 def _replacing_noise(
     allocation: Allocation, sigma_L: Tensor, slots: int, width: int, noise: Callable[..., Tensor]
 ) -> SlotPrompts:
-    """Prompts of `unshared-replace` drawn apart for every letter, block and slot, each block in its own size."""
+    """Replacing prompts drawn apart for every letter, block and slot, each block in its own size."""
     drawn = {
         letter: sigma_L[blocks.start : blocks.stop, None, None] * noise(len(blocks), slots, width)
         for letter, blocks in allocation.blocks.items()
@@ -243,17 +267,17 @@ def _check_length(prompts: Prompts, tokens: int, tower: TextTower) -> None:
             f"{slots} slots are too few for the {tokens} tokens of {prompts.context!r}",
             hint="shorten the context, raise length, or set init = 'normal'",
         )
-    replaced = prompts.init == "template" and prompts.structure == "unshared-replace"
+    replaced = prompts.init == "template" and prompts.replaces
     if replaced and not tower.shares_slot_states:
         raise UsageError(
-            "in a text tower without a causal mask, slots have other states for every name: unshared-replace cannot "
-            "start as them",
+            "in a text tower without a causal mask, slots have other states for every name: "
+            f"{prompts.structure} cannot start as them",
             hint="set init = 'words', which takes the states beside no name",
         )
     if replaced and prompts.position != "before":
         raise UsageError(
             f"slots {prompts.position} the name have other states for every name: "
-            "unshared-replace cannot start as them",
+            f"{prompts.structure} cannot start as them",
             hint="set position = 'before', or init = 'words', which takes the states before a name",
         )
 

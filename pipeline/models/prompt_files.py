@@ -43,7 +43,7 @@ from teachonce.models.prompts import PromptMeta
 from teachonce.models.spec import unlike
 from teachonce.phrases import option
 from teachonce.towers.slots import SlotPrompts
-from teachonce.towers.structures import Structure
+from teachonce.towers.structures import REPLACING, Structure
 
 if TYPE_CHECKING:
     from teachonce.models.classifier import PromptsAtWork
@@ -219,11 +219,7 @@ def _require_finished(folder: Path) -> None:
 
 def _prompts_of(tower: str, tensors: dict[str, Tensor], structure: Structure) -> SlotPrompts | None:
     tower_tensors = {name.removeprefix(f"{tower}."): x for name, x in tensors.items() if name.startswith(f"{tower}.")}
-    return (
-        SlotPrompts(**{"context": None, **tower_tensors}, replace=structure == "unshared-replace")
-        if tower_tensors
-        else None
-    )
+    return SlotPrompts(**{"context": None, **tower_tensors}, replace=structure in REPLACING) if tower_tensors else None
 
 
 def _read_document(file: Path) -> dict[str, Any]:

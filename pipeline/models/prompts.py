@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from teachonce import __version__
 from teachonce.core.strict import OURS, Above, AtLeast, Idle, Source, Table, idle
-from teachonce.towers.structures import Init, Position, Structure, allocate, written
+from teachonce.towers.structures import REPLACING, Init, Position, Structure, allocate, written
 
 if TYPE_CHECKING:
     from teachonce.models.clip import LoadedClip
@@ -30,7 +30,7 @@ NOT_IMAGE = idle(tower="image")
 
 def _starts_alike(values: Mapping[str, Any]) -> bool:
     """Whether the slots are just the template's words, so that init = 'words' and 'template' are the same start."""
-    carried = values["structure"] != "unshared-replace" or values["position"] == "before"
+    carried = values["structure"] not in REPLACING or values["position"] == "before"
     return (values["tower"], values["length"]) == ("text", 0) and carried
 
 
@@ -45,7 +45,8 @@ class Prompts(Table):
     ] = "unshared"
     """shared: context vectors at the input (CoOp, POMP). unshared: query/key/value prompts in each layer on top of the
     carried slot states (ours). unshared-replace: such prompts in place of the slot states (RPP as reported by third
-    parties). Letters (q, k, v, r for the residual) are ablations of unshared."""
+    parties). shared-replace: one new state a slot in each layer (MaPLe, PromptSRC). Letters (q, k, v, r for the
+    residual) are ablations of unshared."""
     context: Annotated[str, Source("ours: step 0 is the hand-written template exactly; POMP starts from noise")] = (
         "a photo of a"
     )
@@ -64,6 +65,11 @@ class Prompts(Table):
     """Slots in the image tower."""
     image_depth: Annotated[int, AtLeast(0), NOT_TEXT, idle(structure="shared"), OURS] = 0
     """The first `image_depth` layers of the image tower carry prompts; 0 means all."""
+
+    @property
+    def replaces(self) -> bool:
+        """Whether prompts stand in for the slot states."""
+        return self.structure in REPLACING
 
 
 @dataclass(frozen=True, kw_only=True)

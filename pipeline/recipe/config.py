@@ -78,6 +78,14 @@ class TrainConfig:
             raise ValueError("label_smoothing is a mean over the vocabulary, which only correction = 'ln' estimates")
         if loss.label_smoothing and loss.hard_over == "seen":
             raise ValueError("label_smoothing spreads over the whole vocabulary; hard_over = 'seen' leaves some out")
+        if loss.label_smoothing and loss.hard_loss == "gce":
+            raise ValueError("label_smoothing is a share of cross-entropy; hard_loss = 'gce' is another loss")
+        holes = loss.targets == "top-k" and loss.tail == "to-label" and loss.supervision != "hard"
+        if holes and loss.soft_loss in ("reverse-kl", "symmetric"):
+            raise ValueError(
+                f"soft_loss = '{loss.soft_loss}' divides by the teacher's probabilities; tail = 'to-label' leaves "
+                "classes that are not stored with none"
+            )
         if candidates.candidates == "teacher":
             self._check_teacher_classes()
         if loss.prograd and loss.supervision == "soft":
@@ -105,7 +113,7 @@ class TrainConfig:
 
     def _check_towers(self) -> None:
         tower = self.prompts.tower
-        if self.optimiser.weight_decay and self.prompts.structure == "unshared-replace":
+        if self.optimiser.weight_decay and self.prompts.replaces:
             raise ValueError("weight_decay means nothing to replaced prompts: the norm behind them drops their scale")
         if tower == "image" and self.candidates.candidates == "all-sampled":
             raise ValueError("candidates = 'all-sampled' saves text gradients; with tower = 'image' there are none")

@@ -9,7 +9,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from teachonce.core.strict import LATER, OURS, Above, AtLeast, Between, Idle, Source, Table, idle
+from teachonce.core.strict import (
+    LATER,
+    OURS,
+    Above,
+    AtLeast,
+    AtMost,
+    Between,
+    Idle,
+    Source,
+    Table,
+    idle,
+    idle_unless,
+)
 from teachonce.models.prompts import NOT_IMAGE
 
 NO_SOFT_LOSS = idle(supervision="hard")
@@ -39,6 +51,16 @@ class Loss(Table):
         Source("RPP: soft labels of a zero-shot teacher in addition to the hard ones"),
     ] = "hard+soft"
     """hard: cross-entropy with the label. soft: KL to the stored teacher. hard+soft: their weighted sum."""
+    soft_loss: Annotated[
+        Literal["kl", "reverse-kl", "js", "symmetric", "ranking"],
+        NO_SOFT_LOSS,
+        WEIGHT_0,
+        Source("Hinton et al. (arXiv 1503.02531); KDPL: symmetric"),
+        LATER,
+    ] = "kl"
+    """How the student is compared with the teacher. kl: KL(teacher || student). reverse-kl: KL(student || teacher). js:
+    Jensen-Shannon. symmetric: half of each KL (KDPL, arXiv 2407.03056). ranking: the teacher's order, weighted by its
+    probabilities (PLD, arXiv 2506.12542). All over the same rows, candidates and tails, times tau^2."""
     soft_weight: Annotated[float, AtLeast(0), NO_SOFT_LOSS, OURS] = 1.0
     """lambda in CE + lambda * tau^2 * KL."""
     soft_schedule: Annotated[Literal["constant", "rise", "fall"], NO_SOFT_LOSS, WEIGHT_0, OURS] = "constant"
@@ -60,6 +82,19 @@ class Loss(Table):
     ] = "ghost"
     """top-k: what the teacher's mass outside its stored classes means: one lumped class; spread over all others; added
     to the label; or nothing (teacher and student over the stored classes only)."""
+    hard_loss: Annotated[Literal["ce", "gce"], idle(supervision="soft"), OURS, LATER] = "ce"
+    """ce: cross-entropy with the label. gce: generalised cross-entropy (arXiv 1805.07836), in which a label pulls the
+    less, the less the student believes it."""
+    gce_q: Annotated[
+        float,
+        Above(0),
+        AtMost(1),
+        idle_unless(hard_loss="gce"),
+        idle(supervision="soft"),
+        Source("the value of arXiv 1805.07836"),
+        LATER,
+    ] = 0.7
+    """q in (1 - p^q) / q: near 0 as cross-entropy, at 1 as the mean absolute error, which outliers pull least."""
     label_smoothing: Annotated[float, Between(0, 1), OURS] = 0.0
     """Share of the hard label that is spread over the whole vocabulary."""
     hard_over: Annotated[Literal["all", "seen"], idle(supervision="soft"), OURS] = "all"
@@ -97,6 +132,11 @@ class Loss(Table):
     """beta: times KL from the frozen student's own zero-shot softmax (PromptSRC, arXiv 2307.06948)."""
     prograd: Annotated[bool, Source("ProGrad (arXiv 2205.14865); off")] = False
     """Drop the part of the hard loss's gradient that opposes the frozen student's (ProGrad, arXiv 2205.14865)."""
+
+    @property
+    def power(self) -> float:
+        """q of generalised cross-entropy; 0: plain cross-entropy."""
+        return self.gce_q if self.hard_loss == "gce" else 0.0
 
     @property
     def uses_frozen(self) -> bool:

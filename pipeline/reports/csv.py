@@ -86,6 +86,7 @@ def _runs(folder: Folder) -> list[dict[str, Any]]:
             head = {
                 "run": run.name,
                 "setting": group.name,
+                "split": run.split or None,
                 "seed": run.seed,
                 "steps": run.results.steps,
                 "seconds": run.seconds,

@@ -49,13 +49,14 @@ class Group:
     """What ablate said of keys that change nothing in this setting."""
 
     def values(self, measure: str) -> dict[int, float]:
-        """A figure by seed: `held_out`, or the top-1 of an evaluation. Runs that share a seed count as their mean."""
-        by_seed: dict[int, list[float]] = {}
+        """A figure by draw (split and seed): `held_out`, or the top-1 of an evaluation. Runs of one draw count as their
+        mean."""
+        by_draw: dict[int, list[float]] = {}
         for run in self.runs:
             value = value_of(run, measure)
             if value is not None:
-                by_seed.setdefault(run.seed, []).append(value)
-        return {seed: sum(values) / len(values) for seed, values in sorted(by_seed.items())}
+                by_draw.setdefault(run.draw, []).append(value)
+        return {draw: sum(values) / len(values) for draw, values in sorted(by_draw.items())}
 
     def evaluations(self, name: str) -> list[Evaluation]:
         """The evaluations of all its runs on one set."""
@@ -87,6 +88,11 @@ class Folder:
     """By which measures, with their shares."""
     earlier: tuple[str, ...] = ()
     """Settings that the grid had chosen before it was changed: what is measured once was measured on them."""
+
+    @property
+    def of_each_draw(self) -> set[str]:
+        """Evaluations that are of other images for each split and seed."""
+        return {evaluation.name for evaluation in self.grid.evaluations if evaluation.stored} if self.grid else set()
 
     @property
     def runs(self) -> list[Run]:
@@ -158,14 +164,22 @@ def _without_foreign(folder: Folder) -> Folder:
 
 
 def _of_one_set(folder: Folder) -> Folder:
-    """The folder without evaluations whose images or names differ from those of most runs: they cannot be compared."""
-    others = []
+    """The folder without evaluations whose images or names differ from those of most runs: they cannot be compared.
+
+    Rows of a store are other ones for each split and seed, so that most runs are those of one draw.
+    """
+    others: list[tuple[str, str]] = []
     for measure in folder.measures:
-        named = [run.evaluations[measure] for run in folder.runs if measure in run.evaluations]
-        usual = Counter(evaluation.image_set for evaluation in named).most_common(1)[0][0] if named else None
-        for run in folder.runs:
-            if measure in run.evaluations and run.evaluations[measure].image_set != usual:
-                others.append((run.name, measure))
+        sets: dict[int, Counter[Any]] = {}
+        measured = [
+            (run, run.draw if measure in folder.of_each_draw else 0)
+            for run in folder.runs
+            if measure in run.evaluations
+        ]
+        for run, draw in measured:
+            sets.setdefault(draw, Counter())[run.evaluations[measure].image_set] += 1
+        usual = {draw: counts.most_common(1)[0][0] for draw, counts in sets.items()}
+        others += [(run.name, measure) for run, draw in measured if run.evaluations[measure].image_set != usual[draw]]
     if not others:
         return folder
     not_compared = [
@@ -263,6 +277,7 @@ def _read_cell(path: Path, cell: CellDocument, grid: GridDocument) -> Run | Unus
     run = read_run(folder, name)
     if isinstance(run, Unusable):
         return run
+    run = dataclasses.replace(run, split=cell.split)
     lacking = [evaluation for evaluation in grid.names(late=False) if evaluation not in run.evaluations]
     broken = [why for why in run.damaged for evaluation in lacking if f"/{evaluation}.json " in why]
     if broken:

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from teachonce.evaluation.result import FIGURES
-from teachonce.evaluation.statistics import LEVEL, Paired, Summary, against_constant, bootstrap, holm, paired, summarise
+from teachonce.evaluation.statistics import LEVEL, Paired, Summary, bootstrap, holm, paired, summarise
 from teachonce.reports.folder import HELD_OUT, Folder, Group
-from teachonce.runs.reader import ClassFigures, Evaluation, MeasuredOn
+from teachonce.runs.reader import ClassFigures, Evaluation, MeasuredOn, Run
 
 Verdict = Literal["base", "better", "worse", "alike", "untested"]
 Interval = tuple[float, float]
@@ -54,7 +54,8 @@ class Measure:
     once: bool
     """Whether only the base and the chosen setting were measured, after the choice."""
     n: int | None
-    """Number of images. Each seed holds out other rows, so for held-out rows this is the fewest that a run has."""
+    """Number of images. Each seed holds out other rows, and each split has other classes, so for rows of the store this
+    is the fewest that a run has."""
     most: int | None
     """The largest number of images or rows that a run has."""
     classes: int | None
@@ -106,7 +107,12 @@ def _measure(folder: Folder, key: str) -> Measure:
     lines = [line for i, group in enumerate(folder.groups, 1) if (line := _line(folder.base, group, key, i))]
     corrected = holm([None if line.paired is None else line.paired.p for line in lines])
     lines = [replace(line, corrected=p, verdict=_verdict(line, p)) for line, p in zip(lines, corrected, strict=True)]
-    counts = [sample.n] if sample else [run.held_out_rows for run in folder.runs if run.held_out_rows]
+    template: Mapping[str, float]
+    if key in folder.of_each_draw:
+        counts, template = [evaluation.n for evaluation in evaluations], _mean_template(folder, key)
+    else:
+        counts = [sample.n] if sample else [run.held_out_rows for run in folder.runs if run.held_out_rows]
+        template = sample.template if sample else {}
     return Measure(
         key=key,
         title="held-out samples" if key == HELD_OUT else key,
@@ -114,7 +120,7 @@ def _measure(folder: Folder, key: str) -> Measure:
         n=min(counts, default=None),
         most=max(counts, default=None),
         classes=sample.measured_on.classes if sample else None,
-        template=sample.template if sample else {},
+        template=template,
         lines=tuple(lines),
         measured_on=sample.measured_on if sample else MeasuredOn(),
     )
@@ -125,14 +131,14 @@ def _line(base: Group, group: Group, key: str, number: int) -> Line | None:
     if not values:
         return None
     evaluations = group.evaluations(key)
-    template = next((e.template["top1"] for e in evaluations if "top1" in e.template), None)
+    template = {run.draw: run.evaluations[key].template["top1"] for run in group.runs if _has_template(run, key)}
     line = Line(
         number=number,
         group=group.name,
         summary=summarise(list(values.values())),
         by_seed=values,
         verdict="base",
-        template=None if template is None else against_constant(list(values.values()), template),
+        template=paired(values, template),
         template_images=_over_images(evaluations, evaluations, lambda e: e.template_credits),
         further={
             name: float(np.mean(reported))
@@ -143,11 +149,25 @@ def _line(base: Group, group: Group, key: str, number: int) -> Line | None:
     if group is base:
         return line
     base_values = base.values(key)
-    paired_here = [run.evaluations[key] for run in group.runs if key in run.evaluations and run.seed in base_values]
-    paired_base = [run.evaluations[key] for run in base.runs if key in run.evaluations and run.seed in values]
+    paired_here = [run.evaluations[key] for run in group.runs if key in run.evaluations and run.draw in base_values]
+    paired_base = [run.evaluations[key] for run in base.runs if key in run.evaluations and run.draw in values]
     return replace(
         line, verdict="untested", paired=paired(values, base_values), images=_over_images(paired_here, paired_base)
     )
+
+
+def _mean_template(folder: Folder, key: str) -> dict[str, float]:
+    """The figures of the bare student, the mean over splits and seeds, each of which has other images."""
+    by_draw = {run.draw: run.evaluations[key].template for run in folder.runs if _has_template(run, key)}
+    return {
+        name: float(np.mean([figures[name] for figures in by_draw.values()]))
+        for name in FIGURES
+        if by_draw and all(name in figures for figures in by_draw.values())
+    }
+
+
+def _has_template(run: Run, key: str) -> bool:
+    return key in run.evaluations and "top1" in run.evaluations[key].template
 
 
 def _verdict(line: Line, corrected: float | None) -> Verdict:

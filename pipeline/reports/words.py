@@ -82,7 +82,10 @@ def counted(folder: Folder) -> str:
     """Say how many runs there are, and how many do not count."""
     runs, groups = len(folder.runs), len(folder.groups)
     seeds = sorted({run.seed for run in folder.runs})
-    text = f"{_many(runs, 'run')} of {_many(groups, 'setting')}, {_many(len(seeds), 'seed')} ({_listed(seeds)})."
+    splits = sorted({run.split for run in folder.runs if run.split})
+    of_splits = f"{_many(len(splits), 'split')} of the classes ({_listed(splits)}), " if splits else ""
+    of_seeds = f"{_many(len(seeds), 'seed')} ({_listed(seeds)})"
+    text = f"{_many(runs, 'run')} of {_many(groups, 'setting')}, {of_splits}{of_seeds}."
     kinds = sorted(entry.kind for entry in folder.unusable)
     if kinds:
         parts = [f"{len(list(same))} {KINDS.get(kind, kind)}" for kind, same in groupby(kinds)]

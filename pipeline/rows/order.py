@@ -66,7 +66,7 @@ class TrainingOrder:
         numbers = samples[starts].astype(np.uint32)
         self.held_out: Places = np.zeros(0, np.int64)
         if held_out > 0:
-            out = _shares(seed, numbers) < held_out
+            out = held_out_samples(seed, numbers, held_out)
             self.held_out = np.flatnonzero(np.repeat(out, counts))
             starts, counts, numbers = starts[~out], counts[~out], numbers[~out]
             _require_both(len(starts), int(out.sum()), held_out)
@@ -115,6 +115,18 @@ def _require_both(trained: int, held_out: int, share: float) -> None:
         f"held_out = {share} of {trained + held_out} samples: none is {lacking}",
         hint="use another share or seed, or held_out = 0 and no evaluation during training",
     )
+
+
+def held_out_samples(seed: int, samples: npt.NDArray[np.integer[Any]], held_out: float) -> npt.NDArray[np.bool_]:
+    """Return which samples a run of this seed and share never trains on, [S]; others and selections change nothing.
+
+    Args:
+        seed: of the run.
+        samples: their numbers: the row of the store, divided by its views.
+        held_out: share of the samples that is held out; 0 holds out none.
+    """
+    held: npt.NDArray[np.bool_] = _shares(seed, samples.astype(np.uint32)) < held_out
+    return held
 
 
 def _shares(seed: int, samples: npt.NDArray[np.uint32]) -> npt.NDArray[np.float64]:

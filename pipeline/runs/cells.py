@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from teachonce.errors import DataError, UsageError, did_you_mean
 from teachonce.phrases import phrase
 from teachonce.recipe.config import TrainConfig
 from teachonce.recipe.config_file import train_config
-from teachonce.runs.grid import DATA, INIT, SEED, WORDS, DataKeys, Grid, Values, beside
+from teachonce.runs.grid import DATA, INIT, REPEATS, SEED, SPLIT, WORDS, Grid, Values, beside
+from teachonce.search.tables import DataKeys, Splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,19 +26,21 @@ class Cell:
 
     name: str
     group: str
-    """The name without the seed: all seeds of one setting share it."""
+    """The name without split and seed: all splits and seeds of one setting share it."""
     changes: Mapping[str, Any]
-    """What differs from the base, but for the seed."""
+    """What differs from the base, but for split and seed."""
     seed: int
     config: TrainConfig
     data: DataKeys
     """With paths that hold in any working folder."""
     prompts: Path | None
     """Folder of the prompts that the run starts from; None: as the config says."""
+    splits: Splits | None = None
+    """How classes are split, with a path that holds in any working folder; None: they are not."""
 
     @property
     def is_base(self) -> bool:
-        """Whether it is the base itself, with some seed."""
+        """Whether it is the base itself, with some split and seed."""
         return not self.changes
 
 
@@ -49,13 +52,14 @@ def expand(grid: Grid) -> tuple[Cell, ...]:
             matches nothing.
     """
     cells, used = [], set()
-    for name, values, seeds in _settings(grid):
-        for seed in seeds:
-            cell_values = values | {SEED: seed}
+    splits = _splits(grid)
+    for name, values, repeats in _settings(grid):
+        for repeat in repeats:
+            cell_values = values | repeat
             matching = [i for i, rule in enumerate(grid.exclude) if _matches(rule, cell_values)]
             used |= set(matching)
             if not matching:
-                cells.append(_cell(grid, name, cell_values))
+                cells.append(_cell(grid, name, cell_values, splits))
     unused = [i + 1 for i in range(len(grid.exclude)) if i not in used]
     if unused:
         raise UsageError(f"{grid.file}: [[exclude]] {unused[0]}: matches no cell", hint="correct it, or take it out")
@@ -66,7 +70,7 @@ def expand(grid: Grid) -> tuple[Cell, ...]:
 
 
 def _require_one_setting_a_name(grid: Grid, cells: Sequence[Cell]) -> None:
-    """Seeds of one name are averaged: they must differ in nothing else."""
+    """Splits and seeds of one name are averaged: they must differ in nothing else."""
     first: dict[str, Cell] = {}
     for cell in cells:
         other = first.setdefault(cell.group, cell)
@@ -77,31 +81,64 @@ def _require_one_setting_a_name(grid: Grid, cells: Sequence[Cell]) -> None:
             )
 
 
-def _settings(grid: Grid) -> Iterator[tuple[str | None, Values, tuple[int, ...]]]:
-    """Name (None: of its changes), values and seeds of every setting."""
-    axes = {key: values for key, values in grid.axes.items() if key != SEED}
-    seeds = grid.axes.get(SEED, (grid.base[SEED],))
+def _settings(grid: Grid) -> Iterator[tuple[str | None, Values, list[Values]]]:
+    """Name (None: of its changes), values, and the splits and seeds of every setting."""
+    axes = {key: values for key, values in grid.axes.items() if key not in REPEATS}
+    repeats = _repeats(grid, {})
     if grid.design == "one-factor":
-        yield None, grid.base, seeds
+        yield None, grid.base, repeats
         for key, values in axes.items():
             for value in values:
                 if value != grid.base[key]:
-                    yield None, grid.base | {key: value}, seeds
+                    yield None, grid.base | {key: value}, repeats
     else:
         for chosen in itertools.product(*axes.values()):
-            yield None, grid.base | dict(zip(axes, chosen, strict=True)), seeds
+            yield None, grid.base | dict(zip(axes, chosen, strict=True)), repeats
     for name, changes in grid.extra.items():
-        yield name, grid.base | changes, (changes[SEED],) if SEED in changes else seeds
+        yield name, grid.base | changes, _repeats(grid, changes)
+
+
+def _repeats(grid: Grid, changes: Values) -> list[Values]:
+    """Every split with every seed of a setting; one that a setting gives by itself is its only one."""
+    each = [
+        [{key: value} for value in ((changes[key],) if key in changes else grid.axes.get(key, (grid.base[key],)))]
+        for key in REPEATS
+    ]
+    return [split | seed for split, seed in itertools.product(*each)]
+
+
+def _splits(grid: Grid) -> Splits | None:
+    """How classes are split, with a path that holds in any working folder."""
+    splits, where = grid.splits, f"{grid.file}: [splits]"
+    if splits is None or not splits.classes:
+        return splits
+    return replace(splits, classes=located(splits.classes, grid.file, f"{where}: classes"))
+
+
+def _require_split(splits: Splits | None, number: int, where: str) -> None:
+    """Refuse a split that nothing declares, and a cell without one where all others have one."""
+    if number and splits is None:
+        raise UsageError(
+            f"{where}: {SPLIT} = {number}, and the grid does not say how classes are split",
+            hint="add [splits] with unseen = 0.25, the share of classes that are kept from training",
+        )
+    if splits is not None and not number:
+        raise UsageError(
+            f"{where}: the grid has [splits], and the cell is of none",
+            hint=f'splits are numbered from 1: set "{SPLIT}" = [1, 2, 3] in [axes]',
+        )
 
 
 def _matches(rule: Mapping[str, tuple[Any, ...]], values: Values) -> bool:
     return all(values[key] in wanted for key, wanted in rule.items())
 
 
-def _cell(grid: Grid, name: str | None, values: Values) -> Cell:
-    changes = {key: value for key, value in values.items() if key != SEED and value != grid.base[key]}
+def _cell(grid: Grid, name: str | None, values: Values, splits: Splits | None) -> Cell:
+    changes = {key: value for key, value in values.items() if key not in REPEATS and value != grid.base[key]}
     group = name or " ".join(f"{key}={_shown(value)}" for key, value in changes.items()) or "base"
-    where = f"{grid.file}: cell '{group} {SEED}={values[SEED]}'"
+    repeat = f"split={values[SPLIT]} " if values[SPLIT] else ""
+    where = f"{grid.file}: cell '{group} {repeat}{SEED}={values[SEED]}'"
+    _require_split(splits, values[SPLIT], where)
     settings = {key: value for key, value in values.items() if not key.startswith(DATA)}
     prompts = None
     if settings[INIT] not in WORDS:
@@ -109,13 +146,14 @@ def _cell(grid: Grid, name: str | None, values: Values) -> Cell:
         settings[INIT] = grid.base[INIT] if grid.base[INIT] in WORDS else TrainConfig().prompts.init
     config = train_config(settings, where)
     return Cell(
-        name=f"{group} {SEED}={config.loop.seed}",
+        name=f"{group} {repeat}{SEED}={config.loop.seed}",
         group=group,
         changes=changes,
         seed=config.loop.seed,
         config=config,
         data=_data(values, grid.file, where),
         prompts=prompts,
+        splits=splits,
     )
 
 

@@ -10,9 +10,9 @@ from statistics import mean
 
 from teachonce.errors import DataError
 from teachonce.evaluation.result import read_result
-from teachonce.runs.grid import HELD_OUT, Choose
 from teachonce.runs.grid_documents import Choice
 from teachonce.runs.grid_folder import GridFolder
+from teachonce.search.tables import HELD_OUT, Choose
 
 
 def choose(folder: GridFolder, rule: Choose, groups: Mapping[str, Sequence[str]]) -> Choice:

@@ -6,121 +6,29 @@ This module only reads and checks, and opens no store and no model; `cells` make
 from __future__ import annotations
 
 import dataclasses
-import re
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from teachonce.core.documents import read_toml, toml_in
-from teachonce.core.strict import AtLeast, AtMost, Table, decode
-from teachonce.data.vocabulary import require_template
+from teachonce.core.strict import decode
 from teachonce.errors import UsageError, did_you_mean
 from teachonce.recipe.config import TrainConfig, key_types
 from teachonce.recipe.config_file import flat, nearest, shipped_config
+from teachonce.search.tables import HELD_OUT, Choose, DataKeys, Evaluation, Splits
 from teachonce.towers.structures import Init
 
 DATA = "data."
 SEED = "seed"
+SPLIT = "data.split"
+REPEATS = (SPLIT, SEED)
+"""Keys that repeat a setting: the cells of one setting differ in these alone, and figures are means over them."""
 INIT = "init"
 WORDS = typing.get_args(Init)  # values of `init` that are the config's own; anything else is a folder with prompts
-HELD_OUT = "held_out"
-METRICS = ("top1", "top5", "macro")
 Values = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataKeys(Table):
-    """Which rows and targets of the store a cell uses; what is empty or 0 is as the store has it."""
-
-    top_k: Annotated[int, AtLeast(0)] = 0
-    """Classes of each soft label."""
-    shots: Annotated[int, AtLeast(0)] = 0
-    """Samples of each class at most."""
-    shots_seed: int | str = 0
-    """Of the draw of shots; "seed": the seed of the cell."""
-    classes: str = ""
-    """A file of class ids, `base`, `novel` or timm:NAME: samples of these only, and their names only."""
-    all_names: bool = False
-    """With `classes`: the names of the others stay in the softmax."""
-    vocabulary: str = ""
-    """Another class list; made from stored embeddings."""
-    template: tuple[str, ...] = ()
-    """Other sentences around a class name for the teacher; made from stored embeddings."""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for a number out of range or a template without a place for the name."""
-        super().__post_init__()
-        if self.all_names and not self.classes:
-            raise ValueError("all_names keeps the names that `classes` leaves out, and there is no `classes`")
-        for template in self.template:
-            try:
-                require_template(template)
-            except UsageError as problem:
-                raise ValueError(problem.message) from problem
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation(Table):
-    """A data set on which cells are evaluated once they are trained."""
-
-    name: str
-    manifest: str
-    split: str = "val"
-    vocabulary: str | None = None
-    classes: str | None = None
-    """Images of these classes only: a file of class ids, `base`, `novel` or timm:NAME."""
-    among: Literal["classes", "all"] = "classes"
-    """Whose names compete where `classes` is given."""
-    without: str | None = None
-    """A file of classes whose names do not compete."""
-    template: str | None = None
-    """None: the manifest's."""
-    wise: Annotated[float, AtLeast(0), AtMost(1)] = 1.0
-    """Share of the prompts in the class features (WiSE-FT)."""
-    root: str | None = None
-    """Folder of the data; the command's --root where it is left out."""
-    protocol: str | None = None
-    """For people and reports, such as "cross-dataset"."""
-    only: Literal["", "chosen"] = ""
-    """chosen: not for every cell, but once for the chosen cells and the base, when all cells are finished."""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for a name that cannot be one of a file, or a share that is none."""
-        # No dots: what lies beside a result, such as NAME.template.top1.npy, could be that of another evaluation.
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", self.name):
-            raise ValueError(f"name must be letters, digits, '-' or '_', at most 64, found {self.name!r}")
-        if self.name == HELD_OUT:
-            raise ValueError(f"the name '{HELD_OUT}' means the held-out samples of the training data")
-        super().__post_init__()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choose:
-    """By what the best setting is chosen: the mean over seeds of one measure, or of several with weights."""
-
-    by: str | None = None
-    weights: dict[str, float] = field(default_factory=dict)
-    metric: Literal["top1", "top5", "macro"] = "top1"
-
-    def __post_init__(self) -> None:
-        """Raises ValueError unless exactly one way is given."""
-        if (self.by is None) != bool(self.weights):
-            raise ValueError('give either by = "NAME" or weights = {NAME = 1, ...}')
-        if any(not 0 < weight < float("inf") for weight in self.weights.values()):
-            raise ValueError("weights must be above 0 and finite")
-        if self.weights and not sum(self.weights.values()) < float("inf"):
-            raise ValueError("weights add up to infinity: only their ratios count, so use smaller ones")
-        if HELD_OUT in self.measures and self.metric != "top1":
-            raise ValueError(f"of the held-out samples there is top1 only, found metric = '{self.metric}'")
-
-    @property
-    def measures(self) -> dict[str, float]:
-        """Measure -> its share; the shares add up to 1."""
-        given = self.weights or {str(self.by): 1.0}
-        return {name: weight / sum(given.values()) for name, weight in given.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +40,7 @@ class _Head:
     question: str = ""
     config: str | None = None
     design: Literal["product", "one-factor"] = "product"
+    splits: Splits | None = None
     evaluate: tuple[Evaluation, ...] = ()
     choose: Choose | None = None
 
@@ -151,6 +60,7 @@ class Grid:
     """Key -> the values that match, as a tuple."""
     extra: dict[str, Values]
     """Further settings by name."""
+    splits: Splits | None
     evaluations: tuple[Evaluation, ...]
     choose: Choose | None
 
@@ -195,6 +105,7 @@ def load_grid(file: Path) -> Grid:
         axes=axes,
         exclude=tuple(excluded),
         extra=_extra(_tables(lists, "cells", where), where),
+        splits=head.splits,
         evaluations=head.evaluate,
         choose=head.choose,
     )

@@ -18,7 +18,7 @@ from teachonce.core.documents import SEAL, LogSeal, is_as_written, mapping
 from teachonce.core.strict import decode_known
 from teachonce.errors import IntegrityError
 from teachonce.phrases import from_json, to_json
-from teachonce.runs.grid import Choose, DataKeys, Evaluation
+from teachonce.search.tables import Choose, DataKeys, Evaluation, Splits
 
 SCHEMA = 1
 T = TypeVar("T")
@@ -31,10 +31,12 @@ class CellDocument:
     digest: str
     name: str
     group: str
-    """The name without the seed."""
+    """The name without split and seed."""
     changes: dict[str, Any] = field(default_factory=dict)
-    """What differs from the base, but for the seed."""
+    """What differs from the base, but for split and seed."""
     seed: int = 0
+    split: int = 0
+    """Number of the split of classes; 0: none."""
     is_base: bool = False
     config: dict[str, Any] = field(default_factory=dict)
     """`TrainConfig.to_dict()` of the version that wrote it."""
@@ -46,7 +48,7 @@ class CellDocument:
 
     def document(self) -> dict[str, Any]:
         """The document in cell.json."""
-        return {"schema": SCHEMA, **asdict(self)}
+        return {"schema": SCHEMA, **_cell_said(asdict(self))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,7 @@ class GridDocument:
     axes: dict[str, Any] = field(default_factory=dict)
     """Key -> list of its values."""
     cells: tuple[CellDocument, ...]
+    splits: Splits | None = None
     evaluations: tuple[Evaluation, ...] = ()
     choose: Choose | None = None
 
@@ -85,7 +88,10 @@ class GridDocument:
 
     def document(self) -> dict[str, Any]:
         """The document in grid.json."""
-        return {"schema": SCHEMA, **asdict(self)}
+        said = _said(asdict(self), "splits")
+        said["cells"] = [_cell_said(cell) for cell in said["cells"]]
+        said["evaluations"] = [_said(evaluation, "store") for evaluation in said["evaluations"]]
+        return {"schema": SCHEMA, **said}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +197,15 @@ class GridResults(GridOutcome):
     def document(self) -> dict[str, Any]:
         """The document in results.json."""
         return {"schema": SCHEMA, **asdict(self)}
+
+
+def _said(table: Mapping[str, Any], *later: str) -> dict[str, Any]:
+    """A table without keys that came later and say nothing here: what earlier versions wrote stays what it was."""
+    return {key: value for key, value in table.items() if key not in later or value}
+
+
+def _cell_said(cell: Mapping[str, Any]) -> dict[str, Any]:
+    return _said(cell, "split") | {"data": _said(cell["data"], "split")}
 
 
 def decode_grid(document: Any, where: str) -> GridDocument:

@@ -42,7 +42,7 @@ from teachonce.runs.log import RunLog
 from teachonce.runs.results import RunResults
 
 RETRY = phrase("once the cause is mended run the same command with {retry_failed}")
-PLACES = {"root", "manifest", "vocabulary", "classes", "without"}
+PLACES = {"root", "manifest", "store", "vocabulary", "classes", "without"}
 """Of an evaluation: where something lies. What is there is compared by content, with the results of the cells."""
 CELL_STATES: tuple[State, ...] = ("finished", "failed", "unfinished", "damaged")
 GRID, STOP = "grid.json", "stop"

@@ -20,7 +20,8 @@ from teachonce.models.spec import parse_spec
 from teachonce.phrases import Phrase, option, phrase
 from teachonce.recipe.requirements import Holdings, requirements
 from teachonce.runs.cells import Cell
-from teachonce.runs.grid import DataKeys
+from teachonce.search.splits import ClassSplit, split_classes
+from teachonce.search.tables import DataKeys
 
 CLASSES_TAKES = "takes a file of ids that the class list has, one a line; `base`, `novel` or timm:NAME"
 
@@ -61,6 +62,8 @@ class Need:
     """Of the selection; None: all rows and classes."""
     held: Holdings
     """What the cell's run will find there."""
+    parts: ClassSplit | None = None
+    """The classes of the cell's split; None: of none."""
 
     @property
     def selection_digest(self) -> str | None:
@@ -111,12 +114,10 @@ def need_of(cell: Cell, store: LabelStore, root: Path | None) -> Need:
     vocabulary = load_vocabulary(data.vocabulary, root) if data.vocabulary else store.vocabulary()
     derivation = _derivation(cell, data, vocabulary, store)
     kept = min(store.layout.top_k, len(vocabulary)) if derivation is None or not derivation.top_k else derivation.top_k
-    classes = None
+    parts = _parts(cell, store, vocabulary)
+    classes = None if parts is None else parts.trained
     if data.classes:
-        try:
-            classes = class_ids(data.classes, store.label_classes(), vocabulary)
-        except DataError as problem:  # the hint names the key of the grid, since a grid has no option for classes
-            raise problem.reworded(hint=f"data.classes {CLASSES_TAKES}") from problem
+        classes = _class_ids(data.classes, store, vocabulary, "data.classes")
     fewer = data.top_k if 0 < data.top_k < kept else None
     rule = None
     if data.shots or fewer or classes is not None:
@@ -135,7 +136,27 @@ def need_of(cell: Cell, store: LabelStore, root: Path | None) -> Need:
         embeddings=EMBEDDING in store.groups,
     )
     _require_top(cell, held)
-    return Need(derivation=derivation, rule=rule, held=held)
+    return Need(derivation=derivation, rule=rule, held=held, parts=parts)
+
+
+def _class_ids(classes: str, store: LabelStore, vocabulary: Vocabulary, key: str) -> tuple[str, ...]:
+    try:
+        return class_ids(classes, store.label_classes(), vocabulary)
+    except DataError as problem:  # the hint names the key of the grid, since a grid has no option for classes
+        raise problem.reworded(hint=f"{key} {CLASSES_TAKES}") from problem
+
+
+def _parts(cell: Cell, store: LabelStore, vocabulary: Vocabulary) -> ClassSplit | None:
+    """The parts of the cell's split, of the classes that have photos or of those that [splits] names."""
+    splits = cell.splits
+    if splits is None:
+        return None
+    if splits.classes:
+        ids = _class_ids(splits.classes, store, vocabulary, "[splits] classes")
+    else:
+        labelled = store.label_classes().index
+        ids = tuple(class_id for class_id in vocabulary.ids if class_id in labelled)
+    return split_classes(ids, splits.unseen, cell.data.split)
 
 
 def _derivation(cell: Cell, data: DataKeys, vocabulary: Vocabulary, store: LabelStore) -> Derivation | None:

@@ -36,6 +36,7 @@ BESIDE = {
     "linear_credits": ".linear.top1.npy",
 }
 """The files beside NAME.json, by the key of their digest in it."""
+SEED_BITS = 64  # seeds are smaller than 2^63
 MOST_IMAGES = 1 << 53  # whole numbers below it are exact as floats, too
 IDLE = "pairing"  # the event with which every call of `train` begins its work
 
@@ -112,6 +113,8 @@ class Run:
     name: str
     """Its path below the folder that was read."""
     seed: int
+    split: int = 0
+    """Number of the split of classes that a grid trained it on; 0: none."""
     config: Mapping[str, Any]
     results: RunResults
     start: Mapping[str, Any]
@@ -124,6 +127,11 @@ class Run:
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     damaged: tuple[str, ...] = ()
     """Files of the folder that are not what was written, a sentence each; the run counts without them."""
+
+    @property
+    def draw(self) -> int:
+        """One number for split and seed: runs of two settings with equal ones are compared with each other."""
+        return (self.split << SEED_BITS) + self.seed
 
     @property
     def seconds(self) -> float:

@@ -24,7 +24,7 @@ Doubles = npt.NDArray[np.float64]
 BALANCED = "balanced"
 """The wanted prior in which all classes with photos are equally frequent."""
 FLOOR = 1e-12  # a class that is never named still has a log
-_FORM = "a prior holds one line a class: its id, a tab, its share, such as n01443537<TAB>0.02"
+_FORM = "give balanced, or a file with one line a class: its id, a tab, its share, such as n01443537<TAB>0.02"
 
 
 @dataclass(frozen=True)

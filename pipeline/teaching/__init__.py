@@ -3,6 +3,6 @@
 The room holds the task that computes one chunk, the models that a worker keeps, and the driver's delivery of chunks. It
 does not know training.
 
-May import: core, objects, watching, data, models, keeping, labels, cluster.
+May import: core, objects, watching, data, models, keeping, labels, cluster, softening.
 Begin with: `chunk` (the task), then `delivery` (who hands tasks out) and `teacher` (logits to soft labels).
 """

@@ -17,6 +17,8 @@ from torch import Tensor
 from teachonce.core.streams import CALIBRATION
 from teachonce.errors import DataError
 from teachonce.phrases import phrase
+from teachonce.softening.row_weights import row_weights
+from teachonce.softening.rules import RowRule
 from teachonce.teaching.teacher import TeacherHead
 
 SCALE_RANGE = 30.0
@@ -115,10 +117,33 @@ def merged_log_probs(heads: Sequence[TeacherHead], images: Sequence[Tensor], wei
         images: [B, E] features by each teacher; the widths may differ.
         weights: positive numbers that add up to 1.
     """
-    parts = [
-        head.logits(features).log_softmax(dim=1) + math.log(weight)
-        for head, features, weight in zip(heads, images, weights, strict=True)
-    ]
+    log_probs = _log_probs(heads, images)
+    return _sum([part + math.log(weight) for part, weight in zip(log_probs, weights, strict=True)])
+
+
+@torch.inference_mode()
+def weighed_log_probs(heads: Sequence[TeacherHead], images: Sequence[Tensor], rule: RowRule) -> tuple[Tensor, Tensor]:
+    """Compute as `merged_log_probs` does, with weights that each row decides by how sure the teachers are of it.
+
+    Args:
+        heads: one head for each teacher, over the same classes.
+        images: [B, E] features by each teacher.
+        rule: what it is to be sure.
+
+    Returns:
+        The logs, [B, C] float32, and the weights, [teachers, B].
+    """
+    log_probs = _log_probs(heads, images)
+    weights_TB = row_weights(log_probs, [head.inverse_C for head in heads], rule)
+    return _sum([part + w[:, None].log() for part, w in zip(log_probs, weights_TB, strict=True)]), weights_TB
+
+
+def _log_probs(heads: Sequence[TeacherHead], images: Sequence[Tensor]) -> list[Tensor]:
+    return [head.logits(features).log_softmax(dim=1) for head, features in zip(heads, images, strict=True)]
+
+
+def _sum(parts: Sequence[Tensor]) -> Tensor:
+    """The log of the sum of what the parts are logs of."""
     total = parts[0]
     for part in parts[1:]:
         total = torch.logaddexp(total, part)

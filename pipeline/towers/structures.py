@@ -20,6 +20,7 @@ Structure = Literal[
     "shared",
     "unshared",
     "unshared-replace",
+    "shared-replace",
     "q",
     "k",
     "v",
@@ -41,7 +42,11 @@ to block, so that the query prompts live.
 unshared-replace: RPP (arXiv 2409.06166) as reported by third parties. A review, itself machine-written, calls it SAPL
 and gives X*_Q(l) = LN(Rep(X(l-1), P_Q(l))), likewise K and V; the paper's body was not available to us. Prompts stand
 in for the slot state in each block. Where the next block replaces the slot again, what this block makes of it is lost.
+shared-replace: one new state a slot in each block, of which query, key, value and residual are made alike (VPT-deep,
+arXiv 2203.12119; the text side of MaPLe, arXiv 2210.03117, and of PromptSRC, arXiv 2307.06948).
 Letters (q, k, v, r = residual): as unshared, with these letters only; unshared is `qkv`."""
+REPLACING: tuple[Structure, ...] = ("unshared-replace", "shared-replace")
+"""The structures in which prompts stand in for the slot state."""
 Position = Literal["before", "around", "after"]
 """Slots stand before the name, half on each side, or after it: CoOp's end, middle and front (arXiv 2109.01134)."""
 Init = Literal["template", "words", "normal"]
@@ -57,10 +62,12 @@ class Allocation:
     replace: bool
     context: bool  # whether slot states at the input are trained
     blocks: Mapping[Letter, range]  # blocks that have each letter; letters without any are absent
+    tied: bool = False  # whether the letters of a block are one tensor
 
     def parameters(self, slots: int, width: int) -> int:
-        """Return how many numbers are trained: M D for the context and M D for each letter of each block."""
-        return slots * width * (self.context + sum(map(len, self.blocks.values())))
+        """Return how many numbers are trained: M D for the context and for each letter, or each state, of a block."""
+        states = len(self.blocks["key"]) if self.tied else sum(map(len, self.blocks.values()))
+        return slots * width * (self.context + states)
 
 
 def written(context: str, suffix: str) -> str:
@@ -75,7 +82,7 @@ def allocate(structure: Structure, layers: int, depth: int, key: str = "depth") 
     neither query nor residual. In `unshared-replace` nothing reads what a replaced block makes of a slot if the next
     block replaces it again: only the last replaced block has a query and a residual, and only if a block follows. The
     residual is ours: the reported formula does not say what goes on from a replaced slot. The context would be replaced
-    before anything reads it.
+    before anything reads it. `shared-replace` has the same letters, of one state a block.
 
     Args:
         layers: L.
@@ -91,11 +98,11 @@ def allocate(structure: Structure, layers: int, depth: int, key: str = "depth") 
             hint=f"set {key} to a number from 0 to {layers}",
         )
     depth = depth or layers
-    if structure == "unshared-replace":
+    if structure in REPLACING:
         leaving = range(depth - 1, depth) if depth < layers else range(0)
         every = range(depth)
         blocks: dict[Letter, range] = {"query": leaving, "key": every, "value": every, "residual": leaving}
-        return Allocation(True, False, _present(blocks))
+        return Allocation(True, False, _present(blocks), tied=structure == "shared-replace")
     letters = {"shared": "", "unshared": "qkv"}.get(structure, structure)
     most: Mapping[str, int] = {"q": layers - 1, "r": layers - 1}
     return Allocation(False, True, _present({_LETTERS[x]: range(min(depth, most.get(x, layers))) for x in letters}))

@@ -188,9 +188,10 @@ class Objective:
         """The block's share of each loss, in nats: summed over blocks they are the step's means.
 
         Returns:
-            hard: cross-entropy, mean over the step's labelled rows. soft: tau^2 KL to the teacher, mean over its rows.
-            consistency: KL from the bare student, mean over its rows. Only what the config asks
-            for; with kl_mean = "rows-and-classes" the two divergences are divided by the number of candidates besides.
+            hard: cross-entropy, or generalised cross-entropy, mean over the step's labelled rows. soft: tau^2 times the
+            divergence from the teacher, mean over its rows. consistency: KL from the bare student, mean over its rows.
+            Only what the config asks for; with kl_mean = "rows-and-classes" the two divergences are divided by the
+            number of candidates besides.
         """
         logits_BK = self.scale * images_BE @ features_KE.T
         log_weight = classes.of_rows(block.rows)
@@ -202,7 +203,13 @@ class Objective:
             if self.seen is not None:
                 compete = log_weight.masked_fill(~self.seen[classes.classes], -torch.inf)
             hard = hard_rows(
-                logits_BK, compete, place, classes.groups, self.config.loss.label_smoothing, classes.most_tied
+                logits_BK,
+                compete,
+                place,
+                classes.groups,
+                self.config.loss.label_smoothing,
+                classes.most_tied,
+                self.config.loss.power,
             )
             losses["hard"] = hard.sum() / max(1, counts.labelled)
         if self.config.loss.supervision != "hard":
@@ -241,7 +248,7 @@ class Objective:
         return [parts["hard"], losses["consistency"], *([torch.stack(rest).sum()] if rest else [])]
 
     def _soft(self, logits_BK: Tensor, log_weight: Tensor, block: Block, classes: StepClasses) -> Tensor:
-        loss, tau = self.config.loss, self.config.loss.temperature
+        loss, tau, kind = self.config.loss, self.config.loss.temperature, self.config.loss.soft_loss
         if loss.targets == "embedding":
             if self.teacher is None or block.embedding is None:
                 raise DataError("targets = 'embedding' needs the teacher's embeddings")
@@ -250,17 +257,16 @@ class Objective:
             )
             if self.config.candidates.candidates == "teacher":
                 log_p = log_p.log_softmax(1)
-            return dense_rows(log_p, logits_BK, log_weight, tau)
+            return dense_rows(log_p, logits_BK, log_weight, tau, kind)
         if block.targets is None:
             raise DataError("the soft loss needs the teacher's stored top k")
-        if loss.tail == "ghost":
-            return ghost_rows(logits_BK, log_weight, block.targets, classes.columns, tau, loss.tau_teacher)
-        if loss.tail == "renormalise":
-            return renormalise_rows(logits_BK, log_weight, block.targets, classes.columns, tau, loss.tau_teacher)
+        if loss.tail in ("ghost", "renormalise"):
+            function = ghost_rows if loss.tail == "ghost" else renormalise_rows
+            return function(logits_BK, log_weight, block.targets, classes.columns, tau, loss.tau_teacher, kind)
         log_p = top_k_columns(
             block.targets, classes.columns, block.label, len(classes.classes), loss.tau_teacher, loss.tail
         )
-        return dense_rows(log_p, logits_BK, log_weight, tau)
+        return dense_rows(log_p, logits_BK, log_weight, tau, kind)
 
     def _consistency(self, logits_BK: Tensor, log_weight: Tensor, block: Block, classes: StepClasses) -> Tensor:
         if self.frozen is None or block.frozen_images is None:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,15 @@ from teachonce.core.machine import this_process
 from teachonce.core.progress import Silent, stopped_by
 from teachonce.core.status import State
 from teachonce.errors import IncompleteError, TeachOnceError
+from teachonce.evaluation.choice import StoredChoice
 from teachonce.evaluation.contender import load_contender
 from teachonce.evaluation.sets import open_set
+from teachonce.evaluation.stored import open_stored
 from teachonce.phrases import phrase
 from teachonce.recipe.config import TrainConfig
-from teachonce.runs.grid import Evaluation
 from teachonce.runs.grid_documents import SCHEMA
 from teachonce.runs.grid_folder import CellFolder, GridFolder, read_document, write_document
+from teachonce.search.tables import Evaluation
 from teachonce.stages import train as train_stage
 from teachonce.stages.ablate.sets import evaluate_request
 from teachonce.stages.evaluate.checks import check
@@ -62,6 +64,8 @@ class CellJob:
     device: str = AUTO
     """What the cell runs on, as `core.devices.pick_device` takes it."""
     evaluations: tuple[Evaluation, ...]
+    stored: Mapping[str, StoredChoice] = field(default_factory=dict)
+    """Of evaluations on rows of a store, which rows."""
     final: bool = False
     """Whether the task only evaluates, into the folder of final evaluations."""
 
@@ -144,12 +148,15 @@ def _evaluate(job: CellJob, cell: CellFolder, files: Mapping[Evaluation, Path]) 
     """Evaluate a run on several sets; a result appears under its name only when all that belongs to it is there."""
     who = None
     for evaluation, file in files.items():
-        request = evaluate_request(evaluation, job.student, job.root, cell.path, file, job.threads)
+        stored = job.stored.get(evaluation.name)
+        request = evaluate_request(evaluation, job.student, job.root, cell.path, file, job.threads, stored)
         if who is None or evaluation.wise != who.share:
             who = load_contender(request.entrant, job.threads, job.device)
-        check(request)
+        if stored is None:
+            check(request)
         with _first(GridFolder(job.out), evaluation.name):
-            result = score_set(request, open_set(request.data, Silent()), who, Silent())
+            data = open_set(request.data, Silent()) if stored is None else open_stored(stored, who.clip)
+            result = score_set(request, data, who, Silent())
             origin = {"schema": SCHEMA, "evaluation": evaluation.name, "cell": job.digest}
             write_document(file, dataclasses.asdict(result) | origin)
 

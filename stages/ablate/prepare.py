@@ -5,38 +5,41 @@ It loads the student and opens the store and the evaluation sets; it writes noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from teachonce.core.digests import SHORT, canonical_digest
+from teachonce.core.files import is_remote
 from teachonce.core.progress import Reporter
 from teachonce.core.status import State
 from teachonce.data.vocabulary import HALVES
 from teachonce.errors import DataError, IncompleteError, TeachOnceError, UsageError
+from teachonce.evaluation.choice import StoredChoice
 from teachonce.labels.derived import content_id
-from teachonce.labels.format import LABELS, student_group
-from teachonce.labels.ledger import require_behaviour
+from teachonce.labels.format import LABELS
 from teachonce.labels.store import LabelStore
 from teachonce.models.spec import absolute_spec, require_model
+from teachonce.objects.remote import location
 from teachonce.phrases import Phrase
 from teachonce.recipe.config import TrainConfig
-from teachonce.recipe.requirements import requirements
 from teachonce.runs.cells import Cell, expand, located
-from teachonce.runs.grid import HELD_OUT, Evaluation, Grid, beside, load_grid
+from teachonce.runs.grid import Grid, beside, load_grid
 from teachonce.runs.grid_documents import CellDocument, GridDocument
 from teachonce.runs.grid_folder import GridFolder
-from teachonce.runs.needs import Need, cell_digest, need_of, student_command
+from teachonce.runs.needs import Need, cell_digest, need_of
+from teachonce.search.tables import HELD_OUT, Evaluation
 from teachonce.stages.ablate.request import AblateRequest
 from teachonce.stages.ablate.sets import open_sets, require_measured_so
+from teachonce.stages.ablate.stored import WORDS, Facts, StoredFacts, require_features, stored_choices
+from teachonce.stages.ablate.trial import Trial
 
 if TYPE_CHECKING:
     from teachonce.models.clip import LoadedClip
 
 R = TypeVar("R")
 MOST_SHOWN = 5  # a message names at most so many cells that cannot run
-LONGEST = 32  # names on which a cell's prompts are tried
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +49,8 @@ class Planned:
     cell: Cell
     need: Need
     digest: str
+    stored: Mapping[str, StoredChoice]
+    """What it is measured on, by evaluation; of those only whose images are rows of a store."""
     no_effect: tuple[str, ...]
     """The keys of its config that have no effect, one sentence for each."""
 
@@ -58,6 +63,7 @@ class Planned:
             group=cell.group,
             changes=dict(cell.changes),
             seed=cell.seed,
+            split=cell.data.split,
             is_base=cell.is_base,
             config=cell.config.to_dict(),
             data=cell.data,
@@ -115,6 +121,7 @@ class Prepared:
             base=grid.base,
             axes=dict(grid.axes),
             cells=tuple(planned.description() for planned in self.cells),
+            splits=next((planned.cell.splits for planned in self.cells), None),
             evaluations=self.evaluations,
             choose=grid.choose,
         )
@@ -135,15 +142,10 @@ def prepare(request: AblateRequest, reporter: Reporter) -> Prepared:
     cells = expand(grid)
     folder = GridFolder(request.out.absolute())
     folder.stored()
-    store = LabelStore.open(request.labels)
-    missing = store.layout.chunks - len(store.committed(LABELS))
-    if missing:
-        raise IncompleteError(
-            f"{store.path}: {missing} of {store.layout.chunks} chunks are not committed",
-            hint=f"run the same `{store.maker}` again to complete the store",
-        )
-    needs = _checked(cells, lambda cell: _need(cell, store, request, grid))
+    store = _whole_store(request.labels)
     evaluations = tuple(_evaluation(grid, evaluation) for evaluation in grid.evaluations)
+    looks = StoredFacts()
+    served = _checked(cells, lambda cell: _served(cell, store, request, grid, evaluations, looks))
     sets = open_sets(evaluations, request.student, request.root, grid.file, reporter)
 
     # These imports take seconds, so that files are checked first. Dask is imported before the models, because it sets
@@ -156,18 +158,36 @@ def prepare(request: AblateRequest, reporter: Reporter) -> Prepared:
     reporter.note(f"loading the student {request.student}")
     cells = _settled(cells, request, folder.stored(), reporter)
     clip = load_clip(request.student)  # on the CPU: a GPU belongs to the workers
-    trial = _Trial(store, clip)
-    prompts = _checked(cells, trial.start_digest)
+    prompts = _checked(cells, Trial(store, clip).start_digest)
+    require_features((choice for one in served for choice in one.choices.values()), clip)
     content = content_id(store)
     planned = [
-        Planned(cell, need, cell_digest(cell, need, content, clip.digest, start), tuple(cell.config.without_effect()))
-        for cell, need, start in zip(cells, needs, prompts, strict=True)
+        Planned(
+            cell,
+            one.need,
+            cell_digest(cell, one.need, content, clip.digest, start),
+            one.choices,
+            tuple(cell.config.without_effect()),
+        )
+        for cell, one, start in zip(cells, served, prompts, strict=True)
     ]
     student = absolute_spec(request.student)
     prepared = Prepared(grid, folder, store, student, clip, evaluations, _distinct(planned, grid, reporter))
     folder.require_ours(prepared.description())
-    require_measured_so(folder, [planned.digest for planned in prepared.cells], evaluations, sets)
+    facts = {planned.digest: sets | one.facts for planned, one in zip(planned, served, strict=True)}
+    require_measured_so(folder, evaluations, facts)
     return prepared
+
+
+def _whole_store(path: Path) -> LabelStore:
+    store = LabelStore.open(path)
+    missing = store.layout.chunks - len(store.committed(LABELS))
+    if missing:
+        raise IncompleteError(
+            f"{store.path}: {missing} of {store.layout.chunks} chunks are not committed",
+            hint=f"run the same `{store.maker}` again to complete the store",
+        )
+    return store
 
 
 def _settled(
@@ -220,6 +240,36 @@ def _checked(cells: Sequence[Cell], check: Callable[[Cell], R]) -> list[R]:
     return results
 
 
+@dataclass(frozen=True, eq=False)
+class _Served:
+    """What is found out of a cell without a model."""
+
+    need: Need
+    choices: dict[str, StoredChoice]
+    """What it is measured on, by evaluation; of those only whose images are rows of a store."""
+    facts: dict[str, Facts]
+    """What the results of these must state."""
+
+
+def _served(
+    cell: Cell,
+    store: LabelStore,
+    request: AblateRequest,
+    grid: Grid,
+    evaluations: Sequence[Evaluation],
+    looks: StoredFacts,
+) -> _Served:
+    """What a cell needs of the store, and which rows it is measured on.
+
+    Raises:
+        UsageError, DataError: the store, the request or the grid cannot serve it.
+    """
+    need = _need(cell, store, request, grid)
+    choices = stored_choices(evaluations, cell, need, store)
+    named = {evaluation.name: evaluation for evaluation in evaluations}
+    return _Served(need, choices, {name: looks.of(named[name], choice) for name, choice in choices.items()})
+
+
 def _need(cell: Cell, store: LabelStore, request: AblateRequest, grid: Grid) -> Need:
     """What a cell needs of the store.
 
@@ -243,78 +293,24 @@ def _evaluation(grid: Grid, evaluation: Evaluation) -> Evaluation:
     located_keys: dict[str, Any] = {}
     for key in ("classes", "vocabulary", "without"):
         value = getattr(evaluation, key)
-        words = (*HALVES, "all") if key == "classes" else ()
+        words = (*HALVES, *WORDS, "all") if key == "classes" else ()
         located_keys[key] = None if value is None else located(value, grid.file, f"{where}: {key}", words)
+    if evaluation.store is not None:
+        located_keys["store"] = _store_of(evaluation.store, grid.file, where)
     manifest = beside(grid.file, evaluation.manifest)
     root = None if evaluation.root is None else str(beside(grid.file, evaluation.root).resolve())
     located_keys["manifest"] = str(manifest.resolve()) if manifest.is_file() else evaluation.manifest
     return replace(evaluation, **located_keys, root=root)
 
 
-class _Trial:
-    """Tries every cell's prompts on the student, each kind once."""
-
-    def __init__(self, store: LabelStore, clip: LoadedClip) -> None:
-        self._store, self._clip = store, clip
-        self._names = sorted(store.vocabulary().names, key=len)[-LONGEST:]
-        self._seen: dict[Any, str | None] = {}
-
-    def start_digest(self, cell: Cell) -> str | None:
-        """The digest of the prompts that the cell starts from, after they and the config were found to fit the student.
-
-        Raises:
-            TeachOnceError: they do not, or the store has no features of the student.
-        """
-        config = cell.config
-        if requirements(config).features:
-            self._require_features()
-        key = (config.prompts, config.loop.precision, cell.prompts)
-        if key not in self._seen:
-            self._seen[key] = self._try(config, cell.prompts)
-        return self._seen[key]
-
-    def _require_features(self) -> None:
-        store, clip = self._store, self._clip
-        group = student_group(clip.digest)
-        if group in store.groups:
-            require_behaviour(store.path, group, store.groups[group].fingerprint, clip.image_behaviour)
-            return
-        known = [
-            str(group.fingerprint["about"].get("student"))
-            for name, group in sorted(store.groups.items())
-            if name.startswith("students/")
-        ]
-        raise DataError(
-            f"{store.path} holds no image features of this student (weights {clip.digest[:16]}); it holds those of: "
-            f"{', '.join(known) or 'none'}",
-            hint=student_command(store, clip.spec),
-        )
-
-    def _try(self, config: TrainConfig, prompts: Path | None) -> str | None:
-        from teachonce.models.prompt_files import load_prompts
-        from teachonce.training.student import PromptedStudent
-
-        student = PromptedStudent(config.changed(compile=False), self._clip, self._names)
-        if prompts is None:
-            return None
-        loaded = load_prompts(prompts).bound_to(self._clip)
-        for tower, given in (("text", loaded.text), ("image", loaded.image)):
-            learner = student.learner(tower)
-            if learner is not None and given is not None:
-                learner.load_start(given)
-            elif (learner is None) != (given is None):
-                raise UsageError(
-                    f"the prompts in {prompts} are of tower = '{loaded.meta.tower}', and this cell's is "
-                    f"'{config.prompts.tower}'",
-                    hint=f"set tower = '{loaded.meta.tower}'",
-                )
-        if loaded.text is not None and loaded.meta.position != config.prompts.position:
-            raise UsageError(
-                f"the prompts in {prompts} stand {loaded.meta.position} the name, and this cell's "
-                f"{config.prompts.position}",
-                hint=f"set position = '{loaded.meta.position}'",
-            )
-        return loaded.tensors_digest
+def _store_of(name: str, file: Path, where: str) -> str:
+    """The path of a label store that an evaluation names, relative to the grid or in a bucket."""
+    if is_remote(location(name)):
+        return name
+    path = beside(file, name).resolve()
+    if not path.is_dir():
+        raise DataError(f"{where}: store: there is no {path}", hint="a path is relative to the grid's own folder")
+    return str(path)
 
 
 def _distinct(planned: Sequence[Planned], grid: Grid, reporter: Reporter) -> tuple[Planned, ...]:

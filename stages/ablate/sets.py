@@ -6,18 +6,19 @@ evaluation that was taken out and put back changed, would put figures of differe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from teachonce.core.progress import Reporter
 from teachonce.errors import FingerprintError, TeachOnceError
-from teachonce.evaluation.choice import Entrant, SetChoice, Work
+from teachonce.evaluation.choice import Entrant, SetChoice, StoredChoice, Work
 from teachonce.evaluation.result import EvaluateResult, read_result
 from teachonce.evaluation.sets import open_set
 from teachonce.phrases import Option, respelled
-from teachonce.runs.grid import Evaluation
 from teachonce.runs.grid_folder import GridFolder
+from teachonce.search.tables import Evaluation
+from teachonce.stages.ablate.stored import stored_templates
 from teachonce.stages.evaluate import EvaluateRequest, Files
 from teachonce.stages.evaluate.checks import check
 
@@ -28,7 +29,7 @@ _KEYS = ("manifest", "split", "vocabulary", "classes", "among", "without", "temp
 def open_sets(
     evaluations: Iterable[Evaluation], student: str, root: Path | None, file: Path, reporter: Reporter
 ) -> dict[str, dict[str, Any]]:
-    """Open every evaluation set once, so that missing data are reported before hours of training.
+    """Open every evaluation set of images once, so that missing data are reported before hours of training.
 
     Args:
         evaluations: the evaluations of the grid.
@@ -45,6 +46,8 @@ def open_sets(
     """
     expected = {}
     for evaluation in evaluations:
+        if evaluation.stored:
+            continue
         wanted = evaluate_request(evaluation, student, root)
         try:
             check(wanted)
@@ -70,10 +73,14 @@ def evaluate_request(
     run: Path | None = None,
     file: Path | None = None,
     threads: int | None = None,
+    stored: StoredChoice | None = None,
 ) -> EvaluateRequest:
     """The request for `evaluate`; `run` and `file` are left out where sets are checked before any cell has run."""
     share = 1.0 if run is None else evaluation.wise
-    templates = () if evaluation.template is None else (evaluation.template,)
+    if stored is not None:
+        templates = stored_templates(evaluation, stored)
+    else:
+        templates = () if evaluation.template is None else (evaluation.template,)
     return EvaluateRequest(
         entrant=Entrant(student=student, run=run, templates=templates, wise=share),
         data=SetChoice(
@@ -82,7 +89,7 @@ def evaluate_request(
             split=evaluation.split,
             vocabulary=evaluation.vocabulary,
             classes=evaluation.classes,
-            among=evaluation.among,
+            among="all" if evaluation.among == "all" and stored is None else "classes",
             without=Path(evaluation.without) if evaluation.without else None,
         ),
         files=Files(per_class=file.with_suffix(".csv"), credits=file.with_suffix(".npy")) if file else Files(),
@@ -97,17 +104,22 @@ def _as_key(named: Option) -> str | Option:
 
 
 def require_measured_so(
-    folder: GridFolder, digests: Sequence[str], evaluations: Iterable[Evaluation], sets: Mapping[str, Mapping[str, Any]]
+    folder: GridFolder, evaluations: Iterable[Evaluation], sets: Mapping[str, Mapping[str, Mapping[str, Any]]]
 ) -> None:
     """Refuse results of cells that are of other images, names, templates or shares than the grid asks for.
+
+    Args:
+        folder: of the grid.
+        evaluations: of the grid.
+        sets: for each cell, by digest, the facts that the results of its evaluations must state.
 
     Raises:
         FingerprintError: names the first such file and what differs.
         IntegrityError: a file is not what `evaluate` writes.
     """
     for evaluation in evaluations:
-        wanted = sets[evaluation.name]
-        for digest in digests:
+        for digest, facts in sets.items():
+            wanted = facts[evaluation.name]
             file = folder.cell(digest).evaluation(evaluation.name)
             if evaluation.only:
                 file = folder.final(evaluation.name, digest)

@@ -145,6 +145,7 @@ class _Run:
             device=self.request.device,
             final=source is None,
             evaluations=prepared.late if source is None else prepared.always,
+            stored=planned.stored,
         )
 
     def _work(self, client: Client, jobs: Sequence[CellJob], what: str) -> None:

@@ -1,4 +1,4 @@
-"""import: make prompts of this project out of a CoOp or POMP checkpoint, to start from or to compare with.
+"""import: make prompts of this project out of another project's checkpoint, to start from or to compare with.
 
 The folder holds prompts.safetensors + prompts.json and results.json; `evaluate` and `train --init` take it.
 """
@@ -18,10 +18,10 @@ def import_(request: ImportRequest, reporter: Reporter) -> ImportResult:
     Raises:
         UsageError: no such file, or the folder is not empty.
         IntegrityError: the file is damaged, or holds objects that would have to be run.
-        DataError: it holds no context that any name can use, or one that leads to NaN.
+        DataError: it holds no prompts that any name can use, more than prompts, or prompts that lead to NaN.
         IncompleteError, EnvironmentFault: the folder cannot be made or written to; nothing is left of it.
         FingerprintError: it was trained on another student.
-        UnsupportedModelError: the student's text tower cannot carry prompts.
+        UnsupportedModelError: a tower of the student that has prompts in the file cannot carry any.
     """
     check(request)
     from teachonce.stages.import_ import work  # torch and open_clip

@@ -1,7 +1,8 @@
 """merge: one store from several teachers of the same images: the weighted mean of their calibrated probabilities.
 
-Computed from the stored embeddings, so no image is touched and no model is loaded. Running the same command again after
-any interruption continues it.
+The weights are numbers, or each row decides them by how sure the teachers are of it. Computed from the stored
+embeddings, so no image is touched and no model is loaded. Running the same command again after any interruption
+continues it.
 """
 
 from __future__ import annotations

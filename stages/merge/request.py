@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from teachonce.core.devices import AUTO
+from teachonce.softening.rules import RowRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +17,8 @@ class MergeRequest:
     parents: tuple[Path, ...]
     labels: Path
     weights: tuple[float, ...] | None = None
+    row_weights: RowRule = "equal"
+    """How much each store counts in each row; other than `equal` only without `weights`."""
     top_k: int | None = None
     calibrate: bool = True
     threads: int | None = None
@@ -32,7 +35,8 @@ class MergeResult:
     rows_failed: int
     top_k: int
     teachers: tuple[dict[str, Any], ...]
-    """Of each parent: its path, weight, trained logit scale and the scale that was used."""
+    """Of each parent: its path, weight, trained logit scale and the scale that was used; `mean_row_weight` over the
+    rows that this call labelled, where rows decide the weights."""
     chunks_written: int
     chunks_skipped: int
     seconds: float

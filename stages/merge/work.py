@@ -28,6 +28,8 @@ from teachonce.phrases import option, phrase
 from teachonce.stages.merge.request import MergeRequest, MergeResult
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from teachonce.teaching.teacher import TeacherHead
 
 BATCH_ROWS = 512
@@ -53,8 +55,8 @@ def merge(request: MergeRequest, reporter: Reporter) -> MergeResult:
         maker = _Maker(parents, child, weights, scales, sources, request)
         filled = fill(child, list(sources), token, maker.make, reporter)
         teachers = tuple(
-            {"labels": str(p.path), "weight": w, "trained_scale": _trained_scale(p), "scale": s}
-            for p, w, s in zip(parents, weights, scales, strict=True)
+            {"labels": str(p.path), "weight": w, "trained_scale": _trained_scale(p), "scale": s} | row
+            for p, w, s, row in zip(parents, weights, scales, maker.mean_row_weights(), strict=True)
         )
         return MergeResult(
             rows_ok=filled.rows_ok,
@@ -80,6 +82,10 @@ def _weights(request: MergeRequest) -> tuple[float, ...]:
     for name, value in ((option("top_k"), request.top_k), ("threads", request.threads)):
         if value is not None and value < 1:
             raise UsageError(name + f" must be at least 1, found {value}")
+    if request.weights is not None and request.row_weights != "equal":
+        raise UsageError(
+            option("weights") + f" are numbers or {request.row_weights}, not both: rows decide, or the numbers do"
+        )
     given = (1.0 / count,) * count if request.weights is None else request.weights
     if len(given) != count:
         raise UsageError(option("weights") + f" names {len(given)} numbers for {count} stores: expected one a store")
@@ -175,6 +181,7 @@ def _fingerprint(
         "codec_version": CODEC_VERSION,
         "derivation": "merge",
         "calibrate": request.calibrate,
+        **({} if request.row_weights == "equal" else {"row_weights": request.row_weights}),
         "parents": [
             {
                 "store": content_id(parent),
@@ -264,6 +271,7 @@ class _Maker:
         self._rows = [Rows(parent) for parent in parents]
         self._sources, self._request = sources, request
         self._loaded: list[TeacherHead] = []
+        self._weighed, self._row_weights = 0, np.zeros(len(parents))
 
     def make(self, group: str, chunk: int) -> Arrays:
         """The arrays of one chunk of a column group."""
@@ -279,7 +287,6 @@ class _Maker:
     def _labels(self, chunk: int, start: int, stop: int) -> Arrays:
         import torch
 
-        from teachonce.teaching.ensemble import merged_log_probs
         from teachonce.teaching.soft_chunk import SoftChunk
 
         views = ("view_params",) if self._parents[0].layout.views > 1 else ()
@@ -293,10 +300,27 @@ class _Maker:
         soft = SoftChunk(self._child, chunk)
         for begin in range(0, stop - start, BATCH_ROWS):
             batch = [x[begin : begin + BATCH_ROWS].to(heads[0].features_UE.device) for x in images]
-            soft.add(merged_log_probs(heads, batch, self._weights))
+            soft.add(self._merged(heads, batch, torch.from_numpy(status[begin : begin + BATCH_ROWS] == 0)))
         first = {name: parts[0][name] for name in (*SAME_ROWS, *views, "image_crc")}
         keys = key_digest(self._child.index_of_chunk(chunk))
         return soft.finish(status, first["label"]) | first | {"status": status, "key_digest": keys}
+
+    def _merged(self, heads: Sequence[TeacherHead], batch: Sequence[Tensor], good: Tensor) -> Tensor:
+        """The logs of the merged probabilities of some rows, [B, C]; adds up the weights that rows gave."""
+        from teachonce.teaching.ensemble import merged_log_probs, weighed_log_probs
+
+        if self._request.row_weights == "equal":
+            return merged_log_probs(heads, batch, self._weights)
+        log_probs, weights = weighed_log_probs(heads, batch, self._request.row_weights)
+        self._weighed += int(good.sum())
+        self._row_weights += weights.cpu()[:, good].double().sum(dim=1).numpy()
+        return log_probs
+
+    def mean_row_weights(self) -> list[dict[str, float]]:
+        """Of each teacher: its mean weight over the rows that were labelled; empty where rows do not decide."""
+        if not self._weighed:
+            return [{} for _ in self._parents]
+        return [{"mean_row_weight": float(share) / self._weighed} for share in self._row_weights]
 
     def _require_same_rows(self, parts: Sequence[Arrays], names: Sequence[str], start: int, stop: int) -> None:
         """Refuse parents with other rows under equal fingerprints: images were changed, or a writer has a bug."""

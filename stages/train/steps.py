@@ -159,14 +159,10 @@ def _start_from(folder: Path, trainer: Trainer) -> str:
                 hint=setting("tower", loaded.meta.tower),
             )
     carried = loaded.text is not None and not loaded.text.replace
-    if (
-        carried
-        and trainer.config.prompts.structure == "unshared-replace"
-        and trainer.config.prompts.position != "before"
-    ):
+    if carried and trainer.config.prompts.replaces and trainer.config.prompts.position != "before":
         raise UsageError(
             f"the prompts in {folder} are carried; slots {trainer.config.prompts.position} the name have other "
-            "states for every name: unshared-replace cannot start as them",
+            f"states for every name: {trainer.config.prompts.structure} cannot start as them",
             hint=phrase("{position=before} with prompts of that position, or another structure"),
         )
     if loaded.text is not None and loaded.meta.position != trainer.config.prompts.position:

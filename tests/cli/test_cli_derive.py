@@ -36,6 +36,16 @@ from teachonce.stages.subset import SubsetRequest
             ),
         ),
         (
+            "relabel a.zarr --labels b.zarr --prompts runs/x --per-sample-temperature 1.5 --prior balanced",
+            RelabelRequest(
+                parent=Path("a.zarr"), labels=Path("b.zarr"), prompts=Path("runs/x"), entropy=1.5, prior="balanced"
+            ),
+        ),
+        (
+            "merge a.zarr b.zarr --labels ab.zarr --weights margin",
+            MergeRequest(parents=(Path("a.zarr"), Path("b.zarr")), labels=Path("ab.zarr"), row_weights="margin"),
+        ),
+        (
             "merge a.zarr b.zarr --labels ab.zarr",
             MergeRequest(parents=(Path("a.zarr"), Path("b.zarr")), labels=Path("ab.zarr")),
         ),
@@ -80,6 +90,8 @@ def test_options_reach_the_stage(
         ("relabel a.zarr --labels b.zarr --set threads=0", "threads must be at least 1"),
         ("merge --labels b.zarr", "A.zarr"),
         ("merge a.zarr b.zarr --labels c.zarr --weights 1;2", "--weights 1;2: expected numbers"),
+        ("merge a.zarr b.zarr --labels c.zarr --weights margn", "did you mean 'margin'"),
+        ("relabel a.zarr --labels b.zarr --per-sample-temperature warm", "per-sample-temperature"),
         ("merge a.zarr b.zarr --labels c.zarr --set calibrat=false", "did you mean 'calibrate'"),
         ("merge a.zarr b.zarr --labels c.zarr --set calibrate=1", "expected bool"),
         ("subset a.zarr --shots 1", "--out"),

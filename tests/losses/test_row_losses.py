@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -22,18 +23,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from teachonce.losses.candidates import sampled_candidates
+from teachonce.losses.divergences import SoftLoss
 from teachonce.losses.row_losses import dense_rows, ghost_rows, hard_rows, renormalise_rows
 from teachonce.losses.targets import SoftTargets, top_k_columns
 
 RULES = ("ghost", "renormalise", "residual-uniform", "to-label")
+KINDS: tuple[SoftLoss, ...] = get_args(SoftLoss)
 
 
-def soft_rows(case: Case, logits: Tensor, rule: str) -> Tensor:
+def soft_rows(case: Case, logits: Tensor, rule: str, kind: SoftLoss = "kl") -> Tensor:
     """The soft loss of every row by any tail rule, through the functions under test."""
     weight = case.log_weight.to(torch.promote_types(logits.dtype, torch.float32))
     if rule in ("ghost", "renormalise"):
         function = ghost_rows if rule == "ghost" else renormalise_rows
-        return function(logits, weight, case.targets, case.columns, case.tau, case.teacher_tau)
+        return function(logits, weight, case.targets, case.columns, case.tau, case.teacher_tau, kind)
     log_p = top_k_columns(
         case.targets,
         case.columns,
@@ -42,23 +45,23 @@ def soft_rows(case: Case, logits: Tensor, rule: str) -> Tensor:
         case.teacher_tau,
         rule,  # type: ignore[arg-type]
     )
-    return dense_rows(log_p, logits, weight, case.tau)
+    return dense_rows(log_p, logits, weight, case.tau, kind)
 
 
-def plain_soft(case: Case, rule: str) -> list[float]:
+def plain_soft(case: Case, rule: str, kind: str = "kl") -> list[float]:
     if rule in ("ghost", "renormalise"):
-        return [plain_top_k(case, row, rule) for row in range(ROWS)]
-    return [plain_dense(case, row, plain_teacher(case, row, rule)) for row in range(ROWS)]
+        return [plain_top_k(case, row, rule, kind) for row in range(ROWS)]
+    return [plain_dense(case, row, plain_teacher(case, row, rule), kind) for row in range(ROWS)]
 
 
-def check_soft(case: Case, rule: str) -> list[float]:
+def check_soft(case: Case, rule: str, kind: SoftLoss = "kl") -> list[float]:
     """In float32, as it is used; the gradient is finite."""
     single = replace(
         case, targets=SoftTargets(case.targets.class_ids, case.targets.log_probs.float(), case.targets.log_tail.float())
     )
     logits = case.logits.float().requires_grad_()
-    rows = soft_rows(single, logits, rule)
-    expected = plain_soft(case, rule)
+    rows = soft_rows(single, logits, rule, kind)
+    expected = plain_soft(case, rule, kind)
     assert rows.dtype == torch.float32
     assert rows.tolist() == pytest.approx(expected, rel=1e-5, abs=3e-5)
     rows.sum().backward()
@@ -76,7 +79,14 @@ def all_losses(case: Case) -> list[Callable[[Tensor], Tensor]]:
         for groups in (None, case.groups)
         for eps in (0.0, 0.1)
     ]
-    return [*hard, *(lambda x, rule=rule: soft_rows(case, x, rule) for rule in RULES)]
+    gce = [
+        lambda x, q=q: hard_rows(
+            x, weight.to(torch.promote_types(x.dtype, torch.float32)), case.labels, case.groups, power=q
+        )
+        for q in (0.01, 0.7, 1.0)
+    ]
+    soft = [lambda x, rule=rule, kind=kind: soft_rows(case, x, rule, kind) for rule in RULES for kind in KINDS]
+    return [*hard, *gce, *soft]
 
 
 @pytest.mark.parametrize("row_weights", [False, True], ids=["one weight for all rows", "weights of each row"])
@@ -93,10 +103,33 @@ def test_cross_entropy_equals_brute_force(row_weights: bool, smoothing: float) -
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("kind", ["all classes", "some classes", "weights of each row"])
-def test_soft_losses_equal_brute_force(rule: str, kind: str) -> None:
-    for seed in range(60):
-        check_soft(make_case(seed, everything=kind == "all classes", row_weights=kind == "weights of each row"), rule)
+@pytest.mark.parametrize("over", ["all classes", "some classes", "weights of each row"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_soft_losses_equal_brute_force(rule: str, over: str, kind: SoftLoss) -> None:
+    for seed in range(60 if kind == "kl" else 12):
+        case = make_case(seed, everything=over == "all classes", row_weights=over == "weights of each row")
+        check_soft(case, rule, kind)
+
+
+@pytest.mark.parametrize("q", [0.01, 0.7, 1.0])
+def test_generalised_cross_entropy_equals_brute_force(q: float) -> None:
+    for seed in range(20):
+        case = make_case(seed, row_weights=seed % 2 == 1)
+        rows = hard_rows(case.logits.float(), case.log_weight.float(), case.labels, case.groups, power=q)
+        expected = [plain_hard(case, row, case.groups.tolist(), power=q) for row in range(ROWS)]
+        assert rows.tolist() == pytest.approx(expected, rel=2e-5, abs=1e-6)
+
+
+def test_generalised_cross_entropy_pulls_less_at_a_label_that_is_not_believed() -> None:
+    """Its gradient is p^q times that of cross-entropy; near q = 0 it is cross-entropy."""
+    logits = torch.tensor([[3.0, 0.0, -2.0], [0.0, 4.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    labels, nothing = torch.tensor([2, 1]), torch.zeros(3, dtype=torch.float64)
+    (plain,) = torch.autograd.grad(hard_rows(logits, nothing, labels).sum(), logits)
+    (general,) = torch.autograd.grad(hard_rows(logits, nothing, labels, power=0.7).sum(), logits)
+    believed = logits.detach().softmax(1).gather(1, labels[:, None])
+    assert torch.allclose(general, believed**0.7 * plain)
+    almost = hard_rows(logits, nothing, labels, power=1e-6)
+    assert torch.allclose(almost, hard_rows(logits, nothing, labels), rtol=1e-4)
 
 
 @pytest.mark.parametrize("row_weights", [False, True])
@@ -150,7 +183,11 @@ def test_a_student_equal_to_the_teacher_has_no_loss_over_all_classes(tau: float)
     exact = dense_rows((log_p / tau).log_softmax(1), logits, torch.zeros(50), tau)
     ghost = ghost_rows(logits, torch.zeros(50), targets, torch.arange(50), tau, tau)
     renormalised = renormalise_rows(logits, torch.zeros(50), targets, torch.arange(50), tau, tau)
-    for rows in (exact, ghost, renormalised):
+    others = [
+        dense_rows((log_p / tau).log_softmax(1), logits, torch.zeros(50), tau, kind)
+        for kind in ("reverse-kl", "js", "symmetric")
+    ]
+    for rows in (exact, ghost, renormalised, *others):
         (gradient,) = torch.autograd.grad(rows.sum(), logits)
         assert rows.abs().max() < 1e-5 and gradient.abs().max() < 1e-5
 
@@ -190,9 +227,50 @@ def test_sampling_leaves_a_perfect_student_in_peace() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_nothing_outside_the_stored_classes(rule: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_outside_the_stored_classes(rule: str, kind: SoftLoss) -> None:
     for seed in range(8):
-        check_soft(make_case(seed).with_targets(log_tail=torch.full((ROWS,), -INF)), rule)
+        check_soft(make_case(seed).with_targets(log_tail=torch.full((ROWS,), -INF)), rule, kind)
+
+
+def test_reverse_kl_asks_for_no_mass_where_the_teacher_has_little_and_kl_for_mass_where_it_has_some() -> None:
+    """Two teacher classes, a student that can take one of them or spread: each loss prefers its own."""
+    log_p = torch.tensor([[0.5, 0.5, 1e-4]], dtype=torch.float64).log()
+    one, spread = (torch.tensor([p], dtype=torch.float64).log() for p in ([0.98, 0.01, 0.01], [0.34, 0.33, 0.33]))
+    cost = {
+        (kind, name): float(dense_rows(log_p, logits, torch.zeros(3, dtype=torch.float64), 1.0, kind))
+        for kind in KINDS
+        for name, logits in (("one", one), ("spread", spread))
+    }
+    assert cost["kl", "spread"] < cost["kl", "one"]
+    assert cost["reverse-kl", "one"] < cost["reverse-kl", "spread"]
+    assert cost["symmetric", "one"] == pytest.approx((cost["kl", "one"] + cost["reverse-kl", "one"]) / 2)
+    assert 0 < cost["js", "one"] < math.log(2)
+
+
+def test_the_ranking_is_the_published_list_wise_loss_and_lessens_with_each_pair_put_right() -> None:
+    """-sum_k a_k ln(exp(s_k) / sum_{l >= k} exp(s_l)) in the teacher's order, a its probabilities."""
+    log_p = torch.tensor([[0.1, 0.6, 0.3]], dtype=torch.float64).log()
+    s = torch.tensor([[0.5, -0.2, 1.0]], dtype=torch.float64)
+    order, expected = [1, 2, 0], 0.0
+    for place, entry in enumerate(order):
+        chosen = s[0, order[place:]].log_softmax(0)[0]
+        expected -= float(log_p[0, entry].exp() * chosen)
+    nothing = torch.zeros(3, dtype=torch.float64)
+    assert float(dense_rows(log_p, s, nothing, 1.0, "ranking")) == pytest.approx(expected)
+    right = torch.tensor([[-0.2, 1.0, 0.5]], dtype=torch.float64)
+    assert float(dense_rows(log_p, right, nothing, 1.0, "ranking")) < expected
+
+
+def test_classes_that_the_teacher_holds_equal_are_not_put_in_any_order() -> None:
+    """Whatever their order among the candidates, value and gradients are those of the mirrored case."""
+    log_p = torch.tensor([[0.2, 0.4, 0.2, 0.2]], dtype=torch.float64).log()
+    logits = torch.randn(1, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    nothing = torch.zeros(4, dtype=torch.float64)
+    rows = dense_rows(log_p, logits, nothing, 1.0, "ranking")
+    mirrored = dense_rows(log_p.flip(1), logits.flip(1), nothing, 1.0, "ranking")
+    assert rows.item() == pytest.approx(mirrored.item())
+    assert torch.allclose(torch.autograd.grad(rows, logits)[0], torch.autograd.grad(mirrored, logits)[0])
 
 
 def test_candidates_that_are_all_stored_leave_no_lump() -> None:
@@ -223,7 +301,8 @@ def test_one_stored_class_and_a_label_outside_it(rule: str) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_impossible_and_missing_stored_classes(rule: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_impossible_and_missing_stored_classes(rule: str, kind: SoftLoss) -> None:
     """Restricted vocabularies: rows end in class -1 with -inf; a row may have no class at all."""
     for seed in range(12):
         case = make_case(seed, row_weights=seed % 2 == 1)
@@ -233,7 +312,7 @@ def test_impossible_and_missing_stored_classes(rule: str) -> None:
         ids[1], log_probs[1] = -1, -INF
         tail = case.targets.log_tail.clone()
         tail[:2] = -INF
-        check_soft(case.with_targets(class_ids=ids, log_probs=log_probs, log_tail=tail), rule)
+        check_soft(case.with_targets(class_ids=ids, log_probs=log_probs, log_tail=tail), rule, kind)
 
 
 def test_a_one_hot_teacher_is_cross_entropy_with_its_class() -> None:

@@ -15,11 +15,11 @@ from teachonce.errors import TeachOnceError, UsageError
 from teachonce.models.learner import NOISE, SlotLearner, text_learner
 from teachonce.models.prompts import Prompts
 from teachonce.towers.slots import SlotPrompts
-from teachonce.towers.structures import Structure, allocate
+from teachonce.towers.structures import REPLACING, Structure, allocate
 from teachonce.towers.text_tower import TextTower
 
 STRUCTURES: tuple[Structure, ...] = get_args(Structure)
-CARRIED = [x for x in STRUCTURES if x != "unshared-replace"]
+CARRIED = [x for x in STRUCTURES if x not in REPLACING]
 
 
 @functools.cache
@@ -75,9 +75,27 @@ def test_the_start_is_the_hand_written_context(init: str) -> None:
         assert prompts.context is not None and torch.equal(prompts.context, tower.embed_words(CONTEXT))
         assert not any(x.any() for name, x in prompts.tensors().items() if name != "context")
     states = tower.slot_states(CONTEXT)
-    assert_same(learner_of("unshared-replace", init=init)(), SlotPrompts(None, key=states, value=states, replace=True))
     going_on = SlotPrompts(None, states[1:2], states[:2], states[:2], states[1:2], replace=True)
-    assert_same(learner_of("unshared-replace", init=init, depth=2)(), going_on)
+    for structure in REPLACING:
+        assert_same(learner_of(structure, init=init)(), SlotPrompts(None, key=states, value=states, replace=True))
+        assert_same(learner_of(structure, init=init, depth=2)(), going_on)
+
+
+def test_one_state_a_block_is_every_letter_of_the_block() -> None:
+    """4 slots of width 48 in each prompted block, whatever is made of them; other prompts cannot start it."""
+    for depth, last in ((0, False), (3, True)):
+        learner = learner_of("shared-replace", depth=depth)
+        prompts, blocks = train(learner), depth or 4
+        assert learner.trainable_parameters() == blocks * 4 * 48
+        assert prompts.key is not None and torch.equal(prompts.key, prompts.value)  # type: ignore[arg-type]
+        if last:
+            assert torch.equal(prompts.query, prompts.key[-1:]) and torch.equal(prompts.residual, prompts.key[-1:])  # type: ignore[arg-type]
+        else:
+            assert prompts.query is None and prompts.residual is None
+    apart = train(learner_of("unshared-replace"))
+    with pytest.raises(UsageError, match="a value that is not their key"):
+        learner_of("shared-replace").load_start(apart)
+    learner_of("unshared-replace").load_start(train(learner_of("shared-replace")))
 
 
 def test_words_leave_further_slots_to_noise_and_replacing_prompts_to_what_that_leads_to() -> None:

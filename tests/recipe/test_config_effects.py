@@ -88,6 +88,7 @@ def test_rules_hold_for_plain_values_only() -> None:
             structure=structure,
             supervision="hard" if on else "soft",
             soft_weight=1.0 - on,
+            hard_loss="gce" if on else "ce",
             targets="embedding" if on else "top-k",
             candidates="all" if on or tower == "image" else "all-sampled",
             sampled_fill=0 if on else 9,

@@ -17,7 +17,7 @@ from teachonce.reports.curves import MOST_LINES, band, panels
 from teachonce.reports.folder import Folder, read_folder
 from teachonce.reports.tables import best_group, class_gains, measures
 from teachonce.reports.words import headline, points
-from teachonce.runs.grid import Choose
+from teachonce.search.tables import Choose
 
 
 def test_a_grid_is_read_by_its_own_settings(tmp_path: Path) -> None:

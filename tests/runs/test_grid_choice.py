@@ -13,9 +13,9 @@ from teachonce.core.documents import sealed
 from teachonce.errors import DataError, FingerprintError, IntegrityError, UsageError
 from teachonce.phrases import phrase
 from teachonce.runs.choice import choose
-from teachonce.runs.grid import Choose, Evaluation
 from teachonce.runs.grid_documents import GridDocument
 from teachonce.runs.grid_folder import CellFolder, GridFolder, read_document, write_document
+from teachonce.search.tables import Choose, Evaluation
 
 
 def cell(folder: GridFolder, digest: str, held_out: float | None, dev: float | None = None) -> None:

@@ -12,7 +12,6 @@ import pytest
 from teachonce.core.documents import SEAL, sealed
 from teachonce.errors import IntegrityError, UsageError
 from teachonce.phrases import Phrase, phrase
-from teachonce.runs.grid import Choose, DataKeys
 from teachonce.runs.grid_documents import (
     CellDocument,
     Choice,
@@ -22,6 +21,7 @@ from teachonce.runs.grid_documents import (
     decode_grid_results,
 )
 from teachonce.runs.grid_folder import GridFolder, write_document
+from teachonce.search.tables import Choose, DataKeys
 
 CELL: dict[str, Any] = {  # as version 0.1 wrote the documents, with these keys in this order
     "digest": "53e2e86383b10e52",

@@ -114,6 +114,32 @@ def test_the_mean_of_probabilities(weights: tuple[float, ...] | None, pair: tupl
     assert verify(VerifyRequest(labels=tmp_path / "ab.zarr"), Silent()).ok
 
 
+@pytest.mark.parametrize("rule", ["confidence", "entropy", "margin"])
+def test_rows_weigh_their_teachers(rule: str, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """By how sure each is of the row, names counted once; it is in the fingerprint, and continues the same store."""
+    result = run(pair, tmp_path / "ab.zarr", row_weights=rule, calibrate=False, top_k=4)
+    parts = [softmax(trained_scale(path) * cosines(path)) for path in pair]
+    sure = []
+    for path, p in zip(pair, parts, strict=True):
+        names = np.unique(LabelStore.open(path).class_embeddings(), axis=0, return_inverse=True)[1]
+        of_name = np.stack([p[:, names == name].sum(1) for name in range(names.max() + 1)], axis=1)
+        best = np.sort(of_name, axis=1)[:, ::-1]
+        entropy = -(of_name * np.log(of_name)).sum(1)
+        sure.append({"confidence": best[:, 0], "entropy": np.exp(-entropy), "margin": best[:, 0] - best[:, 1]}[rule])
+    weights = np.stack(sure) / np.sum(sure, axis=0)
+    check_mean(tmp_path / "ab.zarr", (weights[:, :, None] * np.stack(parts)).sum(0))
+    for teacher, share in zip(result.teachers, weights.mean(1), strict=True):
+        assert teacher["mean_row_weight"] == pytest.approx(share, abs=1e-4)
+    fingerprint = LabelStore.open(tmp_path / "ab.zarr").groups[LABELS].fingerprint
+    assert fingerprint["row_weights"] == rule
+    again = run(pair, tmp_path / "ab.zarr", row_weights=rule, calibrate=False, top_k=4)
+    assert (again.chunks_written, again.store_id) == (0, result.store_id)
+    with pytest.raises(FingerprintError, match="row_weights: stored"):
+        run(pair, tmp_path / "ab.zarr", calibrate=False, top_k=4)
+    with pytest.raises(UsageError, match="not both"):
+        run(pair, tmp_path / "no.zarr", row_weights=rule, weights=(0.5, 0.5))
+
+
 def test_calibration_makes_the_labels_more_probable(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """The scales are said, stored and used; each lowers its teacher's mean -ln p(label)."""
     notes = Notes()

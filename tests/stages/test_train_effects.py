@@ -18,7 +18,14 @@ from teachonce.recipe.config_file import load_train_config
 from teachonce.stages.train import TrainRequest, train
 
 BASE = ("steps=3", "batch_size=24", "checkpoint_every=100", "log_every=1", "warmup_steps=1")
-SOFT = ("soft_schedule=rise", "temperature=2", "teacher_temperature=2", "targets=embedding", "tail=to-label")
+SOFT = (
+    "soft_schedule=rise",
+    "soft_loss=js",
+    "temperature=2",
+    "teacher_temperature=2",
+    "targets=embedding",
+    "tail=to-label",
+)
 
 FEW = "candidates=sampled sampled_top=1 batch_size=2"  # so that there are others than labels to draw
 
@@ -34,7 +41,9 @@ class Case(NamedTuple):
 CASES = (
     Case("supervision=hard", "", ("soft_weight=0.5", "kl_mean=rows-and-classes", *SOFT)),
     Case("soft_weight=0", "", SOFT),
-    Case("supervision=soft", "", ("hard_over=seen",)),
+    Case("supervision=soft", "", ("hard_over=seen", "hard_loss=gce")),
+    Case("", "hard_loss=gce", ("gce_q=0.5",)),
+    Case("supervision=soft hard_loss=ce", "hard_loss=gce", ("gce_q=0.5",)),
     Case("tower=image", "", ("anchor_weight=1", "anchor_form=l1", "bare_templates=the-{}")),
     Case("anchor_weight=0", "", ("anchor_form=l1", "bare_templates=the-{}")),
     Case("targets=embedding", "", ("tail=to-label",)),

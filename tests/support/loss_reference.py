@@ -86,8 +86,8 @@ def log_sum(values: Sequence[float]) -> float:
     return top if top == -INF else top + math.log(sum(math.exp(x - top) for x in values))
 
 
-def plain_hard(case: Case, row: int, groups: Sequence[int] | None, smoothing: float = 0.0) -> float:
-    """Cross-entropy of one row."""
+def plain_hard(case: Case, row: int, groups: Sequence[int] | None, smoothing: float = 0.0, power: float = 0.0) -> float:
+    """Cross-entropy of one row, or generalised cross-entropy."""
     label = int(case.labels[row])
     if label < 0:
         return 0.0
@@ -96,6 +96,8 @@ def plain_hard(case: Case, row: int, groups: Sequence[int] | None, smoothing: fl
     mine = [label] if groups is None else [i for i, group in enumerate(groups) if group == groups[label]]
     loss = total - log_sum([s[i] + weight[i] for i in mine])
     w = [math.exp(x) for x in weight]
+    if power:
+        return (1 - math.exp(-loss) ** power) / power
     spread = sum(a * (total - b) for a, b in zip(w, s, strict=True)) / sum(w)
     return (1 - smoothing) * loss + smoothing * spread
 
@@ -120,20 +122,44 @@ def plain_teacher(case: Case, row: int, rule: str) -> list[float]:
     return [x / total if total else 0.0 for x in mass]
 
 
-def plain_dense(case: Case, row: int, teacher: Sequence[float]) -> float:
+def plain_apart(kind: str, entries: Sequence[tuple[float, float, float]]) -> float:
+    """A divergence of one row from (p, ln q, w) of each entry that is there; 0 for a teacher without mass."""
+    if not any(p for p, _, _ in entries):
+        return 0.0
+    total = 0.0
+    for p, log_q, w in entries:
+        q = math.exp(log_q)
+        log_p = math.log(p) if p else math.log(1e-7)
+        forward, backward = p * (log_p - log_q), q * (log_q - log_p)
+        log_m = log_sum([log_p if p else -INF, log_q]) - math.log(2)
+        js = (p * (log_p - log_m) + q * (log_q - log_m)) / 2
+        total += w * {"kl": forward, "reverse-kl": backward, "symmetric": (forward + backward) / 2, "js": js}[kind]
+    return total
+
+
+def plain_ranking(entries: Sequence[tuple[float, float, float, float]]) -> float:
+    """The list-wise loss of one row from (rank, p, s, w) of each entry that is there: the highest rank comes first."""
+    total = 0.0
+    for rank, p, s, w in entries:
+        if p:
+            behind = log_sum([other + math.log(v) for r, _, other, v in entries if r <= rank])
+            total += w * p * (behind - s)
+    return total
+
+
+def plain_dense(case: Case, row: int, teacher: Sequence[float], kind: str = "kl") -> float:
     """tau^2 times the weighted sum, from the teacher's probability of every class."""
     s, weight = [x / case.tau for x in case.logits[row].tolist()], case.weights(row)
     total = log_sum([a + b for a, b in zip(s, weight, strict=True)])
-    loss = 0.0
-    for column, class_id in enumerate(case.classes.tolist()):
-        p, w = teacher[class_id], math.exp(weight[column])
-        if p > 0 and w > 0:
-            loss += w * p * (math.log(p) - (s[column] - total))
-    return case.tau**2 * loss
+    here = [i for i in range(len(s)) if weight[i] > -INF]
+    p = [teacher[class_id] for class_id in case.classes.tolist()]
+    if kind == "ranking":
+        return case.tau**2 * plain_ranking([(p[i], p[i], s[i], math.exp(weight[i])) for i in here])
+    return case.tau**2 * plain_apart(kind, [(p[i], s[i] - total, math.exp(weight[i])) for i in here])
 
 
-def plain_top_k(case: Case, row: int, rule: str) -> float:
-    """tau^2 KL of one row by `ghost` or `renormalise`."""
+def plain_top_k(case: Case, row: int, rule: str, kind: str = "kl") -> float:
+    """tau^2 times the divergence of one row by `ghost` or `renormalise`."""
     weight = case.weights(row)
     s = [x / case.tau for x in case.logits[row].tolist()]
     single: dict[int, float] = {}  # candidate column: ln of the teacher's softened, unnormalised mass
@@ -146,10 +172,17 @@ def plain_top_k(case: Case, row: int, rule: str) -> float:
             rest.append(log_p / case.teacher_tau)
     others = [s[i] + weight[i] for i in range(len(s)) if i not in single and weight[i] > -INF]
     pairs = [(mass, s[i]) for i, mass in single.items()]
-    if rule == "ghost" and others:
+    lump = rule == "ghost" and bool(others)
+    if lump:
         pairs.append((log_sum(rest), log_sum(others)))
     of_teacher, of_student = log_sum([a for a, _ in pairs]), log_sum([b for _, b in pairs])
     if of_teacher == -INF:
         return 0.0
-    terms = (math.exp(a - of_teacher) * (a - of_teacher - b + of_student) for a, b in pairs if a > -INF)
-    return case.tau**2 * sum(terms)
+    if kind == "ranking":
+        ranks = [a for a, _ in pairs]
+        if lump and ranks[-1] > -INF:
+            ranks[-1] = -1e300  # behind every stored class that has a mass
+        return case.tau**2 * plain_ranking(
+            [(rank, math.exp(a - of_teacher), b, 1.0) for rank, (a, b) in zip(ranks, pairs, strict=True)]
+        )
+    return case.tau**2 * plain_apart(kind, [(math.exp(a - of_teacher), b - of_student, 1.0) for a, b in pairs])

@@ -19,8 +19,12 @@ class TrainResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportResult:
+    method: str = "CoOp"
     slots: int = 4
     width: int = 512
+    depth: int = 1
+    image_slots: int = 0
+    image_depth: int = 0
     position: str = "before"
     epoch: int | None = 50
     student_proved: bool = True

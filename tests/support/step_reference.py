@@ -184,6 +184,11 @@ class PlainStep:
     def prompts(self, tower: str, leaves: Gradients) -> SlotPrompts:
         """start + unit * parameter."""
         start = self.starts[tower]
+        if f"{tower}.state" in leaves:
+            state = start.tensors()["key"].double() + self.units[tower]["state"] * leaves[f"{tower}.state"]
+            last = {} if start.query is None else {"query": state[-1:], "residual": state[-1:]}
+            gate = None if start.gate is None else leaves[f"{tower}.gate"]
+            return SlotPrompts(None, key=state, value=state, gate=gate, **last, replace=True)
         values: dict[str, Any] = {
             name: value.double() + self.units[tower][name] * leaves[f"{tower}.{name}"]
             for name, value in start.tensors().items()
@@ -240,12 +245,14 @@ class PlainStep:
         wanted = -(log_p + log_weight).masked_fill(~same, -torch.inf).logsumexp(1)
         weight = log_weight.exp()
         spread = -(weight * log_p).sum(1) / weight.sum(1)
-        smoothing = self.config.loss.label_smoothing
+        smoothing, q = self.config.loss.label_smoothing, self.config.loss.gce_q
+        if self.config.loss.hard_loss == "gce":
+            return ((1 - (-wanted).exp() ** q) / q).sum() / max(1, len(label))
         return ((1 - smoothing) * wanted + smoothing * spread).sum() / max(1, len(label))
 
     def soft(self, logits: Tensor, log_weight: Tensor, label: Tensor, batch: Batch) -> Tensor:
-        """tau^2 KL from the teacher by the config's source and tail rule, [B]."""
-        config, tau = self.config, self.config.loss.temperature
+        """tau^2 times the divergence from the teacher by the config's source and tail rule, [B]."""
+        config, tau, kind = self.config, self.config.loss.temperature, self.config.loss.soft_loss
         softened = config.loss.teacher_temperature or tau
         if config.loss.targets == "embedding":
             cosines = torch.from_numpy(batch.embedding @ self.rows.class_embeddings.T).double()
@@ -253,13 +260,13 @@ class PlainStep:
             if config.candidates.candidates == "teacher":  # over these alone
                 scores = scores + log_weight
             teacher = scores.softmax(1)
-            return divergence(teacher, logits, log_weight, tau)
+            return divergence(teacher, logits, log_weight, tau, kind)
         ids = torch.from_numpy(batch.class_ids).long()  # every row has as many classes
         mass = torch.zeros_like(logits).scatter(1, ids, (torch.from_numpy(batch.log_probs).double() / softened).exp())
         stored = torch.zeros_like(logits, dtype=torch.bool).scatter(1, ids, True)
         if config.loss.tail == "renormalise":
             kept = stored & (log_weight > -torch.inf)
-            return tau**2 * kl(mass * kept, logits.div(tau).exp() * kept)
+            return tau**2 * apart(mass * kept, logits.div(tau).exp() * kept, kind)
         column = self.rows.temperatures.index(softened)
         tail = torch.from_numpy(batch.log_residual[:, column]).double().exp()[:, None]
         if config.loss.tail == "ghost":
@@ -267,12 +274,13 @@ class PlainStep:
             student = (logits / tau + log_weight).exp()
             rest = [tail + (mass * ~single).sum(1, keepdim=True), (student * ~single).sum(1, keepdim=True)]
             rest[0] = rest[0] * (rest[1] > 0)
-            return tau**2 * kl(torch.cat([mass * single, rest[0]], 1), torch.cat([student * single, rest[1]], 1))
+            lists = [torch.cat([head * single, lump], 1) for head, lump in zip((mass, student), rest, strict=True)]
+            return tau**2 * apart(lists[0], lists[1], kind)
         if config.loss.tail == "residual-uniform":
             mass = mass + ~stored * tail / (~stored).sum(1, keepdim=True)
         else:
             mass = mass + nn.functional.one_hot(label.clamp(min=0), len(self.names)) * (label >= 0)[:, None] * tail
-        return divergence(mass / mass.sum(1, keepdim=True), logits, log_weight, tau)
+        return divergence(mass / mass.sum(1, keepdim=True), logits, log_weight, tau, kind)
 
 
 @functools.cache
@@ -291,6 +299,8 @@ def units_of(tower: str, learner: Any, clip: LoadedClip, config: TrainConfig) ->
         sizes = torch.ones_like(sizes)
     units = {"context": sizes[0], "gate": torch.tensor(1.0).double()}
     blocks: Mapping[Letter, range] = learner.allocation.blocks
+    if learner.allocation.tied:
+        return units | {"state": sizes[: len(blocks["key"])][:, None, None]}
     return units | {letter: sizes[list(where)][:, None, None] for letter, where in blocks.items()}
 
 
@@ -299,17 +309,47 @@ def log_student(logits: Tensor, log_weight: Tensor, tau: float) -> Tensor:
     return logits / tau - (logits / tau + log_weight).logsumexp(1, keepdim=True)
 
 
-def divergence(teacher: Tensor, logits: Tensor, log_weight: Tensor, tau: float) -> Tensor:
-    """tau^2 sum_c w_c p_T,c (ln p_T,c - ln p_S,c), [B]."""
-    terms = torch.xlogy(teacher, teacher) - teacher * log_student(logits, log_weight, tau)
-    return tau**2 * (log_weight.exp() * terms).sum(1)
+def divergence(teacher: Tensor, logits: Tensor, log_weight: Tensor, tau: float, kind: str = "kl") -> Tensor:
+    """tau^2 times the divergence of the teacher's probability of each class from the student's, [B]."""
+    weight = log_weight.exp()
+    if kind == "ranking":
+        return tau**2 * ranking(teacher, teacher, logits / tau, weight)
+    return tau**2 * spread_apart(teacher, log_student(logits, log_weight, tau), weight, kind)
 
 
-def kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """Between the masses of each row, which are normalised first; 0 for a teacher without mass, [B]."""
+def apart(teacher: Tensor, student: Tensor, kind: str) -> Tensor:
+    """Between the masses of each row, which are normalised first; 0 for a teacher without mass, [B].
+
+    For a ranking the last column is a lump of classes that stand behind all others with a mass.
+    """
     p = teacher / teacher.sum(1, keepdim=True).clamp(min=1e-300)
+    here = (student > 0).double()
+    if kind == "ranking":
+        rank = p.clone()
+        rank[:, -1] = rank[:, -1].clamp(max=1e-200)
+        return ranking(rank, p, student.masked_fill(here == 0, 1.0).log(), here)
     q = student / student.sum(1, keepdim=True)
-    return (torch.xlogy(p, p) - torch.xlogy(p, q.masked_fill(p == 0, 1.0))).sum(1)
+    return spread_apart(p, q.masked_fill(here == 0, 1.0).log(), here * (p.sum(1, keepdim=True) > 0), kind)
+
+
+def spread_apart(p: Tensor, log_q: Tensor, weight: Tensor, kind: str) -> Tensor:
+    """The weighted sum of a divergence's terms, [B]."""
+    q, log_p = log_q.exp(), p.masked_fill(p == 0, 1e-7).log()
+    forward, backward = p * (log_p - log_q), q * (log_q - log_p)
+    m = (p + q) / 2
+    js = (torch.xlogy(p, p) - p * m.log() + q * (log_q - m.log())) / 2
+    terms = {"kl": forward, "reverse-kl": backward, "symmetric": (forward + backward) / 2, "js": js}[kind]
+    return (weight * terms).sum(1)
+
+
+def ranking(rank: Tensor, p: Tensor, s: Tensor, weight: Tensor) -> Tensor:
+    """Each entry is chosen among all of no higher rank; entries without weight are not there, [B]."""
+    total = torch.zeros(len(s)).double()
+    for entry in range(s.shape[1]):
+        behind = (rank <= rank[:, entry, None] * (1 + 1e-4)) * weight
+        chosen = ((s - s[:, entry, None]).exp() * behind).sum(1).clamp(min=1e-300).log()
+        total = total + torch.where(weight[:, entry] * p[:, entry] > 0, weight[:, entry] * p[:, entry] * chosen, 0.0)
+    return total
 
 
 def norm_of(gradient: Mapping[str, Tensor]) -> float:

@@ -124,14 +124,14 @@ def make_world(root: Path, photos: dict[str, bytes]) -> World:
     return World(root, photos)
 
 
-def make_clip(folder: Path, seed: int, embed_dim: int = 16) -> str:
+def make_clip(folder: Path, seed: int, embed_dim: int = 16, layers: int = 2) -> str:
     """Write a small random CLIP whose features differ clearly, as an open_clip folder; returns its spec."""
     import open_clip
     import torch
     from safetensors.torch import save_file
 
-    vision = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 32}
-    text = {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+    vision = {"layers": layers, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 32}
+    text = {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": layers}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = open_clip.CLIP(

@@ -32,7 +32,7 @@ from teachonce.models.learner import NOISE, image_learner
 from teachonce.models.prompts import Prompts
 from teachonce.towers.image_tower import ImageTower, image_obstacle
 from teachonce.towers.slots import SlotPrompts
-from teachonce.towers.structures import Init, Structure, allocate
+from teachonce.towers.structures import REPLACING, Init, Structure, allocate
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -63,8 +63,10 @@ def test_features_and_gradients_equal_the_plain_reference(structure: Structure, 
         expected = gradients(theirs, exact)
         ours = ImageTower.from_clip(model).features(exact(), pixels.double())
         assert (ours - theirs).norm() <= 1e-10 * theirs.norm()
-        allocated = {"context"} if structure != "unshared-replace" else set()
-        allocated |= set(allocate(structure, L, depth).blocks) | ({"gate"} if init == "template" else set())
+        allocated = {"context"} if structure not in REPLACING else set()
+        allocation = allocate(structure, L, depth)
+        allocated |= {"state"} if allocation.tied else set(allocation.blocks)
+        allocated |= {"gate"} if init == "template" else set()
         assert set(expected) == allocated
         for name, gradient in gradients(ours, exact).items():
             reference = expected[name]
@@ -249,7 +251,7 @@ def test_a_shared_context_starts_any_structure(structure: Structure) -> None:
     for depth in (1, L - 1, 0):
         learner = image_learner(tower, prompts_of(structure, depth, init="normal"))
         learner.load_start(shared)
-        pixels = torch.zeros(1, 3, 32, 32) if structure == "unshared-replace" else photos("openai")
+        pixels = torch.zeros(1, 3, 32, 32) if structure in REPLACING else photos("openai")
         assert torch.allclose(tower.features(learner(), pixels), tower.features(shared, pixels), rtol=0, atol=1e-5)
 
 

@@ -20,9 +20,9 @@ def blocks(structure: Structure, layers: int, depth: int) -> dict[str, list[int]
     return {letter[0]: list(where) for letter, where in allocate(structure, layers, depth).blocks.items()}
 
 
-def test_the_names_are_three_structures_and_every_other_set_of_letters() -> None:
+def test_the_names_are_four_structures_and_every_other_set_of_letters() -> None:
     sets = ["".join(x) for size in range(1, 5) for x in itertools.combinations("qkvr", size)]
-    assert set(get_args(Structure)) == {"shared", "unshared", "unshared-replace", *sets} - {"qkv"}
+    assert set(get_args(Structure)) == {"shared", "unshared", "unshared-replace", "shared-replace", *sets} - {"qkv"}
 
 
 def test_carried_letters_are_in_the_first_blocks_but_nothing_reads_the_last_blocks_query_and_residual() -> None:
@@ -52,6 +52,8 @@ def test_replacing_has_a_query_and_a_residual_only_where_the_slot_goes_on() -> N
         ("shared", 0, 8_192),  # 16 x 512
         ("unshared", 0, 294_912),  # (1 + 11 + 12 + 12) x 8192
         ("unshared", 9, 229_376),  # (1 + 9 + 9 + 9) x 8192
+        ("shared-replace", 0, 98_304),  # 12 x 8192
+        ("shared-replace", 9, 73_728),  # 9 x 8192
         ("unshared-replace", 0, 196_608),  # (12 + 12) x 8192
         ("unshared-replace", 9, 163_840),  # (9 + 9 + 1 + 1) x 8192
         ("kv", 0, 204_800),  # (1 + 12 + 12) x 8192

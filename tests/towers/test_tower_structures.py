@@ -14,7 +14,7 @@ from teachonce.errors import TeachOnceError
 from teachonce.models.learner import replacing, text_learner
 from teachonce.models.prompts import Prompts
 from teachonce.towers.slots import SlotPrompts
-from teachonce.towers.structures import Letter, Position, Structure, allocate
+from teachonce.towers.structures import REPLACING, Letter, Position, Structure, allocate
 from teachonce.towers.text_tower import TextTower
 
 STRUCTURES: tuple[Structure, ...] = get_args(Structure)
@@ -86,7 +86,7 @@ def test_in_float32_they_are_equal_to_1e_5(structure: Structure) -> None:
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_step_zero_is_the_hand_written_template(structure: Structure, kind: str) -> None:
     model, tower = made(kind)
-    positions = POSITIONS[:1] if structure == "unshared-replace" else POSITIONS
+    positions = POSITIONS[:1] if structure in REPLACING else POSITIONS
     for position in positions:
         theirs = model.encode_text(full_tokens(model, NAMES, TEMPLATES[position]), normalize=True)  # type: ignore[operator]
         for depth in range(tower.layers + 1):

@@ -20,7 +20,8 @@ import tower_reference
 from torch import nn
 
 from teachonce.errors import DataError, FingerprintError, IntegrityError, TeachOnceError, UsageError
-from teachonce.models.foreign_prompts import prove_student, read_foreign
+from teachonce.foreign.proof import prove_student
+from teachonce.foreign.reading import read_foreign
 from teachonce.towers.text_tower import TextTower
 
 NAMES = ["tench", "great white shark"]
