@@ -55,6 +55,11 @@ class Contender:
         """The same student without prompts."""
         return dataclasses.replace(self, prompts=None, linear=None, linear_why="")
 
+    def known_names(self, names: Sequence[str]) -> int:
+        """How many of some names its head has a vector of their own for."""
+        head = None if self.prompts is None else self.prompts.meta.head
+        return 0 if head is None else len(set(names) & set(head.names))
+
     def identity(self, templates: Sequence[str]) -> list[Any]:
         """What the contender's class features depend on besides the student's weights and the names."""
         tokenizer = self.clip.behaviour["tokenizer"]

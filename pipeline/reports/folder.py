@@ -18,13 +18,14 @@ from typing import Any
 from teachonce.core.digests import canonical_json
 from teachonce.core.documents import fault_of
 from teachonce.errors import DataError, IntegrityError
+from teachonce.evaluation.result_files import Evaluation, read_evaluation
 from teachonce.models.spec import PARTS
 from teachonce.phrases import phrase
 from teachonce.recipe.config import TrainConfig
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.grid_documents import CellDocument, GridDocument, GridResults
 from teachonce.runs.grid_folder import GridFolder
-from teachonce.runs.reader import Evaluation, Run, Unusable, damaged_documents, read_evaluation, read_run
+from teachonce.runs.reader import Run, Unusable, damaged_documents, read_run
 
 AGAIN = "run the same `teachonce ablate` again: it measures this cell anew"
 DEPTH = 3  # levels of folders below the given one that are searched for runs

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from teachonce.evaluation.result import FIGURES
+from teachonce.evaluation.result_files import ClassFigures, Evaluation, MeasuredOn
 from teachonce.evaluation.statistics import LEVEL, Paired, Summary, bootstrap, holm, paired, summarise
 from teachonce.reports.folder import HELD_OUT, Folder, Group
-from teachonce.runs.reader import ClassFigures, Evaluation, MeasuredOn, Run
+from teachonce.runs.reader import Run
 
 Verdict = Literal["base", "better", "worse", "alike", "untested"]
 Interval = tuple[float, float]

@@ -74,7 +74,8 @@ def in_short(result: EvaluateResult) -> str:
     text += f", template {result.baseline['top1']:.1%}, McNemar p {result.paired['p']:.2g}"
     if result.linear is None:
         return text
-    return text + f"; linear reference {result.linear['top1']:.1%}, to the template p {result.linear['paired']['p']:.2g}"
+    p = result.linear["paired"]["p"]
+    return text + f"; linear reference {result.linear['top1']:.1%}, to the template p {p:.2g}"
 
 
 def credit_file(path: Path, side: str = "") -> Path:

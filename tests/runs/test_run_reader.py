@@ -14,8 +14,9 @@ from patience import seconds
 
 from teachonce.core.documents import LogSeal, csv_bytes, sealed
 from teachonce.core.sums import digest_of
+from teachonce.evaluation.result_files import BESIDE, MeasuredOn, read_evaluation
 from teachonce.runs.folder import RunFolder
-from teachonce.runs.reader import BESIDE, MeasuredOn, Run, Unusable, read_evaluation, read_run
+from teachonce.runs.reader import Run, Unusable, read_run
 
 UNCLOSED = b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4' \n"  # the bracket of its head is never closed
 
@@ -115,11 +116,13 @@ def test_an_evaluation_comes_with_classes_and_the_credit_of_images(tmp_path: Pat
     assert evaluation is not None and evaluation.credits is not None and evaluation.template_credits is not None
     assert evaluation.figures["top1"] == pytest.approx(float(evaluation.credits.mean()))
     assert evaluation.template["top1"] == pytest.approx(float(evaluation.template_credits.mean()))
+    assert evaluation.linear_credits is not None
+    assert evaluation.linear["top1"] == pytest.approx(float(evaluation.linear_credits.mean()))
     assert np.mean([line.top1 for line in evaluation.classes]) == pytest.approx(evaluation.figures["macro"], abs=1e-4)
     assert all(line.template is not None for line in evaluation.classes)
 
 
-@pytest.mark.parametrize("name", ["val.csv", "val.top1.npy", "val.template.top1.npy"])
+@pytest.mark.parametrize("name", ["val.csv", "val.top1.npy", "val.template.top1.npy", "val.linear.top1.npy"])
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", UNCLOSED, b"id,name\n1\n", b"\xff\xfe"])
 def test_broken_files_beside_an_evaluation_leave_its_figures(name: str, content: bytes, tmp_path: Path) -> None:
     write_evaluation(tmp_path / "val.json", top1=0.5)
@@ -137,7 +140,7 @@ def test_credits_that_are_pickled_or_of_other_images_are_not_read(tmp_path: Path
     assert evaluation is not None and evaluation.credits is None and evaluation.template_credits is None
 
 
-@pytest.mark.parametrize("name", ["val.top1.npy", "val.template.top1.npy"])
+@pytest.mark.parametrize("name", ["val.top1.npy", "val.template.top1.npy", "val.linear.top1.npy"])
 def test_credits_that_are_not_of_the_recorded_figure_are_not_read(name: str, tmp_path: Path) -> None:
     """One image of 240 is more than rounding: another evaluation wrote the file, or another call of this one."""
     write_evaluation(tmp_path / "val.json", top1=0.5)
@@ -146,10 +149,8 @@ def test_credits_that_are_not_of_the_recorded_figure_are_not_read(name: str, tmp
     np.save(tmp_path / name, credits)
     evaluation = read_evaluation(tmp_path / "val.json", "val")
     assert evaluation is not None and len(evaluation.foreign) == 1 and name in evaluation.foreign[0]
-    assert (evaluation.credits is None, evaluation.template_credits is None) == (
-        name == "val.top1.npy",
-        name != "val.top1.npy",
-    )
+    kept = (evaluation.credits, evaluation.template_credits, evaluation.linear_credits)
+    assert [credits is None for credits in kept] == [name == f"val{ending}" for ending in list(BESIDE.values())[1:]]
     (tmp_path / name).unlink()  # what is not there is not damaged
     evaluation = read_evaluation(tmp_path / "val.json", "val")
     assert evaluation is not None and evaluation.foreign == ()
@@ -245,7 +246,7 @@ def test_a_finished_run_says_which_of_its_files_was_changed(tmp_path: Path) -> N
     assert isinstance(damaged, Unusable) and damaged.kind == "damaged" and "its digest differs" in damaged.why
 
 
-@pytest.mark.parametrize("name", ["val.csv", "val.top1.npy", "val.template.top1.npy"])
+@pytest.mark.parametrize("name", ["val.csv", "val.top1.npy", "val.template.top1.npy", "val.linear.top1.npy"])
 def test_a_file_beside_an_evaluation_that_was_changed_is_not_read(name: str, tmp_path: Path) -> None:
     """Even where its mean is as it was."""
     file = tmp_path / "val.json"
@@ -260,5 +261,5 @@ def test_a_file_beside_an_evaluation_that_was_changed_is_not_read(name: str, tmp
     (tmp_path / name).write_bytes(data)
     changed = read_evaluation(file, "val")
     assert changed is not None and len(changed.foreign) == 1 and name in changed.foreign[0]
-    parts = (changed.classes or None, changed.credits, changed.template_credits)
+    parts = (changed.classes or None, changed.credits, changed.template_credits, changed.linear_credits)
     assert [part is None for part in parts] == [name == f"val{ending}" for ending in BESIDE.values()]

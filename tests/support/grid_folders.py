@@ -131,6 +131,7 @@ def write_evaluation(
     file: Path,
     top1: float,
     template: float = 0.38,
+    linear: float | None = 0.44,
     names: Sequence[str] = NAMES,
     n: int = PHOTOS,
     seed: int = 0,
@@ -140,6 +141,7 @@ def write_evaluation(
     file.parent.mkdir(parents=True, exist_ok=True)
     luck = np.random.default_rng(11).random(n)  # of the images: the same in every run
     image_credits = np.clip(luck + np.random.default_rng(seed).normal(0, 0.02, n), 0, 1)
+    fitted = None if linear is None else (luck < linear).astype(np.float32)
     ours, plain = (image_credits < top1).astype(np.float32), (luck < template).astype(np.float32)
     labels = np.arange(n) % len(names)
     text = io.StringIO()
@@ -155,6 +157,8 @@ def write_evaluation(
     if credits:
         np.save(file.with_suffix(".top1.npy"), ours)
         np.save(file.with_suffix(".template.top1.npy"), plain)
+    if credits and fitted is not None:
+        np.save(file.with_suffix(".linear.top1.npy"), fitted)
     document = {
         "schema": 1,
         "top1": float(ours.mean(dtype=float)),
@@ -171,6 +175,7 @@ def write_evaluation(
         "digests": {"samples": "ab" * 16},
         "names_digest": "cd" * 16,
         "baseline": {"top1": float(plain.mean(dtype=float)), "top5": 0.7, "ece": 0.06, "nll": 2.3},
+        "linear": None if fitted is None else {"top1": float(fitted.mean(dtype=float)), "top5": 0.75, "nll": 2.2},
     }
     file.write_text(json.dumps(document))
 
