@@ -56,5 +56,7 @@ CLASS_ORDER = Stream("class order", 0)
 """The direction from which the order of classes in a store is found."""
 BOOTSTRAP = Stream("report", 0)
 """Images that are drawn with replacement for an interval."""
+LINEAR_REFERENCE = Stream("linear reference", 0)
+"""The order of rows in the fit of the linear reference; a part is an epoch."""
 REHEARSAL = Stream("rehearsal", 0)
 """Class features in place of those that a rehearsal has no time to compute."""
