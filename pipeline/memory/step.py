@@ -71,8 +71,8 @@ def step_need(config: TrainConfig, clip: LoadedClip, rows: WorkingSet, gpu: bool
     if config.candidates.candidates == "all-sampled":  # which chooses names by numbers, and needs no more for them
         changes["candidates"] = "all"
     changed = config.changed(**changes)
-    tally, shape = LiveBytes(), clip.prepare(Image.new("RGB", (64, 64))).shape if config.prompts.tower != "text" else ()
-    images = _NoImages(tally, tuple(shape)) if config.prompts.tower != "text" else None
+    tally, shape = LiveBytes(), clip.prepare(Image.new("RGB", (64, 64))).shape if config.prompts.in_images else ()
+    images = _NoImages(tally, tuple(shape)) if config.prompts.in_images else None
     with as_on_a_gpu() if gpu else contextlib.nullcontext():
         fake = tally.fake_model(clip)
         weights = tally.live

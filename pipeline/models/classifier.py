@@ -190,6 +190,26 @@ class PromptsAtWork:
     def class_features(self, names: Sequence[str]) -> Tensor:
         """Unit text features of class names, [C, E] float32; see `LoadedPrompts.classifier`."""
         listed = _require_names(names)
+        features, head = self._text_features(listed), self._prompts.head
+        if head is None:
+            return features
+        known, groups = self._known(listed)
+        first = distinct_rows(groups)[0]  # names that are equal stay equal to the last bit
+        with torch.no_grad(), exact_products():
+            moved = head.to(features.device).classes(features[first], known[first].to(features.device))
+        return moved[groups.to(features.device)]
+
+    def _known(self, names: list[str]) -> tuple[Tensor, Tensor]:
+        """Each name's row among those that the head knows, or -1, and numbers that equal names share, both [C]."""
+        meta = self._prompts.meta
+        theirs = meta.head.names if meta.head is not None else ()
+        numbers = name_groups(self._student, [*theirs, *names], meta.template)
+        rows = torch.full((int(numbers.max()) + 1,), -1)
+        rows[numbers[: len(theirs)]] = torch.arange(len(theirs))
+        asked = numbers[len(theirs) :]
+        return rows[asked], torch.unique(asked, return_inverse=True)[1]
+
+    def _text_features(self, listed: list[str]) -> Tensor:
         prompts, meta = self._prompts.text, self._prompts.meta
         if prompts is None:
             # A copy: a tensor made under inference_mode cannot become part of somebody's trained model.

@@ -18,7 +18,7 @@ from teachonce.errors import TeachOnceError, UsageError
 from teachonce.models.prompts import Prompts
 from teachonce.towers.image_tower import ImageTower
 from teachonce.towers.slots import SlotPrompts
-from teachonce.towers.structures import Allocation, Letter, allocate
+from teachonce.towers.structures import Allocation, Init, Letter, allocate
 from teachonce.towers.text_tower import TextTower
 
 NOISE = 0.02
@@ -70,6 +70,10 @@ class SlotLearner(nn.Module):
             if blocks is not None and not allocation.tied:
                 empty = zeros.expand(len(blocks), -1, -1)
                 self._add(letter, getattr(start, letter), empty, scales[blocks.start : blocks.stop, None, None])
+        if allocation.added:
+            of_blocks = slice(allocation.added.start, allocation.added.stop)
+            empty = zeros.expand(len(allocation.added), -1, -1)
+            self._add("added", start.added, empty, scales[of_blocks, None, None])
         if start.gate is not None:
             self._add("gate", start.gate, torch.zeros_like(start.gate), scales.new_ones(()))
         gates = 0 if start.gate is None else start.gate.numel()
@@ -111,8 +115,8 @@ class SlotLearner(nn.Module):
         """Set the parameters so that `forward` gives these prompts, up to rounding.
 
         Prompts of the same structure and size are taken as they are. Carried ones may have fewer letters or blocks
-        than there are here: the rest is zero. So a `shared` context starts every structure; a replacing one takes over
-        the block inputs that carried prompts lead to (`replacing`).
+        than there are here: the rest is zero, and added slots are as they start. So a `shared` context starts every
+        structure; a replacing one takes over the block inputs that carried prompts lead to (`replacing`).
 
         Raises:
             UsageError: prompts of another size, with something that this structure does not train, or with letters
@@ -130,7 +134,7 @@ class SlotLearner(nn.Module):
             given = self._as_states(given)
         for name in self._names:
             base = self.get_buffer(f"start_{name}")
-            value = torch.zeros_like(base)
+            value = base.clone() if name == "added" else torch.zeros_like(base)
             if name in given:
                 value[: len(given[name])] = given[name].to(base)
             self.get_parameter(name).copy_((value - base) / self.get_buffer(f"scale_{name}"))
@@ -149,7 +153,7 @@ class SlotLearner(nn.Module):
     def _has_room(self, given: dict[str, Tensor]) -> bool:
         """Whether the tensors fit. All must be there in full, but carried letters may lack blocks or be absent."""
         here = self().tensors()
-        partial: set[str] = set() if self.allocation.replace else set(_LETTERS)
+        partial: set[str] = set() if self.allocation.replace else {*_LETTERS, "added"}
         if not set(here) - partial <= set(given) <= set(here):
             return False
         sizes = [(x.shape, here[name].shape, name in partial) for name, x in given.items()]
@@ -163,7 +167,7 @@ class SlotLearner(nn.Module):
         key = self.get_buffer(f"start_{STATE if self.allocation.tied else 'key'}")
         letters = (prompts.query, prompts.key, prompts.value, prompts.residual)
         beyond = any(x is not None and len(x) > len(key) for x in letters)
-        fits = prompts.context is not None and prompts.context.shape == key.shape[1:]
+        fits = prompts.context is not None and prompts.context.shape == key.shape[1:] and prompts.added is None
         if self._block_inputs is None or beyond or not fits:
             return prompts
         moved = prompts.apply(lambda x: x.to(key))
@@ -199,6 +203,7 @@ def text_learner(tower: TextTower, prompts: Prompts, seed: int = 0) -> SlotLearn
         inputs at its slots.
     words: the context's words in the first slots, noise in further ones. Replace: the block inputs of these.
     normal: N(0, 0.02) in every slot (CoOp), zero deltas. Replace: N(0, 1) times the size of the hand-written states.
+    Of `accumulate` see `_added`; it has no start that is the template.
 
     Args:
         tower: the student's.
@@ -227,7 +232,27 @@ def text_learner(tower: TextTower, prompts: Prompts, seed: int = 0) -> SlotLearn
         start = SlotPrompts(context)
         if allocation.replace:
             start = replacing(allocation, start, tower.block_inputs(start))
+        if allocation.added:
+            start = replace(start, added=_added(allocation, start, prompts.init, tower.block_inputs, noise))
     return SlotLearner(allocation, start, scales_L, tower.block_inputs)
+
+
+def _added(
+    allocation: Allocation,
+    carried: SlotPrompts,
+    init: Init,
+    block_inputs: Callable[[SlotPrompts], Tensor],
+    noise: Callable[..., Tensor],
+) -> Tensor:
+    """What the slots that blocks add hold at first, [n, M, D].
+
+    normal: N(0, 0.02), as in the code of arXiv 2502.14125. Else the states that the carried slots have there, which are
+    of the right size in each block: those slots count twice, and twins part as soon as their gradients differ.
+    """
+    blocks = allocation.added
+    if init == "normal":
+        return NOISE * noise(len(blocks), *block_inputs(carried).shape[1:])
+    return block_inputs(carried)[blocks.start : blocks.stop]
 
 
 def _replacing_noise(
@@ -267,6 +292,16 @@ def _check_length(prompts: Prompts, tokens: int, tower: TextTower) -> None:
             f"{slots} slots are too few for the {tokens} tokens of {prompts.context!r}",
             hint="shorten the context, raise length, or set init = 'normal'",
         )
+    if prompts.init == "template" and prompts.structure == "accumulate":
+        raise UsageError(
+            "slots that blocks add change what a hand-written template gives: accumulate cannot start as it",
+            hint="set init = 'words', in which added slots begin as the words' states in their block, or 'normal'",
+        )
+    if prompts.position != "before" and prompts.structure == "accumulate":
+        raise UsageError(
+            f"slots {prompts.position} the name: blocks of accumulate add theirs before it",
+            hint="set position = 'before', or another structure",
+        )
     replaced = prompts.init == "template" and prompts.replaces
     if replaced and not tower.shares_slot_states:
         raise UsageError(
@@ -303,10 +338,15 @@ def image_learner(tower: ImageTower, prompts: Prompts, seed: int = 0) -> SlotLea
     allocation = allocate(prompts.structure, tower.layers, prompts.image_depth, key="image_depth")
     sigma_L = tower.patch_scales()
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same numbers on every device
-    noise = torch.randn(prompts.image_length, tower.width, generator=generator).to(sigma_L)
-    start = SlotPrompts(NOISE * noise)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(sigma_L)
+
+    start = SlotPrompts(NOISE * noise(prompts.image_length, tower.width))
     if allocation.replace:
         start = replacing(allocation, start, tower.block_inputs(start))
+    if allocation.added:  # nothing else tells a new slot from those that came before
+        start = replace(start, added=_added(allocation, start, "normal", tower.block_inputs, noise))
     if prompts.init == "template":
         start = replace(start, gate=torch.zeros_like(sigma_L))
     scales_L = sigma_L if prompts.layer_scale else torch.ones_like(sigma_L)

@@ -38,6 +38,7 @@ from teachonce.errors import (
     TeachOnceError,
     UsageError,
 )
+from teachonce.heads.vectors import Head, head_of
 from teachonce.models.prompt_names import CHECKPOINTS_FOLDER, CONFIG_FILE, EXPORTED, META_FILE, TENSORS_FILE
 from teachonce.models.prompts import PromptMeta
 from teachonce.models.spec import unlike
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 _FORMAT = "teachonce-prompts-2"  # tensors `text.context`, `text.key`, ..., `image.context`, ...
 _FIRST_FORMAT = "teachonce-prompts-1"  # text prompts only, tensors without a tower's name
 
+OF_HEAD = "head."  # what the names of a head's tensors begin with
 _MOST_BYTES = 1 << 30  # of either file; prompts of the largest towers have some 10 MB
 _MOST_HEADER = 1 << 20
 
@@ -76,6 +78,8 @@ class LoadedPrompts:
     """SHA-256 (hex) of prompts.safetensors."""
     student: LoadedClip | None = None
     """The student, where it is loaded already."""
+    head: Head | None = None
+    """What was trained behind the towers."""
 
     def classifier(self, names: Sequence[str]) -> Tensor:
         """Unit text features of class names, [C, E] float32. The first call loads the student.
@@ -125,7 +129,9 @@ class LoadedPrompts:
         return PromptsAtWork(self)
 
 
-def save_prompts(folder: Path, text: SlotPrompts | None, image: SlotPrompts | None, meta: PromptMeta) -> None:
+def save_prompts(
+    folder: Path, text: SlotPrompts | None, image: SlotPrompts | None, meta: PromptMeta, head: Head | None = None
+) -> None:
     """Write `prompts.safetensors` (float32) and `prompts.json` into a folder, each in one piece.
 
     The JSON goes last and holds the digest of the tensors: if it is there and agrees, both are whole.
@@ -141,10 +147,12 @@ def save_prompts(folder: Path, text: SlotPrompts | None, image: SlotPrompts | No
         if prompts is not None
         for name, x in prompts.tensors().items()
     }
+    of_head = {} if head is None else head.tensors()
+    tensors |= {f"{OF_HEAD}{name}": x.detach().float().cpu().contiguous() for name, x in of_head.items()}
     if _shapes(tensors) != _expected_shapes(meta):
         raise TeachOnceError(f"prompts of shapes {_shapes(tensors)} are not what {meta} describes")
     data = bytes_from_tensors(tensors)
-    body = {"format": _FORMAT, "tensors_sha256": hashlib.sha256(data).hexdigest(), "meta": dataclasses.asdict(meta)}
+    body = {"format": _FORMAT, "tensors_sha256": hashlib.sha256(data).hexdigest(), "meta": _written(meta)}
     document = {**body, "document_sha256": canonical_digest(body)}
     atomic_write_bytes(folder / TENSORS_FILE, data)
     atomic_write_bytes(folder / META_FILE, (json.dumps(document, indent=2) + "\n").encode())
@@ -171,7 +179,22 @@ def load_prompts(folder: str | Path, model: str | None = None) -> LoadedPrompts:
     meta = decode(PromptMeta, document["meta"], f"{folder / META_FILE}: meta", IntegrityError)
     tensors = _tensors(folder / TENSORS_FILE, document, meta)
     text, image = (_prompts_of(tower, tensors, meta.structure) for tower in ("text", "image"))
-    return LoadedPrompts(text, image, meta, model or meta.student, document["tensors_sha256"])
+    return LoadedPrompts(
+        text, image, meta, model or meta.student, document["tensors_sha256"], head=_head_of(meta, tensors)
+    )
+
+
+def _written(meta: PromptMeta) -> dict[str, Any]:
+    """The metadata as the file has them; files of prompts without a head are those of versions that knew none."""
+    fields = dataclasses.asdict(meta)
+    return fields if meta.head is not None else {key: value for key, value in fields.items() if key != "head"}
+
+
+def _head_of(meta: PromptMeta, tensors: dict[str, Tensor]) -> Head | None:
+    if meta.head is None:
+        return None
+    of_head = {name.removeprefix(OF_HEAD): x for name, x in tensors.items() if name.startswith(OF_HEAD)}
+    return head_of(meta.head).load(of_head).requires_grad_(False)
 
 
 def _tensors(file: Path, document: dict[str, Any], meta: PromptMeta) -> dict[str, Tensor]:

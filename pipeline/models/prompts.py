@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from teachonce import __version__
 from teachonce.core.strict import OURS, Above, AtLeast, Idle, Source, Table, idle
+from teachonce.heads.kinds import HeadMeta
 from teachonce.towers.structures import REPLACING, Init, Position, Structure, allocate, written
 
 if TYPE_CHECKING:
@@ -21,17 +22,19 @@ if TYPE_CHECKING:
     from teachonce.towers.slots import SlotPrompts
     from teachonce.towers.text_tower import TextTower
 
-Tower = Literal["text", "image", "both"]
-"""Which of the student's towers carry prompts."""
+Tower = Literal["text", "image", "both", "none"]
+"""Which of the student's towers carry prompts; none: there is a head alone."""
 IMAGES = 'tower = "image" or "both"'
-NOT_TEXT = Idle(("tower",), lambda values: values["tower"] == "text", needs=IMAGES)
-NOT_IMAGE = idle(tower="image")
+NOT_TEXT = Idle(("tower",), lambda values: values["tower"] in ("text", "none"), needs=IMAGES)
+NOT_IMAGE = Idle(("tower",), lambda values: values["tower"] in ("image", "none"))
+NO_PROMPTS = idle(tower="none")
 
 
 def _starts_alike(values: Mapping[str, Any]) -> bool:
     """Whether the slots are just the template's words, so that init = 'words' and 'template' are the same start."""
     carried = values["structure"] not in REPLACING or values["position"] == "before"
-    return (values["tower"], values["length"]) == ("text", 0) and carried
+    known = carried and values["structure"] != "accumulate"  # of which the template is no start
+    return (values["tower"], values["length"]) == ("text", 0) and known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +42,18 @@ class Prompts(Table):
     """What carries prompts, what they are and how they begin."""
 
     tower: Annotated[Tower, Source("POMP; RPP's encoders are not known to us")] = "text"
-    """Which of the student's towers carries prompts. image, both: images are read in training (`--root`)."""
+    """Which of the student's towers carries prompts. image, both: images are read in training (`--root`).
+    none: no prompts, a head alone on the context's class vectors ([head])."""
     structure: Annotated[
-        Structure, Source('ours: carried, so that the query prompt lives; RPP as reported: "unshared-replace"')
+        Structure,
+        NO_PROMPTS,
+        Source('ours: carried, so that the query prompt lives; RPP as reported: "unshared-replace"'),
     ] = "unshared"
     """shared: context vectors at the input (CoOp, POMP). unshared: query/key/value prompts in each layer on top of the
     carried slot states (ours). unshared-replace: such prompts in place of the slot states (RPP as reported by third
     parties). shared-replace: one new state a slot in each layer (MaPLe, PromptSRC). Letters (q, k, v, r for the
-    residual) are ablations of unshared."""
+    residual) are ablations of unshared. accumulate: each layer adds slots, and those of earlier layers stay (arXiv
+    2502.14125); not with init = "template" in the text tower."""
     context: Annotated[str, Source("ours: step 0 is the hand-written template exactly; POMP starts from noise")] = (
         "a photo of a"
     )
@@ -55,9 +62,11 @@ class Prompts(Table):
     """Slots in the text tower; 0: as many as the context has tokens."""
     depth: Annotated[int, AtLeast(0), NOT_IMAGE, idle(structure="shared"), Source("ours: all layers")] = 0
     """The first `depth` layers of the text tower carry prompts; 0 means all."""
-    init: Annotated[Init, Idle(("tower", "length"), _starts_alike, only="words"), OURS] = "template"
+    init: Annotated[Init, NO_PROMPTS, Idle(("tower", "length"), _starts_alike, only="words"), OURS] = "template"
     """template: step 0 is the hand-written template exactly. words: as it, further slots are noise. normal: noise."""
-    layer_scale: Annotated[bool, Source("ours: slot states differ a hundredfold in size between layers")] = True
+    layer_scale: Annotated[
+        bool, NO_PROMPTS, Source("ours: slot states differ a hundredfold in size between layers")
+    ] = True
     """Measure prompts in units of the slot states at each layer, so that one learning rate suits all of them."""
     position: Annotated[Position, NOT_IMAGE, Source('POMP, CoOp\'s "end"')] = "before"
     """Where the slots stand, seen from the class name (CoOp: end, middle, front)."""
@@ -65,6 +74,16 @@ class Prompts(Table):
     """Slots in the image tower."""
     image_depth: Annotated[int, AtLeast(0), NOT_TEXT, idle(structure="shared"), OURS] = 0
     """The first `image_depth` layers of the image tower carry prompts; 0 means all."""
+
+    @property
+    def in_text(self) -> bool:
+        """Whether the text tower carries prompts."""
+        return self.tower in ("text", "both")
+
+    @property
+    def in_images(self) -> bool:
+        """Whether the image tower carries prompts, so that images are read in training."""
+        return self.tower in ("image", "both")
 
     @property
     def replaces(self) -> bool:
@@ -95,6 +114,7 @@ class PromptMeta:
     student_behaviour: dict[str, str] = dataclasses.field(default_factory=dict)  # early versions wrote none
     suffix: str  # what follows a name
     version: str  # of this project
+    head: HeadMeta | None = None  # of the head behind the towers; early versions had none
 
     @classmethod
     def of(
@@ -106,6 +126,7 @@ class PromptMeta:
         text: SlotPrompts | None,
         image_tower: ImageTower | None = None,
         image: SlotPrompts | None = None,
+        head: HeadMeta | None = None,
     ) -> PromptMeta:
         """Describe prompts that were made as asked.
 
@@ -116,6 +137,7 @@ class PromptMeta:
             text: the prompts of the text tower; None without.
             image_tower: needed where there are image prompts.
             image: likewise of the image tower.
+            head: the head behind the towers; None without.
         """
         fields = {field.name for field in dataclasses.fields(cls)}
         values = {key.name: getattr(asked, key.name) for key in dataclasses.fields(asked) if key.name in fields}
@@ -138,6 +160,7 @@ class PromptMeta:
             student_behaviour=dict(clip.behaviour),
             suffix=suffix,
             version=__version__,
+            head=head,
         )
 
     @property
@@ -148,9 +171,9 @@ class PromptMeta:
     def public(self) -> dict[str, Any]:
         """What an export says of the prompts, in the order of its card; nothing of a tower without prompts."""
         keys = ["tower", "structure", "init", "context"]
-        if self.tower != "image":
+        if self.tower in ("text", "both"):
             keys += ["slots", "depth", "position"]
-        if self.tower != "text":
+        if self.tower in ("image", "both"):
             keys += ["image_slots", "image_depth", "image_gate"]
         return {key: getattr(self, key) for key in (*keys, "suffix")}
 
@@ -173,6 +196,9 @@ class PromptMeta:
                 shapes[f"{tower}.context"] = (slots, width)
             for letter, blocks in allocation.blocks.items():
                 shapes[f"{tower}.{letter}"] = (len(blocks), slots, width)
-        if self.image_gate and self.tower != "text":
+            if allocation.added:
+                shapes[f"{tower}.added"] = (len(allocation.added), slots, width)
+        if self.image_gate and self.tower in ("image", "both"):
             shapes["image.gate"] = (self.image_layers,)
-        return shapes
+        of_head = {} if self.head is None else self.head.shapes()
+        return shapes | {f"head.{name}": shape for name, shape in of_head.items()}

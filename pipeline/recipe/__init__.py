@@ -2,7 +2,7 @@
 
 The room reads and writes configs and says what they need of a store. It does not train.
 
-May import: core, models.
-Begin with: `config` (all tables together), then `loss_table` and `tables` (the keys), `config_file` (as people write
-them) and `requirements` (what a store must hold).
+May import: core, heads, models.
+Begin with: `config` (all tables together), then `loss_table`, `head_table` and `tables` (the keys), `config_file` (as
+people write them) and `requirements` (what a store must hold).
 """

@@ -1,8 +1,8 @@
 """The configuration of a training run: its tables of keys, and what they may be together.
 
 It does not train and does not know stores; every key here is an axis that a grid may vary. `config_file` reads a config
-from a file and from overrides. The keys stand in `loss_table` and `tables`, those of the prompts in `models.prompts`,
-where the learners of the towers read them too.
+from a file and from overrides. The keys stand in `loss_table`, `head_table` and `tables`, those of the prompts in
+`models.prompts`, where the learners of the towers read them too.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from teachonce.core.digests import SHORT, canonical_digest
 from teachonce.core.strict import Later, idle_sentences, marks_of
 from teachonce.models.prompts import Prompts
+from teachonce.recipe.head_table import Head
 from teachonce.recipe.loss_table import Loss
 from teachonce.recipe.tables import Candidates, Loop, Optimiser
 
@@ -36,6 +37,7 @@ class TrainConfig:
 
     prompts: Prompts = Prompts()
     loss: Loss = Loss()
+    head: Head = Head()
     candidates: Candidates = Candidates()
     optimiser: Optimiser = Optimiser()
     loop: Loop = Loop()
@@ -115,10 +117,12 @@ class TrainConfig:
         tower = self.prompts.tower
         if self.optimiser.weight_decay and self.prompts.replaces:
             raise ValueError("weight_decay means nothing to replaced prompts: the norm behind them drops their scale")
-        if tower == "image" and self.candidates.candidates == "all-sampled":
-            raise ValueError("candidates = 'all-sampled' saves text gradients; with tower = 'image' there are none")
-        if self.loop.compile and tower == "text":
-            raise ValueError("compile is for the image tower; tower = 'text' runs none")
+        if not self.prompts.in_text and self.candidates.candidates == "all-sampled":
+            raise ValueError(f"candidates = 'all-sampled' saves text gradients; with tower = '{tower}' there are none")
+        if self.loop.compile and not self.prompts.in_images:
+            raise ValueError(f"compile is for the image tower; tower = '{tower}' runs none")
+        if tower == "none" and self.head.head == "none":
+            raise ValueError("tower = 'none' trains no prompts and head = 'none' no head: nothing would be learned")
 
     def _check_learns(self) -> None:
         """Refuse values with which every loss is a constant, whatever the prompts are."""
@@ -152,8 +156,8 @@ class TrainConfig:
 
     @property
     def anchors(self) -> bool:
-        """Whether class features are held near the template's; with image prompts alone they do not move."""
-        return self.loss.anchor_weight > 0 and self.prompts.tower != "image"
+        """Whether class features are held near the template's; without prompts for names they do not move."""
+        return self.loss.anchor_weight > 0 and self.prompts.in_text
 
     def to_dict(self) -> dict[str, Any]:
         """All keys and values without their tables, in the order of declaration."""
@@ -172,6 +176,7 @@ class TrainConfig:
 TABLES: Mapping[str, type[Any]] = {
     "prompts": Prompts,
     "loss": Loss,
+    "head": Head,
     "candidates": Candidates,
     "optimiser": Optimiser,
     "loop": Loop,

@@ -32,7 +32,7 @@ BETWEEN_TEMPLATES = "|"
 
 def _no_bare_student(values: Mapping[str, Any]) -> bool:
     """Whether nothing is held near the bare student."""
-    anchored = values["anchor_weight"] > 0 and values["tower"] != "image"
+    anchored = values["anchor_weight"] > 0 and values["tower"] in ("text", "both")
     return not (anchored or values["consistency_weight"] > 0 or values["prograd"])
 
 

@@ -82,6 +82,6 @@ def requirements(config: TrainConfig) -> Requirements:
         temperature=loss.tau_teacher if stored_classes and not renormalised else None,
         soft_classes=0 if not stored_classes else 2 if renormalised else 1,
         sampled_top=drawn.sampled_top if drawn.candidates == "sampled" else 0,
-        features=config.prompts.tower == "text" or loss.uses_frozen,
-        images=config.prompts.tower != "text",
+        features=not config.prompts.in_images or loss.uses_frozen,
+        images=config.prompts.in_images,
     )

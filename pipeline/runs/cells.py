@@ -16,7 +16,7 @@ from teachonce.errors import DataError, UsageError, did_you_mean
 from teachonce.phrases import phrase
 from teachonce.recipe.config import TrainConfig
 from teachonce.recipe.config_file import train_config
-from teachonce.runs.grid import DATA, INIT, REPEATS, SEED, SPLIT, WORDS, Grid, Values, beside
+from teachonce.runs.grid import DATA, INIT, LABELS, REPEATS, SEED, SPLIT, WORDS, Grid, Values, beside
 from teachonce.search.tables import DataKeys, Splits
 
 
@@ -35,6 +35,8 @@ class Cell:
     """With paths that hold in any working folder."""
     prompts: Path | None
     """Folder of the prompts that the run starts from; None: as the config says."""
+    labels: Path | None = None
+    """The store that the run is trained from; None: the one of the grid."""
     splits: Splits | None = None
     """How classes are split, with a path that holds in any working folder; None: they are not."""
 
@@ -140,6 +142,7 @@ def _cell(grid: Grid, name: str | None, values: Values, splits: Splits | None) -
     where = f"{grid.file}: cell '{group} {repeat}{SEED}={values[SEED]}'"
     _require_split(splits, values[SPLIT], where)
     settings = {key: value for key, value in values.items() if not key.startswith(DATA)}
+    labels = settings.pop(LABELS)
     prompts = None
     if settings[INIT] not in WORDS:
         prompts = _prompts(settings[INIT], grid.file, where) if settings[INIT] else None
@@ -153,6 +156,7 @@ def _cell(grid: Grid, name: str | None, values: Values, splits: Splits | None) -
         config=config,
         data=_data(values, grid.file, where),
         prompts=prompts,
+        labels=_labels(labels, grid.file, where) if labels else None,
         splits=splits,
     )
 
@@ -172,6 +176,18 @@ def _prompts(name: str, file: Path, where: str) -> Path:
             hint=phrase("give the {out} folder of `teachonce train`, or of `teachonce import`"),
         )
     return folder.resolve()
+
+
+def _labels(name: str, file: Path, where: str) -> Path:
+    """The store that a cell names, relative to the grid."""
+    path = beside(file, name)
+    if not path.is_dir():
+        near = did_you_mean(name, sorted(item.name for item in file.parent.glob("*.zarr")))
+        raise UsageError(
+            f"{where}: {LABELS}: there is no label store {path.absolute()}: {near}",
+            hint="teachonce teach, relabel or merge makes one; a path is relative to the grid's own folder",
+        )
+    return path.resolve()
 
 
 def _data(values: Values, file: Path, where: str) -> DataKeys:

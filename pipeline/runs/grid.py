@@ -27,6 +27,8 @@ SPLIT = "data.split"
 REPEATS = (SPLIT, SEED)
 """Keys that repeat a setting: the cells of one setting differ in these alone, and figures are means over them."""
 INIT = "init"
+LABELS = "labels"
+"""The key of the store that a cell is trained from; empty: the one that the command was given."""
 WORDS = typing.get_args(Init)  # values of `init` that are the config's own; anything else is a folder with prompts
 Values = dict[str, Any]
 
@@ -54,7 +56,7 @@ class Grid:
     question: str
     design: str
     base: Values
-    """Every key that may vary: those of the config, `init` a word or a folder, and data.*."""
+    """Every key that may vary: those of the config, `init` a word or a folder, `labels`, and data.*."""
     axes: dict[str, tuple[Any, ...]]
     exclude: tuple[Values, ...]
     """Key -> the values that match, as a tuple."""
@@ -124,7 +126,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _defaults() -> Values:
     data = {DATA + f.name: f.default for f in dataclasses.fields(DataKeys)}
-    return TrainConfig().to_dict() | data
+    return TrainConfig().to_dict() | data | {LABELS: ""}
 
 
 def _recipe(name: str | None, file: Path) -> Values:
@@ -183,6 +185,10 @@ def check_value(key: str, value: Any, where: str) -> Any:
     if key == INIT:
         if not isinstance(value, str):
             raise UsageError(f"{where}: {INIT}: expected one of {', '.join(WORDS)} or a folder, found {value!r}")
+        return value
+    if key == LABELS:
+        if not isinstance(value, str):
+            raise UsageError(f"{where}: {LABELS}: expected the path of a label store, found {value!r}")
         return value
     return _one(key_types(), key, value, where, "")
 

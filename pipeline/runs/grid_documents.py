@@ -43,6 +43,10 @@ class CellDocument:
     data: DataKeys = DataKeys()
     prompts: str | None = None
     """Folder of the prompts that the run starts from."""
+    labels: str | None = None
+    """Where its label store was, if not the grid's own."""
+    content_id: str | None = None
+    """Digest of that store's labels and embeddings."""
     no_effect: tuple[str, ...] = ()
     """What of the config does nothing, a sentence a key."""
 
@@ -205,7 +209,7 @@ def _said(table: Mapping[str, Any], *later: str) -> dict[str, Any]:
 
 
 def _cell_said(cell: Mapping[str, Any]) -> dict[str, Any]:
-    return _said(cell, "split") | {"data": _said(cell["data"], "split")}
+    return _said(cell, "split", "labels", "content_id") | {"data": _said(cell["data"], "split")}
 
 
 def decode_grid(document: Any, where: str) -> GridDocument:

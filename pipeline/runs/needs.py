@@ -5,7 +5,7 @@ This module derives nothing and loads no model; it refuses what cannot be had wi
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,14 @@ class Derivation:
     templates: tuple[str, ...] | None = None
     top_k: int | None = None
     temperatures: tuple[float, ...] | None = None
+    source: str | None = None
+    """Content of the store that it is made from, where that is not the grid's own."""
 
     @property
     def digest(self) -> str:
         """The name of the derived store: a digest of what its labels depend on, without paths."""
-        return canonical_digest({key: value for key, value in asdict(self).items() if key != "vocabulary"}, SHORT)
+        fields = {key: value for key, value in asdict(self).items() if key not in ("vocabulary", "source")}
+        return canonical_digest(fields | _apart(self.source), SHORT)
 
     def words(self) -> str:
         """What the derivation changes, in words for people."""
@@ -62,6 +65,8 @@ class Need:
     """Of the selection; None: all rows and classes."""
     held: Holdings
     """What the cell's run will find there."""
+    source: str | None = None
+    """Content of the cell's store, where that is not the grid's own."""
     parts: ClassSplit | None = None
     """The classes of the cell's split; None: of none."""
 
@@ -71,7 +76,7 @@ class Need:
         if self.rule is None:
             return None
         derived = self.derivation.digest if self.derivation else None
-        return canonical_digest({"store": derived, "rule": asdict(self.rule)}, SHORT)
+        return canonical_digest({"store": derived, "rule": asdict(self.rule)} | _apart(self.source), SHORT)
 
     def identity(self) -> dict[str, Any]:
         """What decides the data of the cell, for its digest; temperatures follow from the config."""
@@ -80,6 +85,11 @@ class Need:
             key: derived[key] for key in ("vocabulary_digest", "templates", "top_k") if derived.get(key) is not None
         }
         return {"derived": kept, "rule": None if self.rule is None else asdict(self.rule)}
+
+
+def _apart(source: str | None) -> dict[str, Any]:
+    """What tells apart that which is derived from a store of its own; nothing for the grid's store, as ever."""
+    return {} if source is None else {"source": source}
 
 
 def cell_digest(cell: Cell, need: Need, content: str, student: str, prompts: str | None) -> str:
@@ -103,8 +113,12 @@ def cell_digest(cell: Cell, need: Need, content: str, student: str, prompts: str
     )
 
 
-def need_of(cell: Cell, store: LabelStore, root: Path | None) -> Need:
+def need_of(cell: Cell, store: LabelStore, root: Path | None, source: str | None = None) -> Need:
     """What a cell needs.
+
+    Args:
+        store: the cell's.
+        source: its content, where it is not the grid's own store.
 
     Raises:
         UsageError: more classes a label than there are.
@@ -113,6 +127,8 @@ def need_of(cell: Cell, store: LabelStore, root: Path | None) -> Need:
     data = cell.data
     vocabulary = load_vocabulary(data.vocabulary, root) if data.vocabulary else store.vocabulary()
     derivation = _derivation(cell, data, vocabulary, store)
+    if derivation is not None and source is not None:
+        derivation = replace(derivation, source=source)
     kept = min(store.layout.top_k, len(vocabulary)) if derivation is None or not derivation.top_k else derivation.top_k
     parts = _parts(cell, store, vocabulary)
     classes = None if parts is None else parts.trained
@@ -136,7 +152,7 @@ def need_of(cell: Cell, store: LabelStore, root: Path | None) -> Need:
         embeddings=EMBEDDING in store.groups,
     )
     _require_top(cell, held)
-    return Need(derivation=derivation, rule=rule, held=held, parts=parts)
+    return Need(derivation=derivation, rule=rule, held=held, source=source, parts=parts)
 
 
 def _class_ids(classes: str, store: LabelStore, vocabulary: Vocabulary, key: str) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from teachonce.labels.ledger import BEHAVIOURS, resize_of
 from teachonce.labels.store import Arrays, LabelStore
 from teachonce.models.clip import LoadedClip, load_clip
 from teachonce.models.spec import EmbeddingKind, Precision, unlike
+from teachonce.softening.row_temperature import row_temperatures
 from teachonce.teaching.teacher import TeacherHead, head_of
 
 # Another device or thread count moves logits by some 1e-4 nats in float32 and by 1e-2 in half precision; a wrong image,
@@ -46,6 +47,10 @@ class Slack:
     """Allowed difference of a log-probability, beyond the codec's own error."""
     kl: float
     """Allowed KL between the stored and the new top k, both renormalised."""
+
+    def times(self, factor: float) -> Slack:
+        """As many times as much."""
+        return Slack(self.value * factor, self.kl * factor)
 
 
 @dataclass(frozen=True)
@@ -110,8 +115,8 @@ def recheck_rows(
                 unchanged = None if crc is None else zlib.crc32(content) == crc
                 view = _view(store, data, place, index)
                 features = _features(teacher, content, view, fingerprint["precision"])
-                log_p = None if features is None else _log_probs(head, features, kind)
-                overlap, worst, kl, problem = _compare(stored, place, log_p, store, slack, unchanged)
+                log_p, sharpened = _log_probs(head, features, kind, fingerprint.get("entropy"))
+                overlap, worst, kl, problem = _compare(stored, place, log_p, store, slack.times(sharpened), unchanged)
                 if features is not None and embeddings is not None:
                     problem = problem or _turned(embeddings[place], features)
                 key = index.key(place // store.layout.views)
@@ -138,6 +143,12 @@ def _teacher_of(store: LabelStore, spec: str, device: str) -> LoadedClip:
     if "logit_scale" not in fingerprint:
         raise DataError(
             f"{store.path} was not made by one teacher: there is nothing to run again", hint="check its parents instead"
+        )
+    if "prior" in fingerprint:
+        raise DataError(
+            f"{store.path} has another prior than its teacher, by the mean over all rows of its parent: one row cannot "
+            "be computed again alone",
+            hint=f"verify its parent, {fingerprint['about'].get('parent', {}).get('name', 'the store it came from')}",
         )
     teacher = load_clip(spec, device).resized_by(resize_of(fingerprint))
     fields = {
@@ -168,11 +179,18 @@ def _features(teacher: LoadedClip, content: bytes, view: View, precision: Precis
     return teacher.encode_images(teacher.prepare_view(image, view)[None], precision)
 
 
-def _log_probs(head: TeacherHead, features: Tensor, kind: EmbeddingKind | None) -> npt.NDArray[np.float64]:
+def _log_probs(
+    head: TeacherHead, features: Tensor | None, kind: EmbeddingKind | None, entropy: float | None
+) -> tuple[npt.NDArray[np.float64] | None, float]:
+    """The teacher's log-probabilities of one image, [C], and by what factor the row's temperature sharpens errors."""
+    if features is None:
+        return None, 1.0
     if kind is not None:  # the labels came from stored embeddings
         coded = decode_embeddings(encode_embeddings(features.cpu().numpy(), kind))
         features = torch.from_numpy(coded).to(features.device)
-    return head.logits(features)[0].double().log_softmax(0).cpu().numpy()
+    logits = head.logits(features)
+    temperature = 1.0 if entropy is None else float(row_temperatures(logits, entropy).values_B[0])
+    return (logits[0].double() / temperature).log_softmax(0).cpu().numpy(), max(1.0, 1 / temperature)
 
 
 def _compare(

@@ -52,7 +52,7 @@ class _Prefix:
     keys: Tensor  # [H, P, d]
     values: Tensor  # [H, P, d]
     hidden: int  # how many of the P, the last, only rows behind the slots may see
-    state: Tensor | None  # [F, D], the block's input at the slots before the name
+    state: Tensor | None  # [F, D], the block's input at the slots before the name; more where prompts add slots
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,9 +117,13 @@ class CausalText:
         state = self._first_state(prompts, front)
         blocks = self.parts.prepared().blocks
         first, last = len(self.start), len(blocks) - 1
-        visible = torch.ones(front, first + front, dtype=torch.bool, device=self._device).tril(first)
+        visible = _visible(front, first, self._device)
         layers: list[_Prefix] = []
         for index, (block, start) in enumerate(zip(blocks, self._run_start_token(), strict=True)):
+            new = prompts.entering(index)
+            if new is not None and state is not None:  # they stand right before the names, behind all slots
+                state = torch.cat([state, new])
+                visible = _visible(len(state), first, self._device)
             shared = front if index >= prompts.entry else prompts.slots
             keys, values = start.keys, start.values
             if shared:
@@ -167,6 +171,11 @@ class CausalText:
             by_block.append(_StartToken(keys, values))
             x_SD = finish_block(block, x_SD, values)  # its attention to itself is 1
         return by_block
+
+
+def _visible(slots: int, first: int, device: torch.device) -> Tensor:
+    """Which of the `first` start tokens and the slots each slot sees, [slots, first + slots]."""
+    return torch.ones(slots, first + slots, dtype=torch.bool, device=device).tril(first)
 
 
 @dataclass(frozen=True, eq=False)

@@ -156,6 +156,9 @@ class ImageTower:
     ) -> tuple[Tensor, Tensor | None]:
         """Run one block: some tokens of the image, [B, R, D], and the slots, [B, M, D]; None if nothing reads these."""
         block, attend, finish = self.blocks[index], F.scaled_dot_product_attention, self.backbone.finish
+        new = prompts.entering(index)
+        if new is not None and h_BMD is not None:
+            h_BMD = torch.cat([h_BMD, new.expand(len(h_BMD), -1, -1)], 1)
         q_BHRd, k_BHNd, v_BHNd = self._letters(block, x_BND, rows)
         k_BHMd, v_BHMd = (self._at_slots(x, index, prompts, h_BMD, len(x_BND)) for x in ("key", "value"))
         k_BHTd, v_BHTd = torch.cat([k_BHNd, k_BHMd], 2), torch.cat([v_BHNd, v_BHMd], 2)

@@ -29,6 +29,9 @@ class SlotPrompts:
     Replace (RPP, arXiv 2409.06166, as reported by third parties): in the first len(key) blocks the slots' keys and
     values come from `key` and `value` in place of a slot state. If another block follows, the slot goes on from the
     last of them: its query is made of `query[0]`, and its residual stream is `residual[0]` (this residual is ours).
+
+    Accumulate (arXiv 2502.14125): carried, and layer l of `added` are M further slots that enter at the input of block
+    l + 1, behind the slots that are there. They have no position.
     """
 
     context: Tensor | None  # [M, D] slot states at the input (text: without position); None in replace
@@ -37,6 +40,7 @@ class SlotPrompts:
     value: Tensor | None = None  # [n, M, D], from block 0
     residual: Tensor | None = None  # [n, M, D]; replace: as query
     replace: bool = False
+    added: Tensor | None = None  # [n, M, D], from block 1; carried only, and without letters
     gate: Tensor | None = None  # [L], image towers only: o = Attn(real) + tanh(g_l) Attn(slots) (arXiv 2303.16199)
 
     @property
@@ -64,6 +68,12 @@ class SlotPrompts:
         """Return the same prompts with every tensor changed: `prompts.apply(lambda x: x.to(device))`."""
         changed: dict[str, Any] = {name: change(x) for name, x in self.tensors().items()}
         return replace(self, **changed)
+
+    def entering(self, block: int) -> Tensor | None:
+        """The slots that are new in a block, [M, D]; None where there are none. Those of `context` are not told."""
+        if self.added is None or not 1 <= block <= len(self.added):
+            return None
+        return self.added[block - 1]
 
     def enter(self, letter: Letter, block: int, states: Tensor | None, part: slice = slice(None)) -> Tensor:
         """Compute the input of a letter at the slots `part` in a block.
@@ -102,7 +112,7 @@ class SlotPrompts:
         """
         fits = self._replaced_fit(layers) if self.replace else self._carried_fit(layers)
         slot = (self.slots, width) if self.context is not None or self.key is not None else None
-        stacks = (self.query, self.key, self.value, self.residual)
+        stacks = (self.query, self.key, self.value, self.residual, self.added)
         fits = fits and all(x is None or x.shape[1:] == slot for x in stacks)
         fits = fits and (self.context is None or self.context.shape == slot)
         fits = fits and (self.gate is None or (gated and self.gate.shape == (layers,)))
@@ -119,10 +129,12 @@ class SlotPrompts:
 
     def _carried_fit(self, layers: int) -> bool:
         most = ((self.query, layers - 1), (self.residual, layers - 1), (self.key, layers), (self.value, layers))
+        if self.added is not None and (len(self.added) >= layers or any(x is not None for x, _ in most)):
+            return False
         return self.context is not None and all(x is None or len(x) <= blocks for x, blocks in most)
 
     def _replaced_fit(self, layers: int) -> bool:
-        if self.context is not None or self.key is None or self.value is None:
+        if self.context is not None or self.added is not None or self.key is None or self.value is None:
             return False
         depth = len(self.key)
         leaving = [x is not None and len(x) == 1 for x in (self.query, self.residual)]

@@ -35,6 +35,7 @@ Structure = Literal[
     "qvr",
     "kvr",
     "qkvr",
+    "accumulate",
 ]
 """shared: one state a slot, at the input only (CoOp, arXiv 2109.01134; POMP, arXiv 2304.04704).
 unshared: ours. Query, key and value prompts are added to the slot state in each block. The state is carried from block
@@ -44,7 +45,10 @@ and gives X*_Q(l) = LN(Rep(X(l-1), P_Q(l))), likewise K and V; the paper's body 
 in for the slot state in each block. Where the next block replaces the slot again, what this block makes of it is lost.
 shared-replace: one new state a slot in each block, of which query, key, value and residual are made alike (VPT-deep,
 arXiv 2203.12119; the text side of MaPLe, arXiv 2210.03117, and of PromptSRC, arXiv 2307.06948).
-Letters (q, k, v, r = residual): as unshared, with these letters only; unshared is `qkv`."""
+Letters (q, k, v, r = residual): as unshared, with these letters only; unshared is `qkv`.
+accumulate: each prompted block behind the first takes M new slots behind those that are there, and all are carried, so
+that the keys and values of every earlier block's prompts stay to be attended (Modular Prompt Learning, arXiv
+2502.14125, with its operations add and carry and without remove; its code has this in the image tower alone)."""
 REPLACING: tuple[Structure, ...] = ("unshared-replace", "shared-replace")
 """The structures in which prompts stand in for the slot state."""
 Position = Literal["before", "around", "after"]
@@ -62,12 +66,13 @@ class Allocation:
     replace: bool
     context: bool  # whether slot states at the input are trained
     blocks: Mapping[Letter, range]  # blocks that have each letter; letters without any are absent
+    added: range = range(0)  # blocks that take M new slots
     tied: bool = False  # whether the letters of a block are one tensor
 
     def parameters(self, slots: int, width: int) -> int:
-        """Return how many numbers are trained: M D for the context and for each letter, or each state, of a block."""
+        """Return how many numbers are trained: M D for the context, each addition, each letter or state of a block."""
         states = len(self.blocks["key"]) if self.tied else sum(map(len, self.blocks.values()))
-        return slots * width * (self.context + states)
+        return slots * width * (self.context + states + len(self.added))
 
 
 def written(context: str, suffix: str) -> str:
@@ -82,7 +87,8 @@ def allocate(structure: Structure, layers: int, depth: int, key: str = "depth") 
     neither query nor residual. In `unshared-replace` nothing reads what a replaced block makes of a slot if the next
     block replaces it again: only the last replaced block has a query and a residual, and only if a block follows. The
     residual is ours: the reported formula does not say what goes on from a replaced slot. The context would be replaced
-    before anything reads it. `shared-replace` has the same letters, of one state a block.
+    before anything reads it. `shared-replace` has the same letters, of one state a block. In `accumulate`
+    the first block has the context, and each of the next `depth` - 1 blocks new slots.
 
     Args:
         layers: L.
@@ -103,6 +109,8 @@ def allocate(structure: Structure, layers: int, depth: int, key: str = "depth") 
         every = range(depth)
         blocks: dict[Letter, range] = {"query": leaving, "key": every, "value": every, "residual": leaving}
         return Allocation(True, False, _present(blocks), tied=structure == "shared-replace")
+    if structure == "accumulate":
+        return Allocation(False, True, {}, range(1, depth))
     letters = {"shared": "", "unshared": "qkv"}.get(structure, structure)
     most: Mapping[str, int] = {"q": layers - 1, "r": layers - 1}
     return Allocation(False, True, _present({_LETTERS[x]: range(min(depth, most.get(x, layers))) for x in letters}))

@@ -107,13 +107,17 @@ class WholeText:
 
     def _run(self, prompts: SlotPrompts, texts: _Texts, states: list[Tensor] | None) -> Tensor:
         """Return the pooled states, [C, D]; `states` collects the slots' input of every block."""
-        parts, slots = self.parts.prepared(), prompts.slots
+        parts, slots, added = self.parts.prepared(), prompts.slots, 0
         x_CXD: Tensor = parts.token_embedding(texts.ids) + parts.positional_embedding[texts.positions]
         last = len(parts.blocks) - 1
         for index, block in enumerate(parts.blocks):
             if index == prompts.entry:
                 x_CXD = torch.cat([self._entering(prompts, texts), x_CXD], 1)
-            live = slots if index >= prompts.entry else 0
+            new = prompts.entering(index)
+            if new is not None:
+                added += len(new)
+                x_CXD = torch.cat([new.expand(len(x_CXD), -1, -1), x_CXD], 1)
+            live = slots + added if index >= prompts.entry else 0
             if states is not None:
                 states.append(x_CXD[:, :live])
             pooled_C = texts.pooled + live if index == last else None

@@ -3,6 +3,6 @@
 It holds the objective of a step, the exact gradient in bounded memory, and the trainer. It does not know how the labels
 were taught.
 
-May import: core, towers, models, rows, recipe, losses.
+May import: core, towers, heads, models, rows, recipe, losses.
 Begin with: `trainer` (a run), then `objective` (what a step minimises) and `two_pass` (its gradient).
 """

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from teachonce.errors import DataError, UsageError
+from teachonce.heads.vectors import Head
 from teachonce.losses.candidates import Candidates
 from teachonce.losses.regularisers import absolute_anchor, anchor
 from teachonce.losses.row_losses import dense_rows, ghost_rows, hard_rows, renormalise_rows
@@ -170,6 +171,8 @@ class Objective:
         teacher: for targets = "embedding".
         frozen: [V, E] the bare student's class features, for the regularisers.
         seen: [V] bool, the classes that compete in the hard loss; None: all.
+        head: what is trained behind the towers; None without.
+        known: [V] int64, of each class its row among those that the head knows, or -1.
     """
 
     def __init__(
@@ -179,8 +182,11 @@ class Objective:
         teacher: Teacher | None,
         frozen: Tensor | None,
         seen: Tensor | None = None,
+        head: Head | None = None,
+        known: Tensor | None = None,
     ) -> None:
         self.config, self.scale, self.teacher, self.frozen, self.seen = config, scale, teacher, frozen, seen
+        self.head, self.known = head, known
 
     def rows(
         self, features_KE: Tensor, images_BE: Tensor, block: Block, classes: StepClasses, counts: Counts
@@ -193,7 +199,7 @@ class Objective:
             Only what the config asks for; with kl_mean = "rows-and-classes" the two divergences are divided by the
             number of candidates besides.
         """
-        logits_BK = self.scale * images_BE @ features_KE.T
+        logits_BK = self._logits(features_KE, images_BE, classes)
         log_weight = classes.of_rows(block.rows)
         losses: dict[str, Tensor] = {}
         divisor = counts.rows * (len(classes.classes) if self.config.loss.kl_mean == "rows-and-classes" else 1)
@@ -218,6 +224,23 @@ class Objective:
             losses["consistency"] = self._consistency(logits_BK, log_weight, block, classes).sum() / divisor
         return losses
 
+    def _logits(self, features_KE: Tensor, images_BE: Tensor, classes: StepClasses) -> Tensor:
+        if self.head is None or self.known is None:
+            return self.scale * images_BE @ features_KE.T
+        return self.head.logits(features_KE, images_BE, self.known[classes.classes], self.scale)
+
+    def once(self, features_KE: Tensor, classes: StepClasses) -> dict[str, Tensor]:
+        """What a step has once, however many blocks its rows are: the anchor, and the head's penalty.
+
+        The anchor is on the text tower's features: a head has its penalty.
+        """
+        losses: dict[str, Tensor] = {}
+        if self.config.anchors:
+            losses["anchor"] = self.anchor(features_KE, classes)
+        if self.head is not None and self.config.head.penalty > 0:
+            losses["penalty"] = self.head.penalty()
+        return losses
+
     def anchor(self, features_KE: Tensor, classes: StepClasses) -> Tensor:
         """How far class features are from the bare student's, a mean over the vocabulary."""
         if self.frozen is None:
@@ -233,6 +256,7 @@ class Objective:
             "soft": soft_weight,
             "consistency": config.loss.consistency_weight,
             "anchor": config.loss.anchor_weight,
+            "penalty": config.head.penalty,
         }
 
     def directions(self, losses: dict[str, Tensor], weights: dict[str, float]) -> list[Tensor]:

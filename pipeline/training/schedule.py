@@ -6,8 +6,10 @@ The functions hold no state, so that a resumed run needs the step only.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+from torch import nn
 
 from teachonce.recipe.config import TrainConfig
 from teachonce.training.student import PromptedStudent
@@ -19,24 +21,28 @@ def warmup_steps(config: TrainConfig, steps_per_epoch: int) -> int:
     return math.ceil(moves.warmup_epochs * steps_per_epoch) or moves.warmup_steps
 
 
-def learning_rate(config: TrainConfig, steps: int, step: int, warmup: int | None = None) -> float:
+def learning_rate(
+    config: TrainConfig, steps: int, step: int, warmup: int | None = None, peak: float | None = None
+) -> float:
     """A warm-up, then constant or a half cosine that would be zero one step after the last.
 
     Args:
         steps: of the whole run.
         step: from 0.
         warmup: as of `warmup_steps`; None: the config's own number of steps.
+        peak: where the rate is highest; None: the config's learning rate.
     """
     moves = config.optimiser
     rising = moves.warmup_steps if warmup is None else warmup
+    highest = moves.learning_rate if peak is None else peak
     if step < rising:
         if moves.warmup == "constant":
             return moves.warmup_rate
-        return moves.learning_rate * (step + 1) / rising
+        return highest * (step + 1) / rising
     if moves.schedule == "constant":
-        return moves.learning_rate
+        return highest
     share = (step - rising) / max(1, steps - rising)
-    return moves.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+    return highest * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def soft_weight(config: TrainConfig, steps: int, step: int) -> float:
@@ -53,11 +59,20 @@ def optimizer_of(config: TrainConfig, student: PromptedStudent, fused: bool | No
         fused: whether all parameters are updated by one kernel, equal up to rounding; None: where that saves launches.
             Its state has the same keys and shapes either way, so that a run may go on on another device.
     """
-    parameters = list(student.learners.parameters())
     moves, one = config.optimiser, fused
+    groups: list[dict[str, Any]] = [{"params": parameters} for parameters, _ in moved(config, student)]
+    if student.head is not None:
+        groups[-1]["weight_decay"] = 0.0  # a head has a penalty of its own
     if one is None and student.clip.device.type == "cuda":
         one = True
     rate, decay = moves.learning_rate, moves.weight_decay
     if moves.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=moves.momentum, weight_decay=decay, fused=one)
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=one)
+        return torch.optim.SGD(groups, lr=rate, momentum=moves.momentum, weight_decay=decay, fused=one)
+    return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=one)
+
+
+def moved(config: TrainConfig, student: PromptedStudent) -> list[tuple[list[nn.Parameter], float]]:
+    """What is trained, and where its learning rate is highest: the prompts, then the head."""
+    prompts = [*student.parameters("text"), *student.parameters("image")]
+    groups = [(prompts, config.optimiser.learning_rate), (student.parameters("head"), config.head.head_rate)]
+    return [group for group in groups if group[0]]

@@ -15,13 +15,22 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from teachonce.models.classifier import ensemble_features, name_groups, prompted_features, template_features
-from teachonce.models.clip import LoadedClip, autocast
+from teachonce.heads.kinds import OF_CLASSES, HeadMeta
+from teachonce.heads.vectors import Head, head_of
+from teachonce.models.classifier import (
+    distinct_rows,
+    ensemble_features,
+    name_groups,
+    prompted_features,
+    template_features,
+)
+from teachonce.models.clip import LoadedClip, autocast, embedding_width, exact_products
 from teachonce.models.learner import SlotLearner, image_learner, text_learner
 from teachonce.models.prompts import PromptMeta
 from teachonce.recipe.config import CHUNK_OF_CPU, TrainConfig
 from teachonce.rows.resident import free_bytes
 from teachonce.towers.image_tower import ImageTower
+from teachonce.towers.packing import to_device
 from teachonce.towers.slots import SlotPrompts
 from teachonce.towers.structures import written
 from teachonce.towers.text_tower import TextTower
@@ -40,31 +49,62 @@ class PromptedStudent:
         config: which tower carries what.
         clip: the student.
         names: of the V classes.
+        with_photos: the classes that a head may know one by one.
+        ids: of the V classes, which a head's file tells.
 
     Raises:
         UsageError: a name that is too long behind the slots, a depth that a tower does not have.
         UnsupportedModelError: a tower that cannot carry prompts.
     """
 
-    def __init__(self, config: TrainConfig, clip: LoadedClip, names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        clip: LoadedClip,
+        names: Sequence[str],
+        with_photos: Sequence[int] = (),
+        ids: Sequence[str] = (),
+    ) -> None:
         self.config, self.clip, self._given = config, clip, tuple(names)
         self.text: TextTower | None = None  # a tower that carries no prompts need not be one that could
         self.image: ImageTower | None = None
         self.names: NameTokens | None = None
         self.learners = nn.ModuleDict()
         prompts = config.prompts
-        if prompts.tower != "image":
+        if prompts.in_text:
             self.text = TextTower.from_clip(clip.model, clip.tokenizer)
             learner = text_learner(self.text, prompts, config.loop.seed)
             self.learners["text"] = learner
             self.names = self.text.tokenise(names, SUFFIX, learner.slots, prompts.position)
-        if prompts.tower != "text":
+        if prompts.in_images:
             self.image = ImageTower.from_clip(clip.model)
             self._image_forward = _compiled(self.image) if config.loop.compile else self.image.features
             self.learners["image"] = image_learner(self.image, prompts, config.loop.seed)
+        self.groups = self._name_groups()
+        self.head: Head | None = None
+        if config.head.head != "none":
+            self.head, self.known = self._made_head(with_photos, ids)
+            self.learners["head"] = self.head
         if any(parameter.device != clip.device for parameter in self.learners.parameters()):
             self.learners.to(clip.device)  # which refuses tensors without numbers, even where nothing moves
-        self.groups = self._name_groups()
+
+    def _made_head(self, with_photos: Sequence[int], ids: Sequence[str]) -> tuple[Head, Tensor]:
+        """A head that does nothing yet, and of each class its row among those that the head knows, [V] or -1."""
+        asked = self.config.head
+        rows: dict[int, int] = {}  # of a number of equal names: the class that stands for them
+        if asked.head in OF_CLASSES:
+            for number in with_photos:
+                rows.setdefault(int(self.groups[number]), number)
+        place = torch.full((int(self.groups.max()) + 1,), -1)
+        place[list(rows)] = torch.arange(len(rows))
+        meta = HeadMeta(
+            kind=asked.head,
+            width=embedding_width(self.clip),
+            weight=asked.head_weight,
+            names=tuple(self._given[number] for number in rows.values()),
+            ids=tuple(ids[number] for number in rows.values()),
+        )
+        return head_of(meta), to_device(place[self.groups], self.clip.device)
 
     def _name_groups(self) -> Tensor:
         """Numbers of the classes, the same for those whose names are the same to the tokenizer, [V] int64."""
@@ -87,8 +127,8 @@ class PromptedStudent:
         return None if learner is None else learner()
 
     def parameters(self, tower: str) -> list[nn.Parameter]:
-        """What is trained on one tower."""
-        learner = self.learner(tower)
+        """What is trained on one tower, or of the `head`."""
+        learner = dict(self.learners.items()).get(tower)
         return [] if learner is None else list(learner.parameters())
 
     def trainable_parameters(self) -> int:
@@ -116,7 +156,15 @@ class PromptedStudent:
 
     @torch.no_grad()
     def class_features(self) -> Tensor:
-        """Unit text features of all classes with the prompts as they are, [V, E] float32."""
+        """Unit class vectors of all classes with prompts and head as they are, [V, E] float32."""
+        features = self._text_features()
+        if self.head is None:
+            return features
+        first = distinct_rows(self.groups)[0].to(features.device)  # names that are equal stay equal to the last bit
+        with exact_products():
+            return self.head.classes(features[first], self.known[first])[self.groups.to(features.device)]
+
+    def _text_features(self) -> Tensor:
         prompts = self.prompts("text")
         if prompts is None or self.text is None or self.names is None:
             return self.frozen_classes
@@ -167,7 +215,8 @@ class PromptedStudent:
     def meta(self) -> PromptMeta:
         """What the prompts are and what they belong to."""
         text, image = self.prompts("text"), self.prompts("image")
-        return PromptMeta.of(self.config.prompts, self.clip, SUFFIX, self.text, text, self.image, image)
+        head = None if self.head is None else self.head.meta
+        return PromptMeta.of(self.config.prompts, self.clip, SUFFIX, self.text, text, self.image, image, head)
 
 
 def _compiled(tower: ImageTower) -> Callable[[SlotPrompts, Tensor], Tensor]:

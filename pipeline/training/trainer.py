@@ -29,7 +29,7 @@ from teachonce.rows.resident import RowSource, StepRows, Wanted, source_of
 from teachonce.rows.working_set import WorkingSet
 from teachonce.training.averaging import PromptAverage
 from teachonce.training.objective import Counts, Judge, Objective, StepClasses, StepReport, Teacher, block_of
-from teachonce.training.schedule import learning_rate, optimizer_of, soft_weight, warmup_steps
+from teachonce.training.schedule import learning_rate, moved, optimizer_of, soft_weight, warmup_steps
 from teachonce.training.student import PromptedStudent
 from teachonce.training.two_pass import (
     FixedPass,
@@ -49,6 +49,7 @@ class _Gradients:
     losses: dict[str, Tensor]
     features: list[list[Tensor]]  # one [n, E], of the distinct names
     images: list[list[Tensor]]  # of the image tower's parameters
+    head: list[list[Tensor]]  # of the head's
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +80,8 @@ class Trainer:
     ) -> None:
         self.config, self.rows, self.images = config, rows, images
         self.needs = requirements(config)
-        self.student = PromptedStudent(config, clip, rows.vocabulary.names)
+        with_photos = np.unique(rows.label_column[rows.label_column >= 0]).tolist()
+        self.student = PromptedStudent(config, clip, rows.vocabulary.names, with_photos, rows.vocabulary.ids)
         numbers = rows.records["row"].astype(np.int64)
         self.order = TrainingOrder(
             numbers,
@@ -117,7 +119,9 @@ class Trainer:
                 "no held-out sample has a class of the vocabulary: there is nothing to measure",
                 hint="set held_out to a larger share, or to 0",
             )
-        self.objective = Objective(config, clip.logit_scale, self._teacher(), self._frozen(), self._seen())
+        head = self.student.head
+        known = None if head is None else self.student.known
+        self.objective = Objective(config, clip.logit_scale, self._teacher(), self._frozen(), self._seen(), head, known)
 
     @cached_property
     def source(self) -> RowSource:
@@ -165,7 +169,8 @@ class Trainer:
         named = dict(self.learners.named_parameters())
         gradient = self._combined(text, gradients, step)
         norm = torch.stack([part.double().square().sum() for part in gradient]).sum().sqrt()
-        rate = learning_rate(self.config, self.steps, step, self.warmup)
+        peaks = [peak for _, peak in moved(self.config, self.student)]
+        rates = [learning_rate(self.config, self.steps, step, self.warmup, peak) for peak in peaks]
         chosen, late = drawn.candidates, self.device.type == "cuda"
         judge = Judge(
             step=step,
@@ -173,7 +178,7 @@ class Trainer:
             losses=tuple(gradients.losses),
             gradients=dict(zip(named, gradient, strict=True)),
             rows=rows.row[:8].tolist(),
-            told={"learning_rate": rate, "candidates": len(chosen.classes), "forced": chosen.forced},
+            told={"learning_rate": rates[0], "candidates": len(chosen.classes), "forced": chosen.forced},
             wanted=self._wanted(step, weights, rows),
             updated=late,
         )
@@ -184,7 +189,7 @@ class Trainer:
         if most > 0:
             factor = torch.where(norm > most, most / norm, 1.0)
             gradient = [part * factor for part in gradient]
-        self._update(named, gradient, rate)
+        self._update(named, gradient, rates)
         self.average.update(step, named)
         return report
 
@@ -213,10 +218,10 @@ class Trainer:
         said = ", ".join(f"{key} = {values[key]!r}" for key in ("supervision", "targets", "tail", "candidates"))
         return f"{said} and {len(self.rows.vocabulary)} classes"
 
-    def _update(self, named: dict[str, nn.Parameter], gradient: list[Tensor], rate: float) -> None:
+    def _update(self, named: dict[str, nn.Parameter], gradient: list[Tensor], rates: list[float]) -> None:
         for parameter, part in zip(named.values(), gradient, strict=True):
             parameter.grad = part
-        for group in self.optimizer.param_groups:
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self.optimizer.step()
 
@@ -283,8 +288,9 @@ class Trainer:
     ) -> _Gradients:
         """Losses and their gradients on the class features and on the image prompts, block by block."""
         total, on_images = len(rows.label), self.student.parameters("image")
+        on_head = self.student.parameters("head")
         counts = Counts(total, int((rows.label >= 0).sum()))
-        gradients = _Gradients({}, [], [])
+        gradients = _Gradients({}, [], [], [])
         for start in range(0, total, self._block_size(total)):
             part = slice(start, min(start + self._block_size(total), total))
             images = self._block_images(step, rows, part)
@@ -293,10 +299,12 @@ class Trainer:
             with exact_products():
                 features = text.features[text.place]
                 losses = self.objective.rows(features, leaf, block, classes, counts)
-                if start == 0 and self.config.anchors:
-                    losses["anchor"] = self.objective.anchor(features, classes)
-                parts = [gradients_of(loss, text.features, leaf) for loss in self.objective.directions(losses, weights)]
+                if start == 0:
+                    losses |= self.objective.once(features, classes)
+                inputs = [text.features, leaf, *on_head]
+                parts = [gradients_of(loss, inputs) for loss in self.objective.directions(losses, weights)]
             add_gradients(gradients.features, [[part[0]] for part in parts])
+            add_gradients(gradients.head, [part[2:] for part in parts])
             if images.requires_grad:
                 last = len(parts) - 1
                 pulled = [pulled_back(images, on_images, part[1], keep=i < last) for i, part in enumerate(parts)]
@@ -332,7 +340,7 @@ class Trainer:
         parts = none
         if isinstance(text, TextPass):
             parts = text.pull_back(on_text, [features for (features,) in gradients.features], sample)
-        whole = [[*t, *i] for t, i in zip(parts, gradients.images or none, strict=True)]
+        whole = [[*t, *i, *h] for t, i, h in zip(parts, gradients.images or none, gradients.head, strict=True)]
         if not self.config.loss.prograd:
             return whole[0]
         hard, general, *rest = whole

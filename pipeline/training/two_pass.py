@@ -272,16 +272,12 @@ def _power(gradient: Tensor) -> Tensor:
     return ((exponent.int() + 127) << 23).view(torch.float32)  # a float put together from bits is exact on every device
 
 
-def gradients_of(loss: Tensor, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of a loss on class features and on image features; zeros where it reaches none."""
-    wanted = [x for x in (features, images) if x.requires_grad]
+def gradients_of(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of a loss on each input: class features, image features, a head; zeros where it reaches none."""
+    wanted = [x for x in inputs if x.requires_grad]
     gradients = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
     by_input = {id(x): part for x, part in zip(wanted, gradients, strict=True) if part is not None}
-    on_features, on_images = (by_input.get(id(x)) for x in (features, images))
-    return (
-        torch.zeros_like(features) if on_features is None else on_features,
-        torch.zeros_like(images) if on_images is None else on_images,
-    )
+    return [torch.zeros_like(x) if (part := by_input.get(id(x))) is None else part for x in inputs]
 
 
 def add_gradients(sums: list[list[Tensor]], parts: list[list[Tensor]]) -> None:

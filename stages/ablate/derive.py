@@ -65,14 +65,15 @@ def derived(
     """
     with ExitStack() as stack:
         opened: dict[tuple[str, str | None, bool, bool], WorkingSet] = {}
-        stores: dict[str | None, LabelStore] = {None: prepared.store}
+        made: dict[str, LabelStore] = {}
         sources, tried = [], set()
         for planned in todo:
             derivation, config = planned.need.derivation, planned.cell.config
-            name = None if derivation is None else derivation.digest
-            if name not in stores and derivation is not None:
-                stores[name] = _store(prepared, derivation, root, reporter)
-            store = stores[name]
+            store = planned.store
+            if derivation is not None:
+                if derivation.digest not in made:
+                    made[derivation.digest] = _store(prepared, store, derivation, root, reporter)
+                store = made[derivation.digest]
             selection, file = _selection(prepared, planned, store, reporter)
             run = requirements(config)
             key = (str(store.path), planned.need.selection_digest, run.features, run.embeddings)
@@ -87,12 +88,14 @@ def derived(
         yield sources
 
 
-def _store(prepared: Prepared, derivation: Derivation, root: Path | None, reporter: Reporter) -> LabelStore:
+def _store(
+    prepared: Prepared, parent: LabelStore, derivation: Derivation, root: Path | None, reporter: Reporter
+) -> LabelStore:
     path = prepared.folder.store(derivation.digest)
     reporter.note(f"making the store {path.name}: {derivation.words()}")
     relabel(
         RelabelRequest(
-            parent=prepared.store.path,
+            parent=parent.path,
             labels=path,
             vocabulary=derivation.vocabulary,
             templates=derivation.templates,

@@ -22,6 +22,7 @@ from teachonce.core.progress import Reporter, Silent
 from teachonce.core.status import cell_word
 from teachonce.errors import TeachOnceError
 from teachonce.labels.selection import Selection, choose, load_selection, save_selection
+from teachonce.labels.store import LabelStore
 from teachonce.models.clip import load_clip, tune_process
 from teachonce.recipe.config import TrainConfig
 from teachonce.recipe.requirements import requirements
@@ -110,7 +111,7 @@ class _Selections:
         if digest is None or rule is None:
             return None
         if digest not in self._made:
-            store = self._prepared.store
+            store = planned.store
             with tempfile.TemporaryDirectory() as place:
                 file = Path(place) / "selection.json"
                 save_selection(file, store, rule, choose(store, rule, Silent()))
@@ -133,7 +134,7 @@ def _seconds(prepared: Prepared, todo: Sequence[Planned], pace: _Pace, selection
 
 
 def _steps(prepared: Prepared, planned: Planned, selections: _Selections) -> int:
-    config, layout = planned.cell.config, prepared.store.layout
+    config, layout = planned.cell.config, planned.store.layout
     if not config.loop.epochs:
         return config.loop.steps
     samples = layout.rows // layout.views
@@ -203,11 +204,11 @@ def _timed_step(prepared: Prepared, planned: Planned, request: AblateRequest, se
     device = pick_device(request.device)
     clip = prepared.clip if device == "cpu" else load_clip(prepared.student, device)
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
-        rows = _some_rows(prepared, config, selections.of(planned), Path(place))
+        rows = _some_rows(planned.store, clip.digest, config, selections.of(planned), Path(place))
         stack.callback(rows.close)
         images = None
         if requirements(config).images and request.root is not None:
-            images = stack.enter_context(closing(ViewImages(prepared.store, request.root, clip, threads)))
+            images = stack.enter_context(closing(ViewImages(planned.store, request.root, clip, threads)))
         trainer = Trainer(config, clip, rows, images)
         trainer.step(0)  # the first step also compiles and allocates, so that its time does not count
         began = time.monotonic()
@@ -216,11 +217,12 @@ def _timed_step(prepared: Prepared, planned: Planned, request: AblateRequest, se
         return (time.monotonic() - began) / TIMED_STEPS
 
 
-def _some_rows(prepared: Prepared, config: TrainConfig, selection: Selection | None, place: Path) -> WorkingSet:
-    """A working set of the first chunks that are enough for a few steps."""
-    store = prepared.store
+def _some_rows(
+    store: LabelStore, student: str, config: TrainConfig, selection: Selection | None, place: Path
+) -> WorkingSet:
+    """A working set of the first chunks that are enough for a few steps; `student` is the digest of its weights."""
     needs = requirements(config)
-    chosen = make_plan(store, prepared.clip.digest if needs.features else None, selection, needs.embeddings)
+    chosen = make_plan(store, student if needs.features else None, selection, needs.embeddings)
     parts, count = [], 0
     for chunk in range(store.layout.chunks):
         if selection is not None and not np.isin(store.samples(*store.layout.bounds(chunk)), selection.samples).any():

@@ -15,10 +15,9 @@ from teachonce.core.files import is_remote
 from teachonce.core.progress import Reporter
 from teachonce.core.status import State
 from teachonce.data.vocabulary import HALVES
-from teachonce.errors import DataError, IncompleteError, TeachOnceError, UsageError
+from teachonce.errors import DataError, TeachOnceError, UsageError
 from teachonce.evaluation.choice import StoredChoice
 from teachonce.labels.derived import content_id
-from teachonce.labels.format import LABELS
 from teachonce.labels.store import LabelStore
 from teachonce.models.spec import absolute_spec, require_model
 from teachonce.objects.remote import location
@@ -33,6 +32,7 @@ from teachonce.search.tables import HELD_OUT, Evaluation
 from teachonce.stages.ablate.request import AblateRequest
 from teachonce.stages.ablate.sets import open_sets, require_measured_so
 from teachonce.stages.ablate.stored import WORDS, Facts, StoredFacts, require_features, stored_choices
+from teachonce.stages.ablate.stores import Stores
 from teachonce.stages.ablate.trial import Trial
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class Planned:
     """A cell that can run."""
 
     cell: Cell
+    store: LabelStore
+    """What it is trained from."""
     need: Need
     digest: str
     stored: Mapping[str, StoredChoice]
@@ -68,6 +70,8 @@ class Planned:
             config=cell.config.to_dict(),
             data=cell.data,
             prompts=None if cell.prompts is None else str(cell.prompts),
+            labels=None if cell.labels is None else str(cell.labels),
+            content_id=self.need.source,
             no_effect=self.no_effect,
         )
 
@@ -142,10 +146,10 @@ def prepare(request: AblateRequest, reporter: Reporter) -> Prepared:
     cells = expand(grid)
     folder = GridFolder(request.out.absolute())
     folder.stored()
-    store = _whole_store(request.labels)
+    stores = Stores(request.labels)
     evaluations = tuple(_evaluation(grid, evaluation) for evaluation in grid.evaluations)
     looks = StoredFacts()
-    served = _checked(cells, lambda cell: _served(cell, store, request, grid, evaluations, looks))
+    served = _checked(cells, lambda cell: _served(cell, stores, request, grid, evaluations, looks))
     sets = open_sets(evaluations, request.student, request.root, grid.file, reporter)
 
     # These imports take seconds, so that files are checked first. Dask is imported before the models, because it sets
@@ -158,36 +162,25 @@ def prepare(request: AblateRequest, reporter: Reporter) -> Prepared:
     reporter.note(f"loading the student {request.student}")
     cells = _settled(cells, request, folder.stored(), reporter)
     clip = load_clip(request.student)  # on the CPU: a GPU belongs to the workers
-    prompts = _checked(cells, Trial(store, clip).start_digest)
+    prompts = _checked(cells, Trial(stores, clip).start_digest)
     require_features((choice for one in served for choice in one.choices.values()), clip)
-    content = content_id(store)
     planned = [
         Planned(
             cell,
+            stores.of(cell),
             one.need,
-            cell_digest(cell, one.need, content, clip.digest, start),
+            cell_digest(cell, one.need, stores.content(cell), clip.digest, start),
             one.choices,
             tuple(cell.config.without_effect()),
         )
         for cell, one, start in zip(cells, served, prompts, strict=True)
     ]
     student = absolute_spec(request.student)
-    prepared = Prepared(grid, folder, store, student, clip, evaluations, _distinct(planned, grid, reporter))
+    prepared = Prepared(grid, folder, stores.grid, student, clip, evaluations, _distinct(planned, grid, reporter))
     folder.require_ours(prepared.description())
     facts = {planned.digest: sets | one.facts for planned, one in zip(planned, served, strict=True)}
     require_measured_so(folder, evaluations, facts)
     return prepared
-
-
-def _whole_store(path: Path) -> LabelStore:
-    store = LabelStore.open(path)
-    missing = store.layout.chunks - len(store.committed(LABELS))
-    if missing:
-        raise IncompleteError(
-            f"{store.path}: {missing} of {store.layout.chunks} chunks are not committed",
-            hint=f"run the same `{store.maker}` again to complete the store",
-        )
-    return store
 
 
 def _settled(
@@ -253,7 +246,7 @@ class _Served:
 
 def _served(
     cell: Cell,
-    store: LabelStore,
+    stores: Stores,
     request: AblateRequest,
     grid: Grid,
     evaluations: Sequence[Evaluation],
@@ -264,25 +257,26 @@ def _served(
     Raises:
         UsageError, DataError: the store, the request or the grid cannot serve it.
     """
-    need = _need(cell, store, request, grid)
-    choices = stored_choices(evaluations, cell, need, store)
+    need = _need(cell, stores, request, grid)
+    choices = stored_choices(evaluations, cell, need, stores.of(cell))
     named = {evaluation.name: evaluation for evaluation in evaluations}
     return _Served(need, choices, {name: looks.of(named[name], choice) for name, choice in choices.items()})
 
 
-def _need(cell: Cell, store: LabelStore, request: AblateRequest, grid: Grid) -> Need:
-    """What a cell needs of the store.
+def _need(cell: Cell, stores: Stores, request: AblateRequest, grid: Grid) -> Need:
+    """What a cell needs of its store.
 
     Raises:
         UsageError, DataError: the store, the request or the grid cannot serve it.
+        IncompleteError: its store is not complete.
     """
     from teachonce.stages.train.served import require_images, require_served
 
-    config = cell.config
+    config, store = cell.config, stores.of(cell)
     require_images(config, request.root)
     if grid.choose and HELD_OUT in grid.choose.measures and not config.loop.held_out:
         raise UsageError(f"the grid chooses by {HELD_OUT}, and held_out is 0", hint="set held_out = 0.1 in [base]")
-    need = need_of(cell, store, request.root)
+    need = need_of(cell, store, request.root, stores.source(cell))
     require_served(config, store, need.held)
     return need
 
@@ -344,7 +338,12 @@ def _effective(planned: Planned) -> str:
     for sentence in planned.no_effect:
         key = sentence.split()[0]
         values[key] = default[key]
-    identity = {"config": values, "data": planned.need.identity(), "prompts": str(planned.cell.prompts)}
+    identity = {
+        "config": values,
+        "data": planned.need.identity(),
+        "store": planned.need.source,
+        "prompts": str(planned.cell.prompts),
+    }
     return canonical_digest(identity, SHORT)
 
 

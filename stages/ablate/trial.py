@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from teachonce.recipe.config import TrainConfig
 from teachonce.recipe.requirements import requirements
 from teachonce.runs.cells import Cell
 from teachonce.runs.needs import student_command
+from teachonce.stages.ablate.stores import Stores
 
 if TYPE_CHECKING:
     from teachonce.models.clip import LoadedClip
@@ -23,9 +25,8 @@ LONGEST = 32  # names on which a cell's prompts are tried
 class Trial:
     """Tries every cell's prompts on the student, each kind once."""
 
-    def __init__(self, store: LabelStore, clip: LoadedClip) -> None:
-        self._store, self._clip = store, clip
-        self._names = sorted(store.vocabulary().names, key=len)[-LONGEST:]
+    def __init__(self, stores: Stores, clip: LoadedClip) -> None:
+        self._stores, self._clip = stores, clip
         self._seen: dict[Any, str | None] = {}
 
     def start_digest(self, cell: Cell) -> str | None:
@@ -34,16 +35,17 @@ class Trial:
         Raises:
             TeachOnceError: they do not, or the store has no features of the student.
         """
-        config = cell.config
+        config, store = cell.config, self._stores.of(cell)
         if requirements(config).features:
-            self._require_features()
-        key = (config.prompts, config.loop.precision, cell.prompts)
+            self._require_features(store)
+        key = (config.prompts, config.loop.precision, cell.prompts, store.path)
         if key not in self._seen:
-            self._seen[key] = self._try(config, cell.prompts)
+            names = sorted(store.vocabulary().names, key=len)[-LONGEST:]
+            self._seen[key] = self._try(config, cell.prompts, names)
         return self._seen[key]
 
-    def _require_features(self) -> None:
-        store, clip = self._store, self._clip
+    def _require_features(self, store: LabelStore) -> None:
+        clip = self._clip
         group = student_group(clip.digest)
         if group in store.groups:
             require_behaviour(store.path, group, store.groups[group].fingerprint, clip.image_behaviour)
@@ -59,11 +61,11 @@ class Trial:
             hint=student_command(store, clip.spec),
         )
 
-    def _try(self, config: TrainConfig, prompts: Path | None) -> str | None:
+    def _try(self, config: TrainConfig, prompts: Path | None, names: Sequence[str]) -> str | None:
         from teachonce.models.prompt_files import load_prompts
         from teachonce.training.student import PromptedStudent
 
-        student = PromptedStudent(config.changed(compile=False), self._clip, self._names)
+        student = PromptedStudent(config.changed(compile=False), self._clip, names)
         if prompts is None:
             return None
         loaded = load_prompts(prompts).bound_to(self._clip)

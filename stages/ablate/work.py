@@ -135,7 +135,7 @@ class _Run:
             token=self.token,
             digest=planned.digest,
             name=cell.name,
-            labels=prepared.store.path.absolute() if source is None else source.labels.absolute(),
+            labels=planned.store.path.absolute() if source is None else source.labels.absolute(),
             selection=None if source is None else source.selection,
             student=prepared.student,
             prompts=cell.prompts,

@@ -20,7 +20,7 @@ from teachonce.training.trainer import Trainer
 def finish(out: Path, trainer: Trainer, identity: Identity, log: RunLog) -> TrainResult:
     """Write the prompts and the results of a run that has made its last step."""
     with torch.no_grad(), trainer.result() as student:
-        save_prompts(out, student.prompts("text"), student.prompts("image"), student.meta())
+        save_prompts(out, student.prompts("text"), student.prompts("image"), student.meta(), student.head)
     losses = [event["loss"] for event in log.read("step")][-5:]
     held_out = [event["top1"] for event in log.read("held_out")]
     folder = RunFolder(out)

@@ -112,7 +112,7 @@ def _build(
     require_labels(request.config, rows)
     trainer = Trainer(request.config, clip, rows, images)
     start = OWN_START if request.init is None else _start_from(request.init, trainer)
-    frozen = trainer.student.frozen_classes if request.config.prompts.tower == "image" else None
+    frozen = None if request.config.prompts.in_text else trainer.student.frozen_classes
     if not trainer.student.is_sound() or (frozen is not None and not bool(frozen.isfinite().all())):
         whose = request.student if request.init is None else f"{request.student} with the prompts in {request.init}"
         raise DataError(

@@ -19,7 +19,7 @@ from teachonce.towers.structures import REPLACING, Structure, allocate
 from teachonce.towers.text_tower import TextTower
 
 STRUCTURES: tuple[Structure, ...] = get_args(Structure)
-CARRIED = [x for x in STRUCTURES if x not in REPLACING]
+CARRIED = [x for x in STRUCTURES if x not in (*REPLACING, "accumulate")]
 
 
 @functools.cache
@@ -33,6 +33,8 @@ def detached(learner: SlotLearner) -> SlotPrompts:
 
 
 def learner_of(structure: Structure = "unshared", seed: int = 0, **keys: object) -> SlotLearner:
+    if structure == "accumulate":  # whose start is no template
+        keys = {"init": "words", **keys}
     return text_learner(make_tower(), Prompts(structure=structure, **keys), seed)  # type: ignore[arg-type]
 
 
@@ -153,7 +155,7 @@ def test_trained_prompts_equal_the_plain_reference(structure: Structure) -> None
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_learning_goes_on_from_given_prompts(structure: Structure) -> None:
-    for init in ("template", "normal"):
+    for init in ("template", "normal") if structure != "accumulate" else ("words", "normal"):
         given = train(learner_of(structure, depth=2, init=init, seed=5))
         learner = learner_of(structure, depth=2, init="words")
         train(learner)  # what was there does not matter
@@ -161,7 +163,7 @@ def test_learning_goes_on_from_given_prompts(structure: Structure) -> None:
         assert_same(learner(), given)
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("structure", [x for x in STRUCTURES if x != "accumulate"])
 def test_a_shared_context_starts_every_structure(structure: Structure) -> None:
     tower, tokens = make_tower(), make_tower().tokenise(NAMES)
     shared = random_prompts(tower, "shared", 0)
@@ -169,6 +171,33 @@ def test_a_shared_context_starts_every_structure(structure: Structure) -> None:
         learner = learner_of(structure, depth=depth)
         learner.load_start(shared)
         assert torch.allclose(tower.features(learner(), tokens), tower.features(shared, tokens), rtol=0, atol=2e-5)
+
+
+def test_added_slots_begin_as_the_states_of_those_before_them_or_as_noise() -> None:
+    """A shared context, or an accumulation of fewer blocks, starts it: further slots are as they begin."""
+    tower = make_tower()
+    start = learner_of("accumulate", depth=3)()
+    assert start.added is not None and torch.equal(start.added, tower.slot_states(CONTEXT)[1:3])
+    drawn = learner_of("accumulate", init="normal", length=60)()
+    assert drawn.added is not None and abs(float(drawn.added.detach().std()) / NOISE - 1) < 0.1
+    fewer, shared = random_prompts(tower, "accumulate", 2), random_prompts(tower, "shared", 0)
+    assert fewer.added is not None and shared.context is not None
+    learner = learner_of("accumulate", depth=3)
+    learner.load_start(fewer)
+    assert_same(learner(), replace(fewer, added=torch.cat([fewer.added, start.added[1:]])))
+    learner.load_start(shared)
+    assert_same(learner(), replace(shared, added=start.added))
+    with pytest.raises(UsageError, match="cannot start"):
+        learner_of("unshared", depth=3).load_start(fewer)
+    with pytest.raises(UsageError, match="cannot start"):
+        learner_of("unshared-replace", depth=2).load_start(fewer)
+
+
+def test_an_accumulation_is_refused_where_it_could_not_be_what_was_asked_for() -> None:
+    with pytest.raises(UsageError, match="accumulate cannot start as it"):
+        learner_of("accumulate", init="template")
+    with pytest.raises(UsageError, match="add theirs before it"):
+        learner_of("accumulate", position="after")
 
 
 def test_carried_prompts_start_wider_carried_ones_and_replacing_ones_of_their_depth() -> None:

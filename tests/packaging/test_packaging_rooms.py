@@ -23,6 +23,7 @@ ORDER = (
     "watching",
     "data",
     "towers",
+    "heads",
     "models",
     "foreign",
     "keeping",

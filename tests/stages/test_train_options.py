@@ -45,6 +45,7 @@ BASE = (
 )
 # What else must be said for a value to do its work.
 BESIDE = {
+    ("structure", "accumulate"): ["init=words"],
     ("correction", "*"): ["candidates=sampled"],
     ("candidates", "all-sampled"): ["class_chunk=2"],
     ("candidates", "teacher"): ["teacher_names=3", "batch_size=3"],

@@ -89,6 +89,11 @@ def test_embeddings_and_derived_labels_are_checked_too(world: World, teacher: st
     relabel(RelabelRequest(parent=path, labels=child, top_k=3, threads=1), Silent())
     assert again(child, teacher, world.root).ok
     assert inspect(InspectRequest(labels=child), Silent()).fidelity["embedding_kl"] == {}
+    relabel(RelabelRequest(parent=path, labels=tmp_path / "warm.zarr", entropy=1.0, threads=1), Silent())
+    assert again(tmp_path / "warm.zarr", teacher, world.root).ok, "each row at its own temperature"
+    relabel(RelabelRequest(parent=path, labels=tmp_path / "even.zarr", prior="balanced", threads=1), Silent())
+    with pytest.raises(DataError, match="another prior than its teacher"):
+        again(tmp_path / "even.zarr", teacher, world.root)
     opened = LabelStore.open(path, writable=True)
     data = opened.read_chunk(EMBEDDING, 1)
     data["embedding/values"] = np.roll(data["embedding/values"], 1, axis=0)

@@ -24,7 +24,7 @@ def family_features(
 ) -> Tensor:
     """Unit features [N, E] of names with four slots."""
     context, letters = spread(prompts)
-    return family_run(model, tokenizer, context, letters, prompts.replace, names, position)
+    return family_run(model, tokenizer, context, letters, prompts.replace, names, position, prompts.added)
 
 
 def family_run(
@@ -35,6 +35,7 @@ def family_run(
     replaces: bool,
     names: Sequence[str],
     position: str = "before",
+    added: Tensor | None = None,
 ) -> Tensor:
     """Any letter may have a prompt in any block, dead or not; see `tower_reference.run_blocks`."""
     text = text_part(model)
@@ -50,7 +51,7 @@ def family_run(
     if class_token is not None:  # open_clip's own mask, which is one position off
         hidden = text._build_additive_mask(tokens, x.shape[1], x.dtype)[:: text.heads]
         mask = mask + hidden[:, None]
-    x = text.ln_final(run_blocks(text, x, places, letters, replaces, mask))
+    x = text.ln_final(run_blocks(text, x, places, letters, replaces, mask, added))
     if class_token is not None:
         return project_pooled(text, x[:, -1])
     kind = text.pool_type if hasattr(text, "pool_type") else text.text_pool_type

@@ -150,6 +150,8 @@ def plain_features(model: Any, prompts: SlotPrompts, pixels: Tensor) -> Tensor:
     first = x.new_zeros(slots, x.shape[2]) if prompts.context is None else prompts.context
     x = torch.cat([x, first.expand(len(x), -1, -1)], dim=1)
     for layer, block in enumerate(visual.transformer.resblocks):
+        if prompts.added is not None and 1 <= layer <= len(prompts.added):
+            x = torch.cat([x, prompts.added[layer - 1].expand(len(x), -1, -1)], dim=1)
         weights, biases = block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3)
         inputs = [letter_input(prompts, letter, layer, x, tokens) for letter in ("query", "key", "value")]
         q, k, v = (block.ln_1(a) @ w.T + b for a, w, b in zip(inputs, weights, biases, strict=True))

@@ -63,6 +63,12 @@ CASES: dict[str, dict[str, Any]] = {
     "parameters in the tower's own units": {"layer_scale": False},
     "replace": {"structure": "unshared-replace", **EVERYTHING},
     "replace in the first block only": {"structure": "unshared-replace", "depth": 1},
+    "slots added by each block": {"structure": "accumulate", "init": "words"},
+    "slots added by the first blocks, in both towers": {
+        **{"structure": "accumulate", "tower": "both", "init": "normal", "depth": 2, "image_depth": 2},
+        **{"micro_batch": 7, "class_chunk": 2},
+    },
+    "slots added to the image tower behind a gate": {"structure": "accumulate", "tower": "image"},
     "one state a block": {"structure": "shared-replace", "depth": 1, **EVERYTHING},
     "one state a block in both towers": {"structure": "shared-replace", "tower": "both", "image_depth": 1},
     "slots around the name": {"structure": "shared", "position": "around", "init": "words", "length": 6},

@@ -28,7 +28,6 @@ from teachonce.recipe.config import TrainConfig
 from teachonce.rows.working_set import Batch, WorkingSet
 from teachonce.towers.image_tower import ImageTower
 from teachonce.towers.slots import SlotPrompts
-from teachonce.towers.structures import Letter
 from teachonce.towers.text_tower import TextTower
 from teachonce.training.two_pass import PoissonSample
 
@@ -298,7 +297,7 @@ def units_of(tower: str, learner: Any, clip: LoadedClip, config: TrainConfig) ->
     if not config.prompts.layer_scale:
         sizes = torch.ones_like(sizes)
     units = {"context": sizes[0], "gate": torch.tensor(1.0).double()}
-    blocks: Mapping[Letter, range] = learner.allocation.blocks
+    blocks: Mapping[str, range] = {**learner.allocation.blocks, "added": learner.allocation.added}
     if learner.allocation.tied:
         return units | {"state": sizes[: len(blocks["key"])][:, None, None]}
     return units | {letter: sizes[list(where)][:, None, None] for letter, where in blocks.items()}

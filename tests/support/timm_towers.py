@@ -99,6 +99,8 @@ def plain_embedding(
     first = x.new_zeros(prompts.slots, x.shape[2]) if prompts.context is None else prompts.context
     x = torch.cat([x, first.expand(len(x), -1, -1)], dim=1)
     for layer, block in enumerate(trunk.blocks):
+        if prompts.added is not None and 1 <= layer <= len(prompts.added):
+            x = torch.cat([x, prompts.added[layer - 1].expand(len(x), -1, -1)], dim=1)
         attn, parts = block.attn, []
         for place, letter in enumerate(("query", "key", "value")):
             state = letter_input(prompts, letter, layer, x, tokens)

@@ -108,8 +108,35 @@ def full_tokens(model: Any, names: Sequence[str], template: str = TEMPLATES["bef
 
 def plain_features(model: Any, prompts: SlotPrompts, names: Sequence[str], position: str = "before") -> Tensor:
     """Unit features [N, E] of `{slots} {name}.`, or with the slots elsewhere, by `plain_run`."""
+    if prompts.added is not None:
+        return accumulated(model, prompts, names)
     context, letters = spread(prompts)
     return plain_run(model, context, letters, prompts.replace, names, position)
+
+
+def accumulated(model: Any, prompts: SlotPrompts, names: Sequence[str]) -> Tensor:
+    """Slots before the name, to which blocks add: the row of states grows, and every row sees all before it."""
+    assert prompts.context is not None and prompts.added is not None
+    text, slots = text_part(model), prompts.slots
+    tokens, places = _tokens_with_room(text.context_length, slots, slots, names, "before")
+    x = put(text.token_embedding(tokens), places, prompts.context, add=False) + text.positional_embedding
+    pooled = (tokens == 49407).int().argmax(1)
+    for layer, block in enumerate(text.transformer.resblocks):
+        if 1 <= layer <= len(prompts.added):
+            behind = 1 + slots * layer
+            new = prompts.added[layer - 1].expand(len(x), -1, -1)
+            x, pooled = torch.cat([x[:, :behind], new, x[:, behind:]], 1), pooled + slots
+        future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        x = plain_block(block, x, torch.zeros_like(future, dtype=x.dtype).masked_fill(future, -torch.inf))
+    return project_pooled(text, text.ln_final(x)[torch.arange(len(x)), pooled])
+
+
+def plain_block(block: Any, x: Tensor, mask: Tensor) -> Tensor:
+    """A frozen block at all positions, [N, P, D]."""
+    weights, biases = block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3)
+    q, k, v = (block.ln_1(x) @ w.T + b for w, b in zip(weights, biases, strict=True))
+    x = x + block.ls_1(block.attn.out_proj(_attention(q, k, v, block.attn.num_heads, mask)))
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
 def spread(prompts: SlotPrompts) -> tuple[Tensor, dict[str, dict[int, Tensor]]]:
@@ -149,7 +176,13 @@ def plain_run(
 
 
 def run_blocks(
-    text: Any, x: Tensor, places: Tensor, letters: dict[str, dict[int, Tensor]], replaces: bool, mask: Tensor
+    text: Any,
+    x: Tensor,
+    places: Tensor,
+    letters: dict[str, dict[int, Tensor]],
+    replaces: bool,
+    mask: Tensor,
+    added: Tensor | None = None,
 ) -> Tensor:
     """All positions [N, P, D] through all blocks.
 
@@ -157,8 +190,15 @@ def run_blocks(
 
     Args:
         mask: what is added to the scores of attention, [P, P] or [N, 1, P, P].
+        added: slots that blocks from the second on take at the end of the row; only without a mask, where no row asks
+            for an order.
     """
+    positions = x.shape[1]
+    assert added is None or not mask.any()
     for layer, block in enumerate(text.transformer.resblocks):
+        if added is not None and 1 <= layer <= len(added):
+            x = torch.cat([x, added[layer - 1].expand(len(x), -1, -1)], 1)
+            mask = mask.new_zeros(x.shape[1], x.shape[1])
         q, k, v, residual = (
             put(x, places, letters[letter][layer], add=not replaces) if layer in letters[letter] else x
             for letter in ("query", "key", "value", "residual")
@@ -167,7 +207,7 @@ def run_blocks(
         q, k, v = (block.ln_1(h) @ w.T + b for h, w, b in zip((q, k, v), weights, biases, strict=True))
         x = residual + block.ls_1(block.attn.out_proj(_attention(q, k, v, block.attn.num_heads, mask)))
         x = x + block.ls_2(block.mlp(block.ln_2(x)))
-    return x
+    return x[:, :positions]
 
 
 def project_pooled(text: Any, pooled: Tensor) -> Tensor:
@@ -217,4 +257,5 @@ def random_prompts(tower: TextTower, structure: Structure, depth: int, slots: in
 
     letters = {letter: leaf(len(blocks), slots, tower.width) for letter, blocks in allocation.blocks.items()}
     context = leaf(slots, tower.width) if allocation.context else None
-    return SlotPrompts(context, **letters, replace=allocation.replace)
+    added = leaf(len(allocation.added), slots, tower.width) if allocation.added else None
+    return SlotPrompts(context, **letters, replace=allocation.replace, added=added)

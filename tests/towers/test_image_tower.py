@@ -67,6 +67,7 @@ def test_features_and_gradients_equal_the_plain_reference(structure: Structure, 
         allocation = allocate(structure, L, depth)
         allocated |= {"state"} if allocation.tied else set(allocation.blocks)
         allocated |= {"gate"} if init == "template" else set()
+        allocated |= {"added"} if allocation.added else set()
         assert set(expected) == allocated
         for name, gradient in gradients(ours, exact).items():
             reference = expected[name]
@@ -206,8 +207,8 @@ def test_slots_start_as_distinct_noise_from_the_seed(structure: Structure) -> No
         assert first.trainable_parameters() == allocate(structure, L, 2).parameters(40, 48) + L * (init == "template")
         if start.context is not None:
             assert start.context.std().item() == pytest.approx(NOISE, rel=0.1)
-            assert not any(x.any() for name, x in start.tensors().items() if name != "context")
-        noise = {n: x for n, x in start.tensors().items() if n in ("context",) or start.replace and n != "gate"}
+            assert not any(x.any() for name, x in start.tensors().items() if name not in ("context", "added"))
+        noise = {n: x for n, x in start.tensors().items() if n in ("context", "added") or start.replace and n != "gate"}
         for name, x in noise.items():
             assert not torch.equal(x, other().tensors()[name])
             assert torch.cdist(x.reshape(-1, 48), x.reshape(-1, 48)).fill_diagonal_(1).min() > 0

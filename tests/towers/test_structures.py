@@ -20,9 +20,10 @@ def blocks(structure: Structure, layers: int, depth: int) -> dict[str, list[int]
     return {letter[0]: list(where) for letter, where in allocate(structure, layers, depth).blocks.items()}
 
 
-def test_the_names_are_four_structures_and_every_other_set_of_letters() -> None:
+def test_the_names_are_five_structures_and_every_other_set_of_letters() -> None:
     sets = ["".join(x) for size in range(1, 5) for x in itertools.combinations("qkvr", size)]
-    assert set(get_args(Structure)) == {"shared", "unshared", "unshared-replace", "shared-replace", *sets} - {"qkv"}
+    others = {"shared", "unshared", "unshared-replace", "shared-replace", "accumulate"}
+    assert set(get_args(Structure)) == {*others, *sets} - {"qkv"}
 
 
 def test_carried_letters_are_in_the_first_blocks_but_nothing_reads_the_last_blocks_query_and_residual() -> None:

@@ -71,6 +71,8 @@ def test_features_and_gradients_equal_a_reference_that_runs_every_position(famil
     model, tokenizer, tower = made(family, double=True)
     structures: tuple[Structure, ...] = ("shared", "unshared", "qkvr", "unshared-replace")
     cases = [(s, d, p) for s in structures for d, p in zip((0, 1, 2), POSITIONS, strict=True)]
+    if not tower.shares_slot_states:
+        cases.append(("accumulate", 0, "before"))
     for structure, depth, position in cases:
         prompts = random_prompts(tower, structure, depth)
         names = tower.tokenise(NAMES, slots=4, position=position)

@@ -269,7 +269,7 @@ def test_the_fused_optimiser_of_a_gpu_makes_the_same_steps(case: str, bench: Ben
     assert [run.optimizer.defaults["fused"] for run in (trainer, twin)] == [None, True]
     for step in range(4):
         rate = trainer.step(step)["learning_rate"]
-        twin._update(dict(twin.learners.named_parameters()), list(gradients(trainer).values()), rate)
+        twin._update(dict(twin.learners.named_parameters()), list(gradients(trainer).values()), [rate])
     for name, plain in named(trainer).items():
         assert (named(twin)[name] - plain).norm() < 1e-6 * plain.norm(), name
 
