@@ -142,7 +142,7 @@ def save_prompts(
     """
     towers = {"text": text, "image": image}
     tensors = {
-        f"{tower}.{name}": x.detach().float().cpu().contiguous()
+        f"{tower}.{name}": x.detach().float().cpu().contiguous().clone()  # letters of one state are each kept
         for tower, prompts in towers.items()
         if prompts is not None
         for name, x in prompts.tensors().items()
