@@ -101,7 +101,25 @@ def _table(values: Mapping[str, Any], measures: Sequence[str], cost: bool) -> Ta
             *(_figure(setting["measures"].get(measure)) for measure in measures),
             *price,
         )
+    for line in values["beside"]:
+        if any(line["measures"].get(measure) for measure in measures):
+            table.add_row(
+                "–",
+                Text(_name_beside(line, values), style="dim"),
+                str(line["seeds"] or "–"),
+                *(_figure(line["measures"].get(measure)) for measure in measures),
+                *(("", "", "") if cost else ()),
+            )
     return table
+
+
+def _name_beside(line: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    """What the template or a reference is called; the numbers of its settings where references differ."""
+    name, of = str(line["name"]), line["settings"]
+    if not of or len(of) == len(values["settings"]):
+        return name
+    numbers = [str(setting["number"]) for setting in values["settings"] if setting["setting"] in of]
+    return f"{name}, rows of {', '.join(numbers)}"
 
 
 def _figure(figure: Mapping[str, Any] | None) -> Text:
@@ -111,7 +129,7 @@ def _figure(figure: Mapping[str, Any] | None) -> Text:
     text = Text(f"{100 * figure['top1']:.1f}")
     if figure["spread"] is not None:
         text.append(f" ±{100 * figure['spread']:.1f}", style="dim")
-    if figure["verdict"] in MARKS and figure["difference"] is not None:
+    if figure.get("verdict") in MARKS and figure["difference"] is not None:
         mark, style = MARKS[figure["verdict"]]
         text.append(f" {mark}{100 * figure['difference']:+.1f}", style=style)
     return text

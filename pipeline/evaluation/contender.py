@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ from torch.nn import functional as F
 
 import teachonce
 from teachonce.core.devices import AUTO, pick_device
+from teachonce.core.documents import read_object
 from teachonce.core.machine import CACHE_VARIABLE, cache_problem, default_threads, package_versions
 from teachonce.core.progress import Reporter
-from teachonce.errors import DataError, UsageError
+from teachonce.errors import DataError, TeachOnceError, UsageError
 from teachonce.evaluation.cache import digest_key, keep_arrays, kept_arrays
 from teachonce.evaluation.choice import Entrant, Work
 from teachonce.evaluation.features import features_identity, image_identity, set_features
@@ -29,6 +31,7 @@ from teachonce.evaluation.sets import EvaluationSet
 from teachonce.models.classifier import ensemble_features
 from teachonce.models.clip import LoadedClip, load_clip, tune_process
 from teachonce.models.prompt_files import LoadedPrompts, load_prompts
+from teachonce.models.prompt_names import LINEAR_FOLDER, RESULTS_FILE
 from teachonce.phrases import option, phrase
 
 _FORM = 1  # of kept outcomes: raised when what is computed changes
@@ -116,7 +119,22 @@ def load_contender(entrant: Entrant, threads: int | None, device: str = AUTO) ->
             option("wise") + f" {share:g} mixes class features only, and the prompts in {run} change images too",
             hint=phrase("leave {wise} out"),
         )
-    return Contender(clip, prompts, share)
+    linear, why = (None, "") if run is None else _reference(run, clip)
+    return Contender(clip, prompts, share, linear, why)
+
+
+def _reference(run: Path, clip: LoadedClip) -> tuple[Contender | None, str]:
+    """The linear reference in a run folder, or why there is none."""
+    folder, results = run / LINEAR_FOLDER, read_object(run / RESULTS_FILE) or {}
+    if not folder.is_dir():
+        return None, str(results.get("linear_why") or "") or f"{run.name} holds none: it is no run of this version"
+    try:
+        prompts = load_prompts(folder).bound_to(clip)
+    except TeachOnceError as problem:
+        return None, problem.message
+    if results.get("linear_digest") != prompts.tensors_digest:
+        return None, f"what lies in {folder} is not the reference that {RESULTS_FILE} tells of"
+    return Contender(clip, prompts, 1.0), ""
 
 
 def judge(

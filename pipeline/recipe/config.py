@@ -208,7 +208,9 @@ def later_defaults() -> dict[str, Any]:
     A new key is marked `LATER`: what was written without it is a config with its default, and has the same digest.
     """
     defaults = TrainConfig().to_dict()
-    return {key: defaults[key] for key, key_marks in marks().items() if any(isinstance(mark, Later) for mark in key_marks)}
+    return {
+        key: defaults[key] for key, key_marks in marks().items() if any(isinstance(mark, Later) for mark in key_marks)
+    }
 
 
 def config_digest(values: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ def tables(folder: Folder, measures: Sequence[Measure], fidelity: Mapping[str, A
     """Return all CSV files of a report by name."""
     rows_by_name = {
         "settings.csv": _settings(measures),
+        "references.csv": _references(measures),
         "runs.csv": _runs(folder),
         "curves.csv": _curves(folder),
         "classes.csv": _classes(folder),
@@ -70,8 +71,28 @@ def _line(line: Line) -> dict[str, Any]:
         **_ends("difference_images95", line.images),
         "over_template": template and template.difference,
         **_ends("over_template_images95", line.template_images),
+        "over_linear": line.linear and line.linear.difference,
+        **_ends("over_linear_images95", line.linear_images),
         **{key: line.further.get(key) for key in FIGURES[1:]},
     }
+
+
+def _references(measures: Sequence[Measure]) -> list[dict[str, Any]]:
+    """The linear references, a line for each selection of rows."""
+    return [
+        {
+            "measure": measure.key,
+            "settings": " | ".join(reference.settings),
+            "seeds": reference.summary.n,
+            "top1": reference.summary.mean,
+            "spread": reference.summary.spread,
+            "over_template": reference.template and reference.template.difference,
+            **_ends("over_template_images95", reference.template_images),
+            **{key: reference.further.get(key) for key in FIGURES[1:]},
+        }
+        for measure in measures
+        for reference in measure.references
+    ]
 
 
 def _ends(name: str, interval: tuple[float, float] | None) -> dict[str, float | None]:

@@ -42,8 +42,24 @@ class Line:
     template: Paired | None = None
     """The comparison with the bare student with the template."""
     template_images: Interval | None = None
+    linear: Paired | None = None
+    """The comparison with the linear reference on the same rows."""
+    linear_images: Interval | None = None
     further: Mapping[str, float] = field(default_factory=dict)
     """Means over seeds of the other figures: top5, macro, ece, nll."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The linear reference of one setting's rows by one measure."""
+
+    settings: tuple[str, ...]
+    """The settings whose rows it is fitted on: with the same seed, all of them have the same one."""
+    summary: Summary
+    template: Paired | None
+    """Its comparison with the template."""
+    template_images: Interval | None
+    further: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +78,8 @@ class Measure:
     classes: int | None
     template: Mapping[str, float]
     """Figures of the bare student; empty where they were not measured."""
+    references: tuple[Reference, ...]
+    """The linear references, one for each selection of rows; empty where no run has one."""
     lines: tuple[Line, ...]
     measured_on: MeasuredOn
     """What one evaluation measured on: protocol, manifest, split, templates; it says nothing for held-out samples."""
@@ -70,6 +88,10 @@ class Measure:
     def further(self) -> list[str]:
         """Return the names of the figures besides top-1 that some setting has."""
         return [name for name in FIGURES[1:] if any(name in line.further for line in self.lines)]
+
+    def reference(self, group: str) -> Reference | None:
+        """The linear reference on the rows of one setting."""
+        return next((reference for reference in self.references if group in reference.settings), None)
 
     @property
     def has_images(self) -> bool:
@@ -113,7 +135,7 @@ def _measure(folder: Folder, key: str) -> Measure:
         counts, template = [evaluation.n for evaluation in evaluations], _mean_template(folder, key)
     else:
         counts = [sample.n] if sample else [run.held_out_rows for run in folder.runs if run.held_out_rows]
-        template = sample.template if sample else {}
+        template = sample.template if sample else _mean_held_out(folder.base)
     return Measure(
         key=key,
         title="held-out samples" if key == HELD_OUT else key,
@@ -122,6 +144,7 @@ def _measure(folder: Folder, key: str) -> Measure:
         most=max(counts, default=None),
         classes=sample.measured_on.classes if sample else None,
         template=template,
+        references=_references(folder, key),
         lines=tuple(lines),
         measured_on=sample.measured_on if sample else MeasuredOn(),
     )
@@ -132,20 +155,17 @@ def _line(base: Group, group: Group, key: str, number: int) -> Line | None:
     if not values:
         return None
     evaluations = group.evaluations(key)
-    template = {run.draw: run.evaluations[key].template["top1"] for run in group.runs if _has_template(run, key)}
     line = Line(
         number=number,
         group=group.name,
         summary=summarise(list(values.values())),
         by_seed=values,
         verdict="base",
-        template=paired(values, template),
+        template=paired(values, group.beside(key, "template")),
         template_images=_over_images(evaluations, evaluations, lambda e: e.template_credits),
-        further={
-            name: float(np.mean(reported))
-            for name in FIGURES[1:]
-            if (reported := [e.figures[name] for e in evaluations if name in e.figures])
-        },
+        linear=paired(values, group.beside(key, "linear")),
+        linear_images=_over_images(evaluations, evaluations, lambda e: e.linear_credits),
+        further=_further([evaluation.figures for evaluation in evaluations]),
     )
     if group is base:
         return line
@@ -157,6 +177,39 @@ def _line(base: Group, group: Group, key: str, number: int) -> Line | None:
     )
 
 
+def _further(all_figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each figure besides top-1 over the runs that have it."""
+    reported = {name: [figures[name] for figures in all_figures if name in figures] for name in FIGURES[1:]}
+    return {name: float(np.mean(values)) for name, values in reported.items() if values}
+
+
+def _references(folder: Folder, key: str) -> tuple[Reference, ...]:
+    """The linear references of a measure, in the order of the settings; settings with equal figures share one."""
+    shared: list[tuple[dict[int, float], list[Group]]] = []
+    for group in folder.groups:
+        by_draw = group.beside(key, "linear")
+        alike = next((groups for values, groups in shared if by_draw.items() <= values.items()), None)
+        if by_draw and alike is None:
+            shared.append((by_draw, [group]))
+        elif by_draw and alike is not None:
+            alike.append(group)
+    references = []
+    for values, groups in shared:
+        evaluations = groups[0].evaluations(key)
+        references.append(
+            Reference(
+                settings=tuple(group.name for group in groups),
+                summary=summarise(list(values.values())),
+                template=paired(values, groups[0].beside(key, "template")),
+                template_images=_over_images(
+                    evaluations, evaluations, lambda e: e.template_credits, lambda e: e.linear_credits
+                ),
+                further=_further([evaluation.linear for evaluation in evaluations]),
+            )
+        )
+    return tuple(references)
+
+
 def _mean_template(folder: Folder, key: str) -> dict[str, float]:
     """The figures of the bare student, the mean over splits and seeds, each of which has other images."""
     by_draw = {run.draw: run.evaluations[key].template for run in folder.runs if _has_template(run, key)}
@@ -165,6 +218,12 @@ def _mean_template(folder: Folder, key: str) -> dict[str, float]:
         for name in FIGURES
         if by_draw and all(name in figures for figures in by_draw.values())
     }
+
+
+def _mean_held_out(base: Group) -> dict[str, float]:
+    """The template's top-1 on held-out samples, the mean over seeds, each of which holds out others."""
+    by_draw = base.beside(HELD_OUT, "template")
+    return {"top1": float(np.mean(list(by_draw.values())))} if by_draw else {}
 
 
 def _has_template(run: Run, key: str) -> bool:
@@ -180,11 +239,14 @@ def _verdict(line: Line, corrected: float | None) -> Verdict:
 
 
 def _over_images(
-    evaluations: Sequence[Evaluation], base_evaluations: Sequence[Evaluation], which: CreditsOf = lambda e: e.credits
+    evaluations: Sequence[Evaluation],
+    base_evaluations: Sequence[Evaluation],
+    which: CreditsOf = lambda e: e.credits,
+    ours: CreditsOf = lambda e: e.credits,
 ) -> Interval | None:
     """Return the interval of the difference over images, seeds averaged first; None if the images are not the same."""
     samples = {e.image_set for e in (*evaluations, *base_evaluations)}
-    credits_here, credits_base = [e.credits for e in evaluations], [which(e) for e in base_evaluations]
+    credits_here, credits_base = [ours(e) for e in evaluations], [which(e) for e in base_evaluations]
     present_here, present_base = (
         [credits for credits in side if credits is not None] for side in (credits_here, credits_base)
     )

@@ -188,10 +188,10 @@ def _statement(table: Measure, best: str) -> Statement:
     base = next((line for line in table.lines if line.verdict == "base"), None)
     if base is None:
         return Statement(title, ("The base was not measured there, so nothing is compared.",), ())
-    lead = [f"The base reaches {percent(base.summary.mean)}{_spread(base)}{_template(base, table)}."]
+    lead = [f"The base reaches {percent(base.summary.mean)}{_spread(base)}{_beside(base, table)}."]
     chosen = table.line(best)
     if chosen is not None and chosen is not base:
-        lead.append(f"“{best}” reaches {percent(chosen.summary.mean)}{_spread(chosen)}{_template(chosen, table)}.")
+        lead.append(f"“{best}” reaches {percent(chosen.summary.mean)}{_spread(chosen)}{_beside(chosen, table)}.")
     verdicts = []
     for verdict, heading in HEADINGS.items():
         lines = sorted((line for line in table.lines if line.verdict == verdict), key=lambda x: -abs(_difference(x)))
@@ -207,15 +207,24 @@ def _rows(table: Measure) -> str:
     return _many(most, word) if fewest == most else f"{fewest:,} to {most:,} {word}s, by seed"
 
 
-def _template(line: Line, table: Measure) -> str:
-    if line.template is None or "top1" not in table.template:
-        return ""
-    difference = line.template.difference
+def _beside(line: Line, table: Measure) -> str:
+    """Say how a setting stands to the template and to the linear reference on its rows."""
+    parts = []
+    if line.template is not None and "top1" in table.template:
+        parts.append(_against(line.template, line.template_images, "the hand-written template", table.template["top1"]))
+    reference = table.reference(line.group)
+    if line.linear is not None and reference is not None:
+        parts.append(_against(line.linear, line.linear_images, "the linear reference", reference.summary.mean))
+    return "".join(f", {part}" for part in parts)
+
+
+def _against(pair: Paired, images: tuple[float, float] | None, name: str, top1: float) -> str:
+    difference = pair.difference
     way = "above" if difference > 0 else "below" if difference < 0 else "from"
-    text = f", {abs(100 * difference):.1f} points {way} the hand-written template ({percent(table.template['top1'])}"
-    if line.template_images is not None:
-        text += f"; 95 % over images {interval(line.template_images)}"
-        if line.template_images[0] <= 0 <= line.template_images[1]:
+    text = f"{abs(100 * difference):.1f} points {way} {name} ({percent(top1)}"
+    if images is not None:
+        text += f"; 95 % over images {interval(images)}"
+        if images[0] <= 0 <= images[1]:
             text += ", so not told apart"
     return text + ")"
 

@@ -33,7 +33,7 @@ from teachonce.core.locks import exclusive
 from teachonce.core.machine import this_process
 from teachonce.core.outside import open_plain
 from teachonce.errors import FingerprintError, IncompleteError, IntegrityError, UsageError
-from teachonce.models.prompt_names import CHECKPOINTS_FOLDER, CONFIG_FILE, META_FILE, TENSORS_FILE
+from teachonce.models.prompt_names import CHECKPOINTS_FOLDER, CONFIG_FILE, META_FILE, RESULTS_FILE, TENSORS_FILE
 from teachonce.phrases import another, option, phrase
 from teachonce.recipe.config import later_defaults, table_of
 from teachonce.recipe.config_file import flat
@@ -41,7 +41,7 @@ from teachonce.runs.log import RunLog
 from teachonce.runs.results import RunResults, decode_results
 from teachonce.runs.tensorboard import Sink
 
-LOG, RESULTS, EVALUATIONS = "events.jsonl", "results.json", "evaluations"
+LOG, RESULTS, EVALUATIONS = "events.jsonl", RESULTS_FILE, "evaluations"
 LOCK, CELL, FAILURE = ".teachonce.lock", "cell.json", "failure.json"
 # The files that a run writes before config.toml marks the folder, and the files that `ablate` adds.
 BEFORE_MARKER = {CHECKPOINTS_FOLDER, LOG, LOCK, CELL, FAILURE, EVALUATIONS}

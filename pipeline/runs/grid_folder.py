@@ -5,6 +5,7 @@ This module starts no run. A cell is finished when its run is, and when each eva
     OUT/grid.json                   the grid as it was last run, with all its cells
     OUT/cells/DIGEST/               a run folder of `train`; besides cell.json, failure.json, evaluations/NAME.json
     OUT/stores/, OUT/selections/    what was derived from the label store for cells
+    OUT/references/                 linear references, one for cells on the same rows
     OUT/final/NAME-DIGEST.json      evaluations that only chosen cells and the base get
     OUT/results.json, events.jsonl  what came out; what happened
 """
@@ -47,7 +48,8 @@ PLACES = {"root", "manifest", "store", "vocabulary", "classes", "without"}
 CELL_STATES: tuple[State, ...] = ("finished", "failed", "unfinished", "damaged")
 GRID, STOP = "grid.json", "stop"
 CELLS, STORES, SELECTIONS, FINAL, LOCKS = "cells", "stores", "selections", "final", "locks"
-OURS = {GRID, CELLS, STORES, SELECTIONS, FINAL, RESULTS, LOG, LOCKS, STOP}
+REFERENCES = "references"
+OURS = {GRID, CELLS, REFERENCES, STORES, SELECTIONS, FINAL, RESULTS, LOG, LOCKS, STOP}
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,11 @@ class GridFolder:
     def log(self) -> RunLog:
         """The log in `events`."""
         return RunLog(self.events)
+
+    @property
+    def references(self) -> Path:
+        """The folder of linear references, which cells on the same rows share."""
+        return self.path / REFERENCES
 
     @property
     def cells(self) -> Path:

@@ -41,12 +41,20 @@ class RunResults:
     vocabulary_digest: str | None = None
     start: str | None = None
     """Digest of the prompts that the run started from, or words where it was given none."""
+    linear_digest: str | None = None
+    """SHA-256 of the prompts.safetensors of the run's linear reference; None where it has none."""
+    linear_held_out_top1: float | None = None
+    """Of the linear reference, on the samples that were kept apart."""
+    template_held_out_top1: float | None = None
+    """Of the hand-written template, on the same."""
+    linear_why: str = ""
+    """Why there is no linear reference; empty in results of early versions, too."""
     log: LogSeal = LogSeal()
     """Of events.jsonl, when the run had ended."""
 
     def __post_init__(self) -> None:
         """Refuse figures that are no numbers: means and tables would be none, either."""
-        for name in ("seconds", "final_loss", "held_out_top1"):
+        for name in ("seconds", "final_loss", "held_out_top1", "linear_held_out_top1", "template_held_out_top1"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise ValueError(f"{name} is {value}")

@@ -116,6 +116,7 @@ def _cell(job: CellJob, folder: GridFolder) -> CellReport:
                     selection=job.selection,
                     root=job.root,
                     init=job.prompts,
+                    shared=folder.references,
                 ),
                 Silent(),
             )

@@ -30,7 +30,10 @@ class ShowResult:
     settings: tuple[dict[str, Any], ...]
     """One a setting: number, setting, seeds, changes, seconds, trainable_parameters, final_loss, loss (a few points of
     its curve), and `measures`: by name top1, spread, difference, difference_spread, p (Holm), images (95 %),
-    verdict."""
+    over_template, over_linear, verdict."""
+    beside: tuple[dict[str, Any], ...]
+    """What stands beside the settings: the template alone, and the linear reference on the rows of each setting; name,
+    settings, seeds, and `measures`: by name top1 and spread."""
     headline: tuple[str, ...]
     not_counted: tuple[dict[str, str], ...]
     config: dict[str, Any]

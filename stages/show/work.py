@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ def _folder(path: Path) -> ShowResult:
         best=best,
         measures=tuple(table.key for table in tables),
         settings=tuple(_setting(folder, group, i, tables) for i, group in enumerate(folder.groups, 1)),
+        beside=tuple(_beside(tables)),
         headline=tuple(headline(folder, tables, best, rule).sentences()),
         not_counted=tuple(asdict(entry) for entry in folder.unusable),
         config=_config(folder.base),
@@ -91,8 +92,23 @@ def _figures(line: Line) -> dict[str, Any]:
         "p": line.corrected,
         "images": line.images,
         "over_template": line.template and line.template.difference,
+        "over_linear": line.linear and line.linear.difference,
         "verdict": line.verdict,
     }
+
+
+def _beside(tables: tuple[Measure, ...]) -> Iterator[dict[str, Any]]:
+    """The template, and one linear reference for each selection of rows, where some run has them."""
+    plain = {table.key: {"top1": table.template["top1"], "spread": None} for table in tables if table.template}
+    if plain:
+        yield {"name": "the template alone", "settings": (), "seeds": 0, "measures": plain}
+    together: dict[tuple[str, ...], dict[str, Any]] = {}
+    for table in tables:
+        for reference in table.references:
+            line = together.setdefault(reference.settings, {"seeds": reference.summary.n, "measures": {}})
+            line["measures"][table.key] = {"top1": reference.summary.mean, "spread": reference.summary.spread}
+    for settings, line in together.items():
+        yield {"name": "the linear reference", "settings": settings, **line}
 
 
 def _loss(group: Group) -> list[float]:
@@ -136,6 +152,7 @@ def _empty(kind: str, path: Path, title: str, next: str = "", figures: Mapping[s
         best=None,
         measures=(),
         settings=(),
+        beside=(),
         headline=(),
         not_counted=(),
         config={},

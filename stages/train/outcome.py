@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from teachonce.core.documents import LogSeal
+from teachonce.core.progress import Reporter
 from teachonce.errors import TeachOnceError
 from teachonce.models.prompt_files import load_prompts, save_prompts
 from teachonce.runs.checkpoint import Identity
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.log import RunLog
 from teachonce.runs.results import RunResults
+from teachonce.stages.train.reference import write_reference
 from teachonce.stages.train.request import TrainResult
 from teachonce.training.trainer import Trainer
 
 
-def finish(out: Path, trainer: Trainer, identity: Identity, log: RunLog) -> TrainResult:
-    """Write the prompts and the results of a run that has made its last step."""
+def finish(
+    out: Path, trainer: Trainer, identity: Identity, log: RunLog, shared: Path | None, reporter: Reporter
+) -> TrainResult:
+    """Write the prompts, the linear reference and the results of a run that has made its last step.
+
+    Args:
+        shared: where runs on the same rows keep their linear reference for each other; None: nowhere.
+    """
     with torch.no_grad(), trainer.result() as student:
         save_prompts(out, student.prompts("text"), student.prompts("image"), student.meta(), student.head)
     losses = [event["loss"] for event in log.read("step")][-5:]
     held_out = [event["top1"] for event in log.read("held_out")]
     folder = RunFolder(out)
+    reference = write_reference(out, shared, trainer, identity)
+    if reference.linear_why:
+        reporter.note(f"no linear reference: {reference.linear_why}")
     results = RunResults(
         steps=trainer.steps,
         trainable_parameters=trainer.student.trainable_parameters(),
@@ -40,6 +52,7 @@ def finish(out: Path, trainer: Trainer, identity: Identity, log: RunLog) -> Trai
         selection_digest=identity.selection,
         vocabulary_digest=trainer.rows.vocabulary.digest,
         start=identity.start,
+        **asdict(reference),
         log=LogSeal.of(folder.events),
     )
     folder.write_results(results)
@@ -68,4 +81,6 @@ def _answer(results: RunResults, out: Path) -> TrainResult:
         held_out_top1=results.held_out_top1,
         out=str(out),
         prompts_digest=results.prompts_digest,
+        linear_held_out_top1=results.linear_held_out_top1,
+        template_held_out_top1=results.template_held_out_top1,
     )

@@ -35,6 +35,8 @@ class TrainRequest:
     """Folder of the data: the bytes of some images are compared with what was taught; image prompts read all."""
     init: Path | None = None
     """Run or export whose prompts this run starts from; None: as the config says."""
+    shared: Path | None = None
+    """Folder in which runs on the same rows keep their linear reference for each other; None: nowhere."""
     log: tuple[LogTo, ...] = ()
     """Where figures are written besides events.jsonl; it is not a part of the run's identity."""
 
@@ -65,6 +67,10 @@ class TrainResult:
     out: str
     prompts_digest: str
     """SHA-256 of prompts.safetensors."""
+    linear_held_out_top1: float | None = None
+    """Top-1 of the linear reference on the samples that were kept apart; None where there is no such figure."""
+    template_held_out_top1: float | None = None
+    """The hand-written template's on the same samples."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,7 +92,7 @@ def take_steps(
         log.write("pairing", step=first, rows_proved=proved, images_compared=request.root is not None)
         with device_explained(SMALLER):
             _loop(request, trainer, identity, log, first, reporter, began)
-        return finish(request.folder, trainer, identity, log)
+        return finish(request.folder, trainer, identity, log, request.shared, reporter)
 
 
 def _settled(config: TrainConfig, device: str) -> TrainConfig:
