@@ -28,7 +28,7 @@ from teachonce.evaluation.choice import Entrant, Work
 from teachonce.evaluation.features import features_identity, image_identity, set_features
 from teachonce.evaluation.scores import Outcomes, outcomes
 from teachonce.evaluation.sets import EvaluationSet
-from teachonce.models.classifier import ensemble_features
+from teachonce.models.classifier import ensemble_features, name_groups
 from teachonce.models.clip import LoadedClip, load_clip, tune_process
 from teachonce.models.prompt_files import LoadedPrompts, load_prompts
 from teachonce.models.prompt_names import LINEAR_FOLDER, RESULTS_FILE
@@ -60,8 +60,12 @@ class Contender:
 
     def known_names(self, names: Sequence[str]) -> int:
         """How many of some names its head has a vector of their own for."""
-        head = None if self.prompts is None else self.prompts.meta.head
-        return 0 if head is None else len(set(names) & set(head.names))
+        prompts = self.prompts
+        if prompts is None or prompts.meta.head is None:
+            return 0
+        theirs = prompts.meta.head.names
+        numbers = name_groups(self.clip, [*theirs, *names], prompts.meta.template)
+        return int(torch.isin(numbers[len(theirs) :], numbers[: len(theirs)]).sum())
 
     def identity(self, templates: Sequence[str]) -> list[Any]:
         """What the contender's class features depend on besides the student's weights and the names."""

@@ -137,12 +137,12 @@ def fit_linear(
     with exact_products():
         others_n = _mass_of(others_UE, features_nE, scale)
         for step, chosen in enumerate(torch.from_numpy(steps).to(start_KE.device)):
+            for group in optimiser.param_groups:
+                group["lr"] = RATE * (1 + math.cos(math.pi * step / len(steps))) / 2
             logits = scale * features_nE[chosen].float() @ head.classes(start_KE, every_name).T
             loss = F.cross_entropy(torch.cat([logits, others_n[chosen]], dim=1), known_n[chosen])
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            for group in optimiser.param_groups:
-                group["lr"] = RATE * (1 + math.cos(math.pi * step / len(steps))) / 2
             optimiser.step()
 
 
