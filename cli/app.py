@@ -21,6 +21,7 @@ import teachonce
 from teachonce.cli import streams
 from teachonce.cli.commands import (
     ablate,
+    audit,
     cache,
     cluster,
     demo,
@@ -66,6 +67,7 @@ EXAMPLES = {  # each fits one line of an 80-column terminal, so that it can be c
     "teach": "teachonce teach set.toml --teacher ViT-L-14/openai --labels labels.zarr",
     "inspect": "teachonce inspect labels.zarr",
     "verify": "teachonce verify labels.zarr",
+    "audit": "teachonce audit labels.zarr --out audit.html",
     "relabel": "teachonce relabel labels.zarr --labels new.zarr --vocabulary names.tsv",
     "merge": "teachonce merge first.zarr second.zarr --labels both.zarr",
     "subset": "teachonce subset labels.zarr --out few.json --shots 16",
@@ -95,6 +97,7 @@ COMMANDS: Mapping[str, Callable[..., Job]] = {
     "teach": teach.teach,
     "inspect": inspect.inspect,
     "verify": verify.verify,
+    "audit": audit.audit,
     "relabel": relabel.relabel,
     "merge": merge.merge,
     "subset": subset.subset,

@@ -2,7 +2,7 @@
 
 The rooms of this package, from the ground floor up: core, objects, watching, data, towers, heads, models, foreign,
 keeping, labels, batch, cluster, softening, teaching, rows, recipe, losses, training, memory, evaluation, search, runs,
-reports, sharing; `demo` is a guest room. Each room's docstring says what it holds and where to begin.
+reports, audit, sharing; `demo` is a guest room. Each room's docstring says what it holds and where to begin.
 `teachonce.stages` holds one verb each, `teachonce.cli` parses and renders.
 
 This module imports nothing heavy: what it offers loads torch when it is asked for.

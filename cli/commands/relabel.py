@@ -26,6 +26,10 @@ Prompts = Annotated[
     Path | None,
     typer.Option("--prompts", metavar="RUN", help="Class vectors from prompts that were trained for the teacher."),
 ]
+Head = Annotated[
+    Path | None,
+    typer.Option("--head", metavar="RUN", help="Class vectors from a head, and prompts, trained for the teacher."),
+]
 PerSampleTemperature = Annotated[
     float | None,
     typer.Option(
@@ -62,6 +66,7 @@ def relabel(
     vocabulary: options.Vocabulary = None,
     template: NewTemplates = None,
     prompts: Prompts = None,
+    head: Head = None,
     per_sample_temperature: PerSampleTemperature = None,
     prior: Prior = None,
     top_k: options.TopK = None,
@@ -88,6 +93,7 @@ def relabel(
         vocabulary=vocabulary,
         templates=tuple(template) if template else None,
         prompts=prompts,
+        head=head,
         entropy=per_sample_temperature,
         prior=prior,
         top_k=top_k,

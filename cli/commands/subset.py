@@ -24,6 +24,11 @@ AllNames = Annotated[
     bool, typer.Option("--all-names", help="With --classes: keep all the store's names in the softmax.")
 ]
 
+Clean = Annotated[
+    Path | None,
+    typer.Option("--clean", metavar="AUDIT.csv", help="Leave out the samples that this list of audit says to."),
+]
+
 
 def subset(
     labels: options.LabelsArgument,
@@ -33,6 +38,7 @@ def subset(
     top_k: SubsetTopK = None,
     classes: SampleClasses = None,
     all_names: AllNames = False,
+    clean: Clean = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> Job:
@@ -41,6 +47,13 @@ def subset(
     The store stays as it is. Shots nest: with one seed, 1 shot is part of 2 shots.
     """
     request = stage.SubsetRequest(
-        labels=labels, out=out, shots=shots, seed=seed, top_k=top_k, classes=classes, all_names=all_names
+        labels=labels,
+        out=out,
+        shots=shots,
+        seed=seed,
+        top_k=top_k,
+        classes=classes,
+        all_names=all_names,
+        clean=clean,
     )
     return job("subset", json, quiet, lambda output: stage.subset(request, output))

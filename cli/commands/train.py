@@ -39,7 +39,8 @@ ConfigFile = Annotated[
     typer.Option(
         "--config",
         metavar="FILE.toml",
-        help="Training configuration, or a shipped one: rpp, rpp-reported, rpp-vitb16, pomp-vitb16.",
+        help="Training configuration, or a shipped one: rpp, rpp-reported, rpp-vitb16, coop, kdpl, kgcoop, maple, pomp, "
+        "pomp-vitb16, prograd, promptsrc.",
     ),
 ]
 TrainSet = Annotated[

@@ -46,6 +46,8 @@ SECOND_PASS = Stream("run", 2)
 """Names that a second pass computes; a part is a step."""
 PAIRING = Stream("run", 3)
 """Rows of a working set that are proved before a run begins."""
+MASKED_DIMENSIONS = Stream("run", 4)
+"""Dimensions of key and value prompts that a step leaves at their start; a part is a step."""
 ROW_ORDER = Stream("store", 0)
 """The blocks of samples in the order of a store."""
 RECHECK = Stream("verify", 0)
@@ -60,3 +62,7 @@ LINEAR_REFERENCE = Stream("linear reference", 0)
 """The order of rows in the fit of the linear reference; a part is an epoch."""
 REHEARSAL = Stream("rehearsal", 0)
 """Class features in place of those that a rehearsal has no time to compute."""
+AUDIT = Stream("audit", 0)
+"""Samples of a store that an audit fits, lays cells out or compares two stores by, and shuffled labels of a test."""
+LABEL_NOISE = Stream("label noise", 0)
+"""Samples that get a wrong label on purpose, and which."""

@@ -20,13 +20,13 @@ import numpy.typing as npt
 from teachonce.core.progress import Reporter
 from teachonce.data.formats import image_endings
 from teachonce.data.layouts import archive_parts, scan
-from teachonce.data.manifests import LINES, Manifest, Split, require_root
+from teachonce.data.manifests import LINES, NO_CLASSES, Manifest, Split, require_root
 from teachonce.data.places import ImagePlace, Part, PassedOver, Tally, name_bytes, name_of
 from teachonce.data.vocabulary import Vocabulary, folder_vocabulary, load_vocabulary, unlisted
 from teachonce.errors import DataError
 
 FEW_PARTS = 16
-_CLASSES_OF = {"schema": "parquet", "folders": "image-folder", "split": "coop-split"}
+_CLASSES_OF = {"schema": "parquet", "folders": "image-folder", "split": "coop-split", NO_CLASSES: "photo-folder"}
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,8 @@ def _class_list(manifest: Manifest, split: Split, spec: str, root: Path) -> Voca
 
     if spec in _CLASSES_OF and split.format != _CLASSES_OF[spec]:
         raise DataError(f"manifest '{manifest.name}': classes = \"{spec}\" needs the format {_CLASSES_OF[spec]}")
+    if spec == NO_CLASSES:
+        return Vocabulary((), ())
     if spec == "schema":
         return _schema_classes(manifest, split, root)
     if spec == "folders":

@@ -24,12 +24,12 @@ from teachonce.data.formats import (
 )
 from teachonce.data.listed_images import ListedPart, listed_parts, scan_listed
 from teachonce.data.manifests import Format, Manifest, Split
-from teachonce.data.places import UNKNOWN, ImagePlace, Part, Tally, as_on_disk, name_of, printable
+from teachonce.data.places import UNKNOWN, ImagePlace, Part, Tally, as_on_disk, name_bytes, name_of, printable
 from teachonce.data.spelling import one_form
 from teachonce.data.tars import Member, Sample, shard_samples, tar_members
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.errors import DataError, did_you_mean
-from teachonce.objects.remote import opened
+from teachonce.objects.remote import is_folder, opened
 
 # Endings of archives that a manifest's path may miss: the same archives compressed, or half fetched.
 ARCHIVES = frozenset({"tar", "tgz", "tbz", "txz", "gz", "xz", "bz2", "zst", "zip", "7z", "rar", "parquet", "part"})
@@ -63,6 +63,30 @@ def _class_folders(manifest: Manifest, split: Split, root: Path, classes: Vocabu
         class_folder = as_on_disk(folder / name)
         if class_folder.is_dir():
             yield Part(class_folder, name)
+
+
+def _photo_folders(manifest: Manifest, split: Split, root: Path, classes: Vocabulary, tally: Tally) -> Iterator[Part]:
+    """Yield the folder of the photos and every folder below it that holds files, each by its path from there."""
+    top = root / split.path
+    if not is_folder(top):
+        raise DataError(f"{top} is not a folder: expected photos there", hint=manifest.get)
+    places = {path.rpartition("/")[0] for path in files_below(top)}
+    for place in sorted(places, key=name_bytes):
+        if not any(is_leftover(part) for part in place.split("/") if part):
+            yield Part(top / place if place else top, place)
+
+
+def _scan_photos(split: Split, part: Part, classes: Vocabulary, tally: Tally) -> Iterator[ImagePlace]:
+    """Scan one folder of photos; the folders in it are parts of their own."""
+    endings = image_endings()
+    for entry in _entries(part.archive):
+        key = f"{part.name}/{entry.name}" if part.name else entry.name
+        if entry.kind == "file" and extension(entry.name) in endings and not is_leftover(entry.name):
+            if tally.look_inside and entry.size:
+                tally.look(key, first_bytes(part.archive / entry.name, HEAD))
+            yield ImagePlace(key, 0, entry.size, UNKNOWN)
+        elif entry.kind != "folder" or entry.link:
+            _count_in_folder(part.archive, entry, key, tally)
 
 
 def _count_strangers(folder: Path, class_names: frozenset[str], tally: Tally) -> None:
@@ -308,6 +332,7 @@ class Layout:
 
 LAYOUTS: Mapping[Format, Layout] = {
     "image-folder": Layout(_class_folders, _scan_folder),
+    "photo-folder": Layout(_photo_folders, _scan_photos),
     "class-tars": Layout(_archives, _scan_class_tar),
     "nested-tars": Layout(_nested_archives, _scan_class_tar),
     "folder-tars": Layout(_archives, _scan_folder_tar),

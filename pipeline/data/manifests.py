@@ -25,11 +25,21 @@ _ALWAYS = ("format", "path", "label", "classes", "samples")
 _WHEN_SET: dict[str, Any] = {"unlabelled": False, "images": "", "part": ""}
 
 Format = Literal[
-    "webdataset", "class-tars", "nested-tars", "folder-tars", "image-folder", "parquet", "coop-split", "image-list"
+    "webdataset",
+    "class-tars",
+    "nested-tars",
+    "folder-tars",
+    "image-folder",
+    "photo-folder",
+    "parquet",
+    "coop-split",
+    "image-list",
 ]
 LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes, on every system that is known
 TEMPLATE = "a photo of a {}."
 LINES = "lines:"
+NO_CLASSES = "none"
+"""What a manifest of photos without classes says for its class list."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +48,12 @@ class Split:
 
     format: Format
     """webdataset: tars of KEY.jpg + KEY.<label>. class-tars: one tar a class, named by its id. nested-tars: a tar of
-    such tars. folder-tars: tars of class folders. image-folder: one folder a class, named by its id. parquet: an image
-    and a label a row. coop-split: a JSON file of CoOp that lists images of train, val and test. image-list: a text
-    file with an image and a class name a line."""
+    such tars. folder-tars: tars of class folders. image-folder: one folder a class, named by its id. photo-folder:
+    photos at any depth, whose classes nobody states. parquet: an image and a label a row. coop-split: a JSON file of
+    CoOp that lists images of train, val and test. image-list: a text file with an image and a class name a line."""
     path: str
-    """Glob below the root for the archives; for image-folder the folder that holds the class folders; for coop-split
-    and image-list the file."""
+    """Glob below the root for the archives; for image-folder the folder that holds the class folders; for photo-folder
+    the folder of the photos; for coop-split and image-list the file."""
     label: str = "cls"
     """webdataset: the extension of the member that holds the label (index into the classes, or a class id),
     EXTENSION:FIELD for a field of a JSON object in it, `key` where keys begin with the class id and `_`.
@@ -70,7 +80,7 @@ class Split:
         for name, path in (("path", self.path), ("images", self.images)):
             _require_below(name, path)
         _require_path("classes", self.classes or "")
-        if not Path(self.path).parts and self.format != "image-folder":
+        if not Path(self.path).parts and not self.is_folder:
             raise ValueError(f"path must name archives or a list below the root, found '{self.path}'")
         if any("**" in part and part != "**" for part in Path(self.path).parts):
             raise ValueError(f"path: '**' stands for folders, and nothing else may stand beside it: '{self.path}'")
@@ -78,6 +88,11 @@ class Split:
             raise ValueError("`images` goes with the formats coop-split and image-list, and these need it")
         if (self.format == "coop-split") != bool(self.part):
             raise ValueError("`part` goes with the format coop-split, which needs it: train, val or test")
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the path is one folder, below which images lie as plain files."""
+        return self.format in ("image-folder", "photo-folder")
 
     @property
     def listed(self) -> bool:
@@ -94,8 +109,9 @@ class Manifest:
     title: str
     classes: str
     """The class list: a TSV file below the root (id, name), `timm:NAME`, `folders` (image-folder only), `schema`
-    (parquet only: the class names in the first file's schema), `split` (coop-split only: the names in the file), or
-    `lines:FILE` (a name a line; ids are line numbers from 0)."""
+    (parquet only: the class names in the first file's schema), `split` (coop-split only: the names in the file), `none`
+    (photo-folder only: whoever teaches gives a vocabulary), or `lines:FILE` (a name a line; ids are line numbers from
+    0)."""
     splits: dict[str, Split]
     names: str = ""
     """A file below the root with `ID NAME` lines whose names take the place of the class list's."""
@@ -214,10 +230,10 @@ def absent_files(manifest: Manifest, split_name: str, root: Path) -> list[str]:
     needed = [split.images] if split.listed else []
     if classes.startswith(LINES):
         needed.append(classes[len(LINES) :])
-    elif not classes.startswith("timm:") and classes not in ("folders", "schema", "split"):
+    elif not classes.startswith("timm:") and classes not in ("folders", "schema", "split", NO_CLASSES):
         needed += [] if Path(classes).is_file() else [classes]
     needed += [manifest.names] if manifest.names else []
-    there = (root / split.path).exists() if split.format == "image-folder" else any(True for _ in root.glob(split.path))
+    there = (root / split.path).exists() if split.is_folder else any(True for _ in root.glob(split.path))
     absent = [] if there else [str(root / split.path)]
     return absent + [str(root / name) for name in needed if not (root / name).exists()]
 

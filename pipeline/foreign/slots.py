@@ -1,8 +1,8 @@
 """Put prompts from outside into the slots of our towers, so that features are those of their own forward pass.
 
-A context at the input is `shared`. Prompts that replace the slots' states in the first J blocks are `unshared-replace`
-with one state for the query, the key, the value and the residual of a block: what enters the first block is the context
-with its position (text), or with the tower's first norm behind it (image).
+A context at the input is `shared`. Prompts that replace the slots' states in the first J blocks are `shared-replace`:
+one state for the query, the key, the value and the residual of a block. What enters the first block is the context with
+its position (text), or with the tower's first norm behind it (image).
 
 Shapes: M slots, D width, J blocks with prompts, L blocks.
 """

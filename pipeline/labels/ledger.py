@@ -107,14 +107,15 @@ def require_behaviour(path: Path, group: str, stored: Mapping[str, Any], here: B
 
     Args:
         path: of the store.
-        group: the column group of the student's features.
+        group: the column group of the student's features; where the student is the teacher, that of its embeddings.
         stored: its fingerprint.
         here: the behaviour of the student that is loaded.
 
     Raises:
         FingerprintError: names the parts that differ.
     """
-    parts = unlike(stored.get(BEHAVIOURS["student"], {}), here)
+    known = stored.get(BEHAVIOURS["student"]) or stored.get(BEHAVIOURS["teacher"], {})
+    parts = unlike(known, here)
     if parts:
         raise FingerprintError(
             f"{path} ({group}) holds features of a student with the same weights and another {parts}",

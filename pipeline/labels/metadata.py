@@ -198,6 +198,19 @@ class Group:
         return self.arrays[0]
 
 
+def features_group(groups: Mapping[str, Group], digest: str) -> str | None:
+    """The column group with the image features of the model that has these weights; None where there is none.
+
+    The teacher may be a student: its float16 embeddings are the features that `teach` would write of it, bit for bit.
+    """
+    group = store_format.student_group(digest)
+    if group in groups:
+        return group
+    embedding = groups.get(EMBEDDING)
+    of_it = embedding is not None and embedding.fingerprint.get("teacher_digest") == digest
+    return EMBEDDING if of_it and embedding is not None and embedding.fingerprint["kind"] == "float16" else None
+
+
 def group_arrays(name: str, body: dict[str, Any], layout: Layout) -> tuple[ArraySpec, ...]:
     """The arrays of a column group other than `labels`, from its attributes."""
     width = int(body["width"])

@@ -51,6 +51,16 @@ class Rule:
     """Only samples of these classes; the run knows their names only."""
     all_names: bool = False
     """With `classes`: the run knows every name of the store, though it sees samples of these classes only."""
+    clean: str | None = None
+    """SHA-256 (hex) of the numbers of samples that an audit says to leave out."""
+
+    def identity(self) -> dict[str, Any]:
+        """The rule for the digest of a cell: `clean` only where it is set, so that earlier digests hold."""
+        return {key: value for key, value in asdict(self).items() if key != "clean" or value}
+
+    def stated(self) -> dict[str, Any]:
+        """The rule as a file holds it; `all_names` too is written only when set, for the same reason."""
+        return {key: value for key, value in self.identity().items() if key != "all_names" or value}
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,8 +160,14 @@ def save_shots(path: Path, drawn: Mapping[str, Any], samples: npt.NDArray[np.int
     return _write_once(path, document)
 
 
-def choose(store: LabelStore, rule: Rule, reporter: Reporter) -> Chosen:
+def choose(store: LabelStore, rule: Rule, reporter: Reporter, left_out: Sequence[int] = ()) -> Chosen:
     """Apply a rule to a store. Only samples with at least one good row take part.
+
+    Args:
+        store: what is chosen from.
+        rule: how.
+        reporter: told about progress.
+        left_out: numbers of samples that take no part, of which `rule.clean` is the digest.
 
     Raises:
         UsageError: the rule restricts nothing, or asks for less than one shot or more classes than are stored.
@@ -167,6 +183,9 @@ def choose(store: LabelStore, rule: Rule, reporter: Reporter) -> Chosen:
         parts.append(_candidates(store, chunk, rule.seed, wanted))
         reporter.progress("choose", chunk + 1, store.layout.chunks, "chunks")
     samples, labels, hashes = (np.concatenate(column) for column in zip(*parts, strict=True))
+    if left_out:
+        stay = ~np.isin(samples, np.array(left_out))
+        samples, labels, hashes = samples[stay], labels[stay], hashes[stay]
     allowed_classes = np.flatnonzero(np.ones(len(label_ids), np.bool_) if wanted is None else wanted)
     counts = np.bincount(labels[labels >= 0], minlength=len(label_ids))
     short: list[tuple[str, int]] = []
@@ -187,8 +206,8 @@ def choose(store: LabelStore, rule: Rule, reporter: Reporter) -> Chosen:
 
 
 def _check_rule(rule: Rule, store: LabelStore) -> None:
-    if rule.shots is None and rule.top_k is None and rule.classes is None:
-        raise UsageError(phrase("nothing to select: give {shots}, {classes} or {top_k}"))
+    if rule.shots is None and rule.top_k is None and rule.classes is None and rule.clean is None:
+        raise UsageError(phrase("nothing to select: give {shots}, {classes}, {top_k} or {clean}"))
     if rule.all_names and rule.classes is None:
         raise UsageError(
             phrase("{all_names} keeps the names of classes that {classes} leaves out, and there is no {classes}"),
@@ -251,16 +270,11 @@ def save_selection(path: Path, store: LabelStore, rule: Rule, chosen: Chosen, re
             "samples": fingerprint["samples"],
             "vocabulary_digest": fingerprint.get("vocabulary_digest"),
         },
-        "rule": _stated(rule),
+        "rule": rule.stated(),
         "samples": chosen.samples.tolist(),
         "keys": [readable(key) for key in chosen.keys],
     }
     return _write_once(path, document, reporter)
-
-
-def _stated(rule: Rule) -> dict[str, Any]:
-    """The rule as a file holds it; `all_names` is written only when set, so that earlier files keep their digests."""
-    return {key: value for key, value in asdict(rule).items() if key != "all_names" or value}
 
 
 def _write_once(path: Path, document: dict[str, Any], reporter: Reporter | None = None) -> str:

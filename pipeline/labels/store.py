@@ -182,7 +182,8 @@ class LabelStore:
 
     def label_classes(self) -> Vocabulary:
         """The manifest's own class list, which `label` indexes."""
-        return parse_tsv(name_of(self.static("label_classes").tobytes()), f"{self.path}/label_classes", exact=True)
+        text = name_of(self.static("label_classes").tobytes())
+        return parse_tsv(text, f"{self.path}/label_classes", exact=True) if text else Vocabulary((), ())
 
     def samples(self, start: int, stop: int) -> npt.NDArray[np.uint32]:
         """Place of the samples of rows start..stop in the manifest's own order."""

@@ -28,7 +28,30 @@ STATE = "state"
 _LETTERS: tuple[Letter, ...] = get_args(Letter)
 
 
-class SlotLearner(nn.Module):
+class Learner(nn.Module):
+    """The trainable prompts of one tower, whatever they are made of."""
+
+    slots: int
+    """M."""
+
+    def forward(self) -> SlotPrompts:
+        """The prompts in the tower's own units, in the autograd graph of the parameters."""
+        raise NotImplementedError
+
+    def load_start(self, prompts: SlotPrompts) -> None:
+        """Set the parameters so that `forward` gives these prompts, up to rounding.
+
+        Raises:
+            UsageError: no parameters give them.
+        """
+        raise NotImplementedError
+
+    def trainable_parameters(self) -> int:
+        """The exact number of numbers that are trained."""
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+
+class SlotLearner(Learner):
     """Trainable prompts of one tower. Every parameter starts at zero: forward() = start + scale * parameter.
 
     With scales sigma_l, the sizes of hand-written slot states, which differ a hundredfold between blocks, one step
@@ -41,6 +64,9 @@ class SlotLearner(nn.Module):
         scales: [L], the unit of each block's parameters; the context has the first block's, a gate has 1.
         block_inputs: carried prompts to the tower's states at the slots [L, M, D]; with it, `load_start` can turn
             carried prompts into replacing ones. Where the states differ with the input, it gives those of one.
+
+    Attributes:
+        kept: of some parameters, a factor that is multiplied with what has been learned, while a step masks dimensions.
 
     Raises:
         TeachOnceError: the start does not fit the allocation.
@@ -58,6 +84,7 @@ class SlotLearner(nn.Module):
         self.slots = start.slots
         self._block_inputs = block_inputs
         self._names: list[str] = []
+        self.kept: Mapping[str, Tensor] = {}
         width = (start.key if start.context is None else start.context).shape[-1]  # type: ignore[union-attr]
         zeros = scales.new_zeros(self.slots, width)
         if allocation.tied:
@@ -96,19 +123,16 @@ class SlotLearner(nn.Module):
 
     def forward(self) -> SlotPrompts:
         """The prompts in the tower's own units, in the autograd graph of the parameters."""
-        values = {
-            name: self.get_buffer(f"start_{name}") + self.get_buffer(f"scale_{name}") * self.get_parameter(name)
-            for name in self._names
-        }
+        values = {name: self.get_buffer(f"start_{name}") + self._learned(name) for name in self._names}
         state = values.pop(STATE, None)
         if state is not None:
             letters = self.allocation.blocks.items()
             values |= {letter: state[blocks.start : blocks.stop] for letter, blocks in letters}
         return SlotPrompts(**{"context": None, **values}, replace=self.allocation.replace)
 
-    def trainable_parameters(self) -> int:
-        """The exact number of numbers that are trained."""
-        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+    def _learned(self, name: str) -> Tensor:
+        learned = self.get_buffer(f"scale_{name}") * self.get_parameter(name)
+        return learned * self.kept[name] if name in self.kept else learned
 
     @torch.no_grad()
     def load_start(self, prompts: SlotPrompts) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from teachonce import __version__
-from teachonce.core.strict import OURS, Above, AtLeast, Idle, Source, Table, idle
+from teachonce.core.strict import LATER, OURS, Above, AtLeast, Idle, Source, Table, idle
 from teachonce.heads.kinds import HeadMeta
 from teachonce.towers.structures import REPLACING, Init, Position, Structure, allocate, written
 
@@ -28,6 +28,8 @@ IMAGES = 'tower = "image" or "both"'
 NOT_TEXT = Idle(("tower",), lambda values: values["tower"] in ("text", "none"), needs=IMAGES)
 NOT_IMAGE = Idle(("tower",), lambda values: values["tower"] in ("image", "none"))
 NO_PROMPTS = idle(tower="none")
+NOT_BOTH = Idle(("tower",), lambda values: values["tower"] != "both", needs='tower = "both"')
+COUPLED = idle(tower="both", coupled=True)  # the text slots then say how many there are, and how deep
 
 
 def _starts_alike(values: Mapping[str, Any]) -> bool:
@@ -70,10 +72,13 @@ class Prompts(Table):
     """Measure prompts in units of the slot states at each layer, so that one learning rate suits all of them."""
     position: Annotated[Position, NOT_IMAGE, Source('POMP, CoOp\'s "end"')] = "before"
     """Where the slots stand, seen from the class name (CoOp: end, middle, front)."""
-    image_length: Annotated[int, Above(0), NOT_TEXT, OURS] = 4
+    image_length: Annotated[int, Above(0), NOT_TEXT, COUPLED, OURS] = 4
     """Slots in the image tower."""
-    image_depth: Annotated[int, AtLeast(0), NOT_TEXT, idle(structure="shared"), OURS] = 0
+    image_depth: Annotated[int, AtLeast(0), NOT_TEXT, COUPLED, idle(structure="shared"), OURS] = 0
     """The first `image_depth` layers of the image tower carry prompts; 0 means all."""
+    coupled: Annotated[bool, NOT_BOTH, Source("MaPLe (arXiv 2210.03117); off"), LATER] = False
+    """Image slots are learned linear maps of the text slots' prompts, layer by layer, as many and as deep as these
+    (MaPLe, arXiv 2210.03117)."""
 
     @property
     def in_text(self) -> bool:
@@ -89,6 +94,11 @@ class Prompts(Table):
     def replaces(self) -> bool:
         """Whether prompts stand in for the slot states."""
         return self.structure in REPLACING
+
+
+def coupled_depth(asked: Prompts, text_layers: int, image_layers: int) -> int:
+    """How many blocks of the image tower have prompts that are maps of the text tower's: as many as both have."""
+    return min(asked.depth or text_layers, image_layers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +154,8 @@ class PromptMeta:
         if image is None or image_tower is None:
             del values["image_depth"]
         else:
+            if asked.coupled and text_tower is not None:
+                values["image_depth"] = coupled_depth(asked, text_tower.layers, image_tower.layers)
             values |= {
                 "image_slots": image.slots,
                 "image_width": image_tower.width,

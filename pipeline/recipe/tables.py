@@ -23,7 +23,7 @@ from teachonce.core.strict import (
     idle,
     idle_unless,
 )
-from teachonce.models.prompts import IMAGES, NOT_IMAGE
+from teachonce.models.prompts import IMAGES, NO_PROMPTS, NOT_IMAGE
 from teachonce.models.spec import AskedPrecision
 
 LARGEST_RATE = 1e30  # beyond it, float32 overflows in the middle of an update
@@ -44,6 +44,9 @@ def _no_warmup(values: Mapping[str, Any]) -> bool:
     return not (values["warmup_steps"] or values["warmup_epochs"])
 
 
+WITHOUT_KEYS = ("shared", "q", "r", "qr", "accumulate")
+"""The structures without key and value prompts."""
+NO_KEYS = Idle(("structure",), lambda values: values["structure"] in WITHOUT_KEYS)
 NO_WARMUP = Idle(("warmup_steps", "warmup_epochs"), _no_warmup)
 
 
@@ -112,6 +115,10 @@ class Optimiser(Table):
     """Passes over the samples, of the warm-up; above 0 it decides its steps (rounded up), whatever the store's size."""
     warmup_rate: Annotated[float, AtLeast(0), idle_unless(warmup="constant"), NO_WARMUP, Source("POMP")] = 1e-5
     """warmup = constant only."""
+    mask_dimensions: Annotated[
+        float, Between(0, 1), NO_PROMPTS, NO_KEYS, Source("ours: none; MSP (IEEE TIP 34, 5978) masks some"), LATER
+    ] = 0.0
+    """The share of the dimensions of key and value prompts that each step leaves at their start, drawn anew."""
     averaging: Annotated[Literal["none", "ema", "gaussian"], OURS] = "none"
     """Which prompts are the result: the last, their moving average, or PromptSRC's Gaussian-weighted mean."""
     average_decay: Annotated[float, Above(0), Below(1), idle_unless(averaging="ema"), OURS] = 0.99

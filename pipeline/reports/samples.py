@@ -267,10 +267,11 @@ def _thumbnail(store: LabelStore, root: Path, place: tuple[int, int]) -> str:
         image = decode(reader.read(sample))
     if isinstance(image, ImageFault):
         raise DataError(f"an image of {store.path.name} could not be decoded: {image.reason}")
-    return _data_uri(image)
+    return data_uri(image)
 
 
-def _data_uri(image: Image.Image) -> str:
+def data_uri(image: Image.Image) -> str:
+    """A small JPEG of an image as a data URI."""
     small = image.convert("RGB")
     small.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()

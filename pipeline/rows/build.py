@@ -23,7 +23,8 @@ from teachonce.core.progress import Reporter
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.errors import DataError, IncompleteError
 from teachonce.labels.codec import GAP_FILL, INT8_FILL, FloatArray, IdArray, class_dtype
-from teachonce.labels.format import EMBEDDING, LABELS, student_group
+from teachonce.labels.format import EMBEDDING, LABELS
+from teachonce.labels.metadata import features_group
 from teachonce.labels.selection import Selection
 from teachonce.labels.store import Arrays, LabelStore
 from teachonce.phrases import option, phrase
@@ -75,8 +76,8 @@ def make_plan(store: LabelStore, student_digest: str | None, selection: Selectio
     """
     if embeddings and (EMBEDDING not in store.groups or not store.layout.top_k):
         raise DataError(f"{store.path} holds no image embeddings of its teacher", hint=store.embedding_hint)
-    group = None if student_digest is None else student_group(student_digest)
-    if group is not None and group not in store.groups:
+    group = None if student_digest is None else features_group(store.groups, student_digest)
+    if student_digest is not None and group is None:
         students = [g.fingerprint["about"].get("student") for n, g in store.groups.items() if n.startswith("students/")]
         raise DataError(
             f"{store.path} holds no image features of this student (weights {str(student_digest)[:16]}); "

@@ -22,7 +22,7 @@ from teachonce.core.progress import Reporter, Silent
 from teachonce.data.vocabulary import Vocabulary
 from teachonce.errors import DataError, EnvironmentFault, IncompleteError, IntegrityError
 from teachonce.labels.codec import GAP_FILL, decode_embeddings
-from teachonce.labels.format import LABELS
+from teachonce.labels.format import EMBEDDING, LABELS
 from teachonce.labels.selection import Selection
 from teachonce.labels.store import LabelStore
 from teachonce.rows import files as working_files
@@ -189,7 +189,7 @@ def open_working_set(
     identity = {
         "version": VERSION,
         "store": store.store_id(),
-        "groups": [LABELS, *plan.columns.values()],
+        "groups": [LABELS, *(_column(file, group) for file, group in plan.columns.items())],
         "selection": None if selection is None else selection.digest,
     }
     beside = working_files.folder_beside(store.path)
@@ -251,3 +251,8 @@ def _make(plan: Plan, folder: Path, identity: Mapping[str, Any], reporter: Repor
             f"{folder / digest} was cleared away as soon as it was made", hint="run the same command again"
         )
     return files
+
+
+def _column(file: str, group: str) -> str:
+    """A column for the name of a set: embeddings that serve as the student's features are another column."""
+    return f"{group} as features" if file == FEATURES and group == EMBEDDING else group

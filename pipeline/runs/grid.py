@@ -86,11 +86,8 @@ def load_grid(file: Path) -> Grid:
     for name, table in tables.items():
         if not isinstance(table, Mapping):
             raise UsageError(f"{where}: {name}: expected a table, found {table!r}")
-    base = (
-        _defaults()
-        | _recipe(head.config, file)
-        | _checked(_flat(tables["base"], f"{where}: [base]"), f"{where}: [base]")
-    )
+    stated = _checked(_flat(tables["base"], f"{where}: [base]"), f"{where}: [base]")
+    base = _defaults() | _recipe(head.config, file) | stated
     base |= _checked({DATA + key: value for key, value in tables["data"].items()}, f"{where}: [data]")
     axes = {
         key: _axis(key, values, f"{where}: [axes]") for key, values in _flat(tables["axes"], f"{where}: [axes]").items()
@@ -106,7 +103,7 @@ def load_grid(file: Path) -> Grid:
         base=base,
         axes=axes,
         exclude=tuple(excluded),
-        extra=_extra(_tables(lists, "cells", where), where),
+        extra=_extra(_tables(lists, "cells", where), stated, file),
         splits=head.splits,
         evaluations=head.evaluate,
         choose=head.choose,
@@ -230,10 +227,16 @@ def _exclude(entry: Values, where: str) -> Values:
     return {key: tuple(check_value(key, item, where) for item in values) for key, values in listed.items()}
 
 
-def _extra(entries: list[Values], where: str) -> dict[str, Values]:
+def _extra(entries: list[Values], stated: Values, file: Path) -> dict[str, Values]:
+    """Further settings by name.
+
+    Args:
+        stated: the keys of [base]. An entry with a recipe of its own has that one's keys in place of those of the
+            grid's recipe; what [base] states holds for it as well, but for the seed.
+    """
     settings: dict[str, Values] = {}
     for number, entry in enumerate(entries, 1):
-        place = f"{where}: [[cells]] {number}"
+        place = f"{file}: [[cells]] {number}"
         name = entry.pop("name", None)
         if not isinstance(name, str) or not name.strip():
             raise UsageError(f"{place}: the key 'name' is missing")
@@ -241,7 +244,13 @@ def _extra(entries: list[Values], where: str) -> dict[str, Values]:
             raise UsageError(f"{place}: the name '{name}' comes twice")
         if not entry:
             raise UsageError(f"{place}: '{name}' changes nothing: it would be the base")
+        recipe = entry.pop("config", None)
         settings[name] = _checked(entry, place)
+        if recipe is not None:
+            if not isinstance(recipe, str):
+                raise UsageError(f"{place}: config: expected the name or the file of a recipe, found {recipe!r}")
+            whole = TrainConfig().to_dict() | _recipe(recipe, file) | stated
+            settings[name] = {key: value for key, value in whole.items() if key != SEED} | settings[name]
     return settings
 
 

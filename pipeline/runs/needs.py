@@ -76,7 +76,7 @@ class Need:
         if self.rule is None:
             return None
         derived = self.derivation.digest if self.derivation else None
-        return canonical_digest({"store": derived, "rule": asdict(self.rule)} | _apart(self.source), SHORT)
+        return canonical_digest({"store": derived, "rule": self.rule.identity()} | _apart(self.source), SHORT)
 
     def identity(self) -> dict[str, Any]:
         """What decides the data of the cell, for its digest; temperatures follow from the config."""
@@ -84,7 +84,7 @@ class Need:
         kept = {
             key: derived[key] for key in ("vocabulary_digest", "templates", "top_k") if derived.get(key) is not None
         }
-        return {"derived": kept, "rule": None if self.rule is None else asdict(self.rule)}
+        return {"derived": kept, "rule": None if self.rule is None else self.rule.identity()}
 
 
 def _apart(source: str | None) -> dict[str, Any]:

@@ -8,13 +8,15 @@ Shapes: V classes, E embedding, B images.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from teachonce.core.streams import MASKED_DIMENSIONS
 from teachonce.heads.kinds import OF_CLASSES, HeadMeta
 from teachonce.heads.vectors import Head, head_of
 from teachonce.models.classifier import (
@@ -25,7 +27,8 @@ from teachonce.models.classifier import (
     template_features,
 )
 from teachonce.models.clip import LoadedClip, autocast, embedding_width, exact_products
-from teachonce.models.learner import SlotLearner, image_learner, text_learner
+from teachonce.models.coupled import coupled_learner
+from teachonce.models.learner import STATE, Learner, SlotLearner, image_learner, text_learner
 from teachonce.models.prompts import PromptMeta
 from teachonce.recipe.config import CHUNK_OF_CPU, TrainConfig
 from teachonce.rows.resident import free_bytes
@@ -39,6 +42,7 @@ from teachonce.training.two_pass import names_that_fit
 
 _SHARE_OF_MEMORY = 0.6  # of what is free: the backward pass and the allocator need some beside the graph
 _COPIES_OF_LOGITS = 12  # of rows x classes, which losses and their gradients hold at once
+_MASKED = ("key", "value", STATE)  # parameters of which a step may leave dimensions at their start
 SUFFIX = "."  # what follows a name, as in "a photo of a {}."
 
 
@@ -79,7 +83,7 @@ class PromptedStudent:
         if prompts.in_images:
             self.image = ImageTower.from_clip(clip.model)
             self._image_forward = _compiled(self.image) if config.loop.compile else self.image.features
-            self.learners["image"] = image_learner(self.image, prompts, config.loop.seed)
+            self.learners["image"] = self._image_learner(self.image)
         self.groups = self._name_groups()
         self.head: Head | None = None
         if config.head.head != "none":
@@ -116,10 +120,17 @@ class PromptedStudent:
     def _template(self) -> str:
         return written(self.config.prompts.context, SUFFIX)
 
-    def learner(self, tower: str) -> SlotLearner | None:
+    def _image_learner(self, image: ImageTower) -> Learner:
+        """Image prompts of their own, or maps of the text prompts."""
+        prompts, text, seed = self.config.prompts, self.learner("text"), self.config.loop.seed
+        if prompts.coupled and isinstance(text, SlotLearner) and self.text is not None:
+            return coupled_learner(image, self.text, prompts, text, seed)
+        return image_learner(image, prompts, seed)
+
+    def learner(self, tower: str) -> Learner | None:
         """The prompts of one tower, `text` or `image`; None if it has none."""
         learner = dict(self.learners.items()).get(tower)
-        return learner if isinstance(learner, SlotLearner) else None
+        return learner if isinstance(learner, Learner) else None
 
     def prompts(self, tower: str) -> SlotPrompts | None:
         """The prompts of one tower as they are, in the autograd graph of its parameters; None if it has none."""
@@ -131,9 +142,55 @@ class PromptedStudent:
         learner = dict(self.learners.items()).get(tower)
         return [] if learner is None else list(learner.parameters())
 
+    @property
+    def coupled(self) -> bool:
+        """Whether image features depend on the text tower's prompts."""
+        return self.config.prompts.coupled and self.image is not None and self.text is not None
+
+    def behind_images(self) -> list[nn.Parameter]:
+        """All that image features depend on: what is trained on the image tower, then what its prompts are made of."""
+        return [*self.parameters("image"), *(self.parameters("text") if self.coupled else [])]
+
+    def joined(self, text: list[Tensor], images: list[Tensor]) -> list[Tensor]:
+        """The gradient of both towers' parameters, of that through class features and that through image features.
+
+        Args:
+            text: of `parameters("text")`.
+            images: of `behind_images()`.
+        """
+        count = len(self.parameters("image"))
+        through = images[count:]
+        return [*([a + b for a, b in zip(text, through, strict=True)] if through else text), *images[:count]]
+
     def trainable_parameters(self) -> int:
         """The exact number of numbers that are trained."""
         return sum(p.numel() for p in self.learners.parameters() if p.requires_grad)
+
+    @contextmanager
+    def masked(self, step: int) -> Iterator[None]:
+        """Leave a random share of the dimensions of key and value prompts at their start, for one step.
+
+        So names MSP (IEEE TIP 34, 5978) its partial learning of key and value prompts; of the paper its abstract was at
+        hand. Each block, letter and dimension is drawn by itself, alike for all slots. What stays counts 1 / (1 -
+        share) times, as in dropout (arXiv 1207.0580), so that its mean over draws is what is evaluated.
+        """
+        share = self.config.optimiser.mask_dimensions
+        if not share:
+            yield
+            return
+        random = MASKED_DIMENSIONS.at(self.config.loop.seed, step)
+        learners = [x for tower in ("text", "image") if isinstance(x := self.learner(tower), SlotLearner)]
+        try:
+            for learner in learners:
+                learner.kept = {
+                    name: to_device(_kept_dimensions(random, parameter.shape, share), self.clip.device)
+                    for name, parameter in learner.named_parameters()
+                    if name in _MASKED
+                }
+            yield
+        finally:
+            for learner in learners:
+                learner.kept = {}
 
     def autocast(self) -> AbstractContextManager[None]:
         """The configured precision of the towers."""
@@ -234,3 +291,9 @@ def _compiled(tower: ImageTower) -> Callable[[SlotPrompts, Tensor], Tensor]:
             return features
 
     return quiet
+
+
+def _kept_dimensions(random: np.random.Generator, shape: torch.Size, share: float) -> Tensor:
+    """What dimensions count, alike for all slots of a block: 0 or 1 / (1 - share), [n, 1, D] float32 on the CPU."""
+    kept = random.random((shape[0], 1, shape[2])) >= share
+    return torch.from_numpy(kept.astype(np.float32) / (1 - share))

@@ -163,11 +163,12 @@ class Trainer:
         """Do one step; on a GPU it is only queued, and its report tells what `step` returns and raises."""
         rows = self._rows_of(step)
         drawn = self._step(rows, step)
-        text = self._text_pass(drawn)
         weights = self.objective.weights(soft_weight(self.config, self.steps, step))
-        gradients = self._gradients(step, rows, text, drawn.classes, weights)
+        with self.student.masked(step):
+            text = self._text_pass(drawn)
+            gradients = self._gradients(step, rows, text, drawn.classes, weights)
+            gradient = self._combined(text, gradients, step)
         named = dict(self.learners.named_parameters())
-        gradient = self._combined(text, gradients, step)
         norm = torch.stack([part.double().square().sum() for part in gradient]).sum().sqrt()
         peaks = [peak for _, peak in moved(self.config, self.student)]
         rates = [learning_rate(self.config, self.steps, step, self.warmup, peak) for peak in peaks]
@@ -287,7 +288,7 @@ class Trainer:
         self, step: int, rows: StepRows, text: TextPass | FixedPass, classes: StepClasses, weights: dict[str, float]
     ) -> _Gradients:
         """Losses and their gradients on the class features and on the image prompts, block by block."""
-        total, on_images = len(rows.label), self.student.parameters("image")
+        total, on_images = len(rows.label), self.student.behind_images()
         on_head = self.student.parameters("head")
         counts = Counts(total, int((rows.label >= 0).sum()))
         gradients = _Gradients({}, [], [], [])
@@ -332,7 +333,7 @@ class Trainer:
 
     def _combined(self, text: TextPass | FixedPass, gradients: _Gradients, step: int) -> list[Tensor]:
         """The gradient of every parameter, in the order of `learners.named_parameters()`."""
-        on_text = self.student.parameters("text")
+        on_text, joined = self.student.parameters("text"), self.student.joined
         sample = None
         if self.config.candidates.candidates == "all-sampled":
             sample = PoissonSample(self.config.candidates.sampled_backward, self.config.loop.seed, step)
@@ -340,7 +341,7 @@ class Trainer:
         parts = none
         if isinstance(text, TextPass):
             parts = text.pull_back(on_text, [features for (features,) in gradients.features], sample)
-        whole = [[*t, *i, *h] for t, i, h in zip(parts, gradients.images or none, gradients.head, strict=True)]
+        whole = [[*joined(t, i), *h] for t, i, h in zip(parts, gradients.images or none, gradients.head, strict=True)]
         if not self.config.loss.prograd:
             return whole[0]
         hard, general, *rest = whole

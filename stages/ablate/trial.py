@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teachonce.errors import DataError, UsageError
-from teachonce.labels.format import student_group
 from teachonce.labels.ledger import require_behaviour
+from teachonce.labels.metadata import features_group
 from teachonce.labels.store import LabelStore
 from teachonce.recipe.config import TrainConfig
 from teachonce.recipe.requirements import requirements
@@ -46,8 +46,8 @@ class Trial:
 
     def _require_features(self, store: LabelStore) -> None:
         clip = self._clip
-        group = student_group(clip.digest)
-        if group in store.groups:
+        group = features_group(store.groups, clip.digest)
+        if group is not None:
             require_behaviour(store.path, group, store.groups[group].fingerprint, clip.image_behaviour)
             return
         known = [

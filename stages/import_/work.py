@@ -83,7 +83,7 @@ def _asked(request: ImportRequest, prompts: ForeignPrompts, image: SlotPrompts |
     if not prompts.replaces:
         return Prompts(structure="shared", context="", init="normal", position=request.position)
     both = {"tower": "both", "image_depth": len(prompts.image)} if image is not None else {}
-    return Prompts(structure="unshared-replace", context="", init="normal", depth=1 + len(prompts.deeper), **both)
+    return Prompts(structure="shared-replace", context="", init="normal", depth=1 + len(prompts.deeper), **both)
 
 
 def _result(

@@ -45,7 +45,7 @@ def class_vectors(
     if plan.prompts is None and plan.fingerprint.get("prompts") is not None:
         raise UsageError(
             f"the class vectors of {parent.path} come from prompts, and new names need them again",
-            hint=phrase("give {prompts} RUN, the one that the store was relabelled with"),
+            hint=phrase("give {prompts} or {head} RUN, the one that the store was relabelled with"),
         )
     spec = request.teacher or named or (None if plan.prompts is None else plan.prompts.model)
     if spec is None:
@@ -53,7 +53,7 @@ def class_vectors(
     clip = _teacher(spec, request, parent, reporter)
     encoded: FloatArray
     if plan.prompts is not None:
-        reporter.note(f"encoding {len(names)} class names with the teacher and the prompts in {request.prompts}")
+        reporter.note(f"encoding {len(names)} class names with the teacher and {request.prompts or request.head}")
         encoded = plan.prompts.bound_to(clip).classifier(names).cpu().numpy()
         return encoded, spec
     from teachonce.models.classifier import ensemble_features

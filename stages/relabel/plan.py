@@ -20,7 +20,7 @@ from teachonce.labels.derived import content_id
 from teachonce.labels.format import EMBEDDING, LABELS, Layout, new_layout
 from teachonce.labels.store import LabelStore
 from teachonce.models.spec import parse_spec
-from teachonce.phrases import option, phrase
+from teachonce.phrases import Phrase, option, phrase
 from teachonce.softening.prior import BALANCED, balanced, read_prior
 from teachonce.stages.relabel.request import RelabelRequest
 
@@ -37,7 +37,7 @@ class Plan:
     vocabulary: Vocabulary
     templates: tuple[str, ...]
     prompts: LoadedPrompts | None
-    """Those that make the class vectors; None: the templates, or the parent's vectors, do."""
+    """Prompts and head that make the class vectors; None: the templates, or the parent's vectors, do."""
     wanted: dict[int, float]
     """Class -> share of the wanted prior; empty: the prior stays."""
     entropy: float | None
@@ -61,8 +61,13 @@ def check(request: RelabelRequest) -> None:
         require_template(template)
     if request.templates is not None and not request.templates:
         raise UsageError("at least one template is needed", hint=phrase('for example {template} "a photo of a {{}}."'))
-    if request.templates is not None and request.prompts is not None:
-        raise UsageError(phrase("{template} and {prompts} both say how names become class vectors: give one of them"))
+    makers = (("template", request.templates), ("prompts", request.prompts), ("head", request.head))
+    given = [option(name) for name, value in makers if value is not None]
+    if len(given) > 1:
+        raise UsageError(
+            Phrase(" and ").join(given) + " both say how names become class vectors: give one of them",
+            hint=phrase("{head} RUN takes the prompts of RUN along"),
+        )
     taus = request.temperatures
     if taus is not None and (not taus or taus[0] != 1 or len(set(taus)) < len(taus)):
         raise UsageError(
@@ -104,7 +109,7 @@ def make_plan(request: RelabelRequest, parent: LabelStore) -> Plan:
             f"{len(vocabulary)} classes is {math.log(len(vocabulary)):.4g}"
         )
     temperatures = request.temperatures or parent.layout.temperatures
-    prompts = None if request.prompts is None else _prompts(request.prompts, request.teacher, parent)
+    prompts = _trained(request, parent)
     templates = request.templates or tuple(stored["templates"])
     made_by = _made_by(request, stored, prompts)
     present = (parent.vocabulary().digest, tuple(stored["templates"]), parent.layout.top_k, parent.layout.temperatures)
@@ -115,8 +120,8 @@ def make_plan(request: RelabelRequest, parent: LabelStore) -> Plan:
         raise UsageError(
             f"nothing to change: {parent.path} has these classes, templates, top k and temperatures already",
             hint=phrase(
-                "give {vocabulary}, {template}, {prompts}, {per_sample_temperature}, {prior}, {top_k}, {temperatures} "
-                "or {classes}"
+                "give {vocabulary}, {template}, {prompts}, {head}, {per_sample_temperature}, {prior}, {top_k}, "
+                "{temperatures} or {classes}"
             ),
         )
     layout = new_layout(parent.layout.rows, len(vocabulary), top_k, temperatures, parent.layout.chunk_rows)
@@ -146,6 +151,7 @@ def _facts(request: RelabelRequest, parent: LabelStore, stored: dict[str, Any]) 
     """What people may want to know of the new store; nothing is compared with it."""
     given = {
         "prompts": None if request.prompts is None else str(request.prompts),
+        "head": None if request.head is None else str(request.head),
         "prior": request.prior,
     }
     return {
@@ -160,7 +166,7 @@ def _facts(request: RelabelRequest, parent: LabelStore, stored: dict[str, Any]) 
 
 
 def _made_by(request: RelabelRequest, stored: dict[str, Any], prompts: LoadedPrompts | None) -> dict[str, Any]:
-    """What of the class vectors is not said by templates: the digest of the prompts that made them."""
+    """What of the class vectors is not said by templates: the digest of the prompts and the head that made them."""
     if prompts is not None:
         return {"prompts": prompts.tensors_digest}
     return {"prompts": stored["prompts"]} if "prompts" in stored and request.templates is None else {}
@@ -181,16 +187,19 @@ def _adjusted(request: RelabelRequest, wanted: dict[int, float], vocabulary: Voc
     return fields
 
 
-def _prompts(folder: Path, teacher: str | None, parent: LabelStore) -> LoadedPrompts:
-    """The prompts of a run that was trained on the teacher of the store.
+def _trained(request: RelabelRequest, parent: LabelStore) -> LoadedPrompts | None:
+    """The prompts or the head of a run that was trained on the teacher of the store; None where none was asked for.
 
     Raises:
-        UsageError: image prompts, under which stored embeddings do not hold.
+        UsageError: image prompts, under which stored embeddings do not hold; a run without what was asked for.
         FingerprintError: they belong to another model.
     """
+    folder = request.prompts or request.head
+    if folder is None:
+        return None
     from teachonce.models.prompt_files import load_prompts
 
-    loaded = load_prompts(folder, teacher)
+    loaded = load_prompts(folder, request.teacher)
     stored = parent.groups[LABELS].fingerprint
     if loaded.meta.student_digest != stored["teacher_digest"]:
         raise FingerprintError(
@@ -206,6 +215,14 @@ def _prompts(folder: Path, teacher: str | None, parent: LabelStore) -> LoadedPro
             f"the prompts in {folder} are of tower = '{loaded.meta.tower}': with image prompts the teacher would see "
             "other images than those whose embeddings are stored",
             hint="train prompts of the text tower: tower = 'text'",
+        )
+    kind = None if loaded.meta.head is None else loaded.meta.head.kind
+    if request.head is not None and kind is None:
+        raise UsageError(f"{folder} has no head", hint=phrase("{prompts} RUN takes the prompts of a run"))
+    if request.prompts is not None and (kind is not None or loaded.text is None):
+        raise UsageError(
+            f"{folder} has a {kind} head" + ("" if loaded.text is None else " beside its prompts"),
+            hint=phrase("{head} RUN takes the head, and the prompts where there are any"),
         )
     return loaded
 

@@ -19,6 +19,8 @@ class RelabelRequest:
     templates: tuple[str, ...] | None = None
     prompts: Path | None = None
     """A run, or an export, whose student is the teacher of the store: its prompts make the class vectors."""
+    head: Path | None = None
+    """The same with a head: class vectors as the run's prompts, if it has any, and its head make them."""
     entropy: float | None = None
     """Of each row's soft label, in nats; each row gets the temperature that gives it."""
     prior: str | None = None
@@ -53,6 +55,8 @@ class RelabelResult:
     store_id: str
     prompts: str | None = None
     """The run whose prompts made the class vectors."""
+    head: str | None = None
+    """The run whose head made them, with its prompts."""
     row_temperatures: dict[str, Any] = field(default_factory=dict)
     """Of the rows that this call labelled: the entropy asked for, how many rows, the 5 %, 50 % and 95 % quantiles of
     their temperatures relative to the teacher's own, and how many rows cannot have that entropy: `too_flat`,

@@ -48,6 +48,7 @@ def relabel(request: RelabelRequest, reporter: Reporter) -> RelabelResult:
             labels=str(request.labels),
             store_id=child.store_id(),
             prompts=None if request.prompts is None else str(request.prompts),
+            head=None if request.head is None else str(request.head),
             row_temperatures=maker.row_temperatures(),
             prior=maker.prior(),
             embeddings_kept=plan.keeps_embeddings,

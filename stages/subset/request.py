@@ -17,6 +17,8 @@ class SubsetRequest:
     top_k: int | None = None
     classes: Path | None = None
     all_names: bool = False
+    clean: Path | None = None
+    """The list of an audit: samples to leave out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,5 +34,7 @@ class SubsetResult:
     """Classes with fewer samples than the shots asked for; all that they have were taken."""
     short: dict[str, int]
     """Class id and number of samples of the first classes that are short."""
+    left_out: int
+    """Samples that the list of an audit took out, whether the rule would have chosen them or not."""
     digest: str
     out: str

@@ -66,6 +66,11 @@ def wanted_store(request: TeachRequest, reporter: Reporter) -> WantedStore:
     manifest = load_manifest(data.manifest)
     root = require_root(manifest, data.root)
     own_classes = split_classes(manifest, data.split, root)
+    if not len(own_classes) and not data.vocabulary:
+        raise UsageError(
+            f"the photos of '{manifest.title}' come without classes, and soft labels are of names",
+            hint=phrase("add {vocabulary} FILE.tsv (id TAB name) or {vocabulary} timm:imagenet22k"),
+        )
     vocabulary = load_vocabulary(data.vocabulary, root) if data.vocabulary else own_classes
     for remark in vocabulary.remarks():
         reporter.note(remark)

@@ -8,8 +8,8 @@ from teachonce.core.devices import pick_device
 from teachonce.core.machine import choose_threads
 from teachonce.core.progress import Reporter
 from teachonce.errors import EnvironmentFault
-from teachonce.labels.format import student_group
 from teachonce.labels.ledger import require_behaviour
+from teachonce.labels.metadata import features_group
 from teachonce.labels.selection import Selection
 from teachonce.labels.store import LabelStore
 from teachonce.memory.gpus import AUTO_SHARE, BESIDE, free_of, in_gib, on_a_gpu, smallest_gpu
@@ -32,8 +32,8 @@ def estimated(request: TrainRequest, store: LabelStore, selection: Selection | N
         config = config.changed(precision="bf16")
     reporter.note(f"loading {request.student} for an estimate")
     clip, needs = load_clip(request.student), requirements(config)
-    group = student_group(clip.digest)
-    if needs.features and group in store.groups:
+    group = features_group(store.groups, clip.digest)
+    if needs.features and group is not None:
         require_behaviour(store.path, group, store.groups[group].fingerprint, clip.image_behaviour)
     rows = open_working_set(store, clip.digest if needs.features else None, reporter, selection, needs.embeddings)
     with contextlib.closing(rows):

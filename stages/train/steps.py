@@ -15,8 +15,8 @@ from teachonce.core.files import atomic_write_bytes
 from teachonce.core.machine import choose_threads, package_versions
 from teachonce.core.progress import Reporter, deferred_signals
 from teachonce.errors import DataError, UsageError
-from teachonce.labels.format import student_group
 from teachonce.labels.ledger import require_behaviour
+from teachonce.labels.metadata import features_group
 from teachonce.labels.selection import Selection
 from teachonce.labels.store import LabelStore
 from teachonce.models.clip import LoadedClip, allow_tf32, load_clip, resolved_precision, tune_process
@@ -66,8 +66,8 @@ def take_steps(
     reporter.note(f"computing on {device} in {precision}; threads: {threads.count} ({threads.why})")
     clip = load_clip(request.student, device)
     config, needs = request.config, requirements(request.config)
-    group = student_group(clip.digest)
-    if needs.features and group in store.groups:
+    group = features_group(store.groups, clip.digest)
+    if needs.features and group is not None:
         require_behaviour(store.path, group, store.groups[group].fingerprint, clip.image_behaviour)
     rows = open_working_set(store, clip.digest if needs.features else None, reporter, selection, needs.embeddings)
     with contextlib.ExitStack() as stack:

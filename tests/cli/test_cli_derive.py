@@ -1,4 +1,4 @@
-"""relabel, merge and subset on the command line: every option reaches its stage, and mistakes are refused early."""
+"""relabel, merge, subset and audit on the command line: options reach their stage, and mistakes are refused early."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import stage_stubs
 
+from teachonce.stages.audit import AuditRequest
 from teachonce.stages.merge import MergeRequest
 from teachonce.stages.relabel import RelabelRequest
 from teachonce.stages.subset import SubsetRequest
@@ -42,6 +43,10 @@ from teachonce.stages.subset import SubsetRequest
             ),
         ),
         (
+            "relabel a.zarr --labels b.zarr --head runs/x",
+            RelabelRequest(parent=Path("a.zarr"), labels=Path("b.zarr"), head=Path("runs/x")),
+        ),
+        (
             "merge a.zarr b.zarr --labels ab.zarr --weights margin",
             MergeRequest(parents=(Path("a.zarr"), Path("b.zarr")), labels=Path("ab.zarr"), row_weights="margin"),
         ),
@@ -61,6 +66,25 @@ from teachonce.stages.subset import SubsetRequest
                 threads=1,
                 force_unlock=True,
             ),
+        ),
+        (
+            "audit a.zarr",
+            AuditRequest(labels=Path("a.zarr")),
+        ),
+        (
+            "audit a.zarr --out x.html --root data --against b.zarr --against-root new --confidence 0.8",
+            AuditRequest(
+                labels=Path("a.zarr"),
+                out=Path("x.html"),
+                root=Path("data"),
+                against=Path("b.zarr"),
+                against_root=Path("new"),
+                confidence=0.8,
+            ),
+        ),
+        (
+            "subset a.zarr --out clean.json --clean audit.csv",
+            SubsetRequest(labels=Path("a.zarr"), out=Path("clean.json"), clean=Path("audit.csv")),
         ),
         (
             "subset a.zarr --out few.json --shots 16",

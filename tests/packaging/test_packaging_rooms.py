@@ -41,6 +41,7 @@ ORDER = (
     "search",
     "runs",
     "reports",
+    "audit",
     "sharing",
     "demo",
 )

@@ -99,6 +99,7 @@ def test_rules_hold_for_plain_values_only() -> None:
             averaging="none" if on else "ema",
             epochs=1.0 if on else 0.0,
             held_out=0.0 if on else 0.1,
+            coupled=on,
         )
         for values in (
             config.to_dict(),
@@ -106,6 +107,7 @@ def test_rules_hold_for_plain_values_only() -> None:
             config.to_dict() | {"warmup_steps": 9, "steps": 9, "epochs": 0.0},
             config.to_dict() | {"anchor_weight": 0.0, "warmup_epochs": 1.0},
             config.to_dict() | {"candidates": "teacher"},
+            config.to_dict() | {"tower": "none", "head": "linear"},
         ):
             for number, (_, rule) in enumerate(IDLE):
                 (somewhere if rule.holds(values) else elsewhere).add(number)

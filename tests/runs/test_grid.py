@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 
 import pytest
 
 from teachonce.errors import DataError, TeachOnceError, UsageError
 from teachonce.recipe.config import TrainConfig
+from teachonce.recipe.config_file import load_train_config
 from teachonce.runs.cells import Cell, expand
 from teachonce.runs.grid import Grid, load_grid
 
@@ -83,6 +85,30 @@ def test_named_cells_change_several_keys_and_take_every_seed_but_one_they_name(t
         "once seed=9",
     ]
     assert listed[2].changes == {"anchor_weight": 8.0, "soft_weight": 0.5} and not listed[2].is_base
+
+
+def test_a_named_cell_may_have_a_recipe_of_its_own_under_what_the_base_states(tmp_path: Path) -> None:
+    """Nothing of the grid's recipe is left in it; the seeds are the grid's, and paths are relative to the grid."""
+    (tmp_path / "own.toml").write_text("batch_size = 3\nsteps = 8\nseed = 5\n")
+    own = '[[cells]]\nname = "own"\nconfig = "own.toml"\nbatch_size = 4\n'
+    text = 'config = "pomp-vitb16"\n[base]\nsteps = 7\nepochs = 0\n[axes]\nseed = [0, 1]\n'
+    listed = cells(tmp_path, text + '[[cells]]\nname = "coop"\nconfig = "coop"\n' + own)
+    assert [cell.name for cell in listed[2:]] == ["coop seed=0", "coop seed=1", "own seed=0", "own seed=1"]
+    assert listed[3].config == load_train_config(Path("coop"), ["epochs=0", "steps=7", "seed=1"])
+    assert listed[5].config == TrainConfig.of(steps=7, batch_size=4, seed=1)
+    assert not listed[2].is_base and listed[2].changes["batch_size"] == 32
+    with pytest.raises(UsageError, match=r"\[\[cells\]\] 1: config: expected the name"):
+        grid(tmp_path, "[[cells]]\nname = 'x'\nconfig = 3\nsteps = 1\n")
+    with pytest.raises(UsageError, match="did you mean 'coop.toml'"):
+        grid(tmp_path, "[[cells]]\nname = 'x'\nconfig = 'cop'\n")
+
+
+def test_the_shipped_grid_of_baselines_has_every_recipe_of_others() -> None:
+    listed = {cell.group: cell for cell in expand(load_grid(Path("baselines")))}
+    shipped = {item.name.removesuffix(".toml") for item in resources.files("teachonce.configs").iterdir()}
+    ours = {name for name in shipped if name.startswith(("rpp", "study-", "__"))}
+    assert set(listed) - {"base"} == shipped - ours - {"baselines", "base-to-novel", "few-shot-transfer", "pomp-vitb16"}
+    assert {cell.config.loop.steps for cell in listed.values()} == {300}
 
 
 def test_a_recipe_is_the_base_of_the_base(tmp_path: Path) -> None:

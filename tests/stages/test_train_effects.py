@@ -55,6 +55,8 @@ CASES = (
     Case("tower=image", "", ("length=6", "depth=1", "position=after", "class_chunk=3")),
     Case("structure=shared tower=both", "tower=both", ("depth=1", "image_depth=1")),
     Case("", "tower=image", ("init=words",)),
+    Case("tower=none head=linear", "", ("mask_dimensions=0.5",)),
+    Case("structure=shared", "", ("mask_dimensions=0.5",)),
     Case("", "optimizer=sgd", ("momentum=0.5",)),
     Case("", "warmup=constant", ("warmup_rate=0.01",)),
     Case("warmup_steps=0", "warmup_steps=1", ("warmup=constant",)),

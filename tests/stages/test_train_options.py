@@ -46,6 +46,7 @@ BASE = (
 # What else must be said for a value to do its work.
 BESIDE = {
     ("structure", "accumulate"): ["init=words"],
+    ("coupled", "true"): ["tower=both"],
     ("correction", "*"): ["candidates=sampled"],
     ("candidates", "all-sampled"): ["class_chunk=2"],
     ("candidates", "teacher"): ["teacher_names=3", "batch_size=3"],
@@ -75,6 +76,7 @@ NUMBERS = (
     "sampled_top=3 candidates=sampled",
     "momentum=0 optimizer=sgd",
     "weight_decay=0.1",
+    "mask_dimensions=0.5",
     "clip_gradient=0.01",
     "warmup_steps=0",
     "warmup_epochs=0.5",
@@ -368,11 +370,17 @@ def test_a_compiled_image_tower_trains_as_the_plain_one(rich: Path, student: str
     assert losses_of(tmp_path / "compiled") == pytest.approx(losses_of(tmp_path / "plain"), rel=1e-3)
 
 
-@pytest.mark.parametrize("recipe", ["rpp", "rpp-reported", "pomp-vitb16", "rpp-vitb16"])
+OURS = ("rpp", "rpp-reported", "rpp-vitb16")
+OTHERS = ("coop", "kdpl", "kgcoop", "maple", "pomp", "pomp-vitb16", "prograd", "promptsrc")
+
+
+@pytest.mark.parametrize("recipe", [*OURS, *OTHERS])
 def test_every_shipped_recipe_trains(recipe: str, project: Path, rich: Path, student: str, tmp_path: Path) -> None:
     """As it stands but for the number of steps, and of views, of which this store has two."""
     file = project / "configs" / f"{recipe}.toml"
-    config = load_train_config(file, ["epochs=0", "steps=3", "views_per_step=2", "warmup_steps=1"])
+    deep = ["depth=1"] if recipe in ("maple", "promptsrc") else []  # nine blocks there, two here
+    changed = ["epochs=0", "steps=3", "views_per_step=2", "warmup_steps=1", "warmup_epochs=0", *deep]
+    config = load_train_config(file, changed)
     request = TrainRequest(labels=rich, student=student, out=tmp_path / "run", config=config, threads=1)
     assert np.isfinite(train(request, Silent()).final_loss)
     assert all((tensor != 0).any() for tensor in parameters_of(tmp_path / "run").values())

@@ -25,6 +25,7 @@ from teachonce.errors import DataError
 
 STAGES = (
     "ablate",
+    "audit",
     "cache",
     "cluster_check",
     "cluster_script",

@@ -20,8 +20,10 @@ import image_reference
 import numpy as np
 import torch
 import tower_reference
+from coupled_reference import coupled_prompts
 from torch import Tensor, nn
 
+from teachonce.core.streams import MASKED_DIMENSIONS
 from teachonce.losses.candidates import sampled_candidates
 from teachonce.models.clip import LoadedClip
 from teachonce.recipe.config import TrainConfig
@@ -75,7 +77,12 @@ class PlainStep:
         self.config, self.rows, self.pixels = config, rows, pixels
         self.model, self.scale = exact(clip.model), clip.logit_scale
         self.names = rows.vocabulary.names
+        self.kept: Gradients = {}
         self.starts = {tower: learner() for tower, learner in learners.items()}
+        self.learners = learners
+        if config.prompts.coupled:
+            self.sizes = tuple(sizes_of(tower, clip, config) for tower in ("text", "image"))
+            self.unit = 1 / self.model.positional_embedding.shape[1] if config.prompts.layer_scale else 1.0
         self.units = {tower: units_of(tower, learner, clip, config) for tower, learner in learners.items()}
         spelled = [name.lower() for name in self.names]
         first = list(dict.fromkeys(spelled))
@@ -98,6 +105,7 @@ class PlainStep:
     def at(self, parameters: Mapping[str, Tensor], batch: Batch, step: int, steps: int) -> Told:
         """The losses and gradients of `step` (from 0) with these parameters."""
         leaves = {name: value.detach().double().requires_grad_() for name, value in parameters.items()}
+        self.kept = self.kept_dimensions(leaves, step)
         drawn = self.candidates(batch, step)
         text, images = self.class_features(leaves), self.image_features(leaves, batch)
         share = step / (steps - 1)
@@ -180,16 +188,37 @@ class PlainStep:
         log_weight = torch.zeros(1, len(self.names)).double().masked_fill(~present, -torch.inf)
         return Drawn(log_weight, present.double())
 
+    def kept_dimensions(self, leaves: Gradients, step: int) -> Gradients:
+        """What each block's dimensions of key and value prompts count in a step: 0, or more, so that the mean is 1."""
+        share, kept = self.config.optimiser.mask_dimensions, {}
+        random = MASKED_DIMENSIONS.at(self.config.loop.seed, step)
+        for name, leaf in leaves.items():
+            if share and name.partition(".")[2] in ("key", "value", "state"):
+                drawn = random.random((len(leaf), 1, leaf.shape[2])) >= share
+                kept[name] = torch.from_numpy(drawn / (1 - share))
+        return kept
+
+    def learned(self, name: str, leaves: Gradients) -> Tensor:
+        """A parameter, without the dimensions that the step leaves at their start."""
+        return leaves[name] * self.kept[name] if name in self.kept else leaves[name]
+
     def prompts(self, tower: str, leaves: Gradients) -> SlotPrompts:
-        """start + unit * parameter."""
+        """start + unit * parameter; image prompts that are coupled are maps of the text prompts."""
         start = self.starts[tower]
+        if tower == "image" and self.config.prompts.coupled:
+            of_image = {n.partition(".")[2]: x for n, x in leaves.items() if n.startswith("image.")}
+            return coupled_prompts(
+                self.learners["image"], self.prompts("text", leaves), of_image, self.sizes, self.unit
+            )
         if f"{tower}.state" in leaves:
-            state = start.tensors()["key"].double() + self.units[tower]["state"] * leaves[f"{tower}.state"]
+            state = start.tensors()["key"].double() + self.units[tower]["state"] * self.learned(
+                f"{tower}.state", leaves
+            )
             last = {} if start.query is None else {"query": state[-1:], "residual": state[-1:]}
             gate = None if start.gate is None else leaves[f"{tower}.gate"]
             return SlotPrompts(None, key=state, value=state, gate=gate, **last, replace=True)
         values: dict[str, Any] = {
-            name: value.double() + self.units[tower][name] * leaves[f"{tower}.{name}"]
+            name: value.double() + self.units[tower][name] * self.learned(f"{tower}.{name}", leaves)
             for name, value in start.tensors().items()
         }
         return SlotPrompts(**{"context": None, **values}, replace=start.replace)
@@ -290,17 +319,21 @@ def exact(model: nn.Module) -> Any:
 
 def units_of(tower: str, learner: Any, clip: LoadedClip, config: TrainConfig) -> dict[str, Tensor]:
     """What one unit of each parameter is worth in the tower's own numbers."""
-    if tower == "text":
-        sizes = TextTower.from_clip(clip.model, clip.tokenizer).slot_scales(config.prompts.context).double()
-    else:
-        sizes = ImageTower.from_clip(clip.model).patch_scales().double()
-    if not config.prompts.layer_scale:
-        sizes = torch.ones_like(sizes)
+    sizes = sizes_of(tower, clip, config)
     units = {"context": sizes[0], "gate": torch.tensor(1.0).double()}
     blocks: Mapping[str, range] = {**learner.allocation.blocks, "added": learner.allocation.added}
     if learner.allocation.tied:
         return units | {"state": sizes[: len(blocks["key"])][:, None, None]}
     return units | {letter: sizes[list(where)][:, None, None] for letter, where in blocks.items()}
+
+
+def sizes_of(tower: str, clip: LoadedClip, config: TrainConfig) -> Tensor:
+    """[L] the size of slot states in each block, or 1."""
+    if tower == "text":
+        sizes = TextTower.from_clip(clip.model, clip.tokenizer).slot_scales(config.prompts.context).double()
+    else:
+        sizes = ImageTower.from_clip(clip.model).patch_scales().double()
+    return sizes if config.prompts.layer_scale else torch.ones_like(sizes)
 
 
 def log_student(logits: Tensor, log_weight: Tensor, tau: float) -> Tensor:

@@ -165,8 +165,28 @@ class SubsetResult:
     classes: int = 10
     classes_short: int = 1
     short: dict[str, int] = field(default_factory=lambda: {"n01": 3})
+    left_out: int = 0
     digest: str = "f00d"
     out: str = "few.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditResult:
+    headline: tuple[str, ...] = ("12 of 160 labels are probably wrong.",)
+    samples: int = 160
+    labelled: int = 160
+    found: dict[str, int] = field(default_factory=lambda: {"label": 12, "duplicate": 3})
+    left_out: int = 15
+    share_wrong: float | None = 0.08
+    confident_learning: float | None = 0.1
+    classes_without_photos: int = 1
+    calibration: dict[str, float] = field(default_factory=lambda: {"ece": 0.1})
+    drift: dict[str, float] = field(default_factory=dict)
+    compared_by: str = "the teacher's image embeddings"
+    out: str = "audit.html"
+    list: str = "audit.csv"
+    files: str = "audit-files"
+    seconds: float = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -307,3 +307,20 @@ def test_the_result_is_the_weighted_mean_of_the_steps_parameters(case: str, towe
         _ = 1 / 0
     assert all(torch.equal(part, seen[-1][name]) for name, part in named(trainer).items())
     assert torch.equal(student.class_features(), shown) == (case == "none")
+
+
+def test_dimensions_are_masked_in_a_step_alone_and_by_the_step(bench: Bench) -> None:
+    """What is measured and saved has all of them; another step masks others; the same step the same."""
+    trainer = bench.trainer(1, mask_dimensions=0.5)
+    learner = trainer.student.learner("text")
+    assert learner is not None
+    whole = learner().key
+    kept = []
+    for step in (3, 4, 3):
+        with trainer.student.masked(step):
+            kept.append(learner.kept["key"])
+            assert whole is not None and not torch.equal(learner().key, whole)
+        assert not learner.kept and torch.equal(learner().key, whole)
+    assert torch.equal(kept[0], kept[2]) and not torch.equal(kept[0], kept[1])
+    assert set(kept[0].unique().tolist()) == {0.0, 2.0}
+    assert 0.35 < float((kept[0] == 0).float().mean()) < 0.65
