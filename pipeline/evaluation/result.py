@@ -59,9 +59,9 @@ class EvaluateResult:
     paired: dict[str, Any] | None = None
     """With prompts: images that only they, or only the template, got right, and McNemar's exact p."""
     linear: dict[str, Any] | None = None
-    """With the prompts of a run: the figures of the linear reference beside them (`training.linear_reference`) on the
-    same images. `names` says how many of the competing names it has a vector for. `gain` and `paired` compare it with the
-    template, `prompts_gain` and `prompts_paired` compare the prompts with it."""
+    """With the prompts of a run: the figures of its linear reference on the same images. `names` says how many of the
+    competing names it has a vector for. `gain` and `paired` compare it with the template, `prompts_gain` and
+    `prompts_paired` compare the prompts with it."""
     linear_why: str = ""
     """Why there is no linear reference; empty where there is one, and without prompts."""
     protocol: str | None = None

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from teachonce.core.digests import canonical_json
 from teachonce.core.documents import fault_of
@@ -28,7 +28,6 @@ from teachonce.runs.grid_folder import GridFolder
 from teachonce.runs.reader import Run, Unusable, damaged_documents, read_run
 
 AGAIN = "run the same `teachonce ablate` again: it measures this cell anew"
-Side = Literal["template", "linear"]
 DEPTH = 3  # levels of folders below the given one that are searched for runs
 HELD_OUT = "held_out"
 SEED = "seed"
@@ -56,15 +55,6 @@ class Group:
         by_draw: dict[int, list[float]] = {}
         for run in self.runs:
             value = value_of(run, measure)
-            if value is not None:
-                by_draw.setdefault(run.draw, []).append(value)
-        return {draw: sum(values) / len(values) for draw, values in sorted(by_draw.items())}
-
-    def beside(self, measure: str, side: Side) -> dict[int, float]:
-        """The top-1 by draw of what stands beside the prompts: the template, or the linear reference on their rows."""
-        by_draw: dict[int, list[float]] = {}
-        for run in self.runs:
-            value = _beside(run, measure, side)
             if value is not None:
                 by_draw.setdefault(run.draw, []).append(value)
         return {draw: sum(values) / len(values) for draw, values in sorted(by_draw.items())}
@@ -138,16 +128,6 @@ def value_of(run: Run, measure: str) -> float | None:
     if measure == HELD_OUT:
         return run.results.held_out_top1
     return run.evaluations[measure].figures["top1"] if measure in run.evaluations else None
-
-
-def _beside(run: Run, measure: str, side: Side) -> float | None:
-    if measure == HELD_OUT:
-        results = run.results
-        return results.template_held_out_top1 if side == "template" else results.linear_held_out_top1
-    evaluation = run.evaluations.get(measure)
-    if evaluation is None:
-        return None
-    return (evaluation.template if side == "template" else evaluation.linear).get("top1")
 
 
 def read_folder(path: Path) -> Folder:

@@ -19,6 +19,7 @@ from teachonce.reports.folder import HELD_OUT, Folder, Group
 from teachonce.runs.reader import Run
 
 Verdict = Literal["base", "better", "worse", "alike", "untested"]
+Side = Literal["template", "linear"]
 Interval = tuple[float, float]
 CreditsOf = Callable[[Evaluation], npt.NDArray[np.float32] | None]
 
@@ -161,9 +162,9 @@ def _line(base: Group, group: Group, key: str, number: int) -> Line | None:
         summary=summarise(list(values.values())),
         by_seed=values,
         verdict="base",
-        template=paired(values, group.beside(key, "template")),
+        template=paired(values, _beside(group, key, "template")),
         template_images=_over_images(evaluations, evaluations, lambda e: e.template_credits),
-        linear=paired(values, group.beside(key, "linear")),
+        linear=paired(values, _beside(group, key, "linear")),
         linear_images=_over_images(evaluations, evaluations, lambda e: e.linear_credits),
         further=_further([evaluation.figures for evaluation in evaluations]),
     )
@@ -177,6 +178,26 @@ def _line(base: Group, group: Group, key: str, number: int) -> Line | None:
     )
 
 
+def _beside(group: Group, measure: str, side: Side) -> dict[int, float]:
+    """The top-1 by draw of what stands beside prompts: the template, or the linear reference on their rows."""
+    by_draw: dict[int, list[float]] = {}
+    for run in group.runs:
+        value = _of_run(run, measure, side)
+        if value is not None:
+            by_draw.setdefault(run.draw, []).append(value)
+    return {draw: sum(values) / len(values) for draw, values in sorted(by_draw.items())}
+
+
+def _of_run(run: Run, measure: str, side: Side) -> float | None:
+    if measure == HELD_OUT:
+        results = run.results
+        return results.template_held_out_top1 if side == "template" else results.linear_held_out_top1
+    evaluation = run.evaluations.get(measure)
+    if evaluation is None:
+        return None
+    return (evaluation.template if side == "template" else evaluation.linear).get("top1")
+
+
 def _further(all_figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each figure besides top-1 over the runs that have it."""
     reported = {name: [figures[name] for figures in all_figures if name in figures] for name in FIGURES[1:]}
@@ -187,7 +208,7 @@ def _references(folder: Folder, key: str) -> tuple[Reference, ...]:
     """The linear references of a measure, in the order of the settings; settings with equal figures share one."""
     shared: list[tuple[dict[int, float], list[Group]]] = []
     for group in folder.groups:
-        by_draw = group.beside(key, "linear")
+        by_draw = _beside(group, key, "linear")
         alike = next((groups for values, groups in shared if by_draw.items() <= values.items()), None)
         if by_draw and alike is None:
             shared.append((by_draw, [group]))
@@ -200,7 +221,7 @@ def _references(folder: Folder, key: str) -> tuple[Reference, ...]:
             Reference(
                 settings=tuple(group.name for group in groups),
                 summary=summarise(list(values.values())),
-                template=paired(values, groups[0].beside(key, "template")),
+                template=paired(values, _beside(groups[0], key, "template")),
                 template_images=_over_images(
                     evaluations, evaluations, lambda e: e.template_credits, lambda e: e.linear_credits
                 ),
@@ -222,7 +243,7 @@ def _mean_template(folder: Folder, key: str) -> dict[str, float]:
 
 def _mean_held_out(base: Group) -> dict[str, float]:
     """The template's top-1 on held-out samples, the mean over seeds, each of which holds out others."""
-    by_draw = base.beside(HELD_OUT, "template")
+    by_draw = _beside(base, HELD_OUT, "template")
     return {"top1": float(np.mean(list(by_draw.values())))} if by_draw else {}
 
 

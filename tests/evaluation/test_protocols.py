@@ -122,6 +122,8 @@ def test_means_count_all_sets_alike_and_h_is_of_means() -> None:
             "nll": 2.0,
             "template_top1": template,
             "gain": gain,
+            "linear_top1": None if template is None else template + 0.1,
+            "linear_gain": None if template is None else 0.1,
         }
 
     lines = [
@@ -138,6 +140,7 @@ def test_means_count_all_sets_alike_and_h_is_of_means() -> None:
     (line,) = harmonic_means(means)
     assert line["top1_h"] == pytest.approx(2 * 0.8 * 0.4 / 1.2) and line["names"] == "own"
     assert line["template_top1_h"] == pytest.approx(2 * 0.7 * 0.6 / 1.3)
+    assert line["linear_top1_h"] == pytest.approx(2 * 0.8 * 0.7 / 1.5)
     assert harmonic(0.0, 0.0) == 0.0
 
 

@@ -48,7 +48,10 @@ WRITTEN: dict[str, Any] = {  # by version 0.1, with these keys in this order
 def test_a_result_that_was_read_is_written_back_byte_for_byte() -> None:
     """Also a figure that is no number, which a document has as null."""
     result = decode_result(WRITTEN, "val.json")
-    assert json.dumps(plain(asdict(result))) == json.dumps(WRITTEN)
+    again = plain(asdict(result))
+    later = {"linear": None, "linear_why": ""}  # what a later version says besides
+    assert {key: again.pop(key) for key in later} == later
+    assert json.dumps(again) == json.dumps(WRITTEN)
     assert "nll" not in result.figures and result.figures["top1"] == 0.60546875
     assert result.template_figures == {"top1": 0.56640625, "top5": 0.91796875, "nll": 1.6789492219686508}
 

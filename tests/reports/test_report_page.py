@@ -180,7 +180,7 @@ def test_csv_files_hold_what_the_page_shows(odd: Report) -> None:
     assert set(tables) == {f"{name}.csv" for name in names}
     reference = tables["references.csv"][0]  # the same on the rows of all settings
     assert len(tables["references.csv"]) == len({row["measure"] for row in tables["references.csv"]})
-    assert float(reference["top1"]) == pytest.approx(0.44, abs=0.02)
+    assert float(reference["top1"]) == pytest.approx(0.44, abs=0.05)
     of_measure = [row for row in tables["settings.csv"] if row["measure"] == reference["measure"]]
     assert all(
         float(row["over_linear"]) == pytest.approx(float(row["top1"]) - float(reference["top1"]), abs=1e-5)
