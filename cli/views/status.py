@@ -104,10 +104,12 @@ def _run(values: Mapping[str, Any]) -> Iterator[Line]:
 
 def _grid(values: Mapping[str, Any]) -> Iterator[Line]:
     cells = values["cells"]
-    total = sum(cells[name] for name in ("finished", "running", "failed", "damaged", "waiting"))
+    dropped = cells.get("dropped", 0)
+    total = dropped + sum(cells[name] for name in ("finished", "running", "failed", "damaged", "waiting"))
     yield "cells", _bar(cells["finished"], total, "finished")
     others = ["running", "failed", *(["damaged"] if cells["damaged"] else []), "waiting"]
-    yield "others", ", ".join(f"{cells[name]} {name}" for name in others)
+    ended = [f"{dropped} ended early by the search"] if dropped else []
+    yield "others", ", ".join([*(f"{cells[name]} {name}" for name in others), *ended])
     if values["seconds_per_cell"]:
         yield "a cell took", duration(values["seconds_per_cell"])
     yield from _ends(values)

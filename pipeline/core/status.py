@@ -15,7 +15,9 @@ from typing import Literal
 from teachonce.core.documents import LATEST
 from teachonce.core.machine import ProcessMark, lives
 
-State = Literal["waiting", "starting", "running", "unknown", "stopped", "unfinished", "failed", "damaged", "finished"]
+State = Literal[
+    "waiting", "starting", "running", "unknown", "stopped", "unfinished", "failed", "damaged", "dropped", "finished"
+]
 MEANINGS: Mapping[State, str] = {
     "waiting": "Nothing has been begun.",
     "starting": "A process works, and nothing is done yet.",
@@ -25,6 +27,7 @@ MEANINGS: Mapping[State, str] = {
     "unfinished": "Work is left; whether a process does it was not looked at.",
     "failed": "The last attempt ended with an error.",
     "damaged": "What was written is no longer what it was.",
+    "dropped": "The search of its grid has ended it early, because other settings did better.",
     "finished": "Nothing is left to do.",
 }
 """What each state says of a label store, a run, a grid or a cell."""

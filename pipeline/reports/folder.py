@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +21,9 @@ from teachonce.evaluation.result_files import Evaluation, read_evaluation
 from teachonce.models.spec import PARTS
 from teachonce.phrases import phrase
 from teachonce.recipe.config import TrainConfig
+from teachonce.reports.standing import dropped, is_choice_of
 from teachonce.runs.folder import RunFolder
-from teachonce.runs.grid_documents import CellDocument, GridDocument, GridResults
+from teachonce.runs.grid_documents import CellDocument, GridDocument, GridResults, SearchDocument
 from teachonce.runs.grid_folder import GridFolder
 from teachonce.runs.reader import Run, Unusable, damaged_documents, read_run
 
@@ -87,6 +87,8 @@ class Folder:
     """The setting that the grid chose by its own rule; None where it has more cells or another rule since."""
     choice: Mapping[str, float] = field(default_factory=dict)
     """By which measures, with their shares."""
+    short: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Settings that could not be chosen -> the measures in which they miss what the grid asks for at least."""
     earlier: tuple[str, ...] = ()
     """Settings that the grid had chosen before it was changed: what is measured once was measured on them."""
 
@@ -206,8 +208,9 @@ def _of_one_set(folder: Folder) -> Folder:
 def _read_grid(path: Path, grid: GridDocument) -> Folder:
     members: dict[str, list[tuple[CellDocument, Run]]] = {}
     unusable = []
+    search = GridFolder(path).read_search() if grid.search is not None else SearchDocument()
     for cell in grid.cells:
-        outcome = _read_cell(path, cell, grid)
+        outcome = dropped(cell, search) or _read_cell(path, cell, grid)
         if isinstance(outcome, Run):
             members.setdefault(cell.group, []).append((cell, outcome))
         else:
@@ -228,7 +231,7 @@ def _read_grid(path: Path, grid: GridDocument) -> Folder:
     groups.sort(key=lambda group: not group.is_base)
     files = GridFolder(path)
     results = files.read_results() or GridResults()
-    holds = not unusable and _is_choice_of(results, grid)
+    holds = all(entry.kind == "dropped" for entry in unusable) and is_choice_of(results, grid, search)
     finals = [files.final(late, cell.digest) for late in grid.names(late=True) for cell in grid.cells]
     damaged = damaged_documents([files.results, *finals], path)
     if not results.log.holds(files.events):
@@ -250,24 +253,9 @@ def _read_grid(path: Path, grid: GridDocument) -> Folder:
         once=tuple(grid.names(late=True)),
         chosen=results.chosen.group if results.chosen and holds else None,
         choice=grid.choose.measures if grid.choose else {},
+        short=results.chosen.short if results.chosen and holds else {},
         earlier=tuple(choice.group for choice in (results.earlier_choices if holds else results.choices())),
     )
-
-
-def _is_choice_of(results: GridResults, grid: GridDocument) -> bool:
-    """Whether a choice was made among the cells that the grid has now, by the rule that it has now.
-
-    grid.json is written when `ablate` begins, results.json when it ends: after a kill they may be of two grids.
-    """
-    chosen, rule, groups = results.chosen, grid.choose, grid.groups()
-    if chosen is None or rule is None:
-        return False
-    whole = sum(results.cells.get(state, 0) for state in ("finished", "skipped")) == len(grid.cells)
-    same_cells = sorted(groups.get(chosen.group, [])) == sorted(chosen.cells)
-    same_settings = chosen.ranking.keys() == groups.keys()
-    shares, by = rule.measures, chosen.by
-    same_rule = shares.keys() == by.keys() and all(math.isclose(shares[name], by[name]) for name in shares)
-    return whole and same_cells and same_settings and same_rule and chosen.metric == rule.metric
 
 
 def _read_cell(path: Path, cell: CellDocument, grid: GridDocument) -> Run | Unusable:

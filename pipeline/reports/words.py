@@ -28,6 +28,7 @@ KINDS: Mapping[State, str] = {
     "unfinished": "not finished",
     "damaged": "damaged",
     "waiting": "not begun",
+    "dropped": "ended early by the search",
 }
 
 
@@ -167,9 +168,11 @@ def _choice(folder: Folder, tables: Sequence[Measure], best: str, rule: Mapping[
         if folder.chosen or not folder.choice
         else " The grid has not chosen: its own choice comes last, once `ablate` has finished all cells."
     )
+    limits = _limits(folder)
     if best == folder.base.name:
+        allowed = " that reaches them" if folder.short else ""
         return (
-            f"The grid chose the base itself: no setting has a higher {on}."
+            f"{limits}The grid chose the base itself: no setting{allowed} has a higher {on}."
             if folder.chosen
             else f"The base itself has the highest {on}.{waits}"
         )
@@ -177,7 +180,16 @@ def _choice(folder: Folder, tables: Sequence[Measure], best: str, rule: Mapping[
     told_apart = any(line.verdict == "better" for line in lines)
     doubt = "" if told_apart else "; paired tests of top-1 do not tell it from the base, so this may be chance"
     opening = f"The grid chose “{best}” by its {on}" if folder.chosen else f"“{best}” has the highest {on}"
-    return f"{opening}{doubt}.{waits}"
+    return f"{limits}{opening}{doubt}.{waits}"
+
+
+def _limits(folder: Folder) -> str:
+    """Say which settings could not be chosen; empty where all could."""
+    if not folder.short:
+        return ""
+    names = [f"“{name}” ({', '.join(measures)})" for name, measures in list(folder.short.items())[:MOST_NAMED]]
+    more = f" and {len(folder.short) - MOST_NAMED} more" if len(folder.short) > MOST_NAMED else ""
+    return f"Short of the limits of the grid's rule: {', '.join(names)}{more}. "
 
 
 def _statement(table: Measure, best: str) -> Statement:

@@ -9,6 +9,7 @@ This module trains nothing and does not look into checkpoints and prompts: `chec
     OUT/evaluations/NAME.json         what `evaluate` said of it, with NAME.csv and NAME.top1.npy
     OUT/tensorboard/                  curves, if that was asked for
     OUT/cell.json, OUT/failure.json   of a cell of `ablate`: what it is; why its last attempt failed
+    OUT/rungs/STEP/                   of a cell of `ablate` with a search: what the run was after so many steps
     OUT/.teachonce.lock               there while a process works on the run, and says which; one that was killed may
                                       leave the file, which then stops nobody
 """
@@ -41,10 +42,10 @@ from teachonce.runs.log import RunLog
 from teachonce.runs.results import RunResults, decode_results
 from teachonce.runs.tensorboard import Sink
 
-LOG, RESULTS, EVALUATIONS = "events.jsonl", RESULTS_FILE, "evaluations"
+LOG, RESULTS, EVALUATIONS, RUNGS = "events.jsonl", RESULTS_FILE, "evaluations", "rungs"
 LOCK, CELL, FAILURE = ".teachonce.lock", "cell.json", "failure.json"
 # The files that a run writes before config.toml marks the folder, and the files that `ablate` adds.
-BEFORE_MARKER = {CHECKPOINTS_FOLDER, LOG, LOCK, CELL, FAILURE, EVALUATIONS}
+BEFORE_MARKER = {CHECKPOINTS_FOLDER, LOG, LOCK, CELL, FAILURE, EVALUATIONS, RUNGS}
 MOST_KEYS = 5  # a message lists no more keys than these
 
 _DRAFT = re.compile(r"\.config\.toml\.\d+(-[0-9a-f]+)?\.partial")

@@ -18,7 +18,7 @@ from teachonce.core.strict import decode
 from teachonce.errors import UsageError, did_you_mean
 from teachonce.recipe.config import TrainConfig, key_types
 from teachonce.recipe.config_file import flat, nearest, shipped_config
-from teachonce.search.tables import HELD_OUT, Choose, DataKeys, Evaluation, Splits
+from teachonce.search.tables import HELD_OUT, Choose, DataKeys, Evaluation, Search, Splits
 from teachonce.towers.structures import Init
 
 DATA = "data."
@@ -43,6 +43,7 @@ class _Head:
     config: str | None = None
     design: Literal["product", "one-factor"] = "product"
     splits: Splits | None = None
+    search: Search | None = None
     evaluate: tuple[Evaluation, ...] = ()
     choose: Choose | None = None
 
@@ -65,6 +66,7 @@ class Grid:
     splits: Splits | None
     evaluations: tuple[Evaluation, ...]
     choose: Choose | None
+    search: Search | None
 
 
 def load_grid(file: Path) -> Grid:
@@ -107,6 +109,7 @@ def load_grid(file: Path) -> Grid:
         splits=head.splits,
         evaluations=head.evaluate,
         choose=head.choose,
+        search=head.search,
     )
     _check_measures(grid)
     return grid
@@ -263,7 +266,12 @@ def _check_measures(grid: Grid) -> None:
     if late and grid.choose is None:
         raise UsageError(f"{grid.file}: [[evaluate]] {late[0]}: only = 'chosen', and there is no [choose]")
     known = [HELD_OUT, *(name for name in names if name not in late)]
-    for name in grid.choose.measures if grid.choose else ():
+    if grid.search is not None and grid.choose is None:
+        raise UsageError(
+            f"{grid.file}: [search] compares settings by [choose], and there is none",
+            hint="add [choose] with by = NAME or weights = {NAME = 1, ...}",
+        )
+    for name in grid.choose.named if grid.choose else ():
         if name in late:
             raise UsageError(f"{grid.file}: [choose]: '{name}' is evaluated for chosen cells only: it cannot choose")
         if name not in known:

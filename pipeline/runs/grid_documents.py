@@ -4,6 +4,7 @@
     cell.json       CellDocument
     failure.json    CellFailure
     results.json    GridResults, with the choices made
+    search.json     SearchDocument
 
 What an earlier version did not write has its default. This module opens no file.
 """
@@ -18,9 +19,11 @@ from teachonce.core.documents import SEAL, LogSeal, is_as_written, mapping
 from teachonce.core.strict import decode_known
 from teachonce.errors import IntegrityError
 from teachonce.phrases import from_json, to_json
-from teachonce.search.tables import Choose, DataKeys, Evaluation, Splits
+from teachonce.search.halving import Decision
+from teachonce.search.tables import Choose, DataKeys, Evaluation, Search, Splits
 
 SCHEMA = 1
+LATER_OF_CHOICE = ("against", "short")
 T = TypeVar("T")
 
 
@@ -78,6 +81,7 @@ class GridDocument:
     splits: Splits | None = None
     evaluations: tuple[Evaluation, ...] = ()
     choose: Choose | None = None
+    search: Search | None = None
 
     def names(self, late: bool) -> list[str]:
         """The evaluations that every cell gets, or, `late`, those that only the chosen cells and the base get."""
@@ -92,8 +96,9 @@ class GridDocument:
 
     def document(self) -> dict[str, Any]:
         """The document in grid.json."""
-        said = _said(asdict(self), "splits")
+        said = _said(asdict(self), "splits", "search")
         said["cells"] = [_cell_said(cell) for cell in said["cells"]]
+        said["choose"] = said["choose"] and _said(said["choose"], "against", "least")
         said["evaluations"] = [_said(evaluation, "store") for evaluation in said["evaluations"]]
         return {"schema": SCHEMA, **said}
 
@@ -135,12 +140,16 @@ class Choice:
     by: dict[str, float] = field(default_factory=dict)
     """Measure -> share."""
     metric: str = ""
+    against: str = ""
+    """template: the figures are differences to the template's."""
     figures: dict[str, float] = field(default_factory=dict)
     """Each measure by itself."""
     cells: tuple[str, ...] = ()
     """Digests of its cells."""
     ranking: dict[str, float] = field(default_factory=dict)
     """The measure of every setting, best first."""
+    short: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Settings that cannot be chosen -> the measures in which they miss what the rule asks for at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +209,34 @@ class GridResults(GridOutcome):
 
     def document(self) -> dict[str, Any]:
         """The document in results.json."""
+        said = asdict(self)
+        said["chosen"] = said["chosen"] and _said(said["chosen"], *LATER_OF_CHOICE)
+        said["earlier_choices"] = [_said(choice, *LATER_OF_CHOICE) for choice in said["earlier_choices"]]
+        return {"schema": SCHEMA, **said}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchDocument:
+    """What the rungs of a search have decided so far."""
+
+    rungs: tuple[int, ...] = ()
+    keep: float = 0.0
+    decisions: tuple[Decision, ...] = ()
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Digest of a cell that ends early -> the step of the rung."""
+
+    def document(self) -> dict[str, Any]:
+        """The document in search.json."""
         return {"schema": SCHEMA, **asdict(self)}
+
+
+def decode_search(document: Any, where: str) -> SearchDocument:
+    """The decisions that a document holds.
+
+    Raises:
+        IntegrityError: as `decode_grid`.
+    """
+    return _decoded(SearchDocument, document, where)
 
 
 def _said(table: Mapping[str, Any], *later: str) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 This module starts no run. A cell is finished when its run is, and when each evaluation that all cells get is there.
 
     OUT/grid.json                   the grid as it was last run, with all its cells
-    OUT/cells/DIGEST/               a run folder of `train`; besides cell.json, failure.json, evaluations/NAME.json
+    OUT/cells/DIGEST/               a run folder of `train`; besides cell.json, failure.json, evaluations/NAME.json, and
+                                    rungs/STEP/ with what a search has measured after so many steps
     OUT/stores/, OUT/selections/    what was derived from the label store for cells
     OUT/references/                 linear references, one for cells on the same rows
     OUT/final/NAME-DIGEST.json      evaluations that only chosen cells and the base get
+    OUT/search.json                 which settings a search has ended early, and by which figures
     OUT/results.json, events.jsonl  what came out; what happened
 """
 
@@ -27,17 +29,19 @@ from teachonce.core.status import State, cell_word
 from teachonce.errors import FingerprintError, IntegrityError, TeachOnceError, UsageError
 from teachonce.models.spec import unlike
 from teachonce.phrases import Option, another, option, phrase, respelled
-from teachonce.runs.folder import LOG, RESULTS, RunFolder
+from teachonce.runs.folder import LOG, RESULTS, RUNGS, RunFolder
 from teachonce.runs.grid_documents import (
     SCHEMA,
     CellDocument,
     CellFailure,
     GridDocument,
     GridResults,
+    SearchDocument,
     decode_cell,
     decode_failure,
     decode_grid,
     decode_grid_results,
+    decode_search,
 )
 from teachonce.runs.log import RunLog
 from teachonce.runs.results import RunResults
@@ -46,10 +50,11 @@ RETRY = phrase("once the cause is mended run the same command with {retry_failed
 PLACES = {"root", "manifest", "store", "vocabulary", "classes", "without"}
 """Of an evaluation: where something lies. What is there is compared by content, with the results of the cells."""
 CELL_STATES: tuple[State, ...] = ("finished", "failed", "unfinished", "damaged")
-GRID, STOP = "grid.json", "stop"
+LATER_STATES: tuple[State, ...] = ("dropped",)  # documents have them only where a cell is in one
+GRID, SEARCH, STOP = "grid.json", "search.json", "stop"
 CELLS, STORES, SELECTIONS, FINAL, LOCKS = "cells", "stores", "selections", "final", "locks"
 REFERENCES = "references"
-OURS = {GRID, CELLS, REFERENCES, STORES, SELECTIONS, FINAL, RESULTS, LOG, LOCKS, STOP}
+OURS = {GRID, SEARCH, CELLS, REFERENCES, STORES, SELECTIONS, FINAL, RESULTS, LOG, LOCKS, STOP}
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,11 @@ class GridFolder:
     def results(self) -> Path:
         """What came out."""
         return self.path / RESULTS
+
+    @property
+    def search(self) -> Path:
+        """What the rungs of a search have decided."""
+        return self.path / SEARCH
 
     @property
     def stop(self) -> Path:
@@ -143,6 +153,13 @@ class GridFolder:
             return decode_grid_results(read_json(self.results), str(self.results))
         return None
 
+    def read_search(self) -> SearchDocument:
+        """What the rungs have decided; nothing where `search` is not there, or is not what `ablate` writes."""
+        with suppress(IntegrityError):
+            if self.search.is_file():
+                return decode_search(read_json(self.search), str(self.search))
+        return SearchDocument()
+
     def stored(self) -> GridDocument | None:
         """The grid that the folder holds; None where no grid was run here yet.
 
@@ -209,6 +226,10 @@ class GridFolder:
 @dataclass(frozen=True)
 class CellFolder(RunFolder):
     """The folder of one cell: that of its run, with what `ablate` lays beside."""
+
+    def rung(self, step: int) -> CellFolder:
+        """What the run was after so many steps, as a search has measured it: prompts, results and evaluations."""
+        return CellFolder(self.path / RUNGS / str(step))
 
     def trained(self) -> RunResults | None:
         """What the run came to; None before its end.
@@ -296,7 +317,8 @@ class CellFolder(RunFolder):
 def count_states(states: Iterable[State]) -> dict[str, int]:
     """How many cells are in each state that `CellFolder.state` knows, by the words of JSON documents."""
     counts = Counter(states)
-    return {cell_word(state): counts[state] for state in CELL_STATES}
+    shown = (*CELL_STATES, *(state for state in LATER_STATES if counts[state]))
+    return {cell_word(state): counts[state] for state in shown}
 
 
 def read_document(file: Path) -> dict[str, Any] | None:

@@ -53,7 +53,7 @@ class GridStatus:
     """The `ablate` that holds the grid, alive or not; None: the grid is free."""
     cells: dict[str, int]
     """How many are `finished`, `running`, `failed`, `damaged` and `waiting`; `interrupted` ones are also counted among
-    the waiting."""
+    the waiting; `dropped` where a search has ended some early."""
     open_cells: tuple[CellStatus, ...]
     """Those that run, were interrupted, failed or are damaged."""
     seconds_per_cell: float | None
@@ -100,7 +100,13 @@ def grid_status(folder: Path, now: float) -> GridStatus:
     owner = read_owner(grid.grid)
     worker, events = worker_of(owner), read_events(grid.events, live=True)
     at_work = set() if owner is None or (worker and worker.alive is False) else _started(events, owner.token)
-    cells = [_cell(grid.cell(cell.digest), cell, wanted, cell.digest in at_work, now) for cell in document.cells]
+    dropped = grid.read_search().dropped if document.search is not None else {}
+    cells = [
+        _cell(grid.cell(cell.digest), cell, wanted, cell.digest in at_work, now)
+        if cell.digest not in dropped
+        else _Cell("dropped", cell)
+        for cell in document.cells
+    ]
     counts, seconds = _counts(cells), _seconds_of_a_cell(events, cells)
     sign = newest([lock_path(grid.grid), grid.events, grid.results, *(cell.events for cell in grid.each_cell())])
     silent = max(0.0, now - sign) if sign is not None else 0.0
@@ -115,7 +121,7 @@ def grid_status(folder: Path, now: float) -> GridStatus:
         state=state,
         process=worker,
         cells=counts,
-        open_cells=tuple(_open_cell(cell) for cell in cells if cell.state not in ("finished", "waiting")),
+        open_cells=tuple(_open_cell(cell) for cell in cells if cell.state not in ("finished", "waiting", "dropped")),
         seconds_per_cell=seconds,
         last_sign=iso(sign) if sign is not None else None,
         seconds_since_sign=round(silent, 1) if sign is not None else None,
@@ -163,12 +169,19 @@ def _counts(cells: Sequence[_Cell]) -> dict[str, int]:
     """How many cells are in each state, by the words of JSON documents; those that wait include the stopped ones."""
     counts = Counter(cell.state for cell in cells)
     begun = {cell_word(state): counts[state] for state in BEGUN}
-    return begun | {"waiting": counts["stopped"] + counts["waiting"], cell_word("stopped"): counts["stopped"]}
+    dropped = {"dropped": counts["dropped"]} if counts["dropped"] else {}
+    waiting = {"waiting": counts["stopped"] + counts["waiting"], cell_word("stopped"): counts["stopped"]}
+    return begun | waiting | dropped
 
 
 def _seconds_of_a_cell(events: Sequence[Mapping[str, Any]], cells: Sequence[_Cell]) -> float | None:
     """Mean over finished cells: as the grid logged them, else as their runs did."""
-    logged = [e["seconds"] for e in events if e["event"] == "cell_done" and number(e.get("seconds")) is not None]
+    spent: dict[str, float] = {}
+    for event in events:  # a cell of a search works in several turns
+        if event["event"] in ("cell_rung", "cell_done") and number(event.get("seconds")) is not None:
+            spent[str(event.get("digest"))] = spent.get(str(event.get("digest")), 0.0) + event["seconds"]
+    done = {str(event.get("digest")) for event in events if event["event"] == "cell_done"}
+    logged = [seconds for digest, seconds in spent.items() if digest in done]
     known = logged or [cell.seconds for cell in cells if cell.seconds is not None]
     return mean(known) if known else None
 

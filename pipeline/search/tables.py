@@ -5,6 +5,7 @@ Values are checked one by one here; `runs.grid` reads the file, `runs.cells` che
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -115,11 +116,16 @@ class Evaluation(Table):
 
 @dataclass(frozen=True, kw_only=True)
 class Choose:
-    """By what the best setting is chosen: the mean over seeds of one measure, or of several with weights."""
+    """By what the best setting is chosen: the mean over splits and seeds of one measure, or of several with weights."""
 
     by: str | None = None
     weights: dict[str, float] = field(default_factory=dict)
     metric: Literal["top1", "top5", "macro"] = "top1"
+    against: Literal["", "template"] = ""
+    """template: each measure counts by its difference to the bare student with the template on the same images."""
+    least: dict[str, float] = field(default_factory=dict)
+    """Percentage points against the template that a setting must reach in a measure to be chosen; a measure that has no
+    weight is looked at for this alone."""
 
     def __post_init__(self) -> None:
         """Raises ValueError unless exactly one way is given."""
@@ -129,14 +135,43 @@ class Choose:
             raise ValueError("weights must be above 0 and finite")
         if self.weights and not sum(self.weights.values()) < float("inf"):
             raise ValueError("weights add up to infinity: only their ratios count, so use smaller ones")
+        if any(not -100 <= points <= 100 for points in self.least.values()):
+            raise ValueError("least is in percentage points, from -100 to 100")
         if HELD_OUT in self.measures and self.metric != "top1":
             raise ValueError(f"of the held-out samples there is top1 only, found metric = '{self.metric}'")
+        if HELD_OUT in self.least or (self.against and HELD_OUT in self.measures):
+            raise ValueError(
+                f"{HELD_OUT} is measured without the template beside it: evaluate the held-out samples with "
+                f'[[evaluate]] manifest = "{STORE}", and name that evaluation'
+            )
 
     @property
     def measures(self) -> dict[str, float]:
         """Measure -> its share; the shares add up to 1."""
         given = self.weights or {str(self.by): 1.0}
         return {name: weight / sum(given.values()) for name, weight in given.items()}
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Every measure that the rule reads."""
+        return tuple(dict.fromkeys((*self.measures, *self.least)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(Table):
+    """Successive halving: settings that do worse than others after some steps are not trained to their end."""
+
+    rungs: tuple[int, ...]
+    """Steps after which settings are compared, rising; each cell's last step is beyond them."""
+    keep: Annotated[float, Above(0), Below(1)] = 0.5
+    """Share of the settings that go on after each rung, rounded up; the base always goes on."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for rungs that do not rise from 1."""
+        super().__post_init__()
+        steps = (0, *self.rungs)
+        if not self.rungs or any(later <= earlier for earlier, later in itertools.pairwise(steps)):
+            raise ValueError(f"rungs must be steps that rise from 1, found {list(self.rungs)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ import dataclasses
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from teachonce.stages import train as train_stage
 from teachonce.stages.ablate.sets import evaluate_request
 from teachonce.stages.evaluate.checks import check
 from teachonce.stages.evaluate.scoring import score_set
-from teachonce.stages.train import TrainRequest
+from teachonce.stages.train import Pause, TrainRequest
 
 LOOK_EVERY = 0.5  # seconds between two checks whether this cell is still wanted
 MOST_DEATHS = 3  # workers that may die in a cell without a step of progress
@@ -68,6 +68,8 @@ class CellJob:
     """Of evaluations on rows of a store, which rows."""
     final: bool = False
     """Whether the task only evaluates, into the folder of final evaluations."""
+    pause: int | None = None
+    """The step after which the run is measured and left; None: it goes on to its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,8 @@ def run_cell(job: CellJob) -> CellReport:
             try:
                 take_device(job.device, worker_index())
                 with _alone(folder.lock(job.digest)):
+                    if job.pause is not None:
+                        return _rung(job, folder, job.pause)
                     return _finals(job, folder) if job.final else _cell(job, folder)
             except Exception as problem:  # noqa: BLE001 - whatever a cell raises is its own failure; the others go on
                 return _ended(job, folder, wanted, device_fault(problem) or problem)
@@ -104,22 +108,7 @@ def _cell(job: CellJob, folder: GridFolder) -> CellReport:
         _require_life(job, folder, cell)
         folder.log.write("cell_start", digest=job.digest, name=job.name, token=job.token, step=cell.step(), **_where())
         if cell.trained() is None:
-            train_stage.train(
-                TrainRequest(
-                    labels=job.labels,
-                    student=job.student,
-                    out=cell.path,
-                    config=job.config,
-                    resume=cell.config.is_file(),
-                    threads=job.threads,
-                    device=job.device,
-                    selection=job.selection,
-                    root=job.root,
-                    init=job.prompts,
-                    shared=folder.references,
-                ),
-                Silent(),
-            )
+            train_stage.train(_request(job, cell), Silent())
         trained = time.monotonic() - began
         lacking = cell.lacking(names)
         _evaluate(job, cell, {e: cell.evaluation(e.name) for e in job.evaluations if e.name in lacking})
@@ -134,6 +123,39 @@ def _cell(job: CellJob, folder: GridFolder) -> CellReport:
         )
     cell.failure.unlink(missing_ok=True)
     return CellReport(digest=job.digest, name=job.name, state="finished")
+
+
+def _rung(job: CellJob, folder: GridFolder, step: int) -> CellReport:
+    """Train up to a rung and measure what there is; the run goes on from there if the search keeps it."""
+    cell, began = folder.cell(job.digest), time.monotonic()
+    rung, names = cell.rung(step), [evaluation.name for evaluation in job.evaluations]
+    if rung.state(names) != "finished":
+        _require_life(job, folder, cell)
+        folder.log.write("cell_start", digest=job.digest, name=job.name, token=job.token, step=cell.step(), **_where())
+        if rung.trained() is None:
+            train_stage.train(replace(_request(job, cell), pause=Pause(step, rung.path)), Silent())
+        lacking = rung.lacking(names)
+        _evaluate(job, rung, {e: rung.evaluation(e.name) for e in job.evaluations if e.name in lacking})
+        seconds = round(time.monotonic() - began, 3)
+        folder.log.write("cell_rung", digest=job.digest, name=job.name, token=job.token, step=step, seconds=seconds)
+    cell.failure.unlink(missing_ok=True)
+    return CellReport(digest=job.digest, name=job.name, state="finished")
+
+
+def _request(job: CellJob, cell: CellFolder) -> TrainRequest:
+    return TrainRequest(
+        labels=job.labels,
+        student=job.student,
+        out=cell.path,
+        config=job.config,
+        resume=cell.config.is_file(),
+        threads=job.threads,
+        device=job.device,
+        selection=job.selection,
+        root=job.root,
+        init=job.prompts,
+        shared=GridFolder(job.out).references,
+    )
 
 
 def _finals(job: CellJob, folder: GridFolder) -> CellReport:
@@ -155,7 +177,7 @@ def _evaluate(job: CellJob, cell: CellFolder, files: Mapping[Evaluation, Path]) 
             who = load_contender(request.entrant, job.threads, job.device)
         if stored is None:
             check(request)
-        with _first(GridFolder(job.out), evaluation.name):
+        with nullcontext() if stored is not None else _first(GridFolder(job.out), evaluation.name):
             data = open_set(request.data, Silent()) if stored is None else open_stored(stored, who.clip)
             result = score_set(request, data, who, Silent())
             origin = {"schema": SCHEMA, "evaluation": evaluation.name, "cell": job.digest}

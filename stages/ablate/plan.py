@@ -34,6 +34,7 @@ from teachonce.runs.grid_folder import GridFolder, count_states
 from teachonce.stages.ablate.derive import wanted
 from teachonce.stages.ablate.prepare import Planned, Prepared, states
 from teachonce.stages.ablate.request import AblatePlan, AblateRequest
+from teachonce.stages.ablate.search import share_of_steps
 from teachonce.training.trainer import Trainer
 
 TIMED_STEPS = 3
@@ -128,8 +129,9 @@ def _seconds(prepared: Prepared, todo: Sequence[Planned], pace: _Pace, selection
         step = pace.of_group.get(planned.cell.group, pace.of_any)
         if step is None:
             return None
-        left = _steps(prepared, planned, selections) - prepared.folder.cell(planned.digest).step()
-        total += max(0, left) * step + pace.besides
+        steps = _steps(prepared, planned, selections)
+        left = max(0, steps - prepared.folder.cell(planned.digest).step())
+        total += share_of_steps(prepared.grid.search, steps) * left * step + pace.besides
     return total
 
 

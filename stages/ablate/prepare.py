@@ -30,6 +30,7 @@ from teachonce.runs.grid_folder import GridFolder
 from teachonce.runs.needs import Need, cell_digest, need_of
 from teachonce.search.tables import HELD_OUT, Evaluation
 from teachonce.stages.ablate.request import AblateRequest
+from teachonce.stages.ablate.search import require_rungs, standing
 from teachonce.stages.ablate.sets import open_sets, require_measured_so
 from teachonce.stages.ablate.stored import WORDS, Facts, StoredFacts, require_features, stored_choices
 from teachonce.stages.ablate.stores import Stores
@@ -128,6 +129,7 @@ class Prepared:
             splits=next((planned.cell.splits for planned in self.cells), None),
             evaluations=self.evaluations,
             choose=grid.choose,
+            search=grid.search,
         )
 
 
@@ -142,8 +144,7 @@ def prepare(request: AblateRequest, reporter: Reporter) -> Prepared:
         IntegrityError: prompts were changed.
     """
     require_model(request.student)
-    grid = load_grid(request.grid)
-    cells = expand(grid)
+    grid, cells = _declared(request.grid)
     folder = GridFolder(request.out.absolute())
     folder.stored()
     stores = Stores(request.labels)
@@ -179,8 +180,16 @@ def prepare(request: AblateRequest, reporter: Reporter) -> Prepared:
     prepared = Prepared(grid, folder, stores.grid, student, clip, evaluations, _distinct(planned, grid, reporter))
     folder.require_ours(prepared.description())
     facts = {planned.digest: sets | one.facts for planned, one in zip(planned, served, strict=True)}
-    require_measured_so(folder, evaluations, facts)
+    require_measured_so(folder, evaluations, facts, () if grid.search is None else grid.search.rungs)
     return prepared
+
+
+def _declared(file: Path) -> tuple[Grid, tuple[Cell, ...]]:
+    grid = load_grid(file)
+    cells = expand(grid)
+    if grid.search is not None:
+        require_rungs(grid.search, cells)
+    return grid, cells
 
 
 def _settled(
@@ -258,7 +267,7 @@ def _served(
         UsageError, DataError: the store, the request or the grid cannot serve it.
     """
     need = _need(cell, stores, request, grid)
-    choices = stored_choices(evaluations, cell, need, stores.of(cell))
+    choices = stored_choices(evaluations, cell, need, stores)
     named = {evaluation.name: evaluation for evaluation in evaluations}
     return _Served(need, choices, {name: looks.of(named[name], choice) for name, choice in choices.items()})
 
@@ -350,4 +359,8 @@ def _effective(planned: Planned) -> str:
 def states(prepared: Prepared) -> dict[str, State]:
     """The state of every cell, by digest."""
     names = [evaluation.name for evaluation in prepared.always]
-    return {planned.digest: prepared.folder.cell(planned.digest).state(names) for planned in prepared.cells}
+    dropped = standing(prepared).dropped
+    return {
+        planned.digest: "dropped" if planned.digest in dropped else prepared.folder.cell(planned.digest).state(names)
+        for planned in prepared.cells
+    }

@@ -6,7 +6,7 @@ evaluation that was taken out and put back changed, would put figures of differe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,10 @@ def _as_key(named: Option) -> str | Option:
 
 
 def require_measured_so(
-    folder: GridFolder, evaluations: Iterable[Evaluation], sets: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    folder: GridFolder,
+    evaluations: Iterable[Evaluation],
+    sets: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    rungs: Sequence[int] = (),
 ) -> None:
     """Refuse results of cells that are of other images, names, templates or shares than the grid asks for.
 
@@ -112,6 +115,7 @@ def require_measured_so(
         folder: of the grid.
         evaluations: of the grid.
         sets: for each cell, by digest, the facts that the results of its evaluations must state.
+        rungs: steps after which a search measures cells, too.
 
     Raises:
         FingerprintError: names the first such file and what differs.
@@ -119,26 +123,28 @@ def require_measured_so(
     """
     for evaluation in evaluations:
         for digest, facts in sets.items():
-            wanted = facts[evaluation.name]
-            file = folder.cell(digest).evaluation(evaluation.name)
-            if evaluation.only:
-                file = folder.final(evaluation.name, digest)
-            result = read_result(file)
-            if result is None:
-                continue
-            recorded = _recorded(result)
-            different = [
-                f"{key}: there {_short(recorded[key])}, here {_short(wanted[key])}"
-                for key in wanted
-                if recorded[key] != wanted[key]
-            ]
-            if different:
-                raise FingerprintError(
-                    f"{file} is not of the evaluation '{evaluation.name}' as the grid has it now:\n  "
-                    + "\n  ".join(different),
-                    hint="give the changed evaluation a new name; or take the old results away from all cells, and "
-                    "they are evaluated again",
-                )
+            cell = folder.cell(digest)
+            files = [cell.evaluation(evaluation.name), *(cell.rung(step).evaluation(evaluation.name) for step in rungs)]
+            for file in [folder.final(evaluation.name, digest)] if evaluation.only else files:
+                _require_so(file, evaluation, facts[evaluation.name])
+
+
+def _require_so(file: Path, evaluation: Evaluation, wanted: Mapping[str, Any]) -> None:
+    result = read_result(file)
+    if result is None:
+        return
+    recorded = _recorded(result)
+    different = [
+        f"{key}: there {_short(recorded[key])}, here {_short(wanted[key])}"
+        for key in wanted
+        if recorded[key] != wanted[key]
+    ]
+    if different:
+        raise FingerprintError(
+            f"{file} is not of the evaluation '{evaluation.name}' as the grid has it now:\n  " + "\n  ".join(different),
+            hint="give the changed evaluation a new name; or take the old results away from all cells, and "
+            "they are evaluated again",
+        )
 
 
 def _recorded(result: EvaluateResult) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from teachonce.runs.cells import Cell
 from teachonce.runs.needs import Need
 from teachonce.search.splits import ClassSplit
 from teachonce.search.tables import BOTH, TRAINED, UNSEEN, Evaluation
+from teachonce.stages.ablate.stores import Stores
 
 if TYPE_CHECKING:
     from teachonce.models.clip import LoadedClip
@@ -28,19 +29,21 @@ WORDS = (TRAINED, UNSEEN, BOTH)
 
 
 def stored_choices(
-    evaluations: Iterable[Evaluation], cell: Cell, need: Need, store: LabelStore
+    evaluations: Iterable[Evaluation], cell: Cell, need: Need, stores: Stores
 ) -> dict[str, StoredChoice]:
     """What a cell is measured on, by evaluation; of those only whose images are rows of a store.
+
+    The rows are those of the grid's own store, whichever store a cell is trained from.
 
     Raises:
         UsageError: the evaluation is of a split that the cell or the store does not have, or the cell's prompts change
             images.
         DataError: a store or a class list is missing.
     """
-    return {evaluation.name: _choice(evaluation, cell, need, store) for evaluation in evaluations if evaluation.stored}
+    return {evaluation.name: _choice(evaluation, cell, need, stores) for evaluation in evaluations if evaluation.stored}
 
 
-def _choice(evaluation: Evaluation, cell: Cell, need: Need, trained_from: LabelStore) -> StoredChoice:
+def _choice(evaluation: Evaluation, cell: Cell, need: Need, stores: Stores) -> StoredChoice:
     where = f"[[evaluate]] {evaluation.name}"
     if cell.config.prompts.tower in ("image", "both"):
         raise UsageError(
@@ -48,7 +51,7 @@ def _choice(evaluation: Evaluation, cell: Cell, need: Need, trained_from: LabelS
             "images",
             hint="evaluate on images: give manifest and root",
         )
-    store = trained_from if evaluation.store is None else LabelStore.open(location(evaluation.store))
+    store = stores.grid if evaluation.store is None else LabelStore.open(location(evaluation.store))
     parts = _parts(evaluation, cell, need, where)
     vocabulary, labelled = store.vocabulary(), store.label_classes()
     classes: tuple[str, ...] | None = None
@@ -70,7 +73,7 @@ def _choice(evaluation: Evaluation, cell: Cell, need: Need, trained_from: LabelS
         names=names,
         without=Path(evaluation.without) if evaluation.without else None,
         trained=TrainedOn(
-            store=trained_from.path.absolute(),
+            store=stores.of(cell).path.absolute(),
             classes=None if rule is None else rule.classes,
             seed=cell.seed,
             held_out=cell.config.loop.held_out,

@@ -23,6 +23,7 @@ from teachonce.stages.ablate.cell import CellJob, get_ready, run_cell
 from teachonce.stages.ablate.derive import Source, derived
 from teachonce.stages.ablate.prepare import Planned, Prepared, states
 from teachonce.stages.ablate.request import AblateRequest, AblateResult
+from teachonce.stages.ablate.search import document_of, in_words, open_cells, rung_evaluations, standing
 
 GRACE_SECONDS = 20.0  # how long a driver that ends waits for the checkpoints of running cells
 AGAIN = "run the same command again: it goes on where this one stopped"
@@ -43,7 +44,8 @@ def run_grid(prepared: Prepared, request: AblateRequest, reporter: Reporter, beg
         write_document(folder.grid, grid.document())
         run = _Run(prepared, request, reporter, token)
         with run:
-            run.cells()
+            if run.rungs():
+                run.cells()
             chosen, final = run.choose()
         return _result(run, chosen, final, time.monotonic() - began)
 
@@ -63,33 +65,71 @@ class _Run:
     def __exit__(self, *problem: object) -> None:
         self._stack.close()
 
+    def rungs(self) -> bool:
+        """Measure settings at the rungs of the search and end the worse ones early; whether all rungs are decided."""
+        prepared, search = self.prepared, self.prepared.grid.search
+        for step in () if search is None else search.rungs:
+            todo = open_cells(prepared, step, self.request.retry_failed)
+            if todo:
+                self.reporter.note(f"{len(todo)} cells go up to step {step}")
+                self._run(todo, f"cells up to step {step}", step)
+            self._write_search()
+            if standing(prepared, step + 1).waiting:
+                self.reporter.note(f"not all cells are measured after {step} steps: the search waits for them")
+                return False
+        return True
+
+    def _write_search(self) -> None:
+        """Write down what the rungs have decided so far; says what is new."""
+        folder, search = self.prepared.folder, self.prepared.grid.search
+        if search is None:
+            return
+        known, now = folder.read_search(), document_of(search, standing(self.prepared))
+        for decision in now.decisions:
+            if decision not in known.decisions:
+                self.reporter.note(in_words(decision))
+        if now != known:
+            write_document(folder.search, now.document())
+
     def cells(self) -> None:
         """Run the cells that are not finished; failed ones if that was asked for."""
         states_wanted = {"unfinished", "failed"} if self.request.retry_failed else {"unfinished"}
-        todo = [planned for planned in self.prepared.cells if self.before[planned.digest] in states_wanted]
+        now, alive = states(self.prepared), standing(self.prepared).alive
+        todo = [p for p in self.prepared.cells if now[p.digest] in states_wanted and p.cell.group in alive]
         finished = sum(state == "finished" for state in self.before.values())
-        self.reporter.note(f"{len(self.before)} cells: {finished} finished before, {len(todo)} to run")
-        if not todo:
-            return
+        dropped = sum(state == "dropped" for state in now.values())
+        ended = f"{dropped} ended early, " if dropped else ""
+        self.reporter.note(f"{len(self.before)} cells: {finished} finished before, {ended}{len(todo)} to run")
+        if todo:
+            self._run(todo, "cells")
+
+    def _run(self, todo: Sequence[Planned], what: str, pause: int | None = None) -> None:
         client = self._cluster()
         with derived(self.prepared, todo, self.request.root, self.reporter) as sources:
-            jobs = [self._job(planned, source) for planned, source in zip(todo, sources, strict=True)]
+            jobs = [self._job(planned, source, pause) for planned, source in zip(todo, sources, strict=True)]
             for planned in todo:
                 write_document(self.prepared.folder.cell(planned.digest).cell, planned.description().document())
-            self._work(client, jobs, "cells")
+            self._work(client, jobs, what)
 
     def choose(self) -> tuple[Choice | None, list[FinalFigure]]:
         """The best setting once all cells are finished, and the evaluations that only it and the base get."""
         prepared = self.prepared
         now, rule = states(prepared), prepared.grid.choose
-        open_cells = sum(state != "finished" for state in now.values())
+        unfinished = sum(state not in ("finished", "dropped") for state in now.values())
         if rule is None:
             return None, []
-        if open_cells:
-            self.reporter.note(f"{open_cells} cells are not finished: no setting is chosen yet")
+        if unfinished:
+            self.reporter.note(f"{unfinished} cells are not finished: no setting is chosen yet")
             return None, []
-        groups = {group: [planned.digest for planned in cells] for group, cells in prepared.groups.items()}
-        choice = choose(prepared.folder, rule, groups)
+        groups = {
+            group: [planned.digest for planned in cells]
+            for group, cells in prepared.groups.items()
+            if all(now[planned.digest] == "finished" for planned in cells)
+        }
+        base = next((p.cell.group for p in prepared.cells if p.cell.is_base), None)
+        choice = choose(prepared.folder, rule, groups, base)
+        if choice.group in choice.short:
+            self.reporter.note(f"no setting reaches what [choose] asks for at least: '{choice.group}' stands")
         self._warn_of_change(choice)
         cells = [p for p in prepared.cells if p.cell.group == choice.group or p.cell.is_base] if prepared.late else []
         lacking = [p for p in cells if any(self._final(e.name, p) is None for e in prepared.late)]
@@ -128,8 +168,9 @@ class _Run:
             self._stack.callback(importing.clear)
         return self._client
 
-    def _job(self, planned: Planned, source: Source | None) -> CellJob:
+    def _job(self, planned: Planned, source: Source | None, pause: int | None = None) -> CellJob:
         cell, prepared = planned.cell, self.prepared
+        evaluations = prepared.late if source is None else prepared.always
         return CellJob(
             out=prepared.folder.path,
             token=self.token,
@@ -144,8 +185,9 @@ class _Run:
             threads=cluster_client.threads_of(self.request.cluster),
             device=self.request.device,
             final=source is None,
-            evaluations=prepared.late if source is None else prepared.always,
+            evaluations=evaluations if pause is None else rung_evaluations(prepared),
             stored=planned.stored,
+            pause=pause,
         )
 
     def _work(self, client: Client, jobs: Sequence[CellJob], what: str) -> None:

@@ -6,9 +6,9 @@ A run folder holds config.toml, events.jsonl, checkpoints/, prompts.safetensors 
 from __future__ import annotations
 
 from teachonce.core.progress import Reporter
-from teachonce.stages.train.request import SmallerStep, TrainDryRun, TrainRequest, TrainResult
+from teachonce.stages.train.request import Pause, SmallerStep, TrainDryRun, TrainRequest, TrainResult
 
-__all__ = ["SmallerStep", "TrainDryRun", "TrainRequest", "TrainResult", "dry_run", "train"]
+__all__ = ["Pause", "SmallerStep", "TrainDryRun", "TrainRequest", "TrainResult", "dry_run", "train"]
 
 
 def train(request: TrainRequest, reporter: Reporter) -> TrainResult:

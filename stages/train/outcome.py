@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,8 @@ from teachonce.runs.folder import RunFolder
 from teachonce.runs.log import RunLog
 from teachonce.runs.results import RunResults
 from teachonce.stages.train.reference import write_reference
-from teachonce.stages.train.request import TrainResult
+from teachonce.stages.train.request import Pause, TrainResult
+from teachonce.training.held_out import measure
 from teachonce.training.trainer import Trainer
 
 
@@ -28,22 +29,47 @@ def finish(
     Args:
         shared: where runs on the same rows keep their linear reference for each other; None: nowhere.
     """
-    with torch.no_grad(), trainer.result() as student:
-        save_prompts(out, student.prompts("text"), student.prompts("image"), student.meta(), student.head)
+    _save(out, trainer)
     losses = [event["loss"] for event in log.read("step")][-5:]
     held_out = [event["top1"] for event in log.read("held_out")]
-    folder = RunFolder(out)
     reference = write_reference(out, shared, trainer, identity)
     if reference.linear_why:
         reporter.note(f"no linear reference: {reference.linear_why}")
-    results = RunResults(
-        steps=trainer.steps,
-        trainable_parameters=trainer.student.trainable_parameters(),
+    results = replace(
+        _results(out, trainer, identity, trainer.steps),
+        **asdict(reference),
         seconds=round(sum(event["seconds"] for event in log.read("checkpoint")), 3),
         final_loss=sum(losses) / len(losses) if losses else None,
         held_out_top1=held_out[-1] if held_out else None,
+        log=LogSeal.of(RunFolder(out).events),
+    )
+    RunFolder(out).write_results(results)
+    return _answer(results, out)
+
+
+def left_at(pause: Pause, trainer: Trainer, identity: Identity) -> TrainResult:
+    """Write what a run that is paused would be, were this its end: its prompts, and its held-out accuracy with them."""
+    pause.out.mkdir(parents=True, exist_ok=True)
+    _save(pause.out, trainer)
+    score = measure(trainer).top1 if trainer.config.loop.held_out else None
+    results = replace(_results(pause.out, trainer, identity, pause.step), held_out_top1=score)
+    RunFolder(pause.out).write_results(results)
+    return _answer(results, pause.out)
+
+
+def _save(out: Path, trainer: Trainer) -> None:
+    with torch.no_grad(), trainer.result() as student:
+        save_prompts(out, student.prompts("text"), student.prompts("image"), student.meta(), student.head)
+
+
+def _results(out: Path, trainer: Trainer, identity: Identity, steps: int) -> RunResults:
+    """What the results of a run say of prompts that lie in a folder, without what its log tells."""
+    return RunResults(
+        steps=steps,
+        trainable_parameters=trainer.student.trainable_parameters(),
+        seconds=0.0,
         out=str(out),
-        prompts_digest=folder.prompts_digest() or "",
+        prompts_digest=RunFolder(out).prompts_digest() or "",
         store_id=identity.store,
         student_digest=identity.student,
         student_tokenizer=identity.tokenizer or None,
@@ -52,11 +78,7 @@ def finish(
         selection_digest=identity.selection,
         vocabulary_digest=trainer.rows.vocabulary.digest,
         start=identity.start,
-        **asdict(reference),
-        log=LogSeal.of(folder.events),
     )
-    folder.write_results(results)
-    return _answer(results, out)
 
 
 def recorded(out: Path, trainer: Trainer) -> TrainResult | None:

@@ -12,6 +12,15 @@ from teachonce.recipe.config import TrainConfig
 from teachonce.runs.tensorboard import LogTo
 
 
+@dataclass(frozen=True)
+class Pause:
+    """Where a run stops before its end: its checkpoint stays, and what it has learned is left to be measured."""
+
+    step: int
+    out: Path
+    """Folder for the prompts and results as they are after this step; not the run folder."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest:
     """What to train; see `teachonce train --help`."""
@@ -37,6 +46,8 @@ class TrainRequest:
     """Run or export whose prompts this run starts from; None: as the config says."""
     shared: Path | None = None
     """Folder in which runs on the same rows keep their linear reference for each other; None: nowhere."""
+    pause: Pause | None = None
+    """None: the run goes on to its end. A run that was paused and resumed ends with the same bytes."""
     log: tuple[LogTo, ...] = ()
     """Where figures are written besides events.jsonl; it is not a part of the run's identity."""
 

@@ -33,7 +33,7 @@ from teachonce.runs.checkpoint import ALL_ROWS, OWN_START, Identity, load_checkp
 from teachonce.runs.folder import RunFolder
 from teachonce.runs.log import RunLog
 from teachonce.runs.tensorboard import open_sinks
-from teachonce.stages.train.outcome import finish, recorded
+from teachonce.stages.train.outcome import finish, left_at, recorded
 from teachonce.stages.train.request import TrainRequest, TrainResult
 from teachonce.training.held_out import measure
 from teachonce.training.objective import StepReport
@@ -62,8 +62,7 @@ def take_steps(
     request = replace(request, config=_settled(request.config, device))
     tune_process(threads.count)
     allow_tf32(request.config.loop.tf32)
-    precision = request.config.loop.precision
-    reporter.note(f"computing on {device} in {precision}; threads: {threads.count} ({threads.why})")
+    reporter.note(f"computing on {device} in {request.config.loop.precision}; threads: {threads.count} ({threads.why})")
     clip = load_clip(request.student, device)
     config, needs = request.config, requirements(request.config)
     group = features_group(store.groups, clip.digest)
@@ -82,6 +81,7 @@ def take_steps(
         log = RunFolder(request.folder).log(open_sinks(request.log, request.folder))
         stack.callback(log.close)
         first = _start(request, trainer, identity, log, reporter)
+        last = _last_step(request, trainer, first)
         earlier = recorded(request.folder, trainer) if first == trainer.steps else None
         if earlier is not None:
             reporter.note(f"{request.folder} is finished: nothing is left to do")
@@ -91,8 +91,22 @@ def take_steps(
             reporter.note(f"resuming {request.folder} after step {first}")
         log.write("pairing", step=first, rows_proved=proved, images_compared=request.root is not None)
         with device_explained(SMALLER):
-            _loop(request, trainer, identity, log, first, reporter, began)
+            _loop(request, trainer, identity, log, range(first, last), reporter, began)
+        pause = request.pause
+        if pause is not None:
+            return left_at(pause, trainer, identity)
         return finish(request.folder, trainer, identity, log, request.shared, reporter)
+
+
+def _last_step(request: TrainRequest, trainer: Trainer, first: int) -> int:
+    """The step after which the run ends or pauses."""
+    last = trainer.steps if request.pause is None else request.pause.step
+    if not first <= last <= trainer.steps:
+        raise UsageError(
+            f"{request.folder} cannot be paused after step {last}: it has {trainer.steps} steps, and {first} are made",
+            hint="pause a run before it is past that step, or begin it in another folder",
+        )
+    return last
 
 
 def _settled(config: TrainConfig, device: str) -> TrainConfig:
@@ -209,16 +223,16 @@ def _loop(
     trainer: Trainer,
     identity: Identity,
     log: RunLog,
-    first: int,
+    todo: range,
     reporter: Reporter,
     began: float,
 ) -> None:
     config, checkpoints, steps = request.config, RunFolder(request.folder).checkpoints.path, trainer.steps
-    if first:
-        _measure(trainer, log, first)  # a run that stopped right after its checkpoint has not measured this step
+    if todo.start:
+        _measure(trainer, log, todo.start)  # a run that stopped right after its checkpoint has not measured this step
     before: StepReport | None = None
     with deferred_signals() as stop_requested:
-        for step in range(first, steps):
+        for step in todo:
             report = trainer.begin(step)
             if before is not None:
                 before.read()  # it is asked while the device works on this step; bad numbers end the run here
@@ -228,7 +242,7 @@ def _loop(
                 log.write("step", step=done, **losses)
                 reporter.progress("train", done, steps, "steps", loss=round(losses["loss"], 4))
             stopping = stop_requested()
-            if done % config.loop.checkpoint_every == 0 or done == steps or stopping:
+            if done % config.loop.checkpoint_every == 0 or done == todo.stop or stopping:
                 report.read()
                 trainer.require_sound(done)
                 state = trainer.average.state()

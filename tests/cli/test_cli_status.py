@@ -148,6 +148,8 @@ def test_a_grid_is_told_in_words() -> None:
         assert words in text, words
     damaged = GRID | {"cells": {**GRID["cells"], "waiting": 1, "damaged": 1}}
     assert "3 of 7 finished" in text_of(damaged) and "1 failed, 1 damaged, 1 waiting" in text_of(damaged)
+    search = GRID | {"cells": {**GRID["cells"], "dropped": 4}}
+    assert "3 of 11 finished" in text_of(search) and "2 waiting, 4 ended early by the search" in text_of(search)
 
 
 @pytest.mark.parametrize("json_wanted", [False, True])

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,62 @@ def test_the_best_mean_over_seeds_wins_and_the_first_of_equals(tmp_path: Path) -
     assert both.group == "base" and both.figures == pytest.approx({"held_out": 0.3, "dev": 0.4})
     assert choose(folder, Choose(by="dev", metric="macro"), groups).group == "one"
     assert choose(folder, Choose(by="dev"), {"x": ["c"], "y": ["d"]}).group == "x"
+
+
+def beside_template(folder: GridFolder, digest: str, **figures: tuple[float, float]) -> None:
+    """A finished cell, each evaluation with the template's top-1."""
+    cell(folder, digest, None)
+    for name, (top1, template) in figures.items():
+        document = {"schema": 1, "top1": top1, "baseline": {"top1": template}}
+        write_document(folder.cell(digest).evaluation(name), document)
+
+
+def test_against_the_template_a_measure_counts_by_its_difference(tmp_path: Path) -> None:
+    folder = GridFolder(tmp_path)
+    beside_template(folder, "a", trained=(0.50, 0.40), unseen=(0.60, 0.61))
+    beside_template(folder, "b", trained=(0.48, 0.36), unseen=(0.58, 0.60))  # another split: other images
+    rule = Choose(weights={"trained": 3, "unseen": 1}, against="template")
+    choice = choose(folder, rule, {"base": ["a", "b"]})
+    assert choice.figures == pytest.approx({"trained": 0.11, "unseen": -0.015}) and choice.against == "template"
+    assert choice.value == pytest.approx(0.75 * 0.11 - 0.25 * 0.015)
+    with pytest.raises(DataError, match="does not say the template's macro"):
+        choose(folder, Choose(by="trained", against="template", metric="macro"), {"x": ["c"]} | _with_macro(folder))
+
+
+def _with_macro(folder: GridFolder) -> dict[str, list[str]]:
+    """A cell whose template has no macro accuracy."""
+    cell(folder, "c", None)
+    document = {"schema": 1, "top1": 0.5, "macro": 0.5, "baseline": {"top1": 0.4}}
+    write_document(folder.cell("c").evaluation("trained"), document)
+    return {"x": ["c"]}
+
+
+def test_a_setting_that_misses_a_limit_is_not_chosen_whatever_it_gains(tmp_path: Path) -> None:
+    folder = GridFolder(tmp_path)
+    beside_template(folder, "a", trained=(0.50, 0.40), unseen=(0.60, 0.60))
+    beside_template(folder, "b", trained=(0.70, 0.40), unseen=(0.58, 0.60))
+    groups = {"base": ["a"], "greedy": ["b"]}
+    assert choose(folder, Choose(by="trained"), groups, "base").group == "greedy"
+    choice = choose(folder, Choose(by="trained", least={"unseen": -1.0}), groups, "base")
+    assert choice.group == "base" and choice.short == {"greedy": ("unseen",)}
+    assert list(choice.ranking) == ["greedy", "base"]
+    assert choose(folder, Choose(by="trained", least={"unseen": -2.1}), groups, "base").group == "greedy"
+    none = choose(folder, Choose(by="trained", least={"unseen": 5.0}), groups, "base")
+    assert none.group == "base" and set(none.short) == {"base", "greedy"}
+    assert choose(folder, Choose(by="trained", least={"unseen": 5.0}), groups).group == "greedy"
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"by": "held_out", "against": "template"}, "without the template beside it"),
+        ({"by": "dev", "least": {"held_out": 1.0}}, "without the template beside it"),
+        ({"by": "dev", "least": {"dev": 101.0}}, "percentage points"),
+    ],
+)
+def test_a_rule_that_cannot_be_measured_is_refused(keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Choose(**keys)
 
 
 def test_a_cell_that_was_not_measured_cannot_choose(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import published_losses as published
 import pytest
 import torch
 import worlds
+from image_reference import plain_features as plain_image_features
 from step_reference import exact
 from torch import Tensor, nn
 from tower_reference import full_tokens, plain_features
@@ -26,6 +27,7 @@ from teachonce.core.streams import CANDIDATES
 from teachonce.labels.store import LabelStore
 from teachonce.models.clip import LoadedClip
 from teachonce.recipe.config_file import load_train_config
+from teachonce.rows.images import ViewImages
 from teachonce.rows.working_set import WorkingSet, open_working_set
 from teachonce.training.trainer import Trainer
 
@@ -40,6 +42,8 @@ class Ground:
 
     clip: LoadedClip
     rows: WorkingSet
+    store: LabelStore
+    root: Path
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,7 @@ def ground(teacher: str, student: str, tmp_path_factory: pytest.TempPathFactory)
     clip = replace(clip, model=copy.deepcopy(clip.model))
     with torch.no_grad():
         clip.model.logit_scale.fill_(math.log(SCALE))
-    yield Ground(clip, rows)
+    yield Ground(clip, rows, store, world.root)
     rows.close()
 
 
@@ -97,14 +101,19 @@ def bare(ground: Ground, template: str) -> Tensor:
         return model.encode_text(full_tokens(model, DISTINCT, template), normalize=True)  # type: ignore[no-any-return]
 
 
+def moved_away(trainer: Trainer, seed: int) -> None:
+    """Take the parameters some way off their start."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in trainer.learners.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+
+
 def step_of(ground: Ground, recipe: str, *overrides: str, moved: int = 11) -> Step:
     """One step of a shipped recipe from prompts that a draw of the seed `moved` has taken some way off their start."""
     config = load_train_config(Path(recipe), ["batch_size=24", "precision=fp32", "class_chunk=3", *overrides])
     trainer = Trainer(config, ground.clip, ground.rows)
-    generator = torch.Generator().manual_seed(moved)
-    with torch.no_grad():
-        for parameter in trainer.learners.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    moved_away(trainer, moved)
     prompts = copy.deepcopy(trainer.student.learner("text")).double()
     batch = ground.rows.batch(trainer.order.at(STEP)[1])
     texts = plain_features(exact(ground.clip.model), prompts(), DISTINCT)
@@ -122,6 +131,22 @@ def test_coop_and_maple_minimise_cross_entropy(recipe: str, ground: Ground) -> N
     slots = sum(p.numel() for p in step.prompts.parameters()) // 32
     assert slots == {"coop": 16, "maple": 4}[recipe]
     step.require(published.cross_entropy(step.logits, step.labels))
+
+
+def test_the_whole_of_maple_maps_text_prompts_to_image_prompts(ground: Ground) -> None:
+    """Both towers, coupled, and no gate: cross-entropy of the features of both, in all parameters."""
+    overrides = ["batch_size=12", "precision=fp32", "depth=1", "tower=both", "coupled=true", "init=words"]
+    config = load_train_config(Path("maple"), overrides)
+    with ViewImages(ground.store, ground.root, ground.clip, threads=1) as images:
+        trainer = Trainer(config, ground.clip, ground.rows, images)
+        moved_away(trainer, 11)
+        learners = copy.deepcopy(trainer.learners).double()
+        model, batch = exact(ground.clip.model), ground.rows.batch(trainer.order.at(STEP)[1])
+        texts = plain_features(model, learners["text"](), DISTINCT)
+        seen = plain_image_features(model, learners["image"](), images.pixels(batch.row).double())
+        loss = trainer.step(STEP)["loss"]
+    wanted = published.cross_entropy(SCALE * seen @ texts.T, batch.label.tolist())
+    Step(trainer, loss, learners, texts, seen, [], texts).require(wanted)
 
 
 def test_kgcoop_adds_its_distance_from_the_template(ground: Ground) -> None:
