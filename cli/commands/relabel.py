@@ -46,6 +46,16 @@ Prior = Annotated[
         help="Take the teacher's preference for classes back: balanced, or a FILE of wanted shares (id, tab, share).",
     ),
 ]
+LabelNoise = Annotated[
+    float | None,
+    typer.Option(
+        "--label-noise", metavar="SHARE", help="Make this share of the labels wrong, to try what wrong labels do."
+    ),
+]
+NoiseSeed = Annotated[
+    int,
+    typer.Option("--noise-seed", metavar="N", min=0, help="With --label-noise: which labels, and what they become."),
+]
 RelabelTeacher = Annotated[
     str | None,
     typer.Option(
@@ -69,6 +79,8 @@ def relabel(
     head: Head = None,
     per_sample_temperature: PerSampleTemperature = None,
     prior: Prior = None,
+    label_noise: LabelNoise = None,
+    noise_seed: NoiseSeed = 0,
     top_k: options.TopK = None,
     temperatures: Temperatures = None,
     classes: ClassFile = None,
@@ -96,6 +108,8 @@ def relabel(
         head=head,
         entropy=per_sample_temperature,
         prior=prior,
+        label_noise=label_noise,
+        noise_seed=noise_seed,
         top_k=top_k,
         temperatures=taus,
         classes=classes,

@@ -52,9 +52,9 @@ def confusions(evidence: Evidence) -> list[Confusion]:
     photos = dict(zip(evidence.photographed.tolist(), evidence.counts().tolist(), strict=True))
     vectors = evidence.class_vectors
     near = _near(vectors, evidence)
-    found = []
+    pairs_seen = []
     for pair, count in sorted(taken.items(), key=lambda item: (-item[1], item[0])):
-        if count < FEWEST or len(found) == MOST:
+        if count < FEWEST or len(pairs_seen) == MOST:
             break
         first, second = divmod(pair, size)
         back = taken.get(second * size + first, 0) if second in photos else None
@@ -62,7 +62,7 @@ def confusions(evidence: Evidence) -> list[Confusion]:
         often = count >= SHARE * photos[first] and (back is None or back >= SHARE * photos[second] / 2)
         kind: Kind = "synonyms" if often and cosine >= near else "confused"
         kind = _by_name(evidence.vocabulary.names[first], evidence.vocabulary.names[second]) or kind
-        found.append(
+        pairs_seen.append(
             Confusion(
                 label=first,
                 predicted=second,
@@ -73,7 +73,7 @@ def confusions(evidence: Evidence) -> list[Confusion]:
                 kind=kind,
             )
         )
-    return found
+    return pairs_seen
 
 
 def _by_name(first: str, second: str) -> Kind | None:

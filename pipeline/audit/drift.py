@@ -70,13 +70,13 @@ class Drift:
     """Places of new photos that lie further from all taught ones than those lie from each other."""
 
 
-def compare(taught: Evidence, new: Evidence, own: Floats, cross: Floats) -> Drift:
+def compare(taught: Evidence, new: Evidence, nearest_taught: Floats, cross: Floats) -> Drift:
     """Compare two stores whose vectors come from one model.
 
     Args:
         taught: the store that was trained on.
         new: the other one.
-        own: [n] cosine of each taught photo to its nearest other taught photo.
+        nearest_taught: [n] cosine of each taught photo to its nearest other taught photo.
         cross: [m] cosine of each new photo to its nearest taught photo.
     """
     draw = AUDIT.at(0, 2)
@@ -96,7 +96,7 @@ def compare(taught: Evidence, new: Evidence, own: Floats, cross: Floats) -> Drif
         predictions = _shares(groups, is_new, shuffles)
         classes = _shifts(before, after)
         sureness = float(sure.mean()), float(new_sure.mean())
-    limit = float(np.quantile(own, FAR_QUANTILE)) if len(own) > 1 else -1.0
+    limit = float(np.quantile(nearest_taught, FAR_QUANTILE)) if len(nearest_taught) > 1 else -1.0
     return Drift(
         taught=len(taught),
         new=len(new),
@@ -191,12 +191,12 @@ def _shifts(before: Ids, after: Ids) -> tuple[ClassShift, ...]:
     pooled = counts[:, seen].sum(axis=0) / counts.sum()
     spread = np.sqrt(np.maximum(pooled * (1 - pooled) * (1 / len(before) + 1 / len(after)), 1e-300))
     p = [_two_sided(z) for z in (np.abs(shares[1] - shares[0]) / spread).tolist()]
-    found = [
+    shifts = [
         ClassShift(predicted=int(place), share=float(old), new_share=float(share), p=float(corrected))
         for place, old, share, corrected in zip(seen, shares[0], shares[1], holm(p), strict=True)
         if corrected is not None and corrected < 0.05
     ]
-    return tuple(sorted(found, key=lambda shift: -abs(shift.new_share - shift.share)))
+    return tuple(sorted(shifts, key=lambda shift: -abs(shift.new_share - shift.share)))
 
 
 def _two_sided(z: float) -> float:

@@ -38,8 +38,8 @@ def usual_distance(cosines: Floats) -> Floats:
 def pairs_within(evidence: Evidence, neighbours: Ids, cosines: Floats) -> list[Pair]:
     """Near-duplicates inside one store, each pair once, the lower place first."""
     usual = usual_distance(cosines)
-    found = _near(neighbours, cosines, usual, usual)
-    chosen = {(min(pair), max(pair)): cosine for pair, cosine in found.items()}
+    near_pairs = _near(neighbours, cosines, usual, usual)
+    chosen = {(min(pair), max(pair)): cosine for pair, cosine in near_pairs.items()}
     for first, second in _same_files(evidence.crc):
         chosen.setdefault((first, second), float("nan"))
     return [_pair(evidence, evidence, pair, cosine) for pair, cosine in sorted(chosen.items())]
@@ -58,12 +58,12 @@ def pairs_between(
         usual: the usual distance around each taught photo.
         of_others: the usual distance around each new photo.
     """
-    found = {(b, a): cosine for (a, b), cosine in _near(neighbours, cosines, of_others, usual).items()}
+    near_pairs = {(b, a): cosine for (a, b), cosine in _near(neighbours, cosines, of_others, usual).items()}
     places = {int(crc): place for place, crc in enumerate(evidence.crc.tolist()) if crc}
     for second, crc in enumerate(other.crc.tolist()):
         if crc in places:
-            found.setdefault((places[crc], second), float("nan"))
-    return [_pair(evidence, other, pair, cosine) for pair, cosine in sorted(found.items())]
+            near_pairs.setdefault((places[crc], second), float("nan"))
+    return [_pair(evidence, other, pair, cosine) for pair, cosine in sorted(near_pairs.items())]
 
 
 def _near(neighbours: Ids, cosines: Floats, mine: Floats, theirs: Floats) -> dict[tuple[int, int], float]:

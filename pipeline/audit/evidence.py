@@ -87,14 +87,14 @@ class Evidence:
 
     def keys(self, places: Ids) -> dict[int, str]:
         """The keys of some of the samples, by their places in this evidence."""
-        found: dict[int, str] = {}
+        keys: dict[int, str] = {}
         layout = self.store.layout
         for chunk in np.unique(self.row[places] // layout.chunk_rows).tolist():
             start, stop = layout.bounds(chunk)
             index = self.store.index_of_chunk(chunk)
             for place in places[(self.row[places] >= start) & (self.row[places] < stop)].tolist():
-                found[place] = index.key((int(self.row[place]) - start) // layout.views)
-        return found
+                keys[place] = index.key((int(self.row[place]) - start) // layout.views)
+        return keys
 
     def blocks(self, width: int) -> Iterator[slice]:
         """Ranges of samples whose rows of so many numbers fit into a block; each lies within one chunk."""

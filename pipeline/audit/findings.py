@@ -99,7 +99,7 @@ def _described(
     kind: Kind, evidence: Evidence, judgement: Judgement, neighbours: Ids, places: list[int]
 ) -> list[Finding]:
     vocabulary, keys = evidence.vocabulary, evidence.keys(np.array(places, np.int64))
-    found = []
+    lines = []
     for place in places:
         label = int(evidence.photographed[evidence.label[place]])
         suggested = int(evidence.photographed[judgement.suggested[place]])
@@ -109,7 +109,7 @@ def _described(
         around = around[around >= 0]
         confident = int(judgement.confident[place])
         best = int(evidence.best_class[place])
-        found.append(
+        lines.append(
             Finding(
                 finding=kind,
                 leave_out=kind in LEFT_OUT,
@@ -129,7 +129,7 @@ def _described(
                 place=place,
             )
         )
-    return found
+    return lines
 
 
 def duplicates(evidence: Evidence, judgement: Judgement, pairs: Sequence[Pair]) -> list[Finding]:

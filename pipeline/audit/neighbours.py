@@ -49,8 +49,8 @@ def nearest(
     for rows, candidates in _parts(vectors, crowd, exact):
         for first in range(0, len(rows), BLOCK):
             some = rows[first : first + BLOCK]
-            own = some if among is None else None
-            ids[some], cosines[some] = _best(vectors[some], crowd, candidates, own, k)
+            selves = some if among is None else None
+            ids[some], cosines[some] = _best(vectors[some], crowd, candidates, selves, k)
             done += len(some)
             reporter.progress("neighbours", done, len(vectors), "samples")
     return ids, cosines
@@ -100,15 +100,15 @@ def _homes(vectors: npt.NDArray[np.floating], centres: Floats) -> Ids:
 
 
 def _best(
-    some: npt.NDArray[np.float16], crowd: npt.NDArray[np.float16], places: Ids | None, own: Ids | None, k: int
+    some: npt.NDArray[np.float16], crowd: npt.NDArray[np.float16], places: Ids | None, selves: Ids | None, k: int
 ) -> tuple[Ids, Floats]:
     """The k best of the candidates for a block of vectors, [b, k] each; padded with -1."""
     others = crowd if places is None else crowd[places]
     names = np.arange(len(crowd)) if places is None else places
     cosines = some.astype(np.float32) @ others.astype(np.float32).T
-    if own is not None:
-        at = own if places is None else np.flatnonzero(np.isin(places, own))  # candidates that are rows of the block
-        rows = np.arange(len(own)) if places is None else np.searchsorted(own, places[at])
+    if selves is not None:
+        at = selves if places is None else np.flatnonzero(np.isin(places, selves))  # candidates in this block
+        rows = np.arange(len(selves)) if places is None else np.searchsorted(selves, places[at])
         cosines[rows, at] = -2
     kept = min(k, cosines.shape[1])
     best = np.argpartition(-cosines, kept - 1, axis=1)[:, :kept]

@@ -127,7 +127,7 @@ def _photos(evidence: Evidence, root: Path | None, findings: Sequence[Finding], 
     """Key -> the photo as a data URI; a photo that cannot be read is left out."""
     if root is None:
         return {}
-    store, found = evidence.store, dict[str, str]()
+    store, images = evidence.store, dict[str, str]()
     for finding in findings:
         row = int(evidence.row[finding.place])
         chunk = row // store.layout.chunk_rows
@@ -138,8 +138,8 @@ def _photos(evidence: Evidence, root: Path | None, findings: Sequence[Finding], 
         except (TeachOnceError, OSError):
             continue
         if not isinstance(image, ImageFault):
-            found[side + finding.key] = data_uri(image)
-    return found
+            images[side + finding.key] = data_uri(image)
+    return images
 
 
 def _in_sight(value: Any) -> Any:

@@ -69,14 +69,14 @@ class _Means:
     lengths: Floats
 
     def cosines(self, vectors: Floats, label: Ids) -> Floats:
-        """To the mean of each class, without the sample itself in its own, [b, K]."""
+        """To the mean of each class, without the sample itself in that of its own, [b, K]."""
         dots = vectors @ self.sums.T
         result = dots / np.maximum(self.lengths, np.float32(1e-6))
         rows = np.flatnonzero(label >= 0)
-        own = label[rows]
-        along, length = dots[rows, own], self.lengths[own]
+        mine = label[rows]
+        along, length = dots[rows, mine], self.lengths[mine]
         rest = np.sqrt(np.maximum(length * length - 2 * along + 1, np.float32(1e-6)))
-        result[rows, own] = (along - 1) / rest
+        result[rows, mine] = (along - 1) / rest
         return result
 
 
@@ -107,8 +107,8 @@ def judge(evidence: Evidence, neighbours: Ids, cosines: Floats, reporter: Report
         suggested[rows] = p.argmax(axis=1)
         p_suggested[rows], p_label[rows] = p.max(axis=1), p[every, label]
         chance = share / len(counts)
-        own = p[every, label]
-        p_wrong[rows] = (1 - own) * chance / np.maximum((1 - share) * own + chance, 1e-30)
+        label_p = p[every, label]
+        p_wrong[rows] = (1 - label_p) * chance / np.maximum((1 - share) * label_p + chance, 1e-30)
         if "teacher" in names:
             alone = np.exp(table[names.index("teacher")])
             teacher[rows] = alone[every, label]

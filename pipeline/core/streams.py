@@ -64,5 +64,3 @@ REHEARSAL = Stream("rehearsal", 0)
 """Class features in place of those that a rehearsal has no time to compute."""
 AUDIT = Stream("audit", 0)
 """Samples of a store that an audit fits, lays cells out or compares two stores by, and shuffled labels of a test."""
-LABEL_NOISE = Stream("label noise", 0)
-"""Samples that get a wrong label on purpose, and which."""

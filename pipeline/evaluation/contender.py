@@ -91,7 +91,7 @@ class Contender:
         return features[[place[name] for name in names]]
 
     def _encoded(self, names: Sequence[str], templates: Sequence[str]) -> npt.NDArray[np.float32]:
-        trained = None if self.prompts is None else self.prompts.classifier(names).cpu()
+        trained = None if self.prompts is None else self.prompts.scoring_classes(names).cpu()
         if trained is not None and self.share == 1:
             return np.asarray(trained.numpy())
         plain = ensemble_features(self.clip, names, templates).cpu()
@@ -112,7 +112,7 @@ def load_contender(entrant: Entrant, threads: int | None, device: str = AUTO) ->
     """Load the student, and the prompts of a run.
 
     Raises:
-        UsageError: no prompts in the folder, or a mixture of prompts that change images.
+        UsageError: no prompts in the folder, or a mixture of prompts or a head that change more than class vectors.
         FingerprintError: the prompts belong to another student.
     """
     tune_process(threads or default_threads(1))
@@ -121,6 +121,12 @@ def load_contender(entrant: Entrant, threads: int | None, device: str = AUTO) ->
     if prompts is not None and prompts.image is not None and share != 1:
         raise UsageError(
             option("wise") + f" {share:g} mixes class features only, and the prompts in {run} change images too",
+            hint=phrase("leave {wise} out"),
+        )
+    if prompts is not None and share != 1 and prompts.meta.head is not None and not prompts.meta.head.is_class_vectors:
+        raise UsageError(
+            option("wise")
+            + f" {share:g} mixes class vectors, and the head '{prompts.meta.head.kind}' in {run} is none",
             hint=phrase("leave {wise} out"),
         )
     linear, why = (None, "") if run is None else _reference(run, clip)
@@ -186,8 +192,10 @@ def _classified(
     good = np.isfinite(features[:, 0])
     if not good.any():
         raise DataError(f"none of the {len(good)} images of '{data.split}' could be decoded")
-    clip = side.clip
-    return Judged(good, outcomes(features[good], classes, data.labels[good], clip.logit_scale, clip.device))
+    clip, seen = side.clip, features[good]
+    if side.prompts is not None and side.prompts.head is not None:
+        seen = np.asarray(side.prompts.scoring_images(torch.from_numpy(seen).to(clip.device)).cpu().numpy())
+    return Judged(good, outcomes(seen, classes, data.labels[good], clip.logit_scale, clip.device))
 
 
 def _kept(key: str) -> Judged | None:

@@ -8,15 +8,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-HeadKind = Literal["none", "linear", "projection"]
+HeadKind = Literal["none", "linear", "bias", "tip-adapter", "tip-adapter-f", "clip-adapter", "projection"]
 """none: class vectors are the text tower's.
 linear: a residual vector for each class with photos, w' = norm(w + weight r) (Task Residual, arXiv 2211.10277).
+bias: a number for each class with photos, added to its logit.
+tip-adapter: image features of the training rows with their labels, from which nothing is trained (arXiv 2207.09519).
+tip-adapter-f: as tip-adapter, with features that are trained.
+clip-adapter: a residual network on image features (arXiv 2110.04544).
 projection: one matrix for all class vectors, w' = norm(w + weight w A), held near zero by a ridge penalty (ProLIP,
 arXiv 2410.05270, there on the image tower's projection)."""
-OF_CLASSES: tuple[HeadKind, ...] = ("linear",)
+Learn = Literal["together", "after"]
+"""Whether a head is trained with the prompts or behind them."""
+OF_CLASSES: tuple[HeadKind, ...] = ("linear", "bias", "tip-adapter", "tip-adapter-f")
 """Heads that know classes one by one; the others act on all names alike."""
+CACHES: tuple[HeadKind, ...] = ("tip-adapter", "tip-adapter-f")
+"""Heads that hold image features of training rows."""
 PENALTIES: Mapping[HeadKind, float] = {"projection": 0.2}
 """The ridge penalty that `auto` stands for; 0 where a head is not named."""
 
@@ -29,23 +37,42 @@ class HeadMeta:
     width: int
     """E, of the joint embedding."""
     weight: float = 1.0
-    """Between class vectors and what the head adds to them."""
+    """Between what is there without the head and what the head adds to it; without effect in the adapters."""
     names: tuple[str, ...] = ()
     """Of the R classes that the head knows one by one; names that are equal to the tokenizer are one class."""
     ids: tuple[str, ...] = ()
     """Their ids in the vocabulary of the run."""
+    cached: int = 0
+    """N, image features of a tip-adapter; 0 in others."""
+    alpha: float = 0.0
+    """tip-adapter: what a cached feature counts."""
+    beta: float = 0.0
+    """tip-adapter: how fast that falls with the distance."""
+    hidden: int = 0
+    """H, units of a clip-adapter; 0 in others."""
+    ratio: float = 0.0
+    """clip-adapter: the share of the network in image features."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that no head has."""
-        if self.width < 1 or len(self.names) != len(self.ids) or not math.isfinite(self.weight):
-            raise ValueError(f"no head has width {self.width}, {len(self.names)} names and {len(self.ids)} ids")
+        numbers = (self.weight, self.alpha, self.beta, self.ratio)
+        sizes = (self.width - 1, self.cached, self.hidden)
+        if self.kind == "none" or min(sizes) < 0 or not all(map(math.isfinite, numbers)):
+            raise ValueError(f"no head is of kind '{self.kind}' with sizes and numbers like these")
+        if len(self.names) != len(self.ids):
+            raise ValueError(f"a head has {len(self.names)} names and {len(self.ids)} ids")
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The tensors of such a head, each with its shape."""
-        known = len(self.names)
+        known, width = len(self.names), self.width
+        cache: dict[str, tuple[int, ...]] = {"keys": (self.cached, width), "labels": (self.cached,)}
         shapes: dict[str, dict[str, tuple[int, ...]]] = {
-            "linear": {"residual": (known, self.width)},
-            "projection": {"matrix": (self.width, self.width)},
+            "linear": {"residual": (known, width)},
+            "bias": {"bias": (known,)},
+            "tip-adapter": cache,
+            "tip-adapter-f": cache,
+            "clip-adapter": {"down": (self.hidden, width), "up": (width, self.hidden)},
+            "projection": {"matrix": (width, width)},
         }
         return shapes[self.kind]
 
@@ -53,3 +80,8 @@ class HeadMeta:
     def is_class_vectors(self) -> bool:
         """Whether class vectors say all of the head, so that an exported classifier needs nothing else."""
         return self.kind in ("linear", "projection")
+
+    def public(self) -> dict[str, Any]:
+        """What an export says of the head beside its names, in the order of its card."""
+        keys = {"linear": ["weight"], "bias": ["weight"], "projection": ["weight"], "clip-adapter": ["hidden", "ratio"]}
+        return {key: getattr(self, key) for key in ("kind", *keys.get(self.kind, ["cached", "alpha", "beta"]))}

@@ -83,8 +83,12 @@ def create_child(
     vocabulary: Vocabulary,
     class_embeddings: npt.NDArray[np.float32] | None,
     reporter: Reporter | None = None,
+    labels: npt.NDArray[np.int32] | None = None,
 ) -> LabelStore:
     """Make an empty store of the parent's samples in the same order; other arguments as in `create_store`.
+
+    Args:
+        labels: [samples] in row order, in place of the parent's.
 
     Raises:
         IncompleteError, EnvironmentFault: a write failed.
@@ -92,6 +96,8 @@ def create_child(
     """
     names = ["label_classes", *(f"index/{name}" for name in ("archives", "sample", *INDEX_COLUMNS))]
     static = {name: parent.static(name) for name in names}
+    if labels is not None:
+        static["index/label"] = labels.astype(static["index/label"].dtype)
     return _create(path, layout, fingerprint, vocabulary, static, class_embeddings, reporter)
 
 

@@ -3,6 +3,6 @@
 The room counts the bytes that are alive while a training step or a batch of stage one runs on such tensors, and says
 which GPUs have room for them. It computes no numbers.
 
-May import: data, models, rows, teaching, towers, recipe, training.
+May import: data, heads, models, rows, teaching, towers, recipe, training.
 Begin with: `tally` (how bytes are counted), then `step` (stage two), `batch` (stage one) and `gpus` (what fits).
 """

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from teachonce.heads.adapters import TipHead
 from teachonce.memory.tally import LiveBytes, as_on_a_gpu
 from teachonce.models.clip import LoadedClip
 from teachonce.recipe.config import TrainConfig
@@ -25,6 +26,7 @@ from teachonce.rows.working_set import WorkingSet
 from teachonce.towers.slots import SlotPrompts
 from teachonce.towers.text_tower import TextTower
 from teachonce.towers.tokens import NameTokens
+from teachonce.training.photos import Photos
 from teachonce.training.trainer import Trainer, _StepNames
 
 FEWEST = 64
@@ -79,7 +81,8 @@ def step_need(config: TrainConfig, clip: LoadedClip, rows: WorkingSet, gpu: bool
         with tally:
             trainer = _FakeTrainer(changed, fake, rows, cast("ViewImages | None", images), tally)
             tally.peak = tally.live  # what setting up takes for a moment is less, but for very small models
-            trainer.step(trainer.first_complete_step)
+            if trainer.steps:
+                trainer.step(trainer.first_complete_step)
     size = changed.loop.micro_batch or changed.loop.batch_size
     return StepNeed(
         peak=tally.peak,
@@ -180,6 +183,9 @@ class _FakeTrainer(Trainer):
             empty = self._tally.empty(len(self.rows.vocabulary), self._width)
             self.student.__dict__.update(frozen_classes=empty, bare_classes=empty)
         return super()._frozen()
+
+    def _fill(self, head: TipHead, photos: Photos) -> None:
+        """A cache counts as it is: what it holds costs nothing more."""
 
     def _step(self, rows: StepRows, step: int) -> _StepNames:
         drawn, tower = super()._step(rows, step), self.student.text

@@ -188,7 +188,7 @@ class PromptsAtWork:
         self._prompts = prompts
 
     def class_features(self, names: Sequence[str]) -> Tensor:
-        """Unit text features of class names, [C, E] float32; see `LoadedPrompts.classifier`."""
+        """Vectors of class names, [C, E] float32 or more; see `LoadedPrompts.classifier` and `scoring_classes`."""
         listed = _require_names(names)
         features, head = self._text_features(listed), self._prompts.head
         if head is None:
@@ -196,8 +196,16 @@ class PromptsAtWork:
         known, groups = self._known(listed)
         first = distinct_rows(groups)[0]  # names that are equal stay equal to the last bit
         with torch.no_grad(), exact_products():
-            moved = head.to(features.device).classes(features[first], known[first].to(features.device))
-        return moved[groups.to(features.device)]
+            there = known[first].to(features.device)
+            vectors = head.to(features.device).scoring_classes(features[first], there, self._student.logit_scale)
+        return vectors[groups.to(features.device)]
+
+    def logits(self, image_features: Tensor, names: Sequence[str]) -> Tensor:
+        """Logits of unit image features among class names, [B, C]; see `LoadedPrompts.logits`."""
+        classes = self.class_features(names)
+        with torch.no_grad(), exact_products():
+            images = self._prompts.scoring_images(image_features.float().to(classes.device))
+            return self._student.logit_scale * images @ classes.T
 
     def _known(self, names: list[str]) -> tuple[Tensor, Tensor]:
         """Each name's row among those that the head knows, or -1, and numbers that equal names share, both [C]."""

@@ -38,7 +38,8 @@ from teachonce.errors import (
     TeachOnceError,
     UsageError,
 )
-from teachonce.heads.vectors import Head, head_of
+from teachonce.heads.heads import head_of, scored_images
+from teachonce.heads.verbs import Head
 from teachonce.models.prompt_names import CHECKPOINTS_FOLDER, CONFIG_FILE, EXPORTED, META_FILE, TENSORS_FILE
 from teachonce.models.prompts import PromptMeta
 from teachonce.models.spec import unlike
@@ -84,13 +85,48 @@ class LoadedPrompts:
     def classifier(self, names: Sequence[str]) -> Tensor:
         """Unit text features of class names, [C, E] float32. The first call loads the student.
 
-        Prompts of the image tower alone go with the names in the hand-written context, in front of them.
+        Prompts of the image tower alone go with the names in the hand-written context, in front of them. A head that
+        is class vectors is in them: of names that it knows they are moved, of all others they are as without it.
 
         Raises:
             FingerprintError: the student's weights are not the ones the prompts were trained on.
-            UsageError: no list of names; a name that is no text, blank or too long.
+            UsageError: no list of names; a name that is no text, blank or too long; a head that is no class vectors.
+        """
+        if self.meta.head is not None and not self.meta.head.is_class_vectors:
+            raise UsageError(
+                f"no class vectors stand for the head '{self.meta.head.kind}' of these prompts: it changes image "
+                "features or logits",
+                hint="logits(image_features, names) gives what these prompts and their head make of images",
+            )
+        return self._at_work.class_features(names)
+
+    def logits(self, image_features: Tensor, names: Sequence[str]) -> Tensor:
+        """The logits of images among class names with prompts and head, whatever the head is, [B, C] float32.
+
+        Args:
+            image_features: [B, E] of unit length, as `image_features` or the student's own image tower gives them.
+            names: C class names; the first call loads the student.
+
+        Raises:
+            FingerprintError, UsageError: as `classifier`; a head that is no class vectors is no reason here.
+        """
+        return self._at_work.logits(image_features, names)
+
+    def scoring_classes(self, names: Sequence[str]) -> Tensor:
+        """Vectors of class names that go with `scoring_images`, [C, S] float32; raises as `logits`.
+
+        The logits are the student's scale times their products. Without a head, and with heads that are class vectors,
+        they are `classifier`'s; other heads have entries of their own behind the embedding's.
         """
         return self._at_work.class_features(names)
+
+    def scoring_images(self, image_features: Tensor) -> Tensor:
+        """Vectors of images that go with `scoring_classes`, [B, S] float32; no student is loaded.
+
+        Args:
+            image_features: [B, E] of unit length, as `image_features` or the student's own image tower gives them.
+        """
+        return image_features if self.head is None else scored_images(self.head, image_features)
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Unit image features of prepared images [B, 3, H, W], [B, E] float32. The first call loads the student.

@@ -16,6 +16,7 @@ from typing import Any
 
 from teachonce.core.digests import SHORT, canonical_digest
 from teachonce.core.strict import Later, idle_sentences, marks_of
+from teachonce.heads.kinds import CACHES
 from teachonce.models.prompts import Prompts
 from teachonce.recipe.head_table import Head
 from teachonce.recipe.loss_table import Loss
@@ -123,6 +124,11 @@ class TrainConfig:
             raise ValueError(f"compile is for the image tower; tower = '{tower}' runs none")
         if tower == "none" and self.head.head == "none":
             raise ValueError("tower = 'none' trains no prompts and head = 'none' no head: nothing would be learned")
+        if tower != "none" and self.head.head in CACHES and self.head.head_learn == "together":
+            raise ValueError(
+                f"head = '{self.head.head}' holds the rows that prompts are trained on, and so their answers: with "
+                "prompts it needs head_learn = 'after'"
+            )
 
     def _check_learns(self) -> None:
         """Refuse values with which every loss is a constant, whatever the prompts are."""
@@ -158,6 +164,16 @@ class TrainConfig:
     def anchors(self) -> bool:
         """Whether class features are held near the template's; without prompts for names they do not move."""
         return self.loss.anchor_weight > 0 and self.prompts.in_text
+
+    @property
+    def head_after(self) -> bool:
+        """Whether there is a head that is trained, or filled, behind the prompts."""
+        return self.prompts.tower != "none" and self.head.head != "none" and self.head.head_learn == "after"
+
+    @property
+    def learns(self) -> bool:
+        """Whether steps move something; a tip-adapter alone takes none."""
+        return self.prompts.tower != "none" or self.head.is_trained
 
     def to_dict(self) -> dict[str, Any]:
         """All keys and values without their tables, in the order of declaration."""

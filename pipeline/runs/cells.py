@@ -17,7 +17,7 @@ from teachonce.phrases import phrase
 from teachonce.recipe.config import TrainConfig
 from teachonce.recipe.config_file import train_config
 from teachonce.runs.grid import DATA, INIT, LABELS, REPEATS, SEED, SPLIT, WORDS, Grid, Values, beside
-from teachonce.search.tables import DataKeys, Splits
+from teachonce.search.tables import SEEDED, DataKeys, Splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,8 +192,7 @@ def _labels(name: str, file: Path, where: str) -> Path:
 
 def _data(values: Values, file: Path, where: str) -> DataKeys:
     keys = {key[len(DATA) :]: value for key, value in values.items() if key.startswith(DATA)}
-    if keys["shots_seed"] == SEED:
-        keys["shots_seed"] = values[SEED]
+    keys |= {key: values[SEED] for key in SEEDED if keys[key] == SEED}
     for key in ("classes", "vocabulary"):
         if keys[key]:
             keys[key] = located(keys[key], file, f"{where}: {DATA}{key}", HALVES if key == "classes" else ())

@@ -6,7 +6,7 @@ Frozen weights are never in them, and nothing in them can run code. A file appea
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -95,11 +95,13 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     identity: Identity,
     average: Mapping[str, Tensor] = _NO_AVERAGE,
+    moved: Callable[[int], Collection[str]] | None = None,
 ) -> int:
     """Put the newest checkpoint into the module, the optimiser and the average, or into none of them.
 
     Args:
         average: `PromptAverage.state()`, which is written over.
+        moved: the names of the parameters that have moved after so many steps; None: all, after the first step.
 
     Returns:
         The number of finished steps.
@@ -118,7 +120,7 @@ def load_checkpoint(
     tensors, metadata = _read(file)
     _require_identity(file, metadata, identity)
     step, parameters = int(metadata["step"]), _trainable(module)
-    _require_tensors(file, tensors, _wanted(step, parameters, optimizer, average))
+    _require_tensors(file, tensors, _wanted(step, parameters, optimizer, average, moved))
     with torch.no_grad():
         for prefix, targets in ((_PARAMETER, parameters), (_AVERAGE, average)):
             for name, tensor in targets.items():
@@ -145,13 +147,18 @@ def _require_identity(file: Path, metadata: Mapping[str, str], identity: Identit
 
 
 def _wanted(
-    step: int, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, average: Mapping[str, Tensor]
+    step: int,
+    parameters: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    average: Mapping[str, Tensor],
+    moved: Callable[[int], Collection[str]] | None,
 ) -> dict[str, str]:
     """Kind and shape of every tensor that a checkpoint of this run holds after so many steps."""
     wanted = {_PARAMETER + name: _kind(p) for name, p in parameters.items()}
     wanted |= {_AVERAGE + name: _kind(value) for name, value in average.items()}
-    for name, parameter in parameters.items() if step else ():
-        for key in _kept(optimizer):
+    remembered = (set(parameters) if step else set()) if moved is None else set(moved(step))
+    for name, parameter in parameters.items():
+        for key in _kept(optimizer) if name in remembered else ():
             wanted[f"{_OPTIMIZER}{name}.{key}"] = _kind(torch.zeros(()) if key == "step" else parameter)
     return wanted
 

@@ -18,7 +18,7 @@ from teachonce.core.strict import decode
 from teachonce.errors import UsageError, did_you_mean
 from teachonce.recipe.config import TrainConfig, key_types
 from teachonce.recipe.config_file import flat, nearest, shipped_config
-from teachonce.search.tables import HELD_OUT, Choose, DataKeys, Evaluation, Search, Splits
+from teachonce.search.tables import HELD_OUT, SEEDED, Choose, DataKeys, Evaluation, Search, Splits
 from teachonce.towers.structures import Init
 
 DATA = "data."
@@ -198,7 +198,7 @@ def _one(hints: Mapping[str, Any], name: str, value: Any, where: str, prefix: st
         data = [DATA + f.name for f in dataclasses.fields(DataKeys)]
         near = did_you_mean(prefix + name, [*key_types(), *data]) if prefix else nearest(name, data)
         raise UsageError(f"{where}: unknown key '{prefix}{name}': {near}")
-    if name == "shots_seed":
+    if name in SEEDED:
         if value != SEED and (isinstance(value, bool) or not isinstance(value, int)):
             raise UsageError(f'{where}: {prefix}{name}: expected a whole number or "{SEED}", found {value!r}')
         return value

@@ -23,6 +23,10 @@ from teachonce.runs.cells import Cell
 from teachonce.search.splits import ClassSplit, split_classes
 from teachonce.search.tables import DataKeys
 
+LATER = ("source", "label_noise")
+"""Fields of a derivation that earlier grids lack."""
+AUDITED = "audit"
+"""What stands in a rule for the list of an audit that is not made yet."""
 CLASSES_TAKES = "takes a file of ids that the class list has, one a line; `base`, `novel` or timm:NAME"
 
 
@@ -35,14 +39,17 @@ class Derivation:
     templates: tuple[str, ...] | None = None
     top_k: int | None = None
     temperatures: tuple[float, ...] | None = None
+    label_noise: tuple[float, int] | None = None
+    """The share of wrong labels and the seed of their draw."""
     source: str | None = None
     """Content of the store that it is made from, where that is not the grid's own."""
 
     @property
     def digest(self) -> str:
         """The name of the derived store: a digest of what its labels depend on, without paths."""
-        fields = {key: value for key, value in asdict(self).items() if key not in ("vocabulary", "source")}
-        return canonical_digest(fields | _apart(self.source), SHORT)
+        later = _set(source=self.source, label_noise=self.label_noise)
+        fields = {key: value for key, value in asdict(self).items() if key not in ("vocabulary", *LATER)}
+        return canonical_digest(fields | later, SHORT)
 
     def words(self) -> str:
         """What the derivation changes, in words for people."""
@@ -51,6 +58,7 @@ class Derivation:
             "template": " + ".join(self.templates or ()),
             "top_k": self.top_k,
             "temperatures": ", ".join(f"{tau:g}" for tau in self.temperatures or ()),
+            "label_noise": "" if self.label_noise is None else "{:g}, seed {}".format(*self.label_noise),
         }
         return "; ".join(f"{key} {value}" for key, value in said.items() if value)
 
@@ -76,20 +84,22 @@ class Need:
         if self.rule is None:
             return None
         derived = self.derivation.digest if self.derivation else None
-        return canonical_digest({"store": derived, "rule": self.rule.identity()} | _apart(self.source), SHORT)
+        return canonical_digest({"store": derived, "rule": self.rule.identity()} | _set(source=self.source), SHORT)
 
     def identity(self) -> dict[str, Any]:
         """What decides the data of the cell, for its digest; temperatures follow from the config."""
         derived = {} if self.derivation is None else asdict(self.derivation)
         kept = {
-            key: derived[key] for key in ("vocabulary_digest", "templates", "top_k") if derived.get(key) is not None
+            key: derived[key]
+            for key in ("vocabulary_digest", "templates", "top_k", "label_noise")
+            if derived.get(key) is not None
         }
         return {"derived": kept, "rule": None if self.rule is None else self.rule.identity()}
 
 
-def _apart(source: str | None) -> dict[str, Any]:
-    """What tells apart that which is derived from a store of its own; nothing for the grid's store, as ever."""
-    return {} if source is None else {"source": source}
+def _set(**later: Any) -> dict[str, Any]:
+    """Later fields of a digest, where they are set: the digests of what lacks them stay as they were."""
+    return {key: value for key, value in later.items() if value is not None}
 
 
 def cell_digest(cell: Cell, need: Need, content: str, student: str, prompts: str | None) -> str:
@@ -136,13 +146,14 @@ def need_of(cell: Cell, store: LabelStore, root: Path | None, source: str | None
         classes = _class_ids(data.classes, store, vocabulary, "data.classes")
     fewer = data.top_k if 0 < data.top_k < kept else None
     rule = None
-    if data.shots or fewer or classes is not None:
+    if data.shots or fewer or classes is not None or data.clean:
         rule = Rule(
             shots=data.shots or None,
             seed=int(data.shots_seed) if data.shots else 0,
             top_k=fewer,
             classes=classes,
             all_names=data.all_names,
+            clean=AUDITED if data.clean else None,
         )
     taus = None if derivation is None else derivation.temperatures
     held = Holdings(
@@ -189,7 +200,8 @@ def _derivation(cell: Cell, data: DataKeys, vocabulary: Vocabulary, store: Label
     tau = requirements(config).temperature
     if layout.top_k and tau is not None and tau not in layout.temperatures:
         taus = (*layout.temperatures, tau)
-    if not (renamed or templates or more or taus):
+    noise = (data.label_noise, int(data.noise_seed)) if data.label_noise else None
+    if not (renamed or templates or more or taus or noise):
         return None
     derivation = Derivation(
         vocabulary=data.vocabulary if renamed else None,
@@ -197,6 +209,7 @@ def _derivation(cell: Cell, data: DataKeys, vocabulary: Vocabulary, store: Label
         templates=templates,
         top_k=more,
         temperatures=taus,
+        label_noise=noise,
     )
     _require_source(store, derivation)
     if renamed or templates:

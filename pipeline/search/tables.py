@@ -15,6 +15,8 @@ from teachonce.data.vocabulary import require_template
 from teachonce.errors import UsageError
 
 HELD_OUT = "held_out"
+SEEDED = ("shots_seed", "noise_seed")
+"""Keys of [data] that are a number, or \"seed\": the seed of the cell."""
 STORE = "store"
 """The manifest of an evaluation whose images are rows of a label store."""
 UNSEEN, TRAINED, BOTH = "split:unseen", "split:trained", "split:all"
@@ -42,6 +44,12 @@ class DataKeys(Table):
     """Another class list; made from stored embeddings."""
     template: tuple[str, ...] = ()
     """Other sentences around a class name for the teacher; made from stored embeddings."""
+    label_noise: Annotated[float, AtLeast(0), Below(1)] = 0.0
+    """Share of labels that are made wrong, to see what a recipe stands; made from stored embeddings."""
+    noise_seed: int | str = 0
+    """Of the draw of wrong labels; "seed": the seed of the cell."""
+    clean: bool = False
+    """Without the samples that an audit of the cell's store leaves out."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a number out of range or a template without a place for the name."""

@@ -42,7 +42,8 @@ def _sure(p_BU: Tensor, rule: RowRule) -> Tensor:
     if rule == "confidence":
         return p_BU.amax(dim=1)
     if rule == "entropy":
-        return torch.special.entr(p_BU).sum(dim=1).neg().exp()
+        entropy: Tensor = torch.special.entr(p_BU).sum(dim=1)
+        return entropy.neg().exp()
     if rule == "margin":
         best = p_BU.topk(min(2, p_BU.shape[1]), dim=1).values
         return best[:, 0] - best[:, 1] if best.shape[1] > 1 else best[:, 0]

@@ -150,6 +150,11 @@ def _teacher_of(store: LabelStore, spec: str, device: str) -> LoadedClip:
             "be computed again alone",
             hint=f"verify its parent, {fingerprint['about'].get('parent', {}).get('name', 'the store it came from')}",
         )
+    if "head" in fingerprint:
+        raise DataError(
+            f"{store.path} has labels of its teacher with a {fingerprint['head']} head, which is not kept in the store",
+            hint=f"verify its parent, {fingerprint['about'].get('parent', {}).get('name', 'the store it came from')}",
+        )
     teacher = load_clip(spec, device).resized_by(resize_of(fingerprint))
     fields = {
         "teacher_digest": teacher.digest,

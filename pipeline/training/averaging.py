@@ -35,6 +35,7 @@ class PromptAverage:
         mean: gaussian: where the weight is largest, as a share of the run.
         deviation: gaussian: standard deviation as a share of the run, above 0.
         parameters: what is averaged, by name, as it begins.
+        number: of the average among those of a run, which share a checkpoint.
 
     Raises:
         UsageError: a number out of range.
@@ -48,6 +49,7 @@ class PromptAverage:
         mean: float,
         deviation: float,
         parameters: Mapping[str, Tensor],
+        number: int = 0,
     ) -> None:
         if kind == "ema" and not 0 < decay < 1:
             raise UsageError(f"decay = {decay}: an exponential average needs a number above 0 and below 1")
@@ -56,9 +58,10 @@ class PromptAverage:
         self.kind, self._steps, self._decay, self._mean, self._deviation = kind, steps, decay, mean, deviation
         kept = {} if kind == "none" else parameters
         self._means = {name: p.detach().clone() for name, p in kept.items()}
+        self._weight_name = f"{LOG_WEIGHT}.{number}" if number else LOG_WEIGHT
         self._log_weight = torch.tensor(-math.inf, dtype=torch.float64)
-        if LOG_WEIGHT in self._means:
-            raise TeachOnceError(f"a parameter is named {LOG_WEIGHT}, which the state of an average uses itself")
+        if self._weight_name in self._means:
+            raise TeachOnceError(f"a parameter is named {self._weight_name}, which the state of an average uses itself")
 
     @torch.no_grad()
     def update(self, step: int, parameters: Mapping[str, Tensor]) -> None:
@@ -74,7 +77,7 @@ class PromptAverage:
 
     def state(self) -> dict[str, Tensor]:
         """The tensors that a checkpoint holds, themselves: what is copied into them is the state. Empty for `none`."""
-        return {**self._means, LOG_WEIGHT: self._log_weight} if self._means else {}
+        return {**self._means, self._weight_name: self._log_weight} if self._means else {}
 
     def value(self, name: str, current: Tensor) -> Tensor:
         """The average of a parameter, or `current`, the parameter's value now, where nothing is averaged."""

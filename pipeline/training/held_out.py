@@ -45,7 +45,7 @@ def measure(trainer: Trainer) -> HeldOutScore:
         size = trainer.config.loop.micro_batch or AT_ONCE
         for start in range(0, len(places), size):
             part = slice(start, start + size)
-            images = trainer.image_features(trainer.source.take(places[part]))
+            images = student.compared(trainer.image_features(trainer.source.take(places[part])))
             part_labels = torch.from_numpy(labels[part].astype(np.int64))
             right += float(score(images, classes, part_labels, inverse).top1.sum())
     return HeldOutScore(right / len(places), len(places))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from teachonce.errors import DataError, UsageError
-from teachonce.heads.vectors import Head
+from teachonce.heads.verbs import Head
 from teachonce.losses.candidates import Candidates
 from teachonce.losses.regularisers import absolute_anchor, anchor
 from teachonce.losses.row_losses import dense_rows, ghost_rows, hard_rows, renormalise_rows

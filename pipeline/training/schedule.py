@@ -9,7 +9,6 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
 
 from teachonce.recipe.config import TrainConfig
 from teachonce.training.student import PromptedStudent
@@ -60,19 +59,14 @@ def optimizer_of(config: TrainConfig, student: PromptedStudent, fused: bool | No
             Its state has the same keys and shapes either way, so that a run may go on on another device.
     """
     moves, one = config.optimiser, fused
-    groups: list[dict[str, Any]] = [{"params": parameters} for parameters, _ in moved(config, student)]
-    if student.head is not None:
-        groups[-1]["weight_decay"] = 0.0  # a head has a penalty of its own
+    prompts = [*student.parameters("text"), *student.parameters("image")]
+    groups: list[dict[str, Any]] = [{"params": prompts}] if prompts else []
+    if student.parameters("head"):
+        groups.append({"params": student.parameters("head"), "weight_decay": 0.0})  # a head has a penalty of its own
+    groups = groups or [{"params": []}]  # of a head from which nothing is trained
     if one is None and student.clip.device.type == "cuda":
         one = True
     rate, decay = moves.learning_rate, moves.weight_decay
     if moves.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=moves.momentum, weight_decay=decay, fused=one)
     return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=one)
-
-
-def moved(config: TrainConfig, student: PromptedStudent) -> list[tuple[list[nn.Parameter], float]]:
-    """What is trained, and where its learning rate is highest: the prompts, then the head."""
-    prompts = [*student.parameters("text"), *student.parameters("image")]
-    groups = [(prompts, config.optimiser.learning_rate), (student.parameters("head"), config.head.head_rate)]
-    return [group for group in groups if group[0]]

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from teachonce.core.streams import MASKED_DIMENSIONS
-from teachonce.heads.kinds import OF_CLASSES, HeadMeta
-from teachonce.heads.vectors import Head, head_of
+from teachonce.errors import UsageError
+from teachonce.heads.heads import head_of
+from teachonce.heads.kinds import CACHES, OF_CLASSES, HeadMeta
+from teachonce.heads.verbs import Head
 from teachonce.models.classifier import (
     distinct_rows,
     ensemble_features,
@@ -38,10 +40,12 @@ from teachonce.towers.slots import SlotPrompts
 from teachonce.towers.structures import written
 from teachonce.towers.text_tower import TextTower
 from teachonce.towers.tokens import NameTokens
+from teachonce.training.photos import Photos
 from teachonce.training.two_pass import names_that_fit
 
 _SHARE_OF_MEMORY = 0.6  # of what is free: the backward pass and the allocator need some beside the graph
 _COPIES_OF_LOGITS = 12  # of rows x classes, which losses and their gradients hold at once
+_LARGEST_CACHE = 1 << 28  # photos times classes: a gigabyte of a float's marks
 _MASKED = ("key", "value", STATE)  # parameters of which a step may leave dimensions at their start
 SUFFIX = "."  # what follows a name, as in "a photo of a {}."
 
@@ -53,8 +57,7 @@ class PromptedStudent:
         config: which tower carries what.
         clip: the student.
         names: of the V classes.
-        with_photos: the classes that a head may know one by one.
-        ids: of the V classes, which a head's file tells.
+        photos: what a head is told of the run's photos; without them it knows no class.
 
     Raises:
         UsageError: a name that is too long behind the slots, a depth that a tower does not have.
@@ -66,8 +69,7 @@ class PromptedStudent:
         config: TrainConfig,
         clip: LoadedClip,
         names: Sequence[str],
-        with_photos: Sequence[int] = (),
-        ids: Sequence[str] = (),
+        photos: Photos | None = None,
     ) -> None:
         self.config, self.clip, self._given = config, clip, tuple(names)
         self.text: TextTower | None = None  # a tower that carries no prompts need not be one that could
@@ -86,29 +88,38 @@ class PromptedStudent:
             self.learners["image"] = self._image_learner(self.image)
         self.groups = self._name_groups()
         self.head: Head | None = None
+        self.head_acts = not config.head_after
         if config.head.head != "none":
-            self.head, self.known = self._made_head(with_photos, ids)
+            self.head, self.known = self._made_head(photos)
             self.learners["head"] = self.head
         if any(parameter.device != clip.device for parameter in self.learners.parameters()):
             self.learners.to(clip.device)  # which refuses tensors without numbers, even where nothing moves
 
-    def _made_head(self, with_photos: Sequence[int], ids: Sequence[str]) -> tuple[Head, Tensor]:
-        """A head that does nothing yet, and of each class its row among those that the head knows, [V] or -1."""
-        asked = self.config.head
+    def _made_head(self, photos: Photos | None) -> tuple[Head, Tensor]:
+        """A head that is not trained yet, and of each class its row among those that the head knows, [V] or -1."""
+        asked, width = self.config.head, embedding_width(self.clip)
         rows: dict[int, int] = {}  # of a number of equal names: the class that stands for them
-        if asked.head in OF_CLASSES:
-            for number in with_photos:
-                rows.setdefault(int(self.groups[number]), number)
+        for number in photos.classes if photos is not None and asked.head in OF_CLASSES else ():
+            rows.setdefault(int(self.groups[number]), number)
         place = torch.full((int(self.groups.max()) + 1,), -1)
         place[list(rows)] = torch.arange(len(rows))
+        cached = photos.samples if photos is not None and asked.head in CACHES else 0
+        _require_small(cached, len(rows))
         meta = HeadMeta(
             kind=asked.head,
-            width=embedding_width(self.clip),
+            width=width,
             weight=asked.head_weight,
             names=tuple(self._given[number] for number in rows.values()),
-            ids=tuple(ids[number] for number in rows.values()),
+            ids=tuple(photos.ids[number] for number in rows.values()) if photos is not None else (),
+            cached=cached,
+            alpha=asked.tip_alpha if asked.head in CACHES else 0.0,
+            beta=asked.tip_beta if asked.head in CACHES else 0.0,
+            hidden=(asked.adapter_width or width // 4) if asked.head == "clip-adapter" else 0,
+            ratio=asked.adapter_ratio if asked.head == "clip-adapter" else 0.0,
         )
-        return head_of(meta), to_device(place[self.groups], self.clip.device)
+        head = head_of(meta)
+        head.begin(self.config.loop.seed)
+        return head, to_device(place[self.groups], self.clip.device)
 
     def _name_groups(self) -> Tensor:
         """Numbers of the classes, the same for those whose names are the same to the tokenizer, [V] int64."""
@@ -211,17 +222,38 @@ class PromptedStudent:
         with torch.no_grad(), self.autocast():
             return ensemble_features(self.clip, self._given, templates).clone()
 
+    @property
+    def acting_head(self) -> Head | None:
+        """The head, where it is part of what the student is by now: one behind the prompts comes when they are done."""
+        return self.head if self.head_acts else None
+
     @torch.no_grad()
     def class_features(self) -> Tensor:
-        """Unit class vectors of all classes with prompts and head as they are, [V, E] float32."""
-        features = self._text_features()
-        if self.head is None:
+        """Vectors of all classes with prompts and head as they are, [V, S] float32, S >= E.
+
+        Their products with `compared` image features are what a softmax at the model's scale is over.
+        """
+        features = self.text_features()
+        head = self.acting_head
+        if head is None:
             return features
         first = distinct_rows(self.groups)[0].to(features.device)  # names that are equal stay equal to the last bit
         with exact_products():
-            return self.head.classes(features[first], self.known[first])[self.groups.to(features.device)]
+            vectors = head.scoring_classes(features[first], self.known[first], self.clip.logit_scale)
+        return vectors[self.groups.to(features.device)]
 
-    def _text_features(self) -> Tensor:
+    @torch.no_grad()
+    def compared(self, images_BE: Tensor) -> Tensor:
+        """Unit image features as they are compared with `class_features`, [B, S]: behind the head, where one acts."""
+        head = self.acting_head
+        if head is None:
+            return images_BE
+        with exact_products():
+            return head.scoring_images(images_BE)
+
+    @torch.no_grad()
+    def text_features(self) -> Tensor:
+        """Unit text features of all classes with the prompts as they are and without a head, [V, E] float32."""
         prompts = self.prompts("text")
         if prompts is None or self.text is None or self.names is None:
             return self.frozen_classes
@@ -272,8 +304,18 @@ class PromptedStudent:
     def meta(self) -> PromptMeta:
         """What the prompts are and what they belong to."""
         text, image = self.prompts("text"), self.prompts("image")
-        head = None if self.head is None else self.head.meta
+        head = None if self.acting_head is None else self.acting_head.meta
         return PromptMeta.of(self.config.prompts, self.clip, SUFFIX, self.text, text, self.image, image, head)
+
+
+def _require_small(cached: int, classes: int) -> None:
+    """Refuse a cache that is compared with every image at a cost that its use does not pay."""
+    if cached * classes > _LARGEST_CACHE:
+        raise UsageError(
+            f"a cache of {cached} photos of {classes} classes is too large for a tip-adapter: a step compares each row "
+            "with all of them",
+            hint="select fewer shots a class, or set head = 'linear'",
+        )
 
 
 def _compiled(tower: ImageTower) -> Callable[[SlotPrompts, Tensor], Tensor]:

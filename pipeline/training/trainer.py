@@ -8,16 +8,16 @@ Shapes: B rows of a step, K candidates, n distinct names among them, V classes, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from teachonce.errors import DataError, UsageError
+from teachonce.heads.adapters import TipHead
 from teachonce.losses.candidates import Candidates, all_candidates, sampled_candidates, teacher_candidates
 from teachonce.losses.regularisers import project
 from teachonce.models.clip import LoadedClip, exact_products
@@ -27,9 +27,10 @@ from teachonce.rows.images import ViewImages
 from teachonce.rows.order import TrainingOrder
 from teachonce.rows.resident import RowSource, StepRows, Wanted, source_of
 from teachonce.rows.working_set import WorkingSet
-from teachonce.training.averaging import PromptAverage
+from teachonce.training.learned import Learned
 from teachonce.training.objective import Counts, Judge, Objective, StepClasses, StepReport, Teacher, block_of
-from teachonce.training.schedule import learning_rate, moved, optimizer_of, soft_weight, warmup_steps
+from teachonce.training.photos import Photos
+from teachonce.training.schedule import soft_weight, warmup_steps
 from teachonce.training.student import PromptedStudent
 from teachonce.training.two_pass import (
     FixedPass,
@@ -80,8 +81,6 @@ class Trainer:
     ) -> None:
         self.config, self.rows, self.images = config, rows, images
         self.needs = requirements(config)
-        with_photos = np.unique(rows.label_column[rows.label_column >= 0]).tolist()
-        self.student = PromptedStudent(config, clip, rows.vocabulary.names, with_photos, rows.vocabulary.ids)
         numbers = rows.records["row"].astype(np.int64)
         self.order = TrainingOrder(
             numbers,
@@ -91,37 +90,33 @@ class Trainer:
             config.loop.seed,
             config.loop.held_out,
         )
-        self.steps = math.ceil(config.loop.epochs * self.order.steps_per_epoch) or config.loop.steps
-        if self.steps == 1 and config.loss.soft_schedule != "constant":
+        self.photos = Photos.of(rows, self.order) if config.head.head != "none" else None
+        self.student = PromptedStudent(config, clip, rows.vocabulary.names, self.photos)
+        steps = math.ceil(config.loop.epochs * self.order.steps_per_epoch) or config.loop.steps
+        if steps == 1 and config.loss.soft_schedule != "constant":
             raise UsageError(
                 f"soft_schedule = '{config.loss.soft_schedule}' needs more than the one step of this run",
                 hint="raise steps or epochs, or set soft_schedule = 'constant'",
             )
         self.warmup = warmup_steps(config, self.order.steps_per_epoch)
-        if config.optimiser.warmup == "constant" and self.warmup >= self.steps:
+        if config.optimiser.warmup == "constant" and self.warmup >= steps:
             raise UsageError(
-                f"warmup_steps = {self.warmup}: all {self.steps} steps of the run would be at the warm-up's rate",
+                f"warmup_steps = {self.warmup}: all {steps} steps of the run would be at the warm-up's rate",
                 hint=f"an epoch has {self.order.steps_per_epoch} steps",
             )
         self.learners = self.student.learners
-        self.optimizer = optimizer_of(config, self.student)
+        self.learned = Learned(config, self.student, steps)
+        self.steps, self.optimizer = self.learned.steps, self.learned.optimizer
         self._every: _StepNames | None = None
-        self.average = PromptAverage(
-            config.optimiser.averaging,
-            self.steps,
-            config.optimiser.average_decay,
-            config.optimiser.average_mean,
-            config.optimiser.average_deviation,
-            dict(self.learners.named_parameters()),
-        )
+        self._settled: Tensor | None = None
         if config.loop.held_out and not (rows.label_column[self.order.held_out] >= 0).any():
             raise DataError(
                 "no held-out sample has a class of the vocabulary: there is nothing to measure",
                 hint="set held_out to a larger share, or to 0",
             )
-        head = self.student.head
-        known = None if head is None else self.student.known
-        self.objective = Objective(config, clip.logit_scale, self._teacher(), self._frozen(), self._seen(), head, known)
+        self.objective = Objective(config, clip.logit_scale, self._teacher(), self._frozen(), self._seen())
+        if not config.head_after:
+            self._enter_head()
 
     @cached_property
     def source(self) -> RowSource:
@@ -161,17 +156,20 @@ class Trainer:
 
     def begin(self, step: int) -> StepReport:
         """Do one step; on a GPU it is only queued, and its report tells what `step` returns and raises."""
+        alone = self.learned.alone(step)
+        if alone:
+            self._enter_head()
         rows = self._rows_of(step)
         drawn = self._step(rows, step)
-        weights = self.objective.weights(soft_weight(self.config, self.steps, step))
-        with self.student.masked(step):
-            text = self._text_pass(drawn)
+        number, steps = self.learned.within(step)
+        weights = self.objective.weights(soft_weight(self.config, steps, number))
+        with nullcontext() if alone else self.student.masked(step):
+            text = self._text_pass(drawn, step)
             gradients = self._gradients(step, rows, text, drawn.classes, weights)
             gradient = self._combined(text, gradients, step)
-        named = dict(self.learners.named_parameters())
+        named = self.learned.moving(step)
         norm = torch.stack([part.double().square().sum() for part in gradient]).sum().sqrt()
-        peaks = [peak for _, peak in moved(self.config, self.student)]
-        rates = [learning_rate(self.config, self.steps, step, self.warmup, peak) for peak in peaks]
+        rates = self.learned.rates(step, self.warmup)
         chosen, late = drawn.candidates, self.device.type == "cuda"
         judge = Judge(
             step=step,
@@ -179,7 +177,11 @@ class Trainer:
             losses=tuple(gradients.losses),
             gradients=dict(zip(named, gradient, strict=True)),
             rows=rows.row[:8].tolist(),
-            told={"learning_rate": rates[0], "candidates": len(chosen.classes), "forced": chosen.forced},
+            told={
+                "learning_rate": rates[-1 if alone else 0],
+                "candidates": len(chosen.classes),
+                "forced": chosen.forced,
+            },
             wanted=self._wanted(step, weights, rows),
             updated=late,
         )
@@ -190,8 +192,7 @@ class Trainer:
         if most > 0:
             factor = torch.where(norm > most, most / norm, 1.0)
             gradient = [part * factor for part in gradient]
-        self._update(named, gradient, rates)
-        self.average.update(step, named)
+        self.learned.update(step, gradient, rates)
         return report
 
     def _rows_of(self, step: int) -> StepRows:
@@ -219,47 +220,33 @@ class Trainer:
         said = ", ".join(f"{key} = {values[key]!r}" for key in ("supervision", "targets", "tail", "candidates"))
         return f"{said} and {len(self.rows.vocabulary)} classes"
 
-    def _update(self, named: dict[str, nn.Parameter], gradient: list[Tensor], rates: list[float]) -> None:
-        for parameter, part in zip(named.values(), gradient, strict=True):
-            parameter.grad = part
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-        self.optimizer.step()
+    def stand_after(self, steps: int) -> None:
+        """Be what the run is after so many steps, for what is measured and kept then."""
+        if self.learned.head_acts_after(steps):
+            self._enter_head()
+
+    def _enter_head(self) -> None:
+        """Let the head take part; where it moves alone, it finds the prompts as they will stay."""
+        head = self.student.head
+        if head is None or self.objective.head is not None:
+            return
+        if self.config.head_after:
+            self.learned.settle()
+        if isinstance(head, TipHead) and self.photos is not None:
+            self._fill(head, self.photos)
+        self.objective.head, self.objective.known, self.student.head_acts = head, self.student.known, True
+
+    def _fill(self, head: TipHead, photos: Photos) -> None:
+        labels = self.student.known.cpu()[torch.from_numpy(photos.label)]
+        head.fill(photos.features(lambda places: self.image_features(self.source.take(places))), labels)
+
+    def result(self) -> AbstractContextManager[PromptedStudent]:
+        """The student with the parameters that are the result: averaged ones where the config says so."""
+        return self.learned.result()
 
     def require_sound(self, steps: int) -> None:
-        """Refuse prompts that are no longer numbers, or from which a tower makes none.
-
-        An update that is too large shows in the next loss only; this is asked before a checkpoint is written.
-
-        Args:
-            steps: that are finished, for the message.
-
-        Raises:
-            UsageError: the prompts as they are, or their average, give features that are NaN or infinite.
-        """
-        sound = all(bool(p.isfinite().all()) for p in self.learners.parameters())
-        with self.result() as student:
-            sound = sound and student.is_sound()
-        if not (sound and self.student.is_sound()):
-            raise UsageError(
-                f"after {steps} steps the prompts give features that are not numbers; the last checkpoint is kept",
-                hint="use a smaller learning_rate or a longer warm-up in a new run",
-            )
-
-    @contextmanager
-    def result(self) -> Iterator[PromptedStudent]:
-        """The student with the prompts that are the result: averaged ones where the config says so."""
-        named = dict(self.learners.named_parameters())
-        kept = {name: parameter.detach().clone() for name, parameter in named.items()}
-        try:
-            with torch.no_grad():
-                for name, parameter in named.items():
-                    parameter.copy_(self.average.value(name, parameter))
-            yield self.student
-        finally:
-            with torch.no_grad():
-                for name, parameter in named.items():
-                    parameter.copy_(kept[name])
+        """Refuse parameters from which a tower makes no numbers; as `Learned.require_sound`."""
+        self.learned.require_sound(steps)
 
     def warnings(self) -> list[str]:
         """What a user should know although it is no error: one sentence each."""
@@ -289,12 +276,13 @@ class Trainer:
     ) -> _Gradients:
         """Losses and their gradients on the class features and on the image prompts, block by block."""
         total, on_images = len(rows.label), self.student.behind_images()
-        on_head = self.student.parameters("head")
+        on_head = self.student.parameters("head") if self.objective.head is not None else []
         counts = Counts(total, int((rows.label >= 0).sum()))
         gradients = _Gradients({}, [], [], [])
         for start in range(0, total, self._block_size(total)):
             part = slice(start, min(start + self._block_size(total), total))
-            images = self._block_images(step, rows, part)
+            with torch.set_grad_enabled(not self.learned.alone(step)):
+                images = self._block_images(step, rows, part)
             leaf = images.detach().requires_grad_(images.requires_grad)
             block = block_of(rows.columns, part, self.config)
             with exact_products():
@@ -372,10 +360,14 @@ class Trainer:
             self._every = drawn
         return drawn
 
-    def _text_pass(self, drawn: _StepNames) -> TextPass | FixedPass:
+    def _text_pass(self, drawn: _StepNames, step: int) -> TextPass | FixedPass:
         student, learner, classes = self.student, self.student.learner("text"), drawn.candidates.classes
         if learner is None or student.text is None or student.names is None:
             return FixedPass(student.frozen_classes, classes)
+        if self.learned.alone(step):
+            if self._settled is None:
+                self._settled = student.text_features()
+            return FixedPass(self._settled, classes)
         return TextPass(student.text, learner, student.names, classes, self.class_chunk, student.autocast, drawn.plan)
 
     @property

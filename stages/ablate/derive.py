@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from teachonce.core.progress import Reporter
@@ -19,6 +19,7 @@ from teachonce.rows.working_set import WorkingSet, open_working_set
 from teachonce.runs.grid_folder import GridFolder
 from teachonce.runs.needs import Derivation
 from teachonce.stages.ablate.prepare import Planned, Prepared
+from teachonce.stages.audit import left_out_of
 from teachonce.stages.relabel import RelabelRequest, relabel
 from teachonce.training.trainer import Trainer
 
@@ -45,6 +46,7 @@ def wanted(planned: Sequence[Planned], folder: GridFolder) -> list[str]:
     for digest, rule in rules.items():
         if not folder.selection(str(digest)).exists():
             said = {"shots": rule.shots, "top_k": rule.top_k, "classes": rule.classes and len(rule.classes)}
+            said |= {"left out by": rule.clean}
             words = ", ".join(f"{key} {value}" for key, value in said.items() if value)
             missing.append(f"selection {digest}.json: {words}{', all names' if rule.all_names else ''}")
     return missing
@@ -101,6 +103,8 @@ def _store(
             templates=derivation.templates,
             top_k=derivation.top_k,
             temperatures=derivation.temperatures,
+            label_noise=None if derivation.label_noise is None else derivation.label_noise[0],
+            noise_seed=0 if derivation.label_noise is None else derivation.label_noise[1],
             root=root,
         ),
         reporter,
@@ -117,7 +121,12 @@ def _selection(
     file = prepared.folder.selection(digest)
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        chosen = choose(store, rule, reporter)
+        left_out: tuple[int, ...] = ()
+        if rule.clean:
+            listed = left_out_of(store, reporter)
+            reporter.note(f"{store.path.name}: an audit leaves {len(listed.samples)} samples out")
+            rule, left_out = replace(rule, clean=listed.digest), listed.samples
+        chosen = choose(store, rule, reporter, left_out)
         if chosen.short:
             reporter.note(
                 f"cell '{planned.cell.name}': {len(chosen.short)} classes have fewer than {rule.shots} "

@@ -215,7 +215,7 @@ def _timed_step(prepared: Prepared, planned: Planned, request: AblateRequest, se
         trainer.step(0)  # the first step also compiles and allocates, so that its time does not count
         began = time.monotonic()
         for step in range(1, 1 + TIMED_STEPS):
-            trainer.step(step % trainer.steps)
+            trainer.step(step % max(1, trainer.steps))
         return (time.monotonic() - began) / TIMED_STEPS
 
 

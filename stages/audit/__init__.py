@@ -7,11 +7,16 @@ calibration, confusions, classes without photos; with a second store, drift and 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from teachonce.core.progress import Reporter
 from teachonce.stages.audit.request import AuditRequest, AuditResult
 
-__all__ = ["AuditRequest", "AuditResult", "audit"]
+if TYPE_CHECKING:
+    from teachonce.audit.findings import LeftOut
+    from teachonce.labels.store import LabelStore
+
+__all__ = ["AuditRequest", "AuditResult", "audit", "left_out_of"]
 
 
 def audit(request: AuditRequest, reporter: Reporter, spell: Callable[[str], str] = str) -> AuditResult:
@@ -31,3 +36,14 @@ def audit(request: AuditRequest, reporter: Reporter, spell: Callable[[str], str]
     from teachonce.stages.audit import work
 
     return work.audit(request, reporter, spell)
+
+
+def left_out_of(store: LabelStore, reporter: Reporter) -> LeftOut:
+    """What an audit by its defaults leaves out of a store; no file is written.
+
+    Raises:
+        DataError, IncompleteError: as `audit`.
+    """
+    from teachonce.stages.audit import work
+
+    return work.left_out_of(store, reporter)

@@ -12,20 +12,20 @@ SIGNIFICANT = 0.05
 
 def sentences(result: AuditResult) -> Iterator[str]:
     """The headline of an audit."""
-    found = result.found
+    numbers = result.found
     if result.share_wrong is not None:
         yield (
-            f"{found['label']:,} of {result.labelled:,} labels are probably wrong; an estimated "
+            f"{numbers['label']:,} of {result.labelled:,} labels are probably wrong; an estimated "
             f"{100 * result.share_wrong:.1f} % of all labels are."
         )
     else:
         yield f"No label was judged: no class has enough photos with a label among the {result.samples:,}."
     yield (
-        f"{found['duplicate']:,} photos are near-duplicates of others."
-        + (f" {found['across']:,} are near-duplicates of new photos." if result.drift else "")
+        f"{numbers['duplicate']:,} photos are near-duplicates of others."
+        + (f" {numbers['across']:,} are near-duplicates of new photos." if result.drift else "")
         + (
-            f" Of {found['outside']:,} the teacher is sure that they show a class without photos."
-            * bool(found["outside"])
+            f" Of {numbers['outside']:,} the teacher is sure that they show a class without photos."
+            * bool(numbers["outside"])
         )
     )
     calibration = result.calibration

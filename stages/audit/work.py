@@ -11,21 +11,21 @@ from typing import Any
 import numpy as np
 
 from teachonce.audit import findings as listed
-from teachonce.audit.classes import ByClass, by_class
-from teachonce.audit.confusions import Confusion, confusions
+from teachonce.audit.classes import by_class
+from teachonce.audit.confusions import confusions
 from teachonce.audit.drift import Drift, compare
 from teachonce.audit.duplicates import pairs_between, pairs_within, usual_distance
 from teachonce.audit.evidence import Evidence, Floats, Ids, gather
 from teachonce.audit.findings import Finding
 from teachonce.audit.neighbours import nearest
 from teachonce.audit.wrong_labels import NEIGHBOURS, Judgement, confident_joint, judge
-from teachonce.core.documents import csv_bytes
 from teachonce.core.files import atomic_write_bytes
 from teachonce.core.progress import Reporter
 from teachonce.errors import FingerprintError, UsageError
 from teachonce.labels.store import LabelStore
 from teachonce.phrases import command_line, option, phrase
 from teachonce.stages.audit.request import AuditRequest, AuditResult
+from teachonce.stages.audit.tables import write_tables
 from teachonce.stages.audit.words import sentences
 
 
@@ -40,58 +40,72 @@ class _Looked:
 
 def audit(request: AuditRequest, reporter: Reporter, spell: Callable[[str], str] = str) -> AuditResult:
     """Look through a store. The stage's `audit` says what is raised."""
+    from teachonce.audit.page import Audited, build  # brings jinja2
+
     began = time.monotonic()
     _check(request)
     taught = _look(request.labels, reporter)
     evidence = taught.evidence
     judgement = judge(evidence, taught.neighbours, taught.cosines, reporter)
-    found = listed.wrong_labels(evidence, judgement, taught.neighbours, request.confidence)
-    found += listed.duplicates(evidence, judgement, pairs_within(evidence, taught.neighbours, taught.cosines))
-    found += listed.outside(evidence, judgement, taught.neighbours, {finding.place for finding in found})
+    findings = _findings(taught, judgement, request.confidence)
+    findings += listed.outside(evidence, judgement, taught.neighbours, {finding.place for finding in findings})
     new, drift = None, None
     if request.against is not None:
         new, drift, more = _against(request.against, taught, reporter)
-        found += more
+        findings += more
     figures, calibration = by_class(evidence) if _has_teacher(evidence) else (None, None)
-    pairs = confusions(evidence)
-    result = AuditResult(
-        headline=(),
-        samples=len(evidence),
-        labelled=int(np.isfinite(judgement.p_wrong).sum()),
-        found={kind: sum(finding.finding == kind for finding in found) for kind in listed.MEANINGS},
-        left_out=len({finding.sample for finding in found if finding.leave_out}),
-        share_wrong=judgement.share if judgement.weights else None,
-        confident_learning=_joint(evidence, judgement),
-        classes_without_photos=len(_without_photos(evidence)),
-        calibration={} if calibration is None else dataclasses.asdict(calibration),
-        drift=_plain(drift),
-        compared_by=evidence.source,
-        out=str(request.out),
-        list=str(request.out.with_suffix(".csv")),
-        files=str(_beside(request.out)),
+    result = _result(request, evidence, judgement, findings)
+    result = dataclasses.replace(
+        result, calibration={} if calibration is None else dataclasses.asdict(calibration), drift=_plain(drift)
     )
     result = dataclasses.replace(result, headline=tuple(sentences(result)))
-
-    from teachonce.audit.page import Audited, build  # brings jinja2
-
     audited = Audited(
         evidence=evidence,
         new=new,
-        findings=found,
-        sentences=result.headline,
+        findings=findings,
+        sentences=[spell(sentence) for sentence in result.headline],
         classes=figures,
         wrong_by_class=_wrong_by_class(evidence, judgement),
         calibration=calibration,
-        confusions=pairs,
+        confusions=confusions(evidence),
         drift=drift,
         without_photos=_without_photos(evidence),
         facts=_facts(request, evidence, new, judgement),
     )
     page = build(audited, (request.root, request.against_root), spell(_command(request)))
     atomic_write_bytes(request.out, page.encode(), reporter)
-    atomic_write_bytes(request.out.with_suffix(".csv"), listed.to_csv(found), reporter)
-    _write_tables(_beside(request.out), evidence, figures, audited.wrong_by_class, pairs, reporter)
+    atomic_write_bytes(request.out.with_suffix(".csv"), listed.to_csv(findings), reporter)
+    write_tables(_beside(request.out), evidence, figures, audited.wrong_by_class, audited.confusions, reporter)
     return dataclasses.replace(result, seconds=time.monotonic() - began)
+
+
+def _findings(taught: _Looked, judgement: Judgement, confidence: float) -> list[Finding]:
+    """What a store by itself is found to have and `subset` leaves out."""
+    evidence = taught.evidence
+    pairs = pairs_within(evidence, taught.neighbours, taught.cosines)
+    return [
+        *listed.wrong_labels(evidence, judgement, taught.neighbours, confidence),
+        *listed.duplicates(evidence, judgement, pairs),
+    ]
+
+
+def _result(
+    request: AuditRequest, evidence: Evidence, judgement: Judgement, findings: Sequence[Finding]
+) -> AuditResult:
+    return AuditResult(
+        headline=(),
+        samples=len(evidence),
+        labelled=int(np.isfinite(judgement.p_wrong).sum()),
+        found={kind: sum(finding.finding == kind for finding in findings) for kind in listed.MEANINGS},
+        left_out=len({finding.sample for finding in findings if finding.leave_out}),
+        share_wrong=judgement.share if judgement.weights else None,
+        confident_learning=_joint(evidence, judgement),
+        classes_without_photos=len(_without_photos(evidence)),
+        compared_by=evidence.source,
+        out=str(request.out),
+        list=str(request.out.with_suffix(".csv")),
+        files=str(_beside(request.out)),
+    )
 
 
 def left_out_of(store: LabelStore, reporter: Reporter) -> listed.LeftOut:
@@ -100,12 +114,10 @@ def left_out_of(store: LabelStore, reporter: Reporter) -> listed.LeftOut:
     Raises:
         DataError, IncompleteError: as `audit`.
     """
-    evidence = gather(store, reporter)
-    neighbours, cosines = nearest(evidence.vectors, NEIGHBOURS, reporter)
-    judgement = judge(evidence, neighbours, cosines, reporter)
-    found = listed.wrong_labels(evidence, judgement, neighbours, AuditRequest(labels=store.path).confidence)
-    found += listed.duplicates(evidence, judgement, pairs_within(evidence, neighbours, cosines))
-    return listed.left_out([finding.sample for finding in found if finding.leave_out])
+    looked = _look(store.path, reporter)
+    judgement = judge(looked.evidence, looked.neighbours, looked.cosines, reporter)
+    findings = _findings(looked, judgement, AuditRequest.confidence)
+    return listed.left_out([finding.sample for finding in findings if finding.leave_out])
 
 
 def _check(request: AuditRequest) -> None:
@@ -209,41 +221,3 @@ def _command(request: AuditRequest) -> str:
 
 def _beside(out: Path) -> Path:
     return out.with_name(f"{out.stem}-files")
-
-
-def _write_tables(
-    folder: Path,
-    evidence: Evidence,
-    figures: ByClass | None,
-    wrong: Sequence[float],
-    pairs: Sequence[Confusion],
-    reporter: Reporter,
-) -> None:
-    """Write `classes.csv`, `confusions.csv`, and `prior.tsv`, which `relabel` takes as the wanted prior."""
-    folder.mkdir(exist_ok=True)
-    vocabulary, places = evidence.vocabulary, evidence.photographed.tolist()
-    counts = evidence.counts().tolist()
-    names = ["predicted", "prior", "recall", "precision", "confidence", "temperature"]
-    columns = [getattr(figures, name).tolist() for name in names] if figures is not None else []
-    head = ["class", "name", "photos", "wrong_labels", *(names if columns else [])]
-    lines = [
-        [vocabulary.ids[place], vocabulary.names[place], counts[i], _cell(wrong[i]), *(_cell(c[i]) for c in columns)]
-        for i, place in enumerate(places)
-    ]
-    atomic_write_bytes(folder / "classes.csv", csv_bytes([head, *lines]), reporter)
-    ends = [[vocabulary.ids[end] for end in (pair.label, pair.predicted)] for pair in pairs]
-    confused = [
-        [*end, vocabulary.names[p.label], vocabulary.names[p.predicted], p.photos, p.taken, p.back, p.kind]
-        for end, p in zip(ends, pairs, strict=True)
-    ]
-    head = ["label", "predicted", "label_name", "predicted_name", "photos", "taken", "back", "kind"]
-    atomic_write_bytes(folder / "confusions.csv", csv_bytes([head, *confused]), reporter)
-    total = max(sum(counts), 1)
-    shares = "".join(f"{vocabulary.ids[place]}\t{counts[i] / total:.8g}\n" for i, place in enumerate(places))
-    atomic_write_bytes(folder / "prior.tsv", shares.encode(), reporter)
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, float):
-        return f"{value:.6g}" if value == value else None
-    return value

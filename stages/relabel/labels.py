@@ -15,6 +15,7 @@ from teachonce.core.machine import choose_threads
 from teachonce.core.progress import Reporter
 from teachonce.labels.format import LABELS
 from teachonce.labels.store import Arrays, LabelStore
+from teachonce.stages.relabel.class_vectors import TeacherText
 from teachonce.stages.relabel.plan import Plan
 from teachonce.stages.relabel.request import RelabelRequest
 
@@ -35,9 +36,15 @@ class LabelMaker:
     """Makes the chunks of the child: labels from embeddings, everything else as in the parent."""
 
     def __init__(
-        self, parent: LabelStore, child: LabelStore, plan: Plan, request: RelabelRequest, reporter: Reporter
+        self,
+        parent: LabelStore,
+        child: LabelStore,
+        plan: Plan,
+        text: TeacherText,
+        request: RelabelRequest,
+        reporter: Reporter,
     ) -> None:
-        self._parent, self._child, self._plan = parent, child, plan
+        self._parent, self._child, self._plan, self._text = parent, child, plan, text
         self._request, self._reporter = request, reporter
         self._loaded: TeacherHead | None = None
         self._shift: PriorShift | None = None
@@ -50,6 +57,8 @@ class LabelMaker:
             return self._parent.read_chunk(group, chunk)
         views = ("view_params",) if self._parent.layout.views > 1 else ()
         data = self._parent.read_chunk(group, chunk, ROW_ARRAYS + views)
+        if self._request.label_noise is not None:
+            data["label"] = np.repeat(self._child.index_of_chunk(chunk).label, self._parent.layout.views)
         return data | self._labels(chunk, data)
 
     def _labels(self, chunk: int, data: Arrays) -> Arrays:
@@ -73,7 +82,8 @@ class LabelMaker:
         embeddings = torch.from_numpy(self._parent.embeddings(chunk))
         embeddings[~good] = 0  # `finish` writes fill values into these rows
         for batch in torch.split(embeddings, BATCH_ROWS):
-            yield head.logits(batch.to(head.features_UE.device))
+            images = batch.to(head.features_UE.device)
+            yield head.logits(images if self._plan.head is None else self._plan.head.scoring_images(images))
 
     def _at_entropy(self, logits: Tensor, good: Tensor) -> Tensor:
         """The logits, each row at the temperature that gives it the entropy; keeps what the result says of them."""
@@ -125,7 +135,8 @@ class LabelMaker:
 
             tune_process(choose_threads(self._request.threads).count)
             scale = float(self._parent.groups[LABELS].fingerprint["logit_scale"])
-            self._loaded = head_of(self._child.class_embeddings(), scale, pick_device(self._request.device))
+            vectors = self._child.class_embeddings() if self._plan.head is None else self._text.scoring_vectors()
+            self._loaded = head_of(vectors, scale, pick_device(self._request.device))
         return self._loaded
 
     def row_temperatures(self) -> dict[str, Any]:

@@ -45,7 +45,13 @@ class Plan:
     @property
     def keeps_embeddings(self) -> bool:
         """Whether softmax(scale * embedding @ class vectors) is what the new labels are, in every row."""
-        return not self.wanted and self.entropy is None
+        return not self.wanted and self.entropy is None and self.head is None
+
+    @property
+    def head(self) -> LoadedPrompts | None:
+        """The run of a head that no class vectors stand for: it changes the images' embeddings or the logits."""
+        meta = None if self.prompts is None else self.prompts.meta.head
+        return None if meta is None or meta.is_class_vectors else self.prompts
 
 
 def check(request: RelabelRequest) -> None:
@@ -80,8 +86,17 @@ def check(request: RelabelRequest) -> None:
     entropy = request.entropy
     if entropy is not None and not (math.isfinite(entropy) and entropy > 0):
         raise UsageError(option("per_sample_temperature") + f" must be a positive number of nats, found {entropy:g}")
+    _check_noise(request)
     if request.teacher is not None:
         parse_spec(request.teacher)
+
+
+def _check_noise(request: RelabelRequest) -> None:
+    share = request.label_noise
+    if share is not None and not 0 < share < 1:
+        raise UsageError(option("label_noise") + f" must lie between 0 and 1, found {share:g}")
+    if not 0 <= request.noise_seed < 2**64:
+        raise UsageError(option("noise_seed") + f" must be between 0 and 2^64 - 1, found {request.noise_seed}")
 
 
 def _listed(values: tuple[float, ...]) -> str:
@@ -116,14 +131,9 @@ def make_plan(request: RelabelRequest, parent: LabelStore) -> Plan:
     asked = (vocabulary.digest, templates, top_k, temperatures)
     wanted = {} if request.prior is None else _wanted(request.prior, vocabulary, parent)
     same_vectors = made_by.get("prompts") == stored.get("prompts")
-    if present == asked and same_vectors and not wanted and request.entropy is None:
-        raise UsageError(
-            f"nothing to change: {parent.path} has these classes, templates, top k and temperatures already",
-            hint=phrase(
-                "give {vocabulary}, {template}, {prompts}, {head}, {per_sample_temperature}, {prior}, {top_k}, "
-                "{temperatures} or {classes}"
-            ),
-        )
+    adjusted = _adjusted(request, wanted, vocabulary) | _noise(request, parent)
+    if present == asked and same_vectors and not adjusted:
+        raise _nothing_to_change(parent)
     layout = new_layout(parent.layout.rows, len(vocabulary), top_k, temperatures, parent.layout.chunk_rows)
     kept = {key: value for key, value in stored.items() if key != "prompts"}
     about = kept.pop("about")
@@ -140,11 +150,21 @@ def make_plan(request: RelabelRequest, parent: LabelStore) -> Plan:
             "embedding_kind": parent.groups[EMBEDDING].fingerprint["kind"],
         }
         | made_by
-        | _adjusted(request, wanted, vocabulary)
+        | adjusted
         | {"about": _facts(request, parent, about)}
     )
     layout = replace(layout, views=parent.layout.views)
     return Plan(layout, fingerprint, vocabulary, templates, prompts, wanted, request.entropy)
+
+
+def _nothing_to_change(parent: LabelStore) -> UsageError:
+    return UsageError(
+        f"nothing to change: {parent.path} has these classes, templates, top k and temperatures already",
+        hint=phrase(
+            "give {vocabulary}, {template}, {prompts}, {head}, {per_sample_temperature}, {prior}, {label_noise}, "
+            "{top_k}, {temperatures} or {classes}"
+        ),
+    )
 
 
 def _facts(request: RelabelRequest, parent: LabelStore, stored: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +188,9 @@ def _facts(request: RelabelRequest, parent: LabelStore, stored: dict[str, Any]) 
 def _made_by(request: RelabelRequest, stored: dict[str, Any], prompts: LoadedPrompts | None) -> dict[str, Any]:
     """What of the class vectors is not said by templates: the digest of the prompts and the head that made them."""
     if prompts is not None:
-        return {"prompts": prompts.tensors_digest}
+        head = prompts.meta.head
+        kind = {} if head is None or head.is_class_vectors else {"head": head.kind}
+        return {"prompts": prompts.tensors_digest} | kind
     return {"prompts": stored["prompts"]} if "prompts" in stored and request.templates is None else {}
 
 
@@ -185,6 +207,23 @@ def _adjusted(request: RelabelRequest, wanted: dict[int, float], vocabulary: Voc
     if request.entropy is not None:
         fields["entropy"] = request.entropy
     return fields
+
+
+def _noise(request: RelabelRequest, parent: LabelStore) -> dict[str, Any]:
+    """The field for labels that are made wrong; a store that is derived later keeps it.
+
+    Raises:
+        UsageError: the parent has wrong labels already, so that nobody would know the share.
+    """
+    if request.label_noise is None:
+        return {}
+    before = parent.groups[LABELS].fingerprint.get("label_noise")
+    if before is not None:
+        raise UsageError(
+            f"{parent.path} has wrong labels already ({before['share']:g} of them, seed {before['seed']})",
+            hint=phrase("give {label_noise} with the store that it was made from"),
+        )
+    return {"label_noise": {"share": request.label_noise, "seed": request.noise_seed}}
 
 
 def _trained(request: RelabelRequest, parent: LabelStore) -> LoadedPrompts | None:

@@ -25,6 +25,9 @@ class RelabelRequest:
     """Of each row's soft label, in nats; each row gets the temperature that gives it."""
     prior: str | None = None
     """`balanced`, or a file of wanted shares, a class a line."""
+    label_noise: float | None = None
+    """Share of labels that are made wrong, to try what that does."""
+    noise_seed: int = 0
     top_k: int | None = None
     temperatures: tuple[float, ...] | None = None
     classes: Path | None = None
@@ -65,5 +68,7 @@ class RelabelResult:
     """How many classes the wanted prior speaks of, the mass that the teacher gives them, and which it names most above
     and most below what is wanted, as (id, predicted, wanted). Empty where none was asked for, or nothing was left to
     do."""
+    labels_changed: int = 0
+    """Samples whose label was made wrong on purpose."""
     embeddings_kept: bool = True
     """Whether the store keeps the teacher's embeddings: not where its labels are more than a function of these."""

@@ -59,7 +59,7 @@ def left_at(pause: Pause, trainer: Trainer, identity: Identity) -> TrainResult:
 
 def _save(out: Path, trainer: Trainer) -> None:
     with torch.no_grad(), trainer.result() as student:
-        save_prompts(out, student.prompts("text"), student.prompts("image"), student.meta(), student.head)
+        save_prompts(out, student.prompts("text"), student.prompts("image"), student.meta(), student.acting_head)
 
 
 def _results(out: Path, trainer: Trainer, identity: Identity, steps: int) -> RunResults:

@@ -15,7 +15,8 @@ from typing import Any
 from teachonce.core.digests import MIDDLE, canonical_digest
 from teachonce.core.documents import is_as_written, read_object, sealed
 from teachonce.core.files import atomic_write_bytes, new_folder
-from teachonce.errors import TeachOnceError, UsageError
+from teachonce.core.strict import decode_known
+from teachonce.errors import IntegrityError, TeachOnceError, UsageError
 from teachonce.models.prompt_files import load_prompts, save_prompts
 from teachonce.models.prompt_names import LINEAR_FOLDER, META_FILE, REFERENCE_FILE, TENSORS_FILE
 from teachonce.runs.checkpoint import Identity
@@ -98,8 +99,8 @@ def _read(folder: Path, fitted_on: dict[str, Any]) -> ReferenceFacts | None:
     document = read_object(folder / REFERENCE_FILE, SCHEMA)
     if document is None or not is_as_written(document) or document.get("fitted_on") != fitted_on:
         return None
-    facts = ReferenceFacts(**{key: document.get(key) for key in ReferenceFacts.__dataclass_fields__})
     try:
+        facts = decode_known(ReferenceFacts, document, str(folder / REFERENCE_FILE), IntegrityError)
         sound = load_prompts(folder).tensors_digest == facts.linear_digest
     except TeachOnceError:
         return None

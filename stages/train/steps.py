@@ -193,13 +193,15 @@ def _start(request: TrainRequest, trainer: Trainer, identity: Identity, log: Run
     folder = RunFolder(request.folder)
     checkpoints = folder.checkpoints.path
     if request.resume:
-        step = load_checkpoint(checkpoints, trainer.learners, trainer.optimizer, identity, trainer.average.state())
+        average, moved = trainer.learned.average_state(), trainer.learned.moved
+        step = load_checkpoint(checkpoints, trainer.learners, trainer.optimizer, identity, average, moved)
+        trainer.stand_after(step)
         if not folder.events.is_file():
             reporter.note(f"{folder.events} is gone: what happened up to step {step} is not known")
         return step
     run_folder.clear(request.folder)
     log.clear()
-    save_checkpoint(checkpoints, 0, trainer.learners, trainer.optimizer, identity, trainer.average.state())
+    save_checkpoint(checkpoints, 0, trainer.learners, trainer.optimizer, identity, trainer.learned.average_state())
     log.write(
         "start",
         step=0,
@@ -228,7 +230,8 @@ def _loop(
     began: float,
 ) -> None:
     config, checkpoints, steps = request.config, RunFolder(request.folder).checkpoints.path, trainer.steps
-    if todo.start:
+    trainer.stand_after(todo.start)
+    if todo.start or not steps:
         _measure(trainer, log, todo.start)  # a run that stopped right after its checkpoint has not measured this step
     before: StepReport | None = None
     with deferred_signals() as stop_requested:
@@ -245,13 +248,14 @@ def _loop(
             if done % config.loop.checkpoint_every == 0 or done == todo.stop or stopping:
                 report.read()
                 trainer.require_sound(done)
-                state = trainer.average.state()
+                state = trainer.learned.average_state()
                 save_checkpoint(checkpoints, done, trainer.learners, trainer.optimizer, identity, state)
                 log.write("checkpoint", step=done, seconds=round(time.monotonic() - began, 3))
                 began = time.monotonic()
             if stopping:  # a signal that arrives after this line is seen at the next step
                 reporter.note(f"stopped after step {done}; continue with " + option("resume"))
                 break
+            trainer.stand_after(done)
             _measure(trainer, log, done)
 
 

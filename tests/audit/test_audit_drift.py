@@ -35,9 +35,9 @@ def test_each_kind_of_change_has_its_test(
     taught: Any, tmp_path: Path, changed: Any, photos: bool, within: bool, classes: bool | None
 ) -> None:
     new = evidence(tmp_path / "new.zarr", rows=200, seed=1, **changed)
-    own = nearest(taught.vectors, 1, Silent())[1][:, 0]
+    nearest_taught = nearest(taught.vectors, 1, Silent())[1][:, 0]
     cross = nearest(new.vectors, 1, Silent(), among=taught.vectors)[1][:, 0]
-    drift = compare(taught, new, own, cross)
+    drift = compare(taught, new, nearest_taught, cross)
     assert (drift.photos.p <= 0.01) == photos
     assert drift.within_classes is not None and (drift.within_classes.p <= 0.01) == within
     assert drift.predictions is not None and classes in (None, drift.predictions.p <= 0.01)

@@ -27,9 +27,9 @@ def judged(planted: Planted) -> tuple[Any, Any, Any, Any]:
 def test_planted_wrong_labels_are_found_and_their_share_is_told(tmp_path: Path, noise: float) -> None:
     planted = planted_store(tmp_path / "x.zarr", noise=noise)
     evidence, judgement, _, _ = judged(planted)
-    found = set(evidence.sample[judgement.p_wrong >= 0.5].tolist())
-    hits = len(found & planted.wrong)
-    assert hits / len(found) > 0.9 and hits / len(planted.wrong) > 0.9
+    listed = set(evidence.sample[judgement.p_wrong >= 0.5].tolist())
+    hits = len(listed & planted.wrong)
+    assert hits / len(listed) > 0.9 and hits / len(planted.wrong) > 0.9
     assert judgement.share == pytest.approx(len(planted.wrong) / 600, abs=0.03)
     right = evidence.photographed[judgement.suggested] == planted.truth[evidence.sample]
     assert right.mean() > 0.9
@@ -44,10 +44,10 @@ def test_a_student_alone_finds_them_too(tmp_path: Path) -> None:
     """Without a teacher the neighbours and the class means are asked."""
     planted = planted_store(tmp_path / "x.zarr", noise=0.2, teacher=False)
     evidence, judgement, _, _ = judged(planted)
-    found = set(evidence.sample[judgement.p_wrong >= 0.5].tolist())
+    listed = set(evidence.sample[judgement.p_wrong >= 0.5].tolist())
     assert set(judgement.weights) == {"neighbours", "class means"}
-    assert len(found & planted.wrong) / len(planted.wrong) > 0.85
-    assert len(found & planted.wrong) / len(found) > 0.85
+    assert len(listed & planted.wrong) / len(planted.wrong) > 0.85
+    assert len(listed & planted.wrong) / len(listed) > 0.85
 
 
 def test_the_probabilities_are_those_of_the_formula(tmp_path: Path) -> None:
@@ -73,8 +73,8 @@ def test_the_probabilities_are_those_of_the_formula(tmp_path: Path) -> None:
         witnesses = [np.maximum(teacher, -20), np.log(votes / votes.sum() + float(FLOOR)), np.array(means)]
         sums = sum(w * logits for w, logits in zip(weights, witnesses, strict=True))
         p = np.exp(sums) / np.exp(sums).sum()
-        own, chance = p[label[row]], share / classes
-        expected = (1 - own) * chance / ((1 - share) * own + chance)
+        p_label, chance = p[label[row]], share / classes
+        expected = (1 - p_label) * chance / ((1 - share) * p_label + chance)
         assert judgement.p_wrong[row] == pytest.approx(expected, rel=0.02, abs=1e-4)
         assert judgement.suggested[row] == p.argmax()
 

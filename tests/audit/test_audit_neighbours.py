@@ -54,8 +54,8 @@ def test_planted_near_duplicates_are_found(tmp_path: Path) -> None:
     planted = planted_store(tmp_path / "x.zarr", rows=400, copies=8)
     evidence = gather(LabelStore.open(planted.store.path), Silent())
     pairs = pairs_within(evidence, *nearest(evidence.vectors, 20, Silent()))
-    found = {frozenset(int(evidence.sample[end]) for end in (pair.first, pair.second)) for pair in pairs}
-    assert {frozenset((i, 399 - i)) for i in range(8)} <= found and len(found) <= 12
+    pairs_seen = {frozenset(int(evidence.sample[end]) for end in (pair.first, pair.second)) for pair in pairs}
+    assert {frozenset((i, 399 - i)) for i in range(8)} <= pairs_seen and len(pairs_seen) <= 12
     assert not any(pair.same_file for pair in pairs)
 
 

@@ -43,6 +43,10 @@ from teachonce.stages.subset import SubsetRequest
             ),
         ),
         (
+            "relabel a.zarr --labels b.zarr --label-noise 0.4 --noise-seed 3",
+            RelabelRequest(parent=Path("a.zarr"), labels=Path("b.zarr"), label_noise=0.4, noise_seed=3),
+        ),
+        (
             "relabel a.zarr --labels b.zarr --head runs/x",
             RelabelRequest(parent=Path("a.zarr"), labels=Path("b.zarr"), head=Path("runs/x")),
         ),

@@ -27,7 +27,8 @@ MOST_OPTIONS = 15  # besides --json and --quiet
 # What to teach (12), where (4), what a run of days needs (5), rehearsals (2); plan takes the same, and its own 3.
 # What train learns (8), what its data must be (5), the run itself (5), a rehearsal (1).
 # What evaluate compares (6), what it reads and is sure of (7), where and how (3).
-MORE_OPTIONS = {"teach": 23, "plan": 21, "train": 19, "evaluate": 16}
+# What relabel makes of which names (6), of the teacher (5), of the labels (2), where and how (5).
+MORE_OPTIONS = {"teach": 23, "plan": 21, "train": 19, "evaluate": 16, "relabel": 18}
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 
 MOST_MODULES = 700  # a help text needs some 550; torch alone brings 1,500 (times: `benchmarks/start_up.py`)

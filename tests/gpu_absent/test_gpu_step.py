@@ -69,7 +69,7 @@ def stepped(ground: Ground, gpu: FakeGpu, steps: int = 1, **options: Any) -> Tra
     first = chosen.pop("step", STEP)
     config, clip = TrainConfig.of(**chosen), moved(ground.clip, gpu, copy.deepcopy, replace)
     with ViewImages(ground.store, ground.world.root, clip, threads=1) as images:
-        trainer = Trainer(config, clip, ground.rows, None if config.prompts.tower == "text" else images)
+        trainer = Trainer(config, clip, ground.rows, None if not config.prompts.in_images else images)
         for step in range(first, first + steps):
             gpu.tally.clear()
             trainer.step(step)

@@ -68,7 +68,7 @@ def held(ground: Ground, config: TrainConfig) -> tuple[int, int]:
     model = ground.clip.model
     counted = Holds([*model.parameters(), *model.buffers()])
     weights = counted.now
-    images = None if config.prompts.tower == "text" else cast(ViewImages, Black(ground.clip))
+    images = None if not config.prompts.in_images else cast(ViewImages, Black(ground.clip))
     with counted:
         trainer = Trainer(config, ground.clip, ground.rows, images)
         counted.peak = 0

@@ -108,6 +108,9 @@ def test_rules_hold_for_plain_values_only() -> None:
             config.to_dict() | {"anchor_weight": 0.0, "warmup_epochs": 1.0},
             config.to_dict() | {"candidates": "teacher"},
             config.to_dict() | {"tower": "none", "head": "linear"},
+            config.to_dict() | {"head": "tip-adapter", "head_learn": "after"},
+            config.to_dict() | {"head": "tip-adapter-f"},
+            config.to_dict() | {"head": "clip-adapter"},
         ):
             for number, (_, rule) in enumerate(IDLE):
                 (somewhere if rule.holds(values) else elsewhere).add(number)

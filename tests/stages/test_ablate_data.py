@@ -67,6 +67,28 @@ def test_selections_are_made_once_and_read_by_the_cells_that_ask_for_them(
     assert set(opened) == {(70, 8, 5), (14, 8, 5), (20, 2, 5), (4, 2, 5), (20, 8, 5), (70, 8, 2)}
 
 
+def test_a_grid_varies_wrong_labels_and_whether_an_audit_leaves_them_out(
+    rich: Path, student: str, tmp_path: Path
+) -> None:
+    """Two shares of wrong labels, each as it is and without what an audit of that store leaves out."""
+    text = (
+        PLAIN
+        + '[data]\nnoise_seed = "seed"\n[axes]\nseed = [0]\n"data.label_noise" = [0.0, 0.5]\n"data.clean" = [false, true]\n'
+    )
+    out = tmp_path / "out"
+    result = run(write(tmp_path / "grid.toml", text), rich, student, out, Notes())
+    assert result.cells["finished"] == 4, result.failures
+    (noisy,) = (out / "stores").glob("*.zarr")
+    store = LabelStore.open(noisy)
+    assert store.groups["labels"].fingerprint["label_noise"] == {"share": 0.5, "seed": 0}
+    files = list((out / "selections").glob("*.json"))
+    assert len(files) == 2
+    rules = [json.loads(file.read_text())["rule"] for file in files]
+    assert all(len(rule["clean"]) == 64 for rule in rules)
+    cells = cells_of(out)
+    assert len({cell["digest"] for cell in cells.values()}) == 4
+
+
 def test_shots_follow_the_seed_where_the_grid_says_so(finished: Path, student: str, tmp_path: Path) -> None:
     text = PLAIN + '[data]\nshots = 2\nshots_seed = "seed"\n[axes]\nseed = [0, 1]\n'
     run(write(tmp_path / "grid.toml", text), finished, student, tmp_path / "out")

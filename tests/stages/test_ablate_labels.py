@@ -56,6 +56,7 @@ def test_a_cell_is_what_it_would_be_from_its_store_alone(folder: Path, student: 
     assert (again.cells["finished"], again.cells["skipped"]) == (0, 2)
 
 
+@pytest.mark.slow
 def test_a_store_for_a_cell_may_be_derived_from_its_own(folder: Path, student: str, tmp_path: Path) -> None:
     """More classes from embeddings: the store without them is refused by name, the one with them is derived."""
     relabel(RelabelRequest(parent=folder / "a.zarr", labels=tmp_path / "k3.zarr", top_k=3, threads=1), Silent())

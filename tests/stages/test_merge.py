@@ -114,7 +114,9 @@ def test_the_mean_of_probabilities(weights: tuple[float, ...] | None, pair: tupl
     assert verify(VerifyRequest(labels=tmp_path / "ab.zarr"), Silent()).ok
 
 
-@pytest.mark.parametrize("rule", ["confidence", "entropy", "margin"])
+@pytest.mark.parametrize(
+    "rule", ["margin", *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("confidence", "entropy"))]
+)
 def test_rows_weigh_their_teachers(rule: str, pair: tuple[Path, Path], tmp_path: Path) -> None:
     """By how sure each is of the row, names counted once; it is in the fingerprint, and continues the same store."""
     result = run(pair, tmp_path / "ab.zarr", row_weights=rule, calibrate=False, top_k=4)

@@ -58,6 +58,7 @@ def test_prompts_make_the_class_vectors(parent: Path, prompts: Path, tmp_path: P
     assert verify(VerifyRequest(labels=tmp_path / "child.zarr"), Silent()).ok
 
 
+@pytest.mark.slow
 def test_a_child_of_prompts_keeps_them(parent: Path, prompts: Path, tmp_path: Path) -> None:
     """Fewer classes and another k need no model; new names need the prompts again; templates end them."""
     run(parent, tmp_path / "a.zarr", prompts=prompts)
@@ -108,6 +109,7 @@ def test_every_row_gets_its_temperature(parent: Path, tmp_path: Path) -> None:
     assert "relabel its parent" in problem.value.hint
 
 
+@pytest.mark.slow
 def test_rows_that_cannot_have_the_entropy_are_counted(parent: Path, tmp_path: Path) -> None:
     """Two classes share a name: less than ln 2 cannot be had where that name is the best."""
     result = run(parent, tmp_path / "child.zarr", entropy=1e-4)

@@ -30,6 +30,7 @@ def test_the_teachers_embeddings_are_its_features(world: World, teacher: str, tm
     assert prompts[0] == prompts[1]
 
 
+@pytest.mark.slow
 def test_int8_embeddings_are_no_features(world: World, teacher: str, tmp_path: Path) -> None:
     """They are coarser than what `teach` writes of a student: refused, with what to do."""
     worlds.teach_inline(world, tmp_path / "a.zarr", teacher, top_k=5, embeddings="int8")

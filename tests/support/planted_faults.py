@@ -82,7 +82,14 @@ def planted_store(
     vocabulary = Vocabulary(tuple(f"c{i:05d}" for i in range(every)), tuple(f"kind {i:02d}" for i in range(every)))
     index = dataclasses.replace(synthetic_index(rows, every, seed), label=label.astype(np.int32))
     layout = new_layout(rows, every, every if teacher else 0, (1.0,) if teacher else (), 100)
-    fingerprint = {"samples": index.digest, "teacher_digest": "t" * 64, "logit_scale": SCALE, "about": {}}
+    fingerprint = {
+        "samples": index.digest,
+        "vocabulary_digest": vocabulary.digest,
+        "templates": ["a photo of a {}."],
+        "teacher_digest": "t" * 64,
+        "logit_scale": SCALE,
+        "about": {},
+    }
     order = row_order(rows, seed)
     store = create_store(
         path, layout, fingerprint, vocabulary, vocabulary, index, order, names.astype(np.float32) if teacher else None

@@ -86,3 +86,18 @@ def pomp(logits_BC: Tensor, labels: Sequence[int], drawn: Sequence[int]) -> Tens
         margin = math.log10((len(row) - 1) / len(negatives))
         rows.append(torch.log(row[label].exp() + (row[negatives] + margin).exp().sum()) - row[label])
     return torch.stack(rows).mean()
+
+
+def tip_adapter_logits(
+    images_BE: Tensor, texts_CE: Tensor, keys_NE: Tensor, values_NC: Tensor, scale: float, alpha: float, beta: float
+) -> Tensor:
+    """Tip-Adapter (arXiv 2207.09519, equations 3 to 5), [B, C]: alpha phi(f F^T) L + scale f W^T.
+
+    phi(x) = exp(-beta (1 - x)). Tip-Adapter-F trains the keys F with cross-entropy of these logits.
+
+    Args:
+        keys_NE: F, the features of the cached photos.
+        values_NC: L, their labels, one hot.
+    """
+    affinity = torch.exp(-beta * (1 - images_BE @ keys_NE.T))
+    return alpha * affinity @ values_NC + scale * images_BE @ texts_CE.T

@@ -9,6 +9,7 @@ BASE = {"steps": STEPS, "batch_size": 24, "seed": 3, "warmup_steps": 2, "image_l
 # Three samples: their labels and best classes leave some of the eight classes out, so that a draw decides something.
 DRAWN = {"candidates": "sampled", "batch_size": 3, "sampled_top": 1, "sampled_fill": 2}
 TEACHER = {"candidates": "teacher", "batch_size": 3, "teacher_names": 4}
+HEAD = {"tower": "none"}
 ALL_SAMPLED = {"candidates": "all-sampled", "class_chunk": 2, "sampled_backward": 3}
 EVERYTHING = {
     "label_smoothing": 0.2,
@@ -102,6 +103,18 @@ CASES: dict[str, dict[str, Any]] = {
     "the teacher's classes": {**TEACHER, "anchor_weight": 3.0, "temperature": 2.0, "micro_batch": 2},
     "the teacher's classes with embeddings": {**TEACHER, "targets": "embedding", "temperature": 2.0},
     "the teacher's classes without labels": {**TEACHER, "supervision": "soft", "targets": "embedding"},
+    "a linear head alone": {**HEAD, "head": "linear", "head_penalty": 0.5, **EVERYTHING},
+    "a linear head on prompts": {"head": "linear", "head_weight": 0.5, "micro_batch": 5, "class_chunk": 2},
+    "a linear head of drawn classes": {**DRAWN, **EVERYTHING, "head": "linear", "tower": "both"},
+    "a linear head with ProGrad": {"head": "linear", "prograd": True, "supervision": "hard"},
+    "a projecting head alone": {**HEAD, "head": "projection", "head_weight": 0.3, "views_per_step": 2},
+    "a projecting head on image prompts": {"head": "projection", "tower": "image", "micro_batch": 7},
+    "a bias": {**HEAD, "head": "bias", "head_penalty": 0.3, "head_weight": 0.7, "hard_over": "seen"},
+    "a bias of drawn classes": {**DRAWN, "head": "bias", "micro_batch": 2},
+    "Tip-Adapter-F": {**HEAD, "head": "tip-adapter-f", "tip_alpha": 0.4, "tip_beta": 0.7, "head_penalty": 0.1},
+    "Tip-Adapter-F of drawn classes": {**HEAD, **DRAWN, "head": "tip-adapter-f", "tip_beta": 0.5, "micro_batch": 2},
+    "CLIP-Adapter": {**HEAD, "head": "clip-adapter", "adapter_ratio": 0.6, "adapter_width": 5},
+    "CLIP-Adapter on prompts": {"head": "clip-adapter", **EVERYTHING, "micro_batch": 5},
     "all-sampled": {**ALL_SAMPLED, **EVERYTHING},
     "all-sampled in both towers": {**ALL_SAMPLED, "tower": "both", "micro_batch": 10},
 }

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import head_reference
 import image_reference
 import numpy as np
 import torch
@@ -78,12 +79,13 @@ class PlainStep:
         self.model, self.scale = exact(clip.model), clip.logit_scale
         self.names = rows.vocabulary.names
         self.kept: Gradients = {}
-        self.starts = {tower: learner() for tower, learner in learners.items()}
+        towers = {tower: learner for tower, learner in learners.items() if tower != "head"}
+        self.starts = {tower: learner() for tower, learner in towers.items()}
         self.learners = learners
         if config.prompts.coupled:
             self.sizes = tuple(sizes_of(tower, clip, config) for tower in ("text", "image"))
             self.unit = 1 / self.model.positional_embedding.shape[1] if config.prompts.layer_scale else 1.0
-        self.units = {tower: units_of(tower, learner, clip, config) for tower, learner in learners.items()}
+        self.units = {tower: units_of(tower, learner, clip, config) for tower, learner in towers.items()}
         spelled = [name.lower() for name in self.names]
         first = list(dict.fromkeys(spelled))
         self.name_of = torch.tensor([first.index(name) for name in spelled])  # [V] of N, by first appearance
@@ -115,8 +117,9 @@ class PlainStep:
             "soft": self.config.loss.soft_weight * rise,
             "anchor": self.config.loss.anchor_weight,
             "consistency": self.config.loss.consistency_weight,
+            "penalty": self.config.head.penalty,
         }
-        parts = self.losses(text, images, batch, drawn)
+        parts = self.losses(text, images, batch, drawn, leaves)
         loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         gradient, against = self.gradient(leaves, loss, parts, text, step)
         return Told(
@@ -239,9 +242,26 @@ class PlainStep:
         assert batch.features is not None
         return torch.from_numpy(batch.features).double()
 
-    def losses(self, text: Tensor, images: Tensor, batch: Batch, drawn: Drawn) -> dict[str, Tensor]:
+    def logits(self, text: Tensor, images: Tensor, leaves: Gradients) -> Tensor:
+        """[B, V]."""
+        if self.config.head.head == "none":
+            return self.scale * images @ text.T
+        return head_reference.plain_logits(
+            self.config.head, of_head(leaves), self.known, self.names, text, images, self.scale
+        )
+
+    @functools.cached_property
+    def known(self) -> head_reference.Known:
+        """What the run's head knows."""
+        everything = self.rows.batch(np.arange(len(self.rows)))
+        assert everything.features is not None
+        samples = (everything.row // self.rows.store.layout.views).tolist()
+        features = torch.from_numpy(everything.features)
+        return head_reference.known(self.names, everything.label.tolist(), samples, features)
+
+    def losses(self, text: Tensor, images: Tensor, batch: Batch, drawn: Drawn, leaves: Gradients) -> dict[str, Tensor]:
         """The means over the step of everything that the config asks for."""
-        config, logits, parts = self.config, self.scale * images @ text.T, {}
+        config, logits, parts = self.config, self.logits(text, images, leaves), {}
         label, log_weight = torch.from_numpy(batch.label), drawn.log_weight.expand(len(batch.label), -1)
         candidates = int((drawn.stands_for > 0).sum())
         per_class = {"rows": 1, "rows-and-classes": candidates}[config.loss.kl_mean]
@@ -253,10 +273,12 @@ class PlainStep:
             assert batch.features is not None
             frozen = (self.scale * torch.from_numpy(batch.features).double() @ self.bare.T).softmax(1)
             parts["consistency"] = divergence(frozen, logits, log_weight, 1.0).mean() / per_class
-        if config.loss.anchor_weight and config.prompts.tower != "image":
+        if config.loss.anchor_weight and "text" in self.starts:
             off = text - self.bare
             apart = {"squared": off.square().sum(1), "l1": off.abs().mean(1)}[config.loss.anchor_form]
             parts["anchor"] = (drawn.stands_for * apart).sum() / len(self.names)
+        if config.head.penalty:
+            parts["penalty"] = head_reference.plain_penalty(config.head, of_head(leaves))
         return parts
 
     def hard(self, logits: Tensor, log_weight: Tensor, label: Tensor) -> Tensor:
@@ -315,6 +337,11 @@ class PlainStep:
 def exact(model: nn.Module) -> Any:
     """The same model in float64."""
     return copy.deepcopy(model).double()
+
+
+def of_head(leaves: Gradients) -> Gradients:
+    """The parameters of the head."""
+    return {name.partition(".")[2]: x for name, x in leaves.items() if name.startswith("head.")}
 
 
 def units_of(tower: str, learner: Any, clip: LoadedClip, config: TrainConfig) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from tower_reference import full_tokens, plain_features
 
 from teachonce.core.progress import Silent
 from teachonce.core.streams import CANDIDATES
+from teachonce.heads.adapters import TipHead
 from teachonce.labels.store import LabelStore
 from teachonce.models.clip import LoadedClip
 from teachonce.recipe.config_file import load_train_config
@@ -193,3 +194,35 @@ def test_pomp_corrects_its_drawn_negatives(recipe: str, ground: Ground) -> None:
     drawn = CANDIDATES.at(0, STEP).choice(len(DISTINCT), 3, replace=False, shuffle=False).tolist()
     assert 0 < sum(label in drawn for label in step.labels) < len(step.labels)
     step.require(published.pomp(step.logits, step.labels, drawn))
+
+
+def test_tip_adapter_f_trains_a_cache_of_all_training_photos(ground: Ground) -> None:
+    """The cache begins as the features and labels of every photo; what is compared is a step from keys that moved."""
+    config = load_train_config(Path("tip-adapter-f"), ["batch_size=24", "precision=fp32"])
+    trainer = Trainer(config, ground.clip, ground.rows)
+    head = trainer.student.head
+    assert isinstance(head, TipHead)
+    every = ground.rows.batch(np.arange(len(ground.rows)))
+    features, labels = torch.from_numpy(every.features).double(), torch.from_numpy(every.label)  # type: ignore[arg-type]
+    cached = torch.cat([head.keys.detach().double(), head.get_buffer("labels")[:, None].double()], 1)
+    of_store = torch.cat([features, labels[:, None].double()], 1)
+    assert len(cached) == len(of_store)
+    assert torch.equal(cached[lexical(cached)].float(), of_store[lexical(of_store)].float())
+    moved_away(trainer, 3)
+    keys = head.keys.detach().double().requires_grad_()
+    values = torch.eye(len(DISTINCT)).double()[head.get_buffer("labels")]
+    batch = ground.rows.batch(trainer.order.at(STEP)[1])
+    images = torch.from_numpy(batch.features).double()  # type: ignore[arg-type]
+    texts = bare(ground, worlds.TEMPLATE)
+    loss = trainer.step(STEP)["loss"]
+    logits = published.tip_adapter_logits(images, texts, keys, values, SCALE, 1.17, 1.0)
+    wanted = published.cross_entropy(logits, batch.label.tolist())
+    assert loss == pytest.approx(float(wanted.detach()), rel=1e-5)
+    (gradient,) = torch.autograd.grad(wanted, keys)
+    ours = head.move.grad if head.move is not None else None
+    assert ours is not None and (ours - gradient).norm() <= 1e-4 * gradient.norm()
+
+
+def lexical(rows: Tensor) -> Tensor:
+    """The order that sorts rows by their numbers."""
+    return torch.from_numpy(np.lexsort(rows.float().numpy().T))

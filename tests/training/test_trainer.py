@@ -48,7 +48,7 @@ class Bench:
     def trainer(self, moved: int | None = 0, **options: Any) -> Trainer:
         """A run whose parameters were moved away from zero by a draw of that seed; None: as it begins."""
         config = TrainConfig.of(**(BASE | options))
-        trainer = Trainer(config, self.clip, self.rows, None if config.prompts.tower == "text" else self.images)
+        trainer = Trainer(config, self.clip, self.rows, None if not config.prompts.in_images else self.images)
         if moved is not None:
             generator = torch.Generator().manual_seed(moved)
             with torch.no_grad():
@@ -61,7 +61,7 @@ class Bench:
         config = TrainConfig.of(**(BASE | options))
         learners = self.trainer(None, **options).learners
         return PlainStep(
-            config, self.clip, self.rows, learners, None if config.prompts.tower == "text" else self.images.pixels
+            config, self.clip, self.rows, learners, None if not config.prompts.in_images else self.images.pixels
         )
 
     def both(self, step: int = STEP, moved: int = 0, **options: Any) -> tuple[Trainer, dict[str, float], Told]:
@@ -265,11 +265,11 @@ def test_four_steps_move_the_parameters_by_the_optimisers_formula(case: str, sch
 def test_the_fused_optimiser_of_a_gpu_makes_the_same_steps(case: str, bench: Bench) -> None:
     """From equal gradients, up to rounding. It runs here on the CPU, where no run uses it."""
     trainer, twin = bench.trainer(**UPDATES[case]), bench.trainer(**UPDATES[case])
-    twin.optimizer = optimizer_of(twin.config, twin.student, fused=True)
+    twin.optimizer = twin.learned.optimizer = optimizer_of(twin.config, twin.student, fused=True)
     assert [run.optimizer.defaults["fused"] for run in (trainer, twin)] == [None, True]
     for step in range(4):
         rate = trainer.step(step)["learning_rate"]
-        twin._update(dict(twin.learners.named_parameters()), list(gradients(trainer).values()), [rate])
+        twin.learned.update(step, list(gradients(trainer).values()), [rate])
     for name, plain in named(trainer).items():
         assert (named(twin)[name] - plain).norm() < 1e-6 * plain.norm(), name
 

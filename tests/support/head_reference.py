@@ -1,0 +1,112 @@
+"""Heads written the plain way: one class and one image after the other, in float64, from the papers' formulas.
+
+It knows the classes of a head by their spelled names and takes nothing from the library. It tests nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What a head is told of a run's photos."""
+
+    rows: dict[str, int]  # a spelled name -> its row in the head
+    cache: Tensor  # [N, E] unit features of the labelled samples, in the order of the store
+    cached: Sequence[str]  # [N] the spelled name of each
+
+
+def known(names: Sequence[str], labels: Sequence[int], samples: Sequence[int], features: Tensor) -> Known:
+    """Classes with photos in the order of the vocabulary; views of a sample are averaged.
+
+    Args:
+        names: of the vocabulary.
+        labels: class of each row, -1 for none.
+        samples: the sample of each row.
+        features: [rows, E] unit image features.
+    """
+    rows: dict[str, int] = {}
+    for class_number in sorted(set(labels) - {-1}):
+        rows.setdefault(names[class_number].lower(), len(rows))
+    cache, cached = [], []
+    for sample in sorted(set(samples)):
+        views = [row for row, number in enumerate(samples) if number == sample and labels[row] >= 0]
+        if views:
+            mean = features[views].double().mean(0)
+            cache.append(mean / mean.norm())
+            cached.append(names[labels[views[0]]].lower())
+    return Known(rows, torch.stack(cache), cached)
+
+
+def plain_logits(
+    options: Any,
+    of_head: Mapping[str, Tensor],
+    known_to_head: Known,
+    names: Sequence[str],
+    text: Tensor,
+    images: Tensor,
+    scale: float,
+) -> Tensor:
+    """The logits with a head, [B, V].
+
+    Args:
+        options: the table `[head]` of the run.
+        of_head: the head's parameters, float64.
+        known_to_head: its classes.
+        names: V class names.
+        text: [V, E] unit features of the text tower.
+        images: [B, E] unit features of the image tower.
+        scale: the model's own.
+    """
+    lines = []
+    for image in images:
+        seen = _adapted(image, of_head, options.adapter_ratio) if options.head == "clip-adapter" else image
+        votes = _votes(image, of_head, known_to_head, options) if options.head.startswith("tip") else {}
+        line = []
+        for name, vector in zip(names, text, strict=True):
+            row = known_to_head.rows.get(name.lower())
+            logit = scale * seen @ _vector(vector, row, of_head, options)
+            if options.head == "bias" and row is not None:
+                logit = logit + options.head_weight * of_head["bias"][row]
+            line.append(logit + votes.get(name.lower(), 0.0))
+        lines.append(torch.stack(line))
+    return torch.stack(lines)
+
+
+def plain_penalty(options: Any, of_head: Mapping[str, Tensor]) -> Tensor:
+    """What the ridge penalty is times."""
+    if options.head == "projection":
+        return (of_head["matrix"] ** 2).sum()
+    (added,) = of_head.values()
+    return (added**2).sum() / len(added)
+
+
+def _vector(vector: Tensor, row: int | None, of_head: Mapping[str, Tensor], options: Any) -> Tensor:
+    if options.head == "linear" and row is not None:
+        vector = vector + options.head_weight * of_head["residual"][row]
+    if options.head == "projection":
+        vector = vector + options.head_weight * (vector @ of_head["matrix"])
+    return vector / vector.norm()
+
+
+def _adapted(image: Tensor, of_head: Mapping[str, Tensor], ratio: float) -> Tensor:
+    hidden = torch.clamp(of_head["down"] @ image, min=0)
+    mixed = ratio * torch.clamp(of_head["up"] @ hidden, min=0) + (1 - ratio) * image
+    return mixed / mixed.norm()
+
+
+def _votes(image: Tensor, of_head: Mapping[str, Tensor], known_to_head: Known, options: Any) -> dict[str, Tensor]:
+    """By spelled name: alpha times the sum over its cached features of exp(-beta (1 - cosine))."""
+    move = of_head.get("move", torch.zeros_like(known_to_head.cache))
+    votes: dict[str, Tensor] = {}
+    for key, name in zip(known_to_head.cache + move, known_to_head.cached, strict=True):
+        vote = options.tip_alpha * math.e ** (-options.tip_beta * (1 - image @ key))
+        votes[name] = votes.get(name, torch.zeros(()).double()) + vote
+    return votes
