@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-HeadKind = Literal["none", "linear", "bias", "tip-adapter", "tip-adapter-f", "clip-adapter", "projection"]
+HeadKind = Literal[
+    "none", "linear", "bias", "tip-adapter", "tip-adapter-f", "clip-adapter", "projection", "teacher-space"
+]
 """none: class vectors are the text tower's.
 linear: a residual vector for each class with photos, w' = norm(w + weight r) (Task Residual, arXiv 2211.10277).
 bias: a number for each class with photos, added to its logit.
@@ -18,14 +20,17 @@ tip-adapter: image features of the training rows with their labels, from which n
 tip-adapter-f: as tip-adapter, with features that are trained.
 clip-adapter: a residual network on image features (arXiv 2110.04544).
 projection: one matrix for all class vectors, w' = norm(w + weight w A), held near zero by a ridge penalty (ProLIP,
-arXiv 2410.05270, there on the image tower's projection)."""
+arXiv 2410.05270, there on the image tower's projection).
+teacher-space: image features through a matrix, beside the teacher's class vectors (PromptKD, arXiv 2403.02781)."""
 Learn = Literal["together", "after"]
 """Whether a head is trained with the prompts or behind them."""
 OF_CLASSES: tuple[HeadKind, ...] = ("linear", "bias", "tip-adapter", "tip-adapter-f")
 """Heads that know classes one by one; the others act on all names alike."""
 CACHES: tuple[HeadKind, ...] = ("tip-adapter", "tip-adapter-f")
 """Heads that hold image features of training rows."""
-PENALTIES: Mapping[HeadKind, float] = {"projection": 0.2}
+OF_STORE: tuple[HeadKind, ...] = ("teacher-space",)
+"""Heads that hold something of every name of the store, and can say nothing of others."""
+PENALTIES: Mapping[HeadKind, float] = {"projection": 0.2, "teacher-space": 0.02}
 """The ridge penalty that `auto` stands for; 0 where a head is not named."""
 
 
@@ -52,11 +57,15 @@ class HeadMeta:
     """H, units of a clip-adapter; 0 in others."""
     ratio: float = 0.0
     """clip-adapter: the share of the network in image features."""
+    teacher_width: int = 0
+    """teacher-space: D, of the teacher's embedding; 0 in others."""
+    teacher_scale: float = 0.0
+    """teacher-space: the teacher's logit scale."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that no head has."""
-        numbers = (self.weight, self.alpha, self.beta, self.ratio)
-        sizes = (self.width - 1, self.cached, self.hidden)
+        numbers = (self.weight, self.alpha, self.beta, self.ratio, self.teacher_scale)
+        sizes = (self.width - 1, self.cached, self.hidden, self.teacher_width)
         if self.kind == "none" or min(sizes) < 0 or not all(map(math.isfinite, numbers)):
             raise ValueError(f"no head is of kind '{self.kind}' with sizes and numbers like these")
         if len(self.names) != len(self.ids):
@@ -73,6 +82,7 @@ class HeadMeta:
             "tip-adapter-f": cache,
             "clip-adapter": {"down": (self.hidden, width), "up": (width, self.hidden)},
             "projection": {"matrix": (width, width)},
+            "teacher-space": {"matrix": (width, self.teacher_width), "vectors": (known, self.teacher_width)},
         }
         return shapes[self.kind]
 
@@ -84,4 +94,5 @@ class HeadMeta:
     def public(self) -> dict[str, Any]:
         """What an export says of the head beside its names, in the order of its card."""
         keys = {"linear": ["weight"], "bias": ["weight"], "projection": ["weight"], "clip-adapter": ["hidden", "ratio"]}
+        keys |= {"teacher-space": ["weight", "teacher_width", "teacher_scale"]}
         return {key: getattr(self, key) for key in ("kind", *keys.get(self.kind, ["cached", "alpha", "beta"]))}

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from teachonce.heads.adapters import TipHead
+from teachonce.heads.teacher_space import TeacherSpaceHead
 from teachonce.memory.tally import LiveBytes, as_on_a_gpu
 from teachonce.models.clip import LoadedClip
 from teachonce.recipe.config import TrainConfig
@@ -186,6 +187,9 @@ class _FakeTrainer(Trainer):
 
     def _fill(self, head: TipHead, photos: Photos) -> None:
         """A cache counts as it is: what it holds costs nothing more."""
+
+    def _fill_with_teacher(self, head: TeacherSpaceHead, photos: Photos) -> None:
+        """Likewise of the teacher's class vectors."""
 
     def _step(self, rows: StepRows, step: int) -> _StepNames:
         drawn, tower = super()._step(rows, step), self.student.text

@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from teachonce.data.spelling import is_visible
 from teachonce.data.vocabulary import require_template
-from teachonce.errors import DataError, EnvironmentFault, TeachOnceError, UnsupportedModelError, UsageError
+from teachonce.errors import (
+    DataError,
+    EnvironmentFault,
+    FingerprintError,
+    TeachOnceError,
+    UnsupportedModelError,
+    UsageError,
+)
+from teachonce.heads.kinds import OF_STORE
 from teachonce.models import clip as clip_models
 from teachonce.models.clip import LoadedClip, exact_products
 from teachonce.models.prompt_files import LoadedPrompts
@@ -215,6 +223,8 @@ class PromptsAtWork:
         rows = torch.full((int(numbers.max()) + 1,), -1)
         rows[numbers[: len(theirs)]] = torch.arange(len(theirs))
         asked = numbers[len(theirs) :]
+        if meta.head is not None and meta.head.kind in OF_STORE:
+            _require_in_store([name for name, row in zip(names, rows[asked].tolist(), strict=True) if row < 0])
         return rows[asked], torch.unique(asked, return_inverse=True)[1]
 
     def _text_features(self, listed: list[str]) -> Tensor:
@@ -249,6 +259,21 @@ class PromptsAtWork:
     @cached_property
     def _text_tower(self) -> TextTower:
         return TextTower.from_clip(self._student.model, self._student.tokenizer)
+
+
+def _require_in_store(missing: list[str]) -> None:
+    """Refuse names of which a head in the teacher's space has no class vector.
+
+    Raises:
+        FingerprintError: there are such names.
+    """
+    if missing:
+        more = f" and {len(missing) - 3:,} more" if len(missing) > 3 else ""
+        raise FingerprintError(
+            f"the head of these prompts holds the teacher's class vectors of its store's names, and not those of "
+            f"{', '.join(map(repr, missing[:3]))}{more}: new names need the teacher",
+            hint="relabel the store to a vocabulary that has them, and train the head again",
+        )
 
 
 def _require_names(names: object) -> list[str]:

@@ -124,6 +124,10 @@ class TrainConfig:
             raise ValueError(f"compile is for the image tower; tower = '{tower}' runs none")
         if tower == "none" and self.head.head == "none":
             raise ValueError("tower = 'none' trains no prompts and head = 'none' no head: nothing would be learned")
+        if self.head.head == "teacher-space" and self.head.head_weight > 1:
+            raise ValueError(
+                f"head_weight = {self.head.head_weight:g}: the share of the teacher's space in the logits is at most 1"
+            )
         if tower != "none" and self.head.head in CACHES and self.head.head_learn == "together":
             raise ValueError(
                 f"head = '{self.head.head}' holds the rows that prompts are trained on, and so their answers: with "

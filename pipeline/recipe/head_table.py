@@ -19,9 +19,9 @@ def only_with(*heads: HeadKind) -> Idle:
     return Idle(("head",), lambda values: values["head"] not in heads)
 
 
-ADDED = only_with("linear", "bias", "projection")
-PENALISED = only_with("linear", "bias", "tip-adapter-f", "projection")
-TRAINED = only_with("linear", "bias", "tip-adapter-f", "clip-adapter", "projection")
+ADDED = only_with("linear", "bias", "projection", "teacher-space")
+PENALISED = only_with("linear", "bias", "tip-adapter-f", "projection", "teacher-space")
+TRAINED = only_with("linear", "bias", "tip-adapter-f", "clip-adapter", "projection", "teacher-space")
 NO_HEAD = idle(head="none")
 CACHED = only_with(*CACHES)
 NETWORK = only_with("clip-adapter")
@@ -41,7 +41,8 @@ class Head(Table):
     head: Annotated[HeadKind, Source("ours: prompts alone"), LATER] = "none"
     """linear: a residual vector for each class with photos (Task Residual, arXiv 2211.10277). bias: a number for each.
     tip-adapter, tip-adapter-f: cached rows (arXiv 2207.09519). clip-adapter: a network on image features (arXiv
-    2110.04544). projection: one matrix for the vectors of all names (ProLIP, arXiv 2410.05270). With tower = "none" the
+    2110.04544). projection: one matrix for the vectors of all names (ProLIP, arXiv 2410.05270). teacher-space: image
+    features through a matrix, beside the teacher's class vectors (PromptKD, arXiv 2403.02781). With tower = "none" the
     head is all that is trained."""
     head_learn: Annotated[Learn, NO_HEAD, idle(tower="none"), OURS, LATER] = "together"
     """together: prompts and head in the same steps. after: the prompts in `steps`, then the head in `head_steps`."""
@@ -50,11 +51,17 @@ class Head(Table):
     ] = 300
     """after: the steps of the head. With tower = "none" a head has `steps`."""
     head_weight: Annotated[float, Above(0), ADDED, Source("ours; Task Residual: 0.5"), LATER] = 1.0
-    """Between what is there without the head and what the head adds: residuals, numbers, or the matrix's product."""
+    """Between what is there without the head and what the head adds: residuals, numbers, or the matrix's product.
+    teacher-space: the share of the teacher's space in the logits, at most 1; 1 is PromptKD."""
     head_penalty: Annotated[
-        float | Literal["auto"], AtLeast(0), PENALISED, Source("ours: 0.2 for projection, else 0"), LATER
+        float | Literal["auto"],
+        AtLeast(0),
+        PENALISED,
+        Source("ours: 0.2 for projection, 0.02 for teacher-space, else 0"),
+        LATER,
     ] = "auto"
-    """Ridge: times the mean over classes or cached rows of what is added, squared; projection: times |A|^2."""
+    """Ridge: times the mean over classes or cached rows of what is added, squared; projection: times |A|^2;
+    teacher-space: times the squared distance of its matrix from where it began."""
     head_rate: Annotated[
         float, Above(0), AtMost(LARGEST_RATE), TRAINED, Source("Tip-Adapter-F and others: 0.001"), LATER
     ] = 0.001

@@ -72,13 +72,14 @@ def requirements(config: TrainConfig) -> Requirements:
     """What a run of this config needs."""
     loss, drawn = config.loss, config.candidates
     soft = loss.supervision != "hard"
+    in_teacher_space = config.head.head == "teacher-space"
     stored_classes = soft and loss.targets == "top-k"
     renormalised = stored_classes and loss.tail == "renormalise"
     return Requirements(
         views=config.loop.views_per_step,
         hard_labels=loss.supervision != "soft",
-        teacher=soft,
-        embeddings=soft and loss.targets == "embedding",
+        teacher=soft or in_teacher_space,
+        embeddings=soft and loss.targets == "embedding" or in_teacher_space,
         temperature=loss.tau_teacher if stored_classes and not renormalised else None,
         soft_classes=0 if not stored_classes else 2 if renormalised else 1,
         sampled_top=drawn.sampled_top if drawn.candidates == "sampled" else 0,

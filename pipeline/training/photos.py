@@ -7,7 +7,7 @@ Shapes: N labelled samples that are trained on, E embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from teachonce.errors import DataError
+from teachonce.heads.kinds import OF_STORE, HeadKind
 from teachonce.rows.order import Places, TrainingOrder
+from teachonce.rows.resident import StepRows
 from teachonce.rows.working_set import WorkingSet
 
 AT_ONCE = 1024  # rows whose features are computed together
@@ -36,10 +39,15 @@ class Photos:
     """The sample of each of them, counted from 0."""
     label: Labels
     """[N] of each sample."""
+    trained: Places
+    """Rows of the working set that are not held out, with a label or without."""
+    teacher_width: int = 0
+    """D, and the teacher's logit scale; 0 unless a head asks for the teacher."""
+    teacher_scale: float = 0.0
 
     @classmethod
-    def of(cls, rows: WorkingSet, order: TrainingOrder) -> Photos:
-        """What a working set holds for a head."""
+    def of(cls, rows: WorkingSet, order: TrainingOrder, head: HeadKind) -> Photos:
+        """What a working set holds for a head; of its teacher where the head classifies in its space."""
         labels = rows.label_column.astype(np.int64)
         trained = labels >= 0
         trained[order.held_out] = False
@@ -47,12 +55,30 @@ class Photos:
         numbers = rows.records["row"][places].astype(np.int64) // rows.store.layout.views
         _, first, sample = np.unique(numbers, return_index=True, return_inverse=True)
         classes = np.unique(labels[labels >= 0]).tolist()
-        return cls(classes, rows.vocabulary.ids, places, sample, labels[places[first]])
+        kept = np.setdiff1d(np.arange(len(rows)), order.held_out)
+        of_teacher = (rows.class_embeddings.shape[1], rows.teacher_scale) if head in OF_STORE else (0, 0.0)
+        return cls(classes, rows.vocabulary.ids, places, sample, labels[places[first]], kept, *of_teacher)
 
     @property
     def samples(self) -> int:
         """N."""
         return len(self.label)
+
+    @torch.no_grad()
+    def pairs(
+        self, taken: Callable[[Places], StepRows], features: Callable[[StepRows], Tensor]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Image features [n, E] of the rows that are not held out, and the teacher's embeddings [n, D], in blocks.
+
+        Args:
+            taken: rows of the working set.
+            features: unit image features of such rows.
+        """
+        for start in range(0, len(self.trained), AT_ONCE):
+            rows = taken(self.trained[start : start + AT_ONCE])
+            if rows.columns.embedding is None:
+                raise DataError("the head teacher-space needs the teacher's embeddings")
+            yield features(rows).float(), rows.columns.embedding.float()
 
     @torch.no_grad()
     def features(self, of_places: Callable[[Places], Tensor]) -> Tensor:

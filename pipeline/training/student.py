@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from teachonce.core.streams import MASKED_DIMENSIONS
 from teachonce.errors import UsageError
 from teachonce.heads.heads import head_of
-from teachonce.heads.kinds import CACHES, OF_CLASSES, HeadMeta
+from teachonce.heads.kinds import CACHES, OF_CLASSES, OF_STORE, HeadMeta
 from teachonce.heads.verbs import Head
 from teachonce.models.classifier import (
     distinct_rows,
@@ -99,8 +99,9 @@ class PromptedStudent:
         """A head that is not trained yet, and of each class its row among those that the head knows, [V] or -1."""
         asked, width = self.config.head, embedding_width(self.clip)
         rows: dict[int, int] = {}  # of a number of equal names: the class that stands for them
-        for number in photos.classes if photos is not None and asked.head in OF_CLASSES else ():
+        for number in self._known_one_by_one(photos):
             rows.setdefault(int(self.groups[number]), number)
+        self.standing_for = list(rows.values())
         place = torch.full((int(self.groups.max()) + 1,), -1)
         place[list(rows)] = torch.arange(len(rows))
         cached = photos.samples if photos is not None and asked.head in CACHES else 0
@@ -116,10 +117,20 @@ class PromptedStudent:
             beta=asked.tip_beta if asked.head in CACHES else 0.0,
             hidden=(asked.adapter_width or width // 4) if asked.head == "clip-adapter" else 0,
             ratio=asked.adapter_ratio if asked.head == "clip-adapter" else 0.0,
+            teacher_width=photos.teacher_width if photos is not None else 0,
+            teacher_scale=photos.teacher_scale if photos is not None else 0.0,
         )
         head = head_of(meta)
         head.begin(self.config.loop.seed)
         return head, to_device(place[self.groups], self.clip.device)
+
+    def _known_one_by_one(self, photos: Photos | None) -> Sequence[int]:
+        """The classes that the head knows: those with photos, or all names of the store."""
+        if photos is None:
+            return ()
+        if self.config.head.head in OF_STORE:
+            return range(len(self._given))
+        return photos.classes if self.config.head.head in OF_CLASSES else ()
 
     def _name_groups(self) -> Tensor:
         """Numbers of the classes, the same for those whose names are the same to the tokenizer, [V] int64."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from teachonce.errors import DataError, UsageError
 from teachonce.heads.adapters import TipHead
+from teachonce.heads.teacher_space import TeacherSpaceHead, regression
 from teachonce.losses.candidates import Candidates, all_candidates, sampled_candidates, teacher_candidates
 from teachonce.losses.regularisers import project
 from teachonce.models.clip import LoadedClip, exact_products
@@ -90,7 +91,7 @@ class Trainer:
             config.loop.seed,
             config.loop.held_out,
         )
-        self.photos = Photos.of(rows, self.order) if config.head.head != "none" else None
+        self.photos = Photos.of(rows, self.order, config.head.head) if config.head.head != "none" else None
         self.student = PromptedStudent(config, clip, rows.vocabulary.names, self.photos)
         steps = math.ceil(config.loop.epochs * self.order.steps_per_epoch) or config.loop.steps
         if steps == 1 and config.loss.soft_schedule != "constant":
@@ -234,11 +235,17 @@ class Trainer:
             self.learned.settle()
         if isinstance(head, TipHead) and self.photos is not None:
             self._fill(head, self.photos)
+        if isinstance(head, TeacherSpaceHead) and self.photos is not None:
+            self._fill_with_teacher(head, self.photos)
         self.objective.head, self.objective.known, self.student.head_acts = head, self.student.known, True
 
     def _fill(self, head: TipHead, photos: Photos) -> None:
         labels = self.student.known.cpu()[torch.from_numpy(photos.label)]
         head.fill(photos.features(lambda places: self.image_features(self.source.take(places))), labels)
+
+    def _fill_with_teacher(self, head: TeacherSpaceHead, photos: Photos) -> None:
+        vectors = torch.from_numpy(self.rows.class_embeddings[self.student.standing_for])
+        head.fill(vectors, regression(photos.pairs(self.source.take, self.image_features)))
 
     def result(self) -> AbstractContextManager[PromptedStudent]:
         """The student with the parameters that are the result: averaged ones where the config says so."""

@@ -21,6 +21,37 @@ class Known:
     rows: dict[str, int]  # a spelled name -> its row in the head
     cache: Tensor  # [N, E] unit features of the labelled samples, in the order of the store
     cached: Sequence[str]  # [N] the spelled name of each
+    teacher: TeacherSide | None = None  # where a head classifies in the teacher's space
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherSide:
+    """The teacher's class vectors and scale, and the matrix from the student's image features that is there first."""
+
+    vectors: dict[str, Tensor]  # a spelled name -> the first class's vector
+    scale: float
+    start: Tensor  # [E, D]
+
+
+def teacher_side(
+    names: Sequence[str], vectors: Tensor, scale: float, features: Tensor, embeddings: Tensor, ridge: float
+) -> TeacherSide:
+    """The ridge regression by least squares with as many further rows as there are entries, sqrt(lambda) each.
+
+    Args:
+        vectors: [V, D] the teacher's class vectors.
+        features: [N, E] unit image features of all rows that are trained on.
+        embeddings: [N, D] the teacher's of the same.
+        ridge: in units of the mean eigenvalue of the second moments.
+    """
+    x, e = features.double() / len(features) ** 0.5, embeddings.double() / len(features) ** 0.5
+    weight = (ridge * x.square().sum() / x.shape[1]) ** 0.5
+    more = weight * torch.eye(x.shape[1]).double()
+    start = torch.linalg.lstsq(torch.cat([x, more]), torch.cat([e, torch.zeros(len(more), e.shape[1])])).solution
+    by_name: dict[str, Tensor] = {}
+    for name, vector in zip(names, vectors, strict=True):
+        by_name.setdefault(name.lower(), vector.double())
+    return TeacherSide(by_name, scale, start)
 
 
 def known(names: Sequence[str], labels: Sequence[int], samples: Sequence[int], features: Tensor) -> Known:
@@ -73,6 +104,10 @@ def plain_logits(
         for name, vector in zip(names, text, strict=True):
             row = known_to_head.rows.get(name.lower())
             logit = scale * seen @ _vector(vector, row, of_head, options)
+            if options.head == "teacher-space":
+                assert known_to_head.teacher is not None
+                there = _in_teacher_space(image, name, of_head, known_to_head.teacher)
+                logit = (1 - options.head_weight) * logit + options.head_weight * there
             if options.head == "bias" and row is not None:
                 logit = logit + options.head_weight * of_head["bias"][row]
             line.append(logit + votes.get(name.lower(), 0.0))
@@ -82,8 +117,9 @@ def plain_logits(
 
 def plain_penalty(options: Any, of_head: Mapping[str, Tensor]) -> Tensor:
     """What the ridge penalty is times."""
-    if options.head == "projection":
-        return (of_head["matrix"] ** 2).sum()
+    if options.head in ("projection", "teacher-space"):
+        (matrix,) = of_head.values()
+        return (matrix**2).sum()
     (added,) = of_head.values()
     return (added**2).sum() / len(added)
 
@@ -94,6 +130,12 @@ def _vector(vector: Tensor, row: int | None, of_head: Mapping[str, Tensor], opti
     if options.head == "projection":
         vector = vector + options.head_weight * (vector @ of_head["matrix"])
     return vector / vector.norm()
+
+
+def _in_teacher_space(image: Tensor, name: str, of_head: Mapping[str, Tensor], teacher: TeacherSide) -> Tensor:
+    """The teacher's scale times the cosine of the projected image with the teacher's class vector."""
+    projected = image @ (teacher.start + of_head["move"])
+    return teacher.scale * (projected / projected.norm()) @ teacher.vectors[name.lower()]
 
 
 def _adapted(image: Tensor, of_head: Mapping[str, Tensor], ratio: float) -> Tensor:

@@ -115,6 +115,10 @@ CASES: dict[str, dict[str, Any]] = {
     "Tip-Adapter-F of drawn classes": {**HEAD, **DRAWN, "head": "tip-adapter-f", "tip_beta": 0.5, "micro_batch": 2},
     "CLIP-Adapter": {**HEAD, "head": "clip-adapter", "adapter_ratio": 0.6, "adapter_width": 5},
     "CLIP-Adapter on prompts": {"head": "clip-adapter", **EVERYTHING, "micro_batch": 5},
+    "teacher space, as PromptKD": {**HEAD, "head": "teacher-space", "supervision": "soft", "head_penalty": 0.0},
+    "teacher space, mixed and held": {**HEAD, "head": "teacher-space", "head_weight": 0.4, "head_penalty": 0.3},
+    "teacher space of drawn classes": {**DRAWN, "head": "teacher-space", "head_weight": 0.5, "targets": "embedding"},
+    "teacher space beside prompts": {"head": "teacher-space", "head_weight": 0.7, "micro_batch": 5},
     "all-sampled": {**ALL_SAMPLED, **EVERYTHING},
     "all-sampled in both towers": {**ALL_SAMPLED, "tower": "both", "micro_batch": 10},
 }

@@ -13,7 +13,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import head_reference
@@ -25,6 +25,7 @@ from coupled_reference import coupled_prompts
 from torch import Tensor, nn
 
 from teachonce.core.streams import MASKED_DIMENSIONS
+from teachonce.heads.teacher_space import RIDGE
 from teachonce.losses.candidates import sampled_candidates
 from teachonce.models.clip import LoadedClip
 from teachonce.recipe.config import TrainConfig
@@ -257,7 +258,12 @@ class PlainStep:
         assert everything.features is not None
         samples = (everything.row // self.rows.store.layout.views).tolist()
         features = torch.from_numpy(everything.features)
-        return head_reference.known(self.names, everything.label.tolist(), samples, features)
+        known = head_reference.known(self.names, everything.label.tolist(), samples, features)
+        if self.config.head.head != "teacher-space":
+            return known
+        vectors, embeddings = torch.from_numpy(self.rows.class_embeddings), torch.from_numpy(everything.embedding)
+        teacher = head_reference.teacher_side(self.names, vectors, self.rows.teacher_scale, features, embeddings, RIDGE)
+        return replace(known, teacher=teacher)
 
     def losses(self, text: Tensor, images: Tensor, batch: Batch, drawn: Drawn, leaves: Gradients) -> dict[str, Tensor]:
         """The means over the step of everything that the config asks for."""
