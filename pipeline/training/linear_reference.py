@@ -11,7 +11,7 @@ Shapes: n rows, E embedding, V classes, K names with photos, U names without.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +27,7 @@ from teachonce.models.classifier import distinct_rows, equal_rows, score
 from teachonce.models.clip import exact_products
 from teachonce.models.prompts import PromptMeta
 from teachonce.recipe.config import TrainConfig
+from teachonce.training.photos import Photos
 from teachonce.training.student import PromptedStudent
 
 if TYPE_CHECKING:
@@ -167,7 +168,8 @@ def _student(trainer: Trainer, with_photos: Places) -> PromptedStudent:
         tower="none", head="linear", supervision="hard", context=trainer.config.prompts.context, precision="fp32"
     )
     vocabulary = trainer.rows.vocabulary
-    return PromptedStudent(config, trainer.student.clip, vocabulary.names, with_photos.tolist(), vocabulary.ids)
+    photos = replace(Photos.of(trainer.rows, trainer.order), classes=with_photos.tolist())
+    return PromptedStudent(config, trainer.student.clip, vocabulary.names, photos)
 
 
 def _template_vectors(trainer: Trainer, student: PromptedStudent) -> Tensor:
