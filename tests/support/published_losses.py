@@ -101,3 +101,18 @@ def tip_adapter_logits(
     """
     affinity = torch.exp(-beta * (1 - images_BE @ keys_NE.T))
     return alpha * affinity @ values_NC + scale * images_BE @ texts_CE.T
+
+
+def promptkd(
+    images_BE: Tensor, projection_ED: Tensor, texts_CD: Tensor, teacher_BC: Tensor, scale: float, weight: float
+) -> Tensor:
+    """PromptKD (arXiv 2403.02781, equation 5, with the mean of trainers/promptkd.py) at temperature 1.
+
+    Args:
+        projection_ED: takes image features into the teacher's space.
+        texts_CD: the teacher's class vectors, unit.
+        teacher_BC: the teacher's logits.
+    """
+    projected = images_BE @ projection_ED
+    logits = scale * projected / projected.norm(dim=1, keepdim=True) @ texts_CD.T
+    return weight * divergence(torch.softmax(teacher_BC, 1), torch.softmax(logits, 1)) / logits.numel()

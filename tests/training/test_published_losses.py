@@ -226,3 +226,22 @@ def test_tip_adapter_f_trains_a_cache_of_all_training_photos(ground: Ground) -> 
 def lexical(rows: Tensor) -> Tensor:
     """The order that sorts rows by their numbers."""
     return torch.from_numpy(np.lexsort(rows.float().numpy().T))
+
+
+def test_promptkd_classifies_projected_images_with_the_teachers_class_vectors(ground: Ground) -> None:
+    """Its student has a logit scale of its own, which CLIP's models share: here it is the teacher's."""
+    config = load_train_config(Path("promptkd"), ["batch_size=24", "precision=fp32"])
+    trainer = Trainer(config, ground.clip, ground.rows)
+    moved_away(trainer, 3)
+    head, batch = trainer.student.head, ground.rows.batch(trainer.order.at(STEP)[1])
+    assert head is not None and batch.features is not None and batch.embedding is not None
+    matrix = head.tensors()["matrix"].double().requires_grad_()
+    classes = torch.from_numpy(ground.rows.class_embeddings).double()
+    teacher = TEACHER_SCALE * torch.from_numpy(batch.embedding).double() @ classes.T
+    images = torch.from_numpy(batch.features).double()
+    wanted = published.promptkd(images, matrix, classes, teacher, TEACHER_SCALE, 1000.0)
+    loss = trainer.step(STEP)["loss"]
+    assert loss == pytest.approx(float(wanted.detach()), rel=1e-5)
+    (gradient,) = torch.autograd.grad(wanted, matrix)
+    (ours,) = (p.grad for p in trainer.learners.parameters())
+    assert ours is not None and (ours - gradient).norm() <= 1e-4 * gradient.norm()
