@@ -40,7 +40,7 @@ ConfigFile = Annotated[
         "--config",
         metavar="FILE.toml",
         help="Training configuration, or a shipped one: rpp, rpp-reported, rpp-vitb16, coop, kdpl, kgcoop, maple, pomp, "
-        "pomp-vitb16, prograd, promptsrc, tip-adapter-f.",
+        "pomp-vitb16, prograd, promptkd, promptsrc, tip-adapter-f.",
     ),
 ]
 TrainSet = Annotated[

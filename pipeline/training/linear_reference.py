@@ -168,7 +168,7 @@ def _student(trainer: Trainer, with_photos: Places) -> PromptedStudent:
         tower="none", head="linear", supervision="hard", context=trainer.config.prompts.context, precision="fp32"
     )
     vocabulary = trainer.rows.vocabulary
-    photos = replace(Photos.of(trainer.rows, trainer.order), classes=with_photos.tolist())
+    photos = replace(Photos.of(trainer.rows, trainer.order, "linear"), classes=with_photos.tolist())
     return PromptedStudent(config, trainer.student.clip, vocabulary.names, photos)
 
 

@@ -381,7 +381,7 @@ def test_a_compiled_image_tower_trains_as_the_plain_one(rich: Path, student: str
 
 
 OURS = ("rpp", "rpp-reported", "rpp-vitb16")
-OTHERS = ("coop", "kdpl", "kgcoop", "maple", "pomp", "pomp-vitb16", "prograd", "promptsrc", "tip-adapter-f")
+OTHERS = ("coop", "kdpl", "kgcoop", "maple", "pomp", "pomp-vitb16", "prograd", "promptkd", "promptsrc", "tip-adapter-f")
 
 
 @pytest.mark.parametrize("recipe", [*OURS, *OTHERS])
