@@ -293,7 +293,8 @@ def class_gains(group: Group, key: str) -> tuple[ClassGain, ...]:
         plain = [line.template for line in lines if line.template is not None]
         if plain:
             top1 = float(np.mean([line.top1 for line in lines]))
-            gains.append(ClassGain(id=class_id, name=lines[0].name, n=lines[0].n, top1=top1, template=plain[0]))
+            template = plain[0] if len(set(plain)) == 1 else float(np.mean(plain))  # splits and seeds have other images
+            gains.append(ClassGain(id=class_id, name=lines[0].name, n=lines[0].n, top1=top1, template=template))
     return tuple(sorted(gains, key=lambda gain: (-gain.gain, gain.id)))
 
 

@@ -102,7 +102,7 @@ class Evaluation(Table):
         if self.name == HELD_OUT:
             raise ValueError(f"the name '{HELD_OUT}' means the held-out samples of the training data")
         super().__post_init__()
-        given = {key: getattr(self, key) for key in ("vocabulary", "root", "protocol")}
+        given = {key: getattr(self, key) for key in ("vocabulary", "root")}
         idle = [key for key, value in given.items() if value is not None] + ["split"] * (self.split != "val")
         if self.stored and idle:
             raise ValueError(f"{idle[0]} does nothing with manifest = '{STORE}': the store says it")

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from teachonce.core.progress import Reporter
 from teachonce.errors import TeachOnceError, UsageError
@@ -54,9 +55,16 @@ def wanted(planned: Sequence[Planned], folder: GridFolder) -> list[str]:
 
 @contextmanager
 def derived(
-    prepared: Prepared, todo: Sequence[Planned], root: Path | None, reporter: Reporter
+    prepared: Prepared, todo: Sequence[Planned], root: Path | None, reporter: Reporter, tried: set[Any] | None = None
 ) -> Iterator[list[Source]]:
     """Make what these cells need and try every setting on it; inside, the working sets are kept from being cleared.
+
+    Args:
+        prepared: the grid.
+        todo: the cells.
+        root: the folder of the data.
+        reporter: told about progress.
+        tried: settings that an earlier call of the same grid has tried; this call adds its own.
 
     Yields:
         The source of each cell.
@@ -68,7 +76,8 @@ def derived(
     with ExitStack() as stack:
         opened: dict[tuple[str, str | None, bool, bool], WorkingSet] = {}
         made: dict[str, LabelStore] = {}
-        sources, tried = [], set()
+        sources = []
+        tried = set() if tried is None else tried
         for planned in todo:
             derivation, config = planned.need.derivation, planned.cell.config
             store = planned.store

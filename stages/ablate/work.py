@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from distributed import Client
 
@@ -58,6 +59,7 @@ class _Run:
         self.before = states(prepared)
         self._stack = contextlib.ExitStack()
         self._client: Client | None = None
+        self._tried: set[Any] = set()
 
     def __enter__(self) -> None:
         """Open nothing: the cluster is opened for the first task."""
@@ -105,7 +107,7 @@ class _Run:
 
     def _run(self, todo: Sequence[Planned], what: str, pause: int | None = None) -> None:
         client = self._cluster()
-        with derived(self.prepared, todo, self.request.root, self.reporter) as sources:
+        with derived(self.prepared, todo, self.request.root, self.reporter, self._tried) as sources:
             jobs = [self._job(planned, source, pause) for planned, source in zip(todo, sources, strict=True)]
             for planned in todo:
                 write_document(self.prepared.folder.cell(planned.digest).cell, planned.description().document())
