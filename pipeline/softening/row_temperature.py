@@ -54,8 +54,8 @@ def row_temperatures(logits_BC: Tensor, entropy: float) -> RowTemperatures:
     too_flat = _entropy(values, high)[0] > entropy
     at = torch.zeros_like(low)
     for step in range(1, MOST_STEPS + 1):
-        found, slope = _entropy(values, at)
-        off = found - entropy
+        here, slope = _entropy(values, at)
+        off = here - entropy
         low, high = torch.where(off > 0, at, low), torch.where(off > 0, high, at)
         if bool(((off.abs() < CLOSE) | too_flat | too_sharp).all()):
             break

@@ -112,17 +112,8 @@ def make_plan(request: RelabelRequest, parent: LabelStore) -> Plan:
         FingerprintError: the prompts belong to another model than the teacher.
     """
     stored = parent.groups[LABELS].fingerprint
-    vocabulary = load_vocabulary(request.vocabulary, request.root) if request.vocabulary else parent.vocabulary()
-    if request.classes is not None:
-        vocabulary = take_classes(vocabulary, read_class_ids(request.classes, vocabulary))
+    vocabulary = _vocabulary(request, parent)
     top_k = min(parent.layout.top_k, len(vocabulary)) if request.top_k is None else request.top_k
-    if top_k > len(vocabulary):
-        raise UsageError(option("top_k") + f" {top_k} is larger than the vocabulary of {len(vocabulary)} classes")
-    if request.entropy is not None and request.entropy >= math.log(len(vocabulary)):
-        raise UsageError(
-            option("per_sample_temperature") + f" {request.entropy:g} nats cannot be had: the largest entropy over "
-            f"{len(vocabulary)} classes is {math.log(len(vocabulary)):.4g}"
-        )
     temperatures = request.temperatures or parent.layout.temperatures
     prompts = _trained(request, parent)
     templates = request.templates or tuple(stored["templates"])
@@ -136,7 +127,7 @@ def make_plan(request: RelabelRequest, parent: LabelStore) -> Plan:
         raise _nothing_to_change(parent)
     layout = new_layout(parent.layout.rows, len(vocabulary), top_k, temperatures, parent.layout.chunk_rows)
     kept = {key: value for key, value in stored.items() if key != "prompts"}
-    about = kept.pop("about")
+    facts = _facts(request, parent, kept.pop("about"))
     fingerprint = (
         kept
         | {
@@ -151,10 +142,31 @@ def make_plan(request: RelabelRequest, parent: LabelStore) -> Plan:
         }
         | made_by
         | adjusted
-        | {"about": _facts(request, parent, about)}
+        | {"about": facts}
     )
     layout = replace(layout, views=parent.layout.views)
     return Plan(layout, fingerprint, vocabulary, templates, prompts, wanted, request.entropy)
+
+
+def _vocabulary(request: RelabelRequest, parent: LabelStore) -> Vocabulary:
+    """The classes of the new store.
+
+    Raises:
+        UsageError: they are too few for the top k or for the entropy that is asked for.
+        DataError: a class list is not what it should be.
+    """
+    vocabulary = load_vocabulary(request.vocabulary, request.root) if request.vocabulary else parent.vocabulary()
+    if request.classes is not None:
+        vocabulary = take_classes(vocabulary, read_class_ids(request.classes, vocabulary))
+    classes = len(vocabulary)
+    if request.top_k is not None and request.top_k > classes:
+        raise UsageError(option("top_k") + f" {request.top_k} is larger than the vocabulary of {classes} classes")
+    if request.entropy is not None and request.entropy >= math.log(classes):
+        raise UsageError(
+            option("per_sample_temperature") + f" {request.entropy:g} nats cannot be had: the largest entropy over "
+            f"{classes} classes is {math.log(classes):.4g}"
+        )
+    return vocabulary
 
 
 def _nothing_to_change(parent: LabelStore) -> UsageError:
