@@ -52,6 +52,8 @@ TRAINING = {
     "pomp": ("candidates=sampled", "sampled_fill=40", "sampled_top=0", "correction=log10", "supervision=hard"),
     "drawn": ("candidates=all-sampled", "sampled_backward=64", "views_per_step=2"),
     "prograd": ("prograd=true", "hard_over=seen", "clip_gradient=0.5"),
+    "ranking": ("soft_loss=ranking", "mask_dimensions=0.3", "hard_loss=gce"),
+    "added": ("structure=accumulate", "init=words", "soft_loss=symmetric"),
     "smooth": ("label_smoothing=0.1", "supervision=hard", "warmup=constant", "schedule=constant"),
 }
 IMAGE_TRAINING = {

@@ -39,8 +39,8 @@ ConfigFile = Annotated[
     typer.Option(
         "--config",
         metavar="FILE.toml",
-        help="Training configuration, or a shipped one: rpp, rpp-reported, rpp-vitb16, coop, kdpl, kgcoop, maple, pomp, "
-        "pomp-vitb16, prograd, promptkd, promptsrc, tip-adapter-f.",
+        help="Training configuration, or a shipped one: rpp, rpp-reported, rpp-vitb16, coop, kdpl, kgcoop, maple, "
+        "pomp, pomp-vitb16, prograd, promptkd, promptsrc, tip-adapter-f.",
     ),
 ]
 TrainSet = Annotated[

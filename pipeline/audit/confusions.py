@@ -52,7 +52,7 @@ def confusions(evidence: Evidence) -> list[Confusion]:
     photos = dict(zip(evidence.photographed.tolist(), evidence.counts().tolist(), strict=True))
     vectors = evidence.class_vectors
     near = _near(vectors, evidence)
-    pairs_seen = []
+    pairs_seen: list[Confusion] = []
     for pair, count in sorted(taken.items(), key=lambda item: (-item[1], item[0])):
         if count < FEWEST or len(pairs_seen) == MOST:
             break

@@ -88,7 +88,8 @@ def compare(taught: Evidence, new: Evidence, nearest_taught: Floats, cross: Floa
     distance = np.sqrt(np.maximum(2 - 2 * (vectors @ vectors.T), 0))
     shuffles = np.stack([draw.permutation(is_new) for _ in range(PERMUTATIONS)])
     guessed = _predictions(taught, new)
-    within, predictions, classes, sureness = None, None, (), None
+    within, predictions, sureness = None, None, None
+    classes: tuple[ClassShift, ...] = ()
     if guessed is not None:
         (before, sure), (after, new_sure) = guessed
         groups = np.concatenate([before[sides[0]], after[sides[1]]])

@@ -71,7 +71,7 @@ class _Means:
     def cosines(self, vectors: Floats, label: Ids) -> Floats:
         """To the mean of each class, without the sample itself in that of its own, [b, K]."""
         dots = vectors @ self.sums.T
-        result = dots / np.maximum(self.lengths, np.float32(1e-6))
+        result: Floats = (dots / np.maximum(self.lengths, np.float32(1e-6))).astype(np.float32)
         rows = np.flatnonzero(label >= 0)
         mine = label[rows]
         along, length = dots[rows, mine], self.lengths[mine]

@@ -48,6 +48,10 @@ PAIRING = Stream("run", 3)
 """Rows of a working set that are proved before a run begins."""
 MASKED_DIMENSIONS = Stream("run", 4)
 """Dimensions of key and value prompts that a step leaves at their start; a part is a step."""
+IMAGE_NOISE = Stream("run", 5)
+"""What is added to image features in training; a part is a step."""
+NAME_NOISE = Stream("run", 6)
+"""What is added to the features of names; a part is a step."""
 ROW_ORDER = Stream("store", 0)
 """The blocks of samples in the order of a store."""
 RECHECK = Stream("verify", 0)

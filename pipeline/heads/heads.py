@@ -11,7 +11,7 @@ from torch import Tensor
 from teachonce.heads.adapters import BiasHead, ClipAdapterHead, TipHead
 from teachonce.heads.kinds import HeadMeta
 from teachonce.heads.teacher_space import TeacherSpaceHead
-from teachonce.heads.vectors import LinearHead, ProjectionHead
+from teachonce.heads.vectors import LinearHead, ProjectionHead, ProjectionLinearHead
 from teachonce.heads.verbs import Head
 
 HEADS: Mapping[str, Callable[[HeadMeta], Head]] = {
@@ -21,6 +21,7 @@ HEADS: Mapping[str, Callable[[HeadMeta], Head]] = {
     "tip-adapter-f": functools.partial(TipHead, trained=True),
     "clip-adapter": ClipAdapterHead,
     "projection": ProjectionHead,
+    "projection+linear": ProjectionLinearHead,
     "teacher-space": TeacherSpaceHead,
 }
 

@@ -24,13 +24,37 @@ class LinearHead(Head):
 
     def classes(self, features_KE: Tensor, known_K: Tensor) -> Tensor:
         """Unit class vectors with the residuals; of unknown classes exactly what came in."""
-        with_none = torch.cat([self.residual, self.residual.new_zeros(1, self.meta.width)])
-        moved = nn.functional.normalize(features_KE + self.meta.weight * with_none[known_K], dim=-1)
-        return torch.where((known_K >= 0)[:, None], moved, features_KE)
+        return self._with_residuals(features_KE, known_K)
+
+    def training_logits(self, features_KE: Tensor, images_BE: Tensor, known_K: Tensor, scale: float) -> list[Tensor]:
+        """Those of the class vectors: the handicap is for classifying, and a loss would only work against it."""
+        return [scale * images_BE @ self.classes(features_KE, known_K).T]
+
+    def extra_logits(self, images_BE: Tensor, known_K: Tensor) -> Tensor | None:
+        """Minus the handicap for known classes, [B, K]; None without one."""
+        return self._extra(known_K).expand(len(images_BE), -1) if self.meta.handicap else None
+
+    def scoring_classes(self, features_KE: Tensor, known_K: Tensor, scale: float) -> Tensor:
+        """With a handicap one more entry, in units of the scale."""
+        classes = self.classes(features_KE, known_K)
+        return torch.cat([classes, self._extra(known_K)[:, None] / scale], dim=1) if self.meta.handicap else classes
+
+    def scoring_images(self, images_BE: Tensor) -> Tensor:
+        """With a handicap one more entry: 1."""
+        one = images_BE.new_ones(len(images_BE), 1)
+        return torch.cat([images_BE, one], dim=1) if self.meta.handicap else images_BE
 
     def penalty(self) -> Tensor:
         """The mean over known classes of |r|^2."""
         return self.residual.square().sum(1).mean()
+
+    def _with_residuals(self, features_KE: Tensor, known_K: Tensor) -> Tensor:
+        with_none = torch.cat([self.residual, self.residual.new_zeros(1, self.meta.width)])
+        moved = nn.functional.normalize(features_KE + self.meta.weight * with_none[known_K], dim=-1)
+        return torch.where((known_K >= 0)[:, None], moved, features_KE)
+
+    def _extra(self, known_K: Tensor) -> Tensor:
+        return torch.where(known_K >= 0, -self.meta.handicap, 0.0)
 
 
 class ProjectionHead(Head):
@@ -51,3 +75,33 @@ class ProjectionHead(Head):
     def penalty(self) -> Tensor:
         """|A|^2, summed over its entries."""
         return self.matrix.square().sum()
+
+
+class ProjectionLinearHead(LinearHead):
+    """A matrix for all class vectors, and behind it a residual for each known class.
+
+    w1 = norm(w + w A) for every name, w2 = norm(w1 + weight r) for known ones, which are classified by w2. A step adds
+    the loss of w1 and the loss of w2 with w1 held: else residuals would explain the photos that the matrix, which other
+    names need, has to learn from.
+    """
+
+    def __init__(self, meta: HeadMeta) -> None:
+        super().__init__(meta)
+        self.matrix = nn.Parameter(torch.zeros(meta.width, meta.width))
+
+    def classes(self, features_KE: Tensor, known_K: Tensor) -> Tensor:
+        """Unit class vectors behind the matrix, with the residuals."""
+        return self._with_residuals(self._projected(features_KE), known_K)
+
+    def training_logits(self, features_KE: Tensor, images_BE: Tensor, known_K: Tensor, scale: float) -> list[Tensor]:
+        """Those of the matrix alone, and those of the residuals behind it as it is."""
+        projected = self._projected(features_KE)
+        moved = self._with_residuals(projected.detach(), known_K)
+        return [scale * images_BE @ projected.T, scale * images_BE.detach() @ moved.T]
+
+    def penalty(self) -> Tensor:
+        """|A|^2, summed over its entries."""
+        return self.matrix.square().sum()
+
+    def _projected(self, features_KE: Tensor) -> Tensor:
+        return nn.functional.normalize(features_KE + features_KE @ self.matrix, dim=-1)

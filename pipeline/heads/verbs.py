@@ -52,6 +52,10 @@ class Head(nn.Module):
         extra = self.extra_logits(images_BE, known_K)
         return logits if extra is None else logits + extra
 
+    def training_logits(self, features_KE: Tensor, images_BE: Tensor, known_K: Tensor, scale: float) -> list[Tensor]:
+        """The logits whose losses a step adds up, [B, K] each; most heads learn from those that they classify by."""
+        return [self.logits(features_KE, images_BE, known_K, scale)]
+
     def scoring_classes(self, features_KE: Tensor, known_K: Tensor, scale: float) -> Tensor:
         """Vectors of the classes that go with `scoring_images`, [K, S], S >= E.
 

@@ -5,6 +5,7 @@ It does not read images and does not train.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -207,6 +208,20 @@ class PromptsAtWork:
             there = known[first].to(features.device)
             vectors = head.to(features.device).scoring_classes(features[first], there, self._student.logit_scale)
         return vectors[groups.to(features.device)]
+
+    def unit_features(self, names: Sequence[str]) -> Tensor:
+        """Unit vectors of class names, [C, E] float32; see `LoadedPrompts.classifier`."""
+        features, meta = self.class_features(names), self._prompts.meta.head
+        if meta is None or not meta.handicap:
+            return features
+        unit, offsets = features[:, : meta.width], features[:, meta.width]
+        if bool((offsets != offsets[0]).any()):
+            warnings.warn(
+                f"names that were trained on compete with others: take {meta.handicap:g} nats from the logits of the "
+                "first, or use logits() or scoring_classes(), which do",
+                stacklevel=3,
+            )
+        return unit
 
     def logits(self, image_features: Tensor, names: Sequence[str]) -> Tensor:
         """Logits of unit image features among class names, [B, C]; see `LoadedPrompts.logits`."""

@@ -84,11 +84,11 @@ class CoupledLearner(Learner):
         for name, place, blocks, prompts in self._sources(text):
             start, change, bias = (self._part(part, place, blocks) for part in ("start", "map", "bias"))
             mapped_nMW = prompts @ (start + self._unit * change).transpose(1, 2) + bias[:, None]
-            stack = self._scale(self.image_scales, blocks) * mapped_nMW
+            stack = self._scale("image", blocks) * mapped_nMW
             values[name] = stack[0] if name == "context" else stack
         if "gate" in self._parameters:
             values["gate"] = self.get_parameter("gate")
-        return SlotPrompts(**values, replace=self.allocation.replace)  # type: ignore[arg-type]
+        return SlotPrompts(**values, replace=self.allocation.replace)
 
     @torch.no_grad()
     def load_start(self, prompts: SlotPrompts) -> None:
@@ -111,7 +111,7 @@ class CoupledLearner(Learner):
         equations: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
         for name, place, blocks, source in self._sources(self._text()):
             wanted = given[name][None] if name == "context" else given[name]
-            wanted = wanted.to(source) / self._scale(self.image_scales, blocks)
+            wanted = wanted.to(source) / self._scale("image", blocks)
             for block, inputs, outputs in zip(blocks, source, wanted, strict=True):
                 equations.setdefault((place, block), []).append((inputs, outputs))
         for (place, block), pairs in equations.items():
@@ -141,9 +141,9 @@ class CoupledLearner(Learner):
     def _sources(self, text: SlotPrompts) -> Iterator[tuple[str, str, range, Tensor]]:
         """Each image prompt: its name, whose maps it takes, its blocks, and the text prompts [n, M, D], scaled."""
         if text.context is not None:
-            yield "context", "context", range(1), text.context[None] / self._scale(self.text_scales, range(1))
+            yield "context", "context", range(1), text.context[None] / self._scale("text", range(1))
         for name, blocks in self._ranges.items():
-            scale = self._scale(self.text_scales, blocks)
+            scale = self._scale("text", blocks)
             yield name, "blocks", blocks, torch.stack([_prompt(text, name, block) for block in blocks]) / scale
 
     def _part(self, part: str, place: str, blocks: range) -> Tensor:
@@ -151,10 +151,9 @@ class CoupledLearner(Learner):
         first = self._first if place == "blocks" else 0
         return whole[blocks.start - first : blocks.stop - first]
 
-    @staticmethod
-    def _scale(scales_L: Tensor, blocks: range) -> Tensor:
+    def _scale(self, tower: str, blocks: range) -> Tensor:
         """[n, 1, 1] of the blocks; the context has the first block's."""
-        return scales_L[blocks.start : blocks.stop, None, None]
+        return self.get_buffer(f"{tower}_scales")[blocks.start : blocks.stop, None, None]
 
 
 def _width(prompts: SlotPrompts) -> int:

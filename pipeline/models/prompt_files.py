@@ -86,7 +86,9 @@ class LoadedPrompts:
         """Unit text features of class names, [C, E] float32. The first call loads the student.
 
         Prompts of the image tower alone go with the names in the hand-written context, in front of them. A head that
-        is class vectors is in them: of names that it knows they are moved, of all others they are as without it.
+        is class vectors is in them: of names that it knows they are moved, of all others they are as without it. A
+        handicap of the names that it knows is in `scoring_classes` and `logits` only; a warning says so where both
+        kinds of names compete.
 
         Raises:
             FingerprintError: the student's weights are not the ones the prompts were trained on.
@@ -98,7 +100,7 @@ class LoadedPrompts:
                 "features or logits",
                 hint="logits(image_features, names) gives what these prompts and their head make of images",
             )
-        return self._at_work.class_features(names)
+        return self._at_work.unit_features(names)
 
     def logits(self, image_features: Tensor, names: Sequence[str]) -> Tensor:
         """The logits of images among class names with prompts and head, whatever the head is, [B, C] float32.

@@ -128,6 +128,11 @@ class TrainConfig:
             raise ValueError(
                 f"head_weight = {self.head.head_weight:g}: the share of the teacher's space in the logits is at most 1"
             )
+        if self.head.head == "teacher-space" and self.head.head_weight == 1 and self.prompts.in_text:
+            raise ValueError(
+                "head_weight = 1 leaves all logits to the teacher's space, where text prompts take no part: "
+                "set tower = 'none' or 'image', or a smaller head_weight"
+            )
         if tower != "none" and self.head.head in CACHES and self.head.head_learn == "together":
             raise ValueError(
                 f"head = '{self.head.head}' holds the rows that prompts are trained on, and so their answers: with "

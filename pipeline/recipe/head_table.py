@@ -19,9 +19,10 @@ def only_with(*heads: HeadKind) -> Idle:
     return Idle(("head",), lambda values: values["head"] not in heads)
 
 
-ADDED = only_with("linear", "bias", "projection", "teacher-space")
-PENALISED = only_with("linear", "bias", "tip-adapter-f", "projection", "teacher-space")
-TRAINED = only_with("linear", "bias", "tip-adapter-f", "clip-adapter", "projection", "teacher-space")
+ADDED = only_with("linear", "bias", "projection", "projection+linear", "teacher-space")
+PENALISED = only_with("linear", "bias", "tip-adapter-f", "projection", "projection+linear", "teacher-space")
+TRAINED = Idle(("head",), lambda values: values["head"] in ("none", "tip-adapter"))
+HANDICAPPED = only_with("linear", "projection+linear")
 NO_HEAD = idle(head="none")
 CACHED = only_with(*CACHES)
 NETWORK = only_with("clip-adapter")
@@ -41,9 +42,9 @@ class Head(Table):
     head: Annotated[HeadKind, Source("ours: prompts alone"), LATER] = "none"
     """linear: a residual vector for each class with photos (Task Residual, arXiv 2211.10277). bias: a number for each.
     tip-adapter, tip-adapter-f: cached rows (arXiv 2207.09519). clip-adapter: a network on image features (arXiv
-    2110.04544). projection: one matrix for the vectors of all names (ProLIP, arXiv 2410.05270). teacher-space: image
-    features through a matrix, beside the teacher's class vectors (PromptKD, arXiv 2403.02781). With tower = "none" the
-    head is all that is trained."""
+    2110.04544). projection: one matrix for the vectors of all names (ProLIP, arXiv 2410.05270). projection+linear:
+    both, residuals behind the matrix. teacher-space: image features through a matrix, beside the teacher's class
+    vectors (PromptKD, arXiv 2403.02781). With tower = "none" the head is all that is trained."""
     head_learn: Annotated[Learn, NO_HEAD, idle(tower="none"), OURS, LATER] = "together"
     """together: prompts and head in the same steps. after: the prompts in `steps`, then the head in `head_steps`."""
     head_steps: Annotated[
@@ -62,6 +63,11 @@ class Head(Table):
     ] = "auto"
     """Ridge: times the mean over classes or cached rows of what is added, squared; projection: times |A|^2;
     teacher-space: times the squared distance of its matrix from where it began."""
+    head_handicap: Annotated[
+        float, AtLeast(0), HANDICAPPED, Source("ours: none; calibrated stacking, arXiv 1605.04253"), LATER
+    ] = 0.0
+    """Nats taken from the logits of the classes with photos when they compete with names that have none: such classes
+    win too often (calibrated stacking, Chao et al. 2016, arXiv 1605.04253). Training does not see it."""
     head_rate: Annotated[
         float, Above(0), AtMost(LARGEST_RATE), TRAINED, Source("Tip-Adapter-F and others: 0.001"), LATER
     ] = 0.001

@@ -100,6 +100,11 @@ class Loss(Table):
     hard_over: Annotated[Literal["all", "seen"], idle(supervision="soft"), OURS] = "all"
     """seen: only classes with samples compete in the hard loss; other names take part in the soft loss and in what
     follows, so that cross-entropy does not teach that they never occur."""
+    image_noise: Annotated[float, AtLeast(0), Source("ours; Bishop 1995, CapDec (arXiv 2211.00575)"), LATER] = 0.0
+    """Expected length of the normal noise that each step adds to the unit image features behind the hard and soft
+    losses, which are made unit again. What is evaluated has none."""
+    name_noise: Annotated[float, AtLeast(0), Source("ours; Bishop 1995, CapDec (arXiv 2211.00575)"), LATER] = 0.0
+    """Likewise of the unit features of names."""
     anchor_weight: Annotated[
         float,
         AtLeast(0),

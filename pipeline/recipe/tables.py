@@ -102,7 +102,8 @@ class Optimiser(Table):
     momentum: Annotated[float, Between(0, 1), idle_unless(optimizer="sgd"), Source("POMP")] = 0.9
     """sgd only."""
     weight_decay: Annotated[float, AtLeast(0), NO_PROMPTS, Source("ours: LayerNorm makes prompts scale-free")] = 0.0
-    """Pulls prompts towards where they started; a head has `head_penalty`. Replaced ones have none: the norm behind them drops their scale."""
+    """Pulls prompts towards where they started; a head has `head_penalty`. Replaced ones have none: the norm behind
+    them drops their scale."""
     clip_gradient: Annotated[float, AtLeast(0), Source("ours: no limit")] = 0.0
     """Largest norm of the whole gradient; 0: no limit."""
     schedule: Annotated[

@@ -43,11 +43,18 @@ def prompted_model(
             bare names, whatever they look like.
 
     Raises:
-        UsageError: a template without exactly one place for the name; or as `load_prompts` raises it.
+        UsageError: a template without exactly one place for the name; a head that is neither class vectors nor image
+            features; or as `load_prompts` raises it.
         FingerprintError: the student's weights are not the ones the prompts were trained on.
     """
     frames = None if templates is None else [_frame(template) for template in templates]
     prompts = load_prompts(folder, model)
+    head = prompts.meta.head
+    if head is not None and not (head.is_class_vectors or head.is_image_features):
+        raise UsageError(
+            f"the head '{head.kind}' of these prompts adds to logits: no features of texts and images stand for it",
+            hint="load_prompts(...).logits(image_features, names) gives its logits",
+        )
     prompts = prompts.bound_to(load_clip(prompts.model, device))
     adapted = PromptedClip(prompts, bare=frames is None)
     return adapted, NameTokenizer(adapted.tokenizer, frames or [("", "")]), adapted.preprocess
@@ -86,11 +93,14 @@ class PromptedClip(nn.Module):
         if self._bare:
             for name in names:
                 self._require_bare(name)
-        return self.prompts.classifier(names)
+        return self.prompts.scoring_classes(names)
 
     @torch.no_grad()
     def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
-        """Image features, [B, E]: the model's own, or with prompts in the image tower theirs, of unit length."""
+        """Image features, [B, E]: the model's own; of unit length with prompts or a head that change them."""
+        head = self.prompts.meta.head
+        if head is not None and head.is_image_features:
+            return self.prompts.scoring_images(self.prompts.image_features(image))
         if self.prompts.image is not None:
             return self.prompts.image_features(image)
         features: Tensor = self.clip.encode_image(image, normalize=normalize)  # type: ignore[operator]

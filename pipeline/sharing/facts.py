@@ -46,6 +46,7 @@ _SCORE_KEYS = (
     "digests",
     "baseline",
     "paired",
+    "linear",
 )
 
 
@@ -90,6 +91,8 @@ class ExportFacts:
     training: dict[str, Any]
     data: DataFacts
     evaluations: tuple[dict[str, Any], ...]
+    head: dict[str, Any] | None = None
+    """Kind, numbers and known names of the head behind the towers; None without."""
     class_weights: dict[str, Any] | None = field(default=None)
     """Classes, width, tied names and digest of classes.tsv; None where no names were given."""
 
@@ -138,6 +141,7 @@ def gather(run: Path, prompts: LoadedPrompts, licence: str | None, version: str)
         student=public(meta.student),
         student_digest=meta.student_digest,
         structure=meta.public(),
+        head=None if meta.head is None else {**meta.head.public(), "names": list(meta.head.names)},
         origin=origin,
         training=training,
         data=data,

@@ -45,7 +45,8 @@ def model_card(facts: ExportFacts, place: str) -> str:
         local_student=facts.student.startswith(LOCAL_DIR),
         tower=facts.structure["tower"],
         origin_text=_ORIGIN[facts.origin],
-        structure_rows=_structure_rows(facts.structure),
+        structure_rows=[*_structure_rows(facts.structure), *_head_rows(facts.head)],
+        head_limit=_head_limit(facts.head),
         training_rows=list(_training_rows(facts.training)),
         data_rows=list(_data_rows(facts)),
         score_rows=[_score_row(row) for row in facts.evaluations],
@@ -101,6 +102,24 @@ def _structure_rows(structure: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, "all" if name.endswith("depth") and value == 0 else str(value)) for name, value in rows]
 
 
+def _head_rows(head: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if head is None:
+        return []
+    words = {"kind": "head behind the towers"}
+    rows = [(words.get(key, f"its {key}"), str(value)) for key, value in head.items() if key != "names"]
+    return [*rows, ("classes that it knows", f"{len(head['names']):,}")] if head["names"] else rows
+
+
+def _head_limit(head: dict[str, Any] | None) -> str:
+    """How a head that is no class vectors is used; empty for all others."""
+    if head is None or head["kind"] in ("linear", "projection"):
+        return ""
+    return (
+        f"The head '{head['kind']}' changes image features or logits: no matrix of class weights stands for it; "
+        "take `prompts.logits(image_features, names)`."
+    )
+
+
 def _training_rows(training: dict[str, Any]) -> Iterator[tuple[str, str]]:
     words = {
         "steps": "training steps",
@@ -138,7 +157,7 @@ def _data_rows(facts: ExportFacts) -> Iterator[tuple[str, str]]:
 
 def _score_row(row: dict[str, Any]) -> list[str]:
     low, high = row.get("top1_interval") or (None, None)
-    baseline = row.get("baseline") or {}
+    baseline, linear = row.get("baseline") or {}, row.get("linear") or {}
     mixed = f", {row['wise']:g} of the prompts mixed with the template" if row.get("wise", 1) != 1 else ""
     where = f"{row.get('manifest') or 'not recorded'}, {row.get('split') or 'split not recorded'}"
     return [
@@ -151,6 +170,7 @@ def _score_row(row: dict[str, Any]) -> list[str]:
         percent(row.get("macro")),
         f"{row['ece']:.3f}" if "ece" in row else "",
         f"{percent(baseline['top1'])} ({baseline.get('template', '')})" if "top1" in baseline else "",
+        percent(linear.get("top1")),
     ]
 
 
@@ -166,6 +186,11 @@ def _held_out(training: dict[str, Any]) -> str:
 def _limits(facts: ExportFacts) -> Iterator[str]:
     yield "They belong to this student's weights and to no other model; loading compares the digest."
     names = f"these {facts.data.classes:,} names" if facts.data.classes else "the names they were trained on"
+    if facts.head is not None and facts.head["names"]:
+        yield (
+            f"The head knows the {len(facts.head['names']):,} classes that had photos, by the names in prompts.json; "
+            "it changes no other name."
+        )
     yield f"Prompts that were trained on few classes can lose on others: expect the accuracy above on {names} only."
     if not facts.evaluations:
         yield "Their accuracy was not measured, on any data."

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from teachonce.core.streams import LINEAR_REFERENCE
 from teachonce.errors import TeachOnceError
-from teachonce.heads.vectors import Head
+from teachonce.heads.verbs import Head
 from teachonce.models.classifier import distinct_rows, equal_rows, score
 from teachonce.models.clip import exact_products
 from teachonce.models.prompts import PromptMeta

@@ -197,9 +197,12 @@ class Objective:
             hard: cross-entropy, or generalised cross-entropy, mean over the step's labelled rows. soft: tau^2 times the
             divergence from the teacher, mean over its rows. consistency: KL from the bare student, mean over its rows.
             Only what the config asks for; with kl_mean = "rows-and-classes" the two divergences are divided by the
-            number of candidates besides.
+            number of candidates besides. Of a head that learns from several logits they are sums over these.
         """
-        logits_BK = self._logits(features_KE, images_BE, classes)
+        every = [self._of_logits(x, block, classes, counts) for x in self._logits(features_KE, images_BE, classes)]
+        return {name: torch.stack([losses[name] for losses in every]).sum() for name in every[0]}
+
+    def _of_logits(self, logits_BK: Tensor, block: Block, classes: StepClasses, counts: Counts) -> dict[str, Tensor]:
         log_weight = classes.of_rows(block.rows)
         losses: dict[str, Tensor] = {}
         divisor = counts.rows * (len(classes.classes) if self.config.loss.kl_mean == "rows-and-classes" else 1)
@@ -224,10 +227,10 @@ class Objective:
             losses["consistency"] = self._consistency(logits_BK, log_weight, block, classes).sum() / divisor
         return losses
 
-    def _logits(self, features_KE: Tensor, images_BE: Tensor, classes: StepClasses) -> Tensor:
+    def _logits(self, features_KE: Tensor, images_BE: Tensor, classes: StepClasses) -> list[Tensor]:
         if self.head is None or self.known is None:
-            return self.scale * images_BE @ features_KE.T
-        return self.head.logits(features_KE, images_BE, self.known[classes.classes], self.scale)
+            return [self.scale * images_BE @ features_KE.T]
+        return self.head.training_logits(features_KE, images_BE, self.known[classes.classes], self.scale)
 
     def once(self, features_KE: Tensor, classes: StepClasses) -> dict[str, Tensor]:
         """What a step has once, however many blocks its rows are: the anchor, and the head's penalty.
@@ -284,7 +287,7 @@ class Objective:
             return dense_rows(log_p, logits_BK, log_weight, tau, kind)
         if block.targets is None:
             raise DataError("the soft loss needs the teacher's stored top k")
-        if loss.tail in ("ghost", "renormalise"):
+        if loss.tail == "ghost" or loss.tail == "renormalise":
             function = ghost_rows if loss.tail == "ghost" else renormalise_rows
             return function(logits_BK, log_weight, block.targets, classes.columns, tau, loss.tau_teacher, kind)
         log_p = top_k_columns(

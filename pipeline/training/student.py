@@ -110,6 +110,7 @@ class PromptedStudent:
             kind=asked.head,
             width=width,
             weight=asked.head_weight,
+            handicap=asked.head_handicap if asked.head in ("linear", "projection+linear") else 0.0,
             names=tuple(self._given[number] for number in rows.values()),
             ids=tuple(photos.ids[number] for number in rows.values()) if photos is not None else (),
             cached=cached,

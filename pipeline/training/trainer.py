@@ -29,6 +29,7 @@ from teachonce.rows.order import TrainingOrder
 from teachonce.rows.resident import RowSource, StepRows, Wanted, source_of
 from teachonce.rows.working_set import WorkingSet
 from teachonce.training.learned import Learned
+from teachonce.training.noise import StepNoise
 from teachonce.training.objective import Counts, Judge, Objective, StepClasses, StepReport, Teacher, block_of
 from teachonce.training.photos import Photos
 from teachonce.training.schedule import soft_weight, warmup_steps
@@ -258,6 +259,8 @@ class Trainer:
     def warnings(self) -> list[str]:
         """What a user should know although it is no error: one sentence each."""
         config = self.config
+        if not config.learns:
+            return [f"head = '{config.head.head}' alone trains nothing: the run takes no step"]
         if config.optimiser.warmup == "linear" and self.warmup > self.steps:
             return [
                 f"the learning rate rises for {self.warmup} steps and this run has {self.steps}: "
@@ -285,6 +288,7 @@ class Trainer:
         total, on_images = len(rows.label), self.student.behind_images()
         on_head = self.student.parameters("head") if self.objective.head is not None else []
         counts = Counts(total, int((rows.label >= 0).sum()))
+        noise = StepNoise(self.config.loss.image_noise, self.config.loss.name_noise, self.config.loop.seed, step)
         gradients = _Gradients({}, [], [], [])
         for start in range(0, total, self._block_size(total)):
             part = slice(start, min(start + self._block_size(total), total))
@@ -293,10 +297,10 @@ class Trainer:
             leaf = images.detach().requires_grad_(images.requires_grad)
             block = block_of(rows.columns, part, self.config)
             with exact_products():
-                features = text.features[text.place]
-                losses = self.objective.rows(features, leaf, block, classes, counts)
+                features = noise.on_names(text.features[text.place], classes.groups)
+                losses = self.objective.rows(features, noise.on_images(leaf, part, total), block, classes, counts)
                 if start == 0:
-                    losses |= self.objective.once(features, classes)
+                    losses |= self.objective.once(text.features[text.place], classes)
                 inputs = [text.features, leaf, *on_head]
                 parts = [gradients_of(loss, inputs) for loss in self.objective.directions(losses, weights)]
             add_gradients(gradients.features, [[part[0]] for part in parts])

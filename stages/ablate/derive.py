@@ -47,8 +47,8 @@ def wanted(planned: Sequence[Planned], folder: GridFolder) -> list[str]:
     for digest, rule in rules.items():
         if not folder.selection(str(digest)).exists():
             said = {"shots": rule.shots, "top_k": rule.top_k, "classes": rule.classes and len(rule.classes)}
-            said |= {"left out by": rule.clean}
             words = ", ".join(f"{key} {value}" for key, value in said.items() if value)
+            words += ", without what an audit lists" if rule.clean else ""
             missing.append(f"selection {digest}.json: {words}{', all names' if rule.all_names else ''}")
     return missing
 

@@ -18,7 +18,7 @@ from teachonce.core.machine import default_threads
 from teachonce.core.progress import Reporter
 from teachonce.core.sums import CARD_FILE, SUMS_FILE, require_unchanged, write_sums
 from teachonce.data.vocabulary import Vocabulary, shown
-from teachonce.errors import DataError, IntegrityError
+from teachonce.errors import DataError, IntegrityError, UsageError
 from teachonce.models.clip import load_clip, tune_process
 from teachonce.models.prompt_files import LoadedPrompts, load_prompts
 from teachonce.models.prompt_names import CONFIG_FILE, EXPORTED, META_FILE, TENSORS_FILE
@@ -35,6 +35,7 @@ def export(request: ExportRequest, classes: Vocabulary | None, reporter: Reporte
     prompts = load_prompts(request.run, request.student)
     facts = gather(request.run, prompts, request.licence, __version__)
     if classes is not None:
+        _require_class_vectors(prompts)
         prompts = _with_student(prompts, request)
     else:
         reporter.note(
@@ -58,6 +59,20 @@ def export(request: ExportRequest, classes: Vocabulary | None, reporter: Reporte
         reloaded=True,
         pushed=pushed,
     )
+
+
+def _require_class_vectors(prompts: LoadedPrompts) -> None:
+    """Refuse class weights of prompts with a head that changes images or logits: they would leave the head out.
+
+    Raises:
+        UsageError: such a head.
+    """
+    head = prompts.meta.head
+    if head is not None and not head.is_class_vectors:
+        raise UsageError(
+            f"the head '{head.kind}' of these prompts is no class vectors: class weights would leave it out",
+            hint=phrase("leave {classes} out; load_prompts(...).logits(image_features, names) gives its logits"),
+        )
 
 
 def _pushed(folder: Path, repository: str, prompts_digest: str, reporter: Reporter) -> str:

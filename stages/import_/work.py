@@ -82,8 +82,14 @@ def _asked(request: ImportRequest, prompts: ForeignPrompts, image: SlotPrompts |
     """The prompts as a run of ours asks for them; the words that they began as are not in the checkpoint."""
     if not prompts.replaces:
         return Prompts(structure="shared", context="", init="normal", position=request.position)
-    both = {"tower": "both", "image_depth": len(prompts.image)} if image is not None else {}
-    return Prompts(structure="shared-replace", context="", init="normal", depth=1 + len(prompts.deeper), **both)
+    return Prompts(
+        tower="text" if image is None else "both",
+        structure="shared-replace",
+        context="",
+        init="normal",
+        depth=1 + len(prompts.deeper),
+        image_depth=len(prompts.image),
+    )
 
 
 def _result(

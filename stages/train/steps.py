@@ -20,7 +20,7 @@ from teachonce.labels.metadata import features_group
 from teachonce.labels.selection import Selection
 from teachonce.labels.store import LabelStore
 from teachonce.models.clip import LoadedClip, allow_tf32, load_clip, resolved_precision, tune_process
-from teachonce.models.prompt_files import load_prompts
+from teachonce.models.prompt_files import LoadedPrompts, load_prompts
 from teachonce.phrases import option, phrase, setting
 from teachonce.recipe.config import TrainConfig
 from teachonce.recipe.config_file import config_text
@@ -125,7 +125,7 @@ def _build(
     vocabulary = rows.vocabulary
     require_labels(request.config, rows)
     trainer = Trainer(request.config, clip, rows, images)
-    start = OWN_START if request.init is None else _start_from(request.init, trainer)
+    start = OWN_START if request.init is None else _start_from(request.init, trainer, reporter)
     frozen = None if request.config.prompts.in_text else trainer.student.frozen_classes
     if not trainer.student.is_sound() or (frozen is not None and not bool(frozen.isfinite().all())):
         whose = request.student if request.init is None else f"{request.student} with the prompts in {request.init}"
@@ -155,7 +155,7 @@ def require_labels(config: TrainConfig, rows: WorkingSet) -> None:
         )
 
 
-def _start_from(folder: Path, trainer: Trainer) -> str:
+def _start_from(folder: Path, trainer: Trainer, reporter: Reporter) -> str:
     """Put saved prompts in as the start; returns their digest."""
     student = trainer.student
     loaded = load_prompts(folder).bound_to(student.clip)
@@ -185,7 +185,31 @@ def _start_from(folder: Path, trainer: Trainer) -> str:
             f"{trainer.config.prompts.position}",
             hint=setting("position", loaded.meta.position),
         )
+    _start_head(folder, loaded, trainer, reporter)
     return loaded.tensors_digest
+
+
+def _start_head(folder: Path, loaded: LoadedPrompts, trainer: Trainer, reporter: Reporter) -> None:
+    """Put a saved head in as the start, where this run has the same one of the same classes; else say what begins anew.
+
+    Raises:
+        UsageError: the folder has a head, and this run has none, or one of another kind.
+    """
+    ours, theirs = trainer.student.head, loaded.head
+    if theirs is None:
+        return
+    if ours is None or ours.meta.kind != theirs.meta.kind:
+        raise UsageError(
+            f"the prompts in {folder} have the head '{theirs.meta.kind}', and this run's is "
+            f"'{trainer.config.head.head}'",
+            hint=setting("head", theirs.meta.kind),
+        )
+    if ours.meta != theirs.meta:
+        reporter.note(
+            f"the head '{ours.meta.kind}' begins anew: the one in {folder} is of other classes, rows or numbers"
+        )
+    else:
+        ours.load({name: tensor.to(trainer.device) for name, tensor in theirs.tensors().items()})
 
 
 def _start(request: TrainRequest, trainer: Trainer, identity: Identity, log: RunLog, reporter: Reporter) -> int:

@@ -90,9 +90,9 @@ def test_named_cells_change_several_keys_and_take_every_seed_but_one_they_name(t
 def test_a_named_cell_may_have_a_recipe_of_its_own_under_what_the_base_states(tmp_path: Path) -> None:
     """Nothing of the grid's recipe is left in it; the seeds are the grid's, and paths are relative to the grid."""
     (tmp_path / "own.toml").write_text("batch_size = 3\nsteps = 8\nseed = 5\n")
-    own = '[[cells]]\nname = "own"\nconfig = "own.toml"\nbatch_size = 4\n'
+    second = '[[cells]]\nname = "own"\nconfig = "own.toml"\nbatch_size = 4\n'
     text = 'config = "pomp-vitb16"\n[base]\nsteps = 7\nepochs = 0\n[axes]\nseed = [0, 1]\n'
-    listed = cells(tmp_path, text + '[[cells]]\nname = "coop"\nconfig = "coop"\n' + own)
+    listed = cells(tmp_path, text + '[[cells]]\nname = "coop"\nconfig = "coop"\n' + second)
     assert [cell.name for cell in listed[2:]] == ["coop seed=0", "coop seed=1", "own seed=0", "own seed=1"]
     assert listed[3].config == load_train_config(Path("coop"), ["epochs=0", "steps=7", "seed=1"])
     assert listed[5].config == TrainConfig.of(steps=7, batch_size=4, seed=1)

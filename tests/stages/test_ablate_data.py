@@ -73,7 +73,8 @@ def test_a_grid_varies_wrong_labels_and_whether_an_audit_leaves_them_out(
     """Two shares of wrong labels, each as it is and without what an audit of that store leaves out."""
     text = (
         PLAIN
-        + '[data]\nnoise_seed = "seed"\n[axes]\nseed = [0]\n"data.label_noise" = [0.0, 0.5]\n"data.clean" = [false, true]\n'
+        + '[data]\nnoise_seed = "seed"\n[axes]\nseed = [0]\n'
+        + '"data.label_noise" = [0.0, 0.5]\n"data.clean" = [false, true]\n'
     )
     out = tmp_path / "out"
     result = run(write(tmp_path / "grid.toml", text), rich, student, out, Notes())

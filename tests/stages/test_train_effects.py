@@ -59,6 +59,7 @@ CASES = (
     Case("tower=none head=linear", "", ("learning_rate=1", "weight_decay=0.1")),
     Case("tower=none head=linear", "tower=image", ("init=words",)),
     Case("", "head=linear", ("head_weight=0.5", "head_penalty=0.3", "head_rate=0.1", "head_learn=after")),
+    Case("", "head=linear", ("head_handicap=1",)),
     Case("", "head=linear head_learn=after", ("head_steps=2",)),
     Case("tower=none head=linear", "head=linear", ("head_learn=after",)),
     Case("tower=none head=linear", "head=linear head_learn=after", ("head_steps=2",)),

@@ -99,10 +99,14 @@ def test_a_stopped_run_goes_on_to_the_bit(trained: Path, labels: Path, student: 
     assert load_prompts(out).tensors_digest == load_prompts(trained).tensors_digest
 
 
-def test_a_store_without_embeddings_is_refused(finished: Path, student: str, tmp_path: Path) -> None:
+def test_a_store_without_embeddings_and_weights_that_mean_nothing_are_refused(
+    finished: Path, student: str, tmp_path: Path
+) -> None:
     """The regression needs what the teacher made of the images, whatever the loss reads."""
     labels = worlds.copy_store(finished, tmp_path)
     with pytest.raises(DataError, match="embeddings"):
         run(labels, student, tmp_path / "run", *KEYS)
     with pytest.raises(UsageError, match="at most 1"):
         run(labels, student, tmp_path / "run", *KEYS, "head_weight=1.5")
+    with pytest.raises(UsageError, match="text prompts take no part"):
+        run(labels, student, tmp_path / "run", *KEYS, "head_weight=1", "tower=both")

@@ -115,11 +115,33 @@ def plain_logits(
     return torch.stack(lines)
 
 
+def plain_training_logits(
+    options: Any,
+    of_head: Mapping[str, Tensor],
+    known_to_head: Known,
+    names: Sequence[str],
+    text: Tensor,
+    images: Tensor,
+    scale: float,
+) -> list[Tensor]:
+    """The logits whose losses are added up; arguments as of `plain_logits`."""
+    if options.head != "projection+linear":
+        return [plain_logits(options, of_head, known_to_head, names, text, images, scale)]
+    projected = text + text @ of_head["matrix"]
+    projected = projected / projected.norm(dim=1, keepdim=True)
+    held = projected.detach()
+    moved = [
+        held[number] + options.head_weight * of_head["residual"][row] if row is not None else held[number]
+        for number, row in enumerate(known_to_head.rows.get(name.lower()) for name in names)
+    ]
+    moved = [vector / vector.norm() for vector in moved]
+    return [scale * images @ projected.T, scale * images.detach() @ torch.stack(moved).T]
+
+
 def plain_penalty(options: Any, of_head: Mapping[str, Tensor]) -> Tensor:
     """What the ridge penalty is times."""
-    if options.head in ("projection", "teacher-space"):
-        (matrix,) = of_head.values()
-        return (matrix**2).sum()
+    if options.head in ("projection", "projection+linear", "teacher-space"):
+        return (next(of_head[name] for name in ("matrix", "move") if name in of_head) ** 2).sum()
     (added,) = of_head.values()
     return (added**2).sum() / len(added)
 

@@ -24,7 +24,7 @@ import tower_reference
 from coupled_reference import coupled_prompts
 from torch import Tensor, nn
 
-from teachonce.core.streams import MASKED_DIMENSIONS
+from teachonce.core.streams import IMAGE_NOISE, MASKED_DIMENSIONS, NAME_NOISE
 from teachonce.heads.teacher_space import RIDGE
 from teachonce.losses.candidates import sampled_candidates
 from teachonce.models.clip import LoadedClip
@@ -120,7 +120,7 @@ class PlainStep:
             "consistency": self.config.loss.consistency_weight,
             "penalty": self.config.head.penalty,
         }
-        parts = self.losses(text, images, batch, drawn, leaves)
+        parts = self.losses(text, images, batch, drawn, leaves, step)
         loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         gradient, against = self.gradient(leaves, loss, parts, text, step)
         return Told(
@@ -243,11 +243,11 @@ class PlainStep:
         assert batch.features is not None
         return torch.from_numpy(batch.features).double()
 
-    def logits(self, text: Tensor, images: Tensor, leaves: Gradients) -> Tensor:
-        """[B, V]."""
+    def logits(self, text: Tensor, images: Tensor, leaves: Gradients) -> list[Tensor]:
+        """[B, V] each: those whose losses are added up."""
         if self.config.head.head == "none":
-            return self.scale * images @ text.T
-        return head_reference.plain_logits(
+            return [self.scale * images @ text.T]
+        return head_reference.plain_training_logits(
             self.config.head, of_head(leaves), self.known, self.names, text, images, self.scale
         )
 
@@ -265,9 +265,25 @@ class PlainStep:
         teacher = head_reference.teacher_side(self.names, vectors, self.rows.teacher_scale, features, embeddings, RIDGE)
         return replace(known, teacher=teacher)
 
-    def losses(self, text: Tensor, images: Tensor, batch: Batch, drawn: Drawn, leaves: Gradients) -> dict[str, Tensor]:
+    def losses(
+        self, text: Tensor, images: Tensor, batch: Batch, drawn: Drawn, leaves: Gradients, step: int
+    ) -> dict[str, Tensor]:
         """The means over the step of everything that the config asks for."""
-        config, logits, parts = self.config, self.logits(text, images, leaves), {}
+        config = self.config
+        every = self.logits(self.noisy("names", text, step), self.noisy("images", images, step), leaves)
+        of_each = [self.of_logits(logits, batch, drawn) for logits in every]
+        parts = {name: torch.stack([losses[name] for losses in of_each]).sum() for name in of_each[0]}
+        if config.loss.anchor_weight and "text" in self.starts:
+            off = text - self.bare
+            apart = {"squared": off.square().sum(1), "l1": off.abs().mean(1)}[config.loss.anchor_form]
+            parts["anchor"] = (drawn.stands_for * apart).sum() / len(self.names)
+        if config.head.penalty:
+            parts["penalty"] = head_reference.plain_penalty(config.head, of_head(leaves))
+        return parts
+
+    def of_logits(self, logits: Tensor, batch: Batch, drawn: Drawn) -> dict[str, Tensor]:
+        """The means over the step of the losses of rows."""
+        config, parts = self.config, {}
         label, log_weight = torch.from_numpy(batch.label), drawn.log_weight.expand(len(batch.label), -1)
         candidates = int((drawn.stands_for > 0).sum())
         per_class = {"rows": 1, "rows-and-classes": candidates}[config.loss.kl_mean]
@@ -279,13 +295,16 @@ class PlainStep:
             assert batch.features is not None
             frozen = (self.scale * torch.from_numpy(batch.features).double() @ self.bare.T).softmax(1)
             parts["consistency"] = divergence(frozen, logits, log_weight, 1.0).mean() / per_class
-        if config.loss.anchor_weight and "text" in self.starts:
-            off = text - self.bare
-            apart = {"squared": off.square().sum(1), "l1": off.abs().mean(1)}[config.loss.anchor_form]
-            parts["anchor"] = (drawn.stands_for * apart).sum() / len(self.names)
-        if config.head.penalty:
-            parts["penalty"] = head_reference.plain_penalty(config.head, of_head(leaves))
         return parts
+
+    def noisy(self, of: str, features: Tensor, step: int) -> Tensor:
+        """Unit features with what the step adds to them; classes of one name get the same."""
+        length = {"images": self.config.loss.image_noise, "names": self.config.loss.name_noise}[of]
+        stream, count = (IMAGE_NOISE, len(features)) if of == "images" else (NAME_NOISE, 1024)
+        drawn = stream.at(self.config.loop.seed, step).standard_normal((count, features.shape[1]), dtype=np.float32)
+        noise = torch.from_numpy(drawn).double()
+        moved = features + length * (noise if of == "images" else noise[self.name_of]) / features.shape[1] ** 0.5
+        return moved / moved.norm(dim=1, keepdim=True) if length else features
 
     def hard(self, logits: Tensor, log_weight: Tensor, label: Tensor) -> Tensor:
         """Cross-entropy with all classes of the label's name, and with the whole vocabulary for the smoothed share."""

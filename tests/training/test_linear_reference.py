@@ -7,8 +7,8 @@ import pytest
 import torch
 from linear_reference_plain import plain_fit
 
+from teachonce.heads.heads import head_of
 from teachonce.heads.kinds import HeadMeta
-from teachonce.heads.vectors import head_of
 from teachonce.training.linear_reference import ROWS, STEPS, drawn_places, fit_linear
 
 WIDTH, NAMES, KNOWN = 8, 9, (1, 4, 6, 7)
