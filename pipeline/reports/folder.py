@@ -232,17 +232,7 @@ def _read_grid(path: Path, grid: GridDocument) -> Folder:
     files = GridFolder(path)
     results = files.read_results() or GridResults()
     holds = all(entry.kind == "dropped" for entry in unusable) and is_choice_of(results, grid, search)
-    finals = [files.final(late, cell.digest) for late in grid.names(late=True) for cell in grid.cells]
-    damaged = damaged_documents([files.results, *finals], path)
-    if not results.log.holds(files.events):
-        damaged.append(f"{files.events.name} is not what was written")
-    if (
-        files.results.exists()
-        and files.read_results() is None
-        and not any(files.results.name in why for why in damaged)
-    ):
-        damaged.append(f"{files.results.name} is not what `ablate` writes: no choice is shown")
-    unusable += [Unusable(path.resolve().name, "damaged", why) for why in damaged]
+    unusable += [Unusable(path.resolve().name, "damaged", why) for why in _damaged_files(files, grid, results)]
     return Folder(
         path=path,
         title=grid.title or path.name,
@@ -256,6 +246,21 @@ def _read_grid(path: Path, grid: GridDocument) -> Folder:
         short=results.chosen.short if results.chosen and holds else {},
         earlier=tuple(choice.group for choice in (results.earlier_choices if holds else results.choices())),
     )
+
+
+def _damaged_files(files: GridFolder, grid: GridDocument, results: GridResults) -> list[str]:
+    """A sentence on each file of the grid itself that is not what was written."""
+    finals = [files.final(late, cell.digest) for late in grid.names(late=True) for cell in grid.cells]
+    damaged = damaged_documents([files.results, *finals], files.path)
+    if not results.log.holds(files.events):
+        damaged.append(f"{files.events.name} is not what was written")
+    if (
+        files.results.exists()
+        and files.read_results() is None
+        and not any(files.results.name in why for why in damaged)
+    ):
+        damaged.append(f"{files.results.name} is not what `ablate` writes: no choice is shown")
+    return damaged
 
 
 def _read_cell(path: Path, cell: CellDocument, grid: GridDocument) -> Run | Unusable:

@@ -92,10 +92,14 @@ def take_steps(
         log.write("pairing", step=first, rows_proved=proved, images_compared=request.root is not None)
         with device_explained(SMALLER):
             _loop(request, trainer, identity, log, range(first, last), reporter, began)
-        pause = request.pause
-        if pause is not None:
-            return left_at(pause, trainer, identity)
-        return finish(request.folder, trainer, identity, log, request.shared, reporter)
+        return _left(request, trainer, identity, log, reporter)
+
+
+def _left(request: TrainRequest, trainer: Trainer, identity: Identity, log: RunLog, reporter: Reporter) -> TrainResult:
+    """What the run leaves behind at its end, or at a pause."""
+    if request.pause is not None:
+        return left_at(request.pause, trainer, identity)
+    return finish(request.folder, trainer, identity, log, request.shared, reporter)
 
 
 def _last_step(request: TrainRequest, trainer: Trainer, first: int) -> int:
