@@ -16,8 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from teachonce.heads.adapters import TipHead
-from teachonce.heads.teacher_space import TeacherSpaceHead
+from teachonce.heads.verbs import Head
 from teachonce.memory.tally import LiveBytes, as_on_a_gpu
 from teachonce.models.clip import LoadedClip
 from teachonce.recipe.config import TrainConfig
@@ -185,11 +184,8 @@ class _FakeTrainer(Trainer):
             self.student.__dict__.update(frozen_classes=empty, bare_classes=empty)
         return super()._frozen()
 
-    def _fill(self, head: TipHead, photos: Photos) -> None:
-        """A cache counts as it is: what it holds costs nothing more."""
-
-    def _fill_with_teacher(self, head: TeacherSpaceHead, photos: Photos) -> None:
-        """Likewise of the teacher's class vectors."""
+    def _fill(self, head: Head, photos: Photos) -> None:
+        """A cache, and the teacher's class vectors, count as they are: what they hold costs nothing more."""
 
     def _step(self, rows: StepRows, step: int) -> _StepNames:
         drawn, tower = super()._step(rows, step), self.student.text

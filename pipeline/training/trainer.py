@@ -19,6 +19,7 @@ from torch import Tensor
 from teachonce.errors import DataError, UsageError
 from teachonce.heads.adapters import TipHead
 from teachonce.heads.teacher_space import TeacherSpaceHead, regression
+from teachonce.heads.verbs import Head
 from teachonce.losses.candidates import Candidates, all_candidates, sampled_candidates, teacher_candidates
 from teachonce.losses.regularisers import project
 from teachonce.models.clip import LoadedClip, exact_products
@@ -234,19 +235,17 @@ class Trainer:
             return
         if self.config.head_after:
             self.learned.settle()
-        if isinstance(head, TipHead) and self.photos is not None:
+        if self.photos is not None:
             self._fill(head, self.photos)
-        if isinstance(head, TeacherSpaceHead) and self.photos is not None:
-            self._fill_with_teacher(head, self.photos)
         self.objective.head, self.objective.known, self.student.head_acts = head, self.student.known, True
 
-    def _fill(self, head: TipHead, photos: Photos) -> None:
-        labels = self.student.known.cpu()[torch.from_numpy(photos.label)]
-        head.fill(photos.features(lambda places: self.image_features(self.source.take(places))), labels)
-
-    def _fill_with_teacher(self, head: TeacherSpaceHead, photos: Photos) -> None:
-        vectors = torch.from_numpy(self.rows.class_embeddings[self.student.standing_for])
-        head.fill(vectors, regression(photos.pairs(self.source.take, self.image_features)))
+    def _fill(self, head: Head, photos: Photos) -> None:
+        if isinstance(head, TipHead):
+            labels = self.student.known.cpu()[torch.from_numpy(photos.label)]
+            head.fill(photos.features(lambda places: self.image_features(self.source.take(places))), labels)
+        elif isinstance(head, TeacherSpaceHead):
+            vectors = torch.from_numpy(self.rows.class_embeddings[self.student.standing_for])
+            head.fill(vectors, regression(photos.pairs(self.source.take, self.image_features)))
 
     def result(self) -> AbstractContextManager[PromptedStudent]:
         """The student with the parameters that are the result: averaged ones where the config says so."""
