@@ -16,7 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from teachonce.errors import DataError
+from teachonce.heads.adapters import TipHead
 from teachonce.heads.kinds import OF_STORE, HeadKind
+from teachonce.heads.teacher_space import TeacherSpaceHead, regression
+from teachonce.heads.verbs import Head
 from teachonce.rows.order import Places, TrainingOrder
 from teachonce.rows.resident import StepRows
 from teachonce.rows.working_set import WorkingSet
@@ -63,6 +66,29 @@ class Photos:
     def samples(self) -> int:
         """N."""
         return len(self.label)
+
+    def fill(
+        self,
+        head: Head,
+        rows: WorkingSet,
+        known: Tensor,
+        standing_for: list[int],
+        taken: Callable[[Places], StepRows],
+        features: Callable[[StepRows], Tensor],
+    ) -> None:
+        """Put into a head what it holds of a run's rows before it moves; most heads hold nothing.
+
+        Args:
+            known: [V] of each class its row among those that the head knows, or -1.
+            standing_for: the class that stands for each of these rows.
+            taken: rows of the working set.
+            features: unit image features of such rows.
+        """
+        if isinstance(head, TipHead):
+            labels = known.cpu()[torch.from_numpy(self.label)]
+            head.fill(self.features(lambda places: features(taken(places))), labels)
+        elif isinstance(head, TeacherSpaceHead):
+            head.fill(torch.from_numpy(rows.class_embeddings[standing_for]), regression(self.pairs(taken, features)))
 
     @torch.no_grad()
     def pairs(

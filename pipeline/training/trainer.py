@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 
 from teachonce.errors import DataError, UsageError
-from teachonce.heads.adapters import TipHead
-from teachonce.heads.teacher_space import TeacherSpaceHead, regression
 from teachonce.heads.verbs import Head
 from teachonce.losses.candidates import Candidates, all_candidates, sampled_candidates, teacher_candidates
 from teachonce.losses.regularisers import project
@@ -240,12 +238,8 @@ class Trainer:
         self.objective.head, self.objective.known, self.student.head_acts = head, self.student.known, True
 
     def _fill(self, head: Head, photos: Photos) -> None:
-        if isinstance(head, TipHead):
-            labels = self.student.known.cpu()[torch.from_numpy(photos.label)]
-            head.fill(photos.features(lambda places: self.image_features(self.source.take(places))), labels)
-        elif isinstance(head, TeacherSpaceHead):
-            vectors = torch.from_numpy(self.rows.class_embeddings[self.student.standing_for])
-            head.fill(vectors, regression(photos.pairs(self.source.take, self.image_features)))
+        student = self.student
+        photos.fill(head, self.rows, student.known, student.standing_for, self.source.take, self.image_features)
 
     def result(self) -> AbstractContextManager[PromptedStudent]:
         """The student with the parameters that are the result: averaged ones where the config says so."""
