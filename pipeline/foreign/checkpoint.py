@@ -113,8 +113,10 @@ class Checkpoint:
         names = (prefix + "token_prefix", prefix + "token_suffix")
         before, behind = (self.state.get(name) for name in names)
         for name, part in zip(names, (before, behind), strict=True):
+            if part is None:
+                continue
             fits = is_plain(part) and part.ndim == 3 and part.shape[2] == width and part.numel()
-            if part is not None and not fits:
+            if not fits:
                 raise DataError(
                     f"{self.file}: expected '{name}' of shape [classes, positions, {width}], found {shape_of(part)}"
                 )

@@ -96,4 +96,5 @@ def regression(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         raise ValueError("a regression needs rows")
     width = len(moments_EE)
     ridge = RIDGE * moments_EE.trace() / width * torch.eye(width, dtype=torch.float64, device=moments_EE.device)
-    return torch.linalg.solve(moments_EE + ridge, products_ED).float()
+    matrix: Tensor = torch.linalg.solve(moments_EE + ridge, products_ED)
+    return matrix.float()

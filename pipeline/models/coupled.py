@@ -62,7 +62,9 @@ class CoupledLearner(Learner):
         super().__init__()
         self.allocation, self.slots, self._text, self._unit = allocation, text.slots, text.forward, unit
         narrow = _width(text())
-        self._ranges = {**allocation.blocks, **({"added": allocation.added} if allocation.added else {})}
+        self._ranges: dict[str, range] = {str(letter): blocks for letter, blocks in allocation.blocks.items()}
+        if allocation.added:
+            self._ranges["added"] = allocation.added
         self._first = min((blocks.start for blocks in self._ranges.values()), default=0)
         mapped = max((blocks.stop for blocks in self._ranges.values()), default=0) - self._first
         generator = torch.Generator().manual_seed(seed)  # on the CPU: the same numbers on every device
