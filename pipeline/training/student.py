@@ -28,7 +28,7 @@ from teachonce.models.classifier import (
     prompted_features,
     template_features,
 )
-from teachonce.models.clip import LoadedClip, autocast, embedding_width, exact_products
+from teachonce.models.clip import LoadedClip, autocast, exact_products
 from teachonce.models.coupled import coupled_learner
 from teachonce.models.learner import STATE, Learner, SlotLearner, image_learner, text_learner
 from teachonce.models.prompts import PromptMeta
@@ -97,7 +97,7 @@ class PromptedStudent:
 
     def _made_head(self, photos: Photos | None) -> tuple[Head, Tensor]:
         """A head that is not trained yet, and of each class its row among those that the head knows, [V] or -1."""
-        asked, width = self.config.head, embedding_width(self.clip)
+        asked, width = self.config.head, _width(self.clip)
         rows: dict[int, int] = {}  # of a number of equal names: the class that stands for them
         for number in self._known_one_by_one(photos):
             rows.setdefault(int(self.groups[number]), number)
@@ -318,6 +318,13 @@ class PromptedStudent:
         text, image = self.prompts("text"), self.prompts("image")
         head = None if self.acting_head is None else self.acting_head.meta
         return PromptMeta.of(self.config.prompts, self.clip, SUFFIX, self.text, text, self.image, image, head)
+
+
+def _width(clip: LoadedClip) -> int:
+    """E, of the joint embedding, found by encoding a text: estimates of memory have no numbers to prepare images by."""
+    with torch.no_grad():
+        encoded: Tensor = clip.model.encode_text(clip.tokenizer(["a"]).to(clip.device))  # type: ignore[operator]
+        return int(encoded.shape[1])
 
 
 def _require_small(cached: int, classes: int) -> None:

@@ -71,6 +71,8 @@ def held(ground: Ground, config: TrainConfig) -> tuple[int, int]:
     images = None if not config.prompts.in_images else cast(ViewImages, Black(ground.clip))
     with counted:
         trainer = Trainer(config, ground.clip, ground.rows, images)
+        if config.prompts.tower == "none":
+            _ = trainer.student.frozen_classes  # computed once in a run, which is no part of a step
         counted.peak = 0
         trainer.step(trainer.first_complete_step)
     return counted.peak, weights
