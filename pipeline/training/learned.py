@@ -49,7 +49,7 @@ class Learned:
         lengths = (self.alone_from, self.steps - self.alone_from)
         self.averages = [
             self._average(length, part, number)
-            for number, (part, length) in enumerate(zip(self._parts, lengths, strict=False))
+            for number, (part, length) in enumerate(zip(self._parts, lengths[: len(self._parts)], strict=True))
         ]
 
     def _average(self, steps: int, parameters: dict[str, nn.Parameter], number: int) -> PromptAverage:

@@ -59,7 +59,7 @@ def misspelt(word: str) -> str:
     return word[:i] + word[i + 1] + word[i] + word[i + 2 :]
 
 
-YES_OR_NO = ("unlabelled", "layer_scale", "prograd", "tf32", "compile")
+YES_OR_NO = ("unlabelled", "coupled", "layer_scale", "prograd", "tf32", "compile")
 
 
 @pytest.mark.parametrize(("kind", "name"), FIELDS)
@@ -89,6 +89,13 @@ def test_true_is_no_number_and_no_choice(kind: type, name: str) -> None:
         decode(kind, COMPLETE[kind] | {name: True}, "file.toml")
 
 
+BESIDE: dict[tuple[str, str], dict[str, Any]] = {  # what a value cannot do without
+    ("tower", "none"): {"head": "linear"},
+    ("head", "tip-adapter"): {"tower": "none"},
+    ("head", "tip-adapter-f"): {"tower": "none"},
+}
+
+
 @pytest.mark.parametrize("name", list(key_types()))
 def test_every_value_of_a_choice_is_accepted_and_others_are_not(name: str) -> None:
     """Choices are closed lists; a near miss is answered with the nearest choice."""
@@ -98,7 +105,8 @@ def test_every_value_of_a_choice_is_accepted_and_others_are_not(name: str) -> No
         assert train_config({name: default}, "x") == TrainConfig()
         return
     for value in typing.get_args(hint):
-        assert train_config({name: value}, "x").to_dict()[name] == value
+        beside = BESIDE.get((name, value), {})
+        assert train_config({name: value, **beside}, "x").to_dict()[name] == value
         with pytest.raises(UsageError, match=re.escape(f"did you mean '{value}'")):
             train_config({name: value + "x"}, "x")
 
