@@ -93,6 +93,7 @@ BESIDE: dict[tuple[str, str], dict[str, Any]] = {  # what a value cannot do with
     ("tower", "none"): {"head": "linear"},
     ("head", "tip-adapter"): {"tower": "none"},
     ("head", "tip-adapter-f"): {"tower": "none"},
+    ("head", "teacher-space"): {"tower": "none"},
 }
 
 
