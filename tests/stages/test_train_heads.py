@@ -116,7 +116,7 @@ def test_names_without_photos_keep_the_vectors_that_the_prompts_give_them(
     assert torch.equal(with_head[OTHERS.index("crane")], with_head[OTHERS.index("Crane")])
 
 
-@pytest.mark.parametrize("head", ["linear", "bias", "tip-adapter", "clip-adapter"])
+@pytest.mark.parametrize("head", [pytest.param("linear", marks=pytest.mark.slow), "tip-adapter", "clip-adapter"])
 def test_held_out_accuracy_is_that_of_what_is_kept(head: str, taught: Path, student: str, tmp_path: Path) -> None:
     """With prompts, the head behind them, on samples that no step has seen."""
     result = run(taught, student, tmp_path / "run", f"head={head}", "head_learn=after", "head_steps=3", "held_out=0.4")
@@ -133,7 +133,7 @@ def test_held_out_accuracy_is_that_of_what_is_kept(head: str, taught: Path, stud
         assert prompts.meta.head.cached == len({row // 2 for row in trained})
 
 
-@pytest.mark.parametrize("stop", [3, 6, 8])
+@pytest.mark.parametrize("stop", [pytest.param(3, marks=pytest.mark.slow), 6, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_killed_run_with_a_head_behind_its_prompts_ends_as_if_it_had_not_been(
     stop: int, taught: Path, student: str, tmp_path: Path
 ) -> None:
