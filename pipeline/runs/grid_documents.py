@@ -23,6 +23,7 @@ from teachonce.search.halving import Decision
 from teachonce.search.tables import Choose, DataKeys, Evaluation, Search, Splits
 
 SCHEMA = 1
+LATER_OF_DATA = ("split", "label_noise", "noise_seed", "clean")
 LATER_OF_CHOICE = ("against", "short")
 T = TypeVar("T")
 
@@ -245,7 +246,7 @@ def _said(table: Mapping[str, Any], *later: str) -> dict[str, Any]:
 
 
 def _cell_said(cell: Mapping[str, Any]) -> dict[str, Any]:
-    return _said(cell, "split", "labels", "content_id") | {"data": _said(cell["data"], "split")}
+    return _said(cell, "split", "labels", "content_id") | {"data": _said(cell["data"], *LATER_OF_DATA)}
 
 
 def decode_grid(document: Any, where: str) -> GridDocument:

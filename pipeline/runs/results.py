@@ -12,6 +12,7 @@ from teachonce.core.strict import decode_known
 from teachonce.errors import IntegrityError
 
 SCHEMA = 1
+LATER = ("linear_digest", "linear_held_out_top1", "template_held_out_top1", "linear_why")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +61,9 @@ class RunResults:
                 raise ValueError(f"{name} is {value}")
 
     def document(self) -> dict[str, Any]:
-        """The JSON document."""
-        return sealed({"schema": SCHEMA, **asdict(self)})
+        """The JSON document, without what later versions tell where there is nothing to tell."""
+        said = {key: value for key, value in asdict(self).items() if key not in LATER or value not in (None, "")}
+        return sealed({"schema": SCHEMA, **said})
 
 
 def decode_results(document: Any, where: str) -> RunResults:

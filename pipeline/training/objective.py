@@ -200,7 +200,8 @@ class Objective:
             number of candidates besides. Of a head that learns from several logits they are sums over these.
         """
         every = [self._of_logits(x, block, classes, counts) for x in self._logits(features_KE, images_BE, classes)]
-        return {name: torch.stack([losses[name] for losses in every]).sum() for name in every[0]}
+        first, *others = every
+        return {name: sum((losses[name] for losses in others), start=loss) for name, loss in first.items()}
 
     def _of_logits(self, logits_BK: Tensor, block: Block, classes: StepClasses, counts: Counts) -> dict[str, Tensor]:
         log_weight = classes.of_rows(block.rows)

@@ -44,7 +44,7 @@ def content(index: SampleIndex, root: Path) -> dict[str, tuple[int, bytes]]:
 
 def test_every_shipped_layout_is_tried_here() -> None:
     """A manifest comes with a test of its structure; some are read by tests of their own."""
-    assert set(LAYOUTS) | {"local-tars", "demo"} | set(coop_layouts.NAMES) == set(shipped_manifests())
+    assert set(LAYOUTS) | {"local-tars", "demo", "photo-folder"} | set(coop_layouts.NAMES) == set(shipped_manifests())
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -92,7 +92,7 @@ def merged(head: TeacherHead, images: torch.Tensor) -> None:
 
 def rechecked(head: TeacherHead, images: torch.Tensor) -> None:
     for kind in (None, "float16", "int8"):
-        recheck._log_probs(head, images[:1], kind)  # type: ignore[arg-type]
+        recheck._log_probs(head, images[:1], kind, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("work", [relabelled, relabelled_in_tiles, merged, rechecked])

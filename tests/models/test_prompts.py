@@ -50,7 +50,10 @@ def test_an_export_says_everything_of_prompts_but_their_student_and_its_sizes() 
         "image_width",
         "image_layers",
     }
-    assert dataclasses.asdict(meta("both")).keys() - meta("both").public().keys() == of_the_student | {"version"}
+    assert dataclasses.asdict(meta("both")).keys() - meta("both").public().keys() == of_the_student | {
+        "version",
+        "head",
+    }
 
 
 @pytest.mark.parametrize(("tower", "absent"), [("text", "image_"), ("image", ("slots", "depth", "position"))])

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(file for folder in ("pipeline", "stages", "cli") for file in (ROOT / folder).rglob("*.py"))
 OWNERS = {  # name -> the module that says it
     "events.jsonl": "pipeline/runs/folder.py",
-    "results.json": "pipeline/runs/folder.py",
+    "results.json": "pipeline/models/prompt_names.py",
     "cell.json": "pipeline/runs/folder.py",
     "failure.json": "pipeline/runs/folder.py",
     ".teachonce.lock": "pipeline/runs/folder.py",

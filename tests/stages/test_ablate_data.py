@@ -67,6 +67,7 @@ def test_selections_are_made_once_and_read_by_the_cells_that_ask_for_them(
     assert set(opened) == {(70, 8, 5), (14, 8, 5), (20, 2, 5), (4, 2, 5), (20, 8, 5), (70, 8, 2)}
 
 
+@pytest.mark.slow  # whole runs of several trainings or stores
 def test_a_grid_varies_wrong_labels_and_whether_an_audit_leaves_them_out(
     rich: Path, student: str, tmp_path: Path
 ) -> None:

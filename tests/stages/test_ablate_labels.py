@@ -36,6 +36,7 @@ def cells_of(out: Path) -> dict[str, dict[str, Any]]:
     return {cell["name"]: cell for cell in json.loads((out / "grid.json").read_text())["cells"]}
 
 
+@pytest.mark.slow  # whole runs of several trainings or stores
 def test_a_cell_is_what_it_would_be_from_its_store_alone(folder: Path, student: str, tmp_path: Path) -> None:
     """Name, digest and bits; shots are drawn from its own store; the grid says where and what the store was."""
     text = AXIS + "[data]\nshots = 3\n"

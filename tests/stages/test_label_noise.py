@@ -49,6 +49,7 @@ def test_as_many_labels_as_stated_become_wrong_and_nothing_else_changes(parent: 
     assert verify(VerifyRequest(labels=tmp_path / "n.zarr"), Silent()).ok
 
 
+@pytest.mark.slow  # whole runs of several trainings or stores
 def test_a_smaller_share_is_part_of_a_larger_one_and_another_seed_is_another_draw(
     parent: Planted, tmp_path: Path
 ) -> None:

@@ -147,6 +147,7 @@ def test_image_prompts_have_no_reference(finished: Path, student: str, world: Wo
     assert not (tmp_path / "run" / LINEAR).exists()
 
 
+@pytest.mark.slow  # whole runs of several trainings or stores
 def test_runs_on_the_same_rows_share_one_fit(
     finished: Path, student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from teachonce.core.documents import read_events
 from teachonce.core.progress import Silent
 from teachonce.core.strict import Idle
 from teachonce.errors import UsageError
+from teachonce.models.prompt_files import load_prompts
 from teachonce.recipe.config import marks
 from teachonce.recipe.config_file import load_train_config
 from teachonce.stages.train import TrainRequest, train
@@ -52,6 +53,8 @@ CASES = (
     Case("", "candidates=teacher batch_size=2", ("teacher_names=3",)),
     Case("", "candidates=all-sampled class_chunk=2", ("sampled_backward=1",)),
     Case("", "tower=both", ("image_length=2", "image_depth=1")),
+    Case("tower=both coupled=true init=words", "tower=both", ("image_length=2", "image_depth=1")),
+    Case("tower=text", "tower=both init=words", ("coupled=true",)),
     Case("tower=image", "", ("length=6", "depth=1", "position=after", "class_chunk=3")),
     Case("structure=shared tower=both", "tower=both", ("depth=1", "image_depth=1")),
     Case("", "tower=image", ("init=words",)),
@@ -114,7 +117,8 @@ def outcome(
         events = read_events(out / "events.jsonl")
         losses = [event["loss"] for event in events if event["event"] == "step"]
         measured = [event["step"] for event in events if event["event"] == "held_out"]
-        return (out / "prompts.safetensors").read_bytes(), losses, measured
+        head = load_prompts(out).meta.head
+        return (out / "prompts.safetensors").read_bytes(), losses, measured, head and head.handicap
 
     def once(overrides: str) -> Fingerprint:
         key = overrides.strip()

@@ -195,6 +195,7 @@ class ShowResult:
     best: str | None = "base"
     measures: tuple[str, ...] = ("held_out",)
     settings: tuple[dict[str, Any], ...] = (SHOWN,)
+    beside: tuple[dict[str, Any], ...] = ()
     headline: tuple[str, ...] = ("2 runs of 1 setting.",)
     not_counted: tuple[dict[str, str], ...] = ({"name": "r3", "kind": "damaged", "why": "cut short", "hint": ""},)
     config: dict[str, Any] = field(default_factory=lambda: {"steps": 60})
