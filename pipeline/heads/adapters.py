@@ -21,24 +21,18 @@ class BiasHead(Head):
         super().__init__(meta)
         self.bias = nn.Parameter(torch.zeros(len(meta.names)))
 
-    def extra_logits(self, images_BE: Tensor, known_K: Tensor) -> Tensor:
-        """The numbers of the classes, [B, K]; 0 for unknown ones."""
-        return self._of(known_K).expand(len(images_BE), -1)
+    @property
+    def has_offsets(self) -> bool:
+        """They are all that the head is."""
+        return True
 
-    def scoring_classes(self, features_KE: Tensor, known_K: Tensor, scale: float) -> Tensor:
-        """One more entry: the number, in units of the scale."""
-        return torch.cat([features_KE, self._of(known_K)[:, None] / scale], dim=1)
-
-    def scoring_images(self, images_BE: Tensor) -> Tensor:
-        """One more entry: 1."""
-        return torch.cat([images_BE, images_BE.new_ones(len(images_BE), 1)], dim=1)
+    def offsets(self, known_K: Tensor) -> Tensor:
+        """The numbers of the classes, [K]; 0 for unknown ones."""
+        return self.meta.weight * torch.cat([self.bias, self.bias.new_zeros(1)])[known_K]
 
     def penalty(self) -> Tensor:
         """The mean of the squares."""
         return self.bias.square().mean()
-
-    def _of(self, known_K: Tensor) -> Tensor:
-        return self.meta.weight * torch.cat([self.bias, self.bias.new_zeros(1)])[known_K]
 
 
 class TipHead(Head):

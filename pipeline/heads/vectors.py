@@ -30,19 +30,14 @@ class LinearHead(Head):
         """Those of the class vectors: the handicap is for classifying, and a loss would only work against it."""
         return [scale * images_BE @ self.classes(features_KE, known_K).T]
 
-    def extra_logits(self, images_BE: Tensor, known_K: Tensor) -> Tensor | None:
-        """Minus the handicap for known classes, [B, K]; None without one."""
-        return self._extra(known_K).expand(len(images_BE), -1) if self.meta.handicap else None
+    @property
+    def has_offsets(self) -> bool:
+        """Where there is a handicap."""
+        return self.meta.handicap > 0
 
-    def scoring_classes(self, features_KE: Tensor, known_K: Tensor, scale: float) -> Tensor:
-        """With a handicap one more entry, in units of the scale."""
-        classes = self.classes(features_KE, known_K)
-        return torch.cat([classes, self._extra(known_K)[:, None] / scale], dim=1) if self.meta.handicap else classes
-
-    def scoring_images(self, images_BE: Tensor) -> Tensor:
-        """With a handicap one more entry: 1."""
-        one = images_BE.new_ones(len(images_BE), 1)
-        return torch.cat([images_BE, one], dim=1) if self.meta.handicap else images_BE
+    def offsets(self, known_K: Tensor) -> Tensor:
+        """Minus the handicap for known classes, [K]."""
+        return torch.where(known_K >= 0, -self.meta.handicap, 0.0)
 
     def penalty(self) -> Tensor:
         """The mean over known classes of |r|^2."""
@@ -52,9 +47,6 @@ class LinearHead(Head):
         with_none = torch.cat([self.residual, self.residual.new_zeros(1, self.meta.width)])
         moved = nn.functional.normalize(features_KE + self.meta.weight * with_none[known_K], dim=-1)
         return torch.where((known_K >= 0)[:, None], moved, features_KE)
-
-    def _extra(self, known_K: Tensor) -> Tensor:
-        return torch.where(known_K >= 0, -self.meta.handicap, 0.0)
 
 
 class ProjectionHead(Head):
@@ -70,7 +62,7 @@ class ProjectionHead(Head):
 
     def classes(self, features_KE: Tensor, known_K: Tensor) -> Tensor:
         """Unit class vectors behind the matrix."""
-        return nn.functional.normalize(features_KE + self.meta.weight * features_KE @ self.matrix, dim=-1)
+        return behind_matrix(features_KE, self.meta.weight * self.matrix)
 
     def penalty(self) -> Tensor:
         """|A|^2, summed over its entries."""
@@ -91,11 +83,11 @@ class ProjectionLinearHead(LinearHead):
 
     def classes(self, features_KE: Tensor, known_K: Tensor) -> Tensor:
         """Unit class vectors behind the matrix, with the residuals."""
-        return self._with_residuals(self._projected(features_KE), known_K)
+        return self._with_residuals(behind_matrix(features_KE, self.matrix), known_K)
 
     def training_logits(self, features_KE: Tensor, images_BE: Tensor, known_K: Tensor, scale: float) -> list[Tensor]:
         """Those of the matrix alone, and those of the residuals behind it as it is."""
-        projected = self._projected(features_KE)
+        projected = behind_matrix(features_KE, self.matrix)
         moved = self._with_residuals(projected.detach(), known_K)
         return [scale * images_BE @ projected.T, scale * images_BE.detach() @ moved.T]
 
@@ -103,5 +95,7 @@ class ProjectionLinearHead(LinearHead):
         """|A|^2, summed over its entries."""
         return self.matrix.square().sum()
 
-    def _projected(self, features_KE: Tensor) -> Tensor:
-        return nn.functional.normalize(features_KE + features_KE @ self.matrix, dim=-1)
+
+def behind_matrix(features_KE: Tensor, matrix_EE: Tensor) -> Tensor:
+    """norm(w + w A) of each unit vector w, [K, E]."""
+    return nn.functional.normalize(features_KE + features_KE @ matrix_EE, dim=-1)

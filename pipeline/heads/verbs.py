@@ -37,6 +37,19 @@ class Head(nn.Module):
         """Unit image features with the head, [B, E]."""
         return images_BE
 
+    @property
+    def has_offsets(self) -> bool:
+        """Whether `offsets` are added to the logits."""
+        return False
+
+    def offsets(self, known_K: Tensor) -> Tensor:
+        """What is added to the logits of each class whatever the image is, [K]; 0 for unknown ones.
+
+        Args:
+            known_K: as of `classes`.
+        """
+        return torch.zeros(len(known_K), device=known_K.device)
+
     def extra_logits(self, images_BE: Tensor, known_K: Tensor) -> Tensor | None:
         """What is added to the logits, [B, K]; None where nothing is.
 
@@ -44,7 +57,7 @@ class Head(nn.Module):
             images_BE: unit image features as the tower gives them.
             known_K: as of `classes`.
         """
-        return None
+        return self.offsets(known_K).expand(len(images_BE), -1) if self.has_offsets else None
 
     def logits(self, features_KE: Tensor, images_BE: Tensor, known_K: Tensor, scale: float) -> Tensor:
         """The logits of images among classes, [B, K]; `scale` is the model's own."""
@@ -60,13 +73,15 @@ class Head(nn.Module):
         """Vectors of the classes that go with `scoring_images`, [K, S], S >= E.
 
         The logits are scale * scoring_images @ scoring_classes.T: what compares features with classes needs no other
-        way for heads that add to logits.
+        way for heads that add to logits. Offsets are one more entry, in units of the scale.
         """
-        return self.classes(features_KE, known_K)
+        classes = self.classes(features_KE, known_K)
+        return torch.cat([classes, self.offsets(known_K)[:, None] / scale], dim=1) if self.has_offsets else classes
 
     def scoring_images(self, images_BE: Tensor) -> Tensor:
-        """Vectors of the images that go with `scoring_classes`, [B, S]."""
-        return self.images(images_BE)
+        """Vectors of the images that go with `scoring_classes`, [B, S]; with offsets one more entry: 1."""
+        images = self.images(images_BE)
+        return torch.cat([images, images.new_ones(len(images), 1)], dim=1) if self.has_offsets else images
 
     def penalty(self) -> Tensor:
         """How far the head is from where it began, in the measure of its ridge penalty; 0 where it has none."""

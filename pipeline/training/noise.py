@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from teachonce.core.streams import IMAGE_NOISE, NAME_NOISE, Stream
+from teachonce.recipe.loss_table import Loss
 from teachonce.towers.packing import to_device
 
 MOST_DRAWS = 1024
@@ -24,31 +25,39 @@ MOST_DRAWS = 1024
 as the rest of a step."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepNoise:
-    """The noise of one step."""
+    """The noise of one step, drawn once for all its blocks of rows."""
 
-    images: float
-    """Expected length of what is added to a unit image feature; 0: nothing."""
-    names: float
-    """Likewise of the unit feature of a name."""
-    seed: int
-    """Of the run."""
-    step: int
-    """Of the run, from 0."""
+    of_images: Tensor | None
+    """[rows of the step, E] What is added to unit image features; None: nothing."""
+    of_names: Tensor | None
+    """[MOST_DRAWS, E] Likewise to the unit features of names, by the name's number."""
 
-    def on_images(self, features_BE: Tensor, rows: slice, total: int) -> Tensor:
-        """Unit image features of some rows with their noise, [B, E]: the same however a step is cut into blocks.
+    @classmethod
+    def drawn(cls, loss: Loss, seed: int, step: int, rows: int, features: Tensor) -> StepNoise:
+        """The noise that a config asks for.
 
         Args:
-            features_BE: unit features of `rows`.
+            loss: has the expected lengths of what is added.
+            seed: of the run.
+            step: of the run, from 0.
             rows: of the step.
-            total: rows of the step.
+            features: any features; the noise has their width and is where they are.
         """
-        if not self.images:
-            return features_BE
-        drawn = self._drawn(IMAGE_NOISE, total, features_BE.shape[1], features_BE.device)
-        return _moved(features_BE, drawn[rows], self.images)
+        width = features.shape[1]
+
+        def vectors(stream: Stream, count: int, length: float) -> Tensor | None:
+            if not length:
+                return None
+            normal = stream.at(seed, step).standard_normal((count, width), dtype=np.float32)
+            return to_device(torch.from_numpy(normal * np.float32(length / width**0.5)), features.device)
+
+        return cls(vectors(IMAGE_NOISE, rows, loss.image_noise), vectors(NAME_NOISE, MOST_DRAWS, loss.name_noise))
+
+    def on_images(self, features_BE: Tensor, rows: slice) -> Tensor:
+        """Unit image features of some rows of the step with their noise, [B, E]."""
+        return features_BE if self.of_images is None else F.normalize(features_BE + self.of_images[rows], dim=-1)
 
     def on_names(self, features_KE: Tensor, names_K: Tensor) -> Tensor:
         """Unit class features with their noise, [K, E]; classes of one name stay equal.
@@ -57,16 +66,6 @@ class StepNoise:
             features_KE: unit features of the candidates.
             names_K: int64, a number of each one's name.
         """
-        if not self.names:
+        if self.of_names is None:
             return features_KE
-        drawn = self._drawn(NAME_NOISE, MOST_DRAWS, features_KE.shape[1], features_KE.device)
-        return _moved(features_KE, drawn[names_K % MOST_DRAWS], self.names)
-
-    def _drawn(self, stream: Stream, count: int, width: int, device: torch.device) -> Tensor:
-        drawn = stream.at(self.seed, self.step).standard_normal((count, width), dtype=np.float32)
-        return to_device(torch.from_numpy(drawn), device)
-
-
-def _moved(features: Tensor, noise: Tensor, length: float) -> Tensor:
-    """norm(f + length * noise / sqrt(E)), for standard normal noise."""
-    return F.normalize(features + noise * (length / noise.shape[1] ** 0.5), dim=-1)
+        return F.normalize(features_KE + self.of_names[names_K % MOST_DRAWS], dim=-1)

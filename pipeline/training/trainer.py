@@ -281,7 +281,7 @@ class Trainer:
         total, on_images = len(rows.label), self.student.behind_images()
         on_head = self.student.parameters("head") if self.objective.head is not None else []
         counts = Counts(total, int((rows.label >= 0).sum()))
-        noise = StepNoise(self.config.loss.image_noise, self.config.loss.name_noise, self.config.loop.seed, step)
+        noise = StepNoise.drawn(self.config.loss, self.config.loop.seed, step, total, text.features)
         gradients = _Gradients({}, [], [], [])
         for start in range(0, total, self._block_size(total)):
             part = slice(start, min(start + self._block_size(total), total))
@@ -290,10 +290,10 @@ class Trainer:
             leaf = images.detach().requires_grad_(images.requires_grad)
             block = block_of(rows.columns, part, self.config)
             with exact_products():
-                features = noise.on_names(text.features[text.place], classes.groups)
-                losses = self.objective.rows(features, noise.on_images(leaf, part, total), block, classes, counts)
+                features, seen = text.features[text.place], noise.on_images(leaf, part)
+                losses = self.objective.rows(noise.on_names(features, classes.groups), seen, block, classes, counts)
                 if start == 0:
-                    losses |= self.objective.once(text.features[text.place], classes)
+                    losses |= self.objective.once(features, classes)
                 inputs = [text.features, leaf, *on_head]
                 parts = [gradients_of(loss, inputs) for loss in self.objective.directions(losses, weights)]
             add_gradients(gradients.features, [[part[0]] for part in parts])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,23 @@ def test_a_run_starts_from_a_head_of_the_same_classes(
         run(finished, student, tmp_path / "other", "tower=none", "head=bias", init=heads["linear"])
     run(finished, student, tmp_path / "new", *slow, "head_weight=0.5", init=heads["linear"], reporter=notes)
     assert any("begins anew" in line for line in notes.lines)
+
+
+def test_a_handicap_is_in_the_logits_and_a_warning_says_that_class_vectors_lack_it(
+    finished: Path, student: str, tmp_path: Path
+) -> None:
+    """Among known names alone, or strangers alone, it changes nothing, and nothing is said."""
+    folder = run(finished, student, tmp_path / "run", "tower=none", "head=linear", "head_handicap=1.5")
+    prompts = teachonce.load_prompts(folder).bound_to(load_clip(student))
+    names, images = (
+        [NAMES[0], "a stranger"],
+        torch.nn.functional.normalize(torch.ones(2, prompts.meta.head.width), dim=1),
+    )
+    with pytest.warns(UserWarning, match=r"take 1\.5 nats"):
+        vectors = prompts.classifier(names)
+    plain = prompts.student.logit_scale * images @ vectors.T
+    torch.testing.assert_close(prompts.logits(images, names), plain - torch.tensor([1.5, 0.0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for alone in (NAMES[:2], ["a stranger", "another"]):
+            torch.testing.assert_close(prompts.classifier(alone).norm(dim=1), torch.ones(2))

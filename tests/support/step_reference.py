@@ -22,7 +22,9 @@ import numpy as np
 import torch
 import tower_reference
 from coupled_reference import coupled_prompts
+from divergence_reference import apart, divergence, log_student
 from torch import Tensor, nn
+from update_reference import norm_of
 
 from teachonce.core.streams import IMAGE_NOISE, MASKED_DIMENSIONS, NAME_NOISE
 from teachonce.heads.teacher_space import RIDGE
@@ -388,90 +390,9 @@ def sizes_of(tower: str, clip: LoadedClip, config: TrainConfig) -> Tensor:
     return sizes if config.prompts.layer_scale else torch.ones_like(sizes)
 
 
-def log_student(logits: Tensor, log_weight: Tensor, tau: float) -> Tensor:
-    """ln p of each class itself, [B, V]: its weight counts in the sum over all only."""
-    return logits / tau - (logits / tau + log_weight).logsumexp(1, keepdim=True)
-
-
-def divergence(teacher: Tensor, logits: Tensor, log_weight: Tensor, tau: float, kind: str = "kl") -> Tensor:
-    """tau^2 times the divergence of the teacher's probability of each class from the student's, [B]."""
-    weight = log_weight.exp()
-    if kind == "ranking":
-        return tau**2 * ranking(teacher, teacher, logits / tau, weight)
-    return tau**2 * spread_apart(teacher, log_student(logits, log_weight, tau), weight, kind)
-
-
-def apart(teacher: Tensor, student: Tensor, kind: str) -> Tensor:
-    """Between the masses of each row, which are normalised first; 0 for a teacher without mass, [B].
-
-    For a ranking the last column is a lump of classes that stand behind all others with a mass.
-    """
-    p = teacher / teacher.sum(1, keepdim=True).clamp(min=1e-300)
-    here = (student > 0).double()
-    if kind == "ranking":
-        rank = p.clone()
-        rank[:, -1] = rank[:, -1].clamp(max=1e-200)
-        return ranking(rank, p, student.masked_fill(here == 0, 1.0).log(), here)
-    q = student / student.sum(1, keepdim=True)
-    return spread_apart(p, q.masked_fill(here == 0, 1.0).log(), here * (p.sum(1, keepdim=True) > 0), kind)
-
-
-def spread_apart(p: Tensor, log_q: Tensor, weight: Tensor, kind: str) -> Tensor:
-    """The weighted sum of a divergence's terms, [B]."""
-    q, log_p = log_q.exp(), p.masked_fill(p == 0, 1e-7).log()
-    forward, backward = p * (log_p - log_q), q * (log_q - log_p)
-    m = (p + q) / 2
-    js = (torch.xlogy(p, p) - p * m.log() + q * (log_q - m.log())) / 2
-    terms = {"kl": forward, "reverse-kl": backward, "symmetric": (forward + backward) / 2, "js": js}[kind]
-    return (weight * terms).sum(1)
-
-
-def ranking(rank: Tensor, p: Tensor, s: Tensor, weight: Tensor) -> Tensor:
-    """Each entry is chosen among all of no higher rank; entries without weight are not there, [B]."""
-    total = torch.zeros(len(s)).double()
-    for entry in range(s.shape[1]):
-        behind = (rank <= rank[:, entry, None] * (1 + 1e-4)) * weight
-        chosen = ((s - s[:, entry, None]).exp() * behind).sum(1).clamp(min=1e-300).log()
-        total = total + torch.where(weight[:, entry] * p[:, entry] > 0, weight[:, entry] * p[:, entry] * chosen, 0.0)
-    return total
-
-
-def norm_of(gradient: Mapping[str, Tensor]) -> float:
-    """Of all parameters together."""
-    return math.sqrt(sum(float(part.double().square().sum()) for part in gradient.values()))
-
-
 def _gradient(loss: Tensor, leaves: Gradients) -> Gradients:
     gradients = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True)
     return {
         name: torch.zeros_like(leaf) if part is None else part
         for (name, leaf), part in zip(leaves.items(), gradients, strict=True)
     }
-
-
-def sgd(
-    values: np.ndarray[Any, Any],
-    gradients: list[np.ndarray[Any, Any]],
-    rates: list[float],
-    momentum: float,
-    decay: float,
-) -> np.ndarray[Any, Any]:
-    """Parameters after steps of SGD with momentum (without dampening, not Nesterov's), decay in the gradient."""
-    velocity = np.zeros_like(values)
-    for gradient, rate in zip(gradients, rates, strict=True):
-        velocity = momentum * velocity + gradient + decay * values
-        values = values - rate * velocity
-    return values
-
-
-def adamw(
-    values: np.ndarray[Any, Any], gradients: list[np.ndarray[Any, Any]], rates: list[float], decay: float
-) -> np.ndarray[Any, Any]:
-    """Parameters after steps of AdamW (Loshchilov and Hutter, arXiv 1711.05101): decay apart from the moments."""
-    first, second = np.zeros_like(values), np.zeros_like(values)
-    for number, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), 1):
-        first = 0.9 * first + 0.1 * gradient
-        second = 0.999 * second + 0.001 * gradient**2
-        ahead = (first / (1 - 0.9**number)) / (np.sqrt(second / (1 - 0.999**number)) + 1e-8)
-        values = values - rate * decay * values - rate * ahead
-    return values

@@ -17,8 +17,9 @@ import pytest
 import torch
 import worlds
 from step_cases import BASE, CASES, DRAWN, STEP, STEPS
-from step_reference import PlainStep, Told, adamw, norm_of, sgd
+from step_reference import PlainStep, Told
 from torch import Tensor
+from update_reference import adamw, norm_of, sgd
 from worlds import World
 
 from teachonce.core.progress import Silent
